@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`IoVec`: the scatter/gather list of the whole code base.
+
+A list of memory segments in the layout of `struct iovec` (readv(2)), so that system calls and
+io_uring take it as it stands, with the owner of the memory held alive. Segments may point into
+guest memory, which changes under our hands: what is read twice may differ.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from _cffi_backend import FFI
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+#: `struct iovec` on 64-bit Linux.
+IOVEC = np.dtype([("base", "<u8"), ("len", "<u8")])
+
+_ffi = FFI()
+_char_p = _ffi.typeof("char *")
+
+
+def address_of(array: NDArray[np.generic]) -> int:
+    """Return the address of an array's first byte."""
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def view_memory(address: int, length: int) -> memoryview:
+    """See `length` bytes at `address` as a writable memoryview; the caller keeps them mapped."""
+    return memoryview(_ffi.buffer(_ffi.cast(_char_p, address), length))
+
+
+class IoVec:
+    """Segments `first` to `first + count` of an `IOVEC` array, `nbytes` bytes altogether.
+
+    It is a window, so that the thousands of lists in a burst share one array. `address` is that of
+    the first `struct iovec`. `owner` keeps both the array and the memory alive.
+    """
+
+    __slots__ = ("_array", "_first", "address", "count", "nbytes", "owner")
+
+    def __init__(
+        self,
+        array: NDArray[np.void],
+        first: int,
+        count: int,
+        nbytes: int,
+        address: int,
+        owner: object,
+    ) -> None:
+        self._array = array
+        self._first = first
+        self.count = count
+        self.nbytes = nbytes
+        self.address = address
+        self.owner = owner
+
+    @classmethod
+    def from_segments(cls, array: NDArray[np.void], owner: object) -> IoVec:
+        """Wrap an `IOVEC` array of shape (n,)."""
+        return cls(array, 0, len(array), int(array["len"].sum()), address_of(array), owner)
+
+    @classmethod
+    def from_buffers(cls, buffers: Iterable[bytearray | memoryview]) -> IoVec:
+        """Describe writable buffers, which stay exported (not resizable) while this lives."""
+        owners = [np.frombuffer(buffer, np.uint8) for buffer in buffers]
+        array = np.zeros(len(owners), IOVEC)
+        array["base"] = [address_of(owner) for owner in owners]
+        array["len"] = [owner.nbytes for owner in owners]
+        return cls.from_segments(array, owners)
+
+    @classmethod
+    def allocate(cls, nbytes: int, align: int = 1) -> IoVec:
+        """Make one zeroed segment of `nbytes`, at an address that is a multiple of `align`."""
+        memory = np.zeros(nbytes + align - 1, np.uint8)
+        array = np.zeros(1, IOVEC)
+        array["base"] = -(-address_of(memory) // align) * align
+        array["len"] = nbytes
+        return cls.from_segments(array, memory)
+
+    @property
+    def segments(self) -> NDArray[np.void]:
+        """The `IOVEC` array of shape (count,); a view."""
+        return self._array[self._first : self._first + self.count]
+
+    def slice(self, start: int, stop: int) -> IoVec:
+        """Return bytes [start, stop) as a list of their own; the data is not copied.
+
+        Raises ValueError where the range is not inside [0, nbytes].
+        """
+        if not 0 <= start <= stop <= self.nbytes:
+            raise ValueError(f"slice [{start}, {stop}) of {self.nbytes} bytes")
+        if start == 0 and stop == self.nbytes:
+            return self
+        segments = self.segments
+        ends = np.cumsum(segments["len"], dtype=np.uint64).astype(np.int64)
+        begins = ends - segments["len"].astype(np.int64)
+        low = np.maximum(begins, start)
+        high = np.minimum(ends, stop)
+        taken = high > low
+        array = np.zeros(int(taken.sum()), IOVEC)
+        array["base"] = segments["base"][taken] + (low - begins)[taken].astype(np.uint64)
+        array["len"] = (high - low)[taken]
+        return IoVec.from_segments(array, self.owner)
+
+    @classmethod
+    def concat(cls, parts: Sequence[IoVec]) -> IoVec:
+        """Join lists end to end."""
+        array = np.concatenate([part.segments for part in parts])
+        return cls.from_segments(array, [part.owner for part in parts])
+
+    def memoryviews(self) -> list[memoryview]:
+        """Return the segments as writable memoryviews; valid while this IoVec lives."""
+        pairs: list[tuple[int, int]] = self.segments.tolist()
+        return [view_memory(base, length) for base, length in pairs]
+
+    def aligned(self, align: int) -> bool:
+        """Tell whether every segment's address and length are multiples of `align`."""
+        segments = self.segments
+        return not bool(((segments["base"] | segments["len"]) & np.uint64(align - 1)).any())
+
+    def is_zero(self) -> bool:
+        """Tell whether all bytes are zero."""
+        return not any(np.frombuffer(view, np.uint8).any() for view in self.memoryviews())
+
+    def fill(self, byte: int) -> None:
+        """Set all bytes."""
+        for view in self.memoryviews():
+            np.frombuffer(view, np.uint8)[:] = byte
+
+    def to_bytes(self) -> bytes:
+        """Copy the content out."""
+        return b"".join(self.memoryviews())
+
+    def copy_from(self, data: bytes | bytearray | memoryview) -> None:
+        """Copy `data`, which is not longer than this, to the front."""
+        source = memoryview(data).cast("B")
+        if len(source) > self.nbytes:
+            raise ValueError(f"{len(source)} bytes into {self.nbytes}")
+        done = 0
+        for view in self.memoryviews():
+            part = source[done : done + len(view)]
+            view[: len(part)] = part
+            done += len(part)
+
+    def copy_to(self, other: IoVec) -> None:
+        """Copy the content to the front of `other`."""
+        other.copy_from(self.to_bytes())

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node contract: what a driver of the block layer implements.
+
+A `BlockNode` is one vertex of the block graph: a protocol driver at the bottom (`file`), a format
+or filter above it (`raw`). Its I/O methods are coroutines on byte ranges which the layer above
+(`vhostblk.block.edge`) has already checked and shaped: inside [0, size), aligned to
+`limits.request_alignment`, no longer than `limits.max_transfer`, refused on read-only nodes. A
+driver therefore does no checking of its own. It raises OSError with a fitting errno when I/O fails.
+
+Coroutines may be run by `vhostblk.block.completion.drive` (see there) or in asyncio tasks. All run
+on the event loop's thread; a driver never blocks it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from vhostblk.block.permissions import Perm
+
+if TYPE_CHECKING:
+    from vhostblk.block.edge import Edge
+    from vhostblk.block.graph import Graph
+    from vhostblk.block.iovec import IoVec
+
+
+class WriteFlags(IntFlag):
+    """How a write is to be done (QEMU's BDRV_REQ_*)."""
+
+    NONE = 0
+    #: On stable storage before it completes.
+    FUA = 1
+    #: Zeroes may be made by deallocating.
+    MAY_UNMAP = 2
+    #: Fail with ENOTSUP rather than write zeroes byte by byte.
+    NO_FALLBACK = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLimits:
+    """What a node asks of its requests; lengths in bytes."""
+
+    #: Offsets and lengths are multiples of this power of two.
+    request_alignment: int = 1
+    #: Addresses of memory segments are multiples of this.
+    memory_alignment: int = 1
+    #: Longest read or write; 0: no limit.
+    max_transfer: int = 0
+    #: Most segments in one request.
+    max_iov: int = 1024
+    #: Granularity at which discards are useful; 0: the request alignment.
+    discard_granularity: int = 0
+    #: Longest discard and write-zeroes request; 0: no limit.
+    max_discard: int = 0
+    max_write_zeroes: int = 0
+    #: Preferred request size, for the guest's topology; 0: unknown.
+    optimal_transfer: int = 0
+
+
+class BlockStatus(IntFlag):
+    """What `block_status` says of a range (QEMU's BDRV_BLOCK_*)."""
+
+    NONE = 0
+    DATA = 1
+    ZERO = 2
+    OFFSET_VALID = 4
+    RAW = 8
+    ALLOCATED = 16
+    EOF = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of bytes with one status; `offset` is where in `node` it lies, if OFFSET_VALID."""
+
+    length: int
+    status: BlockStatus
+    offset: int = 0
+    node: BlockNode | None = None
+
+
+class BlockNode(ABC):
+    """One node of the block graph. See the module's text for who checks what."""
+
+    #: The QAPI name (`BlockdevDriver`).
+    driver: ClassVar[str]
+
+    def __init__(self, node_name: str, options: Any) -> None:
+        self.node_name = node_name
+        #: The schema's struct that the node was opened with.
+        self.options = options
+        #: Edges to the nodes below, by role name ("file", "backing").
+        self.children: dict[str, Edge] = {}
+        #: Edges from the users above.
+        self.parents: list[Edge] = []
+        self.read_only = False
+        self.limits = BlockLimits()
+
+    @classmethod
+    @abstractmethod
+    async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
+        """Open from a schema struct; children through `graph.open_child()`.
+
+        Raises BlockError, and then leaves nothing open.
+        """
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """The node's length in bytes, now."""
+
+    @property
+    def filename(self) -> str:
+        """What messages call the image; the file's name where there is one."""
+        child = self.children.get("file")
+        return child.node.filename if child is not None else f"{self.driver}:"
+
+    def child_permissions(self, role: str, perm: Perm, shared: Perm) -> tuple[Perm, Perm]:
+        """Translate what this node's parents take and share into what it does with a child."""
+        return perm, shared
+
+    def apply_permissions(self, perm: Perm, shared: Perm) -> None:
+        """Take what the node's parents now need from outside (image locks, a writable descriptor).
+
+        `perm` and `shared` accumulate all parents. All or nothing: raises BlockError and changes
+        nothing where it can't be had.
+        """
+
+    @abstractmethod
+    async def preadv(self, offset: int, iov: IoVec) -> None:
+        """Fill all of `iov` from `offset`."""
+
+    async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
+        """Write all of `iov` at `offset`; honours FUA itself or through the layer above."""
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    async def pwrite_zeroes(
+        self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
+    ) -> None:
+        """Make a range read as zeroes. ENOTSUP makes the layer above write zeroes instead."""
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    async def pdiscard(self, offset: int, length: int) -> None:
+        """Forget a range; its content is undefined afterwards. A hint: ENOTSUP is ignored above."""
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    async def flush(self) -> None:
+        """Put every completed write on stable storage."""
+
+    async def block_status(self, offset: int, length: int) -> Extent:
+        """Describe a run at `offset`, of at most `length` bytes."""
+        return Extent(length, BlockStatus.DATA | BlockStatus.ALLOCATED)
+
+    async def truncate(self, size: int) -> None:
+        """Change the length to `size` bytes."""
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    async def close(self) -> None:
+        """Release everything; called once, with no request in flight and no parent left."""

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python face of the compiled core.
+
+`load()` gives the cffi pair (ffi, lib), or None where the extension was not built or is switched
+off with `VHOSTBLK_ENGINE=off`. Everything that uses it has a way to do without.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from typing import Any, NamedTuple
+
+logger = logging.getLogger(__name__)
+
+
+class Engine(NamedTuple):
+    """The compiled extension as cffi presents it."""
+
+    ffi: Any
+    lib: Any
+
+
+@functools.cache
+def load() -> Engine | None:
+    """Import the extension once; say once when it is missing."""
+    if os.environ.get("VHOSTBLK_ENGINE") == "off":
+        return None
+    try:
+        from vhostblk.engine import _engine
+    except ImportError as error:
+        logger.warning("compiled engine not available (%s): serving in Python only", error)
+        return None
+    return Engine(_engine.ffi, _engine.lib)

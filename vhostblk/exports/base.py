@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The export contract: a `BlockBackend` shown to clients in one protocol."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from vhostblk.block.backend import BlockBackend
+
+
+class Export(ABC):
+    """One export: made with its block backend, started once, stopped once."""
+
+    #: The QAPI name (`BlockExportType`).
+    type: ClassVar[str]
+
+    def __init__(self, export_id: str, backend: BlockBackend) -> None:
+        self.id = export_id
+        self.backend = backend
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Begin to listen; clients may connect once this returns.
+
+        Raises VhostblkError, and then leaves nothing behind.
+        """
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Disconnect clients, finish requests in flight, flush, remove what `start` created."""

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the vhost-user transport asks of a device: the contract between server and export.
+
+The server (`vhostblk.vhost_user.server`) owns the socket and the protocol's state; a `Backend` owns
+guest memory and the queues. The session has validated every argument before a method is called:
+indices are below `num_queues`, sizes are powers of two up to 32768, a started vring is not
+started again. File descriptors handed over belong to the backend from then on, also when it raises.
+
+A method that raises `OSError` or `VhostUserError` fails the message: the front-end gets a negative
+reply where it asked for one (REPLY_ACK) and is disconnected otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class RegionDescription:
+    """A memory region as the front-end describes it ("Memory region description").
+
+    `fd` is the file behind it, to be mapped from `mmap_offset`. Addresses and sizes are in bytes.
+    """
+
+    guest_addr: int
+    size: int
+    user_addr: int
+    mmap_offset: int
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class VringConfig:
+    """A vring as it starts: addresses are front-end user addresses ("A vring address description").
+
+    `next_avail` is the index of the next available-ring entry to process.
+    """
+
+    index: int
+    size: int
+    desc_addr: int
+    avail_addr: int
+    used_addr: int
+    next_avail: int
+
+
+class BackendChannel(Protocol):
+    """The back-end's own requests to the front-end (BACKEND_REQ)."""
+
+    def config_changed(self) -> None:
+        """Send VHOST_USER_BACKEND_CONFIG_CHANGE_MSG."""
+
+
+class Backend(Protocol):
+    """A vhost-user device."""
+
+    @property
+    def device_features(self) -> int:
+        """Virtio feature bits offered, the transport's own (PROTOCOL_FEATURES) excepted."""
+
+    @property
+    def num_queues(self) -> int:
+        """How many queues a front-end may use."""
+
+    def get_config(self, offset: int, size: int) -> bytes:
+        """Return `size` bytes of configuration space; zeroes past its end."""
+
+    def set_config(self, offset: int, data: bytes) -> None:
+        """Write configuration space; raises VhostUserError on what is not writable."""
+
+    def set_features(self, features: int) -> None:
+        """Take the virtio features acknowledged (a subset of those offered)."""
+
+    async def set_memory(self, regions: Sequence[RegionDescription]) -> None:
+        """Replace the whole memory table; returns when nothing uses the old one."""
+
+    async def add_region(self, region: RegionDescription) -> None:
+        """Add one region (ADD_MEM_REG)."""
+
+    async def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
+        """Remove one region (REM_MEM_REG); returns when nothing uses it."""
+
+    async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
+        """Start processing; without a kick descriptor the avail ring has to be polled."""
+
+    async def stop_vring(self, index: int) -> int:
+        """Finish what is in flight, close the kick and call descriptors, return `next_avail`."""
+
+    def set_vring_enabled(self, index: int, enabled: bool) -> None:
+        """Let a vring be processed or not; may come before it starts. All begin disabled."""
+
+    def set_vring_call(self, index: int, fd: int | None) -> None:
+        """Set the eventfd that notifies the guest (None: the guest polls); at any time."""
+
+    def set_vring_err(self, index: int, fd: int | None) -> None:
+        """Set the eventfd that tells the front-end of a broken vring."""
+
+    def set_channel(self, channel: BackendChannel | None) -> None:
+        """Set the way to send requests to the front-end."""
+
+    async def reset(self) -> None:
+        """The front-end has gone: stop all vrings, finish in-flight requests, unmap memory.
+
+        Afterwards the backend is as new, ready for the next front-end.
+        """

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layout facts of virtio block devices (VIRTIO 1.3, section 5.2), and device-independent features.
+
+Everything is little-endian: only VERSION_1 devices are made.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+SECTOR_SIZE = 512
+
+
+class Feature(IntEnum):
+    """Feature bits, 5.2.3 and 6; the value is the bit's number."""
+
+    SIZE_MAX = 1
+    SEG_MAX = 2
+    GEOMETRY = 4
+    RO = 5
+    BLK_SIZE = 6
+    FLUSH = 9
+    TOPOLOGY = 10
+    CONFIG_WCE = 11
+    MQ = 12
+    DISCARD = 13
+    WRITE_ZEROES = 14
+    LIFETIME = 15
+    SECURE_ERASE = 16
+    ZONED = 17
+    RING_INDIRECT_DESC = 28
+    RING_EVENT_IDX = 29
+    VERSION_1 = 32
+    RING_PACKED = 34
+
+
+class RequestType(IntEnum):
+    """Request types, 5.2.6."""
+
+    IN = 0
+    OUT = 1
+    FLUSH = 4
+    GET_ID = 8
+    GET_LIFETIME = 10
+    DISCARD = 11
+    WRITE_ZEROES = 13
+    SECURE_ERASE = 14
+
+
+class Status(IntEnum):
+    """The status byte, 5.2.6."""
+
+    OK = 0
+    IOERR = 1
+    UNSUPP = 2
+
+
+#: struct virtio_blk_req up to the data, 5.2.6.
+REQUEST_HEADER = np.dtype([("type", "<u4"), ("reserved", "<u4"), ("sector", "<u8")])
+
+#: struct virtio_blk_discard_write_zeroes, 5.2.6.
+DISCARD_SEGMENT = np.dtype([("sector", "<u8"), ("num_sectors", "<u4"), ("flags", "<u4")])
+
+#: Bit 0 of the flags of a write-zeroes segment.
+WRITE_ZEROES_FLAG_UNMAP = 1
+
+#: Length of the identification string, 5.2.6.
+ID_BYTES = 20
+
+#: struct virtio_blk_config, 5.2.4, up to the write-zeroes fields.
+CONFIG = np.dtype(
+    [
+        ("capacity", "<u8"),
+        ("size_max", "<u4"),
+        ("seg_max", "<u4"),
+        ("geometry", [("cylinders", "<u2"), ("heads", "u1"), ("sectors", "u1")]),
+        ("blk_size", "<u4"),
+        (
+            "topology",
+            [
+                ("physical_block_exp", "u1"),
+                ("alignment_offset", "u1"),
+                ("min_io_size", "<u2"),
+                ("opt_io_size", "<u4"),
+            ],
+        ),
+        ("writeback", "u1"),
+        ("unused0", "u1"),
+        ("num_queues", "<u2"),
+        ("max_discard_sectors", "<u4"),
+        ("max_discard_seg", "<u4"),
+        ("discard_sector_alignment", "<u4"),
+        ("max_write_zeroes_sectors", "<u4"),
+        ("max_write_zeroes_seg", "<u4"),
+        ("write_zeroes_may_unmap", "u1"),
+        ("unused1", "u1", (3,)),
+    ]
+)
+
+#: Offset of the one byte that a driver may write.
+CONFIG_WRITEBACK_OFFSET = 32
