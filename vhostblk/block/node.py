@@ -6,6 +6,9 @@ or filter above it (`raw`). Its I/O methods are coroutines on byte ranges which 
 (`vhostblk.block.edge`) has already checked and shaped: inside [0, size), aligned to
 `limits.request_alignment`, no longer than `limits.max_transfer`, refused on read-only nodes. A
 driver therefore does no checking of its own. It raises OSError with a fitting errno when I/O fails.
+Two requests may reach past the end: those rounded up to the alignment where the size is no multiple
+of it (what is missing reads as zeroes), and writes of a parent with the RESIZE permission, which
+make the node grow.
 
 Coroutines may be run by `vhostblk.block.completion.drive` (see there) or in asyncio tasks. All run
 on the event loop's thread; a driver never blocks it.
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
+    from vhostblk.block.tracker import WriteTracker
 
 
 class WriteFlags(IntFlag):
@@ -99,6 +103,12 @@ class BlockNode(ABC):
         self.parents: list[Edge] = []
         self.read_only = False
         self.limits = BlockLimits()
+        #: Flags that `pwritev` and `pwrite_zeroes` honour; FUA is otherwise emulated by a flush.
+        self.native_flags = WriteFlags.NONE
+        #: What `apply_permissions` was last called with; kept by the graph.
+        self.granted = (Perm.NONE, Perm.ALL)
+        #: Writes in flight, where unaligned ones need read-modify-write (see `block.shaping`).
+        self.write_tracker: WriteTracker | None = None
 
     @classmethod
     @abstractmethod
@@ -114,6 +124,11 @@ class BlockNode(ABC):
         """The node's length in bytes, now."""
 
     @property
+    def description(self) -> str:
+        """What messages call this node as the user of another."""
+        return f"node '{self.node_name}'"
+
+    @property
     def filename(self) -> str:
         """What messages call the image; the file's name where there is one."""
         child = self.children.get("file")
@@ -123,11 +138,12 @@ class BlockNode(ABC):
         """Translate what this node's parents take and share into what it does with a child."""
         return perm, shared
 
-    def apply_permissions(self, perm: Perm, shared: Perm) -> None:
+    def apply_permissions(self, perm: Perm, shared: Perm) -> None:  # noqa: B027
         """Take what the node's parents now need from outside (image locks, a writable descriptor).
 
-        `perm` and `shared` accumulate all parents. All or nothing: raises BlockError and changes
-        nothing where it can't be had.
+        `perm` and `shared` accumulate all parents; `shared` is what they share with other
+        processes. All or nothing: raises BlockError and changes nothing where it can't be had.
+        Asking for less than before never fails.
         """
 
     @abstractmethod
@@ -148,7 +164,7 @@ class BlockNode(ABC):
         """Forget a range; its content is undefined afterwards. A hint: ENOTSUP is ignored above."""
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
-    async def flush(self) -> None:
+    async def flush(self) -> None:  # noqa: B027
         """Put every completed write on stable storage."""
 
     async def block_status(self, offset: int, length: int) -> Extent:
@@ -159,5 +175,5 @@ class BlockNode(ABC):
         """Change the length to `size` bytes."""
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027
         """Release everything; called once, with no request in flight and no parent left."""

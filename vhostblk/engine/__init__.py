@@ -8,6 +8,7 @@ off with `VHOSTBLK_ENGINE=off`. Everything that uses it has a way to do without.
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import os
 from typing import Any, NamedTuple
@@ -28,8 +29,8 @@ def load() -> Engine | None:
     if os.environ.get("VHOSTBLK_ENGINE") == "off":
         return None
     try:
-        from vhostblk.engine import _engine
+        extension = importlib.import_module("vhostblk.engine._engine")
     except ImportError as error:
         logger.warning("compiled engine not available (%s): serving in Python only", error)
         return None
-    return Engine(_engine.ffi, _engine.lib)
+    return Engine(extension.ffi, extension.lib)

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Exports: block nodes shown to clients, one module an export type."""

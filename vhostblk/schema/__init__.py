@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""QAPI types as msgspec structs."""

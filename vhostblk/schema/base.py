@@ -3,7 +3,8 @@
 
 A QAPI struct is a `QapiStruct`: member names are the wire's in snake case (`node_name` is
 `node-name`), a member with a default is optional, `UNSET` is the default where absence means
-something of its own. A flat union is a Python union of structs that share a tag.
+something of its own. A flat union is a Python union of structs that share a tag. Each class repeats
+`kw_only` (which msgspec does not inherit) and `frozen` (which type checkers do not).
 """
 
 from __future__ import annotations

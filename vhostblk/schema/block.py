@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Annotated
+
+from msgspec import Meta
 
 from vhostblk.schema.base import UNSET, QapiStruct, UnsetType
-from vhostblk.schema.common import OnOffAuto
+from vhostblk.schema.common import OnOffAuto, Uint64
 
 
 class BlockdevDiscardOptions(Enum):
@@ -32,14 +35,14 @@ class BlockdevAioOptions(Enum):
     IO_URING = "io_uring"
 
 
-class BlockdevCacheOptions(QapiStruct):
+class BlockdevCacheOptions(QapiStruct, kw_only=True, frozen=True):
     """Cache modes of a node."""
 
     direct: bool = False
     no_flush: bool = False
 
 
-class BlockdevOptionsBase(QapiStruct, tag_field="driver"):
+class BlockdevOptionsBase(QapiStruct, tag_field="driver", kw_only=True, frozen=True):
     """Members common to all drivers."""
 
     node_name: str | UnsetType = UNSET
@@ -51,7 +54,7 @@ class BlockdevOptionsBase(QapiStruct, tag_field="driver"):
     detect_zeroes: BlockdevDetectZeroesOptions = BlockdevDetectZeroesOptions.OFF
 
 
-class BlockdevOptionsFile(BlockdevOptionsBase, tag="file"):
+class BlockdevOptionsFile(BlockdevOptionsBase, tag="file", kw_only=True, frozen=True):
     """A regular file; the members of `host_device` too."""
 
     filename: str
@@ -62,23 +65,23 @@ class BlockdevOptionsFile(BlockdevOptionsBase, tag="file"):
     x_check_cache_dropped: bool = False
 
 
-class BlockdevOptionsHostDevice(BlockdevOptionsFile, tag="host_device"):
+class BlockdevOptionsHostDevice(BlockdevOptionsFile, tag="host_device", kw_only=True, frozen=True):
     """A block device of the host."""
 
 
-class BlockdevOptionsNull(BlockdevOptionsBase, tag="null-co"):
+class BlockdevOptionsNull(BlockdevOptionsBase, tag="null-co", kw_only=True, frozen=True):
     """A disk without storage behind it; `latency_ns` delays each request."""
 
     size: int = 1 << 30
-    latency_ns: int = 0
+    latency_ns: Uint64 = 0
     read_zeroes: bool = False
 
 
-class BlockdevOptionsNullAio(BlockdevOptionsNull, tag="null-aio"):
+class BlockdevOptionsNullAio(BlockdevOptionsNull, tag="null-aio", kw_only=True, frozen=True):
     """As `null-co`, completing from a callback of the event loop."""
 
 
-class BlockdevOptionsRaw(BlockdevOptionsBase, tag="raw"):
+class BlockdevOptionsRaw(BlockdevOptionsBase, tag="raw", kw_only=True, frozen=True):
     """A window of another node's bytes."""
 
     #: A node's name or an inline definition.
@@ -95,4 +98,5 @@ BlockdevOptions = (
     | BlockdevOptionsRaw
 )
 
-BlockdevRef = str | BlockdevOptions
+#: A node's name or the definition of a new node.
+BlockdevRef = Annotated[str | BlockdevOptions, Meta(title="BlockdevRef")]

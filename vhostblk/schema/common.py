@@ -1,9 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QAPI enums shared by several schema modules (`qapi/common.json`)."""
+"""QAPI types shared by several schema modules: integers (`docs/devel/qapi-code-gen`) and enums."""
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import Annotated
+
+from msgspec import Meta
+
+# The title is the type's name in messages. A plain `int` is a signed 64-bit integer.
+Uint16 = Annotated[int, Meta(ge=0, le=0xFFFF, title="uint16_t")]
+Uint32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF, title="uint32_t")]
+Uint64 = Annotated[int, Meta(title="uint64")]
+#: As `Uint64`; keyval strings may have a suffix: `64k`.
+Size = Annotated[int, Meta(title="size")]
 
 
 class OnOffAuto(Enum):

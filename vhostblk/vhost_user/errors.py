@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The transport's error family: whose fault it was decides what happens to the connection."""
+"""The transport's error family: whose fault it was decides what happens to the connection.
+
+`str(error)` is the reason alone; the server puts the export's and the message's name before it.
+"""
 
 from __future__ import annotations
 
 from vhostblk.errors import VhostblkError
+
+
+class ListenError(VhostblkError):
+    """The listening socket can't be had; the user's mistake, told at start-up."""
 
 
 class VhostUserError(VhostblkError):
@@ -12,3 +19,35 @@ class VhostUserError(VhostblkError):
 
 class ProtocolError(VhostUserError):
     """The byte stream can no longer be understood; always ends the connection."""
+
+
+class UnknownRequestError(VhostUserError):
+    """No such message, or one whose protocol feature was not offered."""
+
+
+class PayloadSizeError(VhostUserError):
+    """The payload is not as long as its message's has to be."""
+
+
+class DescriptorError(VhostUserError):
+    """File descriptors are missing, too many, or of the wrong type."""
+
+
+class FeatureError(VhostUserError):
+    """Features that were not offered, or are needed and were not acknowledged."""
+
+
+class VringIndexError(VhostUserError):
+    """The vring doesn't exist."""
+
+
+class VringStateError(VhostUserError):
+    """A vring's size, addresses or base are invalid, or not set when it is to start."""
+
+
+class MemoryTableError(VhostUserError):
+    """A memory table, or one region of it, is not well-formed."""
+
+
+class ConfigAccessError(VhostUserError):
+    """Configuration space was accessed where there is none, or with unknown flags."""

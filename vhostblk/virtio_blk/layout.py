@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layout facts of virtio block devices (VIRTIO 1.3, section 5.2), and device-independent features.
+"""Layout facts of virtio block devices (VIRTIO 1.3, section 5.2).
 
 Everything is little-endian: only VERSION_1 devices are made.
 """
@@ -11,29 +11,6 @@ from enum import IntEnum
 import numpy as np
 
 SECTOR_SIZE = 512
-
-
-class Feature(IntEnum):
-    """Feature bits, 5.2.3 and 6; the value is the bit's number."""
-
-    SIZE_MAX = 1
-    SEG_MAX = 2
-    GEOMETRY = 4
-    RO = 5
-    BLK_SIZE = 6
-    FLUSH = 9
-    TOPOLOGY = 10
-    CONFIG_WCE = 11
-    MQ = 12
-    DISCARD = 13
-    WRITE_ZEROES = 14
-    LIFETIME = 15
-    SECURE_ERASE = 16
-    ZONED = 17
-    RING_INDIRECT_DESC = 28
-    RING_EVENT_IDX = 29
-    VERSION_1 = 32
-    RING_PACKED = 34
 
 
 class RequestType(IntEnum):

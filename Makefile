@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every target does the set-up that it needs; a second run of it takes a moment.
+
+VENV ?= .venv
+JOBS ?= 2
+PYTEST = $(VENV)/bin/pytest -n $(JOBS) --dist worksteal
+
+.PHONY: help setup demo test lint unit integration reference bench clean
+
+help:
+	@echo 'make demo         export a disk, boot a QEMU guest from it, show what happens'
+	@echo 'make test         all checks and tests: lint, unit tests, guests under QEMU'
+	@echo 'make lint         ruff and mypy'
+	@echo 'make unit         unit tests'
+	@echo 'make integration  guests under QEMU'
+	@echo 'make reference    the same guests against qemu-storage-daemon, to test the tests'
+	@echo 'make bench        benchmarks against qemu-storage-daemon'
+	@echo 'make setup        only install what the above need'
+	@echo 'make clean        remove everything that was built'
+
+setup:
+	@VENV=$(VENV) scripts/setup
+
+demo: setup
+	@$(VENV)/bin/python -m examples.demo
+
+test: lint
+	$(PYTEST) tests integration
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+unit: setup
+	$(PYTEST) tests
+
+integration: setup
+	$(PYTEST) integration
+
+reference: setup
+	$(PYTEST) integration --daemon=qemu-storage-daemon
+
+bench: setup
+	$(VENV)/bin/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -f vhostblk/engine/_engine*.so vhostblk/engine/_engine.c vhostblk/engine/_engine.o

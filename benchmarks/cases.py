@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cases of the comparison, and the image files they need."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from benchmarks.daemons import Disk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row group of the table.
+
+    `place` is "null", "file" or "memory"; `aio` is what serves the QEMU daemon best in the case;
+    `targets` are the ratios asked for, a depth each.
+    """
+
+    name: str
+    place: str
+    depths: tuple[int, ...] = (1, 32, 128)
+    write: bool = False
+    direct: bool = False
+    block_size: int = 4096
+    sequential: bool = False
+    queues: int = 1
+    think_us: float = 0.0
+    aio: str = "io_uring"
+    targets: tuple[tuple[int, float], ...] = ()
+
+    def target(self, depth: int) -> float | None:
+        """Return the ratio asked for at a depth."""
+        return dict(self.targets).get(depth)
+
+
+def _targets(*ratios: float) -> tuple[tuple[int, float], ...]:
+    return tuple(zip((1, 32, 128), ratios, strict=True))
+
+
+CASES = (
+    Case("null-read", "null", targets=_targets(5, 2.5, 2.5)),
+    Case("null-write", "null", write=True, targets=_targets(5, 2.5, 2.5)),
+    # A front-end that takes 2 us between a completion and its next request, as a guest does: the
+    # QEMU daemon has then gone to sleep, and has to be woken.
+    Case("null-read-think", "null", think_us=2.0),
+    Case("cache-read", "file", targets=_targets(1, 5, 5)),
+    Case("cache-write", "file", write=True, targets=_targets(1, 1.2, 1.2)),
+    Case("tmpfs-read", "memory", aio="threads", targets=_targets(2, 2.5, 2.5)),
+    Case("tmpfs-write", "memory", write=True, aio="threads", targets=_targets(2, 2.5, 2.5)),
+    Case("direct-read", "file", direct=True, targets=_targets(1, 1, 1)),
+    Case(
+        "sequential-read-128k",
+        "file",
+        depths=(1, 8),
+        block_size=128 << 10,
+        sequential=True,
+        targets=((1, 1), (8, 1.5)),
+    ),
+)
+
+
+def case_names() -> list[str]:
+    """Names to choose from."""
+    return [case.name for case in CASES]
+
+
+def chosen_cases(names: list[str], depths: list[int] | None, queues: int) -> list[Case]:
+    """Return the named cases (all for none) with other depths and queues where asked for."""
+    cases = [case for case in CASES if not names or case.name in names]
+    if depths:
+        cases = [replace(case, depths=tuple(depths)) for case in cases]
+    if queues != 1:
+        cases = [replace(case, queues=queues, targets=()) for case in cases]
+    return cases
+
+
+def make_image(path: Path, size: int) -> None:
+    """Make a file full of data that has no holes, does not compress, and is in the page cache."""
+    if path.exists() and path.stat().st_size == size and not _has_holes(path):
+        _read_through(path)
+        return
+    chunk = os.urandom(CHUNK)
+    with path.open("wb", buffering=0) as file:
+        for _ in range(size // CHUNK):
+            file.write(chunk)
+        os.fsync(file.fileno())
+
+
+def _has_holes(path: Path) -> bool:
+    status = path.stat()
+    return status.st_blocks * 512 < status.st_size
+
+
+def _read_through(path: Path) -> None:
+    with path.open("rb", buffering=0) as file:
+        while file.read(CHUNK):
+            pass
+
+
+def disk_for(case: Case, name: str, directories: dict[str, Path], size: int) -> Disk:
+    """Describe the disk of a case; makes the image, one for each daemon (they lock their files)."""
+    if case.place == "null":
+        return Disk("null-co", (f"size={size}",), queues=case.queues)
+    path = directories[case.place] / f"{name.replace(':', '-')}.img"
+    make_image(path, size)
+    options = [f"filename={path}"]
+    if case.direct:
+        options.append("cache.direct=on")
+    return Disk("file", tuple(options), queues=case.queues)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m benchmarks`: run vhostblk and the QEMU storage daemon side by side.
+
+The result is a table on standard output, and JSON and a chart in files. Nothing fails for being
+slow: the exit status only says whether the measurements could be made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.cases import case_names, chosen_cases
+from benchmarks.daemons import (
+    ROOT,
+    Backend,
+    DaemonError,
+    qemu_backend,
+    vhostblk_backend,
+)
+from benchmarks.loadgen.build import BuildError
+from benchmarks.loadgen.protocol import ProtocolError
+from benchmarks.loadgen.run import RunError
+from benchmarks.measure import Settings, measure_case, measure_footprint
+from benchmarks.plot import as_svg
+from benchmarks.report import Report, as_json, as_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+#: Cases that daemons are also run on at a fixed rate.
+PACED = ("null-read", "cache-read", "tmpfs-read")
+PACED_DEPTH = 32
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Describe the options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    add = parser.add_argument
+    add("--case", action="append", default=[], choices=case_names(), help="only these cases")
+    add("--depth", action="append", type=int, help="only these queue depths")
+    add(
+        "--backend",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="vhostblk[:LANE] or qemu[:AIO]; the first is compared with the best of the others"
+        " (default: vhostblk and qemu, which takes its best aio in each case)",
+    )
+    add("--no-iothread", action="store_true", help="exports on the main thread")
+    add("--queues", type=int, default=1, help="queues of the front-end")
+    add("--threads", type=int, default=1, help="threads of the front-end")
+    add("--seconds", type=float, help="length of a run")
+    add("--rounds", type=int, help="runs of each daemon at each point")
+    add("--size", type=int, help="MiB of each image")
+    add("--aio", choices=["threads", "native", "io_uring"], help="aio of qemu in all cases")
+    add("--file-dir", type=Path, default=ROOT / ".cache" / "benchmarks", help="on a disk")
+    add("--memory-dir", type=Path, default=Path("/dev/shm"), help="on tmpfs")
+    add("--rate", action="append", type=int, help="requests a second of the fixed-rate runs")
+    add("--no-throughput", action="store_true", help="leave the throughput cases out")
+    add("--no-resources", action="store_true", help="leave CPU time, memory and idle out")
+    add("--quick", action="store_true", help="a minute: short runs, small images")
+    add("--output", type=Path, default=ROOT / ".cache" / "benchmarks", help="for JSON and SVG")
+    return parser
+
+
+def parse_backend(text: str, *, iothread: bool) -> Backend:
+    """Make a back-end of its name; raises DaemonError for a name that means nothing."""
+    kind, _, detail = text.partition(":")
+    if kind == "vhostblk":
+        return vhostblk_backend(detail or None, iothread=iothread)
+    if kind == "qemu" and detail in ("", "threads", "native", "io_uring"):
+        return qemu_backend(detail or None, iothread=iothread)
+    raise DaemonError(f"--backend {text}: not vhostblk[:LANE] or qemu[:threads|native|io_uring]")
+
+
+def _settings(options: argparse.Namespace, directories: dict[str, Path]) -> Settings:
+    names = options.backend or ["vhostblk", "qemu"]
+    iothread = not options.no_iothread
+    seconds, rounds, size = (0.3, 3, 128) if options.quick else (2.0, 5, 1024)
+    return Settings(
+        backends=tuple(parse_backend(name, iothread=iothread) for name in names),
+        directories=directories,
+        seconds=options.seconds or seconds,
+        rounds=options.rounds or rounds,
+        size=(options.size or size) << 20,
+        threads=options.threads,
+        rates=tuple(options.rate or (5000, 50000)),
+        aio=options.aio,
+    )
+
+
+@contextlib.contextmanager
+def _directories(options: argparse.Namespace) -> Iterator[dict[str, Path]]:
+    options.file_dir.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+
+        def temporary(parent: Path | None) -> Path:
+            made = tempfile.TemporaryDirectory(prefix="vhostblk-bench-", dir=parent)
+            return Path(stack.enter_context(made))
+
+        yield {
+            "file": temporary(options.file_dir),
+            "memory": temporary(options.memory_dir),
+            "run": temporary(None),
+        }
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def compare(options: argparse.Namespace, settings: Settings) -> Report:
+    """Make all measurements."""
+    report = Report([backend.name for backend in settings.backends])
+    cases = chosen_cases(options.case, options.depth, options.queues)
+    if not options.no_throughput:
+        for case in cases:
+            report.throughput += measure_case(case, settings, _progress)
+    if not options.no_resources:
+        for case in cases:
+            if case.name in PACED:
+                paced = replace(case, depths=(PACED_DEPTH,))
+                report.paced += measure_case(paced, settings, _progress, settings.rates)
+        report.footprints = [
+            measure_footprint(backend, settings, _progress) for backend in settings.backends
+        ]
+    return report
+
+
+def write_files(report: Report, directory: Path) -> list[Path]:
+    """Write JSON and chart; return their paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    files = [(directory / "results.json", as_json(report))]
+    if report.throughput:
+        files.append((directory / "results.svg", as_svg(report)))
+    for path, text in files:
+        path.write_text(text)
+    return [path for path, _ in files]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare, print the table; return the exit status."""
+    options = make_parser().parse_args(arguments)
+    try:
+        with _directories(options) as directories:
+            report = compare(options, _settings(options, directories))
+    except (DaemonError, RunError, ProtocolError, BuildError, OSError, ValueError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    _progress("")
+    print(as_text(report))
+    for path in write_files(report, options.output):
+        print(f"written: {path}")
+    return 0

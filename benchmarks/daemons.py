@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts the daemons under comparison, and measures what they consume."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+ROOT = Path(__file__).parents[1]
+QEMU = "qemu-storage-daemon"
+START_TIMEOUT = 10.0
+
+
+class DaemonError(Exception):
+    """A daemon that is missing, did not start, or died."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to serve a disk. `aio` is for images in files; None leaves the default."""
+
+    name: str
+    command: tuple[str, ...]
+    aio: str | None = None
+    iothread: bool = True
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What a daemon is to serve: the options of its block node without name and aio."""
+
+    driver: str
+    options: tuple[str, ...] = ()
+    writable: bool = True
+    queues: int = 1
+
+
+@dataclass
+class Daemon:
+    """A running daemon."""
+
+    backend: Backend
+    process: subprocess.Popen[bytes]
+    sockets: Sequence[Path]
+    log: Path
+    start_seconds: float = field(default=0.0)
+
+    def cpu_seconds(self) -> float:
+        """CPU time of all its threads so far, those that have ended included."""
+        return cpu_seconds(self.process.pid)
+
+    def memory(self) -> int:
+        """Resident bytes, memory shared with the front-end excepted."""
+        return private_memory(self.process.pid)
+
+    def require_alive(self) -> None:
+        """Raise DaemonError with the daemon's last words if it has ended."""
+        if self.process.poll() is not None:
+            words = self.log.read_text(errors="replace").strip()[-2000:]
+            raise DaemonError(f"{self.backend.name} ended ({self.process.returncode}): {words}")
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process by its CPU clock (the kernel's encoding of a process's clock id)."""
+    return time.clock_gettime(~pid << 3 | 2)
+
+
+def private_memory(pid: int) -> int:
+    """Resident bytes of a process without shared memory: anonymous and file pages."""
+    total = 0
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key in ("RssAnon", "RssFile"):
+            total += int(value.split()[0]) * 1024
+    return total
+
+
+def vhostblk_backend(lane: str | None = None, *, iothread: bool = True) -> Backend:
+    """The project's daemon, from this checkout."""
+    environment = [("PYTHONPATH", str(ROOT))]
+    if lane is not None:
+        environment.append(("VHOSTBLK_LANE", lane))
+    name = f"vhostblk:{lane}" if lane else "vhostblk"
+    command = (sys.executable, "-m", "vhostblk")
+    return Backend(name, command, iothread=iothread, environment=tuple(environment))
+
+
+def qemu_backend(aio: str | None = None, *, iothread: bool = True) -> Backend:
+    """The QEMU storage daemon; DaemonError where it is not installed."""
+    binary = os.environ.get("QEMU_STORAGE_DAEMON") or shutil.which(QEMU)
+    if binary is None:
+        raise DaemonError(f"{QEMU} is not installed (or set QEMU_STORAGE_DAEMON)")
+    return Backend(f"qemu:{aio}" if aio else "qemu", (binary,), aio=aio, iothread=iothread)
+
+
+def _arguments(backend: Backend, disk: Disk, sockets: Sequence[Path]) -> list[str]:
+    arguments = ["--object", "iothread,id=io0"] if backend.iothread else []
+    for number, path in enumerate(sockets):
+        node = [f"driver={disk.driver}", f"node-name=disk{number}", *disk.options]
+        if backend.aio and disk.driver == "file":
+            node.append(f"aio={backend.aio}")
+        export = [
+            "type=vhost-user-blk",
+            f"id=export{number}",
+            f"node-name=disk{number}",
+            "addr.type=unix",
+            f"addr.path={path}",
+            f"writable={'on' if disk.writable else 'off'}",
+            f"num-queues={disk.queues}",
+        ]
+        if backend.iothread:
+            export.append("iothread=io0")
+        arguments += ["--blockdev", ",".join(node), "--export", ",".join(export)]
+    return arguments
+
+
+def _accepts(path: Path) -> bool:
+    """Does somebody listen? Connecting is the only sure sign, and hangs up at once."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _await_sockets(daemon: Daemon) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    for path in daemon.sockets:
+        while not _accepts(path):
+            daemon.require_alive()
+            if time.monotonic() > deadline:
+                raise DaemonError(f"{daemon.backend.name}: nobody listens on {path}")
+            time.sleep(0.002)
+
+
+@contextmanager
+def running(backend: Backend, disk: Disk, directory: Path, exports: int = 1) -> Iterator[Daemon]:
+    """A daemon that serves `disk` on `exports` sockets in `directory`."""
+    stem = backend.name.replace(":", "-")
+    sockets = [directory / f"{stem}-{number}.sock" for number in range(exports)]
+    log = directory / f"{stem}.log"
+    begin = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*backend.command, *_arguments(backend, disk, sockets)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **dict(backend.environment)},
+        )
+    daemon = Daemon(backend, process, sockets, log)
+    try:
+        _await_sockets(daemon)
+        daemon.start_seconds = time.monotonic() - begin
+        yield daemon
+    finally:
+        stop(process)
+        for path in sockets:
+            path.unlink(missing_ok=True)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process: politely, then by force."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The measurements of the comparison: throughput case by case, and what the daemons consume.
+
+The daemons of a case run at the same time, and only one of them has work at any time: they take
+turns, round after round, so that what else the machine does hits them alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from benchmarks.cases import Case, disk_for
+from benchmarks.daemons import Backend, Daemon, DaemonError, Disk, running
+from benchmarks.loadgen.client import FrontEnd, Geometry
+from benchmarks.loadgen.protocol import ProtocolError
+from benchmarks.loadgen.run import Result, RunError, Workload, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WARM_UP_SECONDS = 0.1
+IDLE_SECONDS = 1.0
+FOOTPRINT_EXPORTS = 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for the whole comparison."""
+
+    backends: tuple[Backend, ...]
+    directories: dict[str, Path]
+    seconds: float = 2.0
+    rounds: int = 5
+    size: int = 1 << 30
+    threads: int = 1
+    rates: tuple[int, ...] = (5000, 50000)
+    #: The QEMU daemon's aio for every case, instead of the case's own.
+    aio: str | None = None
+
+
+@dataclass
+class Point:
+    """Measurements of one back-end at one depth of one case, a sample each round."""
+
+    iops: list[float] = field(default_factory=list)
+    p50_us: list[float] = field(default_factory=list)
+    p99_us: list[float] = field(default_factory=list)
+    cpu_us: list[float] = field(default_factory=list)
+
+    def add(self, result: Result, cpu_seconds: float) -> None:
+        """Take a round's result."""
+        self.iops.append(result.iops)
+        self.p50_us.append(result.latency.percentile(50) / 1e3)
+        self.p99_us.append(result.latency.percentile(99) / 1e3)
+        self.cpu_us.append(cpu_seconds / max(result.requests, 1) * 1e6)
+
+    def median(self, name: str) -> float:
+        """Median of one of the lists."""
+        samples: list[float] = getattr(self, name)
+        return statistics.median(samples)
+
+
+@dataclass
+class Row:
+    """One row of the table: a case at a depth, a point for each back-end."""
+
+    case: Case
+    depth: int
+    points: dict[str, Point]
+    rate: int | None = None
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a daemon takes without load."""
+
+    backend: str
+    exports: int
+    start_ms: float
+    memory_mib: float
+    memory_used_mib: float
+    idle_cpu_percent: float
+
+
+Progress = Callable[[str], None]
+
+
+def _for_case(backend: Backend, case: Case, settings: Settings) -> Backend:
+    """The back-end with the aio that the case is best served with, if it knows aio at all."""
+    if not backend.name.startswith("qemu") or backend.aio or case.place == "null":
+        return backend
+    aio = settings.aio or case.aio
+    return Backend(backend.name, backend.command, aio, backend.iothread, backend.environment)
+
+
+@contextlib.contextmanager
+def _daemons(case: Case, settings: Settings) -> Iterator[list[Daemon]]:
+    with contextlib.ExitStack() as stack:
+        daemons = []
+        for backend in settings.backends:
+            disk = disk_for(case, backend.name, settings.directories, settings.size)
+            tuned = _for_case(backend, case, settings)
+            daemons.append(stack.enter_context(running(tuned, disk, settings.directories["run"])))
+        yield daemons
+
+
+def _measure(
+    daemon: Daemon, case: Case, depth: int, settings: Settings, rate: int | None, seed: int
+) -> tuple[Result, float]:
+    """One round of one daemon: connect, warm up, run. Returns the result and its CPU time."""
+    daemon.require_alive()
+    geometry = Geometry(queues=case.queues, depth=depth, block_size=case.block_size)
+    share = 1.0 if case.write else 0.0
+
+    def workload(seconds: float) -> Workload:
+        return Workload(
+            seconds=seconds,
+            write_share=share,
+            sequential=case.sequential,
+            span=settings.size,
+            rate=rate,
+            seed=seed,
+            threads=settings.threads,
+            think_us=case.think_us,
+        )
+
+    with FrontEnd(daemon.sockets[0], geometry) as front_end:
+        run(front_end, workload(min(WARM_UP_SECONDS, settings.seconds)))
+        before = daemon.cpu_seconds()
+        result = run(front_end, workload(settings.seconds))
+        return result, daemon.cpu_seconds() - before
+
+
+def measure_case(
+    case: Case, settings: Settings, progress: Progress, rates: Sequence[int | None] = (None,)
+) -> list[Row]:
+    """Measure every depth (and every rate) of a case, all back-ends in turn."""
+    rows = []
+    with _daemons(case, settings) as daemons:
+        for depth in case.depths:
+            for rate in rates:
+                points = {backend.name: Point() for backend in settings.backends}
+                for turn in range(settings.rounds):
+                    for daemon in daemons:
+                        name = daemon.backend.name
+                        progress(f"{case.name} depth {depth}: {name}, round {turn + 1}")
+                        try:
+                            sample = _measure(daemon, case, depth, settings, rate, turn + 1)
+                        except (OSError, ProtocolError, RunError) as error:
+                            daemon.require_alive()
+                            raise DaemonError(
+                                f"{case.name} depth {depth}: {name}: {error}"
+                            ) from error
+                        points[name].add(*sample)
+                rows.append(Row(case, depth, points, rate))
+    return rows
+
+
+def measure_footprint(backend: Backend, settings: Settings, progress: Progress) -> Footprint:
+    """Start-up time, memory with ten exports before and after use, and CPU time when idle."""
+    progress(f"footprint: {backend.name}")
+    disk = Disk("null-co", (f"size={settings.size}",))
+    with running(backend, disk, settings.directories["run"], FOOTPRINT_EXPORTS) as daemon:
+        memory = daemon.memory()
+        with contextlib.ExitStack() as stack:
+            for path in daemon.sockets:
+                front_end = stack.enter_context(FrontEnd(path, Geometry(depth=32)))
+                run(front_end, Workload(seconds=WARM_UP_SECONDS))
+            used = daemon.memory()
+            time.sleep(0.2)
+            before = daemon.cpu_seconds()
+            time.sleep(IDLE_SECONDS)
+            idle = (daemon.cpu_seconds() - before) / IDLE_SECONDS
+        return Footprint(
+            backend.name,
+            FOOTPRINT_EXPORTS,
+            daemon.start_seconds * 1e3,
+            memory / (1 << 20),
+            used / (1 << 20),
+            idle * 100,
+        )

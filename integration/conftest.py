@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options and fixtures of the guest tests."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from integration.guest.server import Program
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--daemon",
+        choices=[program.value for program in Program],
+        default=Program.VHOSTBLK.value,
+        help="the storage daemon to test; QEMU's own tests the tests",
+    )
+
+
+@pytest.fixture
+def program(request: pytest.FixtureRequest) -> Program:
+    return Program(request.config.getoption("--daemon"))
+
+
+@pytest.fixture
+def vhostblk_only(program: Program) -> None:
+    if program is not Program.VHOSTBLK:
+        pytest.skip("needs what only vhostblk has")
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    # Not `tmp_path`: its names can be too long for a Unix socket, and sparse images with real
+    # block counts need a file system that punches holes, which /tmp and /var/tmp are.
+    with tempfile.TemporaryDirectory(prefix="vhostblk-") as path:
+        yield Path(path)

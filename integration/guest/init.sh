@@ -1,0 +1,28 @@
+#!/bin/busybox sh
+# SPDX-License-Identifier: Apache-2.0
+# The guest's first process: loads modules, then runs the steps that the host sends over the second
+# serial port. A step is a line "NAME BASE64-OF-SCRIPT"; the answer is a line
+# "DONE NAME EXIT-STATUS BASE64-OF-OUTPUT". "READY" is said once after boot.
+/bin/busybox mkdir -p /proc /sys /dev /run /tmp /mnt /bin /sbin
+/bin/busybox --install -s /bin
+export PATH=/sbin:/bin HOME=/tmp
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs run /run
+for module in /modules/*.ko; do
+    insmod "$module"
+done
+
+stty raw -echo < /dev/ttyS1
+exec 3<> /dev/ttyS1
+echo "READY" >&3
+while read -r name script <&3; do
+    echo "step $name"
+    echo "$script" | base64 -d > /run/step
+    sh -eu /run/step < /dev/null > /run/output 2>&1
+    status=$?
+    echo "DONE $name $status $(base64 -w0 < /run/output)" >&3
+done
+echo "the host closed the channel"
+poweroff -f

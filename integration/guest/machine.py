@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A QEMU process with a guest that runs steps: `with Machine(...) as guest: guest.run("...")`.
+
+Emulated processors (TCG), so that it runs anywhere and takes the same time everywhere. The guest's
+memory is shared, as vhost-user needs. The agent's line and QMP are socket pairs that QEMU inherits:
+no names to collide, and they are gone with the process.
+"""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import subprocess
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Self
+
+from integration.guest.agent import Agent, Step
+from integration.guest.errors import GuestError
+from integration.guest.initramfs import initramfs
+from integration.guest.kernel import find_kernel
+from integration.guest.monitor import Monitor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+QEMU = "qemu-system-x86_64"
+BOOT_TIMEOUT = 60.0
+STEP_TIMEOUT = 60.0
+_COMMAND_LINE = "console=ttyS0 quiet panic=-1 random.trust_cpu=on no_timer_check"
+
+
+@dataclass(frozen=True)
+class VhostUserDisk:
+    """A disk that a daemon serves at `path`."""
+
+    path: Path
+    identifier: str = "disk0"
+    queues: int = 1
+    queue_size: int | None = None
+    #: Seconds after which QEMU connects anew when the daemon has gone; 0 is never.
+    reconnect: int = 0
+
+    @property
+    def chardev(self) -> str:
+        """Name of the character device that is the connection."""
+        return f"{self.identifier}-socket"
+
+    def chardev_argument(self) -> str:
+        """Give the argument of `-chardev`."""
+        reconnect = f",reconnect={self.reconnect}" if self.reconnect else ""
+        return f"socket,id={self.chardev},path={self.path}{reconnect}"
+
+    def device_properties(self) -> dict[str, object]:
+        """Properties of the device, as for `device_add`."""
+        properties: dict[str, object] = {
+            "driver": "vhost-user-blk-pci",
+            "id": self.identifier,
+            "chardev": self.chardev,
+            "num-queues": self.queues,
+        }
+        if self.queue_size is not None:
+            properties["queue-size"] = self.queue_size
+        return properties
+
+    def arguments(self) -> list[str]:
+        """Command line arguments that attach the disk."""
+        properties = self.device_properties()
+        driver = properties.pop("driver")
+        device = ",".join([str(driver), *(f"{key}={value}" for key, value in properties.items())])
+        return ["-chardev", self.chardev_argument(), "-device", device]
+
+
+class Machine:
+    """A guest from power on until its QEMU has ended. `directory` takes the console log."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *disks: VhostUserDisk,
+        cpus: int = 1,
+        memory: int = 256,
+        arguments: tuple[str, ...] = (),
+    ) -> None:
+        self._directory = directory
+        self._disks = disks
+        self._cpus = cpus
+        self._memory = memory
+        self._extra = arguments
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+        self._sockets: list[socket.socket] = []
+        self._agent: Agent | None = None
+        self._monitor: Monitor | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        try:
+            self.agent.wait_ready(BOOT_TIMEOUT)
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+
+    @property
+    def agent(self) -> Agent:
+        """The line to the guest's shell."""
+        assert self._agent is not None, "the machine has not been started"
+        return self._agent
+
+    @property
+    def monitor(self) -> Monitor:
+        """QMP; connected at the first use."""
+        if self._monitor is None:
+            self._monitor = Monitor(self._sockets[1])
+        return self._monitor
+
+    def command(self, agent_fd: int, monitor_fd: int) -> list[str]:
+        """Give QEMU's command line."""
+        kernel = find_kernel()
+        memory = f"memory-backend-memfd,id=memory,size={self._memory}M,share=on"
+        command = [QEMU, "-accel", "tcg,thread=multi", "-cpu", "max"]
+        command += ["-machine", "pc,memory-backend=memory", "-object", memory]
+        command += ["-smp", str(self._cpus), "-m", f"{self._memory}M"]
+        command += ["-nodefaults", "-no-user-config", "-display", "none"]
+        command += ["-kernel", str(kernel.image), "-initrd", str(initramfs(kernel))]
+        command += ["-append", _COMMAND_LINE]
+        command += ["-chardev", f"file,id=console,path={self._directory}/console.log"]
+        command += ["-chardev", f"socket,id=agent,fd={agent_fd}"]
+        command += ["-serial", "chardev:console", "-serial", "chardev:agent"]
+        command += ["-chardev", f"socket,id=monitor,fd={monitor_fd}"]
+        command += ["-mon", "chardev=monitor,mode=control"]
+        for disk in self._disks:
+            command += disk.arguments()
+        return [*command, *self._extra]
+
+    def start(self) -> None:
+        """Switch on; `agent.wait_ready` tells when the guest is up."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        agent, agent_far = socket.socketpair()
+        monitor, monitor_far = socket.socketpair()
+        self._sockets = [agent, monitor]
+        far = (agent_far.fileno(), monitor_far.fileno())
+        command = self.command(*far)
+        self._log = (self._directory / "qemu.log").open("ab")
+        with agent_far, monitor_far:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, pass_fds=far
+            )
+        (self._directory / "qemu.command").write_text(shlex.join(command) + "\n")
+        self._agent = Agent(agent, self.explain)
+
+    def run(self, script: str, name: str = "", timeout: float = STEP_TIMEOUT) -> str:
+        """Run a shell script in the guest and give its output without the last line's end."""
+        self.agent.start(script, name)
+        return self.agent.finish(timeout).output.rstrip("\n")
+
+    def run_in_background(self, script: str, name: str = "") -> None:
+        """Begin a step; `finish` waits for it."""
+        self.agent.start(script, name)
+
+    def finish(self, timeout: float = STEP_TIMEOUT) -> Step:
+        """Wait for the step begun by `run_in_background`."""
+        return self.agent.finish(timeout)
+
+    def reboot(self) -> None:
+        """Reset the guest without flushing anything, and wait until it has booted again."""
+        self.agent.start("reboot -f", "reboot")
+        self.agent.wait_ready(BOOT_TIMEOUT)
+
+    def power_off(self, timeout: float = 30.0) -> None:
+        """Switch off from inside and wait until QEMU has ended well."""
+        self.agent.start("sync; poweroff -f", "poweroff")
+        try:
+            status = self._running().wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise GuestError(f"the guest does not switch off{self.explain()}") from None
+        if status:
+            raise GuestError(f"QEMU ended with status {status}{self.explain()}")
+
+    def alive(self) -> bool:
+        """Tell whether QEMU runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def plug(self, disk: VhostUserDisk) -> None:
+        """Hot-plug a disk; the guest hears of it a little later."""
+        path = {"type": "unix", "data": {"path": str(disk.path)}}
+        backend = {"type": "socket", "data": {"addr": path, "server": False}}
+        self.monitor.execute("chardev-add", {"id": disk.chardev, "backend": backend})
+        self.monitor.execute("device_add", disk.device_properties())
+
+    def unplug(self, disk: VhostUserDisk) -> None:
+        """Hot-unplug a disk and wait until the guest has let it go."""
+        self.monitor.execute("device_del", {"id": disk.identifier})
+        self.monitor.wait_event("DEVICE_DELETED", device=disk.identifier)
+        self.monitor.execute("chardev-remove", {"id": disk.chardev})
+
+    def kill(self) -> None:
+        """End QEMU at once (SIGKILL) and release everything; harmless when it has ended."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
+        for end in self._sockets:
+            end.close()
+        if self._log is not None:
+            self._log.close()
+
+    def explain(self) -> str:
+        """The end of the console and of QEMU's messages, to be added to an error."""
+        parts = []
+        for name in ("console.log", "qemu.log"):
+            path = self._directory / name
+            text = path.read_text(errors="replace") if path.exists() else ""
+            parts.append(f"\n--- {path} ends with ---\n" + "\n".join(text.splitlines()[-30:]))
+        return "".join(parts)
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None, "the machine has not been started"
+        return self._process

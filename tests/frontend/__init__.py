@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The driver side of vhost-user-blk: a front-end, guest memory, rings and a block driver.
+
+Synchronous, for use from a test's own thread against a daemon in another process, or on an event
+loop in another thread.
+"""

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The front-end's end of a vhost-user socket.
+
+Every message has a method; what is malformed can be sent with `send` and `send_raw`. With
+REPLY_ACK negotiated each message without a reply of its own asks for one and is checked, so that
+an error shows where it was made: as `RequestFailedError`, or as `ConnectionClosedError` where the
+back-end disconnected.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from vhostblk.vhost_user.layout import (
+    CONFIG_HEADER,
+    F_PROTOCOL_FEATURES,
+    FLAG_NEED_REPLY,
+    FLAG_REPLY,
+    HEADER,
+    MEMORY_HEADER,
+    MEMORY_REGION,
+    SINGLE_REGION,
+    U64,
+    VERSION,
+    VRING_ADDR,
+    VRING_NOFD,
+    VRING_STATE,
+    ProtocolFeature,
+    Request,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from vhostblk.vhost_user.backend import RegionDescription
+
+#: What this front-end has a use for.
+PROTOCOL_FEATURES = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.CONFIG
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+)
+
+
+class FrontendError(Exception):
+    """The back-end didn't do what was asked."""
+
+
+class RequestFailedError(FrontendError):
+    """The back-end answered with a failure."""
+
+
+class ConnectionClosedError(FrontendError):
+    """The back-end closed the connection."""
+
+
+class Connection:
+    """A connected socket, and what has been negotiated on it."""
+
+    def __init__(self, sock: socket.socket, timeout: float = 30.0) -> None:
+        """Take over a connected socket; no call waits longer than `timeout` seconds."""
+        sock.settimeout(timeout)
+        self.socket = sock
+        self.protocol_features = ProtocolFeature(0)
+
+    @classmethod
+    def connect(cls, path: str | Path, timeout: float = 30.0) -> Connection:
+        """Connect to a back-end that listens at `path`."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(str(path))
+        except BaseException:
+            sock.close()
+            raise
+        return cls(sock, timeout)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Disconnect."""
+        self.socket.close()
+
+    # Transport
+
+    def send_raw(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Send bytes as they are; descriptors go with the first of them."""
+        ancillary = (
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if len(fds) else []
+        )
+        try:
+            sent = self.socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+            self.socket.sendall(data[sent:], socket.MSG_NOSIGNAL)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise ConnectionClosedError("closed while sending") from error
+
+    def send(
+        self, request: int, payload: bytes = b"", fds: Sequence[int] = (), flags: int = VERSION
+    ) -> None:
+        """Send one message."""
+        self.send_raw(HEADER.pack(request, flags, len(payload)) + payload, fds)
+
+    def receive_exactly(self, size: int) -> bytes:
+        """Receive `size` bytes."""
+        data = b""
+        while len(data) < size:
+            try:
+                part = self.socket.recv(size - len(data))
+            except ConnectionResetError:
+                part = b""
+            if not part:
+                raise ConnectionClosedError(f"closed after {len(data)} of {size} bytes")
+            data += part
+        return data
+
+    def receive_reply(self, request: int) -> bytes:
+        """Receive the reply to `request`; returns its payload."""
+        answered, flags, size = HEADER.unpack(self.receive_exactly(HEADER.size))
+        payload = self.receive_exactly(size)
+        if answered != request or flags != VERSION | FLAG_REPLY:
+            raise FrontendError(f"reply to {answered}, flags {flags:#x}, where {request} was asked")
+        return payload
+
+    def query(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
+        """Send a message that has a reply of its own; returns the reply's payload."""
+        self.send(request, payload, fds)
+        return self.receive_reply(request)
+
+    def tell(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Send a message without a reply of its own; with REPLY_ACK, check that it succeeded."""
+        if ProtocolFeature.REPLY_ACK not in self.protocol_features:
+            self.send(request, payload, fds)
+            return
+        self.send(request, payload, fds, VERSION | FLAG_NEED_REPLY)
+        (result,) = U64.unpack(self.receive_reply(request))
+        if result:
+            raise RequestFailedError(f"{Request(request).name}: {result}")
+
+    def sync(self) -> None:
+        """Return when the back-end has carried out everything sent so far."""
+        self.get_features()
+
+    def wait_closed(self) -> None:
+        """Return when the back-end has disconnected; fail where it sends something instead."""
+        try:
+            data = self.socket.recv(1)
+        except ConnectionResetError:
+            return
+        if data:
+            raise FrontendError("the back-end sent something where it should have disconnected")
+
+    # Features
+
+    def get_features(self) -> int:
+        """GET_FEATURES."""
+        return _u64(self.query(Request.GET_FEATURES))
+
+    def set_features(self, features: int) -> None:
+        """SET_FEATURES."""
+        self.tell(Request.SET_FEATURES, U64.pack(features))
+
+    def get_protocol_features(self) -> ProtocolFeature:
+        """GET_PROTOCOL_FEATURES."""
+        return ProtocolFeature(_u64(self.query(Request.GET_PROTOCOL_FEATURES)))
+
+    def set_protocol_features(self, features: int) -> None:
+        """SET_PROTOCOL_FEATURES."""
+        self.send(Request.SET_PROTOCOL_FEATURES, U64.pack(features))
+        self.protocol_features = ProtocolFeature(features)
+
+    def negotiate(self, features: int, protocol: ProtocolFeature = PROTOCOL_FEATURES) -> int:
+        """Own the device and acknowledge what is offered out of `features` and `protocol`.
+
+        Returns the virtio features that are now in force.
+        """
+        self.set_owner()
+        offered = self.get_features()
+        accepted = offered & features
+        if offered & F_PROTOCOL_FEATURES:
+            self.set_protocol_features(self.get_protocol_features() & protocol)
+            accepted |= F_PROTOCOL_FEATURES
+        self.set_features(accepted)
+        return accepted & ~F_PROTOCOL_FEATURES
+
+    def get_queue_num(self) -> int:
+        """GET_QUEUE_NUM."""
+        return _u64(self.query(Request.GET_QUEUE_NUM))
+
+    def set_owner(self) -> None:
+        """SET_OWNER."""
+        self.tell(Request.SET_OWNER)
+
+    def reset_owner(self) -> None:
+        """RESET_OWNER."""
+        self.tell(Request.RESET_OWNER)
+
+    # Memory
+
+    def set_mem_table(self, regions: Iterable[RegionDescription]) -> None:
+        """SET_MEM_TABLE."""
+        regions = list(regions)
+        payload = MEMORY_HEADER.pack(len(regions), 0) + b"".join(
+            MEMORY_REGION.pack(r.guest_addr, r.size, r.user_addr, r.mmap_offset) for r in regions
+        )
+        self.tell(Request.SET_MEM_TABLE, payload, [region.fd for region in regions])
+
+    def get_max_mem_slots(self) -> int:
+        """GET_MAX_MEM_SLOTS."""
+        return _u64(self.query(Request.GET_MAX_MEM_SLOTS))
+
+    def add_mem_reg(self, region: RegionDescription) -> None:
+        """ADD_MEM_REG."""
+        self.tell(Request.ADD_MEM_REG, _single_region(region), [region.fd])
+
+    def rem_mem_reg(self, region: RegionDescription, *, with_fd: bool = False) -> None:
+        """REM_MEM_REG; some front-ends send a descriptor with it."""
+        fds = [region.fd] if with_fd else []
+        self.tell(Request.REM_MEM_REG, _single_region(region), fds)
+
+    # Vrings
+
+    def set_vring_num(self, index: int, size: int) -> None:
+        """SET_VRING_NUM."""
+        self.tell(Request.SET_VRING_NUM, VRING_STATE.pack(index, size))
+
+    def set_vring_addr(
+        self, index: int, desc: int, avail: int, used: int, flags: int = 0, log: int = 0
+    ) -> None:
+        """SET_VRING_ADDR; front-end user addresses."""
+        self.tell(Request.SET_VRING_ADDR, VRING_ADDR.pack(index, flags, desc, used, avail, log))
+
+    def set_vring_base(self, index: int, base: int) -> None:
+        """SET_VRING_BASE."""
+        self.tell(Request.SET_VRING_BASE, VRING_STATE.pack(index, base))
+
+    def get_vring_base(self, index: int) -> int:
+        """GET_VRING_BASE, which stops the vring."""
+        reply = self.query(Request.GET_VRING_BASE, VRING_STATE.pack(index, 0))
+        answered, base = VRING_STATE.unpack(reply)
+        if answered != index:
+            raise FrontendError(f"base of vring {answered} where {index} was asked for")
+        return int(base)
+
+    def set_vring_kick(self, index: int, fd: int | None) -> None:
+        """SET_VRING_KICK, which starts the vring."""
+        self._set_vring_fd(Request.SET_VRING_KICK, index, fd)
+
+    def set_vring_call(self, index: int, fd: int | None) -> None:
+        """SET_VRING_CALL."""
+        self._set_vring_fd(Request.SET_VRING_CALL, index, fd)
+
+    def set_vring_err(self, index: int, fd: int | None) -> None:
+        """SET_VRING_ERR."""
+        self._set_vring_fd(Request.SET_VRING_ERR, index, fd)
+
+    def _set_vring_fd(self, request: Request, index: int, fd: int | None) -> None:
+        if fd is None:
+            self.tell(request, U64.pack(index | VRING_NOFD))
+        else:
+            self.tell(request, U64.pack(index), [fd])
+
+    def set_vring_enable(self, index: int, enabled: bool) -> None:
+        """SET_VRING_ENABLE."""
+        self.tell(Request.SET_VRING_ENABLE, VRING_STATE.pack(index, enabled))
+
+    # Configuration space and channel
+
+    def get_config(self, offset: int, size: int) -> bytes:
+        """GET_CONFIG; raises RequestFailedError where the back-end answers with nothing."""
+        reply = self.query(
+            Request.GET_CONFIG, CONFIG_HEADER.pack(offset, size, 0) + bytes(size)
+        )
+        if not reply:
+            raise RequestFailedError(f"GET_CONFIG {offset}+{size}")
+        if CONFIG_HEADER.unpack_from(reply)[:2] != (offset, size):
+            raise FrontendError("GET_CONFIG answered for other bytes")
+        return reply[CONFIG_HEADER.size :]
+
+    def set_config(self, offset: int, data: bytes, flags: int = 0) -> None:
+        """SET_CONFIG."""
+        self.tell(Request.SET_CONFIG, CONFIG_HEADER.pack(offset, len(data), flags) + data)
+
+    def open_channel(self) -> socket.socket:
+        """SET_BACKEND_REQ_FD; returns our end of the channel."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.settimeout(self.socket.gettimeout())
+        try:
+            with theirs:
+                self.tell(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
+        except BaseException:
+            ours.close()
+            raise
+        return ours
+
+
+def _u64(payload: bytes) -> int:
+    (value,) = U64.unpack(payload)
+    return int(value)
+
+
+def _single_region(region: RegionDescription) -> bytes:
+    return SINGLE_REGION.pack(
+        0, region.guest_addr, region.size, region.user_addr, region.mmap_offset
+    )
+
+
+def receive_request(channel: socket.socket) -> tuple[int, bytes]:
+    """Receive one request of the back-end from `open_channel`'s socket."""
+    data = channel.recv(HEADER.size, socket.MSG_WAITALL)
+    if len(data) < HEADER.size:
+        raise ConnectionClosedError("the back-end closed its channel")
+    request, _flags, size = HEADER.unpack(data)
+    return request, channel.recv(size, socket.MSG_WAITALL) if size else b""
+
+
+def send_fds_split(connection: Connection, data: bytes, fds: Sequence[int]) -> None:
+    """Send a message one byte at a time; the descriptors go with the first byte."""
+    connection.send_raw(data[:1], fds)
+    for position in range(1, len(data)):
+        connection.send_raw(data[position : position + 1])
+
+
+def make_eventfd() -> int:
+    """Make an eventfd as front-ends do, non-blocking."""
+    return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""File I/O through io_uring.
+
+An operation takes a free slot, whose number travels through the kernel and comes back with the
+result. There are never more operations in flight than slots, nor more slots than places in the
+completion queue, so the queue can't overflow; what finds no slot waits in a backlog.
+
+What the kernel completes while submitting (cached reads, mostly) is reaped right after; the rest is
+announced by an eventfd which the loop watches.
+"""
+
+# ruff: noqa: D102 -- the methods are described by the contract, `AioEngine`.
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from vhostblk import engine as core
+from vhostblk.block.aio.engine import AioEngine, AioUnavailableError
+from vhostblk.block.completion import Completion
+from vhostblk.schema.block import BlockdevAioOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vhostblk.block.iovec import IoVec
+
+#: Submission queue entries, and operations in flight.
+QUEUE_ENTRIES = 256
+SLOTS = 1024
+#: Completions taken in one call.
+REAP_BATCH = 256
+
+
+class UringEngine(AioEngine):
+    """An io_uring and its slots."""
+
+    kind = BlockdevAioOptions.IO_URING
+
+    def __init__(self) -> None:
+        super().__init__()
+        compiled = core.load()
+        if compiled is None:
+            raise AioUnavailableError("the compiled engine is missing")
+        self._lib: Any = compiled.lib
+        self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        error = compiled.ffi.new("int *")
+        self._ring: Any = self._lib.vb_aio_open(QUEUE_ENTRIES, SLOTS, self._event_fd, error)
+        if self._ring == compiled.ffi.NULL:
+            os.close(self._event_fd)
+            raise AioUnavailableError(os.strerror(error[0]))
+        self._reaped: Any = compiled.ffi.new("struct vb_completion[]", REAP_BATCH)
+        self._unpack: Callable[[Any, int], list[Any]] = compiled.ffi.unpack
+        self._free = list(range(SLOTS))
+        #: By slot: who waits, and the memory in use.
+        self._waiting: list[Completion[int] | None] = [None] * SLOTS
+        self._memory: list[IoVec | None] = [None] * SLOTS
+        self._queued = 0
+        #: Operations without a slot: (completion, memory, function, arguments after the slot).
+        self._backlog: deque[
+            tuple[Completion[int], IoVec | None, Callable[..., int], tuple[Any, ...]]
+        ] = deque()
+        self._loop.add_reader(self._event_fd, self._on_event)
+
+    def preadv(self, fd: int, iov: IoVec, offset: int) -> Completion[int]:
+        return self._queue(self._lib.vb_aio_preadv, iov, fd, iov.address, iov.count, offset)
+
+    def pwritev(self, fd: int, iov: IoVec, offset: int) -> Completion[int]:
+        return self._queue(self._lib.vb_aio_pwritev, iov, fd, iov.address, iov.count, offset)
+
+    def fdatasync(self, fd: int) -> Completion[int]:
+        return self._queue(self._lib.vb_aio_fdatasync, None, fd)
+
+    def fallocate(self, fd: int, mode: int, offset: int, length: int) -> Completion[int]:
+        return self._queue(self._lib.vb_aio_fallocate, None, fd, mode, offset, length)
+
+    def _queue(
+        self, function: Callable[..., int], memory: IoVec | None, *arguments: Any
+    ) -> Completion[int]:
+        completion: Completion[int] = Completion()
+        if not self._free or self._backlog:
+            self._backlog.append((completion, memory, function, arguments))
+        else:
+            self._start(completion, memory, function, arguments)
+        return completion
+
+    def _start(
+        self,
+        completion: Completion[int],
+        memory: IoVec | None,
+        function: Callable[..., int],
+        arguments: tuple[Any, ...],
+    ) -> None:
+        slot = self._free[-1]
+        if function(self._ring, slot, *arguments) < 0:  # the submission queue is full
+            self._submit()
+            if function(self._ring, slot, *arguments) < 0:
+                self._backlog.append((completion, memory, function, arguments))
+                self._schedule_flush()
+                return
+        self._free.pop()
+        self._waiting[slot] = completion
+        self._memory[slot] = memory
+        self._queued += 1
+        if self._queued >= self._max_batch:
+            self._submit()
+        if not self._flush_scheduled:
+            self._schedule_flush()
+
+    def flush(self) -> None:
+        """Submit, and hand out what has completed meanwhile."""
+        self._flush_scheduled = False
+        if self._queued:
+            self._submit()
+        self._reap()
+
+    def _submit(self) -> None:
+        left = self._lib.vb_aio_submit(self._ring)
+        if left < 0:
+            # The ring itself is broken; requests can't be told apart any more.
+            raise OSError(-left, f"io_uring submission failed: {os.strerror(-left)}")
+        self._queued = left
+        if left:  # no memory in the kernel just now, or completions have to be reaped first
+            self._schedule_flush()
+
+    def _on_event(self) -> None:
+        try:
+            os.eventfd_read(self._event_fd)
+        except BlockingIOError:
+            pass
+        self._reap()
+
+    def _reap(self) -> None:
+        """Resume those whose operations have ended; they may queue new ones meanwhile."""
+        count = REAP_BATCH
+        while count == REAP_BATCH:
+            count = self._lib.vb_aio_reap(self._ring, self._reaped, REAP_BATCH)
+            for done in self._unpack(self._reaped, count) if count else ():
+                self._finish(done.slot, done.result)
+            while self._backlog and self._free:
+                left = len(self._backlog)
+                self._start(*self._backlog.popleft())
+                if len(self._backlog) == left:
+                    self._backlog.rotate(1)
+                    break
+
+    def _finish(self, slot: int, result: int) -> None:
+        completion = self._waiting[slot]
+        assert completion is not None, "a slot is in flight once"
+        self._waiting[slot] = None
+        self._memory[slot] = None
+        self._free.append(slot)
+        self._complete(completion, result)
+
+    async def close(self) -> None:
+        assert len(self._free) == SLOTS, "closed with operations in flight"
+        self._loop.remove_reader(self._event_fd)
+        self._lib.vb_aio_close(self._ring)
+        os.close(self._event_fd)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`file`: a regular file of the host."""
+
+# ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from vhostblk.block.drivers.posix import PosixNode
+from vhostblk.block.errors import BlockError
+from vhostblk.block.node import BlockStatus, Extent
+
+#: Sizes are whole sectors, as in QEMU: the last one is filled up with zeroes.
+SECTOR = 512
+
+
+class FileNode(PosixNode):
+    """A regular file."""
+
+    driver = "file"
+
+    def _check_type(self, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            raise BlockError(
+                f"'file' driver requires '{self.options.filename}' to be a regular file"
+            )
+
+    def _read_size(self) -> int:
+        return -(-os.fstat(self.fd).st_size // SECTOR) * SECTOR
+
+    def _discard_granularity(self) -> int:
+        return os.fstat(self.fd).st_blksize
+
+    async def block_status(self, offset: int, length: int) -> Extent:
+        is_data, found = await self._aio.call(lambda: find_run(self.fd, offset, length))
+        # Holes of other than whole blocks would make users read parts of blocks.
+        align = self.limits.request_alignment
+        if not is_data and found < length:
+            found = found // align * align
+            is_data = not found
+        if is_data:
+            found = min(-(-max(found, 1) // align) * align, length)
+        status = BlockStatus.DATA if is_data else BlockStatus.ZERO
+        status |= BlockStatus.OFFSET_VALID | BlockStatus.ALLOCATED
+        if offset + found == self.size:
+            status |= BlockStatus.EOF
+        return Extent(found, status, offset, self)
+
+
+def find_run(fd: int, offset: int, length: int) -> tuple[bool, int]:
+    """Tell whether there is data at `offset`, and how far it is so within `length` bytes."""
+    try:
+        data = os.lseek(fd, offset, os.SEEK_DATA)
+        if data > offset:
+            return False, min(data - offset, length)
+        return True, min(os.lseek(fd, offset, os.SEEK_HOLE) - offset, length)
+    except OSError as error:
+        # ENXIO: no data up to the end. Anything else: the file system doesn't know.
+        return error.errno != errno.ENXIO, length

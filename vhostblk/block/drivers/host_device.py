@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`host_device`: a block device of the host (a disk, a partition, a logical volume)."""
+
+# ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vhostblk.block.drivers.posix import FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, PosixNode
+from vhostblk.block.edge import os_error
+from vhostblk.block.errors import BlockError
+from vhostblk.block.node import BlockLimits, BlockStatus, Extent, WriteFlags
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# ioctl numbers, from <linux/fs.h>.
+BLKGETSIZE64 = 0x80081272
+BLKSSZGET = 0x1268
+BLKDISCARD = 0x1277
+BLKZEROOUT = 0x127F
+
+
+class HostDeviceNode(PosixNode):
+    """A block device."""
+
+    driver = "host_device"
+
+    def _check_type(self, status: os.stat_result) -> None:
+        if not stat.S_ISBLK(status.st_mode):
+            raise BlockError(
+                f"'host_device' driver requires '{self.options.filename}' to be a block device"
+            )
+
+    def _read_size(self) -> int:
+        return int(struct.unpack("Q", fcntl.ioctl(self.fd, BLKGETSIZE64, bytes(8)))[0])
+
+    def _inspect(self) -> None:
+        self._size = self._read_size()
+        sector = struct.unpack("i", fcntl.ioctl(self.fd, BLKSSZGET, bytes(4)))[0]
+        # Through the page cache, any bytes can be read and written.
+        align = max(sector, 512) if self.direct else 1
+        self.limits = BlockLimits(
+            request_alignment=align,
+            memory_alignment=align,
+            discard_granularity=self._queue_limit("discard_granularity"),
+            optimal_transfer=self._queue_limit("optimal_io_size"),
+        )
+
+    def _queue_limit(self, name: str) -> int:
+        """Read an attribute of the device's queue (or its disk's, for a partition); 0: unknown."""
+        number = os.fstat(self.fd).st_rdev
+        device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+        for queue in (device / "queue", device / ".." / "queue"):
+            try:
+                return int((queue / name).read_text())
+            except (OSError, ValueError):
+                continue
+        return 0
+
+    async def pwrite_zeroes(
+        self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
+    ) -> None:
+        if flags & WriteFlags.MAY_UNMAP and await self._try_mode(FALLOC_PUNCH_HOLE, offset, length):
+            return
+        if await self._try_mode(FALLOC_ZERO_RANGE, offset, length):
+            return
+        await self._range_ioctl(BLKZEROOUT, offset, length)
+
+    async def pdiscard(self, offset: int, length: int) -> None:
+        await self._range_ioctl(BLKDISCARD, offset, length)
+
+    async def _range_ioctl(self, request: int, offset: int, length: int) -> None:
+        try:
+            await self._aio.call(self._bind_ioctl(request, struct.pack("QQ", offset, length)))
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS):
+                raise os_error(errno.ENOTSUP) from error
+            raise
+
+    def _bind_ioctl(self, request: int, argument: bytes) -> Callable[[], object]:
+        return lambda: fcntl.ioctl(self.fd, request, argument)
+
+    async def block_status(self, offset: int, length: int) -> Extent:
+        status = BlockStatus.DATA | BlockStatus.OFFSET_VALID | BlockStatus.ALLOCATED
+        return Extent(length, status, offset, self)
+
+    async def truncate(self, size: int) -> None:
+        """Take over the device's size where it has been changed; we can't change it."""
+        self._size = self._read_size()
+        if size > self._size:
+            raise os_error(errno.EINVAL)
+        if size < self._size:
+            raise os_error(errno.ENOTSUP)

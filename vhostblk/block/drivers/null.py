@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`null-co` and `null-aio`: disks without storage, to measure and to test with.
+
+Writes go nowhere. Reads leave the memory as it is, unless `read-zeroes` is set.
+"""
+
+# ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Self
+
+from vhostblk.block.completion import Completion
+from vhostblk.block.errors import BlockError
+from vhostblk.block.node import BlockNode, BlockStatus, Extent, WriteFlags
+
+if TYPE_CHECKING:
+    from vhostblk.block.graph import Graph
+    from vhostblk.block.iovec import IoVec
+
+
+class NullNode(BlockNode):
+    """A disk that takes everything and keeps nothing."""
+
+    driver = "null-co"
+
+    def __init__(self, node_name: str, options: Any) -> None:
+        super().__init__(node_name, options)
+        self.read_only = options.read_only
+        self.native_flags = WriteFlags.FUA | WriteFlags.MAY_UNMAP  # nothing to be done for them
+        self._size: int = options.size
+        self._latency = options.latency_ns / 1e9
+        if not self._latency and self.driver == "null-co":
+            self.pwritev = self._pwritev_at_once  # type: ignore[method-assign]
+            if not options.read_zeroes:
+                self.preadv = self._preadv_at_once  # type: ignore[method-assign]
+
+    @classmethod
+    async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
+        if options.size < 0:
+            raise BlockError("size is invalid: it must not be negative")
+        if not 0 <= options.latency_ns < 1 << 63:
+            raise BlockError("latency-ns is invalid")
+        return cls(node_name, options)
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    async def _wait(self) -> None:
+        if self._latency:
+            await asyncio.sleep(self._latency)
+
+    async def preadv(self, offset: int, iov: IoVec) -> None:
+        await self._wait()
+        if self.options.read_zeroes:
+            iov.fill(0)
+
+    async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
+        await self._wait()
+
+    async def _preadv_at_once(self, offset: int, iov: IoVec) -> None:
+        pass
+
+    async def _pwritev_at_once(
+        self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE
+    ) -> None:
+        pass
+
+    async def pwrite_zeroes(
+        self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
+    ) -> None:
+        await self._wait()
+
+    async def pdiscard(self, offset: int, length: int) -> None:
+        await self._wait()
+
+    async def flush(self) -> None:
+        await self._wait()
+
+    async def block_status(self, offset: int, length: int) -> Extent:
+        status = BlockStatus.OFFSET_VALID
+        if self.options.read_zeroes:
+            status |= BlockStatus.ZERO
+        return Extent(length, status, offset, self)
+
+
+class NullAioNode(NullNode):
+    """As `null-co`, but completing from the event loop."""
+
+    driver = "null-aio"
+
+    async def _wait(self) -> None:
+        if self._latency:
+            await asyncio.sleep(self._latency)
+            return
+        done: Completion[None] = Completion()
+        asyncio.get_running_loop().call_soon(done.set_result, None)
+        await done

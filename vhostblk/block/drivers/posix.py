@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What regular files and block devices of the host have in common.
+
+The descriptor's number (`fd`) stays the same for the node's life, also when the file is reopened
+for writing, and offsets in the node are offsets in the file. So whoever does I/O on its own (the
+compiled engine) needs no more than these.
+"""
+
+# ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any, Self
+
+from vhostblk import engine as core
+from vhostblk.block.aio.engine import acquire, release
+from vhostblk.block.drivers.direct import probe_alignment
+from vhostblk.block.edge import os_error
+from vhostblk.block.errors import BlockError
+from vhostblk.block.locking import ImageLock, locking_wanted
+from vhostblk.block.node import BlockLimits, BlockNode, WriteFlags
+from vhostblk.block.permissions import Perm
+from vhostblk.schema.block import BlockdevAioOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vhostblk.block.aio.engine import AioEngine
+    from vhostblk.block.completion import Completion
+    from vhostblk.block.graph import Graph
+    from vhostblk.block.iovec import IoVec
+
+# fallocate(2) modes, from <linux/falloc.h>.
+FALLOC_KEEP_SIZE = 0x01
+FALLOC_PUNCH_HOLE = 0x02
+FALLOC_ZERO_RANGE = 0x10
+
+#: IOV_MAX of Linux.
+MAX_IOV = 1024
+#: Reads up to this long are first tried from the page cache, on the spot.
+INLINE_BYTES = 64 << 10
+#: After a miss, so many reads go to the engine straight away.
+INLINE_PAUSE = 16
+
+_WRITERS = Perm.WRITE | Perm.WRITE_UNCHANGED | Perm.RESIZE
+_AGAIN = (-errno.EAGAIN, -errno.EINTR)
+
+
+class PosixNode(BlockNode):
+    """A file or device that is read and written at offsets."""
+
+    def __init__(self, node_name: str, options: Any) -> None:
+        super().__init__(node_name, options)
+        self.read_only = options.read_only
+        self.direct: bool = options.cache.direct
+        self.fd = -1
+        self._size = 0
+        self._aio: AioEngine
+        self._lock: ImageLock | None = None
+        self._fd_writable = False
+        #: The errno of a flush that failed: what the kernel then dropped is gone.
+        self._flush_error = 0
+        #: fallocate modes that work here, as far as is known.
+        self._modes = {0, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE}
+        compiled = core.load()
+        self._inline: Any = compiled.lib.vb_preadv if compiled and not self.direct else None
+        self._inline_pause = 0
+
+    # Opening and closing.
+
+    @classmethod
+    async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
+        if options.aio is BlockdevAioOptions.NATIVE and not options.cache.direct:
+            raise BlockError(
+                "aio=native was specified, but it requires cache.direct=on, which was not "
+                "specified."
+            )
+        node = cls(node_name, options)
+        locking = locking_wanted(options.locking)
+        # With auto-read-only, `apply_permissions` reopens for the first writer.
+        node.fd = node._open_file(writable=not (options.read_only or options.auto_read_only))
+        try:
+            node._check_type(os.fstat(node.fd))
+            node._inspect()
+            if locking:
+                node._lock = ImageLock(node.fd, options.filename)
+            node._aio = acquire(options.aio)
+        except BaseException as error:
+            os.close(node.fd)
+            if isinstance(error, OSError):
+                raise BlockError(
+                    f"Could not open '{options.filename}': {error.strerror}"
+                ) from error
+            raise
+        node._aio.limit_batch(options.aio_max_batch)
+        return node
+
+    def _open_file(self, *, writable: bool) -> int:
+        """Open the file; raises BlockError."""
+        path = self.options.filename
+        # Without O_NONBLOCK, opening a FIFO by mistake would hang.
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            fd = os.open(path, flags | (os.O_DIRECT if self.direct else 0))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            if self.direct and isinstance(error, OSError) and error.errno == errno.EINVAL:
+                reason = "filesystem does not support O_DIRECT"
+            raise BlockError(f"Could not open '{path}': {reason}") from error
+        os.set_blocking(fd, True)
+        self._fd_writable = writable
+        return fd
+
+    def _check_type(self, status: os.stat_result) -> None:
+        """Raise BlockError where this is not a file for the driver."""
+        raise NotImplementedError
+
+    def _read_size(self) -> int:
+        """Ask the system for the size."""
+        raise NotImplementedError
+
+    def _discard_granularity(self) -> int:
+        return 0
+
+    def _inspect(self) -> None:
+        """Find out size and limits."""
+        self._size = self._read_size()
+        align = probe_alignment(self.fd) if self.direct else 1
+        self.limits = BlockLimits(
+            request_alignment=align,
+            # The kernel checks lengths of segments by the block size, too.
+            memory_alignment=align,
+            max_iov=MAX_IOV,
+            discard_granularity=self._discard_granularity(),
+        )
+
+    async def close(self) -> None:
+        await release(self._aio)
+        os.close(self.fd)
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def filename(self) -> str:
+        name: str = self.options.filename
+        return name
+
+    def apply_permissions(self, perm: Perm, shared: Perm) -> None:
+        if perm & _WRITERS and not self._fd_writable:
+            self._reopen_writable()
+        if self._lock is not None:
+            self._lock.acquire(perm, shared)
+
+    def _reopen_writable(self) -> None:
+        """Replace what the descriptor refers to; requests in flight keep the old open file."""
+        before = os.fstat(self.fd)
+        fd = self._open_file(writable=True)
+        try:
+            after = os.fstat(fd)
+            if (after.st_dev, after.st_ino) != (before.st_dev, before.st_ino):
+                self._fd_writable = False
+                raise BlockError(f"Could not open '{self.filename}': the file has been replaced")
+            if self._lock is not None:
+                self._lock.transfer(fd)
+            os.dup2(fd, self.fd, inheritable=False)
+            if self._lock is not None:
+                self._lock.set_fd(self.fd)
+        finally:
+            os.close(fd)
+
+    # Reading.
+
+    async def preadv(self, offset: int, iov: IoVec) -> None:
+        nbytes = iov.nbytes
+        if self._inline is not None and nbytes <= INLINE_BYTES:
+            if self._inline_pause:
+                self._inline_pause -= 1
+            else:
+                done = self._inline(self.fd, iov.address, iov.count, offset, os.RWF_NOWAIT)
+                if done == nbytes:
+                    return
+                self._inline_missed(done)
+        done = await self._aio.preadv(self.fd, iov, offset)
+        if done != nbytes:
+            await self._continue_read(offset, iov, done)
+
+    def _inline_missed(self, done: int) -> None:
+        """Wait before the next try, or give up where the file system can't."""
+        self._inline_pause = INLINE_PAUSE
+        if done < 0 and done not in _AGAIN:
+            self._inline = None
+
+    async def _continue_read(self, offset: int, iov: IoVec, result: int) -> None:
+        """Go on after a read that was short, or failed."""
+        position = 0
+        while True:
+            if result < 0 and result not in _AGAIN:
+                raise os_error(-result)
+            position += max(result, 0)
+            if position == iov.nbytes:
+                return
+            if result == 0 or position & (self.limits.request_alignment - 1):
+                iov.slice(position, iov.nbytes).fill(0)  # the end of the file
+                return
+            rest = iov.slice(position, iov.nbytes)
+            result = await self._aio.preadv(self.fd, rest, offset + position)
+
+    # Writing.
+
+    async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
+        done = await self._aio.pwritev(self.fd, iov, offset)
+        if done != iov.nbytes:
+            await self._continue_write(offset, iov, done)
+        if offset + iov.nbytes > self._size:
+            self._size = offset + iov.nbytes
+
+    async def _continue_write(self, offset: int, iov: IoVec, result: int) -> None:
+        """Go on after a write that was short, or failed."""
+        position = 0
+        while True:
+            if result < 0 and result not in _AGAIN:
+                raise os_error(-result)
+            if result == 0:
+                raise os_error(errno.ENOSPC)
+            position += max(result, 0)
+            if position == iov.nbytes:
+                return
+            position &= -self.limits.request_alignment  # a part of a block is written again
+            rest = iov.slice(position, iov.nbytes)
+            result = await self._aio.pwritev(self.fd, rest, offset + position)
+
+    async def pwrite_zeroes(
+        self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
+    ) -> None:
+        if offset + length > self._size:
+            old_size = self._size
+            await self.truncate(offset + length)
+            length = max(old_size - offset, 0)
+        if not length:
+            return
+        if flags & WriteFlags.MAY_UNMAP and await self._try_mode(FALLOC_PUNCH_HOLE, offset, length):
+            return
+        if await self._try_mode(FALLOC_ZERO_RANGE, offset, length):
+            return
+        # Where only holes can be made: make one, and give it storage again.
+        if await self._try_mode(FALLOC_PUNCH_HOLE, offset, length) and (
+            await self._try_mode(0, offset, length)
+        ):
+            return
+        raise os_error(errno.ENOTSUP)
+
+    async def pdiscard(self, offset: int, length: int) -> None:
+        if not await self._try_mode(FALLOC_PUNCH_HOLE, offset, length):
+            raise os_error(errno.ENOTSUP)
+
+    async def _try_mode(self, mode: int, offset: int, length: int) -> bool:
+        """Do fallocate(2) and tell whether the file system can; other errors are raised."""
+        if mode not in self._modes:
+            return False
+        result = await self._retry(
+            lambda: self._aio.fallocate(self.fd, mode | FALLOC_KEEP_SIZE, offset, length)
+        )
+        if result in (-errno.EOPNOTSUPP, -errno.ENOSYS, -errno.ENODEV):
+            self._modes.discard(mode)
+            return False
+        if result < 0:
+            raise os_error(-result)
+        return True
+
+    async def _retry(self, start: Callable[[], Completion[int]]) -> int:
+        while True:
+            result = await start()
+            if result not in _AGAIN:
+                return result
+
+    # The rest.
+
+    async def flush(self) -> None:
+        """fdatasync(2). Once it has failed, it fails for ever.
+
+        The kernel reports a write-back error once, and may have dropped the data by then; a later
+        success would say nothing about it.
+        """
+        if not self._fd_writable:
+            return
+        if not self._flush_error:
+            result = await self._retry(lambda: self._aio.fdatasync(self.fd))
+            if result == 0:
+                return
+            if self.direct:  # nothing of ours was in the page cache
+                raise os_error(-result)
+            self._flush_error = -result
+        raise os_error(self._flush_error)
+
+    async def truncate(self, size: int) -> None:
+        await self._aio.call(lambda: os.ftruncate(self.fd, size))
+        self._size = self._read_size()

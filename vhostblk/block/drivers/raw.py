@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`raw`: the bytes of another node as they are, or a window of them.
+
+Its requests have no alignment of their own: several windows may share a block of the node below,
+so read-modify-write has to happen there.
+"""
+
+# ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+from vhostblk.block.edge import os_error
+from vhostblk.block.errors import BlockError
+from vhostblk.block.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.permissions import Perm
+from vhostblk.schema.base import UNSET
+
+if TYPE_CHECKING:
+    from vhostblk.block.edge import Edge
+    from vhostblk.block.graph import Graph
+    from vhostblk.block.iovec import IoVec
+
+SECTOR = 512
+
+
+class RawNode(BlockNode):
+    """Bytes [offset, offset + size) of the child "file"."""
+
+    driver = "raw"
+
+    def __init__(self, node_name: str, options: Any) -> None:
+        super().__init__(node_name, options)
+        self.read_only = options.read_only
+        self.offset: int = options.offset
+        #: The window's length, where it is fixed.
+        self.length: int | None = None if options.size is UNSET else options.size
+        self._file: Edge
+        self.native_flags = WriteFlags.FUA  # by passing it on
+
+    @classmethod
+    async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
+        node = cls(node_name, options)
+        if node.length is not None and node.length % SECTOR:
+            raise BlockError(f"Specified size is not multiple of {SECTOR}")
+        if node.offset < 0 or (node.length or 0) < 0:
+            raise BlockError("raw: 'offset' and 'size' must not be negative")
+        child = await graph.open_child(node, "file", options.file)
+        node._file = node.children["file"]
+        node._check_window(child.size)
+        node.limits = BlockLimits(
+            discard_granularity=child.limits.discard_granularity,
+            optimal_transfer=child.limits.optimal_transfer,
+        )
+        if not node.is_window:
+            # The fast path: nothing to do but forward.
+            node.preadv = node._file.preadv  # type: ignore[method-assign]
+            node.pwritev = node._file.pwritev  # type: ignore[method-assign]
+        return node
+
+    def _check_window(self, available: int) -> None:
+        if self.offset > available:
+            raise BlockError(
+                f"Offset ({self.offset}) cannot be greater than size of the containing file "
+                f"({available})"
+            )
+        if self.length is not None and self.offset + self.length > available:
+            raise BlockError(
+                f"The sum of offset ({self.offset}) and size ({self.length}) has to be smaller or "
+                f"equal to the  actual size of the containing file ({available})"
+            )
+
+    @property
+    def is_window(self) -> bool:
+        """Tell whether less than the whole child is shown."""
+        return self.offset > 0 or self.length is not None
+
+    @property
+    def size(self) -> int:
+        available = self._file.node.size
+        if not self.is_window:
+            return available
+        if self.length is not None:
+            return self.length
+        return max(available - self.offset, 0) // SECTOR * SECTOR
+
+    def child_permissions(self, role: str, perm: Perm, shared: Perm) -> tuple[Perm, Perm]:
+        """Pass everything on; a window does not let others resize what it lies in."""
+        if self.is_window:
+            shared &= ~Perm.RESIZE
+        return perm, shared
+
+    async def preadv(self, offset: int, iov: IoVec) -> None:
+        await self._file.preadv(self.offset + offset, iov)
+
+    async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
+        if self.length is not None and offset + iov.nbytes > self.length:
+            raise os_error(errno.ENOSPC)
+        await self._file.pwritev(self.offset + offset, iov, flags)
+
+    async def pwrite_zeroes(
+        self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
+    ) -> None:
+        if self.length is not None and offset + length > self.length:
+            raise os_error(errno.ENOSPC)
+        await self._file.pwrite_zeroes(self.offset + offset, length, flags)
+
+    async def pdiscard(self, offset: int, length: int) -> None:
+        await self._file.pdiscard(self.offset + offset, length)
+
+    async def flush(self) -> None:
+        await self._file.flush()
+
+    async def block_status(self, offset: int, length: int) -> Extent:
+        extent = await self._file.block_status(self.offset + offset, length)
+        status = extent.status & ~BlockStatus.EOF
+        if offset + extent.length == self.size:
+            status |= BlockStatus.EOF
+        return replace(extent, status=status)
+
+    async def truncate(self, size: int) -> None:
+        if self.length is not None:
+            raise os_error(errno.ENOTSUP)
+        await self._file.truncate(self.offset + size)

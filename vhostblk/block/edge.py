@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Edge`: one use of a node, and the I/O that goes through it.
+
+An edge leads from a parent (a node or a `BlockBackend`) to a node and carries what the parent does
+with it and lets others do. Everything that is the same for all drivers happens here, once: bounds,
+read-only refusal, alignment, splitting, detect-zeroes, the discard option, FUA. The ordinary
+request takes none of that: `preadv()` and `pwritev()` are plain functions that look at a few
+integers and hand back the driver's own coroutine.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from vhostblk.block import shaping
+from vhostblk.block.node import BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.permissions import Perm
+from vhostblk.block.tracker import WriteTracker
+from vhostblk.schema.block import BlockdevDetectZeroesOptions, BlockdevDiscardOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from vhostblk.block.backend import BlockBackend
+    from vhostblk.block.iovec import IoVec
+
+
+def os_error(code: int) -> OSError:
+    """Make the OSError of an errno."""
+    return OSError(code, os.strerror(code))
+
+
+class Edge:
+    """`parent` uses `node` as its `role`.
+
+    `perm` and `shared` hold inside this process; `shared_outside` (a subset of `shared`) is what
+    is shared with other processes, by means of the image locks.
+    """
+
+    __slots__ = (
+        "_align_mask",
+        "_detect_zeroes",
+        "_max_iov",
+        "_max_transfer",
+        "_memory_alignment",
+        "_node_preadv",
+        "_node_pwritev",
+        "_plain_flags",
+        "node",
+        "parent",
+        "perm",
+        "role",
+        "shared",
+        "shared_outside",
+    )
+
+    def __init__(
+        self,
+        parent: BlockNode | BlockBackend,
+        role: str,
+        node: BlockNode,
+        perm: Perm = Perm.NONE,
+        shared: Perm = Perm.ALL,
+        shared_outside: Perm = Perm.ALL,
+    ) -> None:
+        self.parent = parent
+        self.role = role
+        self.node = node
+        self.perm = perm
+        self.shared = shared
+        self.shared_outside = shared_outside
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over the node's limits and options again, after they or the permissions changed."""
+        node = self.node
+        limits = node.limits
+        self._align_mask = limits.request_alignment - 1
+        self._memory_alignment = limits.memory_alignment
+        self._max_transfer = limits.max_transfer or sys.maxsize
+        self._max_iov = limits.max_iov
+        self._detect_zeroes = node.options.detect_zeroes is not BlockdevDetectZeroesOptions.OFF
+        if self._align_mask and node.write_tracker is None:
+            node.write_tracker = WriteTracker()
+        self._node_preadv = node.preadv
+        self._node_pwritev = node.pwritev
+        #: Flags that a write may have on the fast path; -1 where there is none.
+        self._plain_flags = int(node.native_flags)
+        if not self.writable or node.write_tracker is not None or self._detect_zeroes:
+            self._plain_flags = -1
+
+    @property
+    def writable(self) -> bool:
+        """Tell whether the parent may write."""
+        return bool(self.perm & Perm.WRITE) and not self.node.read_only
+
+    @property
+    def parent_is_node(self) -> bool:
+        """Tell a node from a `BlockBackend`, for which nothing is past the end."""
+        return isinstance(self.parent, BlockNode)
+
+    def describe(self) -> str:
+        """Say who uses what as what, in QEMU's words."""
+        return (
+            f"{self.parent.description} (uses node '{self.node.node_name}' as '{self.role}' child)"
+        )
+
+    # Reading.
+
+    def preadv(self, offset: int, iov: IoVec) -> Coroutine[object, object, None]:
+        """Fill all of `iov` from `offset`."""
+        nbytes = iov.nbytes
+        if (
+            (offset | nbytes) & self._align_mask
+            or offset < 0
+            or offset + nbytes > self.node.size
+            or nbytes > self._max_transfer
+            or iov.count > self._max_iov
+            or (self._memory_alignment > 1 and not iov.aligned(self._memory_alignment))
+        ):
+            return self._preadv_shaped(offset, iov)
+        return self._node_preadv(offset, iov)
+
+    async def _preadv_shaped(self, offset: int, iov: IoVec) -> None:
+        inside = min(max(self.node.size - offset, 0), iov.nbytes)
+        if offset < 0 or (inside < iov.nbytes and not self.parent_is_node):
+            raise os_error(errno.EIO)
+        if inside:
+            await shaping.read(self.node, offset, iov.slice(0, inside))
+        if inside < iov.nbytes:  # past the end of its file a format reads zeroes
+            iov.slice(inside, iov.nbytes).fill(0)
+
+    # Writing.
+
+    def pwritev(
+        self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE
+    ) -> Coroutine[object, object, None]:
+        """Write all of `iov` at `offset`."""
+        nbytes = iov.nbytes
+        if (
+            self._plain_flags < 0
+            or (flags and int(flags) & ~self._plain_flags)
+            or offset < 0
+            or offset + nbytes > self.node.size
+            or nbytes > self._max_transfer
+            or iov.count > self._max_iov
+            or (self._memory_alignment > 1 and not iov.aligned(self._memory_alignment))
+        ):
+            return self._pwritev_shaped(offset, iov, flags)
+        return self._node_pwritev(offset, iov, flags)
+
+    async def _pwritev_shaped(self, offset: int, iov: IoVec, flags: WriteFlags) -> None:
+        self._check_write(offset, iov.nbytes)
+        if self._detect_zeroes and iov.nbytes and iov.is_zero():
+            if self.node.options.detect_zeroes is BlockdevDetectZeroesOptions.UNMAP:
+                flags |= WriteFlags.MAY_UNMAP
+            await self.pwrite_zeroes(offset, iov.nbytes, flags)
+            return
+        size = self.node.size
+        await shaping.write(self.node, offset, iov, flags & self.node.native_flags)
+        await self._finish_write(flags, size)
+
+    async def pwrite_zeroes(
+        self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
+    ) -> None:
+        """Make a range read as zeroes, whether or not the driver knows how to."""
+        self._check_write(offset, length)
+        node = self.node
+        if node.options.discard is not BlockdevDiscardOptions.UNMAP:
+            flags &= ~WriteFlags.MAY_UNMAP
+        size = node.size
+        if length:
+            passed = (
+                flags if flags & WriteFlags.FUA & node.native_flags else flags & ~WriteFlags.FUA
+            )
+            await shaping.write_zeroes(node, offset, length, passed)
+        await self._finish_write(flags, size)
+
+    async def pdiscard(self, offset: int, length: int) -> None:
+        """Forget a range, if the node's `discard` option lets it."""
+        self._check_write(offset, length)
+        if self.node.options.discard is BlockdevDiscardOptions.UNMAP:
+            await shaping.discard(self.node, offset, length)
+
+    def _check_write(self, offset: int, length: int) -> None:
+        if not self.writable:
+            raise os_error(errno.EPERM)
+        if offset < 0 or length < 0:
+            raise os_error(errno.EIO)
+        if offset + length > self.node.size and not (
+            self.perm & Perm.RESIZE and self.parent_is_node
+        ):
+            raise os_error(errno.EIO)
+
+    async def _finish_write(self, flags: WriteFlags, old_size: int) -> None:
+        if self.node.size != old_size:
+            notify_resize(self.node)
+        if flags & WriteFlags.FUA and not self.node.native_flags & WriteFlags.FUA:
+            await self.flush()
+
+    # The rest.
+
+    async def flush(self) -> None:
+        """Put completed writes on stable storage."""
+        node = self.node
+        if not node.options.cache.no_flush:
+            await node.flush()
+            return
+        for child in node.children.values():
+            await child.flush()
+
+    async def block_status(self, offset: int, length: int) -> Extent:
+        """Describe a run at `offset`, of at most `length` bytes."""
+        if offset < 0 or length < 0:
+            raise os_error(errno.EINVAL)
+        inside = min(length, self.node.size - offset)
+        if inside <= 0:
+            return Extent(length, BlockStatus.ZERO | BlockStatus.EOF)
+        return await self.node.block_status(offset, inside)
+
+    async def truncate(self, size: int) -> None:
+        """Change the node's length to `size` bytes, and tell all who use it."""
+        if size < 0:
+            raise os_error(errno.EINVAL)
+        if self.node.read_only or not self.perm & Perm.RESIZE:
+            raise os_error(errno.EACCES)
+        old_size = self.node.size
+        await self.node.truncate(size)
+        if self.node.size != old_size:
+            notify_resize(self.node)
+
+
+def notify_resize(node: BlockNode) -> None:
+    """Tell everyone above that a node has another size now."""
+    for edge in list(node.parents):
+        if isinstance(edge.parent, BlockNode):
+            notify_resize(edge.parent)
+        else:
+            edge.parent.child_resized()

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process ID file: written when clients may connect, locked as long as the process lives.
+
+The lock is the one that QEMU takes (a record lock on the whole file, fcntl(2)), so the two exclude
+each other. Record locks belong to the process: take it after the last fork.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+from vhostblk.cli.errors import StartupError
+
+
+class PidFile:
+    """A locked file with this process's number in it."""
+
+    def __init__(self, path: str) -> None:
+        """Create or take over the file; raises StartupError, and then has changed nothing."""
+        try:
+            self._fd = _open_locked(path)
+        except StartupError as error:
+            raise StartupError(f"cannot create PID file: {error}") from error
+        # The working directory may change before the end.
+        self._path = Path(path).absolute()
+        try:
+            os.ftruncate(self._fd, 0)
+            os.write(self._fd, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+                return  # a terminal, /dev/null: nothing to truncate
+            self.remove()
+            raise StartupError(
+                f"cannot create PID file: Failed to write pid file: {error.strerror}"
+            ) from error
+
+    def remove(self) -> None:
+        """Delete the file, if it is still the one that was made, and give the lock back."""
+        try:
+            ours = os.fstat(self._fd)
+            there = self._path.lstat()
+            if stat.S_ISREG(ours.st_mode) and os.path.samestat(ours, there):
+                self._path.unlink()
+        except OSError:
+            pass  # gone, or not ours to delete: nothing to be done about it at the end
+        os.close(self._fd)
+
+
+def _open_locked(path: str) -> int:
+    """Open and lock; starts again where the file was deleted in between, by its last owner."""
+    while True:
+        try:
+            fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StartupError(f"Could not create '{path}': {error.strerror}") from error
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            raise StartupError(f"Cannot lock pid file: {os.strerror(error.errno or 0)}") from error
+        try:
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        except FileNotFoundError:
+            pass
+        os.close(fd)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon as a process: options carried out in order, signals, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+import signal
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from vhostblk.cli.pidfile import PidFile
+from vhostblk.cli.short_form import choose_node, image_blockdev, short_export
+from vhostblk.daemon import Daemon
+from vhostblk.errors import VhostblkError
+from vhostblk.schema.errors import HelpRequestedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vhostblk.cli.arguments import Arguments, Step
+    from vhostblk.cli.daemonize import Readiness
+
+#: Finish what is in flight, flush and exit.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _HelpPrintedError(Exception):
+    """Not an error: an option asked for help and got it, so that is all there is to do."""
+
+
+def run(arguments: Arguments, readiness: Readiness | None) -> int:
+    """Serve until a signal comes; raises VhostblkError when start-up or the end fails."""
+    logging.basicConfig(format="vhostblk: %(message)s")
+    try:
+        asyncio.run(_serve(arguments, readiness))
+    except _HelpPrintedError:
+        pass
+    return 0
+
+
+async def _serve(arguments: Arguments, readiness: Readiness | None) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    pidfile = None
+    try:
+        async with Daemon() as daemon:
+            if await _build_unless_stopped(daemon, arguments, stop):
+                if arguments.pidfile is not None:
+                    pidfile = PidFile(arguments.pidfile)
+                _tell_ready(daemon, readiness)
+                await stop.wait()
+    finally:
+        if pidfile is not None:
+            pidfile.remove()
+
+
+async def _build_unless_stopped(daemon: Daemon, arguments: Arguments, stop: asyncio.Event) -> bool:
+    """Build the daemon; False when a signal put an end to that."""
+    building = asyncio.create_task(_build(daemon, arguments))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({building, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    building.cancel()  # no effect where it is done
+    try:
+        await building
+    except asyncio.CancelledError:
+        return False
+    return not stop.is_set()
+
+
+async def _build(daemon: Daemon, arguments: Arguments) -> None:
+    """Carry out the options in the order given, the short form last."""
+    for step in arguments.steps:
+        with _located(step.location), _answering_help(step):
+            if step.option == "object":
+                daemon.add_object(step.value)
+            elif step.option == "blockdev":
+                await daemon.add_blockdev(step.value)
+            else:
+                await daemon.add_export(step.value)
+    if arguments.address is not None:
+        await _build_short_form(daemon, arguments.image, arguments.address)
+
+
+async def _build_short_form(daemon: Daemon, image: str | None, address: Step) -> None:
+    with _located(address.location), _answering_help(address):
+        export = short_export(address.value)
+    if image is None:
+        with _located(address.location):
+            export = choose_node(export, daemon.graph)
+    else:
+        with _located(image):
+            node = await daemon.add_blockdev(image_blockdev(image, export))
+        export = choose_node(export, daemon.graph, node.node_name)
+    with _located(address.location):
+        await daemon.add_export(export)
+
+
+@contextmanager
+def _located(location: str) -> Iterator[None]:
+    """Put what the user wrote before the reason why it can't be done."""
+    try:
+        yield
+    except (HelpRequestedError, _HelpPrintedError):
+        raise
+    except VhostblkError as error:
+        raise VhostblkError(f"{location}: {error}") from error
+    except OSError as error:
+        raise VhostblkError(f"{location}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _answering_help(step: Step) -> Iterator[None]:
+    try:
+        yield
+    except HelpRequestedError as request:
+        from vhostblk.cli.help import option_help
+
+        print(option_help(step.option, request.options))
+        raise _HelpPrintedError from None
+
+
+def _tell_ready(daemon: Daemon, readiness: Readiness | None) -> None:
+    """Tell the parent, or the user at a terminal, that clients may connect."""
+    if readiness is not None:
+        readiness.announce()
+    elif sys.stderr.isatty():
+        for export_id, arguments in daemon.connect_hints().items():
+            words = shlex.join(["qemu-system-x86_64", *arguments])
+            print(f"vhostblk: to connect export '{export_id}': {words}", file=sys.stderr)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The short form: `vhostblk IMAGE --addr...`, and `--addr...` after one `--blockdev`.
+
+It is turned into the options of the long form: an image becomes a `raw` node over `file` or
+`host_device`, read-only unless the export is writable.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from vhostblk.block.node import BlockNode
+from vhostblk.cli.errors import UsageError
+from vhostblk.schema.block import (
+    BlockdevOptionsFile,
+    BlockdevOptionsHostDevice,
+    BlockdevOptionsRaw,
+)
+from vhostblk.schema.options import export_options
+
+if TYPE_CHECKING:
+    from vhostblk.block.graph import Graph
+    from vhostblk.schema.export import BlockExportOptions
+
+#: Name of the node, and id of the export, that the short form makes.
+NAME = "disk"
+
+#: A node name that no user can give: none was given.
+_NO_NODE = "#none"
+
+
+def short_export(address: str) -> BlockExportOptions:
+    """Return the export that the properties after `--` describe; raises OptionError."""
+    return export_options(f"type=vhost-user-blk,id={NAME},node-name={_NO_NODE},{address}")
+
+
+def image_blockdev(image: str, export: BlockExportOptions) -> BlockdevOptionsRaw:
+    """Return the definition of the image's node; raises UsageError where it can't be a disk."""
+    try:
+        mode = os.stat(image).st_mode
+    except OSError as error:
+        raise UsageError(f"Could not open '{image}': {error.strerror}") from error
+    if stat.S_ISREG(mode):
+        protocol = BlockdevOptionsFile
+    elif stat.S_ISBLK(mode):
+        protocol = BlockdevOptionsHostDevice
+    else:
+        raise UsageError(f"'{image}' is neither a regular file nor a block device")
+    name = NAME if export.node_name == _NO_NODE else export.node_name
+    return BlockdevOptionsRaw(
+        node_name=name, read_only=not export.writable, file=protocol(filename=image)
+    )
+
+
+def choose_node(
+    export: BlockExportOptions, graph: Graph, image_node: str | None = None
+) -> BlockExportOptions:
+    """Return the export of a node: the one named, the image's, or the only root of the graph."""
+    if export.node_name != _NO_NODE:
+        return export
+    if image_node is not None:
+        return replace(export, node_name=image_node)
+    roots = [
+        node.node_name
+        for node in graph
+        if not any(isinstance(edge.parent, BlockNode) for edge in node.parents)
+    ]
+    if len(roots) != 1:
+        names = ", ".join(f"'{name}'" for name in roots)
+        raise UsageError(f"node-name is missing: it may be one of {names}")
+    return replace(export, node_name=roots[0])

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* File I/O. Calls return a count or 0, or -errno. Addresses are those of `struct iovec` arrays. */
+
+/* At once, on the calling thread. */
+int64_t vb_preadv(int fd, uintptr_t iov, unsigned count, int64_t offset, int flags);
+int64_t vb_pwritev(int fd, uintptr_t iov, unsigned count, int64_t offset, int flags);
+
+/* An io_uring and what it has completed. One thread uses it. */
+struct vb_completion {
+    uint32_t slot;
+    int32_t result;
+};
+
+struct vb_aio;
+
+/* Completions are also announced by `event_fd`. NULL: *error is the errno. */
+struct vb_aio *vb_aio_open(unsigned entries, unsigned completions, int event_fd, int *error);
+void vb_aio_close(struct vb_aio *aio);
+
+/* Queue an operation; `slot` comes back with its completion. -EBUSY: the queue is full. */
+int vb_aio_preadv(struct vb_aio *aio, uint32_t slot, int fd, uintptr_t iov, unsigned count,
+                  int64_t offset);
+int vb_aio_pwritev(struct vb_aio *aio, uint32_t slot, int fd, uintptr_t iov, unsigned count,
+                   int64_t offset);
+int vb_aio_fdatasync(struct vb_aio *aio, uint32_t slot, int fd);
+int vb_aio_fallocate(struct vb_aio *aio, uint32_t slot, int fd, int mode, int64_t offset,
+                     int64_t length);
+
+/* Submit what is queued. Returns how many operations are still queued. */
+int vb_aio_submit(struct vb_aio *aio);
+
+/* Take up to `limit` completions; returns how many. */
+int vb_aio_reap(struct vb_aio *aio, struct vb_completion *completions, unsigned limit);

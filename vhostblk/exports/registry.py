@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From export options to an export: checks, the block backend, the class.
+
+Export classes are imported when the first export of their type is made, because they bring heavy
+libraries with them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vhostblk.block.backend import BlockBackend
+from vhostblk.block.errors import BlockError
+from vhostblk.block.permissions import Perm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vhostblk.block.graph import Graph
+    from vhostblk.exports.base import Export
+    from vhostblk.schema.export import BlockExportOptions
+
+
+def _vhost_user_blk() -> Callable[[Any, BlockBackend], Export]:
+    from vhostblk.exports.vhost_user_blk import VhostUserBlkExport
+
+    return VhostUserBlkExport
+
+
+#: What imports an export type's class, by `BlockExportType`.
+EXPORT_TYPES: dict[str, Callable[[], Callable[[Any, BlockBackend], Export]]] = {
+    "vhost-user-blk": _vhost_user_blk,
+}
+
+
+async def start_export(options: BlockExportOptions, graph: Graph) -> Export:
+    """Attach a block backend to the node, make the export and start it.
+
+    Raises VhostblkError, and then leaves nothing behind. Whoever stops the export then detaches
+    `export.backend`.
+    """
+    backend = _attach_backend(options, graph)
+    try:
+        tag = options.__struct_config__.tag
+        export = EXPORT_TYPES[str(tag)]()(options, backend)
+        await export.start()
+    except BaseException:
+        await backend.detach()
+        raise
+    return export
+
+
+def _attach_backend(options: BlockExportOptions, graph: Graph) -> BlockBackend:
+    node = graph.find(options.node_name)
+    if options.writable and node.read_only:
+        raise BlockError("Cannot export read-only node as writable")
+    perm = Perm.CONSISTENT_READ
+    shared_outside = Perm.ALL
+    if options.writable:
+        perm |= Perm.WRITE
+        if not options.share_rw:
+            shared_outside &= ~(Perm.WRITE | Perm.RESIZE)
+    backend = BlockBackend(options.id, perm, Perm.ALL, shared_outside)
+    backend.enable_write_cache = not options.writethrough
+    backend.attach(graph, node)
+    return backend

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vhost-user-blk export: a block backend as a virtio disk, over a vhost-user socket.
+
+`VhostUserBlkExport` is the export; `VhostUserBlkBackend` is the device behind its server: it owns
+guest memory and the queues of the front-end that is connected. numpy and all that needs it are
+imported with the first front-end, so that start-up stays short.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+from vhostblk.errors import VhostblkError
+from vhostblk.exports.base import Export
+from vhostblk.ratelimit import RateLimitedLogger
+from vhostblk.schema.base import UNSET
+from vhostblk.schema.socket import FdSocketAddress, UnixSocketAddress
+from vhostblk.vhost_user.errors import VhostUserError
+from vhostblk.vhost_user.listener import FdAddress, ListenAddress, UnixAddress
+from vhostblk.vhost_user.server import VhostUserServer
+from vhostblk.virtio_blk.eventfd import adopt_eventfd
+from vhostblk.virtio_blk.features import Feature
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from vhostblk.block.backend import BlockBackend
+    from vhostblk.schema.export import BlockExportOptionsVhostUserBlk
+    from vhostblk.vhost_user.backend import BackendChannel, RegionDescription, VringConfig
+    from vhostblk.vhost_user.memory import GuestMemory, MemoryRegion
+    from vhostblk.virtio_blk.queue import BlkQueue
+
+logger = logging.getLogger(__name__)
+
+#: The queue size that QEMU's front-end uses unless told otherwise.
+DEFAULT_QUEUE_SIZE = 128
+
+#: What QEMU's export answers to GET_ID.
+DEFAULT_SERIAL = "vhost_user_blk"
+
+
+class VhostUserBlkExport(Export):
+    """One vhost-user-blk device, for one front-end at a time."""
+
+    type: ClassVar[str] = "vhost-user-blk"
+
+    def __init__(self, options: BlockExportOptionsVhostUserBlk, backend: BlockBackend) -> None:
+        """Raises VhostblkError where the node can't be shown as such a device."""
+        super().__init__(options.id, backend)
+        block = options.logical_block_size
+        if backend.size % block:
+            raise VhostblkError(
+                f"Cannot export '{backend.node.filename}': its size of {backend.size} bytes is "
+                f"not a multiple of the logical block size, {block}"
+            )
+        self.device = VhostUserBlkBackend(options, backend)
+        self._server = VhostUserServer(_listen_address(options), self.device, options.id)
+
+    async def start(self) -> None:
+        """Begin to listen."""
+        await self._server.start()
+        self.backend.add_drain_listener(self.device)
+        self.backend.on_resize(self.device.resized)
+
+    async def stop(self) -> None:
+        """Disconnect the front-end, with its requests finished, and stop listening."""
+        await self._server.stop()
+        if self.backend.writable:
+            await self.backend.flush()
+
+
+class VhostUserBlkBackend:
+    """The device behind the server; see `vhostblk.vhost_user.backend.Backend` for the contract."""
+
+    def __init__(self, options: BlockExportOptionsVhostUserBlk, backend: BlockBackend) -> None:
+        self._options = options
+        self._backend = backend
+        self._log = RateLimitedLogger(logger, f"export '{options.id}': ")
+        self._default_write_cache = backend.enable_write_cache
+        self._features = 0
+        self._memory: GuestMemory | None = None
+        self._queues: dict[int, BlkQueue] = {}
+        self._enabled: set[int] = set()
+        self._call_fds: dict[int, int] = {}
+        self._err_fds: dict[int, int] = {}
+        self._drained = False
+        self._channel: BackendChannel | None = None
+
+    # What is offered.
+
+    @property
+    def device_features(self) -> int:
+        """The features of this device, after its options."""
+        offered = [
+            Feature.VERSION_1,
+            Feature.RING_INDIRECT_DESC,
+            Feature.RING_EVENT_IDX,
+            Feature.SEG_MAX,
+            Feature.BLK_SIZE,
+            Feature.TOPOLOGY,
+            Feature.FLUSH,
+            Feature.CONFIG_WCE,
+        ]
+        if self.num_queues > 1:
+            offered.append(Feature.MQ)
+        if self._options.writable:
+            offered += [Feature.DISCARD, Feature.WRITE_ZEROES]
+        else:
+            offered.append(Feature.RO)
+        return sum(feature.mask for feature in offered)
+
+    @property
+    def num_queues(self) -> int:
+        """How many queues a front-end may use."""
+        return self._options.num_queues
+
+    def get_config(self, offset: int, size: int) -> bytes:
+        """Return a part of the configuration space, zeroes past its end."""
+        from vhostblk.virtio_blk.config import DeviceProperties, encode_config
+
+        queue_size = self._options.queue_size
+        limits = self._backend.limits
+        config = encode_config(
+            DeviceProperties(
+                size=self._backend.size,
+                logical_block_size=self._options.logical_block_size,
+                num_queues=self.num_queues,
+                queue_size=DEFAULT_QUEUE_SIZE if queue_size is UNSET else queue_size,
+                discard_granularity=limits.discard_granularity,
+                optimal_transfer=limits.optimal_transfer,
+            ),
+            write_cache=self._backend.enable_write_cache,
+        )
+        return config[offset : offset + size].ljust(size, b"\0")
+
+    def set_config(self, offset: int, data: bytes) -> None:
+        """Turn the write cache on or off, the one thing that a driver may write."""
+        from vhostblk.virtio_blk.layout import CONFIG_WRITEBACK_OFFSET
+
+        if offset != CONFIG_WRITEBACK_OFFSET or len(data) != 1 or data[0] > 1:
+            raise VhostUserError(
+                f"configuration space: {len(data)} bytes at {offset} are not writable"
+            )
+        self._backend.enable_write_cache = bool(data[0])
+
+    def set_features(self, features: int) -> None:
+        """Take the features that the driver acknowledged.
+
+        A driver that can neither flush nor set the cache mode is promised write-through (VIRTIO
+        1.3, 5.2.5.2).
+        """
+        self._features = features
+        if not features & (Feature.FLUSH.mask | Feature.CONFIG_WCE.mask):
+            self._backend.enable_write_cache = False
+
+    # Guest memory.
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The memory table."""
+        from vhostblk.vhost_user.memory import GuestMemory
+
+        if self._memory is None:
+            self._memory = GuestMemory()
+        return self._memory
+
+    async def set_memory(self, regions: Sequence[RegionDescription]) -> None:
+        """Replace the whole table."""
+        from vhostblk.vhost_user.memory import GuestMemory
+
+        await self._change_memory(GuestMemory(_map_all(regions)))
+
+    async def add_region(self, region: RegionDescription) -> None:
+        """Add one region."""
+        await self._change_memory(self.memory.with_region(_map_all([region])[0]))
+
+    async def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
+        """Remove one region."""
+        await self._change_memory(self.memory.without_region(guest_addr, size, user_addr))
+
+    async def _change_memory(self, memory: GuestMemory) -> None:
+        """Move the running queues to a new table between two requests."""
+        async with self._quiet_queues() as queues:
+            for queue in queues:
+                queue.move(memory)
+            self._memory = memory
+
+    @asynccontextmanager
+    async def _quiet_queues(self) -> AsyncIterator[list[BlkQueue]]:
+        queues = list(self._queues.values())
+        for queue in queues:
+            queue.hold()
+        try:
+            for queue in queues:
+                await queue.wait_idle()
+            yield queues
+        finally:
+            for queue in queues:
+                queue.release()
+
+    # Queues.
+
+    async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
+        """Start a queue."""
+        from vhostblk.virtio_blk.device import BlkDevice
+        from vhostblk.virtio_blk.queue import BlkQueue
+        from vhostblk.virtqueue.split import SplitQueue
+
+        kick = None if kick_fd is None else adopt_eventfd(kick_fd, "kick")
+        index = config.index
+        try:
+            event_idx = bool(self._features & Feature.RING_EVENT_IDX.mask)
+            ring = SplitQueue(config, self.memory, event_idx=event_idx)
+        except VhostblkError:
+            if kick is not None:
+                os.close(kick)
+            raise
+        serial = self._options.serial
+        device = BlkDevice(
+            self._backend,
+            serial=(DEFAULT_SERIAL if serial is UNSET else serial).encode("ascii"),
+            writable=self._options.writable,
+            logical_block_size=self._options.logical_block_size,
+        )
+        queue = BlkQueue(index, ring, device, kick, self._log)
+        if index not in self._enabled:
+            queue.hold()
+        if self._drained:
+            queue.hold()
+        self._queues[index] = queue
+        if index in self._err_fds:
+            queue.set_err(self._err_fds[index])
+        queue.start()
+        if index in self._call_fds:
+            queue.set_call(self._call_fds[index])
+
+    async def stop_vring(self, index: int) -> int:
+        """Finish what is in flight; return the next avail index."""
+        queue = self._queues[index]
+        next_avail = await queue.stop()
+        del self._queues[index]
+        self.set_vring_call(index, None)
+        return next_avail
+
+    def set_vring_enabled(self, index: int, enabled: bool) -> None:
+        """Let a queue be processed or not."""
+        if enabled == (index in self._enabled):
+            return
+        queue = self._queues.get(index)
+        if enabled:
+            self._enabled.add(index)
+            if queue is not None:
+                queue.release()
+        else:
+            self._enabled.discard(index)
+            if queue is not None:
+                queue.hold()
+
+    def set_vring_call(self, index: int, fd: int | None) -> None:
+        """Set the descriptor that notifies the guest."""
+        self._replace(self._call_fds, index, None if fd is None else adopt_eventfd(fd, "call"))
+        queue = self._queues.get(index)
+        if queue is not None:
+            queue.set_call(self._call_fds.get(index))
+
+    def set_vring_err(self, index: int, fd: int | None) -> None:
+        """Set the descriptor that tells the front-end of a broken queue."""
+        self._replace(self._err_fds, index, None if fd is None else adopt_eventfd(fd, "error"))
+        queue = self._queues.get(index)
+        if queue is not None:
+            queue.set_err(self._err_fds.get(index))
+
+    def _replace(self, fds: dict[int, int], index: int, fd: int | None) -> None:
+        old = fds.pop(index, None)
+        if fd is not None:
+            fds[index] = fd
+        if old is not None:
+            os.close(old)
+
+    # The front-end and the block layer.
+
+    def set_channel(self, channel: BackendChannel | None) -> None:
+        """Set the way to tell the front-end of changes."""
+        self._channel = channel
+
+    def resized(self) -> None:
+        """Tell the front-end that the configuration space has changed."""
+        if self._channel is not None:
+            self._channel.config_changed()
+
+    def drained_begin(self) -> None:
+        """Take no more requests: the block graph is about to change."""
+        self._drained = True
+        for queue in self._queues.values():
+            queue.hold()
+
+    def drained_end(self) -> None:
+        """Go on."""
+        self._drained = False
+        for queue in self._queues.values():
+            queue.release()
+
+    async def reset(self) -> None:
+        """Forget the front-end: finish its requests, close its descriptors, unmap its memory."""
+        for index in list(self._queues):
+            await self.stop_vring(index)
+        for fds in (self._call_fds, self._err_fds):
+            for fd in fds.values():
+                os.close(fd)
+            fds.clear()
+        self._enabled.clear()
+        self._memory = None
+        self._channel = None
+        self._features = 0
+        self._backend.enable_write_cache = self._default_write_cache
+
+
+def _listen_address(options: BlockExportOptionsVhostUserBlk) -> ListenAddress:
+    match options.addr:
+        case UnixSocketAddress(path=path):
+            return UnixAddress(path)
+        case FdSocketAddress(fd=fd):
+            return FdAddress(fd)
+    raise VhostblkError("Only socket address types 'unix' and 'fd' are supported")
+
+
+def _map_all(regions: Sequence[RegionDescription]) -> list[MemoryRegion]:
+    """Map regions and close their descriptors, whatever happens."""
+    from vhostblk.vhost_user.memory import MemoryRegion
+
+    try:
+        return [MemoryRegion.map(region) for region in regions]
+    finally:
+        for region in regions:
+            os.close(region.fd)

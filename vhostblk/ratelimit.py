@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logging what an untrusted peer can cause, without letting it fill the disk.
+
+A token bucket for each source: a few lines at once, then one every few seconds, with the number of
+those left out.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable
+
+#: Lines let through at once, and seconds until one more is.
+BURST = 5
+SECONDS_A_LINE = 5.0
+
+
+class RateLimitedLogger:
+    """Logs to `logger` with `prefix` before each message."""
+
+    def __init__(
+        self,
+        logger: logging.Logger,
+        prefix: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._logger = logger
+        self._prefix = prefix
+        self._clock = clock
+        self._tokens = float(BURST)
+        self._last = clock()
+        self._suppressed = 0
+
+    def warning(self, message: str, *arguments: object) -> None:
+        """Log that a peer did something wrong, or a request failed."""
+        if self._admit():
+            self._logger.warning(self._prefix + message + self._left_out(), *arguments)
+
+    def error(self, message: str, *arguments: object, exc_info: BaseException) -> None:
+        """Log an error of our own, with its traceback."""
+        if self._admit():
+            text = self._prefix + message + self._left_out()
+            self._logger.error(text, *arguments, exc_info=exc_info)
+
+    def _admit(self) -> bool:
+        now = self._clock()
+        self._tokens = min(BURST, self._tokens + (now - self._last) / SECONDS_A_LINE)
+        self._last = now
+        if self._tokens < 1:
+            self._suppressed += 1
+            return False
+        self._tokens -= 1
+        return True
+
+    def _left_out(self) -> str:
+        count, self._suppressed = self._suppressed, 0
+        return f" ({count} similar messages left out)" if count else ""

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From JSON values and keyval trees to schema structs, with QEMU's messages.
+
+The walk is that of QEMU's generated visitors (`qapi/qobject-input-visitor.c`): members in the
+schema's order, the tag first, and only then what is left over. So where several things are wrong
+both report the same one. Keyval trees differ in their leaves, all strings: `on` and `off`, numbers
+in C's notation, suffixes where the type is a size.
+"""
+
+from __future__ import annotations
+
+import functools
+from enum import Enum
+from types import UnionType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Union, get_args, get_origin
+
+from msgspec import NODEFAULT, Meta, Struct
+from msgspec.structs import FieldInfo, fields
+
+from vhostblk.schema.base import QapiStruct, UnsetType
+from vhostblk.schema.errors import OptionError
+from vhostblk.schema.numbers import parse_int64, parse_size, parse_uint64
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+S = TypeVar("S", bound=QapiStruct)
+
+_TRUE = frozenset({"on", "yes", "true", "y"})
+_FALSE = frozenset({"off", "no", "false", "n"})
+
+
+def from_json(schema: Any, value: object) -> Any:
+    """Convert a JSON value to a struct, or to one of a union of structs; raises OptionError."""
+    return _Visitor(strings=False).visit(schema, value, "")
+
+
+def from_keyval(schema: Any, tree: dict[str, object]) -> Any:
+    """Convert what `keyval.parse()` returned; raises OptionError."""
+    return _Visitor(strings=True).visit(schema, tree, "")
+
+
+class Member(NamedTuple):
+    """One member of a struct."""
+
+    name: str
+    wire_name: str
+    schema: Any
+    required: bool
+    default: Any
+
+
+@functools.cache
+def members_of(struct: type[Struct]) -> tuple[Member, ...]:
+    """Return a struct's members in the schema's order, without the tag."""
+    return tuple(_member(info) for info in fields(struct))
+
+
+def _member(info: FieldInfo) -> Member:
+    schema = info.type
+    if get_origin(schema) in (Union, UnionType):
+        kept = tuple(branch for branch in get_args(schema) if branch is not UnsetType)
+        schema = kept[0] if len(kept) == 1 else Union[kept]  # noqa: UP007 (built at run time)
+    default = info.default if info.default is not NODEFAULT else None
+    return Member(info.name, info.encode_name, schema, info.required, default)
+
+
+@functools.cache
+def branches_of(schema: Any) -> dict[str, type[Struct]]:
+    """Return the structs of a flat union, or the one tagged struct, by their tags.
+
+    Of an alternate, those that are not the string.
+    """
+    structs = get_args(schema) if get_origin(schema) in (Union, UnionType) else (schema,)
+    found: dict[str, type[Struct]] = {}
+    for struct in structs:
+        if isinstance(struct, type) and issubclass(struct, Struct):
+            tag = struct.__struct_config__.tag
+            if isinstance(tag, str):
+                found[tag] = struct
+    return found
+
+
+def tag_field_of(schema: Any) -> str:
+    """Return the name of a flat union's tag."""
+    field = next(iter(branches_of(schema).values())).__struct_config__.tag_field
+    assert field is not None
+    return field
+
+
+def without_title(schema: Any) -> tuple[Any, str | None]:
+    """Take off an annotation, and return the name that it gives to the type."""
+    if not hasattr(schema, "__metadata__"):
+        return schema, None
+    titles = [meta.title for meta in schema.__metadata__ if isinstance(meta, Meta)]
+    return schema.__origin__, titles[0] if titles else None
+
+
+class _Visitor:
+    def __init__(self, *, strings: bool) -> None:
+        self._strings = strings
+
+    def visit(self, schema: Any, value: object, path: str) -> Any:
+        """Convert `value`, found at `path` ('' is the root), to the type `schema`."""
+        schema, title = without_title(schema)
+        if schema is str:
+            return self._string(value, path)
+        if schema is bool:
+            return self._boolean(value, path)
+        if schema is int:
+            return self._integer(title, value, path)
+        if isinstance(schema, type) and issubclass(schema, Enum):
+            return self._enum(schema, value, path)
+        if str in get_args(schema):
+            if isinstance(value, str):
+                return value
+            if not isinstance(value, dict):
+                raise _wrong_type(path, title)
+            return self._union(schema, value, path)
+        if not isinstance(value, dict):
+            raise _wrong_type(path, "object")
+        if branches_of(schema):
+            return self._union(schema, value, path)
+        return self._struct(schema, value, path, tag_field=None)
+
+    def _union(self, schema: Any, value: dict[str, Any], path: str) -> Struct:
+        tag_field = tag_field_of(schema)
+        where = _join(path, tag_field)
+        if tag_field not in value:
+            raise _missing(where)
+        tag = self._string(value[tag_field], where)
+        branch = branches_of(schema).get(tag)
+        if branch is None:
+            raise _bad_value(tag_field, tag)
+        return self._struct(branch, value, path, tag_field)
+
+    def _struct(
+        self, struct: type[Struct], value: dict[str, Any], path: str, tag_field: str | None
+    ) -> Struct:
+        members = members_of(struct)
+        arguments: dict[str, Any] = {}
+        for member in members:
+            where = _join(path, member.wire_name)
+            if member.wire_name in value:
+                arguments[member.name] = self.visit(member.schema, value[member.wire_name], where)
+            elif member.required:
+                raise _missing(where)
+        known = {member.wire_name for member in members} | {tag_field}
+        for name in value:
+            if name not in known:
+                raise OptionError(f"Parameter '{_join(path, name)}' is unexpected")
+        return struct(**arguments)
+
+    def _string(self, value: object, path: str) -> str:
+        if not isinstance(value, str):
+            raise self._not_scalar(value, path) or _wrong_type(path, "string")
+        return value
+
+    def _enum(self, enum: type[Enum], value: object, path: str) -> Enum:
+        text = self._string(value, path)
+        try:
+            return enum(text)
+        except ValueError:
+            raise _bad_value(_last(path), text) from None
+
+    def _boolean(self, value: object, path: str) -> bool:
+        if not self._strings:
+            if not isinstance(value, bool):
+                raise _wrong_type(path, "boolean")
+            return value
+        text = self._string(value, path)
+        if text not in _TRUE and text not in _FALSE:
+            raise OptionError(f"Parameter '{path}' expects 'on' or 'off'")
+        return text in _TRUE
+
+    def _integer(self, kind: str | None, value: object, path: str) -> int:
+        number = (
+            _integer_from_string(kind, self._string(value, path), path)
+            if self._strings
+            else _integer_from_json(kind, value, path)
+        )
+        limit = {"uint16_t": 0xFFFF, "uint32_t": 0xFFFF_FFFF}.get(kind or "")
+        if limit is not None and number > limit:
+            raise OptionError(f"Parameter '{_last(path)}' expects {kind}")
+        return number
+
+    def _not_scalar(self, value: object, path: str) -> OptionError | None:
+        if self._strings:
+            return OptionError(f"Parameters '{path}.*' are unexpected")
+        return None
+
+
+def _integer_from_string(kind: str | None, text: str, path: str) -> int:
+    parse: Callable[[str], int | None] = parse_int64 if kind is None else parse_uint64
+    if kind == "size":
+        parse = parse_size
+    number = parse(text)
+    if number is None:
+        raise OptionError(f"Parameter '{path}' expects {'size' if kind == 'size' else 'integer'}")
+    return number
+
+
+def _integer_from_json(kind: str | None, value: object, path: str) -> int:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if kind is None:
+        if not is_integer or not -(2**63) <= value < 2**63:  # type: ignore[operator]
+            raise _wrong_type(path, "integer")
+    elif not is_integer or not -(2**63) <= value < 2**64:  # type: ignore[operator]
+        raise OptionError(f"Parameter '{path}' expects uint64")
+    assert isinstance(value, int)
+    return value if kind is None else value % 2**64
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _last(path: str) -> str:
+    # What QEMU checks in generated code knows the member's own name only.
+    return path.rpartition(".")[2]
+
+
+def _missing(path: str) -> OptionError:
+    return OptionError(f"Parameter '{path}' is missing")
+
+
+def _bad_value(name: str, value: str) -> OptionError:
+    return OptionError(f"Parameter '{name}' does not accept value '{value}'")
+
+
+def _wrong_type(path: str, expected: str | None) -> OptionError:
+    return OptionError(f"Invalid parameter type for '{path}', expected: {expected}")

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exports: `BlockExportOptions` and its branches (`qapi/block-export.json`)."""
+
+from __future__ import annotations
+
+from msgspec import field
+
+from vhostblk.schema.base import UNSET, QapiStruct, UnsetType
+from vhostblk.schema.common import Size, Uint16, Uint32  # noqa: TC001 (read at run time)
+from vhostblk.schema.errors import OptionError
+from vhostblk.schema.socket import FdSocketAddress, SocketAddress, UnixSocketAddress
+
+#: QEMU's bounds of a block size (`hw/core/qdev-properties-system.c`).
+MIN_BLOCK_SIZE = 512
+MAX_BLOCK_SIZE = 2 << 20
+
+#: VIRTIO 1.3, 2.7: the largest split virtqueue.
+MAX_QUEUE_SIZE = 32768
+
+#: VIRTIO 1.3, 5.2.6: the length of the identification string.
+MAX_SERIAL_BYTES = 20
+
+#: Export types that QEMU has and vhostblk does not.
+UNAVAILABLE_TYPES = frozenset({"nbd", "fuse", "vduse-blk"})
+
+
+class BlockExportOptionsBase(QapiStruct, tag_field="type", kw_only=True, frozen=True):
+    """Members common to all export types."""
+
+    id: str
+    fixed_iothread: bool = False
+    iothread: str | UnsetType = UNSET
+    node_name: str
+    writable: bool = False
+    #: Flush after every write, whatever the guest asks for.
+    writethrough: bool = False
+
+
+class BlockExportOptionsVhostUserBlk(
+    BlockExportOptionsBase, tag="vhost-user-blk", kw_only=True, frozen=True
+):
+    """A vhost-user-blk device."""
+
+    addr: SocketAddress
+    logical_block_size: Size = 512
+    num_queues: Uint16 = 1
+    #: The disk's serial number, ASCII.
+    serial: str | UnsetType = field(name="x-vhostblk-serial", default=UNSET)
+    #: Entries of each virtqueue at most; a power of two.
+    queue_size: Uint32 | UnsetType = field(name="x-vhostblk-queue-size", default=UNSET)
+    #: Let other processes write the image at the same time, as QEMU's daemon does.
+    share_rw: bool = field(name="x-vhostblk-share-rw", default=False)
+
+
+#: To become a union with the second type.
+BlockExportOptions = BlockExportOptionsVhostUserBlk
+
+
+def check_vhost_user_blk(options: BlockExportOptionsVhostUserBlk) -> None:
+    """Refuse values that have the right type and still make no device."""
+    if not isinstance(options.addr, UnixSocketAddress | FdSocketAddress):
+        raise OptionError("Only socket address types 'unix' and 'fd' are supported")
+    if isinstance(options.addr, UnixSocketAddress) and options.addr.abstract:
+        raise OptionError("Abstract sockets are not available in vhostblk yet")
+    _check_block_size(f"{options.id}.logical-block-size", options.logical_block_size)
+    if options.num_queues == 0:
+        raise OptionError("num-queues must be greater than 0")
+    size = options.queue_size
+    if isinstance(size, int) and not (2 <= size <= MAX_QUEUE_SIZE and size.bit_count() == 1):
+        raise OptionError(
+            f"x-vhostblk-queue-size must be a power of 2 between 2 and {MAX_QUEUE_SIZE}, not {size}"
+        )
+    _check_serial(options.serial)
+
+
+def _check_block_size(name: str, value: int) -> None:
+    if not MIN_BLOCK_SIZE <= value <= MAX_BLOCK_SIZE:
+        raise OptionError(
+            f"Property {name} doesn't take value {value} "
+            f"(minimum: {MIN_BLOCK_SIZE}, maximum: {MAX_BLOCK_SIZE})"
+        )
+    if value.bit_count() != 1:
+        raise OptionError(f"Property {name} doesn't take value '{value}', it's not a power of 2")
+
+
+def _check_serial(serial: str | UnsetType) -> None:
+    if not isinstance(serial, str):
+        return
+    if not (serial.isascii() and serial.isprintable()):
+        raise OptionError("x-vhostblk-serial takes printable ASCII characters only")
+    if len(serial) > MAX_SERIAL_BYTES:
+        raise OptionError(
+            f"x-vhostblk-serial takes at most {MAX_SERIAL_BYTES} characters, not {len(serial)}"
+        )

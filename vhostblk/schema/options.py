@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options in any form (struct, JSON-like dict, keyval text, JSON text) to checked structs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from vhostblk.schema import keyval
+from vhostblk.schema.base import UNSET, QapiStruct
+from vhostblk.schema.block import BlockdevOptions, BlockdevOptionsBase
+from vhostblk.schema.convert import from_json, from_keyval
+from vhostblk.schema.errors import OptionError
+from vhostblk.schema.export import (
+    UNAVAILABLE_TYPES,
+    BlockExportOptions,
+    BlockExportOptionsVhostUserBlk,
+    check_vhost_user_blk,
+)
+from vhostblk.schema.identifiers import is_identifier
+from vhostblk.schema.objects import IothreadProperties, ObjectOptions, check_iothread
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    #: What the Python API takes.
+    Options = QapiStruct | Mapping[str, object] | str
+
+
+def blockdev_options(options: Options) -> BlockdevOptions:
+    """Return the definition of a root node; raises OptionError."""
+    checked = cast("BlockdevOptions", _convert(BlockdevOptions, "driver", options))
+    if isinstance(checked, BlockdevOptionsBase) and checked.node_name is UNSET:
+        raise OptionError("'node-name' must be specified for the root node")
+    return checked
+
+
+def export_options(options: Options) -> BlockExportOptions:
+    """Return the definition of an export; raises OptionError."""
+    tree, converter = _read(options, "type")
+    if isinstance(tree, dict) and tree.get("type") in UNAVAILABLE_TYPES:
+        raise OptionError(f"Export type '{tree['type']}' is not available in vhostblk yet")
+    checked = cast("BlockExportOptions", converter(BlockExportOptions, tree))
+    if not is_identifier(checked.id):
+        raise OptionError("Invalid block export id")
+    if isinstance(checked, BlockExportOptionsVhostUserBlk):
+        check_vhost_user_blk(checked)
+    return checked
+
+
+def object_options(options: Options) -> ObjectOptions:
+    """Return the definition of an object; raises OptionError."""
+    checked = cast("ObjectOptions", _convert(ObjectOptions, "qom-type", options))
+    if not is_identifier(checked.id):
+        raise OptionError("Parameter 'id' expects an identifier")
+    if isinstance(checked, IothreadProperties):
+        check_iothread(checked)
+    return checked
+
+
+def _convert(schema: Any, implied_key: str, options: Options) -> Any:
+    tree, converter = _read(options, implied_key)
+    return converter(schema, tree)
+
+
+def _read(options: Options, implied_key: str) -> tuple[Any, Any]:
+    """Return a tree and what converts it."""
+    if isinstance(options, QapiStruct):
+        return options, lambda schema, struct: struct
+    if not isinstance(options, str):
+        return options, from_json
+    if options.startswith("{"):
+        from vhostblk.schema import json_text
+
+        return json_text.parse(options), from_json
+    return keyval.parse(options, implied_key), from_keyval

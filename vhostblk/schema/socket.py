@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Socket addresses: `SocketAddress` and its branches (`qapi/sockets.json`)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from vhostblk.schema.base import UNSET, QapiStruct, UnsetType
+from vhostblk.schema.common import Uint16  # noqa: TC001 (read at run time)
+
+
+class InetSocketAddress(QapiStruct, tag_field="type", tag="inet", kw_only=True, frozen=True):
+    """TCP over IPv4 or IPv6."""
+
+    host: str
+    port: str
+    numeric: bool = False
+    to: Uint16 | UnsetType = UNSET
+    ipv4: bool | UnsetType = UNSET
+    ipv6: bool | UnsetType = UNSET
+    keep_alive: bool = False
+    mptcp: bool = False
+
+
+class UnixSocketAddress(QapiStruct, tag_field="type", tag="unix", kw_only=True, frozen=True):
+    """A socket in the file system, or with `abstract` in Linux's abstract name space."""
+
+    path: str
+    abstract: bool = False
+    tight: bool = True
+
+
+class VsockSocketAddress(QapiStruct, tag_field="type", tag="vsock", kw_only=True, frozen=True):
+    """A socket between host and guests."""
+
+    cid: str
+    port: str
+
+
+class FdSocketAddress(QapiStruct, tag_field="type", tag="fd", kw_only=True, frozen=True):
+    """A socket that the daemon inherited, as a decimal number."""
+
+    fd: str = msgspec.field(name="str")
+
+
+SocketAddress = InetSocketAddress | UnixSocketAddress | VsockSocketAddress | FdSocketAddress

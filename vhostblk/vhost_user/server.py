@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The asyncio shell around the session: one listening socket, one front-end at a time.
+
+One task does everything, strictly in order: accept, read a message, carry it out, answer, read the
+next one; when the front-end leaves, reset the backend; accept the next front-end, which has been
+waiting in the backlog. Work for the backend is never cancelled: `stop` ends waiting for the
+socket, and then waits for what the backend is doing.
+
+Nothing is scheduled for a message that has arrived already: reads are tried first and the loop is
+entered only when they would block, or after `_MESSAGES_A_TURN`, so that a front-end that never stops
+talking can't keep the others from being served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+from vhostblk.vhost_user.codec import FdList, MessageDecoder
+from vhostblk.vhost_user.errors import ProtocolError, VhostUserError
+from vhostblk.vhost_user.journal import Journal
+from vhostblk.vhost_user.layout import MAX_FDS
+from vhostblk.vhost_user.listener import listen
+from vhostblk.vhost_user.session import Session
+
+if TYPE_CHECKING:
+    from vhostblk.vhost_user.backend import Backend
+    from vhostblk.vhost_user.codec import Message
+    from vhostblk.vhost_user.listener import ListenAddress, Listener
+
+logger = logging.getLogger(__name__)
+
+_ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_FDS * 4)
+
+#: Messages handled before the loop gets a chance to run something else.
+_MESSAGES_A_TURN = 64
+
+#: Seconds until accepting is tried again when the process is out of file descriptors.
+_ACCEPT_RETRY = 1.0
+
+
+class _StoppedError(Exception):
+    """`stop` was called while the server waited for the socket."""
+
+
+class _FrontendGoneError(Exception):
+    """The front-end closed its end, between two messages."""
+
+
+class VhostUserServer:
+    """Serves one `Backend` to the front-ends that connect to one address."""
+
+    def __init__(self, address: ListenAddress, backend: Backend, name: str) -> None:
+        """Prepare; `name` tells the export in the log."""
+        self._address = address
+        self._backend = backend
+        self._name = name
+        self._journal = Journal(logger, f"export {name}: ")
+        self._listener: Listener | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._waiting: asyncio.Future[None] | None = None
+        self._stopping = False
+
+    @property
+    def running(self) -> bool:
+        """Tell whether front-ends can connect."""
+        return self._listener is not None
+
+    async def start(self) -> None:
+        """Listen; front-ends may connect once this returns. Raises ListenError."""
+        self._stopping = False
+        self._listener = listen(self._address)
+        self._task = asyncio.get_running_loop().create_task(
+            self._run(self._listener), name=f"vhost-user server {self._name}"
+        )
+
+    async def stop(self) -> None:
+        """Disconnect the front-end, reset the backend, stop listening, remove the socket file."""
+        self._stopping = True
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_exception(_StoppedError())
+        task, self._task = self._task, None
+        if task is not None:
+            await task
+
+    async def _run(self, listener: Listener) -> None:
+        try:
+            while not self._stopping:
+                connection = await self._accept(listener.socket)
+                if connection is not None:
+                    with connection:
+                        await self._serve(connection)
+        except _StoppedError:
+            pass
+        finally:
+            listener.close()
+            self._listener = None
+
+    async def _accept(self, listening: socket.socket) -> socket.socket | None:
+        """Wait for a front-end; None where it was gone again, or nothing can be accepted now."""
+        try:
+            connection, _ = listening.accept()
+        except BlockingIOError:
+            await self._ready(listening, writing=False)
+        except ConnectionAbortedError:
+            pass
+        except OSError as error:  # out of descriptors or memory: the front-end stays in the backlog
+            self._journal.error("can't accept a front-end: %s", error.strerror)
+            await self._pause(_ACCEPT_RETRY)
+        else:
+            connection.setblocking(False)
+            return connection
+        return None
+
+    async def _serve(self, connection: socket.socket) -> None:
+        """Serve one front-end until it leaves, breaks the rules, or `stop` is called."""
+        logger.info("export %s: front-end connected", self._name)
+        session = Session(self._backend)
+        decoder = MessageDecoder()
+        try:
+            while True:
+                for _ in range(_MESSAGES_A_TURN):
+                    message = await self._receive(connection, decoder)
+                    await self._handle(connection, session, message)
+                await asyncio.sleep(0)
+        except _FrontendGoneError:
+            logger.info("export %s: front-end disconnected", self._name)
+        except VhostUserError as error:
+            self._journal.warning("front-end disconnected: %s", error)
+        except OSError as error:  # reset by its end, or its end closed before the reply
+            self._journal.warning("front-end disconnected: %s", error.strerror)
+        except _StoppedError:
+            raise
+        except Exception:
+            self._journal.exception("front-end disconnected: internal error")
+        finally:
+            decoder.close()
+            session.close()
+            await self._reset()
+
+    async def _reset(self) -> None:
+        try:
+            self._backend.set_channel(None)
+            await self._backend.reset()
+        except Exception:
+            self._journal.exception("reset failed")
+
+    async def _handle(self, connection: socket.socket, session: Session, message: Message) -> None:
+        logger.debug("export %s: %s", self._name, message.name)
+        answer = await session.handle(message)
+        if answer.failure is not None:
+            self._journal.warning("%s", answer.failure)
+        reply = answer.reply
+        while reply:
+            try:
+                sent = connection.send(reply, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                await self._ready(connection, writing=True)
+            else:
+                reply = reply[sent:]
+
+    async def _receive(self, connection: socket.socket, decoder: MessageDecoder) -> Message:
+        while True:
+            if self._stopping:
+                raise _StoppedError
+            try:
+                data, ancillary, flags, _ = connection.recvmsg(
+                    decoder.wanted, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                await self._ready(connection, writing=False)
+                continue
+            fds = _descriptors(ancillary)
+            if flags & socket.MSG_CTRUNC:
+                fds.close()
+                raise ProtocolError(
+                    f"file descriptors lost: more than {MAX_FDS}, or too many open files here"
+                )
+            if not data:
+                fds.close()
+                if decoder.mid_message:
+                    raise ProtocolError("the connection ended in the middle of a message")
+                raise _FrontendGoneError
+            message = decoder.feed(data, fds.take_all())
+            if message is not None:
+                return message
+
+    async def _ready(self, sock: socket.socket, *, writing: bool) -> None:
+        """Wait until the socket can be read or written, or raise _StoppedError at `stop`."""
+        loop = asyncio.get_running_loop()
+        fd = sock.fileno()
+        add, remove = (
+            (loop.add_writer, loop.remove_writer)
+            if writing
+            else (loop.add_reader, loop.remove_reader)
+        )
+        waiting = loop.create_future()
+        add(fd, _wake, waiting)
+        try:
+            await self._wait(waiting)
+        finally:
+            remove(fd)
+
+    async def _pause(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        waiting = loop.create_future()
+        timer = loop.call_later(seconds, _wake, waiting)
+        try:
+            await self._wait(waiting)
+        finally:
+            timer.cancel()
+
+    async def _wait(self, waiting: asyncio.Future[None]) -> None:
+        if self._stopping:
+            raise _StoppedError
+        self._waiting = waiting
+        try:
+            await waiting
+        finally:
+            self._waiting = None
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> FdList:
+    fds = FdList()
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            whole = len(data) // 4 * 4
+            fds.extend(memoryview(data[:whole]).cast("i"))
+    return fds

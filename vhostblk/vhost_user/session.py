@@ -1,0 +1,485 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protocol's state and rules for one front-end, from its connection to its leaving.
+
+A message goes in, calls to the `Backend` and a reply come out; no socket is touched here, so tests
+and fuzzers run it on plain byte strings. `_RULES`, at the end, says for every message how long it
+is, what comes with it, and whether it has a reply of its own.
+
+Semantics where the specification leaves a choice, made as libvhost-user and QEMU make them:
+
+- A message that we offer is understood whether or not its protocol feature was acknowledged, since
+  front-ends differ in that; only REPLY_ACK changes what is sent back, so only it has to be.
+- A vring starts with SET_VRING_KICK, not with the first kick.
+- Size, addresses and base are noted when set and used when the vring starts. Setting them while it
+  runs is allowed (dirty logging does) and means nothing until it starts again. SET_VRING_KICK on a
+  running vring restarts it, with what was set since.
+- RESET_OWNER disables all vrings. Some front-ends (Cloud Hypervisor) then configure the device
+  anew without having stopped the vrings, so a vring that is disabled gets stopped for that.
+- VERSION_1 is demanded when a vring starts and not before: crosvm first acknowledges bit 30 alone.
+
+A message that fails changes nothing. The front-end is told so where it asked for a reply, and is
+disconnected otherwise. Two exceptions: GET_CONFIG answers with an empty payload, as specified, and
+a bad SET_CONFIG, which a guest can provoke, is merely ignored.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from vhostblk.vhost_user.backend import RegionDescription, VringConfig
+from vhostblk.vhost_user.channel import RequestChannel
+from vhostblk.vhost_user.codec import FdList, encode_reply
+from vhostblk.vhost_user.errors import (
+    ConfigAccessError,
+    DescriptorError,
+    FeatureError,
+    MemoryTableError,
+    PayloadSizeError,
+    ProtocolError,
+    UnknownRequestError,
+    VhostUserError,
+    VringIndexError,
+    VringStateError,
+)
+from vhostblk.vhost_user.layout import (
+    AVAIL_ALIGN,
+    CONFIG_HEADER,
+    CONFIG_MIGRATION,
+    DESC_ALIGN,
+    F_PROTOCOL_FEATURES,
+    F_VERSION_1,
+    MAX_CONFIG_SIZE,
+    MAX_FDS,
+    MAX_MEM_SLOTS,
+    MAX_PAYLOAD,
+    MAX_RING_SIZE,
+    MAX_TABLE_REGIONS,
+    MEMORY_HEADER,
+    MEMORY_REGION,
+    SINGLE_REGION,
+    U64,
+    USED_ALIGN,
+    VRING_ADDR,
+    VRING_INDEX_MASK,
+    VRING_NOFD,
+    VRING_STATE,
+    ProtocolFeature,
+    Request,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from vhostblk.vhost_user.backend import Backend
+    from vhostblk.vhost_user.codec import Message
+
+#: Protocol features offered to every front-end.
+PROTOCOL_FEATURES = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.CONFIG
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+)
+
+_ACK = 0
+_NACK = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a message: bytes to send, if any, and a line for the log if it failed."""
+
+    reply: bytes = b""
+    failure: str | None = None
+
+
+@dataclass(slots=True)
+class _Vring:
+    """What the front-end has said of one vring."""
+
+    size: int = 0
+    #: Descriptor table, avail ring, used ring, as front-end user addresses.
+    addresses: tuple[int, int, int] | None = None
+    base: int = 0
+    base_set_since_start: bool = False
+    started: bool = False
+    enabled: bool = False
+    #: A duplicate of the call descriptor, because the backend closes its own when a vring stops.
+    call: FdList = field(default_factory=FdList)
+
+
+class Session:
+    """One front-end's session; messages are handled one after the other."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._vrings = [_Vring() for _ in range(backend.num_queues)]
+        self._features = 0
+        self._protocol_features = ProtocolFeature(0)
+        self._channel: RequestChannel | None = None
+
+    async def handle(self, message: Message) -> Answer:
+        """Carry out one message; its descriptors are taken care of in any case.
+
+        Raises VhostUserError where the front-end has to be disconnected; `str()` of that names the
+        message and the reason.
+        """
+        rule = _RULES.get(message.request)
+        try:
+            if rule is None:
+                raise UnknownRequestError("not supported, and not offered")
+            rule.check(message)
+            reply = await rule.handler(self, message)
+        except (VhostUserError, OSError) as error:
+            return self._failed(message, rule, error)
+        finally:
+            message.fds.close()
+        if reply is not None:
+            return Answer(encode_reply(message.request, reply))
+        if self._wants_ack(message):
+            return Answer(encode_reply(message.request, U64.pack(_ACK)))
+        return Answer()
+
+    def _wants_ack(self, message: Message) -> bool:
+        return message.need_reply and ProtocolFeature.REPLY_ACK in self._protocol_features
+
+    def _failed(
+        self, message: Message, rule: _Rule | None, error: VhostUserError | OSError
+    ) -> Answer:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        line = f"{message.name}: {reason}"
+        if isinstance(error, ProtocolError):
+            raise ProtocolError(line) from error
+        if message.request == Request.GET_CONFIG:
+            return Answer(encode_reply(message.request, b""), line)
+        if not (rule and rule.own_reply) and self._wants_ack(message):
+            return Answer(encode_reply(message.request, U64.pack(_NACK)), line)
+        if message.request == Request.SET_CONFIG:
+            return Answer(failure=line)
+        raise VhostUserError(line) from error
+
+    def close(self) -> None:
+        """Release what the session itself holds; the backend is reset by whoever owns both."""
+        for vring in self._vrings:
+            vring.call.close()
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    # Features
+
+    async def _get_features(self, message: Message) -> bytes:
+        return U64.pack(self._backend.device_features | F_PROTOCOL_FEATURES)
+
+    async def _set_features(self, message: Message) -> None:
+        (features,) = U64.unpack(message.payload)
+        surplus = features & ~(self._backend.device_features | F_PROTOCOL_FEATURES)
+        if surplus:
+            raise FeatureError(f"features {surplus:#x} were not offered")
+        if any(vring.started for vring in self._vrings):
+            if features == self._features:
+                return
+            await self._stop_disabled_vrings()
+        self._backend.set_features(features & ~F_PROTOCOL_FEATURES)
+        self._features = features
+        if not features & F_PROTOCOL_FEATURES:
+            for index in range(len(self._vrings)):
+                self._set_enabled(index, True)
+
+    async def _get_protocol_features(self, message: Message) -> bytes:
+        return U64.pack(PROTOCOL_FEATURES)
+
+    async def _set_protocol_features(self, message: Message) -> None:
+        (features,) = U64.unpack(message.payload)
+        surplus = features & ~PROTOCOL_FEATURES
+        if surplus:
+            raise FeatureError(f"protocol features {surplus:#x} were not offered")
+        self._protocol_features = ProtocolFeature(features)
+
+    async def _get_queue_num(self, message: Message) -> bytes:
+        return U64.pack(len(self._vrings))
+
+    # Ownership
+
+    async def _goodbye(self, message: Message) -> None:
+        raise ProtocolError("the front-end ends the session")
+
+    async def _set_owner(self, message: Message) -> None:
+        pass
+
+    async def _reset_owner(self, message: Message) -> None:
+        for index in range(len(self._vrings)):
+            self._set_enabled(index, False)
+
+    # Memory
+
+    async def _set_mem_table(self, message: Message) -> None:
+        payload = message.payload
+        if len(payload) < MEMORY_HEADER.size:
+            raise PayloadSizeError(f"payload of {len(payload)} bytes")
+        count, _padding = MEMORY_HEADER.unpack_from(payload)
+        if count > MAX_TABLE_REGIONS:
+            raise MemoryTableError(f"{count} regions, more than {MAX_TABLE_REGIONS}")
+        if len(payload) != MEMORY_HEADER.size + count * MEMORY_REGION.size:
+            raise PayloadSizeError(f"payload of {len(payload)} bytes for {count} regions")
+        if len(message.fds) != count:
+            raise DescriptorError(f"{len(message.fds)} file descriptors for {count} regions")
+        fields = MEMORY_REGION.iter_unpack(payload[MEMORY_HEADER.size :])
+        await self._backend.set_memory(
+            [
+                RegionDescription(guest_addr, size, user_addr, mmap_offset, fd)
+                for (guest_addr, size, user_addr, mmap_offset), fd in zip(
+                    fields, message.fds.take_all(), strict=True
+                )
+            ]
+        )
+
+    async def _get_max_mem_slots(self, message: Message) -> bytes:
+        return U64.pack(MAX_MEM_SLOTS)
+
+    async def _add_mem_reg(self, message: Message) -> None:
+        _padding, guest_addr, size, user_addr, offset = SINGLE_REGION.unpack(message.payload)
+        (fd,) = message.fds.take_all()
+        await self._backend.add_region(RegionDescription(guest_addr, size, user_addr, offset, fd))
+
+    async def _rem_mem_reg(self, message: Message) -> None:
+        _padding, guest_addr, size, user_addr, _offset = SINGLE_REGION.unpack(message.payload)
+        await self._backend.remove_region(guest_addr, size, user_addr)
+
+    # Vrings
+
+    def _vring(self, index: int) -> _Vring:
+        if index >= len(self._vrings):
+            raise VringIndexError(f"vring {index} of {len(self._vrings)}")
+        return self._vrings[index]
+
+    async def _set_vring_num(self, message: Message) -> None:
+        index, size = VRING_STATE.unpack(message.payload)
+        vring = self._vring(index)
+        if not 1 <= size <= MAX_RING_SIZE or size & (size - 1):
+            raise VringStateError(f"vring {index}: invalid size {size}")
+        vring.size = size
+
+    async def _set_vring_addr(self, message: Message) -> None:
+        # The flag asks for dirty logging, and means nothing as long as LOG_ALL isn't offered.
+        index, _flags, desc, used, avail, _log = VRING_ADDR.unpack(message.payload)
+        vring = self._vring(index)
+        for name, address, align in (
+            ("descriptor table", desc, DESC_ALIGN),
+            ("avail ring", avail, AVAIL_ALIGN),
+            ("used ring", used, USED_ALIGN),
+        ):
+            if address % align:
+                raise VringStateError(
+                    f"vring {index}: {name} at {address:#x}, not a multiple of {align}"
+                )
+        vring.addresses = (desc, avail, used)
+
+    async def _set_vring_base(self, message: Message) -> None:
+        index, base = VRING_STATE.unpack(message.payload)
+        vring = self._vring(index)
+        if base > 0xFFFF:
+            raise VringStateError(f"vring {index}: base {base} is no 16-bit index")
+        vring.base = base
+        vring.base_set_since_start = True
+
+    async def _get_vring_base(self, message: Message) -> bytes:
+        index, _unused = VRING_STATE.unpack(message.payload)
+        vring = self._vring(index)
+        if vring.started:
+            vring.base = await self._stop(index)
+        return VRING_STATE.pack(index, vring.base)
+
+    async def _set_vring_enable(self, message: Message) -> None:
+        index, enable = VRING_STATE.unpack(message.payload)
+        self._vring(index)
+        if enable > 1:
+            raise VringStateError(f"vring {index}: neither enabled nor disabled but {enable}")
+        self._set_enabled(index, bool(enable))
+
+    def _set_enabled(self, index: int, enabled: bool) -> None:
+        self._backend.set_vring_enabled(index, enabled)
+        self._vrings[index].enabled = enabled
+
+    def _vring_fd(self, message: Message) -> tuple[int, FdList]:
+        """Check a message that sets an eventfd; the list has one descriptor, or none with NOFD."""
+        (value,) = U64.unpack(message.payload)
+        index = value & VRING_INDEX_MASK
+        self._vring(index)
+        if value & ~(VRING_INDEX_MASK | VRING_NOFD):
+            raise VringIndexError(f"unknown bits in {value:#x}")
+        if value & VRING_NOFD:
+            return index, FdList()  # one that comes nevertheless is closed with the message
+        if len(message.fds) != 1:
+            raise DescriptorError(f"vring {index}: the file descriptor is missing")
+        return index, message.fds
+
+    async def _set_vring_kick(self, message: Message) -> None:
+        index, fds = self._vring_fd(message)
+        vring = self._vrings[index]
+        if not self._features & F_VERSION_1 and self._backend.device_features & F_VERSION_1:
+            raise FeatureError("the driver didn't accept VERSION_1; legacy is not supported")
+        if not vring.size or vring.addresses is None:
+            raise VringStateError(f"vring {index}: started before its size and addresses are set")
+        restarted = vring.started
+        if restarted:
+            await self._restartable_stop(index)
+        desc, avail, used = vring.addresses
+        config = VringConfig(index, vring.size, desc, avail, used, vring.base)
+        await self._backend.start_vring(config, _only(fds.take_all()))
+        vring.started = True
+        vring.base_set_since_start = False
+        if restarted:
+            for fd in vring.call.take_all():
+                self._give_call(index, fd)
+
+    async def _set_vring_call(self, message: Message) -> None:
+        index, fds = self._vring_fd(message)
+        self._vrings[index].call.close()
+        self._give_call(index, _only(fds.take_all()))
+
+    def _give_call(self, index: int, fd: int | None) -> None:
+        if fd is not None:
+            try:
+                self._vrings[index].call.extend([os.dup(fd)])
+            except OSError:
+                os.close(fd)
+                raise
+        self._backend.set_vring_call(index, fd)
+
+    async def _set_vring_err(self, message: Message) -> None:
+        index, fds = self._vring_fd(message)
+        self._backend.set_vring_err(index, _only(fds.take_all()))
+
+    async def _stop(self, index: int) -> int:
+        """Stop a vring for good: the front-end sets the call descriptor again if it restarts it."""
+        vring = self._vrings[index]
+        next_avail = await self._backend.stop_vring(index)
+        vring.started = False
+        vring.call.close()
+        return next_avail
+
+    async def _restartable_stop(self, index: int) -> None:
+        """Stop a vring that goes on where it was, unless the front-end has set a base since."""
+        vring = self._vrings[index]
+        next_avail = await self._backend.stop_vring(index)
+        vring.started = False
+        if not vring.base_set_since_start:
+            vring.base = next_avail
+
+    async def _stop_disabled_vrings(self) -> None:
+        """Make way for other features."""
+        started = [index for index, vring in enumerate(self._vrings) if vring.started]
+        for index in started:
+            if self._vrings[index].enabled:
+                raise FeatureError(f"features can't change while vring {index} runs")
+        for index in started:
+            await self._restartable_stop(index)
+            for fd in self._vrings[index].call.take_all():
+                self._give_call(index, fd)
+
+    # Channel and configuration space
+
+    async def _set_backend_req_fd(self, message: Message) -> None:
+        (fd,) = message.fds.take_all()
+        channel = RequestChannel(fd)
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = channel
+        self._backend.set_channel(channel)
+
+    async def _get_config(self, message: Message) -> bytes:
+        offset, size, flags = CONFIG_HEADER.unpack_from(message.payload)
+        _check_config_range(offset, size)
+        content = self._backend.get_config(offset, size)
+        return CONFIG_HEADER.pack(offset, size, flags) + content
+
+    async def _set_config(self, message: Message) -> None:
+        offset, size, flags = CONFIG_HEADER.unpack_from(message.payload)
+        data = message.payload[CONFIG_HEADER.size :]
+        _check_config_range(offset, size)
+        if len(data) != size:
+            raise ConfigAccessError(f"{len(data)} bytes where {size} were announced")
+        if flags > CONFIG_MIGRATION:
+            raise ConfigAccessError(f"unknown flags {flags:#x}")
+        self._backend.set_config(offset, data)
+
+
+def _only(fds: list[int]) -> int | None:
+    return fds[0] if fds else None
+
+
+def _check_config_range(offset: int, size: int) -> None:
+    if not size or offset + size > MAX_CONFIG_SIZE:
+        raise ConfigAccessError(
+            f"{size} bytes at {offset}, outside the {MAX_CONFIG_SIZE} bytes of configuration"
+        )
+
+
+class _Rule(NamedTuple):
+    """What a message must look like, and what carries it out.
+
+    The handler returns the payload of the message's own reply, or None where it has none.
+    """
+
+    handler: Callable[[Session, Message], Awaitable[bytes | None]]
+    min_size: int
+    max_size: int
+    min_fds: int = 0
+    max_fds: int = 0
+    own_reply: bool = False
+
+    def check(self, message: Message) -> None:
+        """Check the payload's size and the number of descriptors."""
+        size = len(message.payload)
+        if not self.min_size <= size <= self.max_size:
+            expected = self.min_size if size < self.min_size else self.max_size
+            raise PayloadSizeError(f"payload of {size} bytes where {expected} are expected")
+        if not self.min_fds <= len(message.fds) <= self.max_fds:
+            expected = self.min_fds if len(message.fds) < self.min_fds else self.max_fds
+            raise DescriptorError(
+                f"{len(message.fds)} file descriptors where {expected} are expected"
+            )
+
+
+def _fixed(
+    handler: Callable[[Session, Message], Awaitable[bytes | None]],
+    size: int = 0,
+    *,
+    fds: tuple[int, int] = (0, 0),
+    reply: bool = False,
+) -> _Rule:
+    return _Rule(handler, size, size, *fds, reply)
+
+
+_CONFIG_SIZES = (CONFIG_HEADER.size, CONFIG_HEADER.size + MAX_CONFIG_SIZE)
+
+#: "Front-end message types", those that we offer.
+_RULES: dict[int, _Rule] = {
+    Request.NONE: _Rule(Session._goodbye, 0, MAX_PAYLOAD, 0, MAX_FDS),
+    Request.GET_FEATURES: _fixed(Session._get_features, reply=True),
+    Request.SET_FEATURES: _fixed(Session._set_features, U64.size),
+    Request.SET_OWNER: _fixed(Session._set_owner),
+    Request.RESET_OWNER: _fixed(Session._reset_owner),
+    Request.SET_MEM_TABLE: _Rule(Session._set_mem_table, 0, MAX_PAYLOAD, 0, MAX_FDS),
+    Request.SET_VRING_NUM: _fixed(Session._set_vring_num, VRING_STATE.size),
+    Request.SET_VRING_ADDR: _fixed(Session._set_vring_addr, VRING_ADDR.size),
+    Request.SET_VRING_BASE: _fixed(Session._set_vring_base, VRING_STATE.size),
+    Request.GET_VRING_BASE: _fixed(Session._get_vring_base, VRING_STATE.size, reply=True),
+    Request.SET_VRING_KICK: _fixed(Session._set_vring_kick, U64.size, fds=(0, 1)),
+    Request.SET_VRING_CALL: _fixed(Session._set_vring_call, U64.size, fds=(0, 1)),
+    Request.SET_VRING_ERR: _fixed(Session._set_vring_err, U64.size, fds=(0, 1)),
+    Request.GET_PROTOCOL_FEATURES: _fixed(Session._get_protocol_features, reply=True),
+    Request.SET_PROTOCOL_FEATURES: _fixed(Session._set_protocol_features, U64.size),
+    Request.GET_QUEUE_NUM: _fixed(Session._get_queue_num, reply=True),
+    Request.SET_VRING_ENABLE: _fixed(Session._set_vring_enable, VRING_STATE.size),
+    Request.SET_BACKEND_REQ_FD: _fixed(Session._set_backend_req_fd, fds=(1, 1)),
+    Request.GET_CONFIG: _Rule(Session._get_config, *_CONFIG_SIZES, own_reply=True),
+    Request.SET_CONFIG: _Rule(Session._set_config, *_CONFIG_SIZES),
+    Request.GET_MAX_MEM_SLOTS: _fixed(Session._get_max_mem_slots, reply=True),
+    Request.ADD_MEM_REG: _fixed(Session._add_mem_reg, SINGLE_REGION.size, fds=(1, 1)),
+    Request.REM_MEM_REG: _fixed(Session._rem_mem_reg, SINGLE_REGION.size, fds=(0, 1)),
+}

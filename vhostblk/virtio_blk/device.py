@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Executing virtio-blk requests on a block backend: what each type does, and its status.
+
+The device knows neither rings nor sockets. Reads and writes are plain coroutines of the backend,
+so that the queue can drive them with nothing in between; all other types end in `execute`.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from vhostblk.block.node import WriteFlags
+from vhostblk.virtio_blk.discard import RefusedError, max_payload, parse_segments
+from vhostblk.virtio_blk.layout import ID_BYTES, RequestType, Status
+
+if TYPE_CHECKING:
+    from vhostblk.block.backend import BlockBackend
+    from vhostblk.block.iovec import IoVec
+
+
+class BlkDevice:
+    """The device model shared by all queues of an export.
+
+    `serial` is at most 20 bytes; on a device that is not `writable` nothing changes the disk.
+    """
+
+    def __init__(
+        self,
+        backend: BlockBackend,
+        *,
+        serial: bytes,
+        writable: bool,
+        logical_block_size: int,
+    ) -> None:
+        self.backend = backend
+        self.serial = serial
+        self.writable = writable
+        self.logical_block_size = logical_block_size
+
+    async def execute(self, kind: int, iov: IoVec) -> int:
+        """Serve a request that is neither IN nor OUT; return the bytes written to its buffers.
+
+        Raises RefusedError with the status to answer, or OSError.
+        """
+        match kind:
+            case RequestType.FLUSH:
+                await self.backend.flush()
+                return 0
+            case RequestType.GET_ID:
+                return self._identify(iov)
+            case RequestType.DISCARD | RequestType.WRITE_ZEROES:
+                await self._deallocate(kind, iov)
+                return 0
+            case _:
+                raise RefusedError(Status.UNSUPP)
+
+    def _identify(self, iov: IoVec) -> int:
+        size = min(ID_BYTES, iov.nbytes)
+        iov.copy_from(self.serial.ljust(ID_BYTES, b"\0")[:size])
+        return size
+
+    async def _deallocate(self, kind: int, iov: IoVec) -> None:
+        if not self.writable:
+            raise RefusedError(Status.IOERR)
+        if iov.nbytes > max_payload():
+            raise RefusedError(Status.IOERR)
+        payload = iov.to_bytes()
+        for part in parse_segments(kind, payload, self.backend.size, self.logical_block_size):
+            if kind == RequestType.DISCARD:
+                await self.backend.pdiscard(part.offset, part.length)
+            else:
+                flags = WriteFlags.MAY_UNMAP if part.unmap else WriteFlags.NONE
+                await self.backend.pwrite_zeroes(part.offset, part.length, flags)
+
+
+def status_of(error: BaseException) -> Status:
+    """Translate a failure into the status that the guest sees."""
+    if isinstance(error, RefusedError):
+        return error.status
+    if isinstance(error, OSError) and error.errno == errno.ENOTSUP:
+        return Status.UNSUPP
+    return Status.IOERR

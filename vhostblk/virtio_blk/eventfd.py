@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Event descriptors that a front-end hands over, trusted with nothing.
+
+What is not an eventfd is refused: a pipe or a file could block, grow, or end.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vhostblk.vhost_user.errors import VhostUserError
+
+_ONE = (1).to_bytes(8, "little")
+
+
+def adopt_eventfd(fd: int, purpose: str) -> int:
+    """Check an eventfd that is ours from now on and make it non-blocking.
+
+    Raises VhostUserError, with the descriptor closed, where it is none.
+    """
+    try:
+        target = str(Path(f"/proc/self/fd/{fd}").readlink())
+    except OSError:
+        target = "nothing"
+    if target != "anon_inode:[eventfd]":
+        os.close(fd)
+        raise VhostUserError(f"the {purpose} descriptor is no eventfd but {target}")
+    os.set_blocking(fd, False)
+    return fd
+
+
+def signal(fd: int) -> None:
+    """Add one. A counter that is full is signalled already."""
+    try:
+        os.write(fd, _ONE)
+    except BlockingIOError:
+        pass
+
+
+def clear(fd: int) -> None:
+    """Reset to zero, whether or not it was signalled."""
+    try:
+        os.read(fd, 8)
+    except BlockingIOError:
+        pass

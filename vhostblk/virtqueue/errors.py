@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be wrong with a virtqueue: a broken ring, or a broken chain in a sound ring."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from vhostblk.errors import VhostblkError
+
+
+class BrokenRingError(VhostblkError):
+    """The ring itself makes no sense; nothing more can be taken from it."""
+
+
+class ChainFault(IntEnum):
+    """Why a descriptor chain can't be a request (VIRTIO 1.3, 2.7.4 and 2.7.5)."""
+
+    NONE = 0
+    #: `next` names no descriptor of the table.
+    NEXT_OUT_OF_RANGE = 1
+    #: More descriptors than the queue (or the longest indirect table) has: a loop.
+    TOO_LONG = 2
+    #: An indirect table of length 0, not a multiple of 16, or too long.
+    INDIRECT_LENGTH = 3
+    #: INDIRECT inside an indirect table, or together with NEXT.
+    INDIRECT_NESTED = 4
+    #: An indirect table outside guest memory, or spread over regions.
+    INDIRECT_UNMAPPED = 5
+    #: A device-readable descriptor after a device-writable one.
+    ORDER = 6
+    #: A buffer outside guest memory.
+    UNMAPPED = 7

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device side of a split virtqueue (VIRTIO 1.3, section 2.7).
+
+Order of memory accesses, with the driver on another CPU:
+
+- `avail.idx` is loaded with acquire; ring entries and descriptors are read after it.
+- Used elements, status bytes and data are written before `used.idx` is stored with release.
+- Storing `used.idx` and loading `used_event` (or `avail.flags`), and storing `avail_event` (or
+  `used.flags`) and loading `avail.idx`, need a full fence between them (2.7.7.2, 2.7.10.1): without
+  it both sides may miss the other's write, and the queue sleeps for ever.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhostblk.virtqueue import layout
+from vhostblk.virtqueue.barrier import fence, load_acquire_u16, store_release_u16
+from vhostblk.virtqueue.errors import BrokenRingError
+from vhostblk.virtqueue.walker import walk
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vhostblk.vhost_user.backend import VringConfig
+    from vhostblk.vhost_user.memory import GuestMemory
+    from vhostblk.virtqueue.batch import RequestBatch
+
+
+class SplitQueue:
+    """One running split virtqueue. `next_avail` and `next_used` are free-running uint16 indices."""
+
+    def __init__(self, config: VringConfig, memory: GuestMemory, *, event_idx: bool) -> None:
+        """Raises VhostUserError where a ring is not in guest memory or is misaligned there."""
+        self.size = config.size
+        self.next_avail = config.next_avail
+        self._config = config
+        self._event_idx = event_idx
+        self._in_flight = np.zeros(config.size, np.bool_)
+        self._marks = np.zeros(config.size, np.int64)
+        self._map(memory)
+        # What was used before this back-end came is known only to the ring itself.
+        self.next_used = load_acquire_u16(self._used_addr + layout.RING_INDEX_OFFSET)
+
+    def _map(self, memory: GuestMemory) -> None:
+        config, size = self._config, self.size
+        desc = memory.translate_user(config.desc_addr, layout.desc_bytes(size))
+        avail = memory.translate_user(config.avail_addr, layout.avail_bytes(size))
+        used = memory.translate_user(config.used_addr, layout.used_bytes(size))
+        if desc % 16 or avail % 2 or used % 4:
+            raise BrokenRingError("a ring is not aligned in its memory file")
+        self.memory = memory
+        self._desc_addr, self._avail_addr, self._used_addr = desc, avail, used
+        header = layout.RING_HEADER_SIZE
+        self._avail_ring = memory.view(avail + header, 2 * size).view("<u2")
+        self._used_ring = memory.view(used + header, layout.USED_ELEM.itemsize * size).view(
+            layout.USED_ELEM
+        )
+        self._used_event_addr = avail + header + 2 * size
+        self._avail_event_addr = used + header + layout.USED_ELEM.itemsize * size
+
+    def move(self, memory: GuestMemory) -> None:
+        """Go on in a new memory table; nothing may be in flight."""
+        self._map(memory)
+
+    def pop(self, limit: int) -> RequestBatch | None:
+        """Take up to `limit` available chains; None where there is none.
+
+        Raises BrokenRingError on an index that jumped, a head out of range, or a head made
+        available while its request is still in flight. Nothing is taken then.
+        """
+        index = load_acquire_u16(self._avail_addr + layout.RING_INDEX_OFFSET)
+        available = (index - self.next_avail) & 0xFFFF
+        if available == 0:
+            return None
+        if available > self.size:
+            raise BrokenRingError(
+                f"avail index {index} is {available} ahead in a queue of {self.size}"
+            )
+        count = min(available, limit)
+        places = (self.next_avail + np.arange(count)) & (self.size - 1)
+        heads = self._avail_ring.take(places)
+        self._take(heads)
+        self.next_avail = (self.next_avail + count) & 0xFFFF
+        return walk(heads, self._desc_addr, self.size, self.memory)
+
+    def _take(self, heads: NDArray[np.uint16]) -> None:
+        if int(heads.max()) >= self.size:
+            raise BrokenRingError(f"head {int(heads.max())} in a queue of {self.size}")
+        order = np.arange(len(heads))
+        self._marks[heads] = order
+        if self._in_flight.take(heads).any() or (self._marks.take(heads) != order).any():
+            raise BrokenRingError("a head was made available while in flight")
+        self._in_flight[heads] = True
+
+    def push(self, heads: NDArray[np.uint16], lengths: NDArray[np.uint32]) -> bool:
+        """Return chains to the driver, in this order; tell whether it wants to be notified.
+
+        `lengths` are the bytes written to each chain's device-writable buffers.
+        """
+        count = len(heads)
+        places = (self.next_used + np.arange(count)) & (self.size - 1)
+        elements = np.empty(count, layout.USED_ELEM)
+        elements["id"] = heads
+        elements["len"] = lengths
+        self._used_ring[places] = elements
+        self._in_flight[heads] = False
+        old = self.next_used
+        self.next_used = (old + count) & 0xFFFF
+        store_release_u16(self._used_addr + layout.RING_INDEX_OFFSET, self.next_used)
+        fence()
+        if self._event_idx:
+            wanted = load_acquire_u16(self._used_event_addr)
+            # 2.7.7.2: notify if used_event was passed by this very push.
+            return (self.next_used - wanted - 1) & 0xFFFF < count
+        return not load_acquire_u16(self._avail_addr) & layout.AVAIL_F_NO_INTERRUPT
+
+    def has_available(self) -> bool:
+        """Tell whether the driver has made something available."""
+        index = load_acquire_u16(self._avail_addr + layout.RING_INDEX_OFFSET)
+        return index != self.next_avail
+
+    def enable_notifications(self) -> None:
+        """Ask for a kick at the next available chain; look at `has_available()` afterwards."""
+        if self._event_idx:
+            store_release_u16(self._avail_event_addr, self.next_avail)
+        else:
+            store_release_u16(self._used_addr, 0)
+        fence()
+
+    def disable_notifications(self) -> None:
+        """Ask for no kicks; with EVENT_IDX the event index that lies behind says so already."""
+        if not self._event_idx:
+            store_release_u16(self._used_addr, layout.USED_F_NO_NOTIFY)
