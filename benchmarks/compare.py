@@ -50,7 +50,8 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="vhostblk[:LANE] or qemu[:AIO]; the first is compared with the best of the others"
-        " (default: vhostblk and qemu, which takes its best aio in each case)",
+        " (default: vhostblk, qemu:io_uring, qemu:threads; --quick: vhostblk and qemu, which takes"
+        " the aio that is best as a rule)",
     )
     add("--no-iothread", action="store_true", help="exports on the main thread")
     add("--queues", type=int, default=1, help="queues of the front-end")
@@ -80,7 +81,8 @@ def parse_backend(text: str, *, iothread: bool) -> Backend:
 
 
 def _settings(options: argparse.Namespace, directories: dict[str, Path]) -> Settings:
-    names = options.backend or ["vhostblk", "qemu"]
+    peers = ["qemu"] if options.quick or options.aio else ["qemu:io_uring", "qemu:threads"]
+    names = options.backend or ["vhostblk", *peers]
     iothread = not options.no_iothread
     seconds, rounds, size = (0.3, 3, 128) if options.quick else (2.0, 5, 1024)
     return Settings(

@@ -29,13 +29,17 @@ class DaemonError(Exception):
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to serve a disk. `aio` is for images in files; None leaves the default."""
+    """One way to serve a disk. `aio` is for images in files; None leaves the default.
+
+    `grace` is the time to end in, in seconds, before it is killed.
+    """
 
     name: str
     command: tuple[str, ...]
     aio: str | None = None
     iothread: bool = True
     environment: tuple[tuple[str, str], ...] = ()
+    grace: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,9 @@ def qemu_backend(aio: str | None = None, *, iothread: bool = True) -> Backend:
     binary = os.environ.get("QEMU_STORAGE_DAEMON") or shutil.which(QEMU)
     if binary is None:
         raise DaemonError(f"{QEMU} is not installed (or set QEMU_STORAGE_DAEMON)")
-    return Backend(f"qemu:{aio}" if aio else "qemu", (binary,), aio=aio, iothread=iothread)
+    name = f"qemu:{aio}" if aio else "qemu"
+    # Some versions hang on SIGTERM just after a client has left.
+    return Backend(name, (binary,), aio=aio, iothread=iothread, grace=0.5)
 
 
 def _arguments(backend: Backend, disk: Disk, sockets: Sequence[Path]) -> list[str]:
@@ -168,17 +174,17 @@ def running(backend: Backend, disk: Disk, directory: Path, exports: int = 1) -> 
         daemon.start_seconds = time.monotonic() - begin
         yield daemon
     finally:
-        stop(process)
+        stop(process, backend.grace)
         for path in sockets:
             path.unlink(missing_ok=True)
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes], grace: float) -> None:
     """End a process: politely, then by force."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(5)
+            process.wait(grace)
         except subprocess.TimeoutExpired:
             process.kill()
     process.wait()

@@ -11,7 +11,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from benchmarks.cases import Case, disk_for
@@ -90,19 +90,28 @@ class Footprint:
 Progress = Callable[[str], None]
 
 
+def backends_for(case: Case, settings: Settings) -> list[Backend]:
+    """Return the back-ends that differ in a case: where there is no file, `aio` means nothing."""
+    chosen: list[Backend] = []
+    for backend in settings.backends:
+        qemus = [other for other in chosen if other.name.startswith("qemu")]
+        if case.place != "null" or not (backend.aio and qemus):
+            chosen.append(backend)
+    return chosen
+
+
 def _for_case(backend: Backend, case: Case, settings: Settings) -> Backend:
     """The back-end with the aio that the case is best served with, if it knows aio at all."""
     if not backend.name.startswith("qemu") or backend.aio or case.place == "null":
         return backend
-    aio = settings.aio or case.aio
-    return Backend(backend.name, backend.command, aio, backend.iothread, backend.environment)
+    return replace(backend, aio=settings.aio or case.aio)
 
 
 @contextlib.contextmanager
 def _daemons(case: Case, settings: Settings) -> Iterator[list[Daemon]]:
     with contextlib.ExitStack() as stack:
         daemons = []
-        for backend in settings.backends:
+        for backend in backends_for(case, settings):
             disk = disk_for(case, backend.name, settings.directories, settings.size)
             tuned = _for_case(backend, case, settings)
             daemons.append(stack.enter_context(running(tuned, disk, settings.directories["run"])))
@@ -144,7 +153,7 @@ def measure_case(
     with _daemons(case, settings) as daemons:
         for depth in case.depths:
             for rate in rates:
-                points = {backend.name: Point() for backend in settings.backends}
+                points = {daemon.backend.name: Point() for daemon in daemons}
                 for turn in range(settings.rounds):
                     for daemon in daemons:
                         name = daemon.backend.name

@@ -32,9 +32,7 @@ def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = "#
 def _scale(report: Report) -> tuple[int, int]:
     """Powers of ten that enclose all medians."""
     values = [
-        max(row.points[name].median("iops"), 1.0)
-        for row in report.throughput
-        for name in report.backends
+        max(point.median("iops"), 1.0) for row in report.throughput for point in row.points.values()
     ]
     low = math.floor(math.log10(min(values)))
     return low, max(math.ceil(math.log10(max(values))), low + 1)
@@ -60,6 +58,8 @@ def _group(row: Row, report: Report, scale: tuple[int, int], y: float) -> list[s
     middle = y + BAR * len(report.backends) / 2 + 4
     parts = [_text(LEFT - 8, middle, f"{row.case.name}, depth {row.depth}", "end")]
     for number, name in enumerate(report.backends):
+        if name not in row.points:
+            continue
         value = row.points[name].median("iops")
         length = _position(value, scale)
         top = y + number * BAR

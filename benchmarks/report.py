@@ -29,7 +29,7 @@ class Report:
 
 def ratio(row: Row, backends: Sequence[str]) -> float | None:
     """Median throughput of the first back-end by the best of the others."""
-    peers = [row.points[name].median("iops") for name in backends[1:]]
+    peers = [row.points[name].median("iops") for name in backends[1:] if name in row.points]
     if not peers:
         return None
     return row.points[backends[0]].median("iops") / max(max(peers), 1e-9)
@@ -61,13 +61,15 @@ def _throughput_table(report: Report) -> str:
     for row in report.throughput:
         cells = [row.case.name, str(row.case.queues), str(row.depth)]
         for name in report.backends:
-            point = row.points[name]
+            point = row.points.get(name)
+            if point is None:
+                cells += ["", "", ""]
+                continue
             cells.append(_thousands(point.median("iops")))
             cells += [f"{point.median('p50_us'):.1f}", f"{point.median('p99_us'):.1f}"]
-        times = ratio(row, report.backends)
-        if times is not None:
-            target = row.case.target(row.depth)
-            cells += [f"{times:.2f}", f"{target:g}" if target else "-"]
+        if len(report.backends) > 1:
+            times, target = ratio(row, report.backends), row.case.target(row.depth)
+            cells += [f"{times:.2f}" if times else "-", f"{target:g}" if target else "-"]
         table.append(cells)
     return _format(table)
 
@@ -80,8 +82,9 @@ def _paced_table(report: Report) -> str:
     for row in report.paced:
         cells = [row.case.name, str(row.depth), str(row.rate)]
         for name in report.backends:
-            point = row.points[name]
-            cells += [f"{point.median(key):.2f}" for key in ("cpu_us", "p50_us", "p99_us")]
+            point = row.points.get(name)
+            keys = ("cpu_us", "p50_us", "p99_us")
+            cells += [f"{point.median(key):.2f}" if point else "" for key in keys]
         table.append(cells)
     return _format(table)
 

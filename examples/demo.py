@@ -12,12 +12,17 @@ import os
 import shutil
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from integration.guest import image
 from integration.guest.errors import GuestError, HarnessError
 from integration.guest.machine import QEMU, Machine, VhostUserDisk
 from integration.guest.server import Program, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[1]
 #: Relative, so that the socket's path is short wherever the source tree is.
@@ -63,15 +68,15 @@ def run_in_guest(say: Narrator, guest: Machine, *commands: str) -> str:
     return output
 
 
-def serve(say: Narrator, disk: Path, socket: Path) -> Server:
-    """Start vhostblk on the image."""
+@contextmanager
+def serve(say: Narrator, disk: Path, socket: Path) -> Iterator[Server]:
+    """Have vhostblk serve the image."""
     options = f"--addr.type=unix,addr.path={socket},writable=on,num-queues={QUEUES}"
-    server = Server(Program.VHOSTBLK, [str(disk), options], DIRECTORY)
     say.command("host$", f"vhostblk {disk} {options}")
     began = time.monotonic()
-    server.start()
-    say.answer(f"pid {server.pid}, guests may connect after {time.monotonic() - began:.2f} s")
-    return server
+    with Server(Program.VHOSTBLK, [str(disk), options], DIRECTORY) as server:
+        say.answer(f"pid {server.pid}, guests may connect after {time.monotonic() - began:.2f} s")
+        yield server
 
 
 def work_in_guest(say: Narrator, socket: Path) -> str:
@@ -142,7 +147,10 @@ def demo() -> None:
         digest = work_in_guest(say, socket)
         say.step("The daemon stops, and the image is looked at from outside")
         say.command("host$", f"kill {server.pid}")
-        say.answer(f"exit status {server.stop()}")
+        status = server.stop()
+        say.answer(f"exit status {status}")
+        if status:
+            raise HarnessError(f"vhostblk did not end well{server.log()}")
     look_from_outside(say, disk, digest)
     print(f"\nAll is as it should be, after {say.elapsed():.0f} s. Left in {DIRECTORY}/: ", end="")
     print(", ".join(sorted(path.name for path in DIRECTORY.iterdir())))

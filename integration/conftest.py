@@ -37,7 +37,7 @@ def vhostblk_only(program: Program) -> None:
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    # Not `tmp_path`: its names can be too long for a Unix socket, and sparse images with real
-    # block counts need a file system that punches holes, which /tmp and /var/tmp are.
-    with tempfile.TemporaryDirectory(prefix="vhostblk-") as path:
+    # Not `tmp_path`: its names can be too long for a Unix socket, and /tmp may be a tmpfs, which
+    # knows no direct I/O.
+    with tempfile.TemporaryDirectory(prefix="vhostblk-", dir="/var/tmp") as path:
         yield Path(path)

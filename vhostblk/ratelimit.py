@@ -38,13 +38,14 @@ class RateLimitedLogger:
     def warning(self, message: str, *arguments: object) -> None:
         """Log that a peer did something wrong, or a request failed."""
         if self._admit():
-            self._logger.warning(self._prefix + message + self._left_out(), *arguments)
+            text = f"%s{message}%s"
+            self._logger.warning(text, self._prefix, *arguments, self._left_out())
 
     def error(self, message: str, *arguments: object, exc_info: BaseException) -> None:
         """Log an error of our own, with its traceback."""
         if self._admit():
-            text = self._prefix + message + self._left_out()
-            self._logger.error(text, *arguments, exc_info=exc_info)
+            text = f"%s{message}%s"
+            self._logger.error(text, self._prefix, *arguments, self._left_out(), exc_info=exc_info)
 
     def _admit(self) -> bool:
         now = self._clock()

@@ -51,6 +51,7 @@ def compile_module() -> None:
     """Compile the extension into the build folder; to be run in a process of its own."""
     from cffi import FFI
 
+    flags = os.environ.get("LOADGEN_CFLAGS", "").split()
     builder = FFI()
     builder.cdef((SRC / "loadgen.cdef.h").read_text())
     builder.set_source(
@@ -61,8 +62,9 @@ def compile_module() -> None:
         extra_compile_args=[
             *("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"),
             *("-fno-strict-aliasing", "-fvisibility=hidden"),
-            *os.environ.get("LOADGEN_CFLAGS", "").split(),
+            *flags,
         ],
+        extra_link_args=flags,
         py_limited_api=True,
     )
     builder.compile(tmpdir=str(BUILD))

@@ -8,6 +8,7 @@ common, so that every test that uses it can be run against both.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -71,6 +72,9 @@ class Server:
     arguments: list[str]
     directory: Path
     pass_fds: tuple[int, ...] = ()
+    #: What vhostblk may say in its log; whatever does not match fails the test.
+    expected_log: str = "(?!)"
+    environment: dict[str, str] = field(default_factory=dict)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
@@ -82,6 +86,8 @@ class Server:
             status = self.stop()
             if status and exception_type is None:
                 raise HarnessError(f"{self.program.value} ended with status {status}{self.log()}")
+        if exception_type is None and self.program is Program.VHOSTBLK:
+            self._judge_log()
 
     @property
     def pidfile(self) -> Path:
@@ -96,6 +102,7 @@ class Server:
 
     def start(self) -> None:
         """Start and wait until front-ends may connect."""
+        assert not self.alive(), "the daemon runs already"
         self.directory.mkdir(parents=True, exist_ok=True)
         # A daemon that was killed leaves its pidfile behind; it would look ready at once.
         self.pidfile.unlink(missing_ok=True)
@@ -106,10 +113,10 @@ class Server:
                 stdout=log,
                 stderr=log,
                 pass_fds=self.pass_fds,
-                env=_environment(),
+                env=self._environment(),
             )
         deadline = time.monotonic() + _START_TIMEOUT
-        while not (self.pidfile.exists() and self.pidfile.read_text().strip()):
+        while not self._ready():
             if self._process.poll() is not None:
                 raise HarnessError(f"{self.program.value} did not start{self.log()}")
             if time.monotonic() > deadline:
@@ -125,7 +132,7 @@ class Server:
             capture_output=True,
             text=True,
             pass_fds=self.pass_fds,
-            env=_environment(),
+            env=self._environment(),
             timeout=_START_TIMEOUT,
             check=False,
         )
@@ -145,14 +152,30 @@ class Server:
             self._process.wait()
             raise HarnessError(f"{self.program.value} does not stop{self.log()}") from None
 
-    def _command(self) -> list[str]:
-        return [*self.program.command(), *self.arguments, "--pidfile", str(self.pidfile)]
-
     def log(self) -> str:
         """Everything that the daemon has said, to be added to an error."""
         path = self.directory / "daemon.log"
         text = path.read_text(errors="replace") if path.exists() else ""
         return f"\n--- {path} ---\n{text}"
+
+    def _ready(self) -> bool:
+        try:
+            return bool(self.pidfile.read_text().strip())
+        except FileNotFoundError:
+            return False
+
+    def _judge_log(self) -> None:
+        lines = (self.directory / "daemon.log").read_text(errors="replace").splitlines()
+        unexpected = [line for line in lines if not re.search(self.expected_log, line)]
+        if unexpected:
+            raise HarnessError("unexpected words of the daemon:\n" + "\n".join(unexpected))
+
+    def _command(self) -> list[str]:
+        return [*self.program.command(), *self.arguments, "--pidfile", str(self.pidfile)]
+
+    def _environment(self) -> dict[str, str]:
+        # The daemon of this source tree, wherever the tests are run from.
+        return os.environ | {"PYTHONPATH": str(_ROOT)} | self.environment
 
 
 def serve(program: Program, export: Export, directory: Path) -> Server:
@@ -167,11 +190,6 @@ def listen(path: Path) -> socket.socket:
     listener.bind(str(path))
     listener.listen(1)
     return listener
-
-
-def _environment() -> dict[str, str]:
-    # The daemon of this source tree, wherever the tests are run from.
-    return os.environ | {"PYTHONPATH": str(_ROOT)}
 
 
 def _on_off(value: bool) -> str:

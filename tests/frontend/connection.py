@@ -72,10 +72,10 @@ class Connection:
 
     @classmethod
     def connect(cls, path: str | Path, timeout: float = 30.0) -> Connection:
-        """Connect to a back-end that listens at `path`."""
+        """Connect to a back-end that listens at `path`; `timeout` is for what comes after."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.settimeout(timeout)
+            # Blocking: with a timeout Python fails at once where the backlog is full.
             sock.connect(str(path))
         except BaseException:
             sock.close()
@@ -106,7 +106,8 @@ class Connection:
         )
         try:
             sent = self.socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
-            self.socket.sendall(data[sent:], socket.MSG_NOSIGNAL)
+            if sent < len(data):
+                self.socket.sendall(data[sent:], socket.MSG_NOSIGNAL)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise ConnectionClosedError("closed while sending") from error
 
@@ -283,9 +284,7 @@ class Connection:
 
     def get_config(self, offset: int, size: int) -> bytes:
         """GET_CONFIG; raises RequestFailedError where the back-end answers with nothing."""
-        reply = self.query(
-            Request.GET_CONFIG, CONFIG_HEADER.pack(offset, size, 0) + bytes(size)
-        )
+        reply = self.query(Request.GET_CONFIG, CONFIG_HEADER.pack(offset, size, 0) + bytes(size))
         if not reply:
             raise RequestFailedError(f"GET_CONFIG {offset}+{size}")
         if CONFIG_HEADER.unpack_from(reply)[:2] != (offset, size):
@@ -339,5 +338,3 @@ def send_fds_split(connection: Connection, data: bytes, fds: Sequence[int]) -> N
 def make_eventfd() -> int:
     """Make an eventfd as front-ends do, non-blocking."""
     return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-

@@ -88,7 +88,7 @@ class Memory:
         """See `size` bytes at a guest address; writable, not a copy."""
         for region in self._regions:
             start = guest_addr - region.guest_addr
-            if 0 <= start and start + size <= region.size:
+            if 0 <= start <= region.size - size:
                 return region.bytes[start : start + size]
         raise IndexError(f"guest address {guest_addr:#x}+{size:#x}")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tests.frontend.connection import make_eventfd
-from vhostblk import engine
+from vhostblk.virtqueue.barrier import fence
 from vhostblk.virtqueue.layout import (
     AVAIL_F_NO_INTERRUPT,
     DESC,
@@ -94,8 +94,6 @@ class DriverRing:
         self.kick_fd = make_eventfd()
         self.call_fd = make_eventfd()
         self.kicks = 0
-        loaded = engine.load()
-        self._fence = loaded.lib.vb_fence if loaded is not None else None
 
     def close(self) -> None:
         """Close the event descriptors."""
@@ -162,9 +160,7 @@ class DriverRing:
             return False
         self.avail_idx[0] = self.next_avail & 0xFFFF
         self._published = self.next_avail
-        if self._fence is None:  # what the device wants can't be read safely without a fence
-            return True
-        self._fence()
+        fence()  # the index goes out before what the device wants is read
         if not self.event_idx:
             return not int(self.used_flags[0]) & USED_F_NO_NOTIFY
         event = int(self.avail_event[0])
@@ -213,8 +209,7 @@ class DriverRing:
             self.used_event[0] = self.last_used & 0xFFFF
         else:
             self.avail_flags[0] &= ~np.uint16(AVAIL_F_NO_INTERRUPT)
-        if self._fence is not None:
-            self._fence()
+        fence()
 
     def suppress_interrupts(self) -> None:
         """Ask for no interrupts, until `wait` is called."""

@@ -173,9 +173,7 @@ class Edge:
             flags &= ~WriteFlags.MAY_UNMAP
         size = node.size
         if length:
-            passed = (
-                flags if flags & WriteFlags.FUA & node.native_flags else flags & ~WriteFlags.FUA
-            )
+            passed = flags if node.native_flags & WriteFlags.FUA else flags & ~WriteFlags.FUA
             await shaping.write_zeroes(node, offset, length, passed)
         await self._finish_write(flags, size)
 

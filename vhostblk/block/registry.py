@@ -8,7 +8,6 @@ group `vhostblk.drivers`, which is searched only for names that are not built in
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import entry_points
 from typing import Any
 
 from vhostblk.block.errors import BlockError
@@ -42,6 +41,8 @@ def driver_class(name: str) -> type[BlockNode]:
 
 
 def _load_plugin(name: str) -> Any:
+    from importlib.metadata import entry_points  # 20 ms
+
     for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         try:
             found = entry_point.load()

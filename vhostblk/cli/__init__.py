@@ -3,6 +3,6 @@
 
 from __future__ import annotations
 
-from vhostblk.cli.main import main
+from vhostblk.cli.program import main
 
 __all__ = ["main"]

@@ -38,6 +38,8 @@ def run(arguments: Arguments, readiness: Readiness | None) -> int:
         asyncio.run(_serve(arguments, readiness))
     except _HelpPrintedError:
         pass
+    except OSError as error:  # the last flush, say
+        raise VhostblkError(f"while closing: {error.strerror or error}") from error
     return 0
 
 

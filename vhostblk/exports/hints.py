@@ -42,7 +42,7 @@ def _socket_path(addr: SocketAddress) -> str | None:
         return None
     try:
         listener = socket.socket(fileno=int(addr.fd))
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         return None
     try:
         name = listener.getsockname()

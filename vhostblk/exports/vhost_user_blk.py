@@ -68,6 +68,7 @@ class VhostUserBlkExport(Export):
     async def stop(self) -> None:
         """Disconnect the front-end, with its requests finished, and stop listening."""
         await self._server.stop()
+        self.backend.remove_drain_listener(self.device)
         if self.backend.writable:
             await self.backend.flush()
 
@@ -80,6 +81,8 @@ class VhostUserBlkBackend:
         self._backend = backend
         self._log = RateLimitedLogger(logger, f"export '{options.id}': ")
         self._default_write_cache = backend.enable_write_cache
+        #: What the driver wrote to `writeback`, if it did.
+        self._chosen_write_cache: bool | None = None
         self._features = 0
         self._memory: GuestMemory | None = None
         self._queues: dict[int, BlkQueue] = {}
@@ -144,17 +147,32 @@ class VhostUserBlkBackend:
             raise VhostUserError(
                 f"configuration space: {len(data)} bytes at {offset} are not writable"
             )
-        self._backend.enable_write_cache = bool(data[0])
+        self._chosen_write_cache = bool(data[0])
+        self._set_write_cache()
 
     def set_features(self, features: int) -> None:
         """Take the features that the driver acknowledged.
 
-        A driver that can neither flush nor set the cache mode is promised write-through (VIRTIO
-        1.3, 5.2.5.2).
+        Drivers follow each other on one connection (firmware, then the system), so nothing that
+        one of them implied is kept for the next.
         """
         self._features = features
-        if not features & (Feature.FLUSH.mask | Feature.CONFIG_WCE.mask):
-            self._backend.enable_write_cache = False
+        if not features & Feature.CONFIG_WCE.mask:
+            self._chosen_write_cache = None
+        self._set_write_cache()
+
+    def _set_write_cache(self) -> None:
+        """Work out whether writes may stay in caches until the driver flushes.
+
+        Not with the option `writethrough`, nor when the driver said so, nor with a driver that can
+        neither flush nor say so (VIRTIO 1.3, 5.2.6.2). Before the features are known it may.
+        """
+        features = self._features
+        can_flush = not features or features & (Feature.FLUSH.mask | Feature.CONFIG_WCE.mask)
+        chosen = self._chosen_write_cache
+        self._backend.enable_write_cache = bool(
+            self._default_write_cache and can_flush and chosen is not False
+        )
 
     # Guest memory.
 
@@ -184,8 +202,13 @@ class VhostUserBlkBackend:
     async def _change_memory(self, memory: GuestMemory) -> None:
         """Move the running queues to a new table between two requests."""
         async with self._quiet_queues() as queues:
-            for queue in queues:
-                queue.move(memory)
+            try:
+                for queue in queues:
+                    queue.move(memory)
+            except VhostblkError:
+                for queue in queues:
+                    queue.move(self.memory)
+                raise
             self._memory = memory
 
     @asynccontextmanager
@@ -315,7 +338,8 @@ class VhostUserBlkBackend:
         self._memory = None
         self._channel = None
         self._features = 0
-        self._backend.enable_write_cache = self._default_write_cache
+        self._chosen_write_cache = None
+        self._set_write_cache()
 
 
 def _listen_address(options: BlockExportOptionsVhostUserBlk) -> ListenAddress:

@@ -10,6 +10,10 @@ from vhostblk.schema.errors import OptionError
 
 _STRING = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'", re.DOTALL)
 
+# What means one thing in QEMU's strings and another in those of RFC 8259.
+_SPECIAL = re.compile(r"\\.|\"", re.DOTALL)
+_REWRITTEN = {"\\'": "'", '"': '\\"'}
+
 
 def parse(text: str) -> object:
     """Return the value of a JSON text; raises OptionError."""
@@ -35,11 +39,8 @@ def parse(text: str) -> object:
 
 
 def _double_quoted(match: re.Match[str]) -> str:
-    literal = match.group()
-    if literal[0] == '"':
-        return literal.replace("\\'", "'")
-    inner = re.sub(r"\\.|\"", lambda m: {"\\'": "'", '"': '\\"'}.get(m[0], m[0]), literal[1:-1])
-    return f'"{inner}"'
+    inner = match.group()[1:-1]
+    return f'"{_SPECIAL.sub(lambda found: _REWRITTEN.get(found[0], found[0]), inner)}"'
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -17,7 +17,7 @@ from vhostblk.vhost_user.errors import ListenError
 MAX_PATH = 107
 
 #: Front-ends that may wait while one is being served.
-_BACKLOG = 16
+_BACKLOG = 128
 
 
 @dataclass(frozen=True, slots=True)

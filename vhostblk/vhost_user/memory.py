@@ -122,27 +122,20 @@ class GuestMemory:
         `addr` and `length` are uint64 arrays of one shape, in bytes. No sum is formed that could
         overflow: an address below its region wraps to a huge offset, which the size refuses.
         """
+        host, room = self.reach(addr)
+        return np.where((room > 0) & (length <= room), host, np.uint64(0))
+
+    def reach(self, addr: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """Return host addresses and how many bytes from there lie in the same region.
+
+        Where there are 0 bytes nothing is mapped, and the address means nothing.
+        """
         if not self.regions:
-            return np.zeros(len(addr), np.uint64)
+            return np.zeros(len(addr), np.uint64), np.zeros(len(addr), np.uint64)
         index = np.searchsorted(self._guest, addr, side="right") - 1
         offset = addr - self._guest.take(index)
-        room = self._size.take(index) - offset
-        inside = (offset < self._size.take(index)) & (length <= room)
-        return np.where(inside, offset + self._host.take(index), np.uint64(0))
-
-    def split(self, addr: int, length: int) -> list[tuple[int, int]] | None:
-        """Translate one range that may cross from region to adjacent region.
-
-        Returns (host address, bytes) pieces in order, or None where part of it is unmapped.
-        """
-        pieces: list[tuple[int, int]] = []
-        for region in self.regions:
-            offset = addr - region.guest_addr
-            if 0 <= offset < region.size and length:
-                taken = min(length, region.size - offset)
-                pieces.append((region.mapping.address + offset, taken))
-                addr, length = addr + taken, length - taken
-        return None if length else pieces
+        size = self._size.take(index)
+        return offset + self._host.take(index), np.where(offset < size, size - offset, np.uint64(0))
 
     def translate_user(self, user_addr: int, length: int) -> int:
         """Return the host address of a ring; raises VhostUserError where it is not mapped."""

@@ -7,8 +7,8 @@ waiting in the backlog. Work for the backend is never cancelled: `stop` ends wai
 socket, and then waits for what the backend is doing.
 
 Nothing is scheduled for a message that has arrived already: reads are tried first and the loop is
-entered only when they would block, or after `_MESSAGES_A_TURN`, so that a front-end that never stops
-talking can't keep the others from being served.
+entered only when they would block, or after `_MESSAGES_A_TURN`, so that a front-end that never
+stops talking can't keep others from being served.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
+from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.vhost_user.codec import FdList, MessageDecoder
 from vhostblk.vhost_user.errors import ProtocolError, VhostUserError
-from vhostblk.vhost_user.journal import Journal
 from vhostblk.vhost_user.layout import MAX_FDS
 from vhostblk.vhost_user.listener import listen
 from vhostblk.vhost_user.session import Session
@@ -57,7 +57,7 @@ class VhostUserServer:
         self._address = address
         self._backend = backend
         self._name = name
-        self._journal = Journal(logger, f"export {name}: ")
+        self._log = RateLimitedLogger(logger, f"export '{name}': ")
         self._listener: Listener | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiting: asyncio.Future[None] | None = None
@@ -107,7 +107,7 @@ class VhostUserServer:
         except ConnectionAbortedError:
             pass
         except OSError as error:  # out of descriptors or memory: the front-end stays in the backlog
-            self._journal.error("can't accept a front-end: %s", error.strerror)
+            self._log.warning("can't accept a front-end: %s", error.strerror)
             await self._pause(_ACCEPT_RETRY)
         else:
             connection.setblocking(False)
@@ -116,7 +116,7 @@ class VhostUserServer:
 
     async def _serve(self, connection: socket.socket) -> None:
         """Serve one front-end until it leaves, breaks the rules, or `stop` is called."""
-        logger.info("export %s: front-end connected", self._name)
+        logger.info("export '%s': front-end connected", self._name)
         session = Session(self._backend)
         decoder = MessageDecoder()
         try:
@@ -126,15 +126,15 @@ class VhostUserServer:
                     await self._handle(connection, session, message)
                 await asyncio.sleep(0)
         except _FrontendGoneError:
-            logger.info("export %s: front-end disconnected", self._name)
+            logger.info("export '%s': front-end disconnected", self._name)
         except VhostUserError as error:
-            self._journal.warning("front-end disconnected: %s", error)
+            self._log.warning("front-end disconnected: %s", error)
         except OSError as error:  # reset by its end, or its end closed before the reply
-            self._journal.warning("front-end disconnected: %s", error.strerror)
+            self._log.warning("front-end disconnected: %s", error.strerror)
         except _StoppedError:
             raise
-        except Exception:
-            self._journal.exception("front-end disconnected: internal error")
+        except Exception as error:
+            self._log.error("front-end disconnected: internal error", exc_info=error)
         finally:
             decoder.close()
             session.close()
@@ -144,14 +144,14 @@ class VhostUserServer:
         try:
             self._backend.set_channel(None)
             await self._backend.reset()
-        except Exception:
-            self._journal.exception("reset failed")
+        except Exception as error:
+            self._log.error("reset failed", exc_info=error)
 
     async def _handle(self, connection: socket.socket, session: Session, message: Message) -> None:
-        logger.debug("export %s: %s", self._name, message.name)
+        logger.debug("export '%s': %s", self._name, message.name)
         answer = await session.handle(message)
         if answer.failure is not None:
-            self._journal.warning("%s", answer.failure)
+            self._log.warning("%s", answer.failure)
         reply = answer.reply
         while reply:
             try:

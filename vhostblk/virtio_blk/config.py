@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vhostblk.virtio_blk.layout import CONFIG, SECTOR_SIZE
+from vhostblk.virtqueue.walker import MAX_CHAIN
 
 #: Longest request that fits QEMU's block layer as well (BDRV_REQUEST_MAX_SECTORS).
 MAX_REQUEST_SECTORS = (1 << 31) // SECTOR_SIZE - 1
@@ -31,8 +32,8 @@ class DeviceProperties:
 
     @property
     def seg_max(self) -> int:
-        """Data segments a request may have: the queue's size less header and status."""
-        return max(self.queue_size - 2, 1)
+        """Data segments a request may have: a chain less header and status."""
+        return max(min(self.queue_size, MAX_CHAIN) - 2, 1)
 
 
 def encode_config(device: DeviceProperties, *, write_cache: bool) -> bytes:

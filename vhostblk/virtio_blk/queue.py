@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 #: How often a ring without a kick descriptor is looked at, in seconds.
 POLL_INTERVAL = 0.0005
 
+#: Most requests taken in one sweep, so that a long queue can't keep the loop from the others.
+BURST = 256
+
 
 class BlkQueue:
     """A started queue. `kick_fd` and the call descriptor belong to it until it stops."""
@@ -147,7 +150,7 @@ class BlkQueue:
         ring = self._ring
         ring.disable_notifications()
         try:
-            batch = ring.pop(ring.size)
+            batch = ring.pop(BURST)
         except BrokenRingError as error:
             self._break(error)
             return

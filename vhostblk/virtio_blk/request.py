@@ -166,9 +166,9 @@ class _Framing:
             segments: list[tuple[int, int]] = self.iovs[start : start + count].tolist()
             readable = int(batch.readable[index])
             from_guest = [s for s in segments[:readable] if s[0] and s[1]]
-            to_guest = [s for s in segments[readable:] if s[0] and s[1]]
+            to_guest = [s for s in segments[readable:] if s[1]]
 
-            if to_guest:
+            if to_guest and to_guest[-1][0]:
                 base, length = to_guest.pop()
                 self.status_addr[index] = base + length - 1
                 to_guest.append((base, length - 1))

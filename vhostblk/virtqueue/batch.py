@@ -19,7 +19,8 @@ class RequestBatch:
 
     Chain `i` owns segments `first[i]` to `first[i] + count[i]` of `iovs`; the first `readable[i]`
     of these are device-readable, the others device-writable. Chains whose `faults[i]` is not 0 are
-    not to be served; what was walked of them is there, so that a status can still be answered.
+    not to be served; what was walked of them is there (with ORDER: what comes before the violation),
+    so that a status can still be answered.
     """
 
     #: uint16 (n,): the used ring's ids.

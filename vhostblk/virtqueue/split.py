@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vhostblk.vhost_user.errors import VringStateError
 from vhostblk.virtqueue import layout
 from vhostblk.virtqueue.barrier import fence, load_acquire_u16, store_release_u16
 from vhostblk.virtqueue.errors import BrokenRingError
@@ -50,7 +51,7 @@ class SplitQueue:
         avail = memory.translate_user(config.avail_addr, layout.avail_bytes(size))
         used = memory.translate_user(config.used_addr, layout.used_bytes(size))
         if desc % 16 or avail % 2 or used % 4:
-            raise BrokenRingError("a ring is not aligned in its memory file")
+            raise VringStateError(f"vring {config.index}: a ring is not aligned in host memory")
         self.memory = memory
         self._desc_addr, self._avail_addr, self._used_addr = desc, avail, used
         header = layout.RING_HEADER_SIZE
@@ -62,7 +63,10 @@ class SplitQueue:
         self._avail_event_addr = used + header + layout.USED_ELEM.itemsize * size
 
     def move(self, memory: GuestMemory) -> None:
-        """Go on in a new memory table; nothing may be in flight."""
+        """Go on in a new memory table; nothing may be in flight.
+
+        Raises VhostUserError where a ring is not in it, and stays in the old one.
+        """
         self._map(memory)
 
     def pop(self, limit: int) -> RequestBatch | None:

@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 
     from vhostblk.vhost_user.memory import GuestMemory
 
-#: Longest indirect table and longest chain beyond the queue's size: Linux's UIO_MAXIOV, as in QEMU.
+#: Longest chain and longest indirect table: Linux's UIO_MAXIOV, as in QEMU. It holds in longer
+#: queues too, because all chains of a burst may share one long run of descriptors.
 MAX_CHAIN = 1024
+
+#: Most regions that one buffer may lie in. Two are ordinary, a buffer across two memory modules.
+MAX_PIECES = 8
 
 
 class _Walk:
@@ -65,7 +69,6 @@ def _step_all(
     walked = _Walk(len(heads))
     # Every byte of guest memory could be the start of a descriptor.
     anywhere = np.ndarray((memory.span.size - DESC.itemsize + 1,), DESC, memory.span, 0, (1,))
-    longest = max(queue_size, MAX_CHAIN)
 
     chains = np.arange(len(heads))
     current = heads.astype(np.int64)
@@ -97,7 +100,7 @@ def _step_all(
 
         goes_on = ~ends & (faults == 0)
         outside = goes_on & (follow >= entries)
-        too_long = goes_on & (walked.lengths.take(chains) >= longest)
+        too_long = goes_on & (walked.lengths.take(chains) >= MAX_CHAIN)
         if outside.any() or too_long.any():
             walked.faults[chains[outside]] = ChainFault.NEXT_OUT_OF_RANGE
             walked.faults[chains[too_long]] = ChainFault.TOO_LONG
@@ -170,7 +173,13 @@ def _translate(
 
     backwards = writable[:-1] & ~writable[1:] & (owners[:-1] == owners[1:])
     if backwards.any():
-        faults[owners[1:][backwards]] = ChainFault.ORDER
+        places = np.flatnonzero(backwards)[::-1] + 1
+        broken = owners[places]
+        faults[broken] = ChainFault.ORDER
+        # Of several violations in a chain the last one assigned, that is the first one, counts.
+        count[broken] = places - first[broken]
+        kept = np.arange(len(owners)) - first[owners] < count[owners]
+        owners, writable = owners[kept], writable[kept]
     readable = count - np.bincount(owners[writable], minlength=len(heads))
     return RequestBatch(heads, faults, first, count, readable, iovs, memory)
 
@@ -185,18 +194,29 @@ def _mend(
 ) -> tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.bool_]]:
     """Split buffers that cross from a region to the adjacent one into a segment each.
 
-    Rare (a buffer across two memory modules) or hostile, so a loop serves.
+    One step takes the next piece of all such buffers. Those with a hole inside stay as they are.
     """
+    places = np.flatnonzero(missing)
+    addr, left = descriptors["addr"][places], iovs["len"][places]
+    whole = missing.copy()
+    steps: list[tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64]]] = []
+    while len(places):
+        host, room = memory.reach(addr)
+        taken = np.minimum(left, room)
+        steps.append((places, host, taken))
+        addr, left = addr + taken, left - taken
+        # An address of 0 now is the end of the address space, not its beginning.
+        stuck = (left > 0) & ((taken == 0) | (addr == 0) | (len(steps) == MAX_PIECES))
+        whole[places[stuck]] = False
+        goes_on = (left > 0) & ~stuck
+        places, addr, left = places[goes_on], addr[goes_on], left[goes_on]
+
+    owner_of_piece, host, taken = (np.concatenate(column) for column in zip(*steps, strict=True))
+    order = np.argsort(owner_of_piece, kind="stable")
+    order = order[whole[owner_of_piece[order]]]
     repeats = np.ones(len(iovs), np.int64)
-    pieces: dict[int, list[tuple[int, int]]] = {}
-    for index in np.flatnonzero(missing).tolist():
-        found = memory.split(int(descriptors["addr"][index]), int(descriptors["len"][index]))
-        if found is not None:
-            pieces[index] = found
-            repeats[index] = len(found)
-    mended = iovs.repeat(repeats)
-    starts = np.cumsum(repeats) - repeats
-    for index, found in pieces.items():
-        start = int(starts[index])
-        mended[start : start + len(found)] = np.array(found, IOVEC)
+    repeats[whole] = np.bincount(owner_of_piece[order], minlength=len(iovs))[whole]
+    mended, split = iovs.repeat(repeats), whole.repeat(repeats)
+    mended["base"][split] = host[order]
+    mended["len"][split] = taken[order]
     return mended, owners.repeat(repeats), writable.repeat(repeats)

@@ -55,19 +55,19 @@ class AioEngine(ABC):
 
     @abstractmethod
     def preadv(self, fd: int, iov: IoVec, offset: int) -> Completion[int]:
-        """Read, as preadv(2): perhaps less than asked for."""
+        """Read as the system call does: perhaps less than asked for."""
 
     @abstractmethod
     def pwritev(self, fd: int, iov: IoVec, offset: int) -> Completion[int]:
-        """Write, as pwritev(2): perhaps less than asked for."""
+        """Write as the system call does: perhaps less than asked for."""
 
     @abstractmethod
     def fdatasync(self, fd: int) -> Completion[int]:
-        """Flush the file, as fdatasync(2)."""
+        """Put data written to the file on stable storage."""
 
     @abstractmethod
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> Completion[int]:
-        """Change the allocation, as fallocate(2)."""
+        """Change what storage a range has; `mode` is FALLOC_FL_*."""
 
     @abstractmethod
     def flush(self) -> None:

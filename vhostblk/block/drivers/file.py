@@ -9,12 +9,9 @@ import errno
 import os
 import stat
 
-from vhostblk.block.drivers.posix import PosixNode
+from vhostblk.block.drivers.posix import SECTOR, PosixNode
 from vhostblk.block.errors import BlockError
 from vhostblk.block.node import BlockStatus, Extent
-
-#: Sizes are whole sectors, as in QEMU: the last one is filled up with zeroes.
-SECTOR = 512
 
 
 class FileNode(PosixNode):

@@ -34,10 +34,14 @@ class HostDeviceNode(PosixNode):
     driver = "host_device"
 
     def _check_type(self, status: os.stat_result) -> None:
-        if not stat.S_ISBLK(status.st_mode):
-            raise BlockError(
-                f"'host_device' driver requires '{self.options.filename}' to be a block device"
-            )
+        if stat.S_ISBLK(status.st_mode):
+            return
+        path = self.options.filename
+        if stat.S_ISCHR(status.st_mode):
+            raise BlockError(f"'host_device' driver: '{path}' is a character device: not supported")
+        raise BlockError(
+            f"'host_device' driver requires '{path}' to be either a character or block device"
+        )
 
     def _read_size(self) -> int:
         return int(struct.unpack("Q", fcntl.ioctl(self.fd, BLKGETSIZE64, bytes(8)))[0])

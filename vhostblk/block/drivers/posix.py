@@ -37,6 +37,8 @@ FALLOC_KEEP_SIZE = 0x01
 FALLOC_PUNCH_HOLE = 0x02
 FALLOC_ZERO_RANGE = 0x10
 
+#: Sizes are whole sectors, as in QEMU: what a file lacks in its last one reads as zeroes.
+SECTOR = 512
 #: IOV_MAX of Linux.
 MAX_IOV = 1024
 #: Reads up to this long are first tried from the page cache, on the spot.
@@ -80,7 +82,8 @@ class PosixNode(BlockNode):
         node = cls(node_name, options)
         locking = locking_wanted(options.locking)
         # With auto-read-only, `apply_permissions` reopens for the first writer.
-        node.fd = node._open_file(writable=not (options.read_only or options.auto_read_only))
+        node._fd_writable = not (options.read_only or options.auto_read_only)
+        node.fd = node._open_file(writable=node._fd_writable)
         try:
             node._check_type(os.fstat(node.fd))
             node._inspect()
@@ -110,7 +113,6 @@ class PosixNode(BlockNode):
                 reason = "filesystem does not support O_DIRECT"
             raise BlockError(f"Could not open '{path}': {reason}") from error
         os.set_blocking(fd, True)
-        self._fd_writable = writable
         return fd
 
     def _check_type(self, status: os.stat_result) -> None:
@@ -162,11 +164,11 @@ class PosixNode(BlockNode):
         try:
             after = os.fstat(fd)
             if (after.st_dev, after.st_ino) != (before.st_dev, before.st_ino):
-                self._fd_writable = False
                 raise BlockError(f"Could not open '{self.filename}': the file has been replaced")
             if self._lock is not None:
                 self._lock.transfer(fd)
             os.dup2(fd, self.fd, inheritable=False)
+            self._fd_writable = True
             if self._lock is not None:
                 self._lock.set_fd(self.fd)
         finally:
@@ -216,7 +218,7 @@ class PosixNode(BlockNode):
         if done != iov.nbytes:
             await self._continue_write(offset, iov, done)
         if offset + iov.nbytes > self._size:
-            self._size = offset + iov.nbytes
+            self._size = -(-(offset + iov.nbytes) // SECTOR) * SECTOR
 
     async def _continue_write(self, offset: int, iov: IoVec, result: int) -> None:
         """Go on after a write that was short, or failed."""

@@ -78,6 +78,14 @@ void vb_aio_close(struct vb_aio *aio)
     free(aio);
 }
 
+/* What the kernel transfers at most in one call (MAX_RW_COUNT). */
+#define MAX_TRANSFER 0x7ffff000u
+
+static unsigned transfer_length(const struct iovec *segment)
+{
+    return segment->iov_len > MAX_TRANSFER ? MAX_TRANSFER : (unsigned)segment->iov_len;
+}
+
 int vb_aio_preadv(struct vb_aio *aio, uint32_t slot, int fd, uintptr_t iov, unsigned count,
                   int64_t offset)
 {
@@ -86,8 +94,7 @@ int vb_aio_preadv(struct vb_aio *aio, uint32_t slot, int fd, uintptr_t iov, unsi
     if (sqe == NULL)
         return -EBUSY;
     if (count == 1) /* saves the kernel copying the list */
-        io_uring_prep_read(sqe, fd, segments->iov_base,
-                           segments->iov_len > INT32_MAX ? INT32_MAX : segments->iov_len, offset);
+        io_uring_prep_read(sqe, fd, segments->iov_base, transfer_length(segments), offset);
     else
         io_uring_prep_readv(sqe, fd, segments, count, offset);
     sqe->user_data = slot;
@@ -102,8 +109,7 @@ int vb_aio_pwritev(struct vb_aio *aio, uint32_t slot, int fd, uintptr_t iov, uns
     if (sqe == NULL)
         return -EBUSY;
     if (count == 1)
-        io_uring_prep_write(sqe, fd, segments->iov_base,
-                            segments->iov_len > INT32_MAX ? INT32_MAX : segments->iov_len, offset);
+        io_uring_prep_write(sqe, fd, segments->iov_base, transfer_length(segments), offset);
     else
         io_uring_prep_writev(sqe, fd, segments, count, offset);
     sqe->user_data = slot;

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m benchmarks.verify`: hours of mixed load in which every block read is checked.
+
+One disk is filled with known contents and then worked on in short runs, each with other depths,
+queues, request sizes and manners (polling or interrupts, full speed or a fixed rate), over new
+connections, with pauses in between. Every block says where it belongs and which write it came
+from, so that lost, doubled, torn and misdirected writes show. The exit status is 1 if one does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.compare import parse_backend
+from benchmarks.daemons import ROOT, Daemon, DaemonError, Disk, running
+from benchmarks.loadgen.build import BuildError
+from benchmarks.loadgen.client import F_FLUSH, F_WRITE_ZEROES, FrontEnd, Geometry
+from benchmarks.loadgen.protocol import ProtocolError
+from benchmarks.loadgen.run import MISMATCHES, Ledger, RunError, Workload, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+MAX_PAUSE = 0.3
+#: How many of the connections end in the daemon's death, with --kill.
+KILL_SHARE = 0.3
+#: A limit that no run reaches: the fill ends by time only if the device is slow.
+FILL_SECONDS = 3600.0
+
+
+@dataclass
+class Totals:
+    """What has been done so far."""
+
+    requests: int = 0
+    reads: int = 0
+    connections: int = 0
+    kills: int = 0
+    interrupts: int = 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Describe the options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.verify", description=__doc__)
+    add = parser.add_argument
+    add("--socket", type=Path, help="a listening back-end, instead of a daemon started here")
+    add("--backend", default="vhostblk", help="vhostblk[:LANE] or qemu[:AIO]")
+    add("--no-iothread", action="store_true", help="exports on the main thread")
+    add("--image", type=Path, help="image file (overwritten!); default: a temporary one")
+    add("--driver", default="file", help="driver of the block node")
+    add("--direct", action="store_true", help="cache.direct=on")
+    add("--size", type=int, default=256, help="MiB to work on")
+    add("--queues", type=int, default=4, help="queues of the export")
+    add("--block-size", type=int, default=4096, help="bytes a request")
+    add("--duration", type=float, default=60.0, help="seconds")
+    add("--run-seconds", type=float, default=1.0, help="longest run between two pauses")
+    add("--kill", action="store_true", help="kill the daemon in the middle of runs now and then")
+    add("--seed", type=int, help="of all random choices (default: the time)")
+    return parser
+
+
+class Verifier:
+    """A verification run against one back-end."""
+
+    def __init__(self, options: argparse.Namespace, target: Target, seed: int) -> None:
+        self.options = options
+        self.target = target
+        self.random = random.Random(seed)
+        self.ledger = Ledger((options.size << 20) // options.block_size, seed)
+        self.totals = Totals()
+
+    def fill(self) -> None:
+        """Write every block once, so that everything read later is known."""
+        geometry = Geometry(depth=32, block_size=self.options.block_size)
+        workload = Workload(
+            seconds=FILL_SECONDS, write_share=1.0, sequential=True, limit=self.ledger.blocks
+        )
+        with self._connected(geometry) as front_end:
+            self._count(front_end, workload)
+
+    def session(self, deadline: float) -> None:
+        """One connection: a few runs with pauses in between, then stop or just hang up."""
+        geometry = self._geometry()
+        with self._connected(geometry) as front_end:
+            done = 0
+            for _ in range(self.random.randint(1, 4)):
+                if time.monotonic() > deadline:
+                    break
+                done += self._count(front_end, self._workload(front_end))
+                if self.random.random() < 0.5:
+                    time.sleep(self.random.uniform(0, MAX_PAUSE))
+            if self.random.random() < 0.5:
+                self._check_bases(front_end)
+
+    def killed_session(self, daemon: Daemon) -> None:
+        """One connection that ends with the daemon's violent death in the middle of a run.
+
+        A write that was not answered may or may not have happened; the ledger allows for both.
+        """
+        with self._connected(self._geometry()) as front_end:
+            timer = threading.Timer(self.random.uniform(0.01, 0.5), daemon.process.kill)
+            timer.start()
+            try:
+                self._count(front_end, replace(self._workload(front_end), seconds=FILL_SECONDS))
+            except RunError as error:
+                if error.kind != "LG_DISCONNECTED":
+                    raise
+            finally:
+                timer.join()
+        self.totals.kills += 1
+
+    def read_all(self) -> None:
+        """Read every block once."""
+        geometry = Geometry(depth=32, block_size=self.options.block_size)
+        workload = Workload(seconds=FILL_SECONDS, sequential=True, limit=self.ledger.blocks)
+        with self._connected(geometry) as front_end:
+            self._count(front_end, workload)
+
+    @contextlib.contextmanager
+    def _connected(self, geometry: Geometry) -> Iterator[FrontEnd]:
+        self.ledger.forget_in_flight()
+        self.totals.connections += 1
+        with FrontEnd(self.target.socket, geometry) as front_end:
+            yield front_end
+
+    def _geometry(self) -> Geometry:
+        choose = self.random.choice
+        segments = [count for count in (1, 2, 4) if self.options.block_size % (512 * count) == 0]
+        return Geometry(
+            queues=self.random.randint(1, self.options.queues),
+            depth=choose([1, 2, 8, 32, 128]),
+            block_size=self.options.block_size,
+            segments=choose(segments),
+            event_idx=self.random.random() < 0.8,
+            indirect=self.random.random() < 0.5,
+        )
+
+    def _workload(self, front_end: FrontEnd) -> Workload:
+        info = front_end.info
+        return Workload(
+            seconds=self.random.uniform(0.05, self.options.run_seconds),
+            write_share=self.random.choice([0.1, 0.5, 0.9]),
+            zeroes_share=0.02 if info.has(F_WRITE_ZEROES) else 0.0,
+            flush_share=0.01 if info.has(F_FLUSH) else 0.0,
+            sequential=self.random.random() < 0.2,
+            rate=self.random.choice([None, None, 1000.0, 20000.0]),
+            seed=self.random.getrandbits(32),
+            threads=self.random.randint(1, 2),
+            wait_for_calls=self.random.random() < 0.5,
+        )
+
+    def _count(self, front_end: FrontEnd, workload: Workload) -> int:
+        result = run(front_end, workload, self.ledger)
+        self.totals.requests += result.requests
+        self.totals.reads += result.reads
+        self.totals.interrupts += result.interrupts
+        return result.requests
+
+    def _check_bases(self, front_end: FrontEnd) -> None:
+        """A stopped device must have taken exactly what was made available."""
+        expected = [queue.avail_index for queue in front_end.queues]
+        bases = front_end.stop()
+        if bases != expected:
+            raise ProtocolError(f"GET_VRING_BASE gives {bases} instead of {expected}")
+
+
+def _verify(options: argparse.Namespace, target: Target) -> None:
+    seed = options.seed if options.seed is not None else time.time_ns() & 0xFFFF_FFFF
+    print(f"seed {seed}", flush=True)
+    begin = time.monotonic()
+    deadline = begin + options.duration
+    verifier = Verifier(options, target, seed)
+    verifier.fill()
+    shown = 0.0
+    while time.monotonic() < deadline:
+        if options.kill and target.daemon is not None and verifier.random.random() < KILL_SHARE:
+            verifier.killed_session(target.daemon)
+            target.start()
+        else:
+            verifier.session(deadline)
+        target.require_alive()
+        if time.monotonic() > shown + 10:
+            shown = time.monotonic()
+            _show(verifier.totals, shown - begin)
+    verifier.read_all()
+    _show(verifier.totals, time.monotonic() - begin)
+
+
+def _show(totals: Totals, seconds: float) -> None:
+    print(
+        f"{seconds:7.1f} s  {totals.requests:,} requests, {totals.reads:,} reads checked, "
+        f"{totals.connections:,} connections, {totals.interrupts:,} interrupts, "
+        f"{totals.kills} kills",
+        flush=True,
+    )
+
+
+def _disk(options: argparse.Namespace, directory: Path) -> Disk:
+    image = options.image or directory / "verify.img"
+    with image.open("ab") as file:
+        file.truncate(options.size << 20)
+    arguments = [f"filename={image}"]
+    if options.direct:
+        arguments.append("cache.direct=on")
+    return Disk(options.driver, tuple(arguments), queues=options.queues)
+
+
+class Target:
+    """The back-end: a socket of somebody else's, or a daemon that can be killed and restarted."""
+
+    def __init__(self, options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+        self.socket: Path = options.socket
+        self.daemon: Daemon | None = None
+        if options.socket is None:
+            parent = ROOT / ".cache"
+            parent.mkdir(exist_ok=True)
+            folder = tempfile.TemporaryDirectory(dir=parent)
+            self._run_folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            self._backend = parse_backend(options.backend, iothread=not options.no_iothread)
+            self._disk = _disk(options, Path(stack.enter_context(folder)))
+            self._stack = stack.enter_context(contextlib.ExitStack())
+            self.start()
+
+    def start(self) -> None:
+        """Start the daemon, or start it again after its end."""
+        self._stack.close()
+        run_folder = self._run_folder
+        self.daemon = self._stack.enter_context(running(self._backend, self._disk, run_folder))
+        self.socket = self.daemon.sockets[0]
+
+    def require_alive(self) -> None:
+        """Raise DaemonError if our daemon has ended."""
+        if self.daemon is not None:
+            self.daemon.require_alive()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Verify; return the exit status: 0 all right, 1 mismatch or failure."""
+    options = make_parser().parse_args(arguments)
+    try:
+        with contextlib.ExitStack() as stack:
+            _verify(options, Target(options, stack))
+    except RunError as error:
+        word = "MISMATCH" if error.kind in MISMATCHES else "FAILURE"
+        print(f"{word}: {error}", file=sys.stderr)
+        return 1
+    except (DaemonError, ProtocolError, BuildError, OSError, ValueError) as error:
+        print(f"benchmarks.verify: {error}", file=sys.stderr)
+        return 1
+    print("no mismatch")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

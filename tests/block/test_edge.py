@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the layer above the drivers does for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.block.support import RW, MemoryNode, backend_on, fails_with, read_bytes, run, write_bytes
+from vhostblk.block import shaping
+from vhostblk.block.iovec import IoVec
+from vhostblk.block.node import BlockLimits, WriteFlags
+from vhostblk.block.permissions import Perm
+
+SIZE = 8192
+
+limits_strategy = st.builds(
+    BlockLimits,
+    request_alignment=st.sampled_from([1, 64, 512]),
+    memory_alignment=st.sampled_from([1, 64]),
+    max_transfer=st.sampled_from([0, 512, 1024]),
+    max_iov=st.sampled_from([2, 1024]),
+    max_write_zeroes=st.sampled_from([0, 1024]),
+)
+request_strategy = st.tuples(
+    st.sampled_from(["read", "write", "zero", "scattered"]),
+    st.integers(0, SIZE),
+    st.integers(0, 3000),
+    st.integers(1, 255),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(limits_strategy, st.lists(request_strategy, max_size=12), st.sampled_from([None, 95]))
+def test_any_request_on_any_limits_acts_like_a_byte_array(
+    limits: BlockLimits, requests: list[tuple[str, int, int, int]], zeroes_error: int | None
+) -> None:
+    async def main() -> None:
+        node = MemoryNode(SIZE, limits)
+        node.zeroes_error = zeroes_error
+        _, backend = backend_on(node)
+        model = bytearray(SIZE)
+        for kind, offset, asked, byte in requests:
+            length = min(asked, SIZE - offset)
+            if kind == "read":
+                assert await read_bytes(backend, offset, length) == model[offset : offset + length]
+                continue
+            data = bytes([byte]) * length
+            if kind == "zero":
+                data = bytes(length)
+                await backend.pwrite_zeroes(offset, length)
+            elif kind == "write":
+                await write_bytes(backend, offset, data)
+            else:
+                parts = [bytearray(data[i : i + 97]) for i in range(0, length, 97)]
+                await backend.pwritev(offset, IoVec.from_buffers(parts))
+            model[offset : offset + length] = data
+        assert node.data == model
+
+    run(main)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 2048), st.integers(1, 700)), min_size=2, max_size=8),
+)
+def test_concurrent_writes_to_one_block_lose_nothing(ranges: list[tuple[int, int]]) -> None:
+    """Each byte has the value of one of those that wrote it, and none is undone by another."""
+
+    async def main() -> None:
+        node = MemoryNode(4096, BlockLimits(request_alignment=512))
+        _, backend = backend_on(node)
+        await asyncio.gather(
+            *(
+                write_bytes(backend, start, bytes([n]) * count)
+                for n, (start, count) in enumerate(ranges, 1)
+            )
+        )
+        for at, value in enumerate(node.data):
+            writers = [
+                n for n, (start, count) in enumerate(ranges, 1) if start <= at < start + count
+            ]
+            assert value in (writers or [0])
+
+    run(main)
+
+
+@pytest.mark.parametrize(("offset", "length"), [(SIZE, 1), (SIZE - 1, 2), (-1, 1), (1 << 63, 8)])
+def test_requests_past_the_end_are_refused(offset: int, length: int) -> None:
+    async def main() -> None:
+        node = MemoryNode(SIZE, BlockLimits())
+        _, backend = backend_on(node)
+        iov = IoVec.allocate(length)
+        attempts: list[Any] = [
+            backend.preadv(offset, iov),
+            backend.pwritev(offset, iov),
+            backend.pwrite_zeroes(offset, length),
+            backend.pdiscard(offset, length),
+        ]
+        for attempt in attempts:
+            with fails_with(errno.EIO):
+                await attempt
+        assert not node.log
+
+    run(main)
+
+
+def test_writes_need_the_permission() -> None:
+    async def main() -> None:
+        _, backend = backend_on(MemoryNode(SIZE, BlockLimits()), Perm.CONSISTENT_READ)
+        assert not backend.writable
+        for attempt in (
+            backend.pwritev(0, IoVec.allocate(8)),
+            backend.pwrite_zeroes(0, 8),
+            backend.pdiscard(0, 8),
+        ):
+            with fails_with(errno.EPERM):
+                await attempt
+
+    run(main)
+
+
+def test_fua_is_emulated_by_a_flush() -> None:
+    async def main() -> None:
+        node = MemoryNode(SIZE, BlockLimits())
+        _, backend = backend_on(node)
+        await backend.pwritev(0, IoVec.allocate(8), WriteFlags.FUA)
+        assert node.log == ["write", "flush"]
+        await backend.pwrite_zeroes(0, 8, WriteFlags.FUA)
+        assert node.log[2:] == ["zero", "flush"]
+
+    run(main)
+
+
+def test_without_write_cache_every_write_is_flushed() -> None:
+    async def main() -> None:
+        node = MemoryNode(SIZE, BlockLimits())
+        _, backend = backend_on(node)
+        backend.enable_write_cache = False
+        await write_bytes(backend, 0, b"x")
+        assert node.log == ["write", "flush"]
+        backend.enable_write_cache = True
+        await write_bytes(backend, 0, b"x")
+        assert node.log[2:] == ["write"]
+
+    run(main)
+
+
+def test_no_flush_drops_flushes() -> None:
+    async def main() -> None:
+        node = MemoryNode(SIZE, BlockLimits())
+        object.__setattr__(node, "options", _with_no_flush(node.options))
+        _, backend = backend_on(node)
+        await backend.flush()
+        assert node.log == []
+
+    run(main)
+
+
+def _with_no_flush(struct: Any) -> Any:
+    import msgspec
+
+    from vhostblk.schema.block import BlockdevCacheOptions
+
+    return msgspec.structs.replace(struct, cache=BlockdevCacheOptions(no_flush=True))
+
+
+def test_discards_are_dropped_unless_the_option_says_unmap() -> None:
+    from vhostblk.schema.block import BlockdevDiscardOptions
+
+    async def main() -> None:
+        node = MemoryNode(SIZE, BlockLimits(request_alignment=512))
+        _, backend = backend_on(node)
+        await backend.pdiscard(0, 1024)
+        await backend.pwrite_zeroes(0, 512, WriteFlags.MAY_UNMAP)
+        assert node.log == ["zero"]
+
+        node = MemoryNode(
+            SIZE,
+            BlockLimits(request_alignment=512, max_discard=1024),
+            discard=BlockdevDiscardOptions.UNMAP,
+        )
+        _, backend = backend_on(node)
+        await backend.pdiscard(100, 2048)
+        await backend.pwrite_zeroes(0, 512, WriteFlags.MAY_UNMAP)
+        assert node.log == ["discard 512+1024", "discard 1536+512", "unmap"]
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("off", "write"), ("on", "zero"), ("unmap", "unmap")]
+)
+def test_detect_zeroes(mode: str, expected: str) -> None:
+    from vhostblk.schema.block import BlockdevDetectZeroesOptions, BlockdevDiscardOptions
+
+    async def main() -> None:
+        node = MemoryNode(
+            SIZE,
+            BlockLimits(),
+            detect_zeroes=BlockdevDetectZeroesOptions(mode),
+            discard=BlockdevDiscardOptions.UNMAP,
+        )
+        _, backend = backend_on(node)
+        await write_bytes(backend, 0, bytes(100))
+        await write_bytes(backend, 0, b"\0\1")
+        assert node.log == [expected, "write"]
+
+    run(main)
+
+
+def test_write_zeroes_without_fallback_reports_enotsup() -> None:
+    async def main() -> None:
+        node = MemoryNode(SIZE, BlockLimits())
+        node.zeroes_error = errno.ENOTSUP
+        _, backend = backend_on(node)
+        with fails_with(errno.ENOTSUP):
+            await backend.pwrite_zeroes(0, 512, WriteFlags.NO_FALLBACK)
+        assert node.log == ["zero"]
+
+    run(main)
+
+
+def test_bounce_buffers_are_bounded() -> None:
+    """A guest may name the same memory again and again."""
+
+    async def main() -> None:
+        node = MemoryNode(4 << 20, BlockLimits(request_alignment=512, max_iov=4))
+        _, backend = backend_on(node, RW)
+        segment = bytearray(b"\7" * (64 << 10))
+        iov = IoVec.from_buffers([segment] * 40)
+        await backend.pwritev(512, iov)
+        assert node.data[512 : 512 + iov.nbytes] == b"\7" * iov.nbytes
+        assert len(node.log) >= iov.nbytes // shaping.BOUNCE_BYTES
+
+    run(main)
+
+
+def test_aligned_requests_reach_the_driver_without_another_coroutine() -> None:
+    node = MemoryNode(SIZE, BlockLimits())
+    _, backend = backend_on(node)
+    coroutine = backend.preadv(0, IoVec.allocate(512))
+    assert getattr(coroutine, "__qualname__", "") == "MemoryNode.preadv"
+    coroutine.close()

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A `Backend` that does nothing but remember what it was told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vhostblk.vhost_user.errors import VhostUserError
+from vhostblk.vhost_user.layout import F_VERSION_1
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vhostblk.vhost_user.backend import BackendChannel, RegionDescription, VringConfig
+
+#: A device feature beyond VERSION_1.
+FEATURE = 1 << 9
+
+
+class FakeBackend:
+    """Records every call as (method, arguments...) in `calls`; closes every descriptor at once.
+
+    `failing` maps a method's name to the exception that it raises. `stop_at` is what vrings that
+    stop give as their index.
+    """
+
+    def __init__(self, num_queues: int = 2) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.failing: dict[str, Exception] = {}
+        self.stop_at = 7
+        self.channel: BackendChannel | None = None
+        self.config = bytes(range(60))
+        self._num_queues = num_queues
+
+    def _called(self, name: str, *arguments: object, fds: Sequence[int | None] = ()) -> None:
+        for fd in fds:
+            if fd is not None:
+                os.close(fd)
+        self.calls.append((name, *arguments))
+        if name in self.failing:
+            raise self.failing[name]
+
+    def take_calls(self) -> list[tuple[Any, ...]]:
+        """Return the calls since the last time."""
+        calls, self.calls = self.calls, []
+        return calls
+
+    @property
+    def device_features(self) -> int:
+        return F_VERSION_1 | FEATURE
+
+    @property
+    def num_queues(self) -> int:
+        return self._num_queues
+
+    def get_config(self, offset: int, size: int) -> bytes:
+        self._called("get_config", offset, size)
+        return self.config[offset : offset + size].ljust(size, b"\0")
+
+    def set_config(self, offset: int, data: bytes) -> None:
+        self._called("set_config", offset, data)
+        if offset != 32:
+            raise VhostUserError("read-only")
+
+    def set_features(self, features: int) -> None:
+        self._called("set_features", features)
+
+    async def set_memory(self, regions: Sequence[RegionDescription]) -> None:
+        plain = [(r.guest_addr, r.size, r.user_addr, r.mmap_offset) for r in regions]
+        self._called("set_memory", plain, fds=[region.fd for region in regions])
+
+    async def add_region(self, region: RegionDescription) -> None:
+        self._called("add_region", region.guest_addr, region.size, fds=[region.fd])
+
+    async def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
+        self._called("remove_region", guest_addr, size, user_addr)
+
+    async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
+        self._called("start_vring", config, kick_fd is not None, fds=[kick_fd])
+
+    async def stop_vring(self, index: int) -> int:
+        self._called("stop_vring", index)
+        return self.stop_at
+
+    def set_vring_enabled(self, index: int, enabled: bool) -> None:
+        self._called("set_vring_enabled", index, enabled)
+
+    def set_vring_call(self, index: int, fd: int | None) -> None:
+        self._called("set_vring_call", index, fd is not None, fds=[fd])
+
+    def set_vring_err(self, index: int, fd: int | None) -> None:
+        self._called("set_vring_err", index, fd is not None, fds=[fd])
+
+    def set_channel(self, channel: BackendChannel | None) -> None:
+        self.channel = channel
+
+    async def reset(self) -> None:
+        self._called("reset")
+
+
+def open_fds() -> set[int]:
+    """Return the numbers of this process's open descriptors."""
+    return {int(path.name) for path in Path("/proc/self/fd").iterdir() if path.exists()}

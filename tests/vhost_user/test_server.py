@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server on a real socket, with a backend that does nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import socket
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.frontend.connection import (
+    Connection,
+    ConnectionClosedError,
+    RequestFailedError,
+    make_eventfd,
+    receive_request,
+    send_fds_split,
+)
+from tests.frontend.loop_thread import LoopThread
+from tests.frontend.memory import Memory
+from tests.vhost_user.fake import FakeBackend, open_fds
+from vhostblk.vhost_user.codec import encode_request
+from vhostblk.vhost_user.layout import (
+    F_PROTOCOL_FEATURES,
+    F_VERSION_1,
+    HEADER,
+    U64,
+    VRING_STATE,
+    BackendRequest,
+    ProtocolFeature,
+    Request,
+)
+from vhostblk.vhost_user.listener import UnixAddress
+from vhostblk.vhost_user.server import VhostUserServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FEATURES = F_VERSION_1 | F_PROTOCOL_FEATURES
+
+
+class Running:
+    """A server that runs in another thread."""
+
+    def __init__(self, loop: LoopThread, path: Path, backend: FakeBackend) -> None:
+        self.loop = loop
+        self.path = path
+        self.backend = backend
+        self.server = VhostUserServer(UnixAddress(str(path)), backend, "test")
+
+    def connect(self) -> Connection:
+        return Connection.connect(self.path)
+
+    def negotiated(self) -> Connection:
+        connection = self.connect()
+        connection.negotiate(FEATURES)
+        return connection
+
+    def count_fds(self) -> int:
+        """Count this process's descriptors while one front-end is connected."""
+        with self.connect() as connection:
+            connection.sync()
+            gc.collect()  # mappings of guest memory in earlier tests
+            return len(open_fds())
+
+    def wait_reset(self) -> None:
+        """Return when the server is done with all front-ends that have left."""
+        with self.connect() as connection:
+            connection.sync()
+
+
+@contextmanager
+def run_server(path: Path, backend: FakeBackend) -> Iterator[Running]:
+    with LoopThread() as loop:
+        running = Running(loop, path, backend)
+        loop.run(running.server.start())
+        try:
+            yield running
+        finally:
+            loop.run(running.server.stop())
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    with run_server(tmp_path / "s", FakeBackend()) as running:
+        yield running
+
+
+def conversation(connection: Connection, memory: Memory) -> None:
+    """Say everything that a front-end says in normal life."""
+    connection.negotiate(FEATURES)
+    assert connection.get_queue_num() == 2
+    connection.get_config(0, 60)
+    connection.set_mem_table(memory.describe())
+    eventfd = make_eventfd()
+    for index in range(2):
+        connection.set_vring_num(index, 128)
+        connection.set_vring_base(index, 0)
+        connection.set_vring_addr(index, 0x1000, 0x2000, 0x3000)
+        connection.set_vring_call(index, eventfd)
+        connection.set_vring_err(index, eventfd)
+        connection.set_vring_kick(index, eventfd)
+        connection.set_vring_enable(index, True)
+    os.close(eventfd)
+    for index in range(2):
+        assert connection.get_vring_base(index) == 7
+
+
+def test_a_whole_conversation_and_the_reset_after_it(running: Running) -> None:
+    memory = Memory()
+    with running.connect() as connection:
+        conversation(connection, memory)
+    running.wait_reset()
+    names = [call[0] for call in running.backend.take_calls()]
+    assert names.count("start_vring") == names.count("stop_vring") == 2
+    assert names[-1] == "reset"
+    memory.close()
+
+
+def test_a_hundred_front_ends_one_after_the_other(running: Running) -> None:
+    memory = Memory(((0, 1 << 20),))
+    before = running.count_fds()
+    for _ in range(100):
+        with running.connect() as connection:
+            conversation(connection, memory)
+    assert running.count_fds() == before
+    assert [call[0] for call in running.backend.take_calls()].count("reset") >= 101
+    memory.close()
+
+
+def test_the_second_front_end_waits_until_the_first_has_left(running: Running) -> None:
+    first = running.negotiated()
+    second = running.connect()
+    second.send(Request.GET_QUEUE_NUM)
+    assert first.get_queue_num() == 2
+    second.socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        second.socket.recv(1)
+    second.socket.settimeout(30)
+    first.close()
+    assert U64.unpack(second.receive_reply(Request.GET_QUEUE_NUM)) == (2,)
+    second.close()
+
+
+def test_a_waiting_front_end_that_leaves_is_forgotten(running: Running) -> None:
+    first = running.negotiated()
+    for _ in range(5):
+        running.connect().close()
+    first.close()
+    running.wait_reset()
+
+
+def test_messages_sent_byte_by_byte(running: Running) -> None:
+    with running.negotiated() as connection:
+        eventfd = make_eventfd()
+        send_fds_split(connection, encode_request(Request.SET_VRING_CALL, U64.pack(1)), [eventfd])
+        connection.sync()
+        os.close(eventfd)
+    assert ("set_vring_call", 1, True) in running.backend.calls
+
+
+def test_many_messages_in_one_write(running: Running) -> None:
+    with running.connect() as connection:
+        connection.send_raw(encode_request(Request.GET_QUEUE_NUM) * 1000)
+        for _ in range(1000):
+            assert U64.unpack(connection.receive_reply(Request.GET_QUEUE_NUM)) == (2,)
+
+
+def test_messages_with_descriptors_back_to_back_keep_their_own(running: Running) -> None:
+    with running.negotiated() as connection:
+        eventfd = make_eventfd()
+        call = encode_request(Request.SET_VRING_CALL, U64.pack(0))
+        for _ in range(20):
+            connection.send_raw(encode_request(Request.SET_OWNER))
+            connection.send_raw(call, [eventfd])
+        connection.sync()
+        os.close(eventfd)
+    assert running.backend.calls.count(("set_vring_call", 0, True)) == 20
+
+
+def test_no_descriptor_leaks_over_ten_thousand_messages(running: Running) -> None:
+    with running.connect() as connection:
+        connection.set_protocol_features(ProtocolFeature.MQ)
+        connection.set_features(FEATURES)
+        connection.sync()
+        eventfd = make_eventfd()
+        gc.collect()
+        before = open_fds()
+        for number in range(2500):
+            connection.set_vring_call(number % 2, eventfd)
+            connection.set_vring_err(number % 2, eventfd)
+            connection.send(Request.SET_CONFIG, b"bad", [eventfd] * 8)
+            connection.send(Request.SET_VRING_CALL, U64.pack(1 | 1 << 8), [eventfd])
+        connection.set_vring_call(0, None)
+        connection.sync()
+        assert open_fds() == before
+        os.close(eventfd)
+
+
+def test_too_many_descriptors_disconnect(running: Running) -> None:
+    before = running.count_fds()
+    with running.connect() as connection:
+        eventfds = [make_eventfd() for _ in range(9)]
+        connection.send(Request.SET_OWNER, fds=eventfds)
+        connection.wait_closed()
+        for eventfd in eventfds:
+            os.close(eventfd)
+    assert running.count_fds() == before
+
+
+def stream_of_a_conversation() -> list[tuple[bytes, bool]]:
+    """Messages, and whether a descriptor goes with them."""
+    return [
+        (encode_request(Request.SET_OWNER), False),
+        (encode_request(Request.SET_FEATURES, U64.pack(FEATURES)), False),
+        (encode_request(Request.SET_VRING_NUM, VRING_STATE.pack(0, 128)), False),
+        (encode_request(Request.SET_VRING_CALL, U64.pack(0)), True),
+        (encode_request(Request.GET_VRING_BASE, VRING_STATE.pack(0, 0)), False),
+    ]
+
+
+def test_disconnecting_at_every_byte(running: Running) -> None:
+    messages = stream_of_a_conversation()
+    total = sum(len(data) for data, _ in messages)
+    eventfd = make_eventfd()
+    before = running.count_fds()
+    for cut in range(total):
+        with running.connect() as connection:
+            left = cut
+            for data, with_fd in messages:
+                part = data[:left]
+                left -= len(part)
+                if part:
+                    connection.send_raw(part, [eventfd] if with_fd else [])
+    assert running.count_fds() == before
+    os.close(eventfd)
+
+
+def test_hostile_messages_cost_only_their_own_connection(running: Running) -> None:
+    for data in (
+        HEADER.pack(1, 0, 0),
+        HEADER.pack(1, 5, 0),
+        HEADER.pack(1, 1, 1 << 31),
+        HEADER.pack(77, 1, 0),
+        encode_request(Request.NONE),
+        encode_request(Request.SET_VRING_NUM, VRING_STATE.pack(9, 9)),
+        os.urandom(64),
+    ):
+        with running.connect() as connection:
+            connection.send_raw(data)
+            connection.socket.shutdown(socket.SHUT_WR)
+            connection.wait_closed()
+    running.wait_reset()
+
+
+def test_reasons_are_logged_once_and_not_without_limit(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    with running.negotiated() as connection:
+        for _ in range(100):
+            with pytest.raises(RequestFailedError):
+                connection.set_vring_num(0, 3)
+    assert caplog.messages[0] == "export 'test': SET_VRING_NUM: vring 0: invalid size 3"
+    assert len(caplog.messages) < 20
+
+
+def test_a_failing_backend_disconnects_and_the_server_lives_on(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    running.backend.failing["set_vring_enabled"] = ZeroDivisionError()
+    with running.negotiated() as connection:
+        with pytest.raises(ConnectionClosedError):
+            connection.set_vring_enable(0, True)
+    assert "internal error" in caplog.text
+    running.backend.failing["reset"] = ZeroDivisionError()
+    running.wait_reset()
+    running.wait_reset()
+    assert "reset failed" in caplog.text
+
+
+def test_config_change_reaches_the_front_end(running: Running) -> None:
+    with running.negotiated() as connection:
+        with connection.open_channel() as channel:
+            assert running.backend.channel is not None
+            running.loop.loop.call_soon_threadsafe(running.backend.channel.config_changed)
+            assert receive_request(channel) == (BackendRequest.CONFIG_CHANGE_MSG, b"")
+            connection.close()
+            assert channel.recv(1) == b""
+    running.wait_reset()
+    assert running.backend.channel is None
+
+
+def test_a_front_end_that_does_not_read_replies_stalls_only_itself(running: Running) -> None:
+    connection = running.connect()
+    connection.socket.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        connection.send_raw(encode_request(Request.GET_FEATURES) * 1_000_000)
+
+    async def nothing() -> int:
+        return 1
+
+    assert running.loop.run(nothing()) == 1
+    running.loop.run(running.server.stop())
+    connection.close()
+
+
+def test_a_talkative_front_end_does_not_keep_the_loop(running: Running) -> None:
+    enough = threading.Event()
+
+    def talk() -> None:
+        with running.connect() as connection:
+            while not enough.is_set():
+                connection.send_raw(encode_request(Request.SET_OWNER) * 100)
+
+    async def ten_turns() -> None:
+        for _ in range(10):
+            await asyncio.sleep(0.001)
+
+    talker = threading.Thread(target=talk)
+    talker.start()
+    running.loop.run(ten_turns())
+    enough.set()
+    talker.join()
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_stop_disconnects_resets_and_removes_the_socket(tmp_path: Path, connected: bool) -> None:
+    backend = FakeBackend()
+    with run_server(tmp_path / "s", backend) as running:
+        connection = running.negotiated() if connected else None
+        running.loop.run(running.server.stop())
+        if connection is not None:
+            connection.wait_closed()
+            connection.close()
+            assert backend.calls[-1] == ("reset",)
+        assert not running.path.exists()
+        assert not running.server.running
+        running.loop.run(running.server.start())
+        running.wait_reset()
+
+
+def test_stop_waits_for_the_backend(tmp_path: Path) -> None:
+    class SlowBackend(FakeBackend):
+        def __init__(self) -> None:
+            super().__init__()
+            self.entered = threading.Event()
+            self.gate: asyncio.Event | None = None
+
+        async def stop_vring(self, index: int) -> int:
+            self.gate = asyncio.Event()
+            self.entered.set()
+            await self.gate.wait()
+            return await super().stop_vring(index)
+
+    backend = SlowBackend()
+    with run_server(tmp_path / "s", backend) as running:
+        with running.negotiated() as connection:
+            connection.set_vring_num(0, 2)
+            connection.set_vring_addr(0, 0, 0, 0)
+            connection.set_vring_kick(0, None)
+            connection.send(Request.GET_VRING_BASE, VRING_STATE.pack(0, 0))
+            assert backend.entered.wait(30)
+            stopping = asyncio.run_coroutine_threadsafe(running.server.stop(), running.loop.loop)
+            with pytest.raises(TimeoutError):
+                stopping.result(0.05)
+            assert backend.gate is not None
+            running.loop.loop.call_soon_threadsafe(backend.gate.set)
+            stopping.result(30)
+        assert [call[0] for call in backend.calls[-2:]] == ["stop_vring", "reset"]

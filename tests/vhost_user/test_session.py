@@ -1,0 +1,589 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The session's rules, message by message."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.vhost_user.fake import FEATURE, FakeBackend, open_fds
+from vhostblk.vhost_user.backend import VringConfig
+from vhostblk.vhost_user.codec import FdList, Message
+from vhostblk.vhost_user.errors import ProtocolError, VhostUserError
+from vhostblk.vhost_user.layout import (
+    CONFIG_HEADER,
+    F_PROTOCOL_FEATURES,
+    F_VERSION_1,
+    FLAG_NEED_REPLY,
+    HEADER,
+    MEMORY_HEADER,
+    MEMORY_REGION,
+    SINGLE_REGION,
+    U64,
+    VERSION,
+    VRING_ADDR,
+    VRING_NOFD,
+    VRING_STATE,
+    ProtocolFeature,
+    Request,
+)
+from vhostblk.vhost_user.session import PROTOCOL_FEATURES, Answer, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+R = Request
+
+
+class Harness:
+    """A session on a fake backend, spoken to in messages."""
+
+    def __init__(self, backend: FakeBackend | None = None) -> None:
+        self.backend = backend or FakeBackend()
+        self.session = Session(self.backend)
+
+    def send(
+        self, request: int, payload: bytes = b"", fds: int = 0, *, need_reply: bool = False
+    ) -> Answer:
+        files = [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(fds)]
+        return self.send_fds(request, payload, files, need_reply=need_reply)
+
+    def send_fds(
+        self, request: int, payload: bytes, fds: Sequence[int], *, need_reply: bool = False
+    ) -> Answer:
+        flags = VERSION | (FLAG_NEED_REPLY if need_reply else 0)
+        message = Message(request, flags, payload, FdList(fds))
+        return asyncio.run(self.session.handle(message))
+
+    def query(self, request: int, payload: bytes = b"") -> bytes:
+        answer = self.send(request, payload)
+        number, flags, size = HEADER.unpack_from(answer.reply)
+        assert (number, flags, size) == (request, 5, len(answer.reply) - HEADER.size)
+        return answer.reply[HEADER.size :]
+
+    def acked(self, request: int, payload: bytes = b"", fds: int = 0) -> bool:
+        """Send with NEED_REPLY; tell whether it succeeded."""
+        answer = self.send(request, payload, fds, need_reply=True)
+        number, flags, size, value = (
+            *HEADER.unpack_from(answer.reply),
+            *U64.unpack(answer.reply[HEADER.size :]),
+        )
+        assert (number, flags, size) == (request, 5, 8)
+        assert (answer.failure is None) == (value == 0)
+        return bool(value == 0)
+
+    def negotiate(self) -> None:
+        self.send(R.SET_PROTOCOL_FEATURES, U64.pack(PROTOCOL_FEATURES))
+        self.send(R.SET_FEATURES, U64.pack(F_VERSION_1 | F_PROTOCOL_FEATURES))
+
+    def configure(self, index: int = 0, base: int = 0) -> None:
+        self.send(R.SET_VRING_NUM, VRING_STATE.pack(index, 128))
+        self.send(R.SET_VRING_BASE, VRING_STATE.pack(index, base))
+        self.send(R.SET_VRING_ADDR, VRING_ADDR.pack(index, 0, 0x1000, 0x3000, 0x2000, 0))
+
+    def start(self, index: int = 0, base: int = 0) -> None:
+        self.configure(index, base)
+        self.send(R.SET_VRING_CALL, U64.pack(index), 1)
+        self.send(R.SET_VRING_KICK, U64.pack(index), 1)
+        self.backend.take_calls()
+
+
+@pytest.fixture
+def harness() -> Iterator[Harness]:
+    before = open_fds()
+    harness = Harness()
+    harness.negotiate()
+    harness.backend.take_calls()
+    yield harness
+    harness.session.close()
+    assert open_fds() == before
+
+
+@pytest.fixture
+def fresh() -> Iterator[Harness]:
+    before = open_fds()
+    harness = Harness()
+    yield harness
+    harness.session.close()
+    assert open_fds() == before
+
+
+# Features
+
+
+def test_features_offered_include_the_transport_bit(fresh: Harness) -> None:
+    (features,) = U64.unpack(fresh.query(R.GET_FEATURES))
+    assert features == F_VERSION_1 | FEATURE | F_PROTOCOL_FEATURES
+
+
+def test_features_reach_the_backend_without_the_transport_bit(fresh: Harness) -> None:
+    fresh.send(R.SET_FEATURES, U64.pack(F_VERSION_1 | F_PROTOCOL_FEATURES))
+    assert fresh.backend.take_calls() == [("set_features", F_VERSION_1)]
+
+
+def test_without_the_transport_bit_all_vrings_are_enabled(fresh: Harness) -> None:
+    fresh.send(R.SET_FEATURES, U64.pack(F_VERSION_1))
+    assert fresh.backend.take_calls() == [
+        ("set_features", F_VERSION_1),
+        ("set_vring_enabled", 0, True),
+        ("set_vring_enabled", 1, True),
+    ]
+
+
+def test_features_that_were_not_offered_are_refused(harness: Harness) -> None:
+    assert not harness.acked(R.SET_FEATURES, U64.pack(F_VERSION_1 | 1 << 34))
+    assert harness.backend.take_calls() == []
+
+
+def test_protocol_features_offered(fresh: Harness) -> None:
+    (features,) = U64.unpack(fresh.query(R.GET_PROTOCOL_FEATURES))
+    assert features == PROTOCOL_FEATURES
+
+
+def test_protocol_features_that_were_not_offered_are_refused(fresh: Harness) -> None:
+    with pytest.raises(VhostUserError, match=r"SET_PROTOCOL_FEATURES: .* 0x2 were not offered"):
+        fresh.send(R.SET_PROTOCOL_FEATURES, U64.pack(ProtocolFeature.LOG_SHMFD))
+
+
+def test_acks_begin_with_the_message_that_negotiates_them(fresh: Harness) -> None:
+    assert fresh.send(R.SET_OWNER, need_reply=True).reply == b""
+    assert fresh.acked(R.SET_PROTOCOL_FEATURES, U64.pack(PROTOCOL_FEATURES))
+    assert fresh.acked(R.SET_OWNER)
+    assert fresh.send(R.SET_OWNER).reply == b""
+
+
+def test_a_message_with_its_own_reply_has_no_ack(harness: Harness) -> None:
+    answer = harness.send(R.GET_QUEUE_NUM, need_reply=True)
+    assert len(answer.reply) == HEADER.size + 8
+    assert U64.unpack(answer.reply[12:]) == (2,)
+
+
+def test_same_features_again_while_running_are_accepted(harness: Harness) -> None:
+    harness.start()
+    assert harness.acked(R.SET_FEATURES, U64.pack(F_VERSION_1 | F_PROTOCOL_FEATURES))
+    assert harness.backend.take_calls() == []
+
+
+def test_other_features_while_a_vring_runs_are_refused(harness: Harness) -> None:
+    harness.start()
+    harness.send(R.SET_VRING_ENABLE, VRING_STATE.pack(0, 1))
+    assert not harness.acked(R.SET_FEATURES, U64.pack(F_VERSION_1 | FEATURE | F_PROTOCOL_FEATURES))
+
+
+def test_device_configured_anew_after_reset_owner_without_stopping(harness: Harness) -> None:
+    harness.start()
+    harness.send(R.SET_VRING_ENABLE, VRING_STATE.pack(0, 1))
+    harness.send(R.RESET_OWNER)
+    harness.backend.take_calls()
+    harness.send(R.SET_FEATURES, U64.pack(F_VERSION_1 | FEATURE | F_PROTOCOL_FEATURES))
+    assert harness.backend.take_calls() == [
+        ("stop_vring", 0),
+        ("set_vring_call", 0, True),
+        ("set_features", F_VERSION_1 | FEATURE),
+    ]
+    harness.configure(base=0)
+    harness.send(R.SET_VRING_KICK, U64.pack(0), 1)
+    assert harness.backend.take_calls() == [
+        ("start_vring", VringConfig(0, 128, 0x1000, 0x2000, 0x3000, 0), True)
+    ]
+
+
+# Ownership
+
+
+def test_owner_messages(harness: Harness) -> None:
+    assert harness.acked(R.SET_OWNER)
+    assert harness.acked(R.SET_OWNER)
+    assert harness.backend.take_calls() == []
+    assert harness.acked(R.RESET_OWNER)
+    assert harness.backend.take_calls() == [
+        ("set_vring_enabled", 0, False),
+        ("set_vring_enabled", 1, False),
+    ]
+
+
+def test_none_ends_the_session(harness: Harness) -> None:
+    with pytest.raises(ProtocolError, match="NONE: the front-end ends the session"):
+        harness.send(R.NONE, need_reply=True)
+
+
+# Memory
+
+
+def table(*regions: tuple[int, int, int, int], count: int | None = None) -> bytes:
+    return MEMORY_HEADER.pack(len(regions) if count is None else count, 0) + b"".join(
+        MEMORY_REGION.pack(*region) for region in regions
+    )
+
+
+def test_memory_table(harness: Harness) -> None:
+    regions = [(0, 0x1000, 0x7000, 0), (0x10000, 0x2000, 0x20000, 0x1000)]
+    assert harness.acked(R.SET_MEM_TABLE, table(*regions), 2)
+    assert harness.backend.take_calls() == [("set_memory", regions)]
+
+
+@pytest.mark.parametrize(
+    ("payload", "fds"),
+    [
+        (b"", 0),
+        (bytes(7), 0),
+        (table((0, 1, 0, 0)), 0),
+        (table((0, 1, 0, 0)), 2),
+        (table((0, 1, 0, 0), count=2), 2),
+        (table((0, 1, 0, 0), count=0), 0),
+        (table(*[(0, 1, 0, 0)] * 9), 8),
+        (table(count=0xFFFFFFFF), 0),
+    ],
+)
+def test_malformed_memory_table(harness: Harness, payload: bytes, fds: int) -> None:
+    assert not harness.acked(R.SET_MEM_TABLE, payload, fds)
+    assert harness.backend.take_calls() == []
+
+
+def test_memory_that_cannot_be_mapped_is_a_failure(harness: Harness) -> None:
+    harness.backend.failing["set_memory"] = OSError(12, "Cannot allocate memory")
+    answer = harness.send(R.SET_MEM_TABLE, table((0, 1, 0, 0)), 1, need_reply=True)
+    assert answer.failure == "SET_MEM_TABLE: Cannot allocate memory"
+    with pytest.raises(VhostUserError, match="SET_MEM_TABLE: Cannot allocate memory"):
+        harness.send(R.SET_MEM_TABLE, table((0, 1, 0, 0)), 1)
+
+
+def test_memory_slots(harness: Harness) -> None:
+    assert U64.unpack(harness.query(R.GET_MAX_MEM_SLOTS)) == (509,)
+
+
+@pytest.mark.parametrize("fds", [0, 1, 2])
+def test_add_mem_reg_has_exactly_one_descriptor(harness: Harness, fds: int) -> None:
+    region = SINGLE_REGION.pack(0, 0x5000, 0x1000, 0x9000, 0)
+    assert harness.acked(R.ADD_MEM_REG, region, fds) == (fds == 1)
+    assert harness.backend.take_calls() == ([("add_region", 0x5000, 0x1000)] if fds == 1 else [])
+
+
+@pytest.mark.parametrize("fds", [0, 1, 2])
+def test_rem_mem_reg_has_at_most_one_descriptor(harness: Harness, fds: int) -> None:
+    region = SINGLE_REGION.pack(0, 0x5000, 0x1000, 0x9000, 0)
+    assert harness.acked(R.REM_MEM_REG, region, fds) == (fds < 2)
+    expected = [("remove_region", 0x5000, 0x1000, 0x9000)] if fds < 2 else []
+    assert harness.backend.take_calls() == expected
+
+
+# Vrings
+
+
+@pytest.mark.parametrize("size", [1, 2, 128, 32768])
+def test_ring_sizes_accepted(harness: Harness, size: int) -> None:
+    assert harness.acked(R.SET_VRING_NUM, VRING_STATE.pack(0, size))
+
+
+@pytest.mark.parametrize("size", [0, 3, 129, 65535, 65536, 0xFFFFFFFF])
+def test_ring_sizes_refused(harness: Harness, size: int) -> None:
+    assert not harness.acked(R.SET_VRING_NUM, VRING_STATE.pack(0, size))
+
+
+@pytest.mark.parametrize(
+    "addresses", [(0x1008, 0x3000, 0x2000), (0x1000, 0x3002, 0x2000), (0x1000, 0x3000, 0x2001)]
+)
+def test_misaligned_rings_are_refused(harness: Harness, addresses: tuple[int, ...]) -> None:
+    assert not harness.acked(R.SET_VRING_ADDR, VRING_ADDR.pack(0, 0, *addresses, 0))
+
+
+def test_base_is_a_16_bit_index(harness: Harness) -> None:
+    assert harness.acked(R.SET_VRING_BASE, VRING_STATE.pack(0, 0xFFFF))
+    assert not harness.acked(R.SET_VRING_BASE, VRING_STATE.pack(0, 0x10000))
+
+
+@pytest.mark.parametrize(
+    ("request_", "payload"),
+    [
+        (R.SET_VRING_NUM, VRING_STATE.pack(2, 128)),
+        (R.SET_VRING_BASE, VRING_STATE.pack(0xFFFFFFFF, 0)),
+        (R.SET_VRING_ADDR, VRING_ADDR.pack(2, 0, 0, 0, 0, 0)),
+        (R.SET_VRING_ENABLE, VRING_STATE.pack(2, 1)),
+        (R.SET_VRING_ENABLE, VRING_STATE.pack(0, 2)),
+        (R.SET_VRING_CALL, U64.pack(2 | VRING_NOFD)),
+        (R.SET_VRING_CALL, U64.pack(0x200 | VRING_NOFD)),
+        (R.SET_VRING_CALL, U64.pack(0)),
+        (R.SET_VRING_KICK, U64.pack(255 | VRING_NOFD)),
+        (R.SET_VRING_ERR, U64.pack(2 | VRING_NOFD)),
+        (R.SET_VRING_ERR, U64.pack(0)),
+    ],
+)
+def test_vrings_that_do_not_exist_and_missing_descriptors(
+    harness: Harness, request_: Request, payload: bytes
+) -> None:
+    assert not harness.acked(request_, payload)
+    assert harness.backend.take_calls() == []
+
+
+def test_get_vring_base_of_a_vring_that_does_not_exist_disconnects(harness: Harness) -> None:
+    with pytest.raises(VhostUserError, match="GET_VRING_BASE: vring 2 of 2"):
+        harness.send(R.GET_VRING_BASE, VRING_STATE.pack(2, 0), need_reply=True)
+
+
+def test_kick_starts_a_vring_with_what_was_set_last(harness: Harness) -> None:
+    harness.configure(1, base=5)
+    harness.send(R.SET_VRING_NUM, VRING_STATE.pack(1, 256))
+    assert harness.acked(R.SET_VRING_KICK, U64.pack(1), 1)
+    assert harness.backend.take_calls() == [
+        ("start_vring", VringConfig(1, 256, 0x1000, 0x2000, 0x3000, 5), True)
+    ]
+
+
+@pytest.mark.parametrize("surplus", [0, 1])
+def test_kick_without_descriptor_polls(harness: Harness, surplus: int) -> None:
+    harness.configure()
+    assert harness.acked(R.SET_VRING_KICK, U64.pack(VRING_NOFD), surplus)
+    assert harness.backend.take_calls()[-1][2] is False
+
+
+def test_kick_before_the_vring_is_configured_is_refused(harness: Harness) -> None:
+    assert not harness.acked(R.SET_VRING_KICK, U64.pack(0), 1)
+    harness.send(R.SET_VRING_NUM, VRING_STATE.pack(0, 2))
+    assert not harness.acked(R.SET_VRING_KICK, U64.pack(0), 1)
+    assert harness.backend.take_calls() == []
+
+
+def test_legacy_drivers_are_refused_at_the_start_of_a_vring(fresh: Harness) -> None:
+    fresh.send(R.SET_FEATURES, U64.pack(F_PROTOCOL_FEATURES))
+    fresh.configure()
+    with pytest.raises(VhostUserError, match="VERSION_1"):
+        fresh.send(R.SET_VRING_KICK, U64.pack(0), 1)
+
+
+def test_get_vring_base_stops_and_remembers(harness: Harness) -> None:
+    harness.start(base=3)
+    harness.backend.stop_at = 42
+    state = VRING_STATE.pack(0, 0)
+    assert VRING_STATE.unpack(harness.query(R.GET_VRING_BASE, state)) == (0, 42)
+    assert harness.backend.take_calls() == [("stop_vring", 0)]
+    assert VRING_STATE.unpack(harness.query(R.GET_VRING_BASE, state)) == (0, 42)
+    assert harness.backend.take_calls() == []
+    harness.send(R.SET_VRING_KICK, U64.pack(0), 1)
+    (start,) = harness.backend.take_calls()
+    assert start[1].next_avail == 42
+
+
+def test_base_of_a_vring_that_never_started(harness: Harness) -> None:
+    harness.configure(base=9)
+    reply = harness.query(R.GET_VRING_BASE, VRING_STATE.pack(0, 0))
+    assert VRING_STATE.unpack(reply) == (0, 9)
+
+
+def test_kick_on_a_running_vring_restarts_it_where_it_was(harness: Harness) -> None:
+    harness.start(base=3)
+    harness.backend.stop_at = 11
+    harness.send(R.SET_VRING_KICK, U64.pack(0), 1)
+    calls = harness.backend.take_calls()
+    assert [call[0] for call in calls] == ["stop_vring", "start_vring", "set_vring_call"]
+    assert calls[1][1].next_avail == 11
+    assert calls[2] == ("set_vring_call", 0, True)
+
+
+def test_base_set_while_running_counts_at_the_restart(harness: Harness) -> None:
+    harness.start()
+    harness.send(R.SET_VRING_BASE, VRING_STATE.pack(0, 20))
+    harness.send(R.SET_VRING_KICK, U64.pack(0), 1)
+    assert harness.backend.take_calls()[1][1].next_avail == 20
+
+
+def test_addresses_set_while_running_for_dirty_logging_change_nothing(harness: Harness) -> None:
+    harness.start()
+    assert harness.acked(R.SET_VRING_ADDR, VRING_ADDR.pack(0, 1, 0x1000, 0x3000, 0x2000, 0x3000))
+    assert harness.backend.take_calls() == []
+
+
+def test_a_vring_that_fails_to_start_can_be_started_later(harness: Harness) -> None:
+    harness.configure()
+    harness.backend.failing["start_vring"] = VhostUserError("not mapped")
+    assert not harness.acked(R.SET_VRING_KICK, U64.pack(0), 1)
+    harness.backend.failing.clear()
+    assert harness.acked(R.SET_VRING_KICK, U64.pack(0), 1)
+    assert [call[0] for call in harness.backend.take_calls()] == ["start_vring"] * 2
+
+
+def test_call_and_err_descriptors_at_any_time(harness: Harness) -> None:
+    for request, name in ((R.SET_VRING_CALL, "set_vring_call"), (R.SET_VRING_ERR, "set_vring_err")):
+        assert harness.acked(request, U64.pack(1), 1)
+        assert harness.acked(request, U64.pack(1 | VRING_NOFD))
+        assert harness.acked(request, U64.pack(1 | VRING_NOFD), 1)
+        assert harness.backend.take_calls() == [(name, 1, True), (name, 1, False), (name, 1, False)]
+
+
+# Channel and configuration
+
+
+def test_channel_is_given_to_the_backend_and_replaced(harness: Harness) -> None:
+    channels = []
+    for _ in range(2):
+        ours, theirs = socket.socketpair()
+        harness.send_fds(R.SET_BACKEND_REQ_FD, b"", [theirs.detach()])
+        assert harness.backend.channel is not None
+        channels.append((ours, harness.backend.channel))
+    assert channels[0][0].recv(1) == b""
+    channels[1][1].config_changed()
+    assert HEADER.unpack(channels[1][0].recv(100)) == (2, VERSION, 0)
+    harness.session.close()
+    assert channels[1][0].recv(1) == b""
+    channels[1][1].config_changed()
+    for ours, _ in channels:
+        ours.close()
+
+
+def test_channel_must_be_a_stream_socket(harness: Harness) -> None:
+    assert not harness.acked(R.SET_BACKEND_REQ_FD, b"", 1)
+    assert not harness.acked(R.SET_BACKEND_REQ_FD, b"", 0)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with pytest.raises(VhostUserError, match="UNIX stream socket"):
+        harness.send_fds(R.SET_BACKEND_REQ_FD, b"", [theirs.detach()])
+    ours.close()
+
+
+def test_channel_never_blocks(harness: Harness) -> None:
+    ours, theirs = socket.socketpair()
+    harness.send_fds(R.SET_BACKEND_REQ_FD, b"", [theirs.detach()])
+    assert harness.backend.channel is not None
+    for _ in range(5000):
+        harness.backend.channel.config_changed()
+    ours.close()
+    harness.backend.channel.config_changed()
+
+
+def test_get_config(harness: Harness) -> None:
+    reply = harness.query(R.GET_CONFIG, CONFIG_HEADER.pack(4, 8, 0) + bytes(8))
+    assert reply == CONFIG_HEADER.pack(4, 8, 0) + bytes(range(4, 12))
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 0), (0, 257), (256, 1), (0xFFFFFFFF, 8)])
+def test_get_config_out_of_bounds_is_answered_with_nothing(
+    harness: Harness, offset: int, size: int
+) -> None:
+    answer = harness.send(R.GET_CONFIG, CONFIG_HEADER.pack(offset, size, 0))
+    assert HEADER.unpack(answer.reply) == (R.GET_CONFIG, 5, 0)
+    assert answer.failure is not None
+    assert harness.backend.take_calls() == []
+
+
+def test_set_config(harness: Harness) -> None:
+    assert harness.acked(R.SET_CONFIG, CONFIG_HEADER.pack(32, 1, 0) + b"\1")
+    assert harness.backend.take_calls() == [("set_config", 32, b"\1")]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        CONFIG_HEADER.pack(0, 1, 0) + b"\1",
+        CONFIG_HEADER.pack(32, 2, 0) + b"\1",
+        CONFIG_HEADER.pack(32, 1, 7) + b"\1",
+        CONFIG_HEADER.pack(0xFFFFFFFF, 1, 0) + b"\1",
+        b"\0" * 3,
+    ],
+)
+def test_bad_set_config_never_disconnects(harness: Harness, payload: bytes) -> None:
+    assert not harness.acked(R.SET_CONFIG, payload)
+    answer = harness.send(R.SET_CONFIG, payload)
+    assert answer.reply == b""
+    assert answer.failure is not None
+
+
+# What applies to all messages
+
+SIZES = {
+    R.SET_FEATURES: 8,
+    R.SET_PROTOCOL_FEATURES: 8,
+    R.SET_OWNER: 0,
+    R.RESET_OWNER: 0,
+    R.SET_VRING_NUM: 8,
+    R.SET_VRING_ADDR: 40,
+    R.SET_VRING_BASE: 8,
+    R.SET_VRING_KICK: 8,
+    R.SET_VRING_CALL: 8,
+    R.SET_VRING_ERR: 8,
+    R.SET_VRING_ENABLE: 8,
+    R.SET_BACKEND_REQ_FD: 0,
+    R.ADD_MEM_REG: 40,
+    R.REM_MEM_REG: 40,
+}
+
+
+@pytest.mark.parametrize("request_", SIZES)
+@pytest.mark.parametrize("difference", [-1, 1])
+def test_payload_of_the_wrong_size(harness: Harness, request_: Request, difference: int) -> None:
+    size = SIZES[request_] + difference
+    if size >= 0:
+        assert not harness.acked(request_, bytes(size), 1)
+        assert harness.backend.take_calls() == []
+
+
+@pytest.mark.parametrize(
+    "request_", [R.GET_FEATURES, R.GET_PROTOCOL_FEATURES, R.GET_QUEUE_NUM, R.GET_MAX_MEM_SLOTS]
+)
+def test_surplus_on_a_query_disconnects(harness: Harness, request_: Request) -> None:
+    with pytest.raises(VhostUserError, match=f"{request_.name}: payload"):
+        harness.send(request_, b"1")
+    with pytest.raises(VhostUserError, match=f"{request_.name}: 1 file descriptors"):
+        harness.send(request_, fds=1)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        R.SET_LOG_BASE,
+        R.SET_LOG_FD,
+        R.RESET_DEVICE,
+        R.SET_STATUS,
+        R.GET_STATUS,
+        R.IOTLB_MSG,
+        R.GET_INFLIGHT_FD,
+        R.SET_INFLIGHT_FD,
+        R.POSTCOPY_ADVISE,
+        R.VRING_KICK,
+        44,
+        0xFFFFFFFF,
+    ],
+)
+def test_messages_that_are_not_offered(harness: Harness, request_: int) -> None:
+    assert not harness.acked(request_, bytes(16), 1)
+    with pytest.raises(VhostUserError, match="not offered"):
+        harness.send(request_, bytes(16), 1)
+
+
+def random_message(rng: random.Random) -> tuple[int, bytes, int]:
+    """A message that is often nearly right."""
+    request = rng.choice([*SIZES, R.GET_VRING_BASE, R.GET_CONFIG, R.SET_CONFIG, R.SET_MEM_TABLE])
+    size = SIZES.get(request, rng.choice([8, 16, 40]))
+    numbers = [rng.choice([0, 1, 2, 16, 128, 0x1000, 0xFFFFFFFF]) for _ in range(size // 4)]
+    payload = b"".join(number.to_bytes(4, "little") for number in numbers)
+    return request, payload, rng.choice([0, 1, 1, 2])
+
+
+@given(st.integers(0, 1 << 32))
+def test_any_order_of_messages_keeps_the_contract(seed: int) -> None:
+    rng = random.Random(seed)
+    before = open_fds()
+    harness = Harness()
+    harness.negotiate()
+    running: set[int] = set()
+    for _ in range(40):
+        try:
+            harness.send(*random_message(rng), need_reply=rng.random() < 0.8)
+        except VhostUserError:
+            break
+        for name, *arguments in harness.backend.take_calls():
+            if name == "start_vring":
+                config = arguments[0]
+                assert config.index not in running
+                assert config.size.bit_count() == 1
+                running.add(config.index)
+            elif name == "stop_vring":
+                running.remove(arguments[0])
+            elif name.startswith("set_vring"):
+                assert arguments[0] < 2
+    harness.session.close()
+    assert open_fds() == before

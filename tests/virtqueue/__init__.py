@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rings: the walker and the split queue."""

@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What each type of request does, where the extent map allows it to be done here.
+ *
+ * File I/O that the page cache can serve is attempted at once, because io_uring would do no more
+ * than that, or hand it to a worker thread (buffered writes, tmpfs), which costs several times the
+ * copy itself. A read is attempted with RWF_NOWAIT and goes to io_uring where it would block. Few
+ * file systems take RWF_NOWAIT for buffered writes, so a write is simply done; where one turns out
+ * to be slow (the kernel throttles writers when too much is dirty), writes go to io_uring for a
+ * while, so that one busy disk does not hold up the other queues.
+ */
+#define _GNU_SOURCE
+#include "queue.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A write that took longer than this was throttled; try no others for a while. */
+#define SLOW_WRITE_NS 2000000
+#define SLOW_PENALTY_NS 100000000
+
+/* Longest transfer that is attempted at once, so that other queues get their turn. */
+#define MAX_INLINE_BYTES (256 << 10)
+
+static void queue_op(struct vb_slot *slot, enum vb_io_opcode opcode, int flags)
+{
+    struct vb_io *io = slot->queue->iothread->io;
+
+    slot->op.opcode = opcode;
+    slot->op.fd = slot->map->fd;
+    slot->op.flags = flags;
+    io->vtable->queue(io, &slot->op);
+}
+
+static void begin_mapped(struct vb_slot *slot)
+{
+    slot->state = VB_SLOT_MAPPED;
+    slot->map = slot->queue->map;
+    slot->queue->mapped_in_flight++;
+}
+
+static void end_mapped(struct vb_slot *slot)
+{
+    struct vb_queue *queue = slot->queue;
+
+    free(slot->segments);
+    slot->segments = NULL;
+    if (!--queue->mapped_in_flight)
+        vb_iothread_signal(queue->iothread);
+}
+
+static void finish_mapped(struct vb_slot *slot, int64_t result)
+{
+    end_mapped(slot);
+    if (result >= 0)
+        vb_slot_complete(slot, VB_S_OK,
+                         slot->request.type == VB_T_IN ? (uint32_t)slot->request.length : 0);
+    else
+        vb_slot_complete(slot, result == -EOPNOTSUPP ? VB_S_UNSUPP : VB_S_IOERR, 0);
+}
+
+static void zero_segments(const struct iovec *iovs, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        memset(iovs[i].iov_base, 0, iovs[i].iov_len);
+}
+
+/* Skip `bytes` of the segments that the operation still has to transfer. */
+static void skip_segments(struct vb_slot *slot, uint64_t bytes)
+{
+    struct vb_io_op *op = &slot->op;
+    struct iovec *iovs = slot->iovs + (op->iovs - slot->iovs);
+
+    slot->done += bytes;
+    op->offset += bytes;
+    while (op->count && bytes >= iovs->iov_len) {
+        bytes -= iovs->iov_len;
+        iovs++;
+        op->count--;
+    }
+    if (op->count) {
+        iovs->iov_base = (char *)iovs->iov_base + bytes;
+        iovs->iov_len -= bytes;
+    }
+    op->iovs = iovs;
+}
+
+static bool try_inline(struct vb_slot *slot)
+{
+    struct vb_queue *queue = slot->queue;
+    const struct vb_extent_map *map = slot->map;
+    struct vb_io_op *op = &slot->op;
+    bool write = slot->request.type == VB_T_OUT;
+    int count = op->count < IOV_MAX ? (int)op->count : IOV_MAX;
+    uint64_t before = 0;
+    ssize_t result;
+
+    if (!(map->flags & VB_EXTENT_BUFFERED) || slot->request.length > MAX_INLINE_BYTES)
+        return false;
+    if (write) {
+        if (queue->write_through || queue->iothread->now < queue->slow_until)
+            return false;
+        before = vb_now();
+        result = pwritev(map->fd, op->iovs, count, op->offset);
+        if (vb_now() - before > SLOW_WRITE_NS)
+            queue->slow_until = before + SLOW_PENALTY_NS;
+    } else {
+        result = preadv2(map->fd, op->iovs, count, op->offset, RWF_NOWAIT);
+    }
+    if (result < 0)
+        return false; /* the same again, asynchronously, tells the reason */
+    if ((uint64_t)result < slot->request.length) {
+        skip_segments(slot, result);
+        return false;
+    }
+    return true;
+}
+
+static void execute_transfer(struct vb_slot *slot)
+{
+    struct vb_queue *queue = slot->queue;
+    struct vb_request *request = &slot->request;
+    bool write = request->type == VB_T_OUT;
+    uint64_t offset = request->sector * VB_SECTOR_SIZE, file_offset = 0;
+
+    if (write && !queue->config.writable) {
+        vb_slot_complete(slot, VB_S_IOERR, 0);
+        return;
+    }
+    switch (vb_extent_lookup(queue->map, offset, request->length, write, &file_offset)) {
+    case VB_GO_UP:
+        vb_slot_go_up(slot);
+        return;
+    case VB_GO_ZERO:
+        zero_segments(slot->iovs, request->iov_count);
+        /* fall through */
+    case VB_GO_NULL:
+        vb_slot_complete(slot, VB_S_OK, write ? 0 : (uint32_t)request->length);
+        return;
+    case VB_GO_FILE:
+        break;
+    }
+    if (!vb_extent_aligned(queue->map, file_offset, slot->iovs, request->iov_count) ||
+        (!(queue->map->flags & VB_EXTENT_BUFFERED) && request->iov_count > IOV_MAX)) {
+        vb_slot_go_up(slot);
+        return;
+    }
+    begin_mapped(slot);
+    slot->op.iovs = slot->iovs;
+    slot->op.count = request->iov_count;
+    slot->op.offset = file_offset;
+    if (try_inline(slot))
+        finish_mapped(slot, 0);
+    else if (write)
+        queue_op(slot, VB_IO_WRITE, queue->write_through ? RWF_DSYNC : 0);
+    else
+        queue_op(slot, VB_IO_READ, 0);
+}
+
+static void execute_flush(struct vb_slot *slot)
+{
+    struct vb_extent_map *map = slot->queue->map;
+
+    if (!map || map->kind == VB_EXTENT_NONE) {
+        vb_slot_go_up(slot);
+    } else if (map->kind == VB_EXTENT_NULL || map->flags & VB_EXTENT_NO_FLUSH ||
+               !(map->flags & VB_EXTENT_WRITE)) {
+        vb_slot_complete(slot, VB_S_OK, 0);
+    } else if (map->kind == VB_EXTENT_TABLE) {
+        vb_slot_go_up(slot); /* metadata has to be written first */
+    } else {
+        begin_mapped(slot);
+        queue_op(slot, VB_IO_FSYNC, 0);
+    }
+}
+
+static void execute_get_id(struct vb_slot *slot)
+{
+    const char *serial = slot->queue->config.serial;
+    uint32_t done = 0;
+
+    for (uint32_t i = 0; i < slot->request.iov_count && done < VB_ID_BYTES; i++) {
+        size_t taken = VB_ID_BYTES - done;
+
+        if (taken > slot->iovs[i].iov_len)
+            taken = slot->iovs[i].iov_len;
+        memcpy(slot->iovs[i].iov_base, serial + done, taken);
+        done += taken;
+    }
+    vb_slot_complete(slot, VB_S_OK, done);
+}
+
+/* Start the next segment of a DISCARD or WRITE_ZEROES; false: all are done. */
+static bool start_segment(struct vb_slot *slot)
+{
+    const struct vb_extent_map *map = slot->map;
+
+    while (slot->segment < slot->segment_count) {
+        const struct vb_discard_segment *segment = &slot->segments[slot->segment++];
+        bool zeroes = slot->request.type == VB_T_WRITE_ZEROES;
+        bool punch = map->flags & VB_EXTENT_DISCARD &&
+                     (!zeroes || segment->flags & VB_DISCARD_UNMAP);
+
+        if (!segment->sectors)
+            continue;
+        slot->op.offset = map->offset + segment->sector * VB_SECTOR_SIZE;
+        slot->op.length = (uint64_t)segment->sectors * VB_SECTOR_SIZE;
+        queue_op(slot, VB_IO_FALLOCATE,
+                 FALLOC_FL_KEEP_SIZE | (punch ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE));
+        return true;
+    }
+    return false;
+}
+
+static void execute_unmap(struct vb_slot *slot)
+{
+    struct vb_queue *queue = slot->queue;
+    struct vb_request *request = &slot->request;
+    struct vb_extent_map *map = queue->map;
+    bool zeroes = request->type == VB_T_WRITE_ZEROES;
+    struct vb_discard_segment segments[VB_MAX_DISCARD_SEGMENTS];
+    uint64_t copied = 0;
+    uint8_t status;
+
+    if (!queue->config.writable || request->length > sizeof(segments)) {
+        vb_slot_complete(slot, VB_S_IOERR, 0);
+        return;
+    }
+    for (uint32_t i = 0; i < request->iov_count; i++) {
+        memcpy((char *)segments + copied, slot->iovs[i].iov_base, slot->iovs[i].iov_len);
+        copied += slot->iovs[i].iov_len;
+    }
+    status = vb_discard_validate(segments, copied, request->type, queue->config.device_size,
+                                 queue->config.logical_block_size);
+    if (status != VB_STATUS_PENDING) {
+        vb_slot_complete(slot, status, 0);
+        return;
+    }
+    if (map && map->kind == VB_EXTENT_NULL && map->flags & VB_EXTENT_WRITE) {
+        vb_slot_complete(slot, VB_S_OK, 0);
+        return;
+    }
+    /* Write-through zeroes have to be flushed: Python's business. So are tables. */
+    if (!map || map->kind != VB_EXTENT_LINEAR || !(map->flags & VB_EXTENT_WRITE) ||
+        map->alignment > queue->config.logical_block_size || map->size < queue->config.device_size ||
+        (zeroes && (queue->write_through || !(map->flags & VB_EXTENT_ZERO_RANGE)))) {
+        vb_slot_go_up(slot);
+        return;
+    }
+    if (!zeroes && !(map->flags & VB_EXTENT_DISCARD)) {
+        vb_slot_complete(slot, VB_S_OK, 0);
+        return;
+    }
+    slot->segments = malloc(copied);
+    if (!slot->segments) {
+        vb_slot_complete(slot, VB_S_IOERR, 0);
+        return;
+    }
+    memcpy(slot->segments, segments, copied);
+    slot->segment = 0;
+    slot->segment_count = copied / sizeof(*segments);
+    begin_mapped(slot);
+    if (!start_segment(slot))
+        finish_mapped(slot, 0);
+}
+
+void vb_slot_execute(struct vb_slot *slot)
+{
+    slot->done = 0;
+    switch (slot->request.type) {
+    case VB_T_IN:
+    case VB_T_OUT:
+        execute_transfer(slot);
+        break;
+    case VB_T_FLUSH:
+        execute_flush(slot);
+        break;
+    case VB_T_GET_ID:
+        execute_get_id(slot);
+        break;
+    case VB_T_DISCARD:
+    case VB_T_WRITE_ZEROES:
+        execute_unmap(slot);
+        break;
+    default:
+        vb_slot_complete(slot, VB_S_UNSUPP, 0);
+    }
+}
+
+static void continue_transfer(struct vb_slot *slot)
+{
+    struct vb_io_op *op = &slot->op;
+    int64_t result = op->result;
+
+    if (result == -EAGAIN || result == -EINTR) {
+        queue_op(slot, op->opcode, op->flags);
+        return;
+    }
+    if (result < 0) {
+        finish_mapped(slot, result);
+        return;
+    }
+    if (slot->done + result == slot->request.length) {
+        finish_mapped(slot, 0);
+    } else if (result) {
+        skip_segments(slot, result);
+        queue_op(slot, op->opcode, op->flags);
+    } else if (op->opcode == VB_IO_READ) {
+        zero_segments(op->iovs, op->count); /* the file ends here */
+        finish_mapped(slot, 0);
+    } else {
+        finish_mapped(slot, -ENOSPC);
+    }
+}
+
+void vb_slot_continue(struct vb_slot *slot)
+{
+    int64_t result = slot->op.result;
+
+    switch (slot->op.opcode) {
+    case VB_IO_READ:
+    case VB_IO_WRITE:
+        continue_transfer(slot);
+        return;
+    case VB_IO_FSYNC:
+        if (result == -EINTR) {
+            queue_op(slot, VB_IO_FSYNC, 0);
+            return;
+        }
+        /* Several iothreads may share a map. */
+        if (result < 0)
+            __atomic_store_n(&slot->map->flush_error, (int32_t)-result, __ATOMIC_RELAXED);
+        else
+            result = -__atomic_load_n(&slot->map->flush_error, __ATOMIC_RELAXED);
+        finish_mapped(slot, result);
+        return;
+    case VB_IO_FALLOCATE:
+        if (result == -EOPNOTSUPP) {
+            /* Not on this file system: Python knows what else to do, for all segments again. */
+            end_mapped(slot);
+            vb_slot_go_up(slot);
+            return;
+        }
+        if (result < 0 || !start_segment(slot))
+            finish_mapped(slot, result);
+        return;
+    }
+}

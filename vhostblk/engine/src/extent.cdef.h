@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* An extent map: where a device's bytes lie, and what may be done with them without asking. Python
+ * fills it in and publishes it to queues (`vb_queue_set_map`); whatever it does not cover goes up. */
+enum vb_extent_kind {
+    VB_EXTENT_NONE,   /* everything goes up */
+    VB_EXTENT_NULL,   /* no storage: writes vanish, reads leave the buffer, or zero it */
+    VB_EXTENT_LINEAR, /* byte n is byte offset + n of the file */
+    VB_EXTENT_TABLE,  /* one entry a cluster */
+};
+
+enum vb_extent_flags {
+    VB_EXTENT_READ_ZEROES = 1, /* null: reads give zeroes */
+    VB_EXTENT_WRITE = 2,       /* writes are allowed */
+    VB_EXTENT_NO_FLUSH = 4,    /* flushes are ignored (cache.no-flush) */
+    VB_EXTENT_DISCARD = 8,     /* discards reach the file (discard=unmap); else they are ignored */
+    VB_EXTENT_BUFFERED = 16,   /* through the page cache: worth an attempt at once */
+    VB_EXTENT_ZERO_RANGE = 32, /* the file system can zero a range */
+};
+
+/* The low bits of a table entry; the rest is the file offset of the cluster. */
+enum vb_extent_entry {
+    VB_ENTRY_READ = 1,      /* reads come from the file */
+    VB_ENTRY_OVERWRITE = 2, /* writes go to the file */
+    VB_ENTRY_ZERO = 4,      /* reads give zeroes */
+};
+
+struct vb_extent_map {
+    uint32_t kind;
+    uint32_t flags;
+    int32_t fd;
+    /* errno of a failed flush. What was lost can't be known, so every later flush fails too. */
+    int32_t flush_error;
+    uint64_t size;      /* bytes of the device that the map covers */
+    uint64_t offset;    /* linear */
+    uint32_t alignment; /* of offsets, lengths and addresses; a power of two */
+    uint32_t cluster_bits;
+    const uint64_t *table; /* (size rounded up to clusters) entries */
+};

@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `struct vb_io` on io_uring.
+ *
+ * The ring is set up on the thread that uses it, with SINGLE_ISSUER and DEFER_TASKRUN where the
+ * kernel has them (6.1): completions then run when we ask for them instead of interrupting. Only
+ * the iothread submits and reaps.
+ */
+#include "io.h"
+
+#include <errno.h>
+#include <liburing.h>
+#include <stdlib.h>
+
+struct uring {
+    struct vb_io io;
+    struct io_uring ring;
+    unsigned max_batch;
+    bool deferred;
+    struct vb_io_op *backlog; /* the submission queue was full */
+    struct vb_io_op **backlog_end;
+};
+
+static void prepare(struct io_uring_sqe *sqe, struct vb_io_op *op)
+{
+    switch (op->opcode) {
+    case VB_IO_READ:
+        if (op->count == 1)
+            io_uring_prep_read(sqe, op->fd, op->iovs->iov_base, op->iovs->iov_len, op->offset);
+        else
+            io_uring_prep_readv(sqe, op->fd, op->iovs, op->count, op->offset);
+        sqe->rw_flags = op->flags;
+        break;
+    case VB_IO_WRITE:
+        if (op->count == 1)
+            io_uring_prep_write(sqe, op->fd, op->iovs->iov_base, op->iovs->iov_len, op->offset);
+        else
+            io_uring_prep_writev(sqe, op->fd, op->iovs, op->count, op->offset);
+        sqe->rw_flags = op->flags;
+        break;
+    case VB_IO_FSYNC:
+        io_uring_prep_fsync(sqe, op->fd, IORING_FSYNC_DATASYNC);
+        break;
+    case VB_IO_FALLOCATE:
+        io_uring_prep_fallocate(sqe, op->fd, op->flags, op->offset, op->length);
+        break;
+    }
+    io_uring_sqe_set_data(sqe, op);
+}
+
+static void uring_submit(struct vb_io *io)
+{
+    struct uring *uring = (struct uring *)io;
+
+    while (io->unsubmitted) {
+        int done = io_uring_submit(&uring->ring);
+
+        if (done < 0) {
+            /* -EAGAIN, -EBUSY: out of memory or completions to reap first; the next turn tries
+             * again. What is queued stays queued. */
+            return;
+        }
+        io->unsubmitted -= (unsigned)done;
+        if (!done)
+            return;
+    }
+}
+
+static bool push(struct uring *uring, struct vb_io_op *op)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&uring->ring);
+
+    if (!sqe) {
+        uring_submit(&uring->io);
+        sqe = io_uring_get_sqe(&uring->ring);
+        if (!sqe)
+            return false;
+    }
+    prepare(sqe, op);
+    uring->io.unsubmitted++;
+    if (uring->max_batch && uring->io.unsubmitted >= uring->max_batch)
+        uring_submit(&uring->io);
+    return true;
+}
+
+static void uring_queue(struct vb_io *io, struct vb_io_op *op)
+{
+    struct uring *uring = (struct uring *)io;
+
+    io->in_flight++;
+    op->next = NULL;
+    if (uring->backlog || !push(uring, op)) {
+        *uring->backlog_end = op;
+        uring->backlog_end = &op->next;
+    }
+}
+
+static void push_backlog(struct uring *uring)
+{
+    while (uring->backlog) {
+        struct vb_io_op *op = uring->backlog, *next = op->next;
+
+        if (!push(uring, op))
+            return;
+        uring->backlog = next;
+        if (!next)
+            uring->backlog_end = &uring->backlog;
+    }
+}
+
+static struct vb_io_op *uring_reap(struct vb_io *io)
+{
+    struct uring *uring = (struct uring *)io;
+    struct vb_io_op *done = NULL, **end = &done;
+    struct io_uring_cqe *cqe;
+    unsigned head, count = 0;
+
+    if (!io->in_flight)
+        return NULL;
+    if (uring->deferred &&
+        *uring->ring.sq.kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
+        io_uring_get_events(&uring->ring);
+    io_uring_for_each_cqe(&uring->ring, head, cqe)
+    {
+        struct vb_io_op *op = io_uring_cqe_get_data(cqe);
+
+        op->result = cqe->res;
+        op->next = NULL;
+        *end = op;
+        end = &op->next;
+        count++;
+    }
+    io_uring_cq_advance(&uring->ring, count);
+    io->in_flight -= count;
+    if (uring->backlog) {
+        push_backlog(uring);
+        uring_submit(io);
+    }
+    return done;
+}
+
+static void uring_close(struct vb_io *io)
+{
+    struct uring *uring = (struct uring *)io;
+
+    io_uring_queue_exit(&uring->ring);
+    free(uring);
+}
+
+static const struct vb_io_vtable uring_vtable = {uring_queue, uring_submit, uring_reap, uring_close};
+
+struct vb_io *vb_io_open_uring(unsigned entries, unsigned max_batch, int *error)
+{
+    struct io_uring_params params = {
+        .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+                 IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_CQSIZE,
+        .cq_entries = entries * 4,
+    };
+    struct uring *uring = calloc(1, sizeof(*uring));
+    int result;
+
+    if (!uring) {
+        *error = ENOMEM;
+        return NULL;
+    }
+    result = io_uring_queue_init_params(entries, &uring->ring, &params);
+    uring->deferred = result == 0;
+    if (result == -EINVAL) {
+        params = (struct io_uring_params){.flags = IORING_SETUP_CQSIZE, .cq_entries = entries * 4};
+        result = io_uring_queue_init_params(entries, &uring->ring, &params);
+    }
+    if (result < 0) {
+        *error = -result;
+        free(uring);
+        return NULL;
+    }
+    uring->io.vtable = &uring_vtable;
+    uring->io.poll_fd = uring->ring.ring_fd;
+    uring->max_batch = max_batch;
+    uring->backlog_end = &uring->backlog;
+    return &uring->io;
+}

@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "iothread.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "queue.h"
+
+/* Entries of the io_uring; what does not fit waits. */
+#define URING_ENTRIES 256
+
+/* How often a ring without a kick descriptor is looked at, and an io that is stuck tried again. */
+#define POLLED_RING_MS 1
+
+/* What a new thread is told, and what it answers. */
+struct start {
+    struct vb_iothread *iothread;
+    int error;
+    sem_t done;
+};
+
+static inline void relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+void vb_iothread_enter(struct vb_iothread *iothread)
+{
+    atomic_fetch_add(&iothread->callers, 1);
+    pthread_mutex_lock(&iothread->lock);
+}
+
+void vb_iothread_leave(struct vb_iothread *iothread)
+{
+    atomic_fetch_sub(&iothread->callers, 1);
+    pthread_mutex_unlock(&iothread->lock);
+    eventfd_write(iothread->wake_fd, 1);
+}
+
+void vb_iothread_signal(struct vb_iothread *iothread)
+{
+    if (!iothread->upcall_signalled) {
+        iothread->upcall_signalled = true;
+        eventfd_write(iothread->upcall_fd, 1);
+    }
+}
+
+static bool reap(struct vb_iothread *iothread)
+{
+    struct vb_io_op *op = iothread->io->vtable->reap(iothread->io);
+    bool any = op != NULL;
+
+    if (any)
+        iothread->now = vb_now();
+    while (op) {
+        struct vb_io_op *next = op->next;
+
+        vb_slot_continue((struct vb_slot *)((char *)op - offsetof(struct vb_slot, op)));
+        op = next;
+    }
+    return any;
+}
+
+/* One turn: pop everything, submit once, complete what is done, notify once a queue. */
+static bool turn(struct vb_iothread *iothread)
+{
+    struct vb_io *io = iothread->io;
+    bool progress = false;
+
+    for (uint32_t i = 0; i < iothread->queue_count; i++)
+        progress |= vb_queue_sweep(iothread->queues[i]);
+    if (progress)
+        for (uint32_t i = 0; i < iothread->queue_count; i++)
+            vb_queue_publish(iothread->queues[i]);
+    io->vtable->submit(io);
+    if (reap(iothread)) {
+        progress = true;
+        io->vtable->submit(io);
+        for (uint32_t i = 0; i < iothread->queue_count; i++)
+            vb_queue_publish(iothread->queues[i]);
+    }
+    return progress;
+}
+
+static bool take_turn(struct vb_iothread *iothread)
+{
+    bool progress;
+
+    while (atomic_load_explicit(&iothread->callers, memory_order_relaxed))
+        sched_yield();
+    pthread_mutex_lock(&iothread->lock);
+    progress = turn(iothread);
+    pthread_mutex_unlock(&iothread->lock);
+    return progress;
+}
+
+/* The descriptors that end a sleep: wake_fd, io, then the queues' kicks. */
+struct sleeper {
+    struct pollfd *fds;
+    nfds_t count;
+    nfds_t capacity;
+};
+
+static bool collect(struct sleeper *sleeper, struct vb_iothread *iothread)
+{
+    nfds_t wanted = 2 + iothread->queue_count;
+
+    if (wanted > sleeper->capacity) {
+        struct pollfd *grown = realloc(sleeper->fds, wanted * sizeof(*grown));
+
+        if (!grown)
+            return false;
+        sleeper->fds = grown;
+        sleeper->capacity = wanted;
+    }
+    sleeper->fds[0] = (struct pollfd){.fd = iothread->wake_fd, .events = POLLIN};
+    sleeper->fds[1] = (struct pollfd){.fd = iothread->io->poll_fd, .events = POLLIN};
+    for (uint32_t i = 0; i < iothread->queue_count; i++)
+        sleeper->fds[2 + i] =
+            (struct pollfd){.fd = iothread->queues[i]->config.kick_fd, .events = POLLIN};
+    sleeper->count = wanted;
+    return true;
+}
+
+/* Prepare to sleep: ask all drivers for kicks. The time-out in ms, -1: none; -2: don't sleep. */
+static int arm(struct sleeper *sleeper, struct vb_iothread *iothread)
+{
+    int timeout = -1;
+
+    for (uint32_t i = 0; i < iothread->queue_count; i++) {
+        struct vb_queue *queue = iothread->queues[i];
+
+        if (vb_queue_arm(queue))
+            return -2;
+        if (queue->config.kick_fd < 0 && !queue->holds && !queue->broken)
+            timeout = POLLED_RING_MS;
+    }
+    if (iothread->io->unsubmitted)
+        timeout = POLLED_RING_MS;
+    if (iothread->queues_changed) {
+        if (!collect(sleeper, iothread))
+            return POLLED_RING_MS;
+        iothread->queues_changed = false;
+    }
+    return timeout;
+}
+
+static void clear(struct sleeper *sleeper, struct vb_iothread *iothread)
+{
+    eventfd_t ignored;
+
+    for (nfds_t i = 0; i < sleeper->count; i++) {
+        if (i == 1 || !(sleeper->fds[i].revents & POLLIN))
+            continue;
+        eventfd_read(sleeper->fds[i].fd, &ignored);
+        if (i >= 2 && i - 2 < iothread->queue_count)
+            iothread->queues[i - 2]->stats.kicks++;
+    }
+}
+
+static void sleep_until_work(struct sleeper *sleeper, struct vb_iothread *iothread)
+{
+    int timeout, ready;
+
+    pthread_mutex_lock(&iothread->lock);
+    timeout = arm(sleeper, iothread);
+    pthread_mutex_unlock(&iothread->lock);
+    if (timeout == -2)
+        return;
+    ready = poll(sleeper->fds, sleeper->count, timeout);
+    if (ready > 0) {
+        pthread_mutex_lock(&iothread->lock);
+        /* A queue that has gone meanwhile took its descriptor with it. */
+        if (!iothread->queues_changed)
+            clear(sleeper, iothread);
+        else
+            eventfd_read(iothread->wake_fd, &(eventfd_t){0});
+        pthread_mutex_unlock(&iothread->lock);
+    }
+}
+
+/* Look on for the polling window; true where work came. */
+static bool poll_for_work(struct vb_iothread *iothread, uint64_t idle_since)
+{
+    uint64_t window = iothread->poll.window;
+
+    if (!window)
+        return false;
+    do {
+        for (int i = 0; i < 16; i++) {
+            if (take_turn(iothread))
+                return true;
+            relax();
+        }
+        if (atomic_load_explicit(&iothread->stopping, memory_order_relaxed))
+            return false;
+        iothread->now = vb_now();
+    } while (iothread->now - idle_since < window);
+    return false;
+}
+
+static void run(struct vb_iothread *iothread)
+{
+    struct sleeper sleeper = {0};
+
+    iothread->queues_changed = true;
+    while (!atomic_load(&iothread->stopping)) {
+        uint64_t idle_since;
+
+        do
+            iothread->now = vb_now();
+        while (take_turn(iothread));
+        idle_since = iothread->now;
+        if (!poll_for_work(iothread, idle_since))
+            sleep_until_work(&sleeper, iothread);
+        vb_poll_learn(&iothread->poll, vb_now() - idle_since);
+    }
+    free(sleeper.fds);
+}
+
+static void *start_thread(void *argument)
+{
+    struct start *start = argument;
+    struct vb_iothread *iothread = start->iothread;
+
+    iothread->thread_id = (int)syscall(SYS_gettid);
+    start->error = EPERM;
+    if (!iothread->config.no_uring)
+        iothread->io = vb_io_open_uring(URING_ENTRIES, iothread->config.max_batch, &start->error);
+    iothread->uses_uring = iothread->io != NULL;
+    if (!iothread->io)
+        iothread->io = vb_io_open_pool(iothread->config.pool_threads, &start->error);
+    if (!iothread->io) {
+        sem_post(&start->done);
+        return NULL;
+    }
+    start->error = 0;
+    sem_post(&start->done);
+    run(iothread);
+    /* An io_uring of SINGLE_ISSUER kind is closed where it was opened. */
+    iothread->io->vtable->close(iothread->io);
+    return NULL;
+}
+
+struct vb_iothread *vb_iothread_new(const struct vb_iothread_config *config, int *error)
+{
+    struct vb_iothread *iothread = calloc(1, sizeof(*iothread));
+    struct start start = {.iothread = iothread};
+    sigset_t all, old;
+
+    if (!iothread) {
+        *error = ENOMEM;
+        return NULL;
+    }
+    iothread->config = *config;
+    iothread->upcall_fd = config->upcall_fd;
+    iothread->upcalls_end = &iothread->upcalls;
+    iothread->poll = (struct vb_poll){config->poll_max_ns, config->poll_grow, config->poll_shrink, 0};
+    pthread_mutex_init(&iothread->lock, NULL);
+    iothread->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (iothread->wake_fd < 0) {
+        *error = errno;
+        free(iothread);
+        return NULL;
+    }
+    sem_init(&start.done, 0, 0);
+    /* Signals are the main thread's. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    *error = pthread_create(&iothread->thread, NULL, start_thread, &start);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (!*error) {
+        while (sem_wait(&start.done) && errno == EINTR)
+            ;
+        *error = start.error;
+        if (*error)
+            pthread_join(iothread->thread, NULL);
+    }
+    sem_destroy(&start.done);
+    if (*error) {
+        close(iothread->wake_fd);
+        free(iothread);
+        return NULL;
+    }
+    return iothread;
+}
+
+void vb_iothread_free(struct vb_iothread *iothread)
+{
+    atomic_store(&iothread->stopping, true);
+    eventfd_write(iothread->wake_fd, 1);
+    pthread_join(iothread->thread, NULL);
+    close(iothread->wake_fd);
+    pthread_mutex_destroy(&iothread->lock);
+    free(iothread->queues);
+    free(iothread);
+}
+
+int vb_iothread_uses_uring(struct vb_iothread *iothread)
+{
+    return iothread->uses_uring;
+}
+
+int vb_iothread_thread_id(struct vb_iothread *iothread)
+{
+    return iothread->thread_id;
+}
+
+void vb_iothread_set_poll(struct vb_iothread *iothread, uint64_t max_ns, uint64_t grow,
+                          uint64_t shrink)
+{
+    vb_iothread_enter(iothread);
+    iothread->poll = (struct vb_poll){max_ns, grow, shrink, 0};
+    vb_iothread_leave(iothread);
+}

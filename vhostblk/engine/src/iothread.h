@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* An engine thread: it sweeps its queues, does their file I/O, polls, and sleeps.
+ *
+ * One mutex an iothread guards all that belongs to it: its queues, their slots and its io. The
+ * thread holds it for one turn at a time (sweep, submit, reap, publish), so that a call from Python
+ * finds everything between two turns, and nothing on the request path needs a lock of its own.
+ * A caller announces itself in `callers` first; the thread lets it in before the next turn (a mutex
+ * alone would not: whoever unlocks it is the likeliest to get it again).
+ */
+#ifndef VHOSTBLK_IOTHREAD_H
+#define VHOSTBLK_IOTHREAD_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "io.h"
+#include "polling.h"
+
+#include "iothread.cdef.h"
+
+struct vb_queue;
+struct vb_slot;
+
+struct vb_iothread {
+    pthread_mutex_t lock;
+    atomic_uint callers;
+    pthread_t thread;
+    int thread_id;
+    int wake_fd; /* eventfd: leave the sleep */
+    int upcall_fd;
+    atomic_bool stopping;
+    bool uses_uring;
+    struct vb_io *io;
+    struct vb_poll poll;
+    uint64_t now; /* the clock, read once a turn */
+    struct vb_queue **queues;
+    uint32_t queue_count;
+    bool queues_changed; /* the sleeper's descriptors are out of date */
+    /* Slots that wait for Python, oldest first, and whether it has been told. */
+    struct vb_slot *upcalls;
+    struct vb_slot **upcalls_end;
+    bool upcall_signalled;
+    struct vb_iothread_config config;
+};
+
+/* Hold the thread between two turns; `leave` wakes it where it sleeps. */
+void vb_iothread_enter(struct vb_iothread *iothread);
+void vb_iothread_leave(struct vb_iothread *iothread);
+
+/* Tell Python that there is something to look at. Under the lock. */
+void vb_iothread_signal(struct vb_iothread *iothread);
+
+#endif

@@ -1,0 +1,352 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "queue.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+/* Segments of long requests, all in flight together; beyond this a queue takes no more for now. */
+#define MAX_HEAP_BYTES (16 << 20)
+
+/* More segments than the ring between engine and Python can carry. */
+#define MAX_SEGMENTS 65536
+
+static void break_ring(struct vb_queue *queue, const char *reason)
+{
+    queue->broken = reason;
+    if (queue->err_fd >= 0)
+        eventfd_write(queue->err_fd, 1);
+    vb_iothread_signal(queue->iothread);
+}
+
+void vb_slot_complete(struct vb_slot *slot, uint8_t status, uint32_t written)
+{
+    struct vb_queue *queue = slot->queue;
+    struct vb_iothread *iothread = queue->iothread;
+    unsigned kind = vb_stat_kind(slot->request.type);
+    uint32_t used = 0;
+
+    if (slot->request.status_addr) {
+        *(volatile uint8_t *)slot->request.status_addr = status;
+        used = status == VB_S_OK && written < UINT32_MAX ? written + 1 : 1;
+    }
+    if (kind == VB_STAT_KINDS || slot->request.status != VB_STATUS_PENDING) {
+        queue->stats.invalid += slot->request.type != VB_T_GET_ID;
+    } else if (status != VB_S_OK) {
+        queue->stats.failed[kind]++;
+    } else if (slot->begun == iothread->now) {
+        queue->inline_count[kind]++;
+        queue->inline_bytes[kind] += slot->request.length;
+    } else {
+        vb_stats_add(&queue->stats, kind, 1, slot->request.length, iothread->now - slot->begun);
+    }
+    vb_ring_put_used(&queue->ring, slot->request.head, used);
+    queue->unpublished++;
+    queue->in_flight--;
+    if (slot->iovs != slot->inline_iovs) {
+        queue->heap_bytes -= slot->request.iov_count * sizeof(*slot->iovs);
+        free(slot->iovs);
+    }
+    slot->state = VB_SLOT_FREE;
+}
+
+static void count_inline(struct vb_queue *queue)
+{
+    uint64_t ns = 0;
+
+    for (unsigned kind = 0; kind < VB_STAT_KINDS; kind++) {
+        if (!queue->inline_count[kind])
+            continue;
+        if (!ns)
+            ns = vb_now() - queue->iothread->now;
+        vb_stats_add(&queue->stats, kind, queue->inline_count[kind], queue->inline_bytes[kind], ns);
+        queue->inline_count[kind] = 0;
+        queue->inline_bytes[kind] = 0;
+    }
+}
+
+void vb_queue_publish(struct vb_queue *queue)
+{
+    if (!queue->unpublished)
+        return;
+    count_inline(queue);
+    if (vb_ring_publish(&queue->ring, queue->unpublished) && queue->call_fd >= 0) {
+        queue->stats.notified++;
+        eventfd_write(queue->call_fd, 1);
+    }
+    queue->unpublished = 0;
+    if (!queue->in_flight && queue->holds)
+        vb_iothread_signal(queue->iothread);
+}
+
+/* Give the scratch chain's data segments to a slot; false: out of memory. */
+static bool keep_segments(struct vb_slot *slot, const struct vb_chain *chain)
+{
+    struct vb_request *request = &slot->request;
+    const struct iovec *from = chain->iovs + request->iov_first;
+
+    slot->iovs = slot->inline_iovs;
+    request->iov_first = 0;
+    if (request->iov_count > VB_INLINE_IOVS) {
+        size_t bytes = request->iov_count * sizeof(*from);
+
+        slot->iovs = request->iov_count <= MAX_SEGMENTS ? malloc(bytes) : NULL;
+        if (!slot->iovs) {
+            slot->iovs = slot->inline_iovs;
+            return false;
+        }
+        slot->queue->heap_bytes += bytes;
+    }
+    for (uint32_t i = 0; i < request->iov_count; i++)
+        slot->iovs[i] = from[i];
+    return true;
+}
+
+static void take(struct vb_queue *queue, uint16_t head)
+{
+    struct vb_slot *slot = &queue->slots[head];
+
+    queue->in_flight++;
+    slot->begun = queue->iothread->now;
+    if (!vb_chain_walk(&queue->chain, &queue->ring, &queue->memory, head)) {
+        slot->request = (struct vb_request){.head = head, .status = VB_S_IOERR};
+        slot->iovs = slot->inline_iovs;
+        vb_slot_complete(slot, VB_S_IOERR, 0);
+        return;
+    }
+    vb_request_parse(&slot->request, &queue->chain, head, queue->config.device_size,
+                     queue->config.logical_block_size);
+    if (!keep_segments(slot, &queue->chain)) {
+        slot->request.iov_count = 0;
+        vb_slot_complete(slot, VB_S_IOERR, 0);
+    } else if (slot->request.status != VB_STATUS_PENDING) {
+        vb_slot_complete(slot, slot->request.status, 0);
+    } else {
+        vb_slot_execute(slot);
+    }
+}
+
+bool vb_queue_sweep(struct vb_queue *queue)
+{
+    struct vb_ring *ring = &queue->ring;
+    uint16_t available;
+
+    if (queue->holds || queue->broken)
+        return false;
+    available = vb_ring_available(ring);
+    if (!available)
+        return false;
+    if (available > ring->size) {
+        break_ring(queue, "the avail index jumped by more than the queue's size");
+        return false;
+    }
+    queue->stats.sweeps++;
+    if (queue->kicks_enabled) {
+        vb_ring_disable_kicks(ring);
+        queue->kicks_enabled = false;
+    }
+    while (available-- && queue->heap_bytes < MAX_HEAP_BYTES) {
+        uint16_t head = vb_ring_head(ring, ring->next_avail);
+
+        if (head >= ring->size) {
+            break_ring(queue, "a head is out of range");
+            break;
+        }
+        if (queue->slots[head].state != VB_SLOT_FREE) {
+            break_ring(queue, "a head was made available while in flight");
+            break;
+        }
+        ring->next_avail++;
+        take(queue, head);
+    }
+    return true;
+}
+
+bool vb_queue_arm(struct vb_queue *queue)
+{
+    if (queue->holds || queue->broken || queue->heap_bytes >= MAX_HEAP_BYTES)
+        return false;
+    queue->kicks_enabled = true;
+    vb_ring_enable_kicks(&queue->ring);
+    return vb_ring_available(&queue->ring) != 0;
+}
+
+/* Calls from Python. */
+
+static bool set_regions(struct vb_queue *queue, const struct vb_region *regions, uint32_t count)
+{
+    struct vb_region *copy = malloc((count ? count : 1) * sizeof(*copy));
+
+    if (!copy)
+        return false;
+    memcpy(copy, regions, count * sizeof(*copy));
+    free(queue->regions);
+    queue->regions = copy;
+    queue->memory = (struct vb_memory){.regions = copy, .count = count};
+    return true;
+}
+
+static bool list_queue(struct vb_iothread *iothread, struct vb_queue *queue)
+{
+    size_t bytes = (iothread->queue_count + 1) * sizeof(*iothread->queues);
+    struct vb_queue **grown = realloc(iothread->queues, bytes);
+
+    if (!grown)
+        return false;
+    iothread->queues = grown;
+    iothread->queues[iothread->queue_count++] = queue;
+    iothread->queues_changed = true;
+    return true;
+}
+
+static void destroy(struct vb_queue *queue)
+{
+    vb_chain_free(&queue->chain);
+    free(queue->regions);
+    free(queue->slots);
+    free(queue);
+}
+
+struct vb_queue *vb_queue_new(struct vb_iothread *iothread, const struct vb_queue_config *config,
+                              const struct vb_region *regions, uint32_t count)
+{
+    struct vb_queue *queue = calloc(1, sizeof(*queue));
+    bool listed;
+
+    if (!queue)
+        return NULL;
+    queue->iothread = iothread;
+    queue->config = *config;
+    queue->ring = config->ring;
+    queue->write_through = config->write_through;
+    queue->call_fd = queue->err_fd = -1;
+    queue->holds = 1;
+    queue->slots = calloc(config->ring.size, sizeof(*queue->slots));
+    if (!queue->slots || !set_regions(queue, regions, count)) {
+        destroy(queue);
+        return NULL;
+    }
+    for (uint32_t i = 0; i < config->ring.size; i++)
+        queue->slots[i].queue = queue;
+    vb_iothread_enter(iothread);
+    listed = list_queue(iothread, queue);
+    vb_iothread_leave(iothread);
+    if (!listed) {
+        destroy(queue);
+        return NULL;
+    }
+    return queue;
+}
+
+uint16_t vb_queue_free(struct vb_queue *queue)
+{
+    struct vb_iothread *iothread = queue->iothread;
+    uint16_t next_avail = queue->ring.next_avail;
+
+    vb_iothread_enter(iothread);
+    for (uint32_t i = 0; i < iothread->queue_count; i++)
+        if (iothread->queues[i] == queue)
+            iothread->queues[i--] = iothread->queues[--iothread->queue_count];
+    iothread->queues_changed = true;
+    vb_iothread_leave(iothread);
+    destroy(queue);
+    return next_avail;
+}
+
+void vb_queue_hold(struct vb_queue *queue)
+{
+    vb_iothread_enter(queue->iothread);
+    queue->holds++;
+    vb_iothread_leave(queue->iothread);
+}
+
+void vb_queue_release(struct vb_queue *queue)
+{
+    vb_iothread_enter(queue->iothread);
+    queue->holds--;
+    vb_iothread_leave(queue->iothread);
+}
+
+uint32_t vb_queue_in_flight(struct vb_queue *queue)
+{
+    uint32_t count;
+
+    vb_iothread_enter(queue->iothread);
+    count = queue->in_flight;
+    vb_iothread_leave(queue->iothread);
+    return count;
+}
+
+uint32_t vb_queue_mapped_in_flight(struct vb_queue *queue)
+{
+    uint32_t count;
+
+    vb_iothread_enter(queue->iothread);
+    count = queue->mapped_in_flight;
+    vb_iothread_leave(queue->iothread);
+    return count;
+}
+
+const char *vb_queue_broken(struct vb_queue *queue)
+{
+    return queue->broken;
+}
+
+void vb_queue_set_call(struct vb_queue *queue, int fd)
+{
+    vb_iothread_enter(queue->iothread);
+    queue->call_fd = fd;
+    if (fd >= 0)
+        eventfd_write(fd, 1);
+    vb_iothread_leave(queue->iothread);
+}
+
+void vb_queue_set_err(struct vb_queue *queue, int fd)
+{
+    vb_iothread_enter(queue->iothread);
+    queue->err_fd = fd;
+    vb_iothread_leave(queue->iothread);
+}
+
+void vb_queue_set_write_through(struct vb_queue *queue, int enabled)
+{
+    vb_iothread_enter(queue->iothread);
+    queue->write_through = enabled;
+    vb_iothread_leave(queue->iothread);
+}
+
+void vb_queue_set_device_size(struct vb_queue *queue, uint64_t size)
+{
+    vb_iothread_enter(queue->iothread);
+    queue->config.device_size = size;
+    vb_iothread_leave(queue->iothread);
+}
+
+int vb_queue_move(struct vb_queue *queue, const struct vb_ring *ring,
+                  const struct vb_region *regions, uint32_t count)
+{
+    int result = -ENOMEM;
+
+    vb_iothread_enter(queue->iothread);
+    if (set_regions(queue, regions, count)) {
+        queue->ring.desc = ring->desc;
+        queue->ring.avail = ring->avail;
+        queue->ring.used = ring->used;
+        result = 0;
+    }
+    vb_iothread_leave(queue->iothread);
+    return result;
+}
+
+void vb_queue_set_map(struct vb_queue *queue, struct vb_extent_map *map)
+{
+    vb_iothread_enter(queue->iothread);
+    queue->map = map;
+    vb_iothread_leave(queue->iothread);
+}
+
+const struct vb_stats *vb_queue_stats(struct vb_queue *queue)
+{
+    return &queue->stats;
+}

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Queues on an iothread, as Python sees them. Every call takes the iothread's lock for the time that
+ * one sweep takes at most, and may be made from any thread. */
+
+struct vb_queue;
+
+struct vb_queue_config {
+    struct vb_ring ring;
+    uint64_t device_size; /* bytes */
+    uint32_t logical_block_size;
+    uint32_t index;
+    int32_t kick_fd; /* stays the caller's; -1: the ring is polled */
+    uint8_t writable;
+    uint8_t write_through;
+    char serial[20];
+};
+
+/* A new queue, held once. The regions are copied; the memory stays mapped until the queue is freed
+ * or has moved. NULL: out of memory. */
+struct vb_queue *vb_queue_new(struct vb_iothread *iothread, const struct vb_queue_config *config,
+                              const struct vb_region *regions, uint32_t count);
+
+/* Free a queue that is held and idle; returns the next avail index. */
+uint16_t vb_queue_free(struct vb_queue *queue);
+
+/* Take no more requests, or go on. Holds add up. */
+void vb_queue_hold(struct vb_queue *queue);
+void vb_queue_release(struct vb_queue *queue);
+
+/* Requests taken and not completed. While the queue is held, reaching 0 signals the upcall fd. */
+uint32_t vb_queue_in_flight(struct vb_queue *queue);
+
+/* Why the ring is broken, or NULL. */
+const char *vb_queue_broken(struct vb_queue *queue);
+
+/* -1: none. Setting the call fd signals it: the change may have swallowed a notification. */
+void vb_queue_set_call(struct vb_queue *queue, int fd);
+void vb_queue_set_err(struct vb_queue *queue, int fd);
+void vb_queue_set_write_through(struct vb_queue *queue, int enabled);
+void vb_queue_set_device_size(struct vb_queue *queue, uint64_t size);
+
+/* Go on in another memory table; held and idle. -ENOMEM: nothing has changed. */
+int vb_queue_move(struct vb_queue *queue, const struct vb_ring *ring,
+                  const struct vb_region *regions, uint32_t count);
+
+/* Use a map from now on (NULL: everything goes up). Requests that used the former one may still be
+ * in flight: `vb_queue_mapped_in_flight` tells how many, and reaching 0 signals the upcall fd. */
+void vb_queue_set_map(struct vb_queue *queue, struct vb_extent_map *map);
+uint32_t vb_queue_mapped_in_flight(struct vb_queue *queue);
+
+const struct vb_stats *vb_queue_stats(struct vb_queue *queue);
+
+/* Complete requests that went up: `n` heads with the status and the bytes written to each one's
+ * data segments. Heads that are not up are ignored. */
+void vb_queue_complete(struct vb_queue *queue, uint32_t n, const uint16_t *heads,
+                       const uint8_t *statuses, const uint32_t *written);

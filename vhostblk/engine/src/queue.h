@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A virtqueue of a virtio-blk device on an iothread.
+ *
+ * Each request lives in the slot of its head index from the moment it is taken until its used
+ * element is written; the slots are allocated with the queue. A slot is free, with the engine (its
+ * operation is in flight), or up (with Python).
+ */
+#ifndef VHOSTBLK_QUEUE_H
+#define VHOSTBLK_QUEUE_H
+
+#include "extent.h"
+#include "io.h"
+#include "iothread.h"
+#include "request.h"
+#include "stats.h"
+
+#include "queue.cdef.h"
+#include "upcall.cdef.h"
+
+enum vb_slot_state { VB_SLOT_FREE, VB_SLOT_MAPPED, VB_SLOT_UP };
+
+/* Segments that a slot holds without allocating. */
+#define VB_INLINE_IOVS 4
+
+struct vb_slot {
+    struct vb_request request; /* iov_first is 0 */
+    struct iovec *iovs;        /* inline_iovs, or allocated */
+    struct iovec inline_iovs[VB_INLINE_IOVS];
+    struct vb_io_op op;
+    struct vb_queue *queue;
+    struct vb_extent_map *map;           /* that the operation goes by */
+    struct vb_discard_segment *segments; /* private copy of the payload, while in progress */
+    struct vb_slot *next_up;
+    uint64_t begun;
+    uint64_t done; /* bytes transferred so far */
+    uint32_t segment, segment_count;
+    uint8_t state;
+};
+
+struct vb_queue {
+    struct vb_iothread *iothread;
+    struct vb_queue_config config;
+    struct vb_ring ring;
+    struct vb_memory memory;
+    struct vb_region *regions;
+    struct vb_extent_map *map;
+    struct vb_chain chain; /* scratch */
+    struct vb_slot *slots;
+    uint32_t in_flight;
+    uint32_t mapped_in_flight;
+    uint32_t holds;
+    uint16_t unpublished;   /* used elements that the driver has not been shown */
+    uint32_t inline_count[VB_STAT_KINDS]; /* completed within this turn, for the statistics */
+    uint64_t inline_bytes[VB_STAT_KINDS];
+    uint64_t heap_bytes; /* of segments that did not fit their slots */
+    uint64_t slow_until; /* no blocking attempts before this time */
+    int call_fd, err_fd;
+    bool write_through;
+    bool kicks_enabled;
+    const char *broken;
+    struct vb_stats stats;
+};
+
+/* Take what is available and start it; true where there was something. Under the lock. */
+bool vb_queue_sweep(struct vb_queue *queue);
+
+/* Show the driver what has completed. Under the lock. */
+void vb_queue_publish(struct vb_queue *queue);
+
+/* Ask for a kick; true where something has come meanwhile. */
+bool vb_queue_arm(struct vb_queue *queue);
+
+/* Go on with a slot whose operation has ended. */
+void vb_slot_continue(struct vb_slot *slot);
+
+/* Start a parsed request: `execute.c`. */
+void vb_slot_execute(struct vb_slot *slot);
+
+/* Answer a request. `written`: bytes written to its data segments. */
+void vb_slot_complete(struct vb_slot *slot, uint8_t status, uint32_t written);
+
+/* Hand a request to Python: `upcall.c`. */
+void vb_slot_go_up(struct vb_slot *slot);
+
+static inline unsigned vb_stat_kind(uint32_t type)
+{
+    switch (type) {
+    case VB_T_IN:
+        return VB_STAT_READ;
+    case VB_T_OUT:
+        return VB_STAT_WRITE;
+    case VB_T_FLUSH:
+        return VB_STAT_FLUSH;
+    case VB_T_DISCARD:
+    case VB_T_WRITE_ZEROES:
+        return VB_STAT_UNMAP;
+    default:
+        return VB_STAT_KINDS;
+    }
+}
+
+#endif

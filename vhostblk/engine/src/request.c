@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "request.h"
+
+#include <string.h>
+
+struct header {
+    uint32_t type;
+    uint32_t reserved;
+    uint64_t sector;
+};
+
+static void advance(struct iovec *iov, size_t bytes)
+{
+    iov->iov_base = (char *)iov->iov_base + bytes;
+    iov->iov_len -= bytes;
+}
+
+/* The framing that nearly all drivers use: a header at the start of the first segment, the status at
+ * the end of the last. Leaves the data between them. */
+static bool take_ordinary(struct vb_request *request, struct vb_chain *chain,
+                          struct header *header)
+{
+    struct iovec *first = &chain->iovs[0], *last = &chain->iovs[chain->count - 1];
+
+    if (chain->fault || !chain->readable || chain->count == chain->readable ||
+        first->iov_len < VB_HEADER_SIZE || !last->iov_len)
+        return false;
+    memcpy(header, first->iov_base, sizeof(*header));
+    __asm__ __volatile__("" : "+m"(*header));
+    advance(first, VB_HEADER_SIZE);
+    last->iov_len--;
+    request->status_addr = (uint64_t)(uintptr_t)last->iov_base + last->iov_len;
+    return true;
+}
+
+/* Remove segments that are unmapped or empty from [from, to); returns how many remain. */
+static uint32_t compact(struct iovec *iovs, uint32_t from, uint32_t to, uint32_t into)
+{
+    uint32_t kept = 0;
+
+    for (uint32_t i = from; i < to; i++)
+        if (iovs[i].iov_base && iovs[i].iov_len)
+            iovs[into + kept++] = iovs[i];
+    return kept;
+}
+
+/* Any other framing is legal too (2.7.4.1) but rare. False: not a request; a status may still have a
+ * place. */
+static bool take_other(struct vb_request *request, struct vb_chain *chain, struct header *header)
+{
+    struct iovec *iovs = chain->iovs;
+    uint32_t readable = compact(iovs, 0, chain->readable, 0);
+    uint32_t writable = compact(iovs, chain->readable, chain->count, readable);
+    uint32_t have = 0;
+
+    chain->readable = readable;
+    chain->count = readable + writable;
+    if (!writable)
+        return false;
+    iovs[chain->count - 1].iov_len--;
+    request->status_addr = (uint64_t)(uintptr_t)iovs[chain->count - 1].iov_base +
+                           iovs[chain->count - 1].iov_len;
+    if (chain->fault)
+        return false;
+    for (uint32_t i = 0; i < readable && have < sizeof(*header); i++) {
+        size_t taken = sizeof(*header) - have;
+
+        if (taken > iovs[i].iov_len)
+            taken = iovs[i].iov_len;
+        memcpy((char *)header + have, iovs[i].iov_base, taken);
+        advance(&iovs[i], taken);
+        have += taken;
+    }
+    return have == sizeof(*header);
+}
+
+static bool in_range(const struct vb_request *request, uint64_t size, uint32_t logical_block_size)
+{
+    uint64_t capacity = size / VB_SECTOR_SIZE, sectors = request->length / VB_SECTOR_SIZE;
+
+    if (request->sector > capacity || sectors > capacity - request->sector)
+        return false;
+    return !((request->length | request->sector * VB_SECTOR_SIZE) & (logical_block_size - 1));
+}
+
+void vb_request_parse(struct vb_request *request, struct vb_chain *chain, uint16_t head,
+                      uint64_t size, uint32_t logical_block_size)
+{
+    struct header header = {0};
+    uint32_t end;
+
+    *request = (struct vb_request){.head = head, .status = VB_STATUS_PENDING};
+    if (!chain->count || !(take_ordinary(request, chain, &header) ||
+                           take_other(request, chain, &header))) {
+        request->status = VB_S_IOERR;
+        return;
+    }
+    request->type = header.type;
+    request->sector = header.sector;
+    if (header.type == VB_T_IN || header.type == VB_T_GET_ID) {
+        request->iov_first = chain->readable;
+        end = chain->count;
+    } else {
+        end = chain->readable;
+    }
+    /* Segments at the ends that held nothing but the header, or the status, drop out. */
+    while (request->iov_first < end && !chain->iovs[request->iov_first].iov_len)
+        request->iov_first++;
+    while (end > request->iov_first && !chain->iovs[end - 1].iov_len)
+        end--;
+    request->iov_count = end - request->iov_first;
+    for (uint32_t i = request->iov_first; i < end; i++)
+        request->length += chain->iovs[i].iov_len;
+    if (header.type <= VB_T_OUT && !in_range(request, size, logical_block_size))
+        request->status = VB_S_IOERR;
+}
+
+uint8_t vb_discard_validate(const struct vb_discard_segment *segments, uint64_t length,
+                            uint32_t type, uint64_t size, uint32_t logical_block_size)
+{
+    uint64_t count = length / sizeof(*segments);
+    uint32_t known = type == VB_T_WRITE_ZEROES ? VB_DISCARD_UNMAP : 0;
+
+    if (length % sizeof(*segments) || !count || count > VB_MAX_DISCARD_SEGMENTS)
+        return VB_S_IOERR;
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t sector = segments[i].sector, sectors = segments[i].sectors;
+
+        if (segments[i].flags & ~known)
+            return VB_S_UNSUPP;
+        if (sectors > VB_MAX_REQUEST_SECTORS || sector > size / VB_SECTOR_SIZE ||
+            sectors > size / VB_SECTOR_SIZE - sector)
+            return VB_S_IOERR;
+        if (((sector | sectors) * VB_SECTOR_SIZE) & (logical_block_size - 1))
+            return VB_S_IOERR;
+    }
+    return VB_STATUS_PENDING;
+}

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ring.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define DESC_F_NEXT 1
+#define DESC_F_WRITE 2
+#define DESC_F_INDIRECT 4
+
+#define AVAIL_F_NO_INTERRUPT 1
+#define USED_F_NO_NOTIFY 1
+
+static bool chain_append(struct vb_chain *chain, uint64_t base, uint64_t length)
+{
+    if (chain->count == chain->capacity) {
+        uint32_t capacity = chain->capacity ? chain->capacity * 2 : 64;
+        struct iovec *grown = realloc(chain->iovs, capacity * sizeof(*grown));
+
+        if (!grown)
+            return false;
+        chain->iovs = grown;
+        chain->capacity = capacity;
+    }
+    chain->iovs[chain->count++] = (struct iovec){(void *)(uintptr_t)base, length};
+    return true;
+}
+
+/* Whether [addr, addr + length) is mapped throughout, if need be by several regions. */
+static bool mapped_in_pieces(const struct vb_memory *memory, uint64_t addr, uint64_t length)
+{
+    while (length) {
+        uint64_t host, taken = vb_memory_piece(memory, addr, length, &host);
+
+        if (!taken)
+            return false;
+        addr += taken;
+        length -= taken;
+        if (length && !addr)
+            return false; /* past the end of the address space */
+    }
+    return true;
+}
+
+/* Add a buffer: one segment, or one for each region that it crosses. */
+static bool append_buffer(struct vb_chain *chain, struct vb_memory *memory, uint64_t addr,
+                          uint32_t length)
+{
+    uint64_t rest = length, host = vb_memory_translate(memory, addr, length);
+
+    if (host || !length)
+        return chain_append(chain, host, length);
+    if (!mapped_in_pieces(memory, addr, length)) {
+        chain->fault = VB_FAULT_UNMAPPED;
+        return chain_append(chain, 0, length);
+    }
+    while (rest) {
+        uint64_t taken = vb_memory_piece(memory, addr, rest, &host);
+
+        if (!chain_append(chain, host, taken))
+            return false;
+        addr += taken;
+        rest -= taken;
+    }
+    return true;
+}
+
+/* Judge an INDIRECT descriptor; *table is its table's host address. */
+static uint8_t enter_indirect(const struct vb_desc *desc, bool inside, struct vb_memory *memory,
+                              uint64_t *table)
+{
+    if (inside || desc->flags & DESC_F_NEXT)
+        return VB_FAULT_INDIRECT_NESTED;
+    if (!desc->len || desc->len % sizeof(*desc) || desc->len > VB_MAX_CHAIN * sizeof(*desc))
+        return VB_FAULT_INDIRECT_LENGTH;
+    *table = vb_memory_translate(memory, desc->addr, desc->len);
+    return *table ? VB_FAULT_NONE : VB_FAULT_INDIRECT_UNMAPPED;
+}
+
+bool vb_chain_walk(struct vb_chain *chain, const struct vb_ring *ring, struct vb_memory *memory,
+                   uint16_t head)
+{
+    uint64_t table = ring->desc;
+    uint32_t entries = ring->size, current = head, descriptors = 0;
+    uint32_t longest = ring->size > VB_MAX_CHAIN ? ring->size : VB_MAX_CHAIN;
+    bool inside = false, writing = false, backwards = false;
+    uint8_t walk_fault = VB_FAULT_NONE;
+
+    chain->count = chain->readable = 0;
+    chain->fault = VB_FAULT_NONE;
+    for (;;) {
+        struct vb_desc desc;
+
+        memcpy(&desc, (const void *)(table + current * sizeof(desc)), sizeof(desc));
+        /* The copy must not be read a second time behind our back. */
+        __asm__ __volatile__("" : "+m"(desc));
+        if (desc.flags & DESC_F_INDIRECT) {
+            walk_fault = enter_indirect(&desc, inside, memory, &table);
+            if (walk_fault)
+                break;
+            inside = true;
+            entries = desc.len / sizeof(desc);
+            current = 0;
+        } else {
+            bool writes = desc.flags & DESC_F_WRITE;
+
+            backwards |= writing && !writes;
+            writing = writes;
+            descriptors++;
+            if (!append_buffer(chain, memory, desc.addr, desc.len))
+                return false;
+            if (!writes)
+                chain->readable = chain->count;
+            if (!(desc.flags & DESC_F_NEXT))
+                break;
+            current = desc.next;
+        }
+        if (descriptors >= longest) {
+            walk_fault = VB_FAULT_TOO_LONG;
+            break;
+        }
+        if (current >= entries) {
+            walk_fault = VB_FAULT_NEXT_OUT_OF_RANGE;
+            break;
+        }
+    }
+    if (backwards)
+        chain->fault = VB_FAULT_ORDER;
+    else if (!chain->fault)
+        chain->fault = walk_fault;
+    return true;
+}
+
+void vb_chain_free(struct vb_chain *chain)
+{
+    free(chain->iovs);
+    memset(chain, 0, sizeof(*chain));
+}
+
+bool vb_ring_publish(struct vb_ring *ring, uint16_t count)
+{
+    __atomic_store_n((uint16_t *)(ring->used + 2), ring->next_used, __ATOMIC_RELEASE);
+    /* The driver stores its event index, or flags, and then loads used.idx; we the other way round.
+     * Without a full fence both may miss the other's store (2.7.7.2). */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (ring->event_idx) {
+        const uint16_t *used_event = (const uint16_t *)(ring->avail + 4 + 2 * ring->size);
+        uint16_t wanted = __atomic_load_n(used_event, __ATOMIC_RELAXED);
+
+        return (uint16_t)(ring->next_used - wanted - 1) < count;
+    }
+    return !(__atomic_load_n((const uint16_t *)ring->avail, __ATOMIC_RELAXED) &
+             AVAIL_F_NO_INTERRUPT);
+}
+
+void vb_ring_enable_kicks(struct vb_ring *ring)
+{
+    if (ring->event_idx)
+        __atomic_store_n((uint16_t *)(ring->used + 4 + sizeof(struct vb_used_elem) * ring->size),
+                         ring->next_avail, __ATOMIC_RELAXED);
+    else
+        __atomic_store_n((uint16_t *)ring->used, 0, __ATOMIC_RELAXED);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+void vb_ring_disable_kicks(struct vb_ring *ring)
+{
+    /* With EVENT_IDX an event index that lies behind says so already. */
+    if (!ring->event_idx)
+        __atomic_store_n((uint16_t *)ring->used, USED_F_NO_NOTIFY, __ATOMIC_RELAXED);
+}

@@ -1,0 +1,8 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Requests that an extent map does not cover go up to Python. */
+
+/* Take up to `limit` requests and their segments, of which at most `iov_limit` fit. `iov_first` of a
+ * record counts from `iovs`; `queues[i]` is where record i came from. Returns how many; call again
+ * until that is 0. A first request with more segments than iov_limit is a caller's error. */
+uint32_t vb_upcalls_take(struct vb_iothread *iothread, uint32_t limit, struct vb_request *records,
+                         struct vb_queue **queues, uint32_t iov_limit, uint64_t *iovs);
