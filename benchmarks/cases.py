@@ -84,7 +84,7 @@ def chosen_cases(names: list[str], depths: list[int] | None, queues: int) -> lis
 def make_image(path: Path, size: int) -> None:
     """Make a file full of data that has no holes, does not compress, and is in the page cache."""
     if path.exists() and path.stat().st_size == size and not _has_holes(path):
-        _read_through(path)
+        _settle(path)
         return
     chunk = os.urandom(CHUNK)
     with path.open("wb", buffering=0) as file:
@@ -98,8 +98,10 @@ def _has_holes(path: Path) -> bool:
     return status.st_blocks * 512 < status.st_size
 
 
-def _read_through(path: Path) -> None:
+def _settle(path: Path) -> None:
+    """Write back what earlier cases left dirty, and read everything into the page cache."""
     with path.open("rb", buffering=0) as file:
+        os.fsync(file.fileno())
         while file.read(CHUNK):
             pass
 

@@ -21,9 +21,12 @@ from typing import TYPE_CHECKING, Self
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
+from vhostblk.engine.iothread import IothreadOptions
+from vhostblk.engine.iothreads import Iothreads
 from vhostblk.errors import VhostblkError
 from vhostblk.exports.hints import qemu_arguments
 from vhostblk.exports.registry import start_export
+from vhostblk.schema.export import iothread_names
 from vhostblk.schema.options import blockdev_options, export_options, object_options
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ class Daemon:
     ) -> None:
         self.graph = Graph()
         self._initial = (list(objects), list(blockdevs), list(exports))
+        self._iothreads = Iothreads()
         self._objects: dict[str, ObjectOptions] = {}
         self._exports: dict[str, Export] = {}
         self._hints: dict[str, list[str]] = {}
@@ -97,6 +101,16 @@ class Daemon:
                 f"attempt to add duplicate property '{checked.id}' to object (type 'container')"
             )
         self._objects[checked.id] = checked
+        self._iothreads.define(
+            checked.id,
+            IothreadOptions(
+                poll_max_ns=checked.poll_max_ns,
+                poll_grow=checked.poll_grow,
+                poll_shrink=checked.poll_shrink,
+                aio_max_batch=checked.aio_max_batch,
+                pool_threads=checked.thread_pool_max,
+            ),
+        )
 
     async def add_blockdev(self, options: Options) -> BlockNode:
         """Open a block node and what it is defined to lie on."""
@@ -112,11 +126,11 @@ class Daemon:
         if checked.id in self._exports:
             raise BlockError(f"Block export id '{checked.id}' is already in use")
         self.graph.find(checked.node_name)
-        iothread = checked.iothread
-        if isinstance(iothread, str) and iothread not in self._objects:
-            raise BlockError(f'iothread "{iothread}" not found')
+        for iothread in iothread_names(checked):
+            if iothread not in self._objects:
+                raise BlockError(f'iothread "{iothread}" not found')
         hint = qemu_arguments(checked)  # before the export takes the descriptor over
-        export = await start_export(checked, self.graph)
+        export = await start_export(checked, self.graph, self._iothreads)
         self._exports[checked.id] = export
         if hint is not None:
             self._hints[checked.id] = hint
@@ -152,6 +166,7 @@ class Daemon:
             await self.graph.close()
         except Exception as error:
             errors.append(error)
+        self._iothreads.close()
         self._objects.clear()
         for other in errors[1:]:
             logger.error("while closing: %s", other)

@@ -295,7 +295,7 @@ class BlkDriver:
         *,
         queue: int = 0,
     ) -> list[tuple[BlkRequest, bytes]]:
-        """Run `count` requests, `depth` in flight at a time.
+        """Run `count` requests, `depth` in flight at a time, or as many as the ring has room for.
 
         `make(number)` gives type, offset, and the bytes to write or the length to read. The result
         is in order of completion.
@@ -303,7 +303,9 @@ class BlkDriver:
         done: list[tuple[BlkRequest, bytes]] = []
         number = 0
         while len(done) < count:
-            while number < count and len(self._pending[queue]) < depth:
+            ring = self.rings[queue]
+            needed = 1 if self.indirect else 3
+            while number < count and ring.in_flight < depth and ring.free >= needed:
                 request_type, offset, data = make(number)
                 if isinstance(data, bytes):
                     self.submit(request_type, offset, data_out=[data], queue=queue)

@@ -120,6 +120,11 @@ class DriverRing:
         """Chains that the device has not used yet."""
         return len(self._chains)
 
+    @property
+    def free(self) -> int:
+        """Descriptors that `add` may use."""
+        return len(self._free)
+
     # Making buffers available
 
     def add(self, segments: Sequence[Segment], *, indirect: bool = False) -> int:

@@ -331,6 +331,23 @@ def test_a_talkative_front_end_does_not_keep_the_loop(running: Running) -> None:
     talker.join()
 
 
+def test_a_storm_of_connections_does_not_keep_the_loop(running: Running) -> None:
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.run_coroutine_threadsafe(count_turns(), running.loop.loop)
+    for _ in range(200):
+        running.connect().close()
+    running.wait_reset()
+    counting.cancel()
+    assert turns >= 200
+
+
 @pytest.mark.parametrize("connected", [False, True])
 def test_stop_disconnects_resets_and_removes_the_socket(tmp_path: Path, connected: bool) -> None:
     backend = FakeBackend()

@@ -65,7 +65,7 @@ def regions_of(memory: GuestMemory) -> list[Region]:
 def walk_chains(
     heads: Iterable[int], table_host: int, queue_size: int, regions: Sequence[Region]
 ) -> list[Chain]:
-    """Walk the chains that start at `heads` of the descriptor table at host address `table_host`."""
+    """Walk the chains at `heads` of the descriptor table at host address `table_host`."""
     return [_walk_chain(head, table_host, queue_size, regions) for head in heads]
 
 
@@ -100,7 +100,7 @@ def _walk_chain(head: int, table: int, entries: int, regions: Sequence[Region]) 
 def _follow(
     head: int, table: int, entries: int, regions: Sequence[Region]
 ) -> tuple[list[tuple[int, int, bool]], ChainFault]:
-    """Return the (guest address, length, writable) of a chain's buffers, and what ended the walk."""
+    """Return a chain's buffers (guest address, length, writable), and what ended the walk."""
     buffers: list[tuple[int, int, bool]] = []
     current, inside = head, False
     while True:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.virtqueue.reference import regions_of
-from tests.virtqueue.support import ADJACENT, FAR, HOLE, KIB, Guest
+from tests.virtqueue.support import ADJACENT, FAR, HOLE, KIB, Guest, map_memory
 from vhostblk.vhost_user.backend import RegionDescription
 from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.vhost_user.memory import GuestMemory, MemoryRegion
@@ -27,7 +27,7 @@ PAGE = 4 * KIB
 @pytest.fixture
 def file() -> Iterator[int]:
     """A memory file of four pages."""
-    fd = os.memfd_create("guest")
+    fd = os.memfd_create("regions")
     os.ftruncate(fd, 4 * PAGE)
     yield fd
     os.close(fd)
@@ -38,8 +38,7 @@ def region(fd: int, guest: int, size: int = PAGE, user: int = 0, offset: int = 0
 
 
 def mappings() -> int:
-    with open("/proc/self/maps") as maps:  # noqa: PTH123
-        return sum("memfd:guest" in line for line in maps)
+    return Path("/proc/self/maps").read_text().count("memfd:regions")
 
 
 @settings(max_examples=200, deadline=None)
@@ -165,7 +164,8 @@ def test_descriptor_that_is_read_only_is_refused(file: int) -> None:
         os.close(read_only)
 
 
-def test_mapping_keeps_no_descriptor(file: int) -> None:
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    with closing(Guest()) as guest:
-        assert len(os.listdir("/proc/self/fd")) == before + len(guest.mapped.regions)  # noqa: PTH208
+def test_mapping_keeps_no_descriptor(guest: Guest) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    mapped = map_memory(guest.memory)
+    assert len(mapped.regions) == 3
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

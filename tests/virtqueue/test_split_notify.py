@@ -40,13 +40,14 @@ def test_event_index_anywhere_decides_as_specified(start: int, count: int, event
     assert push_decides(start, count, event) == need_event(event, start + count, start)
 
 
-def test_every_index_of_the_whole_circle_is_notified_when_asked_for() -> None:
-    with closing(QueuePair(1, event_idx=True)) as pair:
-        for index in range(65536 + 10):
-            pair.offer([0])
-            pair.take()
-            pair.driver.used_event[0] = index & 0xFFFF
-            assert pair.give_back([0])
+def test_the_whole_circle_is_decided_as_specified() -> None:
+    with closing(QueuePair(SIZE, event_idx=True)) as pair:
+        index, turn = 0, 0
+        while index < 65536 + 2 * SIZE:
+            count, event = turn % SIZE + 1, index - 2 + turn % (SIZE + 3)
+            pair.driver.used_event[0] = event & 0xFFFF
+            assert pair.give_back(range(count)) == need_event(event, index + count, index)
+            index, turn = index + count, turn + 1
 
 
 def test_a_long_queue_can_pass_half_the_circle_at_once() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from tests.virtqueue.reference import Segment
 from tests.virtqueue.support import ADJACENT, FAR, HOLE, KIB, LOW, Desc, Guest, write_table
 from vhostblk.virtqueue.errors import ChainFault
-from vhostblk.virtqueue.layout import DESC, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE
+from vhostblk.virtqueue.layout import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE
 from vhostblk.virtqueue.walker import MAX_CHAIN, walk
 
 if TYPE_CHECKING:

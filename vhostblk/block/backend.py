@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
     from vhostblk.block.node import BlockNode, Extent
+    from vhostblk.engine.extents import ExtentMap
 
 
 class DrainListener(Protocol):
@@ -172,6 +173,10 @@ class BlockBackend:
     async def truncate(self, size: int) -> None:
         """Change the node's length."""
         await self.edge.truncate(size)
+
+    def extent_map(self) -> ExtentMap | None:
+        """Say what may be done with the storage without asking, until the next drained section."""
+        return self.edge.extent_map()
 
     # Resizing.
 

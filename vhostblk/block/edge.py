@@ -13,12 +13,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vhostblk.block import shaping
 from vhostblk.block.node import BlockNode, BlockStatus, Extent, WriteFlags
 from vhostblk.block.permissions import Perm
 from vhostblk.block.tracker import WriteTracker
+from vhostblk.engine.extents import ExtentMap, Treatment
 from vhostblk.schema.block import BlockdevDetectZeroesOptions, BlockdevDiscardOptions
 
 if TYPE_CHECKING:
@@ -218,6 +220,24 @@ class Edge:
         if inside <= 0:
             return Extent(length, BlockStatus.ZERO | BlockStatus.EOF)
         return await self.node.block_status(offset, inside)
+
+    def extent_map(self) -> ExtentMap | None:
+        """Return the node's map as far as this edge's permissions and the node's options let it."""
+        node_map = self.node.extent_map()
+        if node_map is None:
+            return None
+        options = self.node.options
+        flush, discard = node_map.flush, node_map.discard
+        if options.cache.no_flush and not self.node.children:
+            flush = Treatment.IGNORE
+        if options.discard is not BlockdevDiscardOptions.UNMAP:
+            discard = Treatment.IGNORE
+        return replace(
+            node_map,
+            writable=node_map.writable and self.writable and not self._detect_zeroes,
+            flush=flush,
+            discard=discard,
+        )
 
     async def truncate(self, size: int) -> None:
         """Change the node's length to `size` bytes, and tell all who use it."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
     from vhostblk.block.tracker import WriteTracker
+    from vhostblk.engine.extents import ExtentMap
 
 
 class WriteFlags(IntFlag):
@@ -170,6 +171,10 @@ class BlockNode(ABC):
     async def block_status(self, offset: int, length: int) -> Extent:
         """Describe a run at `offset`, of at most `length` bytes."""
         return Extent(length, BlockStatus.DATA | BlockStatus.ALLOCATED)
+
+    def extent_map(self) -> ExtentMap | None:
+        """Say what may be done with the node's storage without asking; None: nothing."""
+        return None
 
     async def truncate(self, size: int) -> None:
         """Change the length to `size` bytes."""

@@ -17,23 +17,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vhostblk.block.graph import Graph
+    from vhostblk.engine.iothreads import Iothreads
     from vhostblk.exports.base import Export
     from vhostblk.schema.export import BlockExportOptions
 
 
-def _vhost_user_blk() -> Callable[[Any, BlockBackend], Export]:
+def _vhost_user_blk() -> Callable[[Any, BlockBackend, Iothreads], Export]:
     from vhostblk.exports.vhost_user_blk import VhostUserBlkExport
 
     return VhostUserBlkExport
 
 
 #: What imports an export type's class, by `BlockExportType`.
-EXPORT_TYPES: dict[str, Callable[[], Callable[[Any, BlockBackend], Export]]] = {
+EXPORT_TYPES: dict[str, Callable[[], Callable[[Any, BlockBackend, Iothreads], Export]]] = {
     "vhost-user-blk": _vhost_user_blk,
 }
 
 
-async def start_export(options: BlockExportOptions, graph: Graph) -> Export:
+async def start_export(options: BlockExportOptions, graph: Graph, iothreads: Iothreads) -> Export:
     """Attach a block backend to the node, make the export and start it.
 
     Raises VhostblkError, and then leaves nothing behind. Whoever stops the export then detaches
@@ -42,7 +43,7 @@ async def start_export(options: BlockExportOptions, graph: Graph) -> Export:
     backend = _attach_backend(options, graph)
     try:
         tag = options.__struct_config__.tag
-        export = EXPORT_TYPES[str(tag)]()(options, backend)
+        export = EXPORT_TYPES[str(tag)]()(options, backend, iothreads)
         await export.start()
     except BaseException:
         await backend.detach()

@@ -11,26 +11,31 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from vhostblk.errors import VhostblkError
 from vhostblk.exports.base import Export
 from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.schema.base import UNSET
+from vhostblk.schema.export import iothread_names
 from vhostblk.schema.socket import FdSocketAddress, UnixSocketAddress
 from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.vhost_user.listener import FdAddress, ListenAddress, UnixAddress
 from vhostblk.vhost_user.server import VhostUserServer
 from vhostblk.virtio_blk.eventfd import adopt_eventfd
 from vhostblk.virtio_blk.features import Feature
+from vhostblk.virtio_blk.lane import Lane, choose_lane
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from vhostblk.block.backend import BlockBackend
+    from vhostblk.engine.iothreads import Iothreads
     from vhostblk.schema.export import BlockExportOptionsVhostUserBlk
     from vhostblk.vhost_user.backend import BackendChannel, RegionDescription, VringConfig
     from vhostblk.vhost_user.memory import GuestMemory, MemoryRegion
+    from vhostblk.virtio_blk.express import ExpressQueue
     from vhostblk.virtio_blk.queue import BlkQueue
 
 logger = logging.getLogger(__name__)
@@ -47,7 +52,12 @@ class VhostUserBlkExport(Export):
 
     type: ClassVar[str] = "vhost-user-blk"
 
-    def __init__(self, options: BlockExportOptionsVhostUserBlk, backend: BlockBackend) -> None:
+    def __init__(
+        self,
+        options: BlockExportOptionsVhostUserBlk,
+        backend: BlockBackend,
+        iothreads: Iothreads,
+    ) -> None:
         """Raises VhostblkError where the node can't be shown as such a device."""
         super().__init__(options.id, backend)
         block = options.logical_block_size
@@ -56,7 +66,7 @@ class VhostUserBlkExport(Export):
                 f"Cannot export '{backend.node.filename}': its size of {backend.size} bytes is "
                 f"not a multiple of the logical block size, {block}"
             )
-        self.device = VhostUserBlkBackend(options, backend)
+        self.device = VhostUserBlkBackend(options, backend, iothreads)
         self._server = VhostUserServer(_listen_address(options), self.device, options.id)
 
     async def start(self) -> None:
@@ -76,8 +86,15 @@ class VhostUserBlkExport(Export):
 class VhostUserBlkBackend:
     """The device behind the server; see `vhostblk.vhost_user.backend.Backend` for the contract."""
 
-    def __init__(self, options: BlockExportOptionsVhostUserBlk, backend: BlockBackend) -> None:
+    def __init__(
+        self,
+        options: BlockExportOptionsVhostUserBlk,
+        backend: BlockBackend,
+        iothreads: Iothreads,
+    ) -> None:
         self._options = options
+        self._iothreads = iothreads
+        self._lane = choose_lane()
         self._backend = backend
         self._log = RateLimitedLogger(logger, f"export '{options.id}': ")
         self._default_write_cache = backend.enable_write_cache
@@ -85,7 +102,8 @@ class VhostUserBlkBackend:
         self._chosen_write_cache: bool | None = None
         self._features = 0
         self._memory: GuestMemory | None = None
-        self._queues: dict[int, BlkQueue] = {}
+        self._queues: dict[int, BlkQueue | ExpressQueue] = {}
+        self._configs: dict[int, VringConfig] = {}
         self._enabled: set[int] = set()
         self._call_fds: dict[int, int] = {}
         self._err_fds: dict[int, int] = {}
@@ -212,7 +230,7 @@ class VhostUserBlkBackend:
             self._memory = memory
 
     @asynccontextmanager
-    async def _quiet_queues(self) -> AsyncIterator[list[BlkQueue]]:
+    async def _quiet_queues(self) -> AsyncIterator[list[BlkQueue | ExpressQueue]]:
         queues = list(self._queues.values())
         for queue in queues:
             queue.hold()
@@ -228,19 +246,23 @@ class VhostUserBlkBackend:
 
     async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
         """Start a queue."""
+        kick = None if kick_fd is None else adopt_eventfd(kick_fd, "kick")
+        try:
+            queue = self._make_queue(config, kick)
+        except BaseException:
+            if kick is not None:
+                os.close(kick)
+            raise
+        self._configs[config.index] = config
+        self._start_queue(queue)
+
+    def _make_queue(self, config: VringConfig, kick: int | None) -> BlkQueue | ExpressQueue:
         from vhostblk.virtio_blk.device import BlkDevice
         from vhostblk.virtio_blk.queue import BlkQueue
         from vhostblk.virtqueue.split import SplitQueue
 
-        kick = None if kick_fd is None else adopt_eventfd(kick_fd, "kick")
-        index = config.index
-        try:
-            event_idx = bool(self._features & Feature.RING_EVENT_IDX.mask)
-            ring = SplitQueue(config, self.memory, event_idx=event_idx)
-        except VhostblkError:
-            if kick is not None:
-                os.close(kick)
-            raise
+        event_idx = bool(self._features & Feature.RING_EVENT_IDX.mask)
+        ring = SplitQueue(config, self.memory, event_idx=event_idx)
         serial = self._options.serial
         device = BlkDevice(
             self._backend,
@@ -248,17 +270,37 @@ class VhostUserBlkBackend:
             writable=self._options.writable,
             logical_block_size=self._options.logical_block_size,
         )
-        queue = BlkQueue(index, ring, device, kick, self._log)
+        if self._lane is Lane.PYTHON:
+            return BlkQueue(config.index, ring, device, kick, self._log)
+        from vhostblk.virtio_blk.express import ExpressQueue
+
+        iothreads = self._iothreads.start(iothread_names(self._options))
+        iothread = iothreads[config.index % len(iothreads)]
+        return ExpressQueue(config.index, ring, device, kick, self._log, iothread)
+
+    def _start_queue(self, queue: BlkQueue | ExpressQueue) -> None:
+        index = queue.index
         if index not in self._enabled:
             queue.hold()
         if self._drained:
             queue.hold()
         self._queues[index] = queue
-        if index in self._err_fds:
-            queue.set_err(self._err_fds[index])
+        queue.set_extents(self._backend.extent_map())
+        queue.set_err(self._err_fds.get(index))
         queue.start()
         if index in self._call_fds:
             queue.set_call(self._call_fds[index])
+
+    async def switch_lane(self, lane: Lane) -> None:
+        """Move all queues, present and future, to the other lane; the guest doesn't notice."""
+        if lane is self._lane:
+            return
+        self._lane = lane
+        for index, queue in list(self._queues.items()):
+            kick = queue.kick_copy()
+            next_avail = await queue.stop()
+            config = replace(self._configs[index], next_avail=next_avail)
+            self._start_queue(self._make_queue(config, kick))
 
     async def stop_vring(self, index: int) -> int:
         """Finish what is in flight; return the next avail index."""
@@ -303,6 +345,10 @@ class VhostUserBlkBackend:
         if old is not None:
             os.close(old)
 
+    def _refresh_queues(self) -> None:
+        for queue in self._queues.values():
+            queue.refresh()
+
     # The front-end and the block layer.
 
     def set_channel(self, channel: BackendChannel | None) -> None:
@@ -311,6 +357,7 @@ class VhostUserBlkBackend:
 
     def resized(self) -> None:
         """Tell the front-end that the configuration space has changed."""
+        self._refresh_queues()
         if self._channel is not None:
             self._channel.config_changed()
 
@@ -323,7 +370,9 @@ class VhostUserBlkBackend:
     def drained_end(self) -> None:
         """Go on."""
         self._drained = False
+        extents = self._backend.extent_map()
         for queue in self._queues.values():
+            queue.set_extents(extents)
             queue.release()
 
     async def reset(self) -> None:

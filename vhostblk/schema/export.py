@@ -48,12 +48,21 @@ class BlockExportOptionsVhostUserBlk(
     serial: str | UnsetType = field(name="x-vhostblk-serial", default=UNSET)
     #: Entries of each virtqueue at most; a power of two.
     queue_size: Uint32 | UnsetType = field(name="x-vhostblk-queue-size", default=UNSET)
+    #: Spread the queues over these iothreads, in turn.
+    iothreads: list[str] | UnsetType = field(name="x-vhostblk-iothreads", default=UNSET)
     #: Let other processes write the image at the same time, as QEMU's daemon does.
     share_rw: bool = field(name="x-vhostblk-share-rw", default=False)
 
 
 #: To become a union with the second type.
 BlockExportOptions = BlockExportOptionsVhostUserBlk
+
+
+def iothread_names(options: BlockExportOptionsVhostUserBlk) -> list[str]:
+    """List the iothreads that an export names, in the order that its queues take them."""
+    if options.iothreads is not UNSET:
+        return options.iothreads
+    return [] if options.iothread is UNSET else [options.iothread]
 
 
 def check_vhost_user_blk(options: BlockExportOptionsVhostUserBlk) -> None:
@@ -71,6 +80,7 @@ def check_vhost_user_blk(options: BlockExportOptionsVhostUserBlk) -> None:
             f"x-vhostblk-queue-size must be a power of 2 between 2 and {MAX_QUEUE_SIZE}, not {size}"
         )
     _check_serial(options.serial)
+    _check_iothreads(options)
 
 
 def _check_block_size(name: str, value: int) -> None:
@@ -81,6 +91,15 @@ def _check_block_size(name: str, value: int) -> None:
         )
     if value.bit_count() != 1:
         raise OptionError(f"Property {name} doesn't take value '{value}', it's not a power of 2")
+
+
+def _check_iothreads(options: BlockExportOptionsVhostUserBlk) -> None:
+    if options.iothreads is UNSET:
+        return
+    if not options.iothreads:
+        raise OptionError("x-vhostblk-iothreads must name at least one iothread")
+    if options.iothread is not UNSET:
+        raise OptionError("iothread and x-vhostblk-iothreads exclude each other")
 
 
 def _check_serial(serial: str | UnsetType) -> None:

@@ -92,6 +92,7 @@ class VhostUserServer:
                 if connection is not None:
                     with connection:
                         await self._serve(connection)
+                    await asyncio.sleep(0)  # others get their turn in a storm of connections, too
         except _StoppedError:
             pass
         finally:

@@ -2,10 +2,9 @@
 """One queue of a virtio block device on the Python lane: kicks in, completions out.
 
 Everything runs on the event loop's thread. A *sweep* takes one burst from the ring, starts all its
-requests, and publishes whatever has completed by then in one go. While sweeps find work the driver
-is asked not to kick; a sweep that finds none asks for kicks again and looks once more. Between two
-sweeps the loop turns, so that queues share it fairly and completions come in. Requests that finish
-later are gathered until the loop's next turn and published together.
+requests, and publishes whatever has completed by then in one go (see `runner`). While sweeps find
+work the driver is asked not to kick; a sweep that finds none asks for kicks again and looks once
+more. Between two sweeps the loop turns, so that queues share it fairly and completions come in.
 
 States: *started* from `start` to `stop`; *held* while anybody holds it (disabled by the
 front-end, drained, or the memory table changing): requests in flight go on, new ones wait.
@@ -15,21 +14,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.completion import Completion, drive
-from vhostblk.block.iovec import IoVec
+from vhostblk.block.completion import Completion
 from vhostblk.virtio_blk import eventfd
-from vhostblk.virtio_blk.device import status_of
-from vhostblk.virtio_blk.discard import RefusedError
-from vhostblk.virtio_blk.layout import RequestType, Status
-from vhostblk.virtio_blk.request import PENDING, BlockRequests, parse
+from vhostblk.virtio_blk.request import parse
+from vhostblk.virtio_blk.runner import Completed, RequestRunner
 from vhostblk.virtqueue.errors import BrokenRingError
 
 if TYPE_CHECKING:
+    from vhostblk.engine.extents import ExtentMap
     from vhostblk.ratelimit import RateLimitedLogger
     from vhostblk.vhost_user.memory import GuestMemory
     from vhostblk.virtio_blk.device import BlkDevice
@@ -66,11 +62,7 @@ class BlkQueue:
         self._broken = False
         self._stopped = False
         self._sweep_handle: asyncio.Handle | None = None
-        self._publish_handle: asyncio.Handle | None = None
-        self._done_heads: list[int] = []
-        self._done_lengths: list[int] = []
-        self._done_addrs: list[int] = []
-        self._done_statuses: list[int] = []
+        self._runner = RequestRunner(device, log, self._publish)
         self._idle: list[Completion[None]] = []
 
     # The life of the queue.
@@ -113,6 +105,16 @@ class BlkQueue:
     def move(self, memory: GuestMemory) -> None:
         """Go on in a new memory table; held and idle."""
         self._ring.move(memory)
+
+    def kick_copy(self) -> int | None:
+        """Return a duplicate of the kick descriptor, for a queue that takes this one's place."""
+        return None if self._kick_fd is None else os.dup(self._kick_fd)
+
+    def set_extents(self, extents: ExtentMap | None) -> None:
+        """Ignore the map: on this lane everything is asked."""
+
+    def refresh(self) -> None:
+        """Do nothing: size and cache mode are looked at with every request."""
 
     def set_call(self, fd: int | None) -> None:
         """Set the descriptor that notifies the guest; the caller closes the former one.
@@ -163,11 +165,7 @@ class BlkQueue:
             return
         device = self._device
         self.in_flight += len(batch)
-        device.backend.begin(len(batch))
-        requests = parse(batch, device.backend.size, device.logical_block_size)
-        self._start_all(requests)
-        if self._done_heads:
-            self._publish()
+        self._runner.start(parse(batch, device.backend.size, device.logical_block_size))
         self._schedule_sweep()
 
     def _break(self, error: BrokenRingError) -> None:
@@ -177,86 +175,23 @@ class BlkQueue:
         if self._err_fd is not None:
             eventfd.signal(self._err_fd)
 
-    def _start_all(self, requests: BlockRequests) -> None:
-        device = self._device
-        preadv, pwritev = device.backend.preadv, device.backend.pwritev
-        iovs, address, owner = requests.iovs, requests.iovs_address, requests.memory
-        record: tuple[int, int, int, int, int, int, int, int, int]
-        for record in requests.records.tolist():
-            sector, length, status_addr, kind, first, count, head, status, _ = record
-            if status != PENDING:
-                self._complete(head, 1 if status_addr else 0, status_addr, status)
-                continue
-            iov = IoVec(iovs, first, count, length, address + 16 * first, owner)
-            if kind == RequestType.IN:
-                coroutine = preadv(sector * 512, iov)
-                drive(coroutine, partial(self._moved, head, status_addr, length + 1))
-            elif kind == RequestType.OUT:
-                if not device.writable:
-                    self._complete(head, 1, status_addr, Status.IOERR)
-                    continue
-                coroutine = pwritev(sector * 512, iov)
-                drive(coroutine, partial(self._moved, head, status_addr, 1))
-            else:
-                drive(device.execute(kind, iov), partial(self._executed, head, status_addr))
-
     # Completing requests.
 
-    def _moved(
-        self,
-        head: int,
-        status_addr: int,
-        used_length: int,
-        _result: None,
-        error: BaseException | None,
-    ) -> None:
-        if error is None:
-            self._complete(head, used_length, status_addr, 0)
-        else:
-            self._fail(head, status_addr, error)
-
-    def _executed(
-        self, head: int, status_addr: int, written: int | None, error: BaseException | None
-    ) -> None:
-        if error is None:
-            self._complete(head, (written or 0) + 1, status_addr, 0)
-        else:
-            self._fail(head, status_addr, error)
-
-    def _fail(self, head: int, status_addr: int, error: BaseException) -> None:
-        if isinstance(error, OSError):
-            self._log.warning("request failed: %s", error.strerror)
-        elif not isinstance(error, RefusedError):
-            self._log.error("request failed", exc_info=error)
-        self._complete(head, 1, status_addr, status_of(error))
-
-    def _complete(self, head: int, used_length: int, status_addr: int, status: int) -> None:
-        self._done_heads.append(head)
-        self._done_lengths.append(used_length)
-        if status_addr:
-            self._done_addrs.append(status_addr)
-            self._done_statuses.append(status)
-        if self._publish_handle is None:
-            self._publish_handle = self._loop.call_soon(self._publish)
-
-    def _publish(self) -> None:
+    def _publish(self, completed: Completed) -> None:
         """Write the statuses, then the used entries, then notify."""
-        if self._publish_handle is not None:
-            self._publish_handle.cancel()
-            self._publish_handle = None
-        heads, self._done_heads = self._done_heads, []
-        lengths, self._done_lengths = self._done_lengths, []
-        addrs, self._done_addrs = self._done_addrs, []
-        statuses, self._done_statuses = self._done_statuses, []
         memory = self._ring.memory
-        memory.span[np.array(addrs, np.int64) - memory.span_base] = statuses
-        notify = self._ring.push(
-            np.array(heads, np.uint16), np.minimum(lengths, 0xFFFF_FFFF).astype(np.uint32)
-        )
+        addrs = np.array(completed.status_addrs, np.int64)
+        statuses = np.array(completed.statuses, np.uint8)
+        lengths = np.minimum(completed.written, 0xFFFF_FFFE).astype(np.uint32) + np.uint32(1)
+        if not addrs.all():
+            answered = addrs != 0
+            lengths[~answered] = 0
+            addrs, statuses = addrs[answered], statuses[answered]
+        memory.span[addrs - memory.span_base] = statuses
+        notify = self._ring.push(np.array(completed.heads, np.uint16), lengths)
         if notify and self._call_fd is not None:
             eventfd.signal(self._call_fd)
-        self.in_flight -= len(heads)
-        self._device.backend.end(len(heads))
+        self.in_flight -= len(completed.heads)
         if self._idle and not self.in_flight:
             waiting, self._idle = self._idle, []
             for idle in waiting:

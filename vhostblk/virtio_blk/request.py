@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from vhostblk.block.iovec import IOVEC, address_of, view_memory
+from vhostblk.engine.layouts import REQUEST
 from vhostblk.virtio_blk.layout import REQUEST_HEADER, SECTOR_SIZE, RequestType, Status
 
 if TYPE_CHECKING:
@@ -25,23 +26,6 @@ if TYPE_CHECKING:
 
 #: The status of a request that has none yet.
 PENDING = 0xFF
-
-#: One request, in the layout of the engine's `struct vb_request`. `iov_first` and `iov_count` say
-#: which segments of the batch hold its data (or take it), `length` bytes in all. `status_addr` is a
-#: host address; 0: the chain has no room for a status.
-REQUEST = np.dtype(
-    [
-        ("sector", "<u8"),
-        ("length", "<u8"),
-        ("status_addr", "<u8"),
-        ("type", "<u4"),
-        ("iov_first", "<u4"),
-        ("iov_count", "<u4"),
-        ("head", "<u2"),
-        ("status", "u1"),
-        ("reserved", "u1"),
-    ]
-)
 
 _HEADER_BYTES = REQUEST_HEADER.itemsize
 

@@ -69,6 +69,18 @@ class SplitQueue:
         """
         self._map(memory)
 
+    def addresses(self) -> dict[str, int]:
+        """Return the ring as the members of the engine's `struct vb_ring`."""
+        return {
+            "desc": self._desc_addr,
+            "avail": self._avail_addr,
+            "used": self._used_addr,
+            "size": self.size,
+            "next_avail": self.next_avail,
+            "next_used": self.next_used,
+            "event_idx": self._event_idx,
+        }
+
     def pop(self, limit: int) -> RequestBatch | None:
         """Take up to `limit` available chains; None where there is none.
 

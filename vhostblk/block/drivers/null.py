@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from vhostblk.block.completion import Completion
 from vhostblk.block.errors import BlockError
 from vhostblk.block.node import BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 
 if TYPE_CHECKING:
     from vhostblk.block.graph import Graph
@@ -78,6 +79,18 @@ class NullNode(BlockNode):
 
     async def flush(self) -> None:
         await self._wait()
+
+    def extent_map(self) -> ExtentMap | None:
+        if self._latency or self.driver != "null-co":
+            return None
+        return ExtentMap(
+            ExtentKind.NULL,
+            self._size,
+            writable=not self.read_only,
+            read_zeroes=self.options.read_zeroes,
+            flush=Treatment.IGNORE,
+            discard=Treatment.IGNORE,
+        )
 
     async def block_status(self, offset: int, length: int) -> Extent:
         status = BlockStatus.OFFSET_VALID

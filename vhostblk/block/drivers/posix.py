@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+from array import array
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk import engine as core
@@ -22,6 +23,7 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.locking import ImageLock, locking_wanted
 from vhostblk.block.node import BlockLimits, BlockNode, WriteFlags
 from vhostblk.block.permissions import Perm
+from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.schema.block import BlockdevAioOptions
 
 if TYPE_CHECKING:
@@ -62,8 +64,9 @@ class PosixNode(BlockNode):
         self._aio: AioEngine
         self._lock: ImageLock | None = None
         self._fd_writable = False
-        #: The errno of a flush that failed: what the kernel then dropped is gone.
-        self._flush_error = 0
+        #: The errno of a flush that failed: what the kernel then dropped is gone. In an array, so
+        #: that whoever goes by the extent map shares it.
+        self._flush_error = array("i", [0])
         #: fallocate modes that work here, as far as is known.
         self._modes = {0, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE}
         compiled = core.load()
@@ -281,6 +284,20 @@ class PosixNode(BlockNode):
 
     # The rest.
 
+    def extent_map(self) -> ExtentMap:
+        return ExtentMap(
+            ExtentKind.LINEAR,
+            self._size,
+            fd=self.fd,
+            alignment=self.limits.request_alignment if self.direct else 1,
+            writable=self._fd_writable,
+            buffered=not self.direct,
+            zero_range=FALLOC_ZERO_RANGE in self._modes,
+            flush=Treatment.FILE if self._fd_writable else Treatment.IGNORE,
+            discard=Treatment.FILE if FALLOC_PUNCH_HOLE in self._modes else Treatment.ASK,
+            flush_error=None if self.direct else self._flush_error,
+        )
+
     async def flush(self) -> None:
         """fdatasync(2). Once it has failed, it fails for ever.
 
@@ -289,14 +306,14 @@ class PosixNode(BlockNode):
         """
         if not self._fd_writable:
             return
-        if not self._flush_error:
+        if not self._flush_error[0]:
             result = await self._retry(lambda: self._aio.fdatasync(self.fd))
             if result == 0:
                 return
             if self.direct:  # nothing of ours was in the page cache
                 raise os_error(-result)
-            self._flush_error = -result
-        raise os_error(self._flush_error)
+            self._flush_error[0] = -result
+        raise os_error(self._flush_error[0])
 
     async def truncate(self, size: int) -> None:
         await self._aio.call(lambda: os.ftruncate(self.fd, size))

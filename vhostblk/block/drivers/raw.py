@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
+    from vhostblk.engine.extents import ExtentMap
 
 SECTOR = 512
 
@@ -120,6 +121,10 @@ class RawNode(BlockNode):
         if offset + extent.length == self.size:
             status |= BlockStatus.EOF
         return replace(extent, status=status)
+
+    def extent_map(self) -> ExtentMap | None:
+        below = self._file.extent_map()
+        return below and below.window(self.offset, self.size)
 
     async def truncate(self, size: int) -> None:
         if self.length is not None:

@@ -163,16 +163,13 @@ static void execute_flush(struct vb_slot *slot)
 {
     struct vb_extent_map *map = slot->queue->map;
 
-    if (!map || map->kind == VB_EXTENT_NONE) {
-        vb_slot_go_up(slot);
-    } else if (map->kind == VB_EXTENT_NULL || map->flags & VB_EXTENT_NO_FLUSH ||
-               !(map->flags & VB_EXTENT_WRITE)) {
+    if (map && map->flags & VB_EXTENT_NO_FLUSH) {
         vb_slot_complete(slot, VB_S_OK, 0);
-    } else if (map->kind == VB_EXTENT_TABLE) {
-        vb_slot_go_up(slot); /* metadata has to be written first */
-    } else {
+    } else if (map && map->flags & VB_EXTENT_FLUSH) {
         begin_mapped(slot);
         queue_op(slot, VB_IO_FSYNC, 0);
+    } else {
+        vb_slot_go_up(slot);
     }
 }
 
@@ -214,6 +211,22 @@ static bool start_segment(struct vb_slot *slot)
     return false;
 }
 
+/* Whether the map allows a discard, or write-zeroes, anywhere on the device. */
+static bool may_unmap(const struct vb_queue *queue, bool zeroes)
+{
+    const struct vb_extent_map *map = queue->map;
+
+    if (!map || !(map->flags & VB_EXTENT_WRITE) || map->size < queue->config.device_size)
+        return false;
+    if (map->kind == VB_EXTENT_NULL)
+        return true;
+    if (map->kind != VB_EXTENT_LINEAR || map->alignment > queue->config.logical_block_size)
+        return false;
+    if (zeroes) /* with the cache off they have to be flushed, too */
+        return map->flags & VB_EXTENT_ZERO_RANGE && !queue->write_through;
+    return map->flags & (VB_EXTENT_DISCARD | VB_EXTENT_NO_DISCARD);
+}
+
 static void execute_unmap(struct vb_slot *slot)
 {
     struct vb_queue *queue = slot->queue;
@@ -238,18 +251,11 @@ static void execute_unmap(struct vb_slot *slot)
         vb_slot_complete(slot, status, 0);
         return;
     }
-    if (map && map->kind == VB_EXTENT_NULL && map->flags & VB_EXTENT_WRITE) {
-        vb_slot_complete(slot, VB_S_OK, 0);
-        return;
-    }
-    /* Write-through zeroes have to be flushed: Python's business. So are tables. */
-    if (!map || map->kind != VB_EXTENT_LINEAR || !(map->flags & VB_EXTENT_WRITE) ||
-        map->alignment > queue->config.logical_block_size || map->size < queue->config.device_size ||
-        (zeroes && (queue->write_through || !(map->flags & VB_EXTENT_ZERO_RANGE)))) {
+    if (!may_unmap(queue, zeroes)) {
         vb_slot_go_up(slot);
         return;
     }
-    if (!zeroes && !(map->flags & VB_EXTENT_DISCARD)) {
+    if (map->kind == VB_EXTENT_NULL || (!zeroes && map->flags & VB_EXTENT_NO_DISCARD)) {
         vb_slot_complete(slot, VB_S_OK, 0);
         return;
     }
@@ -315,6 +321,16 @@ static void continue_transfer(struct vb_slot *slot)
     }
 }
 
+/* A flush that failed makes all later ones fail. Several iothreads share the cell. */
+static int64_t judge_flush(struct vb_extent_map *map, int64_t result)
+{
+    if (!map->flush_error)
+        return result;
+    if (result < 0)
+        __atomic_store_n(map->flush_error, (int32_t)-result, __ATOMIC_RELAXED);
+    return -(int64_t)__atomic_load_n(map->flush_error, __ATOMIC_RELAXED);
+}
+
 void vb_slot_continue(struct vb_slot *slot)
 {
     int64_t result = slot->op.result;
@@ -329,11 +345,7 @@ void vb_slot_continue(struct vb_slot *slot)
             queue_op(slot, VB_IO_FSYNC, 0);
             return;
         }
-        /* Several iothreads may share a map. */
-        if (result < 0)
-            __atomic_store_n(&slot->map->flush_error, (int32_t)-result, __ATOMIC_RELAXED);
-        else
-            result = -__atomic_load_n(&slot->map->flush_error, __ATOMIC_RELAXED);
+        result = judge_flush(slot->map, result);
         finish_mapped(slot, result);
         return;
     case VB_IO_FALLOCATE:

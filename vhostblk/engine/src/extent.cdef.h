@@ -11,10 +11,12 @@ enum vb_extent_kind {
 enum vb_extent_flags {
     VB_EXTENT_READ_ZEROES = 1, /* null: reads give zeroes */
     VB_EXTENT_WRITE = 2,       /* writes are allowed */
-    VB_EXTENT_NO_FLUSH = 4,    /* flushes are ignored (cache.no-flush) */
-    VB_EXTENT_DISCARD = 8,     /* discards reach the file (discard=unmap); else they are ignored */
-    VB_EXTENT_BUFFERED = 16,   /* through the page cache: worth an attempt at once */
-    VB_EXTENT_ZERO_RANGE = 32, /* the file system can zero a range */
+    VB_EXTENT_BUFFERED = 4,    /* through the page cache: worth an attempt at once */
+    VB_EXTENT_ZERO_RANGE = 8,  /* fallocate can zero a range */
+    VB_EXTENT_FLUSH = 16,      /* flushes go to the file, or ... */
+    VB_EXTENT_NO_FLUSH = 32,   /* ... are ignored; neither: up */
+    VB_EXTENT_DISCARD = 64,    /* likewise for discards */
+    VB_EXTENT_NO_DISCARD = 128,
 };
 
 /* The low bits of a table entry; the rest is the file offset of the cluster. */
@@ -28,11 +30,12 @@ struct vb_extent_map {
     uint32_t kind;
     uint32_t flags;
     int32_t fd;
-    /* errno of a failed flush. What was lost can't be known, so every later flush fails too. */
-    int32_t flush_error;
+    uint32_t alignment; /* of offsets, lengths and addresses; a power of two */
     uint64_t size;      /* bytes of the device that the map covers */
     uint64_t offset;    /* linear */
-    uint32_t alignment; /* of offsets, lengths and addresses; a power of two */
     uint32_t cluster_bits;
+    /* errno of a failed flush, or NULL where one failure means nothing for the next. What was lost
+     * can't be known, so every later flush fails too. */
+    int32_t *flush_error;
     const uint64_t *table; /* (size rounded up to clusters) entries */
 };

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine thread and its news: the Python face of `struct vb_iothread`.
+
+The thread runs queues on its own. What it has to say (requests that go up, a queue that has become
+idle, a broken ring) it announces on one eventfd, which the event loop watches; `Iothread` then lets
+every queue look at its own state and hands each its upcalls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vhostblk.engine import load
+from vhostblk.errors import VhostblkError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+#: Requests, and segments, that are fetched at once. The engine answers a request with more segments
+#: than this with an error itself.
+UPCALL_REQUESTS = 256
+UPCALL_SEGMENTS = 65536
+
+
+class QueueListener(Protocol):
+    """A queue as its iothread sees it."""
+
+    def engine_news(self) -> None:
+        """Look at the queue's state: idle, or broken."""
+
+    def upcalls(self, records: NDArray[np.void], iovs: NDArray[np.void]) -> None:
+        """Serve requests (`REQUEST` records, `IOVEC` segments); the arrays are the queue's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class IothreadOptions:
+    """The properties of an `iothread` object; times in nanoseconds."""
+
+    poll_max_ns: int = 32768
+    poll_grow: int = 0
+    poll_shrink: int = 0
+    aio_max_batch: int = 0
+    pool_threads: int = 16
+
+
+class Iothread:
+    """A thread, started at once. Made and used on the event loop's thread.
+
+    Raises VhostblkError where it can't be started, or there is no engine.
+    """
+
+    def __init__(self, name: str, options: IothreadOptions) -> None:
+        engine = load()
+        if engine is None:
+            raise VhostblkError(f"iothread '{name}' needs the compiled engine")
+        self.name = name
+        self.ffi, self.lib = engine
+        self._queues: dict[int, QueueListener] = {}
+        self._loop = asyncio.get_running_loop()
+        self._upcall_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._buffers: _UpcallBuffers | None = None
+        config = self.ffi.new(
+            "struct vb_iothread_config *",
+            {
+                "poll_max_ns": options.poll_max_ns,
+                "poll_grow": options.poll_grow,
+                "poll_shrink": options.poll_shrink,
+                "max_batch": options.aio_max_batch,
+                "pool_threads": options.pool_threads,
+                "no_uring": os.environ.get("VHOSTBLK_IO_URING") == "off",
+                "upcall_fd": self._upcall_fd,
+            },
+        )
+        error = self.ffi.new("int *")
+        self.handle = self.lib.vb_iothread_new(config, error)
+        if not self.handle:
+            os.close(self._upcall_fd)
+            raise VhostblkError(f"iothread '{name}' can't be started: {os.strerror(error[0])}")
+        if not self.lib.vb_iothread_uses_uring(self.handle):
+            logger.warning("iothread '%s': io_uring is not available, using threads", name)
+        self._loop.add_reader(self._upcall_fd, self._news)
+
+    @property
+    def thread_id(self) -> int:
+        """The system's number of the thread."""
+        number: int = self.lib.vb_iothread_thread_id(self.handle)
+        return number
+
+    def add(self, queue: Any, listener: QueueListener) -> None:
+        """Tell `listener` what happens to `queue`, a `struct vb_queue *`."""
+        self._queues[self._key(queue)] = listener
+
+    def remove(self, queue: Any) -> None:
+        """Undo `add`."""
+        del self._queues[self._key(queue)]
+
+    def _key(self, queue: Any) -> int:
+        return int(self.ffi.cast("uintptr_t", queue))
+
+    def close(self) -> None:
+        """Stop the thread; no queue is left."""
+        assert not self._queues, "queues still on the iothread"
+        self._loop.remove_reader(self._upcall_fd)
+        self.lib.vb_iothread_free(self.handle)
+        os.close(self._upcall_fd)
+
+    def _news(self) -> None:
+        try:
+            os.eventfd_read(self._upcall_fd)
+        except BlockingIOError:
+            return
+        if self._buffers is None:
+            self._buffers = _UpcallBuffers(self.ffi)
+        while self._take_upcalls(self._buffers):
+            pass
+        for listener in list(self._queues.values()):
+            listener.engine_news()
+
+    def _take_upcalls(self, buffers: _UpcallBuffers) -> bool:
+        count: int = self.lib.vb_upcalls_take(
+            self.handle,
+            UPCALL_REQUESTS,
+            buffers.records_pointer,
+            buffers.queues_pointer,
+            UPCALL_SEGMENTS,
+            buffers.iovs_pointer,
+        )
+        for key, records, iovs in buffers.by_queue(count):
+            self._queues[key].upcalls(records, iovs)
+        return count > 0
+
+
+class _UpcallBuffers:
+    """Where the engine puts upcalls; big enough for any one request."""
+
+    def __init__(self, ffi: Any) -> None:
+        import numpy as np
+
+        from vhostblk.block.iovec import IOVEC
+        from vhostblk.engine.layouts import REQUEST, check
+
+        check(ffi)
+        self._records = np.zeros(UPCALL_REQUESTS, REQUEST)
+        self._queues = np.zeros(UPCALL_REQUESTS, np.uint64)
+        self._iovs = np.zeros(UPCALL_SEGMENTS, IOVEC)
+        self.records_pointer = ffi.from_buffer("struct vb_request *", self._records)
+        self.queues_pointer = ffi.from_buffer("struct vb_queue **", self._queues)
+        self.iovs_pointer = ffi.from_buffer("uint64_t *", self._iovs)
+
+    def by_queue(self, count: int) -> list[tuple[int, NDArray[np.void], NDArray[np.void]]]:
+        """Copy what was taken out, grouped by the queue's address."""
+        if not count:
+            return []
+        records = self._records[:count]
+        used = int(records["iov_first"][-1] + records["iov_count"][-1])
+        iovs = self._iovs[:used].copy()
+        queues = self._queues[:count]
+        return [
+            (key, records[queues == key].copy(), iovs) for key in dict.fromkeys(queues.tolist())
+        ]

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The iothreads of a daemon, by name: started when the first queue needs them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vhostblk.engine.iothread import Iothread, IothreadOptions
+from vhostblk.errors import VhostblkError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Runs the queues of exports that name no iothread.
+DEFAULT_NAME = "default"
+
+
+class Iothreads:
+    """Named iothreads and their options.
+
+    Threads start late: processes fork when they daemonize, and start-up is short.
+    """
+
+    def __init__(self) -> None:
+        self._options: dict[str, IothreadOptions] = {}
+        self._running: dict[str, Iothread] = {}
+
+    def define(self, name: str, options: IothreadOptions) -> None:
+        """Add an iothread; the caller has made sure that the name is free."""
+        self._options[name] = options
+
+    def start(self, names: Sequence[str]) -> list[Iothread]:
+        """Return running iothreads, the default one where no name is given."""
+        return [self._start(name) for name in names or [DEFAULT_NAME]]
+
+    def _start(self, name: str) -> Iothread:
+        running = self._running.get(name)
+        if running is None:
+            options = self._options.get(name)
+            if options is None and name != DEFAULT_NAME:
+                raise VhostblkError(f'iothread "{name}" not found')
+            running = self._running[name] = Iothread(name, options or IothreadOptions())
+        return running
+
+    def close(self) -> None:
+        """Stop all threads; nothing uses them any more."""
+        for iothread in self._running.values():
+            iothread.close()
+        self._running.clear()

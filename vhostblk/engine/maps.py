@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Extent maps as the engine reads them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from vhostblk.engine.extents import ExtentKind, Treatment
+
+if TYPE_CHECKING:
+    from vhostblk.engine.extents import ExtentMap
+
+
+def encode_map(ffi: Any, lib: Any, extents: ExtentMap) -> Any:
+    """Return a `struct vb_extent_map *`; whoever publishes it keeps it, and its parts, alive."""
+    flags = 0
+    for wanted, flag in (
+        (extents.read_zeroes, lib.VB_EXTENT_READ_ZEROES),
+        (extents.writable, lib.VB_EXTENT_WRITE),
+        (extents.buffered, lib.VB_EXTENT_BUFFERED),
+        (extents.zero_range, lib.VB_EXTENT_ZERO_RANGE),
+        (extents.flush is Treatment.FILE, lib.VB_EXTENT_FLUSH),
+        (extents.flush is Treatment.IGNORE, lib.VB_EXTENT_NO_FLUSH),
+        (extents.discard is Treatment.FILE, lib.VB_EXTENT_DISCARD),
+        (extents.discard is Treatment.IGNORE, lib.VB_EXTENT_NO_DISCARD),
+    ):
+        if wanted:
+            flags |= flag
+    kinds = {
+        ExtentKind.NULL: lib.VB_EXTENT_NULL,
+        ExtentKind.LINEAR: lib.VB_EXTENT_LINEAR,
+    }
+    cell = ffi.NULL
+    if extents.flush_error is not None:
+        cell = ffi.from_buffer("int32_t *", extents.flush_error)
+    encoded = ffi.new(
+        "struct vb_extent_map *",
+        {
+            "kind": kinds[extents.kind],
+            "flags": flags,
+            "fd": extents.fd,
+            "alignment": extents.alignment,
+            "size": extents.size,
+            "offset": extents.offset,
+            "flush_error": cell,
+        },
+    )
+    _parts[encoded] = cell
+    return encoded
+
+
+#: What an encoded map points to, for as long as the map lives.
+_parts: WeakKeyDictionary[Any, object] = WeakKeyDictionary()

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One queue of a virtio block device on the express lane: run by the engine, on an iothread.
+
+The engine takes requests, goes by the extent map and completes. What the map does not cover comes
+up here and is run like any request of the Python lane. To the rest this looks like
+`vhostblk.virtio_blk.queue.BlkQueue`: same states, same calls.
+
+The block backend counts only what Python runs. While the queue is held with requests in flight in
+the engine, one more is counted for all of them, so that draining the backend waits for them too.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vhostblk.block.completion import Completion
+from vhostblk.block.iovec import address_of
+from vhostblk.engine.maps import encode_map
+from vhostblk.virtio_blk.request import BlockRequests
+from vhostblk.virtio_blk.runner import Completed, RequestRunner
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vhostblk.engine.extents import ExtentMap
+    from vhostblk.engine.iothread import Iothread
+    from vhostblk.ratelimit import RateLimitedLogger
+    from vhostblk.vhost_user.memory import GuestMemory
+    from vhostblk.virtio_blk.device import BlkDevice
+    from vhostblk.virtqueue.split import SplitQueue
+
+
+class ExpressQueue:
+    """A queue on an iothread. `kick_fd` belongs to it until it stops.
+
+    `ring` says where the ring is; from the start on the engine runs it.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        ring: SplitQueue,
+        device: BlkDevice,
+        kick_fd: int | None,
+        log: RateLimitedLogger,
+        iothread: Iothread,
+    ) -> None:
+        self.index = index
+        self._ring = ring
+        self._device = device
+        self._kick_fd = kick_fd
+        self._log = log
+        self._err_told = False
+        self._iothread = iothread
+        self._ffi, self._lib = iothread.ffi, iothread.lib
+        self._runner = RequestRunner(device, log, self._publish)
+        self._memory = ring.memory
+        self._map: Any = self._ffi.NULL
+        self._holds = 1
+        self._counted = False
+        self._idle: list[Completion[None]] = []
+        regions, count = self._regions(ring.memory)
+        self._queue = self._lib.vb_queue_new(iothread.handle, self._config(), regions, count)
+        if not self._queue:
+            raise MemoryError("no memory for a queue")
+        iothread.add(self._queue, self)
+
+    def _config(self) -> Any:
+        device = self._device
+        return self._ffi.new(
+            "struct vb_queue_config *",
+            {
+                "ring": self._ring.addresses(),
+                "device_size": device.backend.size,
+                "logical_block_size": device.logical_block_size,
+                "index": self.index,
+                "kick_fd": -1 if self._kick_fd is None else self._kick_fd,
+                "writable": device.writable,
+                "write_through": not device.backend.enable_write_cache,
+                "serial": device.serial.ljust(20, b"\0"),
+            },
+        )
+
+    def _regions(self, memory: GuestMemory) -> tuple[Any, int]:
+        regions = [(r.guest_addr, r.size, r.mapping.address) for r in memory.regions]
+        return self._ffi.new("struct vb_region[]", regions), len(regions)
+
+    # The life of the queue.
+
+    def start(self) -> None:
+        """Let the engine begin; `set_extents` tells it what it may do by itself."""
+        self.release()
+
+    async def stop(self) -> int:
+        """Take no more requests, finish those in flight; return the next avail index."""
+        self.hold()
+        await self.wait_idle()
+        self._iothread.remove(self._queue)
+        next_avail: int = self._lib.vb_queue_free(self._queue)
+        self._queue = self._ffi.NULL
+        if self._kick_fd is not None:
+            os.close(self._kick_fd)
+            self._kick_fd = None
+        return next_avail
+
+    def hold(self) -> None:
+        """Take no more requests until `release`; holds add up."""
+        self._holds += 1
+        self._lib.vb_queue_hold(self._queue)
+        if not self._counted and self.in_flight:
+            self._counted = True
+            self._device.backend.begin()
+
+    def release(self) -> None:
+        """Undo one `hold`."""
+        self._holds -= 1
+        if not self._holds:
+            self._uncount()
+        self._lib.vb_queue_release(self._queue)
+
+    def _uncount(self) -> None:
+        if self._counted:
+            self._counted = False
+            self._device.backend.end()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests taken and not completed, in the engine or up here."""
+        count: int = self._lib.vb_queue_in_flight(self._queue)
+        return count
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing is in flight; held."""
+        while self.in_flight:
+            idle: Completion[None] = Completion()
+            self._idle.append(idle)
+            await idle
+
+    def move(self, memory: GuestMemory) -> None:
+        """Go on in a new memory table; held and idle."""
+        self._ring.move(memory)
+        regions, count = self._regions(memory)
+        ring = self._ffi.new("struct vb_ring *", self._ring.addresses())
+        if self._lib.vb_queue_move(self._queue, ring, regions, count):
+            raise MemoryError("no memory for a memory table")
+        self._memory = memory
+
+    def kick_copy(self) -> int | None:
+        """Return a duplicate of the kick descriptor, for a queue that takes this one's place."""
+        return None if self._kick_fd is None else os.dup(self._kick_fd)
+
+    def set_extents(self, extents: ExtentMap | None) -> None:
+        """Go by another map (None: all requests come up); held and idle, or just made."""
+        encoded = self._ffi.NULL
+        if extents is not None:
+            encoded = encode_map(self._ffi, self._lib, extents)
+        self._lib.vb_queue_set_map(self._queue, encoded)
+        self._map = encoded
+
+    def refresh(self) -> None:
+        """Take over the device's size and cache mode, which have changed."""
+        backend = self._device.backend
+        self._lib.vb_queue_set_write_through(self._queue, not backend.enable_write_cache)
+        self._lib.vb_queue_set_device_size(self._queue, backend.size)
+
+    def set_call(self, fd: int | None) -> None:
+        """Set the descriptor that notifies the guest; the caller closes the former one."""
+        self._lib.vb_queue_set_call(self._queue, -1 if fd is None else fd)
+
+    def set_err(self, fd: int | None) -> None:
+        """Set the descriptor that tells the front-end of a broken ring."""
+        self._lib.vb_queue_set_err(self._queue, -1 if fd is None else fd)
+
+    # News from the engine.
+
+    def engine_news(self) -> None:
+        """Look whether the queue has become idle, or broke."""
+        reason = self._lib.vb_queue_broken(self._queue)
+        if reason and not self._err_told:
+            self._err_told = True
+            text = self._ffi.string(reason).decode()
+            self._log.warning("queue %d is broken: %s", self.index, text)
+        if (self._idle or self._counted) and not self.in_flight:
+            self._uncount()
+            waiting, self._idle = self._idle, []
+            for idle in waiting:
+                idle.set_result(None)
+
+    def upcalls(self, records: NDArray[np.void], iovs: NDArray[np.void]) -> None:
+        """Run requests that the map does not cover."""
+        self._runner.start(BlockRequests(records, iovs, address_of(iovs), self._memory))
+
+    def _publish(self, completed: Completed) -> None:
+        ffi = self._ffi
+        heads = np.array(completed.heads, np.uint16)
+        statuses = np.array(completed.statuses, np.uint8)
+        written = np.minimum(completed.written, 0xFFFF_FFFE).astype(np.uint32)
+        self._lib.vb_queue_complete(
+            self._queue,
+            len(heads),
+            ffi.from_buffer("uint16_t *", heads),
+            ffi.from_buffer("uint8_t *", statuses),
+            ffi.from_buffer("uint32_t *", written),
+        )
