@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.virtio_blk.framing import Parser
+from tests.virtio_blk.lanes import lane
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+__all__ = ["lane", "parser"]
 
 
 @pytest.fixture

@@ -19,17 +19,21 @@ from tests.virtqueue.support import map_memory, vring_config
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.completion import Completion
 from vhostblk.block.graph import Graph
-from vhostblk.block.iovec import IoVec
 from vhostblk.block.node import BlockNode, WriteFlags
 from vhostblk.block.permissions import Perm
+from vhostblk.engine.iothreads import Iothreads
 from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.schema.block import BlockdevDiscardOptions, BlockdevOptionsNull
 from vhostblk.virtio_blk.device import BlkDevice
+from vhostblk.virtio_blk.lane import Lane, choose_lane
 from vhostblk.virtio_blk.queue import BlkQueue
 from vhostblk.virtqueue.split import SplitQueue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
+
+    from vhostblk.block.iovec import IoVec
+    from vhostblk.virtio_blk.express import ExpressQueue
 
 MIB = 1 << 20
 
@@ -153,13 +157,19 @@ class Bench:
         self.mapped = map_memory(self.memory)
         split = SplitQueue(vring_config(self.ring, self.memory), self.mapped, event_idx=event_idx)
         logger = logging.getLogger("tests.virtio_blk")
-        self.queue = BlkQueue(
-            0,
-            split,
-            make_device(self.backend, writable=writable, block=block),
-            os.dup(self.ring.kick_fd) if kick else None,
-            RateLimitedLogger(logger, "test: "),
-        )
+        log = RateLimitedLogger(logger, "test: ")
+        device = make_device(self.backend, writable=writable, block=block)
+        kick_fd = os.dup(self.ring.kick_fd) if kick else None
+        self.iothreads = Iothreads()
+        self.stopped: int | None = None
+        self.queue: BlkQueue | ExpressQueue
+        if choose_lane() is Lane.PYTHON:
+            self.queue = BlkQueue(0, split, device, kick_fd, log)
+        else:
+            from vhostblk.virtio_blk.express import ExpressQueue
+
+            (iothread,) = self.iothreads.start([])
+            self.queue = ExpressQueue(0, split, device, kick_fd, log, iothread)
         os.set_blocking(self.ring.kick_fd, False)
 
     def request(
@@ -195,6 +205,12 @@ class Bench:
             self.ring.kick(force=True)
         return Pending(self.memory, head, data, length, status)
 
+    async def stop(self) -> int:
+        """Stop the queue, once; return its next avail index."""
+        if self.stopped is None:
+            self.stopped = await self.queue.stop()
+        return self.stopped
+
     def bytes_at(self, content: bytes) -> int:
         """Put content in guest memory; return its address."""
         addr = self.memory.allocate(len(content))
@@ -214,7 +230,9 @@ class Bench:
     async def until(self, condition: Callable[[], object]) -> None:
         """Let the loop turn until something holds."""
         async with asyncio.timeout(20):
-            while not condition():
+            while True:
+                if condition():
+                    return
                 await asyncio.sleep(0)
 
 
@@ -234,10 +252,11 @@ async def bench(node: BlockNode | None = None, **options: Any) -> AsyncIterator[
         if isinstance(bench.node, HandNode):
             bench.node.finish_all()
     finally:
-        await bench.queue.stop()
+        await bench.stop()
+        bench.iothreads.close()
         bench.ring.close()
         bench.memory.close()
-    assert bench.queue.in_flight == bench.backend.in_flight == 0
+    assert bench.backend.in_flight == 0
 
 
 def pattern(length: int, seed: int = 1) -> bytes:

@@ -17,6 +17,8 @@ from tests.virtqueue.support import map_memory
 from vhostblk.block.graph import Graph
 from vhostblk.virtio_blk.layout import RequestType, Status
 
+pytestmark = pytest.mark.usefixtures("lane")
+
 IN, OUT, FLUSH, GET_ID = RequestType.IN, RequestType.OUT, RequestType.FLUSH, RequestType.GET_ID
 
 
@@ -178,7 +180,7 @@ def test_stop_waits_for_requests_in_flight_and_takes_no_more() -> None:
         async with bench(node) as b:
             first = b.request(FLUSH)
             await b.until(lambda: node.waiting)
-            stopping = asyncio.create_task(b.queue.stop())
+            stopping = asyncio.create_task(b.stop())
             await turns()
             second = b.request(FLUSH)
             await turns()
@@ -196,7 +198,7 @@ def test_stop_while_held() -> None:
         async with bench() as b:
             b.queue.hold()
             b.request(FLUSH)
-            assert await b.queue.stop() == 0
+            assert await b.stop() == 0
             b.queue.release()
             await turns()
 

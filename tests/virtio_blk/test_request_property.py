@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.virtio_blk.framing import SIZE, Parser, link
-from tests.virtqueue.support import HOLE
+from tests.virtqueue.support import HOLE, Desc
 
 _parser = Parser()
 atexit.register(_parser.close)
@@ -51,7 +51,8 @@ def test_random_framings(
     chains: list[tuple[bytes, int, list[int], int, list[int], int | None]], block: int
 ) -> None:
     _parser.forget()
-    table, heads = [], []
+    table: list[Desc] = []
+    heads: list[int] = []
     for head, send, send_cuts, want, want_cuts, hole in chains:
         out, back = _parser.place(head + bytes(send)), _parser.place(bytes(want))
         buffers = _cut(out, len(head) + send, send_cuts, False)

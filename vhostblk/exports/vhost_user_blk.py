@@ -12,7 +12,7 @@ import logging
 import os
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vhostblk.errors import VhostblkError
 from vhostblk.exports.base import Export
@@ -29,6 +29,9 @@ from vhostblk.virtio_blk.lane import Lane, choose_lane
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from vhostblk.block.backend import BlockBackend
     from vhostblk.engine.iothreads import Iothreads
@@ -104,6 +107,8 @@ class VhostUserBlkBackend:
         self._memory: GuestMemory | None = None
         self._queues: dict[int, BlkQueue | ExpressQueue] = {}
         self._configs: dict[int, VringConfig] = {}
+        #: Statistics of queues that have stopped, by index.
+        self._past: dict[int, NDArray[np.void]] = {}
         self._enabled: set[int] = set()
         self._call_fds: dict[int, int] = {}
         self._err_fds: dict[int, int] = {}
@@ -191,6 +196,7 @@ class VhostUserBlkBackend:
         self._backend.enable_write_cache = bool(
             self._default_write_cache and can_flush and chosen is not False
         )
+        self._refresh_queues()
 
     # Guest memory.
 
@@ -291,6 +297,36 @@ class VhostUserBlkBackend:
         if index in self._call_fds:
             queue.set_call(self._call_fds[index])
 
+    async def _retire(self, queue: BlkQueue | ExpressQueue) -> int:
+        """Stop a queue and keep its statistics; return the next avail index."""
+        from vhostblk.virtio_blk import statistics
+
+        queue.hold()
+        await queue.wait_idle()
+        total = self._past.setdefault(queue.index, statistics.empty())
+        statistics.add(total, queue.statistics())
+        del self._queues[queue.index]
+        return await queue.stop()
+
+    def statistics(self) -> dict[int, dict[str, Any]]:
+        """Return what each queue has done since the export started, by the queue's index.
+
+        See `vhostblk.virtio_blk.statistics.describe` for the form.
+        """
+        if not self._past and not self._queues:
+            return {}
+        from vhostblk.virtio_blk import statistics
+
+        described = {}
+        for index in sorted({*self._past, *self._queues}):
+            total = statistics.empty()
+            if index in self._past:
+                statistics.add(total, self._past[index])
+            if index in self._queues:
+                statistics.add(total, self._queues[index].statistics())
+            described[index] = statistics.describe(total)
+        return described
+
     async def switch_lane(self, lane: Lane) -> None:
         """Move all queues, present and future, to the other lane; the guest doesn't notice."""
         if lane is self._lane:
@@ -298,15 +334,13 @@ class VhostUserBlkBackend:
         self._lane = lane
         for index, queue in list(self._queues.items()):
             kick = queue.kick_copy()
-            next_avail = await queue.stop()
+            next_avail = await self._retire(queue)
             config = replace(self._configs[index], next_avail=next_avail)
             self._start_queue(self._make_queue(config, kick))
 
     async def stop_vring(self, index: int) -> int:
         """Finish what is in flight; return the next avail index."""
-        queue = self._queues[index]
-        next_avail = await queue.stop()
-        del self._queues[index]
+        next_avail = await self._retire(self._queues[index])
         self.set_vring_call(index, None)
         return next_avail
 

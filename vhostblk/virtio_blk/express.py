@@ -18,6 +18,7 @@ import numpy as np
 
 from vhostblk.block.completion import Completion
 from vhostblk.block.iovec import address_of
+from vhostblk.engine.layouts import STATS
 from vhostblk.engine.maps import encode_map
 from vhostblk.virtio_blk.request import BlockRequests
 from vhostblk.virtio_blk.runner import Completed, RequestRunner
@@ -109,6 +110,8 @@ class ExpressQueue:
     def hold(self) -> None:
         """Take no more requests until `release`; holds add up."""
         self._holds += 1
+        if not self._queue:  # stopped meanwhile
+            return
         self._lib.vb_queue_hold(self._queue)
         if not self._counted and self.in_flight:
             self._counted = True
@@ -119,7 +122,8 @@ class ExpressQueue:
         self._holds -= 1
         if not self._holds:
             self._uncount()
-        self._lib.vb_queue_release(self._queue)
+        if self._queue:
+            self._lib.vb_queue_release(self._queue)
 
     def _uncount(self) -> None:
         if self._counted:
@@ -129,6 +133,8 @@ class ExpressQueue:
     @property
     def in_flight(self) -> int:
         """Requests taken and not completed, in the engine or up here."""
+        if not self._queue:
+            return 0
         count: int = self._lib.vb_queue_in_flight(self._queue)
         return count
 
@@ -159,6 +165,11 @@ class ExpressQueue:
             encoded = encode_map(self._ffi, self._lib, extents)
         self._lib.vb_queue_set_map(self._queue, encoded)
         self._map = encoded
+
+    def statistics(self) -> NDArray[np.void]:
+        """Return what was counted since the start, a `STATS` array of shape (1,)."""
+        buffer = self._ffi.buffer(self._lib.vb_queue_stats(self._queue), STATS.itemsize)
+        return np.frombuffer(buffer, STATS).copy()
 
     def refresh(self) -> None:
         """Take over the device's size and cache mode, which have changed."""

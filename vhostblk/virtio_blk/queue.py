@@ -22,9 +22,12 @@ from vhostblk.block.completion import Completion
 from vhostblk.virtio_blk import eventfd
 from vhostblk.virtio_blk.request import parse
 from vhostblk.virtio_blk.runner import Completed, RequestRunner
+from vhostblk.virtio_blk.statistics import Counters
 from vhostblk.virtqueue.errors import BrokenRingError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.ratelimit import RateLimitedLogger
     from vhostblk.vhost_user.memory import GuestMemory
@@ -62,7 +65,8 @@ class BlkQueue:
         self._broken = False
         self._stopped = False
         self._sweep_handle: asyncio.Handle | None = None
-        self._runner = RequestRunner(device, log, self._publish)
+        self._counters = Counters()
+        self._runner = RequestRunner(device, log, self._publish, self._counters)
         self._idle: list[Completion[None]] = []
 
     # The life of the queue.
@@ -113,6 +117,10 @@ class BlkQueue:
     def set_extents(self, extents: ExtentMap | None) -> None:
         """Ignore the map: on this lane everything is asked."""
 
+    def statistics(self) -> NDArray[np.void]:
+        """Return what was counted since the start, a `STATS` array of shape (1,)."""
+        return self._counters.snapshot()
+
     def refresh(self) -> None:
         """Do nothing: size and cache mode are looked at with every request."""
 
@@ -134,6 +142,7 @@ class BlkQueue:
     def _kicked(self) -> None:
         if self._kick_fd is not None:
             eventfd.clear(self._kick_fd)
+            self._counters.kicks += 1
         self._sweep()
 
     def _schedule_sweep(self) -> None:
@@ -165,6 +174,7 @@ class BlkQueue:
             return
         device = self._device
         self.in_flight += len(batch)
+        self._counters.sweeps += 1
         self._runner.start(parse(batch, device.backend.size, device.logical_block_size))
         self._schedule_sweep()
 
@@ -190,6 +200,7 @@ class BlkQueue:
         memory.span[addrs - memory.span_base] = statuses
         notify = self._ring.push(np.array(completed.heads, np.uint16), lengths)
         if notify and self._call_fd is not None:
+            self._counters.notified += 1
             eventfd.signal(self._call_fd)
         self.in_flight -= len(completed.heads)
         if self._idle and not self.in_flight:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhostblk.block.completion import drive
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from vhostblk.ratelimit import RateLimitedLogger
     from vhostblk.virtio_blk.device import BlkDevice
+    from vhostblk.virtio_blk.statistics import Counters
 
 
 class Completed(NamedTuple):
@@ -40,12 +42,20 @@ class Completed(NamedTuple):
 
 
 class RequestRunner:
-    """Runs requests on `device`; gives what has completed to `publish`."""
+    """Runs requests on `device`; gives what has completed to `publish`.
+
+    `counters` counts them, unless somebody else does.
+    """
 
     def __init__(
-        self, device: BlkDevice, log: RateLimitedLogger, publish: Callable[[Completed], object]
+        self,
+        device: BlkDevice,
+        log: RateLimitedLogger,
+        publish: Callable[[Completed], object],
+        counters: Counters | None = None,
     ) -> None:
         self._device = device
+        self._counters = counters
         self._log = log
         self._publish = publish
         self._loop = asyncio.get_running_loop()
@@ -58,41 +68,63 @@ class RequestRunner:
         device.backend.begin(len(requests.records))
         preadv, pwritev = device.backend.preadv, device.backend.pwritev
         iovs, address, owner = requests.iovs, requests.iovs_address, requests.memory
+        began = perf_counter_ns()
         record: tuple[int, int, int, int, int, int, int, int, int]
         for record in requests.records.tolist():
             sector, length, status_addr, kind, first, count, head, status, _ = record
             if status != PENDING:
-                self._complete(head, status_addr, 0, status)
+                self._refuse(head, status_addr, status)
                 continue
+            counted = (kind, length, began)
             iov = IoVec(iovs, first, count, length, address + 16 * first, owner)
             if kind == RequestType.IN:
-                drive(preadv(sector * 512, iov), partial(self._done, head, status_addr, length))
+                drive(
+                    preadv(sector * 512, iov),
+                    partial(self._done, head, status_addr, counted, length),
+                )
             elif kind != RequestType.OUT:
-                drive(device.execute(kind, iov), partial(self._executed, head, status_addr))
+                drive(
+                    device.execute(kind, iov), partial(self._executed, head, status_addr, counted)
+                )
             elif device.writable:
-                drive(pwritev(sector * 512, iov), partial(self._done, head, status_addr, 0))
+                drive(
+                    pwritev(sector * 512, iov), partial(self._done, head, status_addr, counted, 0)
+                )
             else:
-                self._complete(head, status_addr, 0, Status.IOERR)
+                self._refuse(head, status_addr, Status.IOERR)
         if self._completed.heads:
             self._publish_now()
+
+    def _refuse(self, head: int, status_addr: int, status: int) -> None:
+        if self._counters is not None:
+            self._counters.count_invalid()
+        self._complete(head, status_addr, 0, status)
 
     def _done(
         self,
         head: int,
         status_addr: int,
+        counted: tuple[int, int, int],
         written: int,
         _result: object,
         error: BaseException | None,
     ) -> None:
+        if self._counters is not None:
+            self._counters.count(*counted, ok=error is None)
         if error is None:
             self._complete(head, status_addr, written, 0)
         else:
             self._fail(head, status_addr, error)
 
     def _executed(
-        self, head: int, status_addr: int, written: int | None, error: BaseException | None
+        self,
+        head: int,
+        status_addr: int,
+        counted: tuple[int, int, int],
+        written: int | None,
+        error: BaseException | None,
     ) -> None:
-        self._done(head, status_addr, written or 0, None, error)
+        self._done(head, status_addr, counted, written or 0, None, error)
 
     def _fail(self, head: int, status_addr: int, error: BaseException) -> None:
         if isinstance(error, OSError):

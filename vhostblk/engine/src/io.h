@@ -32,12 +32,14 @@ struct vb_io_vtable {
     void (*submit)(struct vb_io *io);
     /* The operations that have completed, as a list; NULL: none. */
     struct vb_io_op *(*reap)(struct vb_io *io);
+    /* Have completions make poll_fd readable, or not; true where one waits to be reaped already. */
+    bool (*arm)(struct vb_io *io, bool armed);
     void (*close)(struct vb_io *io);
 };
 
 struct vb_io {
     const struct vb_io_vtable *vtable;
-    int poll_fd; /* readable once something has completed */
+    int poll_fd; /* while armed: readable once something has completed */
     unsigned in_flight;
     unsigned unsubmitted; /* the kernel has not taken these yet; submit again */
 };

@@ -140,6 +140,11 @@ static struct vb_io_op *pool_reap(struct vb_io *io)
     return done;
 }
 
+static bool pool_arm(struct vb_io *io, bool armed)
+{
+    return false; /* always armed: poll_fd stays readable until all has been reaped */
+}
+
 static void pool_close(struct vb_io *io)
 {
     struct pool *pool = (struct pool *)io;
@@ -156,7 +161,7 @@ static void pool_close(struct vb_io *io)
     free(pool);
 }
 
-static const struct vb_io_vtable pool_vtable = {pool_queue, pool_submit, pool_reap, pool_close};
+static const struct vb_io_vtable pool_vtable = {pool_queue, pool_submit, pool_reap, pool_arm, pool_close};
 
 struct vb_io *vb_io_open_pool(unsigned threads, int *error)
 {

@@ -10,6 +10,8 @@
 #include <errno.h>
 #include <liburing.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 struct uring {
     struct vb_io io;
@@ -138,15 +140,57 @@ static struct vb_io_op *uring_reap(struct vb_io *io)
     return done;
 }
 
+static bool work_waits(const struct uring *uring)
+{
+    return io_uring_cq_ready(&uring->ring) ||
+           (uring->deferred && *uring->ring.sq.kflags & IORING_SQ_TASKRUN);
+}
+
+/* The ring's own descriptor does not serve: with DEFER_TASKRUN a completion wakes nobody who polls
+ * it. An eventfd is signalled, at a cost for each completion, so only while somebody sleeps. */
+static bool uring_arm(struct vb_io *io, bool armed)
+{
+    struct uring *uring = (struct uring *)io;
+    eventfd_t ignored;
+
+    if (!armed) {
+        eventfd_read(io->poll_fd, &ignored);
+        io_uring_cq_eventfd_toggle(&uring->ring, false);
+        return false;
+    }
+    if (!io->in_flight)
+        return false;
+    io_uring_cq_eventfd_toggle(&uring->ring, true);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    return work_waits(uring);
+}
+
 static void uring_close(struct vb_io *io)
 {
     struct uring *uring = (struct uring *)io;
 
     io_uring_queue_exit(&uring->ring);
+    close(io->poll_fd);
     free(uring);
 }
 
-static const struct vb_io_vtable uring_vtable = {uring_queue, uring_submit, uring_reap, uring_close};
+static int open_eventfd(struct uring *uring)
+{
+    int result;
+
+    uring->io.poll_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (uring->io.poll_fd < 0)
+        return -errno;
+    result = io_uring_register_eventfd(&uring->ring, uring->io.poll_fd);
+    if (result < 0)
+        close(uring->io.poll_fd);
+    else
+        io_uring_cq_eventfd_toggle(&uring->ring, false);
+    return result;
+}
+
+static const struct vb_io_vtable uring_vtable = {uring_queue, uring_submit, uring_reap, uring_arm,
+                                                 uring_close};
 
 struct vb_io *vb_io_open_uring(unsigned entries, unsigned max_batch, int *error)
 {
@@ -173,8 +217,14 @@ struct vb_io *vb_io_open_uring(unsigned entries, unsigned max_batch, int *error)
         free(uring);
         return NULL;
     }
+    result = open_eventfd(uring);
+    if (result < 0) {
+        *error = -result;
+        io_uring_queue_exit(&uring->ring);
+        free(uring);
+        return NULL;
+    }
     uring->io.vtable = &uring_vtable;
-    uring->io.poll_fd = uring->ring.ring_fd;
     uring->max_batch = max_batch;
     uring->backlog_end = &uring->backlog;
     return &uring->io;

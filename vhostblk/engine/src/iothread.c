@@ -148,6 +148,8 @@ static int arm(struct sleeper *sleeper, struct vb_iothread *iothread)
         if (queue->config.kick_fd < 0 && !queue->holds && !queue->broken)
             timeout = POLLED_RING_MS;
     }
+    if (iothread->io->vtable->arm(iothread->io, true))
+        return -2;
     if (iothread->io->unsubmitted)
         timeout = POLLED_RING_MS;
     if (iothread->queues_changed) {
@@ -178,18 +180,15 @@ static void sleep_until_work(struct sleeper *sleeper, struct vb_iothread *iothre
     pthread_mutex_lock(&iothread->lock);
     timeout = arm(sleeper, iothread);
     pthread_mutex_unlock(&iothread->lock);
-    if (timeout == -2)
-        return;
-    ready = poll(sleeper->fds, sleeper->count, timeout);
-    if (ready > 0) {
-        pthread_mutex_lock(&iothread->lock);
-        /* A queue that has gone meanwhile took its descriptor with it. */
-        if (!iothread->queues_changed)
-            clear(sleeper, iothread);
-        else
-            eventfd_read(iothread->wake_fd, &(eventfd_t){0});
-        pthread_mutex_unlock(&iothread->lock);
-    }
+    ready = timeout == -2 ? 0 : poll(sleeper->fds, sleeper->count, timeout);
+    pthread_mutex_lock(&iothread->lock);
+    iothread->io->vtable->arm(iothread->io, false);
+    /* A queue that has gone meanwhile took its descriptor with it. */
+    if (iothread->queues_changed)
+        eventfd_read(iothread->wake_fd, &(eventfd_t){0});
+    else if (ready > 0)
+        clear(sleeper, iothread);
+    pthread_mutex_unlock(&iothread->lock);
 }
 
 /* Look on for the polling window; true where work came. */

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a completed write is on stable storage without a flush."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.exports.support import BASE, FLUSH, WCE, frontend, make_backend
+from tests.virtio_blk.support import HandNode
+from vhostblk.virtio_blk.layout import RequestType
+
+if TYPE_CHECKING:
+    from vhostblk.vhost_user.backend import Backend
+
+pytestmark = pytest.mark.usefixtures("lane")
+
+
+def mode(device: Backend) -> int:
+    """Read `writeback`."""
+    return device.get_config(32, 1)[0]
+
+
+@pytest.mark.parametrize(("chosen", "log"), [(0, "write 0+512 fua"), (1, "write 0+512")])
+def test_driver_chooses(chosen: int, log: str) -> None:
+    async def run() -> None:
+        async with frontend() as front:
+            await front.connect()
+            front.device.set_config(32, bytes([chosen]))
+            await front.start()
+            await front.done(front.request(RequestType.OUT, send=bytes(512)))
+            assert front.node.log == [log]
+            assert mode(front.device) == chosen
+
+    asyncio.run(run())
+
+
+def test_driver_that_can_not_flush_gets_write_through() -> None:
+    async def run() -> None:
+        async with frontend() as front:
+            await front.connect(BASE)
+            await front.start()
+            await front.done(front.request(RequestType.OUT, send=bytes(512)))
+            assert front.node.log == ["write 0+512 fua"]
+
+    asyncio.run(run())
+
+
+def test_driver_that_can_flush_keeps_the_cache() -> None:
+    device = make_backend()
+    device.set_features(BASE | FLUSH)
+    assert mode(device) == 1
+
+
+def test_system_gets_the_cache_that_its_firmware_could_not_use() -> None:
+    device = make_backend()
+    device.set_features(BASE)
+    assert mode(device) == 0
+    device.set_features(BASE | FLUSH | WCE)
+    assert mode(device) == 1
+
+
+def test_choice_survives_the_same_drivers_next_start() -> None:
+    device = make_backend()
+    device.set_features(BASE | FLUSH | WCE)
+    device.set_config(32, b"\0")
+    device.set_features(BASE | FLUSH | WCE)
+    assert mode(device) == 0
+
+
+def test_choice_is_not_kept_for_a_driver_that_has_none() -> None:
+    device = make_backend()
+    device.set_features(BASE | FLUSH | WCE)
+    device.set_config(32, b"\0")
+    device.set_features(BASE | FLUSH)
+    assert mode(device) == 1
+
+
+def test_choice_before_the_features() -> None:
+    device = make_backend()
+    device.set_config(32, b"\0")
+    device.set_features(BASE | FLUSH | WCE)
+    assert mode(device) == 0
+
+
+def test_option_writethrough_holds_whatever_the_guest_asks_for() -> None:
+    device = make_backend(writethrough=True)
+    assert mode(device) == 0
+    device.set_features(BASE | FLUSH | WCE)
+    device.set_config(32, b"\1")
+    assert mode(device) == 0
+
+
+@pytest.mark.parametrize("writethrough", [False, True])
+def test_next_front_end_finds_the_default(writethrough: bool) -> None:
+    async def run() -> None:
+        device = make_backend(HandNode(), writethrough=writethrough)
+        device.set_features(BASE | FLUSH | WCE)
+        device.set_config(32, b"\0")
+        await device.reset()
+        assert mode(device) == (not writethrough)
+
+    asyncio.run(run())
+
+
+def test_choice_takes_effect_while_the_queue_runs() -> None:
+    async def run() -> None:
+        async with frontend() as front:
+            await front.connect()
+            await front.start()
+            front.device.set_config(32, b"\0")
+            await front.done(front.request(RequestType.OUT, send=bytes(512)))
+            front.device.set_config(32, b"\1")
+            await front.done(front.request(RequestType.OUT, send=bytes(512)))
+            assert front.node.log == ["write 0+512 fua", "write 0+512"]
+
+    asyncio.run(run())

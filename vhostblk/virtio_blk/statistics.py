@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics of a queue, whichever lane ran it.
+
+The engine keeps `struct vb_stats` for each queue and Python reads it without a lock; the Python
+lane keeps the same record itself. An export adds up what a queue's successive lives left behind.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vhostblk.engine.layouts import STAT_KINDS, STATS
+from vhostblk.virtio_blk.layout import RequestType
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Buckets of a latency histogram.
+BUCKETS = 32
+
+_KIND_OF_TYPE = {
+    RequestType.IN: 0,
+    RequestType.OUT: 1,
+    RequestType.FLUSH: 2,
+    RequestType.DISCARD: 3,
+    RequestType.WRITE_ZEROES: 3,
+}
+
+
+def empty() -> NDArray[np.void]:
+    """Return zeroed statistics, a `STATS` array of shape (1,)."""
+    return np.zeros(1, STATS)
+
+
+def add(total: NDArray[np.void], more: NDArray[np.void]) -> None:
+    """Add `more` to `total`, field by field."""
+    for name in STATS.names or ():
+        total[name] += more[name]
+
+
+def describe(stats: NDArray[np.void]) -> dict[str, Any]:
+    """Return statistics as plain Python: counters, and a dictionary for each kind of request."""
+    record = stats[0]
+    described: dict[str, Any] = {
+        name: int(record[name]) for name in ("invalid", "upcalls", "sweeps", "notified", "kicks")
+    }
+    for index, kind in enumerate(STAT_KINDS):
+        described[kind] = {
+            "operations": int(record["operations"][index]),
+            "bytes": int(record["bytes"][index]),
+            "failed": int(record["failed"][index]),
+            "total_ns": int(record["total_ns"][index]),
+            "latency": record["latency"][index].tolist(),
+        }
+    return described
+
+
+class Counters:
+    """Counts requests on the Python lane, in plain integers: numpy scalars cost ten times that."""
+
+    def __init__(self) -> None:
+        kinds = range(len(STAT_KINDS))
+        self._operations = [0 for _ in kinds]
+        self._bytes = [0 for _ in kinds]
+        self._failed = [0 for _ in kinds]
+        self._total_ns = [0 for _ in kinds]
+        self._latency = [[0] * BUCKETS for _ in kinds]
+        self._invalid = 0
+        self.sweeps = 0
+        self.notified = 0
+        self.kicks = 0
+
+    def count(self, kind: int, nbytes: int, began: int, *, ok: bool) -> None:
+        """Count a request of virtio type `kind` that began at `perf_counter_ns()` `began`."""
+        index = _KIND_OF_TYPE.get(kind)  # type: ignore[call-overload]  # an int finds its IntEnum
+        if index is None:
+            self._invalid += kind != RequestType.GET_ID
+        elif not ok:
+            self._failed[index] += 1
+        else:
+            taken = perf_counter_ns() - began
+            self._operations[index] += 1
+            self._bytes[index] += nbytes
+            self._total_ns[index] += taken
+            self._latency[index][min(max(taken.bit_length() - 1, 0), BUCKETS - 1)] += 1
+
+    def count_invalid(self) -> None:
+        """Count a request that was refused unread."""
+        self._invalid += 1
+
+    def snapshot(self) -> NDArray[np.void]:
+        """Return a `STATS` array of shape (1,)."""
+        stats = empty()
+        stats["operations"][0] = self._operations
+        stats["bytes"][0] = self._bytes
+        stats["failed"][0] = self._failed
+        stats["total_ns"][0] = self._total_ns
+        stats["latency"][0] = self._latency
+        stats["invalid"] = self._invalid
+        stats["sweeps"] = self.sweeps
+        stats["notified"] = self.notified
+        stats["kicks"] = self.kicks
+        return stats
