@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import random
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.compare import parse_backend
-from benchmarks.daemons import ROOT, Daemon, DaemonError, Disk, running
+from benchmarks.daemons import ROOT, Backend, Daemon, DaemonError, Disk, running
 from benchmarks.loadgen.build import BuildError
 from benchmarks.loadgen.client import F_FLUSH, F_WRITE_ZEROES, FrontEnd, Geometry
 from benchmarks.loadgen.protocol import ProtocolError
@@ -63,7 +64,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--block-size", type=int, default=4096, help="bytes a request")
     add("--duration", type=float, default=60.0, help="seconds")
     add("--run-seconds", type=float, default=1.0, help="longest run between two pauses")
+    add("--rate", type=float, help="requests a second at most; mostly waits for interrupts then")
     add("--kill", action="store_true", help="kill the daemon in the middle of runs now and then")
+    add("--switch", action="store_true", help="vhostblk changes lanes and drains all the while")
     add("--seed", type=int, help="of all random choices (default: the time)")
     return parser
 
@@ -146,16 +149,18 @@ class Verifier:
 
     def _workload(self, front_end: FrontEnd) -> Workload:
         info = front_end.info
+        limit = self.options.rate
+        rates = [limit, limit / 4] if limit else [None, None, 1000.0, 20000.0]
         return Workload(
             seconds=self.random.uniform(0.05, self.options.run_seconds),
             write_share=self.random.choice([0.1, 0.5, 0.9]),
             zeroes_share=0.02 if info.has(F_WRITE_ZEROES) else 0.0,
             flush_share=0.01 if info.has(F_FLUSH) else 0.0,
             sequential=self.random.random() < 0.2,
-            rate=self.random.choice([None, None, 1000.0, 20000.0]),
+            rate=self.random.choice(rates),
             seed=self.random.getrandbits(32),
             threads=self.random.randint(1, 2),
-            wait_for_calls=self.random.random() < 0.5,
+            wait_for_calls=self.random.random() < (0.9 if limit else 0.5),
         )
 
     def _count(self, front_end: FrontEnd, workload: Workload) -> int:
@@ -190,16 +195,16 @@ def _verify(options: argparse.Namespace, target: Target) -> None:
         target.require_alive()
         if time.monotonic() > shown + 10:
             shown = time.monotonic()
-            _show(verifier.totals, shown - begin)
+            _show(verifier.totals, shown - begin, target.disturbances())
     verifier.read_all()
-    _show(verifier.totals, time.monotonic() - begin)
+    _show(verifier.totals, time.monotonic() - begin, target.disturbances())
 
 
-def _show(totals: Totals, seconds: float) -> None:
+def _show(totals: Totals, seconds: float, disturbances: str) -> None:
     print(
         f"{seconds:7.1f} s  {totals.requests:,} requests, {totals.reads:,} reads checked, "
         f"{totals.connections:,} connections, {totals.interrupts:,} interrupts, "
-        f"{totals.kills} kills",
+        f"{totals.kills} kills{disturbances}",
         flush=True,
     )
 
@@ -226,9 +231,29 @@ class Target:
             folder = tempfile.TemporaryDirectory(dir=parent)
             self._run_folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             self._backend = parse_backend(options.backend, iothread=not options.no_iothread)
+            if options.switch:
+                self._backend = self._switching_backend()
             self._disk = _disk(options, Path(stack.enter_context(folder)))
             self._stack = stack.enter_context(contextlib.ExitStack())
             self.start()
+
+    @property
+    def _count_file(self) -> Path:
+        return self._run_folder / "disturbances"
+
+    def _switching_backend(self) -> Backend:
+        if self._backend.name != "vhostblk":
+            raise ValueError("--switch is for --backend vhostblk, without a lane")
+        command = (sys.executable, "-m", "benchmarks.switching", "--count", str(self._count_file))
+        return replace(self._backend, command=command)
+
+    def disturbances(self) -> str:
+        """Say what the daemon did to itself since its start."""
+        try:
+            counts = json.loads(self._count_file.read_text())
+        except (AttributeError, OSError, ValueError):
+            return ""
+        return "".join(f", {count:,} {name}" for name, count in counts.items())
 
     def start(self) -> None:
         """Start the daemon, or start it again after its end."""

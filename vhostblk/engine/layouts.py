@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
-#: One virtio-blk request, `struct vb_request`. `iov_first` and `iov_count` say which segments of its
+#: One virtio-blk request, `struct vb_request`. `iov_first` and `iov_count` say which segments of a
 #: batch hold its data (or take it), `length` bytes in all. `status_addr` is a host address; 0: the
 #: chain has no room for a status.
 REQUEST = np.dtype(

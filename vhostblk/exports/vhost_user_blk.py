@@ -8,6 +8,7 @@ imported with the first front-end, so that start-up stays short.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from contextlib import asynccontextmanager
@@ -106,6 +107,8 @@ class VhostUserBlkBackend:
         self._features = 0
         self._memory: GuestMemory | None = None
         self._queues: dict[int, BlkQueue | ExpressQueue] = {}
+        #: Held while queues come, go, or move: front-end and daemon may want that at once.
+        self._changing = asyncio.Lock()
         self._configs: dict[int, VringConfig] = {}
         #: Statistics of queues that have stopped, by index.
         self._past: dict[int, NDArray[np.void]] = {}
@@ -237,30 +240,32 @@ class VhostUserBlkBackend:
 
     @asynccontextmanager
     async def _quiet_queues(self) -> AsyncIterator[list[BlkQueue | ExpressQueue]]:
-        queues = list(self._queues.values())
-        for queue in queues:
-            queue.hold()
-        try:
+        async with self._changing:
+            queues = list(self._queues.values())
             for queue in queues:
-                await queue.wait_idle()
-            yield queues
-        finally:
-            for queue in queues:
-                queue.release()
+                queue.hold()
+            try:
+                for queue in queues:
+                    await queue.wait_idle()
+                yield queues
+            finally:
+                for queue in queues:
+                    queue.release()
 
     # Queues.
 
     async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
         """Start a queue."""
         kick = None if kick_fd is None else adopt_eventfd(kick_fd, "kick")
-        try:
-            queue = self._make_queue(config, kick)
-        except BaseException:
-            if kick is not None:
-                os.close(kick)
-            raise
-        self._configs[config.index] = config
-        self._start_queue(queue)
+        async with self._changing:
+            try:
+                queue = self._make_queue(config, kick)
+            except BaseException:
+                if kick is not None:
+                    os.close(kick)
+                raise
+            self._configs[config.index] = config
+            self._start_queue(queue)
 
     def _make_queue(self, config: VringConfig, kick: int | None) -> BlkQueue | ExpressQueue:
         from vhostblk.virtio_blk.device import BlkDevice
@@ -328,21 +333,30 @@ class VhostUserBlkBackend:
         return described
 
     async def switch_lane(self, lane: Lane) -> None:
-        """Move all queues, present and future, to the other lane; the guest doesn't notice."""
-        if lane is self._lane:
-            return
-        self._lane = lane
-        for index, queue in list(self._queues.items()):
-            kick = queue.kick_copy()
-            next_avail = await self._retire(queue)
-            config = replace(self._configs[index], next_avail=next_avail)
-            self._start_queue(self._make_queue(config, kick))
+        """Move all queues, present and future, to the other lane; the guest doesn't notice.
+
+        Raises VhostblkError where a queue can't be had there: it stays where it is, then.
+        """
+        async with self._changing:
+            former, self._lane = self._lane, lane
+            for index in list(self._queues) if lane is not former else ():
+                queue = self._queues[index]
+                kick = queue.kick_copy()
+                next_avail = await self._retire(queue)
+                config = replace(self._configs[index], next_avail=next_avail)
+                try:
+                    self._start_queue(self._make_queue(config, kick))
+                except BaseException:
+                    self._lane = former
+                    self._start_queue(self._make_queue(config, kick))
+                    raise
 
     async def stop_vring(self, index: int) -> int:
         """Finish what is in flight; return the next avail index."""
-        next_avail = await self._retire(self._queues[index])
-        self.set_vring_call(index, None)
-        return next_avail
+        async with self._changing:
+            next_avail = await self._retire(self._queues[index])
+            self.set_vring_call(index, None)
+            return next_avail
 
     def set_vring_enabled(self, index: int, enabled: bool) -> None:
         """Let a queue be processed or not."""

@@ -20,6 +20,7 @@ from vhostblk.block.completion import Completion
 from vhostblk.block.iovec import address_of
 from vhostblk.engine.layouts import STATS
 from vhostblk.engine.maps import encode_map
+from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.virtio_blk.request import BlockRequests
 from vhostblk.virtio_blk.runner import Completed, RequestRunner
 
@@ -66,7 +67,7 @@ class ExpressQueue:
         regions, count = self._regions(ring.memory)
         self._queue = self._lib.vb_queue_new(iothread.handle, self._config(), regions, count)
         if not self._queue:
-            raise MemoryError("no memory for a queue")
+            raise VhostUserError("no memory for a queue")
         iothread.add(self._queue, self)
 
     def _config(self) -> Any:
@@ -151,7 +152,7 @@ class ExpressQueue:
         regions, count = self._regions(memory)
         ring = self._ffi.new("struct vb_ring *", self._ring.addresses())
         if self._lib.vb_queue_move(self._queue, ring, regions, count):
-            raise MemoryError("no memory for a memory table")
+            raise VhostUserError("no memory for a memory table")
         self._memory = memory
 
     def kick_copy(self) -> int | None:

@@ -17,7 +17,7 @@ from vhostblk.block.completion import drive
 from vhostblk.block.iovec import IoVec
 from vhostblk.virtio_blk.device import status_of
 from vhostblk.virtio_blk.discard import RefusedError
-from vhostblk.virtio_blk.layout import RequestType, Status
+from vhostblk.virtio_blk.layout import SECTOR_SIZE, RequestType, Status
 from vhostblk.virtio_blk.request import PENDING, BlockRequests
 
 if TYPE_CHECKING:
@@ -29,16 +29,23 @@ if TYPE_CHECKING:
 
 
 class Completed(NamedTuple):
-    """Requests that have completed, in order; four lists of one length.
+    """Requests that have completed, in order; four tuples of one length.
 
     `written` counts the bytes written to a request's data segments, without the status byte.
     `status_addrs` are host addresses, 0 where a chain has no room for a status.
     """
 
-    heads: list[int]
-    written: list[int]
-    status_addrs: list[int]
-    statuses: list[int]
+    heads: tuple[int, ...]
+    written: tuple[int, ...]
+    status_addrs: tuple[int, ...]
+    statuses: tuple[int, ...]
+
+
+#: One row of `Completed`.
+Outcome = tuple[int, int, int, int]
+
+# Plain integers compare several times faster than enum members.
+_IN, _OUT = int(RequestType.IN), int(RequestType.OUT)
 
 
 class RequestRunner:
@@ -60,7 +67,9 @@ class RequestRunner:
         self._publish = publish
         self._loop = asyncio.get_running_loop()
         self._publish_handle: asyncio.Handle | None = None
-        self._completed = Completed([], [], [], [])
+        self._outcomes: list[Outcome] = []
+        #: (type, bytes, began) of those among them that succeeded.
+        self._succeeded: list[tuple[int, int, int]] = []
 
     def start(self, requests: BlockRequests) -> None:
         """Start all requests of a burst and publish those that have completed by then."""
@@ -68,7 +77,7 @@ class RequestRunner:
         device.backend.begin(len(requests.records))
         preadv, pwritev = device.backend.preadv, device.backend.pwritev
         iovs, address, owner = requests.iovs, requests.iovs_address, requests.memory
-        began = perf_counter_ns()
+        done, began = self._done, perf_counter_ns()
         record: tuple[int, int, int, int, int, int, int, int, int]
         for record in requests.records.tolist():
             sector, length, status_addr, kind, first, count, head, status, _ = record
@@ -77,68 +86,60 @@ class RequestRunner:
                 continue
             counted = (kind, length, began)
             iov = IoVec(iovs, first, count, length, address + 16 * first, owner)
-            if kind == RequestType.IN:
-                drive(
-                    preadv(sector * 512, iov),
-                    partial(self._done, head, status_addr, counted, length),
-                )
-            elif kind != RequestType.OUT:
-                drive(
-                    device.execute(kind, iov), partial(self._executed, head, status_addr, counted)
-                )
+            if kind == _IN:
+                outcome = (head, length, status_addr, 0)
+                drive(preadv(sector * SECTOR_SIZE, iov), partial(done, outcome, counted))
+            elif kind != _OUT:
+                outcome = (head, 0, status_addr, 0)
+                drive(device.execute(kind, iov), partial(self._executed, outcome, counted))
             elif device.writable:
-                drive(
-                    pwritev(sector * 512, iov), partial(self._done, head, status_addr, counted, 0)
-                )
+                outcome = (head, 0, status_addr, 0)
+                drive(pwritev(sector * SECTOR_SIZE, iov), partial(done, outcome, counted))
             else:
                 self._refuse(head, status_addr, Status.IOERR)
-        if self._completed.heads:
+        if self._outcomes:
             self._publish_now()
 
     def _refuse(self, head: int, status_addr: int, status: int) -> None:
         if self._counters is not None:
-            self._counters.count_invalid()
-        self._complete(head, status_addr, 0, status)
+            self._counters.invalid += 1
+        self._complete((head, 0, status_addr, status))
 
     def _done(
         self,
-        head: int,
-        status_addr: int,
+        outcome: Outcome,
         counted: tuple[int, int, int],
-        written: int,
         _result: object,
         error: BaseException | None,
     ) -> None:
-        if self._counters is not None:
-            self._counters.count(*counted, ok=error is None)
         if error is None:
-            self._complete(head, status_addr, written, 0)
+            self._succeeded.append(counted)
+            self._complete(outcome)
         else:
-            self._fail(head, status_addr, error)
+            self._fail(outcome, counted[0], error)
 
     def _executed(
         self,
-        head: int,
-        status_addr: int,
+        outcome: Outcome,
         counted: tuple[int, int, int],
         written: int | None,
         error: BaseException | None,
     ) -> None:
-        self._done(head, status_addr, counted, written or 0, None, error)
+        head, _, status_addr, status = outcome
+        self._done((head, written or 0, status_addr, status), counted, None, error)
 
-    def _fail(self, head: int, status_addr: int, error: BaseException) -> None:
+    def _fail(self, outcome: Outcome, kind: int, error: BaseException) -> None:
         if isinstance(error, OSError):
             self._log.warning("request failed: %s", error.strerror)
         elif not isinstance(error, RefusedError):
             self._log.error("request failed", exc_info=error)
-        self._complete(head, status_addr, 0, status_of(error))
+        if self._counters is not None:
+            self._counters.count_failed(kind)
+        head, _, status_addr, _ = outcome
+        self._complete((head, 0, status_addr, status_of(error)))
 
-    def _complete(self, head: int, status_addr: int, written: int, status: int) -> None:
-        completed = self._completed
-        completed.heads.append(head)
-        completed.written.append(written)
-        completed.status_addrs.append(status_addr)
-        completed.statuses.append(status)
+    def _complete(self, outcome: Outcome) -> None:
+        self._outcomes.append(outcome)
         if self._publish_handle is None:
             self._publish_handle = self._loop.call_soon(self._publish_now)
 
@@ -146,6 +147,9 @@ class RequestRunner:
         if self._publish_handle is not None:
             self._publish_handle.cancel()
             self._publish_handle = None
-        completed, self._completed = self._completed, Completed([], [], [], [])
-        self._publish(completed)
-        self._device.backend.end(len(completed.heads))
+        outcomes, self._outcomes = self._outcomes, []
+        succeeded, self._succeeded = self._succeeded, []
+        if self._counters is not None:
+            self._counters.count(succeeded)
+        self._publish(Completed(*zip(*outcomes, strict=True)))
+        self._device.backend.end(len(outcomes))

@@ -7,6 +7,7 @@ lane keeps the same record itself. An export adds up what a queue's successive l
 
 from __future__ import annotations
 
+from collections import Counter
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 #: Buckets of a latency histogram.
 BUCKETS = 32
 
-_KIND_OF_TYPE = {
+_KIND_OF_TYPE: dict[int, int] = {
     RequestType.IN: 0,
     RequestType.OUT: 1,
     RequestType.FLUSH: 2,
@@ -68,28 +69,35 @@ class Counters:
         self._failed = [0 for _ in kinds]
         self._total_ns = [0 for _ in kinds]
         self._latency = [[0] * BUCKETS for _ in kinds]
-        self._invalid = 0
+        self.invalid = 0
         self.sweeps = 0
         self.notified = 0
         self.kicks = 0
 
-    def count(self, kind: int, nbytes: int, began: int, *, ok: bool) -> None:
-        """Count a request of virtio type `kind` that began at `perf_counter_ns()` `began`."""
-        index = _KIND_OF_TYPE.get(kind)  # type: ignore[call-overload]  # an int finds its IntEnum
-        if index is None:
-            self._invalid += kind != RequestType.GET_ID
-        elif not ok:
+    def count(self, succeeded: list[tuple[int, int, int]]) -> None:
+        """Count requests that have succeeded now.
+
+        Each is a virtio type, its bytes and the `perf_counter_ns()` at which it began. Requests of
+        one burst are alike, mostly, so like ones are counted together.
+        """
+        now = perf_counter_ns()
+        for (kind, nbytes, began), number in Counter(succeeded).items():
+            index = _KIND_OF_TYPE.get(kind)
+            if index is None:
+                continue
+            taken = now - began
+            self._operations[index] += number
+            self._bytes[index] += nbytes * number
+            self._total_ns[index] += taken * number
+            self._latency[index][min(max(taken.bit_length() - 1, 0), BUCKETS - 1)] += number
+
+    def count_failed(self, kind: int) -> None:
+        """Count a request that failed, or that was of no known type."""
+        index = _KIND_OF_TYPE.get(kind)
+        if index is not None:
             self._failed[index] += 1
         else:
-            taken = perf_counter_ns() - began
-            self._operations[index] += 1
-            self._bytes[index] += nbytes
-            self._total_ns[index] += taken
-            self._latency[index][min(max(taken.bit_length() - 1, 0), BUCKETS - 1)] += 1
-
-    def count_invalid(self) -> None:
-        """Count a request that was refused unread."""
-        self._invalid += 1
+            self.invalid += 1
 
     def snapshot(self) -> NDArray[np.void]:
         """Return a `STATS` array of shape (1,)."""
@@ -99,7 +107,7 @@ class Counters:
         stats["failed"][0] = self._failed
         stats["total_ns"][0] = self._total_ns
         stats["latency"][0] = self._latency
-        stats["invalid"] = self._invalid
+        stats["invalid"] = self.invalid
         stats["sweeps"] = self.sweeps
         stats["notified"] = self.notified
         stats["kicks"] = self.kicks

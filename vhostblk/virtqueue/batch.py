@@ -19,7 +19,7 @@ class RequestBatch:
 
     Chain `i` owns segments `first[i]` to `first[i] + count[i]` of `iovs`; the first `readable[i]`
     of these are device-readable, the others device-writable. Chains whose `faults[i]` is not 0 are
-    not to be served; what was walked of them is there (with ORDER: what comes before the violation),
+    not to be served; what was walked of them (with ORDER: up to the violation) is there,
     so that a status can still be answered.
     """
 
