@@ -54,6 +54,8 @@ class Disturber:
         self._count_file = count_file
         self._lane = Lane.EXPRESS
         self._counts = {"lane changes": 0, "drained sections": 0}
+        with suppress(OSError, ValueError):  # a daemon before this one may have begun to count
+            self._counts.update(json.loads(count_file.read_text()) if count_file else {})
 
     async def run(self) -> None:
         """Go on until cancelled."""

@@ -225,11 +225,11 @@ class Target:
     def __init__(self, options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
         self.socket: Path = options.socket
         self.daemon: Daemon | None = None
+        self._run_folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if options.socket is None:
             parent = ROOT / ".cache"
             parent.mkdir(exist_ok=True)
             folder = tempfile.TemporaryDirectory(dir=parent)
-            self._run_folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             self._backend = parse_backend(options.backend, iothread=not options.no_iothread)
             if options.switch:
                 self._backend = self._switching_backend()
@@ -248,11 +248,10 @@ class Target:
         return replace(self._backend, command=command)
 
     def disturbances(self) -> str:
-        """Say what the daemon did to itself since its start."""
-        try:
+        """Say what the daemon did to itself, all its lives together."""
+        counts: dict[str, int] = {}
+        with contextlib.suppress(OSError, ValueError):  # not there yet, or just being written
             counts = json.loads(self._count_file.read_text())
-        except (AttributeError, OSError, ValueError):
-            return ""
         return "".join(f", {count:,} {name}" for name, count in counts.items())
 
     def start(self) -> None:

@@ -34,7 +34,7 @@ class StubExport(Export):
     fails_to_start = False
     fails_to_stop: ClassVar[set[str]] = set()
 
-    def __init__(self, options: Any, backend: BlockBackend) -> None:
+    def __init__(self, options: Any, backend: BlockBackend, _iothreads: object) -> None:
         super().__init__(options.id, backend)
 
     async def start(self) -> None:
