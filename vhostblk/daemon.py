@@ -24,6 +24,7 @@ from vhostblk.block.graph import Graph
 from vhostblk.engine.iothread import IothreadOptions
 from vhostblk.engine.iothreads import Iothreads
 from vhostblk.errors import VhostblkError
+from vhostblk.events import EventBus
 from vhostblk.exports.hints import qemu_arguments
 from vhostblk.exports.registry import start_export
 from vhostblk.schema.export import iothread_names
@@ -51,6 +52,8 @@ class Daemon:
         blockdevs: Iterable[Options] = (),
         exports: Iterable[Options] = (),
     ) -> None:
+        #: What happens to nodes and exports; monitors listen.
+        self.events = EventBus()
         self.graph = Graph()
         self._initial = (list(objects), list(blockdevs), list(exports))
         self._iothreads = Iothreads()

@@ -47,7 +47,7 @@ static void end_mapped(struct vb_slot *slot)
 
     free(slot->segments);
     slot->segments = NULL;
-    if (!--queue->mapped_in_flight)
+    if (!--queue->mapped_in_flight && queue->holds)
         vb_iothread_signal(queue->iothread);
 }
 
@@ -56,7 +56,7 @@ static void finish_mapped(struct vb_slot *slot, int64_t result)
     end_mapped(slot);
     if (result >= 0)
         vb_slot_complete(slot, VB_S_OK,
-                         slot->request.type == VB_T_IN ? (uint32_t)slot->request.length : 0);
+                         slot->request.type == VB_T_IN ? slot->request.length : 0);
     else
         vb_slot_complete(slot, result == -EOPNOTSUPP ? VB_S_UNSUPP : VB_S_IOERR, 0);
 }
@@ -137,13 +137,12 @@ static void execute_transfer(struct vb_slot *slot)
         zero_segments(slot->iovs, request->iov_count);
         /* fall through */
     case VB_GO_NULL:
-        vb_slot_complete(slot, VB_S_OK, write ? 0 : (uint32_t)request->length);
+        vb_slot_complete(slot, VB_S_OK, write ? 0 : request->length);
         return;
     case VB_GO_FILE:
         break;
     }
-    if (!vb_extent_aligned(queue->map, file_offset, slot->iovs, request->iov_count) ||
-        (!(queue->map->flags & VB_EXTENT_BUFFERED) && request->iov_count > IOV_MAX)) {
+    if (!vb_extent_aligned(queue->map, file_offset, slot->iovs, request->iov_count)) {
         vb_slot_go_up(slot);
         return;
     }
@@ -298,7 +297,7 @@ void vb_slot_execute(struct vb_slot *slot)
 static void continue_transfer(struct vb_slot *slot)
 {
     struct vb_io_op *op = &slot->op;
-    int64_t result = op->result;
+    int64_t result = op->result, whole;
 
     if (result == -EAGAIN || result == -EINTR) {
         queue_op(slot, op->opcode, op->flags);
@@ -310,12 +309,17 @@ static void continue_transfer(struct vb_slot *slot)
     }
     if (slot->done + result == slot->request.length) {
         finish_mapped(slot, 0);
-    } else if (result) {
+        return;
+    }
+    whole = result & -(int64_t)(slot->map->alignment ? slot->map->alignment : 1);
+    if (op->opcode == VB_IO_READ && (!result || whole != result)) {
+        /* The file ends here, maybe inside a block. */
         skip_segments(slot, result);
-        queue_op(slot, op->opcode, op->flags);
-    } else if (op->opcode == VB_IO_READ) {
-        zero_segments(op->iovs, op->count); /* the file ends here */
+        zero_segments(op->iovs, op->count);
         finish_mapped(slot, 0);
+    } else if (result) {
+        skip_segments(slot, whole); /* a part of a block is written again */
+        queue_op(slot, op->opcode, op->flags);
     } else {
         finish_mapped(slot, -ENOSPC);
     }
@@ -349,13 +353,15 @@ void vb_slot_continue(struct vb_slot *slot)
         finish_mapped(slot, result);
         return;
     case VB_IO_FALLOCATE:
-        if (result == -EOPNOTSUPP) {
+        if (result == -EOPNOTSUPP || result == -ENOSYS || result == -ENODEV) {
             /* Not on this file system: Python knows what else to do, for all segments again. */
             end_mapped(slot);
             vb_slot_go_up(slot);
             return;
         }
-        if (result < 0 || !start_segment(slot))
+        if (result == -EINTR)
+            queue_op(slot, VB_IO_FALLOCATE, slot->op.flags);
+        else if (result < 0 || !start_segment(slot))
             finish_mapped(slot, result);
         return;
     }

@@ -26,6 +26,14 @@ enum vb_extent_entry {
     VB_ENTRY_ZERO = 4,      /* reads give zeroes */
 };
 
+/* What is to be done with a range. */
+enum vb_extent_verdict {
+    VB_GO_UP,   /* ask Python */
+    VB_GO_FILE, /* at *file_offset of the map's file */
+    VB_GO_ZERO, /* reads as zeroes */
+    VB_GO_NULL, /* nothing at all */
+};
+
 struct vb_extent_map {
     uint32_t kind;
     uint32_t flags;

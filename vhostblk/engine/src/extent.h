@@ -9,14 +9,6 @@
 
 #include "extent.cdef.h"
 
-/* What is to be done with a range. */
-enum vb_extent_verdict {
-    VB_GO_UP,   /* ask Python */
-    VB_GO_FILE, /* at *file_offset of the map's file */
-    VB_GO_ZERO, /* reads as zeroes */
-    VB_GO_NULL, /* nothing at all */
-};
-
 enum vb_extent_verdict vb_extent_lookup(const struct vb_extent_map *map, uint64_t offset,
                                         uint64_t length, bool write, uint64_t *file_offset);
 

@@ -11,7 +11,8 @@
 
 enum vb_io_opcode { VB_IO_READ, VB_IO_WRITE, VB_IO_FSYNC, VB_IO_FALLOCATE };
 
-/* One operation. It belongs to the io until it has been reaped. */
+/* One operation. It belongs to the io until it has been reaped. Of more than IOV_MAX segments the
+ * first ones are transferred: a short result. */
 struct vb_io_op {
     enum vb_io_opcode opcode;
     int fd;

@@ -5,9 +5,11 @@
  * kernel has them (6.1): completions then run when we ask for them instead of interrupting. Only
  * the iothread submits and reaps.
  */
+#define _GNU_SOURCE
 #include "io.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <liburing.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -17,26 +19,27 @@ struct uring {
     struct vb_io io;
     struct io_uring ring;
     unsigned max_batch;
-    bool deferred;
     struct vb_io_op *backlog; /* the submission queue was full */
     struct vb_io_op **backlog_end;
 };
 
 static void prepare(struct io_uring_sqe *sqe, struct vb_io_op *op)
 {
+    unsigned count = op->count < IOV_MAX ? op->count : IOV_MAX;
+
     switch (op->opcode) {
     case VB_IO_READ:
         if (op->count == 1)
             io_uring_prep_read(sqe, op->fd, op->iovs->iov_base, op->iovs->iov_len, op->offset);
         else
-            io_uring_prep_readv(sqe, op->fd, op->iovs, op->count, op->offset);
+            io_uring_prep_readv(sqe, op->fd, op->iovs, count, op->offset);
         sqe->rw_flags = op->flags;
         break;
     case VB_IO_WRITE:
         if (op->count == 1)
             io_uring_prep_write(sqe, op->fd, op->iovs->iov_base, op->iovs->iov_len, op->offset);
         else
-            io_uring_prep_writev(sqe, op->fd, op->iovs, op->count, op->offset);
+            io_uring_prep_writev(sqe, op->fd, op->iovs, count, op->offset);
         sqe->rw_flags = op->flags;
         break;
     case VB_IO_FSYNC:
@@ -109,6 +112,12 @@ static void push_backlog(struct uring *uring)
     }
 }
 
+/* What the kernel has to tell: work that only runs when asked for, completions that found no room. */
+static unsigned kernel_flags(const struct uring *uring)
+{
+    return __atomic_load_n(uring->ring.sq.kflags, __ATOMIC_RELAXED);
+}
+
 static struct vb_io_op *uring_reap(struct vb_io *io)
 {
     struct uring *uring = (struct uring *)io;
@@ -118,8 +127,7 @@ static struct vb_io_op *uring_reap(struct vb_io *io)
 
     if (!io->in_flight)
         return NULL;
-    if (uring->deferred &&
-        *uring->ring.sq.kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
+    if (kernel_flags(uring) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
         io_uring_get_events(&uring->ring);
     io_uring_for_each_cqe(&uring->ring, head, cqe)
     {
@@ -143,7 +151,7 @@ static struct vb_io_op *uring_reap(struct vb_io *io)
 static bool work_waits(const struct uring *uring)
 {
     return io_uring_cq_ready(&uring->ring) ||
-           (uring->deferred && *uring->ring.sq.kflags & IORING_SQ_TASKRUN);
+           kernel_flags(uring) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
 }
 
 /* The ring's own descriptor does not serve: with DEFER_TASKRUN a completion wakes nobody who polls
@@ -207,7 +215,6 @@ struct vb_io *vb_io_open_uring(unsigned entries, unsigned max_batch, int *error)
         return NULL;
     }
     result = io_uring_queue_init_params(entries, &uring->ring, &params);
-    uring->deferred = result == 0;
     if (result == -EINVAL) {
         params = (struct io_uring_params){.flags = IORING_SETUP_CQSIZE, .cq_entries = entries * 4};
         result = io_uring_queue_init_params(entries, &uring->ring, &params);

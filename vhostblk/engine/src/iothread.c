@@ -95,13 +95,15 @@ static bool turn(struct vb_iothread *iothread)
     return progress;
 }
 
-static bool take_turn(struct vb_iothread *iothread)
+/* `now` is the clock, read by the caller, who need not read it for every turn. */
+static bool take_turn(struct vb_iothread *iothread, uint64_t now)
 {
     bool progress;
 
     while (atomic_load_explicit(&iothread->callers, memory_order_relaxed))
         sched_yield();
     pthread_mutex_lock(&iothread->lock);
+    iothread->now = now;
     progress = turn(iothread);
     pthread_mutex_unlock(&iothread->lock);
     return progress;
@@ -192,22 +194,20 @@ static void sleep_until_work(struct sleeper *sleeper, struct vb_iothread *iothre
 }
 
 /* Look on for the polling window; true where work came. */
-static bool poll_for_work(struct vb_iothread *iothread, uint64_t idle_since)
+static bool poll_for_work(struct vb_iothread *iothread, uint64_t idle_since, uint64_t window)
 {
-    uint64_t window = iothread->poll.window;
+    uint64_t now = idle_since;
 
-    if (!window)
-        return false;
-    do {
+    while (now - idle_since < window) {
         for (int i = 0; i < 16; i++) {
-            if (take_turn(iothread))
+            if (take_turn(iothread, now))
                 return true;
             relax();
         }
         if (atomic_load_explicit(&iothread->stopping, memory_order_relaxed))
             return false;
-        iothread->now = vb_now();
-    } while (iothread->now - idle_since < window);
+        now = vb_now();
+    }
     return false;
 }
 
@@ -220,10 +220,9 @@ static void run(struct vb_iothread *iothread)
         uint64_t idle_since;
 
         do
-            iothread->now = vb_now();
-        while (take_turn(iothread));
-        idle_since = iothread->now;
-        if (!poll_for_work(iothread, idle_since))
+            idle_since = vb_now();
+        while (take_turn(iothread, idle_since));
+        if (!poll_for_work(iothread, idle_since, vb_poll_window(&iothread->poll)))
             sleep_until_work(&sleeper, iothread);
         vb_poll_learn(&iothread->poll, vb_now() - idle_since);
     }
@@ -267,7 +266,7 @@ struct vb_iothread *vb_iothread_new(const struct vb_iothread_config *config, int
     iothread->config = *config;
     iothread->upcall_fd = config->upcall_fd;
     iothread->upcalls_end = &iothread->upcalls;
-    iothread->poll = (struct vb_poll){config->poll_max_ns, config->poll_grow, config->poll_shrink, 0};
+    vb_poll_set(&iothread->poll, config->poll_max_ns, config->poll_grow, config->poll_shrink);
     pthread_mutex_init(&iothread->lock, NULL);
     iothread->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (iothread->wake_fd < 0) {
@@ -322,6 +321,6 @@ void vb_iothread_set_poll(struct vb_iothread *iothread, uint64_t max_ns, uint64_
                           uint64_t shrink)
 {
     vb_iothread_enter(iothread);
-    iothread->poll = (struct vb_poll){max_ns, grow, shrink, 0};
+    vb_poll_set(&iothread->poll, max_ns, grow, shrink);
     vb_iothread_leave(iothread);
 }

@@ -34,7 +34,7 @@ struct vb_iothread {
     bool uses_uring;
     struct vb_io *io;
     struct vb_poll poll;
-    uint64_t now; /* the clock, read once a turn */
+    uint64_t now; /* the clock, about when the turn began */
     struct vb_queue **queues;
     uint32_t queue_count;
     bool queues_changed; /* the sleeper's descriptors are out of date */

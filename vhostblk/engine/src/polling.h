@@ -9,32 +9,54 @@
 #ifndef VHOSTBLK_POLLING_H
 #define VHOSTBLK_POLLING_H
 
+#include <stdatomic.h>
 #include <stdint.h>
 
+/* The thread's own but for `vb_poll_set`, hence atomics, which cost nothing here. */
 struct vb_poll {
-    uint64_t max_ns;
-    uint64_t grow;
-    uint64_t shrink;
-    uint64_t window;
+    _Atomic uint64_t max_ns;
+    _Atomic uint64_t grow;
+    _Atomic uint64_t shrink;
+    _Atomic uint64_t window;
 };
 
 #define VB_POLL_START_NS 4000
 #define VB_POLL_GROW 2
 
+static inline uint64_t vb_poll_window(const struct vb_poll *poll)
+{
+    return atomic_load_explicit(&poll->window, memory_order_relaxed);
+}
+
+/* From any thread. */
+static inline void vb_poll_set(struct vb_poll *poll, uint64_t max_ns, uint64_t grow,
+                               uint64_t shrink)
+{
+    atomic_store_explicit(&poll->max_ns, max_ns, memory_order_relaxed);
+    atomic_store_explicit(&poll->grow, grow, memory_order_relaxed);
+    atomic_store_explicit(&poll->shrink, shrink, memory_order_relaxed);
+    atomic_store_explicit(&poll->window, 0, memory_order_relaxed);
+}
+
 /* Learn from an idle time of `idle_ns`, polling and sleep together. */
 static inline void vb_poll_learn(struct vb_poll *poll, uint64_t idle_ns)
 {
-    if (idle_ns <= poll->window)
-        return;
-    if (idle_ns > poll->max_ns) {
-        poll->window = poll->shrink ? poll->window / poll->shrink : 0;
-    } else if (poll->window < poll->max_ns) {
-        uint64_t grown = poll->window * (poll->grow ? poll->grow : VB_POLL_GROW);
+    uint64_t max_ns = atomic_load_explicit(&poll->max_ns, memory_order_relaxed);
+    uint64_t window = vb_poll_window(poll);
 
-        if (!poll->window)
-            grown = VB_POLL_START_NS;
-        poll->window = grown < poll->max_ns ? grown : poll->max_ns;
+    if (idle_ns <= window)
+        return;
+    if (idle_ns > max_ns) {
+        uint64_t shrink = atomic_load_explicit(&poll->shrink, memory_order_relaxed);
+
+        window = shrink ? window / shrink : 0;
+    } else if (window < max_ns) {
+        uint64_t grow = atomic_load_explicit(&poll->grow, memory_order_relaxed);
+
+        window = window ? window * (grow ? grow : VB_POLL_GROW) : VB_POLL_START_NS;
+        window = window < max_ns ? window : max_ns;
     }
+    atomic_store_explicit(&poll->window, window, memory_order_relaxed);
 }
 
 #endif

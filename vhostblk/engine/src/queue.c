@@ -14,13 +14,13 @@
 
 static void break_ring(struct vb_queue *queue, const char *reason)
 {
-    queue->broken = reason;
+    __atomic_store_n(&queue->broken, reason, __ATOMIC_RELEASE);
     if (queue->err_fd >= 0)
         eventfd_write(queue->err_fd, 1);
     vb_iothread_signal(queue->iothread);
 }
 
-void vb_slot_complete(struct vb_slot *slot, uint8_t status, uint32_t written)
+void vb_slot_complete(struct vb_slot *slot, uint8_t status, uint64_t written)
 {
     struct vb_queue *queue = slot->queue;
     struct vb_iothread *iothread = queue->iothread;
@@ -29,7 +29,9 @@ void vb_slot_complete(struct vb_slot *slot, uint8_t status, uint32_t written)
 
     if (slot->request.status_addr) {
         *(volatile uint8_t *)slot->request.status_addr = status;
-        used = status == VB_S_OK && written < UINT32_MAX ? written + 1 : 1;
+        used = 1;
+        if (status == VB_S_OK)
+            used = written < UINT32_MAX ? (uint32_t)written + 1 : UINT32_MAX;
     }
     if (kind == VB_STAT_KINDS || slot->request.status != VB_STATUS_PENDING) {
         queue->stats.invalid += slot->request.type != VB_T_GET_ID;
@@ -132,7 +134,8 @@ bool vb_queue_sweep(struct vb_queue *queue)
     struct vb_ring *ring = &queue->ring;
     uint16_t available;
 
-    if (queue->holds || queue->broken)
+    /* Without room there is nothing to do before something completes. */
+    if (queue->holds || queue->broken || queue->heap_bytes >= MAX_HEAP_BYTES)
         return false;
     available = vb_ring_available(ring);
     if (!available)
@@ -290,7 +293,7 @@ uint32_t vb_queue_mapped_in_flight(struct vb_queue *queue)
 
 const char *vb_queue_broken(struct vb_queue *queue)
 {
-    return queue->broken;
+    return __atomic_load_n(&queue->broken, __ATOMIC_ACQUIRE);
 }
 
 void vb_queue_set_call(struct vb_queue *queue, int fd)

@@ -57,7 +57,7 @@ struct vb_queue {
     int call_fd, err_fd;
     bool write_through;
     bool kicks_enabled;
-    const char *broken;
+    const char *broken; /* set under the lock, read without */
     struct vb_stats stats;
 };
 
@@ -77,7 +77,7 @@ void vb_slot_continue(struct vb_slot *slot);
 void vb_slot_execute(struct vb_slot *slot);
 
 /* Answer a request. `written`: bytes written to its data segments. */
-void vb_slot_complete(struct vb_slot *slot, uint8_t status, uint32_t written);
+void vb_slot_complete(struct vb_slot *slot, uint8_t status, uint64_t written);
 
 /* Hand a request to Python: `upcall.c`. */
 void vb_slot_go_up(struct vb_slot *slot);

@@ -26,6 +26,7 @@ static bool take_ordinary(struct vb_request *request, struct vb_chain *chain,
         first->iov_len < VB_HEADER_SIZE || !last->iov_len)
         return false;
     memcpy(header, first->iov_base, sizeof(*header));
+    /* The copy must not be read a second time behind our back. */
     __asm__ __volatile__("" : "+m"(*header));
     advance(first, VB_HEADER_SIZE);
     last->iov_len--;
@@ -33,36 +34,20 @@ static bool take_ordinary(struct vb_request *request, struct vb_chain *chain,
     return true;
 }
 
-/* Remove segments that are unmapped or empty from [from, to); returns how many remain. */
-static uint32_t compact(struct iovec *iovs, uint32_t from, uint32_t to, uint32_t into)
-{
-    uint32_t kept = 0;
-
-    for (uint32_t i = from; i < to; i++)
-        if (iovs[i].iov_base && iovs[i].iov_len)
-            iovs[into + kept++] = iovs[i];
-    return kept;
-}
-
 /* Any other framing is legal too (2.7.4.1) but rare. False: not a request; a status may still have a
  * place. */
 static bool take_other(struct vb_request *request, struct vb_chain *chain, struct header *header)
 {
-    struct iovec *iovs = chain->iovs;
-    uint32_t readable = compact(iovs, 0, chain->readable, 0);
-    uint32_t writable = compact(iovs, chain->readable, chain->count, readable);
+    struct iovec *iovs = chain->iovs, *last = &iovs[chain->count - 1];
     uint32_t have = 0;
 
-    chain->readable = readable;
-    chain->count = readable + writable;
-    if (!writable)
+    if (chain->count == chain->readable || !last->iov_base)
         return false;
-    iovs[chain->count - 1].iov_len--;
-    request->status_addr = (uint64_t)(uintptr_t)iovs[chain->count - 1].iov_base +
-                           iovs[chain->count - 1].iov_len;
+    last->iov_len--;
+    request->status_addr = (uint64_t)(uintptr_t)last->iov_base + last->iov_len;
     if (chain->fault)
         return false;
-    for (uint32_t i = 0; i < readable && have < sizeof(*header); i++) {
+    for (uint32_t i = 0; i < chain->readable && have < sizeof(*header); i++) {
         size_t taken = sizeof(*header) - have;
 
         if (taken > iovs[i].iov_len)
@@ -71,6 +56,7 @@ static bool take_other(struct vb_request *request, struct vb_chain *chain, struc
         advance(&iovs[i], taken);
         have += taken;
     }
+    __asm__ __volatile__("" : "+m"(*header));
     return have == sizeof(*header);
 }
 

@@ -29,26 +29,31 @@ static bool chain_append(struct vb_chain *chain, uint64_t base, uint64_t length)
 /* Whether [addr, addr + length) is mapped throughout, if need be by several regions. */
 static bool mapped_in_pieces(const struct vb_memory *memory, uint64_t addr, uint64_t length)
 {
-    while (length) {
+    for (unsigned piece = 0; piece < VB_MAX_PIECES; piece++) {
         uint64_t host, taken = vb_memory_piece(memory, addr, length, &host);
 
-        if (!taken)
-            return false;
         addr += taken;
         length -= taken;
-        if (length && !addr)
-            return false; /* past the end of the address space */
+        if (!length)
+            return true;
+        /* An address of 0 now is the end of the address space, not its beginning. */
+        if (!taken || !addr)
+            return false;
     }
-    return true;
+    return false;
 }
 
-/* Add a buffer: one segment, or one for each region that it crosses. */
+/* Add a buffer: one segment, or one for each region that it crosses. An empty one is none at all,
+ * wherever it may point. */
 static bool append_buffer(struct vb_chain *chain, struct vb_memory *memory, uint64_t addr,
                           uint32_t length)
 {
-    uint64_t rest = length, host = vb_memory_translate(memory, addr, length);
+    uint64_t rest = length, host;
 
-    if (host || !length)
+    if (!length)
+        return true;
+    host = vb_memory_translate(memory, addr, length);
+    if (host)
         return chain_append(chain, host, length);
     if (!mapped_in_pieces(memory, addr, length)) {
         chain->fault = VB_FAULT_UNMAPPED;
@@ -82,8 +87,7 @@ bool vb_chain_walk(struct vb_chain *chain, const struct vb_ring *ring, struct vb
 {
     uint64_t table = ring->desc;
     uint32_t entries = ring->size, current = head, descriptors = 0;
-    uint32_t longest = ring->size > VB_MAX_CHAIN ? ring->size : VB_MAX_CHAIN;
-    bool inside = false, writing = false, backwards = false;
+    bool inside = false, writing = false;
     uint8_t walk_fault = VB_FAULT_NONE;
 
     chain->count = chain->readable = 0;
@@ -104,7 +108,11 @@ bool vb_chain_walk(struct vb_chain *chain, const struct vb_ring *ring, struct vb
         } else {
             bool writes = desc.flags & DESC_F_WRITE;
 
-            backwards |= writing && !writes;
+            if (writing && !writes) {
+                /* Whatever else is wrong: what comes from here on is not looked at. */
+                chain->fault = VB_FAULT_ORDER;
+                return true;
+            }
             writing = writes;
             descriptors++;
             if (!append_buffer(chain, memory, desc.addr, desc.len))
@@ -115,7 +123,7 @@ bool vb_chain_walk(struct vb_chain *chain, const struct vb_ring *ring, struct vb
                 break;
             current = desc.next;
         }
-        if (descriptors >= longest) {
+        if (descriptors >= VB_MAX_CHAIN) {
             walk_fault = VB_FAULT_TOO_LONG;
             break;
         }
@@ -124,9 +132,7 @@ bool vb_chain_walk(struct vb_chain *chain, const struct vb_ring *ring, struct vb
             break;
         }
     }
-    if (backwards)
-        chain->fault = VB_FAULT_ORDER;
-    else if (!chain->fault)
+    if (!chain->fault)
         chain->fault = walk_fault;
     return true;
 }

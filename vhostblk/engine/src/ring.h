@@ -28,10 +28,15 @@ enum vb_chain_fault {
     VB_FAULT_UNMAPPED,
 };
 
-/* Longest indirect table, and longest chain beyond the queue's size. */
+/* Longest chain and longest indirect table: Linux's UIO_MAXIOV, as in QEMU. It holds in longer queues
+ * too. */
 #define VB_MAX_CHAIN 1024
 
-/* A chain's segments, device-readable ones first. The array grows and is used again. */
+/* Most regions that one buffer may lie in. */
+#define VB_MAX_PIECES 8
+
+/* A chain's segments, device-readable ones first; none is empty. Of a broken chain they are those
+ * walked up to there. The array grows and is used again. */
 struct vb_chain {
     struct iovec *iovs; /* iov_base NULL where not mapped */
     uint32_t count;

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The engine's decisions one by one, without a queue: for tests that hold them against those of the
+ * Python lane. Nothing else uses this. */
+
+/* What a walk of one chain found; its segments are those from `first` on. */
+struct vb_inspected_chain {
+    uint32_t first;
+    uint32_t count;
+    uint32_t readable;
+    uint32_t fault;
+};
+
+/* Walk the chains at `heads`, each below ring->size. Segments are pairs of address and length.
+ * Returns how many there are; -1: more than `limit`, or out of memory. */
+int64_t vb_inspect_chains(const struct vb_ring *ring, const struct vb_region *regions,
+                          uint32_t region_count, uint32_t n, const uint16_t *heads,
+                          struct vb_inspected_chain *chains, uint32_t limit, uint64_t *segments);
+
+/* The same, and parse them on a device of `size` bytes; the segments are those of the data. */
+int64_t vb_inspect_requests(const struct vb_ring *ring, const struct vb_region *regions,
+                            uint32_t region_count, uint32_t n, const uint16_t *heads,
+                            uint64_t size, uint32_t logical_block_size, struct vb_request *records,
+                            uint32_t limit, uint64_t *segments);
+
+/* The status to answer, or 255. */
+uint8_t vb_inspect_discard(const void *payload, uint64_t length, uint32_t type, uint64_t size,
+                           uint32_t logical_block_size);
+
+enum vb_extent_verdict vb_inspect_extent(const struct vb_extent_map *map, uint64_t offset,
+                                         uint64_t length, int write, uint64_t *file_offset);

@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef VHOSTBLK_INSPECT_H
+#define VHOSTBLK_INSPECT_H
+
+#include "extent.h"
+#include "request.h"
+
+#include "inspect.cdef.h"
+
+#endif

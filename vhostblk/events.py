@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Events: what happens that somebody at a monitor may want to know.
+
+Any layer emits; monitors listen. An event is a QAPI event: a name and a data struct
+(`vhostblk.schema`), or none. Emitting never fails and never waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vhostblk.schema.base import QapiStruct
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened at `timestamp`, in seconds since the epoch."""
+
+    name: str
+    data: QapiStruct | None
+    timestamp: float
+
+
+class EventBus:
+    """Carries events to whoever listens."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Callable[[Event], object]] = []
+
+    def listen(self, listener: Callable[[Event], object]) -> None:
+        """Have `listener(event)` called for every event."""
+        self._listeners.append(listener)
+
+    def forget(self, listener: Callable[[Event], object]) -> None:
+        """Undo `listen`."""
+        self._listeners.remove(listener)
+
+    def emit(self, name: str, data: QapiStruct | None = None) -> None:
+        """Tell all listeners; one that fails harms nobody else."""
+        event = Event(name, data, time.time())
+        for listener in list(self._listeners):
+            try:
+                listener(event)
+            except Exception:
+                logger.exception("event %s: a listener failed", name)
