@@ -52,8 +52,8 @@ CASES = (
     Case("null-read-think", "null", think_us=2.0),
     Case("cache-read", "file", targets=_targets(1, 5, 5)),
     Case("cache-write", "file", write=True, targets=_targets(1, 1.2, 1.2)),
-    Case("tmpfs-read", "memory", targets=_targets(2, 2.5, 2.5)),
-    Case("tmpfs-write", "memory", write=True, targets=_targets(2, 2.5, 2.5)),
+    Case("tmpfs-read", "memory", aio="threads", targets=_targets(2, 2.5, 2.5)),
+    Case("tmpfs-write", "memory", write=True, aio="threads", targets=_targets(2, 2.5, 2.5)),
     Case("direct-read", "file", direct=True, targets=_targets(1, 1, 1)),
     Case(
         "sequential-read-128k",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import tempfile
 from dataclasses import replace
@@ -21,8 +22,12 @@ from benchmarks.daemons import (
     Backend,
     DaemonError,
     qemu_backend,
+    version,
     vhostblk_backend,
 )
+from benchmarks.libblkio import debian
+from benchmarks.libblkio.client import compile_bench
+from benchmarks.libblkio.debian import RootError
 from benchmarks.loadgen.build import BuildError
 from benchmarks.loadgen.protocol import ProtocolError
 from benchmarks.loadgen.run import RunError
@@ -33,6 +38,8 @@ from benchmarks.report import Report, as_json, as_text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+FAILURES = (DaemonError, RootError, RunError, ProtocolError, BuildError)
+CLIENTS = ("loadgen", "libblkio")
 #: Cases that daemons are also run on at a fixed rate.
 PACED = ("null-read", "cache-read", "tmpfs-read")
 PACED_DEPTH = 32
@@ -53,6 +60,20 @@ def make_parser() -> argparse.ArgumentParser:
         " (default: vhostblk, qemu:io_uring, qemu:threads; --quick: vhostblk and qemu, which takes"
         " the aio that is best as a rule)",
     )
+    add(
+        "--client",
+        choices=CLIENTS,
+        help="the front-end: the load generator of this project, or libblkio (makes a Debian 13"
+        " root with debootstrap on first use), which does the throughput cases only; default: both"
+        " where that root can be had (--quick: where it is)",
+    )
+    add(
+        "--qemu",
+        type=Path,
+        metavar="PATH",
+        help="the qemu-storage-daemon to compare with, or the root directory of a Debian system"
+        " that has it (default: that of the Debian 13 root, once there is one, else the installed)",
+    )
     add("--no-iothread", action="store_true", help="exports on the main thread")
     add("--queues", type=int, default=1, help="queues of the front-end")
     add("--threads", type=int, default=1, help="threads of the front-end")
@@ -70,29 +91,57 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_backend(text: str, *, iothread: bool) -> Backend:
+def parse_backend(text: str, *, iothread: bool, qemu: Path | None = None) -> Backend:
     """Make a back-end of its name; raises DaemonError for a name that means nothing."""
     kind, _, detail = text.partition(":")
     if kind == "vhostblk":
         return vhostblk_backend(detail or None, iothread=iothread)
     if kind == "qemu" and detail in ("", "threads", "native", "io_uring"):
-        return qemu_backend(detail or None, iothread=iothread)
+        return qemu_backend(detail or None, iothread=iothread, where=qemu)
     raise DaemonError(f"--backend {text}: not vhostblk[:LANE] or qemu[:threads|native|io_uring]")
 
 
-def _settings(options: argparse.Namespace, directories: dict[str, Path]) -> Settings:
+def peer(chosen: Path | None) -> Path | None:
+    """Say which QEMU daemon is the peer: the chosen one, the Debian root's, or (None) another."""
+    if chosen is not None or "QEMU_STORAGE_DAEMON" in os.environ:
+        return chosen
+    return debian.ROOT if debian.has_root() else None
+
+
+def _clients(options: argparse.Namespace) -> list[str]:
+    """Choose the front-ends, and prepare libblkio; raises what keeps it from being used."""
+    if options.client == "loadgen":
+        return ["loadgen"]
+    if options.client == "libblkio":
+        if options.queues != 1 or options.threads != 1:
+            raise ValueError("--client libblkio: has one queue and one thread")
+        compile_bench()
+        return ["libblkio"]
+    if options.queues != 1 or options.no_throughput or (options.quick and not debian.has_root()):
+        return ["loadgen"]
+    try:
+        compile_bench()
+    except (RootError, BuildError) as error:
+        print(f"without libblkio: {error}", file=sys.stderr)
+        return ["loadgen"]
+    return ["loadgen", "libblkio"]
+
+
+def _settings(options: argparse.Namespace, directories: dict[str, Path], client: str) -> Settings:
     peers = ["qemu"] if options.quick or options.aio else ["qemu:io_uring", "qemu:threads"]
     names = options.backend or ["vhostblk", *peers]
     iothread = not options.no_iothread
-    seconds, rounds, size = (0.3, 3, 128) if options.quick else (2.0, 5, 1024)
+    qemu = peer(options.qemu)
+    seconds, rounds, size = (0.3, 3, 128) if options.quick else (1.0, 5, 512)
     return Settings(
-        backends=tuple(parse_backend(name, iothread=iothread) for name in names),
+        backends=tuple(parse_backend(name, iothread=iothread, qemu=qemu) for name in names),
         directories=directories,
         seconds=options.seconds or seconds,
         rounds=options.rounds or rounds,
         size=(options.size or size) << 20,
         threads=options.threads,
         rates=tuple(options.rate or (5000, 50000)),
+        client=client,
         aio=options.aio,
     )
 
@@ -120,12 +169,18 @@ def _progress(text: str) -> None:
 
 def compare(options: argparse.Namespace, settings: Settings) -> Report:
     """Make all measurements."""
-    report = Report([backend.name for backend in settings.backends])
+    report = Report(
+        [backend.name for backend in settings.backends],
+        client=settings.client,
+        versions={backend.name: version(backend) for backend in settings.backends},
+    )
     cases = chosen_cases(options.case, options.depth, options.queues)
+    if settings.client == "libblkio":
+        cases = [case for case in cases if not case.think_us]
     if not options.no_throughput:
         for case in cases:
             report.throughput += measure_case(case, settings, _progress)
-    if not options.no_resources:
+    if not options.no_resources and settings.client == "loadgen":
         for case in cases:
             if case.name in PACED:
                 paced = replace(case, depths=(PACED_DEPTH,))
@@ -139,25 +194,31 @@ def compare(options: argparse.Namespace, settings: Settings) -> Report:
 def write_files(report: Report, directory: Path) -> list[Path]:
     """Write JSON and chart; return their paths."""
     directory.mkdir(parents=True, exist_ok=True)
-    files = [(directory / "results.json", as_json(report))]
+    stem = "results" if report.client == "loadgen" else f"results-{report.client}"
+    files = [(directory / f"{stem}.json", as_json(report))]
     if report.throughput:
-        files.append((directory / "results.svg", as_svg(report)))
+        files.append((directory / f"{stem}.svg", as_svg(report)))
     for path, text in files:
         path.write_text(text)
     return [path for path, _ in files]
 
 
+def _run(options: argparse.Namespace) -> None:
+    for client in _clients(options):
+        with _directories(options) as directories:
+            report = compare(options, _settings(options, directories, client))
+        _progress("")
+        print(as_text(report))
+        for path in write_files(report, options.output):
+            print(f"written: {path}", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare, print the table; return the exit status."""
+    """Compare, print the tables; return the exit status."""
     options = make_parser().parse_args(arguments)
     try:
-        with _directories(options) as directories:
-            report = compare(options, _settings(options, directories))
-    except (DaemonError, RunError, ProtocolError, BuildError, OSError, ValueError) as error:
+        _run(options)
+    except (*FAILURES, OSError, ValueError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
-    _progress("")
-    print(as_text(report))
-    for path in write_files(report, options.output):
-        print(f"written: {path}")
     return 0

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.libblkio import debian
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).parents[1]
 QEMU = "qemu-storage-daemon"
-START_TIMEOUT = 10.0
+START_TIMEOUT = 30.0
 
 
 class DaemonError(Exception):
@@ -102,14 +104,46 @@ def vhostblk_backend(lane: str | None = None, *, iothread: bool = True) -> Backe
     return Backend(name, command, iothread=iothread, environment=tuple(environment))
 
 
-def qemu_backend(aio: str | None = None, *, iothread: bool = True) -> Backend:
-    """The QEMU storage daemon; DaemonError where it is not installed."""
-    binary = os.environ.get("QEMU_STORAGE_DAEMON") or shutil.which(QEMU)
-    if binary is None:
-        raise DaemonError(f"{QEMU} is not installed (or set QEMU_STORAGE_DAEMON)")
+def qemu_backend(
+    aio: str | None = None, *, iothread: bool = True, where: Path | None = None
+) -> Backend:
+    """The QEMU storage daemon; DaemonError where there is none.
+
+    `where` is a program, or the root directory of a Debian system that has one.
+    """
     name = f"qemu:{aio}" if aio else "qemu"
     # Some versions hang on SIGTERM just after a client has left.
-    return Backend(name, (binary,), aio=aio, iothread=iothread, grace=0.5)
+    return Backend(name, _qemu_command(where), aio=aio, iothread=iothread, grace=0.5)
+
+
+def _qemu_command(where: Path | None) -> tuple[str, ...]:
+    if where is None and "QEMU_STORAGE_DAEMON" in os.environ:
+        where = Path(os.environ["QEMU_STORAGE_DAEMON"])
+    if where is None:
+        found = shutil.which(QEMU)
+        if found is None:
+            raise DaemonError(f"{QEMU} is not installed (--qemu says where else it is)")
+        return (found,)
+    if where.is_dir():
+        try:
+            return debian.program(QEMU, where.resolve())
+        except debian.RootError as error:
+            raise DaemonError(f"--qemu: {error}") from error
+    if not os.access(where, os.X_OK):
+        raise DaemonError(f"--qemu {where}: not a program")
+    return (str(where.resolve()),)
+
+
+def version(backend: Backend) -> str:
+    """First line of what the daemon says of its version."""
+    done = subprocess.run(
+        [*backend.command, "--version"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **dict(backend.environment)},
+    )
+    return (done.stdout.strip() or "unknown").splitlines()[0]
 
 
 def _arguments(backend: Backend, disk: Disk, sockets: Sequence[Path]) -> list[str]:

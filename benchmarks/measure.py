@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.cases import Case, disk_for
 from benchmarks.daemons import Backend, Daemon, DaemonError, Disk, running
+from benchmarks.libblkio.client import run_bench
 from benchmarks.loadgen.client import FrontEnd, Geometry
 from benchmarks.loadgen.protocol import ProtocolError
 from benchmarks.loadgen.run import Result, RunError, Workload, run
@@ -39,6 +40,8 @@ class Settings:
     size: int = 1 << 30
     threads: int = 1
     rates: tuple[int, ...] = (5000, 50000)
+    #: Who makes the load: "loadgen" or "libblkio".
+    client: str = "loadgen"
     #: The QEMU daemon's aio for every case, instead of the case's own.
     aio: str | None = None
 
@@ -123,6 +126,8 @@ def _measure(
 ) -> tuple[Result, float]:
     """One round of one daemon: connect, warm up, run. Returns the result and its CPU time."""
     daemon.require_alive()
+    if settings.client == "libblkio":
+        return _measure_libblkio(daemon, case, depth, settings, seed)
     geometry = Geometry(queues=case.queues, depth=depth, block_size=case.block_size)
     share = 1.0 if case.write else 0.0
 
@@ -143,6 +148,23 @@ def _measure(
         before = daemon.cpu_seconds()
         result = run(front_end, workload(settings.seconds))
         return result, daemon.cpu_seconds() - before
+
+
+def _measure_libblkio(
+    daemon: Daemon, case: Case, depth: int, settings: Settings, seed: int
+) -> tuple[Result, float]:
+    return run_bench(
+        daemon.sockets[0],
+        depth=depth,
+        block_size=case.block_size,
+        span=settings.size,
+        write=case.write,
+        sequential=case.sequential,
+        warm_up=min(WARM_UP_SECONDS, settings.seconds),
+        seconds=settings.seconds,
+        seed=seed,
+        cpu_seconds=daemon.cpu_seconds,
+    )
 
 
 def measure_case(

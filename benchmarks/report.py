@@ -25,6 +25,8 @@ class Report:
     throughput: list[Row] = field(default_factory=list)
     paced: list[Row] = field(default_factory=list)
     footprints: list[Footprint] = field(default_factory=list)
+    client: str = "loadgen"
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def ratio(row: Row, backends: Sequence[str]) -> float | None:
@@ -35,7 +37,8 @@ def ratio(row: Row, backends: Sequence[str]) -> float | None:
     return row.points[backends[0]].median("iops") / max(max(peers), 1e-9)
 
 
-def _format(table: list[list[str]]) -> str:
+def format_table(table: list[list[str]]) -> str:
+    """Line the cells of a table up; its first row is the heading."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = []
     for number, row in enumerate(table):
@@ -47,7 +50,8 @@ def _format(table: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def _thousands(value: float) -> str:
+def thousands(value: float) -> str:
+    """Format a number as thousands."""
     return f"{value / 1e3:.1f}" if value < 1e5 else f"{value / 1e3:.0f}"
 
 
@@ -65,13 +69,13 @@ def _throughput_table(report: Report) -> str:
             if point is None:
                 cells += ["", "", ""]
                 continue
-            cells.append(_thousands(point.median("iops")))
+            cells.append(thousands(point.median("iops")))
             cells += [f"{point.median('p50_us'):.1f}", f"{point.median('p99_us'):.1f}"]
         if len(report.backends) > 1:
             times, target = ratio(row, report.backends), row.case.target(row.depth)
             cells += [f"{times:.2f}" if times else "-", f"{target:g}" if target else "-"]
         table.append(cells)
-    return _format(table)
+    return format_table(table)
 
 
 def _paced_table(report: Report) -> str:
@@ -86,7 +90,7 @@ def _paced_table(report: Report) -> str:
             keys = ("cpu_us", "p50_us", "p99_us")
             cells += [f"{point.median(key):.2f}" if point else "" for key in keys]
         table.append(cells)
-    return _format(table)
+    return format_table(table)
 
 
 def _footprint_table(report: Report) -> str:
@@ -102,12 +106,16 @@ def _footprint_table(report: Report) -> str:
         ]
         for print_ in report.footprints
     ]
-    return _format(table)
+    return format_table(table)
 
 
 def as_text(report: Report) -> str:
     """Render the tables."""
     parts = []
+    if report.versions:
+        lines = [f"{name}: {text}" for name, text in report.versions.items()]
+        load = ", ".join(f"{average:.2f}" for average in os.getloadavg())
+        parts.append("\n".join([*lines, f"front-end: {report.client}", f"load average: {load}"]))
     if report.throughput:
         parts.append("Throughput and latency\n\n" + _throughput_table(report))
     if report.paced:
@@ -139,6 +147,9 @@ def as_json(report: Report) -> str:
                 "python": platform.python_version(),
             },
             "backends": report.backends,
+            "versions": report.versions,
+            "client": report.client,
+            "load_average": os.getloadavg(),
             "throughput": [_row(row, report.backends) for row in report.throughput],
             "paced": [_row(row, report.backends) for row in report.paced],
             "footprints": [dataclasses.asdict(print_) for print_ in report.footprints],

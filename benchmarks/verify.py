@@ -65,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--duration", type=float, default=60.0, help="seconds")
     add("--run-seconds", type=float, default=1.0, help="longest run between two pauses")
     add("--rate", type=float, help="requests a second at most; mostly waits for interrupts then")
+    add("--patience", type=float, default=5.0, help="seconds until no answer is a failure")
     add("--kill", action="store_true", help="kill the daemon in the middle of runs now and then")
     add("--switch", action="store_true", help="vhostblk changes lanes and drains all the while")
     add("--seed", type=int, help="of all random choices (default: the time)")
@@ -132,7 +133,8 @@ class Verifier:
     def _connected(self, geometry: Geometry) -> Iterator[FrontEnd]:
         self.ledger.forget_in_flight()
         self.totals.connections += 1
-        with FrontEnd(self.target.socket, geometry) as front_end:
+        patience = self.options.patience
+        with FrontEnd(self.target.socket, geometry, timeout=patience) as front_end:
             yield front_end
 
     def _geometry(self) -> Geometry:
@@ -164,7 +166,8 @@ class Verifier:
         )
 
     def _count(self, front_end: FrontEnd, workload: Workload) -> int:
-        result = run(front_end, workload, self.ledger)
+        patient = replace(workload, stall_seconds=self.options.patience)
+        result = run(front_end, patient, self.ledger)
         self.totals.requests += result.requests
         self.totals.reads += result.reads
         self.totals.interrupts += result.interrupts

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A front-end that is not ours: libblkio's virtio-blk-vhost-user driver, in a program of its own."""
+"""libblkio as the front-end: its virtio-blk-vhost-user driver, in a program of its own."""

@@ -86,7 +86,7 @@ def test_cases_are_chosen_by_name_depth_and_queues() -> None:
 
 
 def test_unknown_back_end_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--backend", "nonsense"]) == 1
+    assert main(["--client", "loadgen", "--backend", "nonsense"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -94,7 +94,15 @@ def test_unknown_back_end_is_one_clear_line(capsys: pytest.CaptureFixture[str]) 
 def test_short_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--case", "null-read", "--case", "cache-read", "--depth", "4", "--seconds", "0.1"]
     arguments += ["--rounds", "1", "--size", "4", "--backend", "qemu:threads", "--backend", "qemu"]
-    arguments += ["--no-resources", "--output", str(tmp_path), "--file-dir", str(tmp_path)]
+    arguments += [
+        "--client",
+        "loadgen",
+        "--no-resources",
+        "--output",
+        str(tmp_path),
+        "--file-dir",
+        str(tmp_path),
+    ]
     assert main(arguments) == 0
     assert "cache-read" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "results.json").read_text())["throughput"]) == 2
@@ -106,3 +114,15 @@ def test_short_verification(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--backend", "qemu", "--duration", "0.5", "--size", "4", "--run-seconds", "0.1"]
     assert verify(arguments) == 0
     assert "no mismatch" in capsys.readouterr().out
+
+
+def test_verification_under_lane_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--switch", "--kill", "--duration", "3", "--size", "4", "--run-seconds", "0.3"]
+    assert verify([*arguments, "--rate", "2000"]) == 0
+    last = capsys.readouterr().out.splitlines()[-2]
+    assert "lane changes" in last
+
+
+def test_only_vhostblk_changes_lanes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(["--switch", "--backend", "vhostblk:python", "--size", "4"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1

@@ -93,6 +93,12 @@ class Iothread:
         number: int = self.lib.vb_iothread_thread_id(self.handle)
         return number
 
+    def set_polling(self, options: IothreadOptions) -> None:
+        """Take over how long to poll."""
+        self.lib.vb_iothread_set_poll(
+            self.handle, options.poll_max_ns, options.poll_grow, options.poll_shrink
+        )
+
     def add(self, queue: Any, listener: QueueListener) -> None:
         """Tell `listener` what happens to `queue`, a `struct vb_queue *`."""
         self._queues[self._key(queue)] = listener

@@ -11,8 +11,8 @@ from vhostblk.errors import VhostblkError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Runs the queues of exports that name no iothread.
-DEFAULT_NAME = "default"
+#: Runs the queues of exports that name no iothread; no object can have this name.
+DEFAULT_NAME = "#default"
 
 
 class Iothreads:
@@ -28,6 +28,23 @@ class Iothreads:
     def define(self, name: str, options: IothreadOptions) -> None:
         """Add an iothread; the caller has made sure that the name is free."""
         self._options[name] = options
+
+    def change(self, name: str, options: IothreadOptions) -> None:
+        """Change a defined iothread. A running one polls differently at once.
+
+        Batch and pool sizes are those that the thread started with.
+        """
+        self._options[name] = options
+        running = self._running.get(name)
+        if running is not None:
+            running.set_polling(options)
+
+    def remove(self, name: str) -> None:
+        """Stop and forget an iothread that no queue uses."""
+        del self._options[name]
+        running = self._running.pop(name, None)
+        if running is not None:
+            running.close()
 
     def start(self, names: Sequence[str]) -> list[Iothread]:
         """Return running iothreads, the default one where no name is given."""

@@ -19,6 +19,7 @@ def encode_map(ffi: Any, lib: Any, extents: ExtentMap) -> Any:
         (extents.read_zeroes, lib.VB_EXTENT_READ_ZEROES),
         (extents.writable, lib.VB_EXTENT_WRITE),
         (extents.buffered, lib.VB_EXTENT_BUFFERED),
+        (extents.buffered and lib.vb_file_in_memory(extents.fd), lib.VB_EXTENT_IN_MEMORY),
         (extents.zero_range, lib.VB_EXTENT_ZERO_RANGE),
         (extents.flush is Treatment.FILE, lib.VB_EXTENT_FLUSH),
         (extents.flush is Treatment.IGNORE, lib.VB_EXTENT_NO_FLUSH),

@@ -100,6 +100,7 @@ class ExpressQueue:
         """Take no more requests, finish those in flight; return the next avail index."""
         self.hold()
         await self.wait_idle()
+        self._uncount()  # no more news will tell
         self._iothread.remove(self._queue)
         next_avail: int = self._lib.vb_queue_free(self._queue)
         self._queue = self._ffi.NULL

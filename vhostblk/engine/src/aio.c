@@ -137,6 +137,11 @@ int vb_aio_fallocate(struct vb_aio *aio, uint32_t slot, int fd, int mode, int64_
     return 0;
 }
 
+static int is_passing(int error)
+{
+    return error == -EAGAIN || error == -EBUSY || error == -EINTR;
+}
+
 int vb_aio_submit(struct vb_aio *aio)
 {
     /* The caller reaps right after this, so an event would only wake it in vain. */
@@ -146,15 +151,29 @@ int vb_aio_submit(struct vb_aio *aio)
         result = io_uring_submit(&aio->ring);
     } while (result == -EINTR);
     io_uring_cq_eventfd_toggle(&aio->ring, true);
-    if (result < 0 && result != -EAGAIN && result != -EBUSY)
+    if (result < 0 && !is_passing(result))
         return result;
     return (int)io_uring_sq_ready(&aio->ring);
 }
 
+int vb_aio_withdraw(struct vb_aio *aio, uint32_t *slots)
+{
+    /* The kernel moves the head past an entry when it takes it, and looks at the tail only while
+     * it submits, so until then what lies between is ours. */
+    struct io_uring_sq *queue = &aio->ring.sq;
+    unsigned head = *queue->khead;
+    int count = 0;
+    for (unsigned at = head; at != queue->sqe_tail; at++)
+        slots[count++] = (uint32_t)queue->sqes[at & *queue->kring_mask].user_data;
+    queue->sqe_head = head;
+    queue->sqe_tail = head;
+    *queue->ktail = head;
+    return count;
+}
+
 int vb_aio_reap(struct vb_aio *aio, struct vb_completion *completions, unsigned limit)
 {
-    if (aio->deferred)
-        io_uring_get_events(&aio->ring);
+    int asked = aio->deferred ? io_uring_get_events(&aio->ring) : 0;
     struct io_uring_cqe *cqe;
     unsigned head, count = 0;
     io_uring_for_each_cqe(&aio->ring, head, cqe) {
@@ -165,5 +184,7 @@ int vb_aio_reap(struct vb_aio *aio, struct vb_completion *completions, unsigned 
         count++;
     }
     io_uring_cq_advance(&aio->ring, count);
+    if (count == 0 && asked < 0 && !is_passing(asked))
+        return asked;
     return (int)count;
 }

@@ -26,8 +26,14 @@ int vb_aio_fdatasync(struct vb_aio *aio, uint32_t slot, int fd);
 int vb_aio_fallocate(struct vb_aio *aio, uint32_t slot, int fd, int mode, int64_t offset,
                      int64_t length);
 
-/* Submit what is queued. Returns how many operations are still queued. */
+/* Submit what is queued. Returns how many operations are still queued, or -errno where it is no use
+ * to try again: then take them back. */
 int vb_aio_submit(struct vb_aio *aio);
 
-/* Take up to `limit` completions; returns how many. */
+/* Take back the operations that are queued; returns how many, their slots in `slots`, which has room
+ * for all `entries`. */
+int vb_aio_withdraw(struct vb_aio *aio, uint32_t *slots);
+
+/* Take up to `limit` completions; returns how many, or -errno where there are none and what is in
+ * flight can't be asked for any more. */
 int vb_aio_reap(struct vb_aio *aio, struct vb_completion *completions, unsigned limit);

@@ -107,7 +107,9 @@ static bool try_inline(struct vb_slot *slot)
         if (vb_now() - before > SLOW_WRITE_NS)
             queue->slow_until = before + SLOW_PENALTY_NS;
     } else {
-        result = preadv2(map->fd, op->iovs, count, op->offset, RWF_NOWAIT);
+        /* tmpfs does not know RWF_NOWAIT, and does not need it. */
+        result = preadv2(map->fd, op->iovs, count, op->offset,
+                         map->flags & VB_EXTENT_IN_MEMORY ? 0 : RWF_NOWAIT);
     }
     if (result < 0)
         return false; /* the same again, asynchronously, tells the reason */

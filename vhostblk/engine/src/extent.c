@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "extent.h"
 
+#include <linux/magic.h>
+#include <sys/vfs.h>
+
 #define ENTRY_FLAGS 511ull
 
 /* A range of clusters is one request where all of them may be used alike and lie in one piece. */
@@ -63,4 +66,11 @@ bool vb_extent_aligned(const struct vb_extent_map *map, uint64_t offset, const s
     for (uint32_t i = 0; i < count; i++)
         bits |= (uint64_t)(uintptr_t)iovs[i].iov_base | iovs[i].iov_len;
     return !(bits & (map->alignment - 1));
+}
+
+int vb_file_in_memory(int fd)
+{
+    struct statfs info;
+
+    return !fstatfs(fd, &info) && (info.f_type == TMPFS_MAGIC || info.f_type == RAMFS_MAGIC);
 }

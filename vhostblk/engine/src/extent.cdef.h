@@ -17,6 +17,7 @@ enum vb_extent_flags {
     VB_EXTENT_NO_FLUSH = 32,   /* ... are ignored; neither: up */
     VB_EXTENT_DISCARD = 64,    /* likewise for discards */
     VB_EXTENT_NO_DISCARD = 128,
+    VB_EXTENT_IN_MEMORY = 256, /* the file system never waits for a disk (tmpfs) */
 };
 
 /* The low bits of a table entry; the rest is the file offset of the cluster. */
@@ -47,3 +48,6 @@ struct vb_extent_map {
     int32_t *flush_error;
     const uint64_t *table; /* (size rounded up to clusters) entries */
 };
+
+/* Whether an open file is on a file system that keeps it in memory. */
+int vb_file_in_memory(int fd);

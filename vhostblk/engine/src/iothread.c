@@ -217,14 +217,16 @@ static void run(struct vb_iothread *iothread)
 
     iothread->queues_changed = true;
     while (!atomic_load(&iothread->stopping)) {
+        struct vb_poll *window;
         uint64_t idle_since;
 
         do
             idle_since = vb_now();
         while (take_turn(iothread, idle_since));
-        if (!poll_for_work(iothread, idle_since, vb_poll_window(&iothread->poll)))
+        window = iothread->io->in_flight ? &iothread->poll_io : &iothread->poll_guests;
+        if (!poll_for_work(iothread, idle_since, vb_poll_window(window)))
             sleep_until_work(&sleeper, iothread);
-        vb_poll_learn(&iothread->poll, vb_now() - idle_since);
+        vb_poll_learn(window, vb_now() - idle_since);
     }
     free(sleeper.fds);
 }
@@ -253,6 +255,12 @@ static void *start_thread(void *argument)
     return NULL;
 }
 
+static void set_poll(struct vb_iothread *iothread, uint64_t max_ns, uint64_t grow, uint64_t shrink)
+{
+    vb_poll_set(&iothread->poll_guests, max_ns, grow, shrink);
+    vb_poll_set(&iothread->poll_io, max_ns, grow, shrink);
+}
+
 struct vb_iothread *vb_iothread_new(const struct vb_iothread_config *config, int *error)
 {
     struct vb_iothread *iothread = calloc(1, sizeof(*iothread));
@@ -266,7 +274,7 @@ struct vb_iothread *vb_iothread_new(const struct vb_iothread_config *config, int
     iothread->config = *config;
     iothread->upcall_fd = config->upcall_fd;
     iothread->upcalls_end = &iothread->upcalls;
-    vb_poll_set(&iothread->poll, config->poll_max_ns, config->poll_grow, config->poll_shrink);
+    set_poll(iothread, config->poll_max_ns, config->poll_grow, config->poll_shrink);
     pthread_mutex_init(&iothread->lock, NULL);
     iothread->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (iothread->wake_fd < 0) {
@@ -321,6 +329,6 @@ void vb_iothread_set_poll(struct vb_iothread *iothread, uint64_t max_ns, uint64_
                           uint64_t shrink)
 {
     vb_iothread_enter(iothread);
-    vb_poll_set(&iothread->poll, max_ns, grow, shrink);
+    set_poll(iothread, max_ns, grow, shrink);
     vb_iothread_leave(iothread);
 }

@@ -33,7 +33,10 @@ struct vb_iothread {
     atomic_bool stopping;
     bool uses_uring;
     struct vb_io *io;
-    struct vb_poll poll;
+    /* One window while only the guests can bring work, one while operations are in flight: a disk
+     * that is slower than any window must not stop us from looking out for the guests. */
+    struct vb_poll poll_guests;
+    struct vb_poll poll_io;
     uint64_t now; /* the clock, about when the turn began */
     struct vb_queue **queues;
     uint32_t queue_count;

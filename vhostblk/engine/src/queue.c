@@ -86,12 +86,12 @@ void vb_queue_publish(struct vb_queue *queue)
 static bool keep_segments(struct vb_slot *slot, const struct vb_chain *chain)
 {
     struct vb_request *request = &slot->request;
-    const struct iovec *from = chain->iovs + request->iov_first;
+    uint32_t from = request->iov_first;
 
     slot->iovs = slot->inline_iovs;
     request->iov_first = 0;
     if (request->iov_count > VB_INLINE_IOVS) {
-        size_t bytes = request->iov_count * sizeof(*from);
+        size_t bytes = request->iov_count * sizeof(*slot->iovs);
 
         slot->iovs = request->iov_count <= MAX_SEGMENTS ? malloc(bytes) : NULL;
         if (!slot->iovs) {
@@ -101,7 +101,7 @@ static bool keep_segments(struct vb_slot *slot, const struct vb_chain *chain)
         slot->queue->heap_bytes += bytes;
     }
     for (uint32_t i = 0; i < request->iov_count; i++)
-        slot->iovs[i] = from[i];
+        slot->iovs[i] = chain->iovs[from + i];
     return true;
 }
 

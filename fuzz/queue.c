@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Fuzzes a whole queue: the input is a script of what driver, file, Python and time do, in any order.
+ * In the end everything is let finish, and the queue's books must balance.
+ */
+#define _GNU_SOURCE
+#include <sys/eventfd.h>
+
+#include "guest.h"
+#include "queue.h"
+#include "stub_io.h"
+#include "upcall.h"
+
+#define CALL_FD 78
+
+/* In place of the iothread. */
+
+void vb_iothread_enter(struct vb_iothread *iothread)
+{
+}
+
+void vb_iothread_leave(struct vb_iothread *iothread)
+{
+}
+
+void vb_iothread_signal(struct vb_iothread *iothread)
+{
+}
+
+int __wrap_eventfd_write(int fd, eventfd_t value)
+{
+    CHECK(fd == CALL_FD);
+    return 0;
+}
+
+struct world {
+    struct input *input;
+    struct guest guest;
+    struct vb_iothread iothread;
+    struct vb_queue *queue;
+    struct vb_extent_map map;
+    uint64_t table[64];
+    int32_t flush_error;
+    uint32_t size; /* of the ring */
+    uint16_t *avail;
+    uint16_t driver_index;
+    unsigned holds;
+    uint16_t up[256];
+    unsigned up_count;
+};
+
+static void choose_map(struct world *world)
+{
+    struct input *input = world->input;
+    uint8_t kind = take_u8(input);
+    struct vb_extent_map *map = &world->map;
+
+    *map = (struct vb_extent_map){
+        .kind = kind % 4,
+        .flags = take_u8(input),
+        .fd = FILE_FD,
+        .alignment = kind & 32 ? 512 : 1,
+        .size = take_u8(input) * 512ull,
+        .offset = take_u8(input) * 512ull,
+        .cluster_bits = 12,
+        .flush_error = kind & 64 ? &world->flush_error : NULL,
+        .table = world->table,
+    };
+    stub.alignment = map->alignment;
+    stub.file_begin = map->kind == VB_EXTENT_TABLE ? 0 : map->offset;
+    stub.file_end = map->kind == VB_EXTENT_TABLE ? 257 << 12 : map->offset + map->size;
+    if (map->kind == VB_EXTENT_TABLE)
+        for (unsigned i = 0; i < (map->size + 4095) >> 12; i++)
+            world->table[i] = (uint64_t)take_u8(input) << 12 | take_u8(input) % 8;
+    vb_queue_set_map(world->queue, kind & 128 ? NULL : map);
+}
+
+static bool idle(const struct world *world)
+{
+    return world->holds && !world->queue->in_flight;
+}
+
+/* A head that is not in flight, if there is one, so that scripts get far; or just any number. */
+static void offer(struct world *world)
+{
+    uint8_t wanted = take_u8(world->input);
+    uint16_t head = wanted % world->size;
+
+    if (wanted == 255)
+        head = take_u16(world->input);
+    else
+        for (uint32_t i = 0; i < world->size && world->queue->slots[head].state; i++)
+            head = (head + 1) % world->size;
+    world->avail[2 + world->driver_index++ % world->size] = head;
+    if (wanted == 254)
+        world->driver_index += take_u16(world->input);
+    world->avail[1] = world->driver_index;
+}
+
+/* Lay out a request as drivers do: header, data, status, in up to four descriptors. */
+static void lay_out(struct world *world)
+{
+    static const uint32_t types[] = {0, 1, 0, 1, 4, 8, 11, 13};
+    struct input *input = world->input;
+    struct vb_desc *table = (struct vb_desc *)world->queue->ring.desc;
+    const struct vb_region *region = &world->guest.regions[take_u8(input) % world->guest.count];
+    uint32_t type = types[take_u8(input) % 8];
+    struct {
+        uint32_t type, reserved;
+        uint64_t sector;
+    } header = {type, 0, take_u8(input)};
+    uint64_t place = take_u16(input) % region->size;
+    uint32_t head = take_u8(input) % world->size, pieces = 1 + take_u8(input) % 2;
+
+    if (region->size - place < sizeof(header))
+        return;
+    memcpy((char *)region->host_addr + place, &header, sizeof(header));
+    table[head] = (struct vb_desc){region->guest_addr + place, 16, 1, (head + 1) % world->size};
+    for (uint32_t i = 1; i <= pieces; i++) {
+        uint16_t flags = type == 0 || type == 8 ? 3 : 1;
+        uint32_t length = type < 2 ? take_u8(input) % 4 * 512 : take_u8(input) / 16 * 16;
+
+        head = (head + 1) % world->size;
+        table[head] = (struct vb_desc){region->guest_addr + take_u16(input) % region->size, length,
+                                       flags, (head + 1) % world->size};
+    }
+    head = (head + 1) % world->size;
+    table[head] = (struct vb_desc){region->guest_addr + take_u8(input), 1, 2, 0};
+}
+
+static void sweep(struct world *world)
+{
+    world->iothread.now = vb_now();
+    vb_queue_sweep(world->queue);
+    vb_queue_publish(world->queue);
+}
+
+static void reap(struct world *world)
+{
+    struct vb_io_op *op = stub_reap(&stub.io);
+
+    if (!op)
+        return;
+    world->iothread.now = vb_now();
+    vb_slot_continue((struct vb_slot *)((char *)op - offsetof(struct vb_slot, op)));
+    vb_queue_publish(world->queue);
+}
+
+static void take_upcalls(struct world *world)
+{
+    static struct vb_request records[4];
+    static struct vb_queue *queues[4];
+    static uint64_t segments[2 * VB_MAX_CHAIN * VB_MAX_PIECES];
+    uint32_t count = vb_upcalls_take(&world->iothread, 4, records, queues,
+                                     VB_MAX_CHAIN * VB_MAX_PIECES, segments);
+
+    for (uint32_t i = 0; i < count; i++) {
+        const struct vb_request *request = &records[i];
+        uint64_t length = 0;
+
+        CHECK(queues[i] == world->queue && request->status == VB_STATUS_PENDING);
+        for (uint32_t j = request->iov_first; j < request->iov_first + request->iov_count; j++) {
+            CHECK(owns(&world->guest, segments[2 * j], segments[2 * j + 1]));
+            length += segments[2 * j + 1];
+        }
+        CHECK(length == request->length);
+        CHECK(world->up_count < 256);
+        world->up[world->up_count++] = request->head;
+    }
+}
+
+static void complete(struct world *world)
+{
+    uint8_t which = take_u8(world->input), status = take_u8(world->input) % 3;
+    uint32_t written = take_u16(world->input);
+    uint16_t head = which;
+
+    /* Python may also be confused. Heads that it has not been given are in `upcalls` still. */
+    if (world->up_count) {
+        which %= world->up_count;
+        head = world->up[which];
+        world->up[which] = world->up[--world->up_count];
+    } else if (world->queue->slots[which % world->size].state == VB_SLOT_UP) {
+        return;
+    }
+    vb_queue_complete(world->queue, 1, &head, &status, &written);
+}
+
+static void hold_or_release(struct world *world)
+{
+    if (take_u8(world->input) & 1) {
+        world->holds++;
+        vb_queue_hold(world->queue);
+    } else if (world->holds) {
+        world->holds--;
+        vb_queue_release(world->queue);
+    }
+}
+
+static void move(struct world *world)
+{
+    struct vb_ring ring = world->queue->ring;
+
+    CHECK(vb_queue_move(world->queue, &ring, world->guest.regions,
+                        1 + take_u8(world->input) % world->guest.count) == 0);
+}
+
+static void step(struct world *world)
+{
+    struct input *input = world->input;
+    struct vb_queue *queue = world->queue;
+    uint8_t what = take_u8(input);
+
+    switch (what % 16) {
+    case 0:
+    case 1:
+        lay_out(world);
+        break;
+    case 2:
+    case 3:
+        for (unsigned i = 0; i <= what / 64; i++)
+            offer(world);
+        break;
+    case 4:
+    case 5:
+        sweep(world);
+        break;
+    case 6:
+    case 7:
+        reap(world);
+        break;
+    case 8:
+        take_upcalls(world);
+        break;
+    case 9:
+        complete(world);
+        break;
+    case 10:
+        hold_or_release(world);
+        break;
+    case 11:
+        scribble(&world->guest, input);
+        break;
+    case 12:
+        take_bytes(input, (struct vb_desc *)queue->ring.desc + take_u8(input) % world->size, 16);
+        break;
+    case 13:
+        if (idle(world)) {
+            if (what & 16)
+                choose_map(world);
+            else
+                move(world);
+        }
+        break;
+    case 14:
+        vb_queue_set_write_through(queue, what & 16);
+        if (what & 32)
+            vb_queue_set_device_size(queue, take_u8(input) * 512ull);
+        break;
+    case 15:
+        vb_queue_arm(queue);
+        break;
+    }
+}
+
+static void finish(struct world *world)
+{
+    stub.benign = true;
+    world->input->left = 0;
+    world->holds++;
+    vb_queue_hold(world->queue);
+    while (stub.count)
+        reap(world);
+    do
+        take_upcalls(world);
+    while (world->iothread.upcalls);
+    while (world->up_count)
+        complete(world);
+}
+
+static void audit(const struct world *world, const struct vb_ring *began)
+{
+    const struct vb_queue *queue = world->queue;
+    uint64_t counted = queue->stats.invalid;
+
+    CHECK(!queue->in_flight && !queue->mapped_in_flight && !queue->heap_bytes);
+    CHECK(!queue->unpublished);
+    CHECK((uint16_t)(queue->ring.next_used - began->next_used) ==
+          (uint16_t)(queue->ring.next_avail - began->next_avail));
+    CHECK(*(const uint16_t *)(queue->ring.used + 2) == queue->ring.next_used);
+    for (unsigned kind = 0; kind < VB_STAT_KINDS; kind++) {
+        uint64_t sum = 0;
+
+        for (unsigned bucket = 0; bucket < 32; bucket++)
+            sum += queue->stats.latency[kind][bucket];
+        CHECK(sum == queue->stats.operations[kind]);
+        counted += sum + queue->stats.failed[kind];
+    }
+    CHECK(counted <= (uint64_t)UINT16_MAX * (1 + queue->stats.sweeps));
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct input input = {data, size};
+    struct world world = {.input = &input};
+    struct vb_queue_config config = {0};
+    uint8_t shape = take_u8(&input);
+    void *desc, *used;
+
+    make_guest(&world.guest, &input);
+    stub = (struct stub_io){.io.vtable = &stub_vtable, .input = &input, .alignment = 1};
+    world.iothread.io = &stub.io;
+    world.iothread.upcalls_end = &world.iothread.upcalls;
+    world.size = 1u << shape % 7;
+    desc = calloc(world.size, sizeof(struct vb_desc));
+    world.avail = calloc(1, 6 + 2 * world.size);
+    used = calloc(1, 6 + 8 * world.size);
+    world.driver_index = take_u16(&input);
+    world.avail[1] = world.driver_index;
+    config.ring = (struct vb_ring){
+        .desc = (uint64_t)(uintptr_t)desc,
+        .avail = (uint64_t)(uintptr_t)world.avail,
+        .used = (uint64_t)(uintptr_t)used,
+        .size = world.size,
+        .next_avail = world.driver_index,
+        .next_used = take_u16(&input),
+        .event_idx = shape & 8,
+    };
+    ((uint16_t *)used)[1] = config.ring.next_used;
+    config.device_size = take_u8(&input) * 512ull;
+    config.logical_block_size = shape & 16 ? 4096 : 512;
+    config.kick_fd = -1;
+    config.writable = !(shape & 32);
+    config.write_through = shape & 64;
+    world.queue = vb_queue_new(&world.iothread, &config, world.guest.regions, world.guest.count);
+    CHECK(world.queue);
+    if (shape & 128)
+        vb_queue_set_call(world.queue, CALL_FD);
+    choose_map(&world);
+    vb_queue_release(world.queue);
+    while (input.left)
+        step(&world);
+    finish(&world);
+    audit(&world, &config.ring);
+    vb_queue_free(world.queue);
+    free(world.iothread.queues);
+    free(desc);
+    free(world.avail);
+    free(used);
+    free_guest(&world.guest);
+    return 0;
+}

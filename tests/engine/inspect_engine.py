@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's walker and parser, called directly and expressed as the reference does it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tests.engine.support import regions_of
+from tests.virtqueue.reference import Chain, Segment
+from vhostblk.block.iovec import IOVEC, address_of
+from vhostblk.engine import load
+from vhostblk.engine.layouts import REQUEST
+from vhostblk.virtio_blk.request import BlockRequests
+from vhostblk.virtqueue.errors import ChainFault
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vhostblk.vhost_user.memory import GuestMemory
+
+MAX_SEGMENTS = 1 << 16
+
+_iovs = np.zeros(MAX_SEGMENTS, IOVEC)
+
+
+def engine_chains(
+    heads: Sequence[int], table_host: int, size: int, memory: GuestMemory
+) -> list[Chain]:
+    """Walk chains in C."""
+    engine = load()
+    assert engine is not None
+    ffi, lib = engine
+    regions, count = regions_of(ffi, memory)
+    found = ffi.new("struct vb_inspected_chain[]", len(heads))
+    total = lib.vb_inspect_chains(
+        ffi.new("struct vb_ring *", {"desc": table_host, "size": size}),
+        regions,
+        count,
+        len(heads),
+        ffi.new("uint16_t[]", list(heads)),
+        found,
+        MAX_SEGMENTS,
+        ffi.from_buffer("uint64_t *", _iovs),
+    )
+    assert total >= 0
+    chains = []
+    for head, chain in zip(heads, found, strict=True):
+        rows = _iovs[chain.first : chain.first + chain.count].tolist()
+        segments = [
+            Segment(base, length, place >= chain.readable)
+            for place, (base, length) in enumerate(rows)
+        ]
+        chains.append(Chain(head, ChainFault(chain.fault), segments))
+    return chains
+
+
+def engine_requests(
+    heads: Sequence[int],
+    table_host: int,
+    queue_size: int,
+    memory: GuestMemory,
+    *,
+    size: int,
+    block: int,
+) -> BlockRequests:
+    """Walk and parse chains in C."""
+    engine = load()
+    assert engine is not None
+    ffi, lib = engine
+    regions, count = regions_of(ffi, memory)
+    records = np.zeros(len(heads), REQUEST)
+    total = lib.vb_inspect_requests(
+        ffi.new("struct vb_ring *", {"desc": table_host, "size": queue_size}),
+        regions,
+        count,
+        len(heads),
+        ffi.new("uint16_t[]", list(heads)),
+        size,
+        block,
+        ffi.from_buffer("struct vb_request *", records),
+        MAX_SEGMENTS,
+        ffi.from_buffer("uint64_t *", _iovs),
+    )
+    assert total >= 0
+    iovs = _iovs[:total].copy()
+    return BlockRequests(records, iovs, address_of(iovs), memory)

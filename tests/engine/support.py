@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine on a bench: its C interface, driven without an event loop.
+
+A `Rig` is an engine thread with queues, each with its driver. What Python would be asked comes out
+of `Rig.take`, and `EngineQueue.complete` answers it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+
+from tests.frontend.memory import Memory
+from tests.frontend.ring import DriverRing, Segment
+from tests.virtio_blk.support import MIB, UNSET, Pending, header
+from tests.virtqueue.support import map_memory, vring_config
+from vhostblk.block.iovec import IOVEC, view_memory
+from vhostblk.engine import load
+from vhostblk.engine.layouts import REQUEST, STATS
+from vhostblk.engine.maps import encode_map
+from vhostblk.virtqueue.split import SplitQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from vhostblk.engine.extents import ExtentMap
+    from vhostblk.vhost_user.memory import GuestMemory
+
+TIMEOUT = 20.0
+
+
+class CpuTime(NamedTuple):
+    """What a thread has used, in clock ticks."""
+
+    user: int
+    system: int
+
+    @classmethod
+    def of(cls, thread_id: int) -> CpuTime:
+        fields = Path(f"/proc/self/task/{thread_id}/stat").read_text().rsplit(")", 1)[1].split()
+        return cls(int(fields[11]), int(fields[12]))
+
+
+class Upcall(NamedTuple):
+    """A request that came up."""
+
+    head: int
+    type: int
+    sector: int
+    #: (host address, length)
+    segments: list[tuple[int, int]]
+
+    def payload(self) -> bytes:
+        return b"".join(bytes(view_memory(base, length)) for base, length in self.segments)
+
+
+def regions_of(ffi: Any, memory: GuestMemory) -> tuple[Any, int]:
+    """Return a memory table as the engine takes it."""
+    regions = [(r.guest_addr, r.size, r.mapping.address) for r in memory.regions]
+    return ffi.new("struct vb_region[]", regions), len(regions)
+
+
+def make_request(
+    ring: DriverRing,
+    kind: int,
+    sector: int = 0,
+    *,
+    send: bytes = b"",
+    want: int = 0,
+    pieces: int = 1,
+    kick: bool = True,
+    align: int = 16,
+) -> Pending:
+    """Make a request available, its data in `pieces` descriptors of equal length."""
+    memory = ring.memory
+    head_addr, status = memory.allocate(16), memory.allocate(1, 1)
+    memory.write(head_addr, header(kind, sector))
+    memory.write(status, bytes([UNSET]))
+    length = len(send) or want
+    data = memory.allocate(max(length, 1), align)
+    memory.write(data, send or bytes([UNSET]) * want)
+    step = length // pieces
+    chain = [Segment(head_addr, 16)]
+    if length:
+        chain += [Segment(data + at, step, not send) for at in range(0, length, step)]
+    chain.append(Segment(status, 1, True))
+    head = ring.add(chain, indirect=len(chain) > ring.size // 4)
+    if kick:
+        ring.kick(force=True)
+    return Pending(memory, head, data, length, status)
+
+
+class EngineQueue:
+    """A queue in the engine and its driver."""
+
+    def __init__(
+        self,
+        rig: Rig,
+        *,
+        size: int = 16,
+        device_size: int = MIB,
+        block: int = 512,
+        writable: bool = True,
+        write_through: bool = False,
+        kick: bool = True,
+        event_idx: bool = False,
+        start: int = 0,
+    ) -> None:
+        self.rig = rig
+        self.ring = DriverRing(rig.memory, size, event_idx=event_idx, start=start)
+        self._settings = {
+            "device_size": device_size,
+            "logical_block_size": block,
+            "kick_fd": self.ring.kick_fd if kick else -1,
+            "writable": writable,
+            "write_through": write_through,
+            "serial": b"serial".ljust(20, b"\0"),
+        }
+        self._event_idx = event_idx
+        self._map: Any = rig.ffi.NULL
+        os.set_blocking(self.ring.kick_fd, False)
+        self.open()
+
+    def open(self) -> None:
+        """Begin where the ring is now; held."""
+        rig = self.rig
+        config = vring_config(self.ring, rig.memory)
+        split = SplitQueue(config, rig.mapped, event_idx=self._event_idx)
+        encoded = rig.ffi.new(
+            "struct vb_queue_config *", {"ring": split.addresses(), **self._settings}
+        )
+        regions, count = regions_of(rig.ffi, rig.mapped)
+        self.handle = rig.lib.vb_queue_new(rig.thread, encoded, regions, count)
+        assert self.handle
+        rig.lib.vb_queue_set_map(self.handle, self._map)
+        rig.lib.vb_queue_set_call(self.handle, self.ring.call_fd)
+
+    def close(self) -> int:
+        """Finish what is in flight and free the queue; return the next avail index."""
+        self.hold()
+        self.wait_idle()
+        next_avail: int = self.rig.lib.vb_queue_free(self.handle)
+        self.handle = self.rig.ffi.NULL
+        return next_avail
+
+    def set_map(self, extents: ExtentMap | None) -> None:
+        self.use_map(
+            self.rig.ffi.NULL
+            if extents is None
+            else encode_map(self.rig.ffi, self.rig.lib, extents)
+        )
+
+    def use_map(self, encoded: Any) -> None:
+        """Go by a `struct vb_extent_map`."""
+        self.rig.lib.vb_queue_set_map(self.handle, encoded)
+        self._map = encoded
+
+    def hold(self) -> None:
+        self.rig.lib.vb_queue_hold(self.handle)
+
+    def release(self) -> None:
+        self.rig.lib.vb_queue_release(self.handle)
+
+    @property
+    def in_flight(self) -> int:
+        count: int = self.rig.lib.vb_queue_in_flight(self.handle)
+        return count
+
+    def wait_idle(self) -> None:
+        """Wait until nothing is in flight; held."""
+        while self.in_flight:
+            self.rig.wait_news()
+
+    @property
+    def broken(self) -> str:
+        """Why the ring is broken; empty: it isn't."""
+        reason = self.rig.lib.vb_queue_broken(self.handle)
+        return self.rig.ffi.string(reason).decode() if reason else ""
+
+    def stats(self) -> np.void:
+        """Copy the statistics."""
+        buffer = self.rig.ffi.buffer(self.rig.lib.vb_queue_stats(self.handle), STATS.itemsize)
+        record: np.void = np.frombuffer(bytes(buffer), STATS)[0]
+        return record
+
+    def request(self, kind: int, sector: int = 0, **how: Any) -> Pending:
+        """Make a request available."""
+        return make_request(self.ring, kind, sector, **how)
+
+    def used(self, count: int = 1) -> list[tuple[int, int]]:
+        """Wait for `count` completions; return (head, length) of each."""
+        done: list[tuple[int, int]] = []
+        while len(done) < count:
+            done += [(used.head, used.length) for used in self.ring.wait(TIMEOUT)]
+        assert len(done) == count
+        return done
+
+    def run(self, kind: int, sector: int = 0, **how: Any) -> Pending:
+        """Run one request alone."""
+        pending = self.request(kind, sector, **how)
+        self.used()
+        return pending
+
+    def complete(self, upcall: Upcall, status: int = 0, written: int = 0) -> None:
+        """Answer a request that came up."""
+        ffi = self.rig.ffi
+        self.rig.lib.vb_queue_complete(
+            self.handle,
+            1,
+            ffi.new("uint16_t *", upcall.head),
+            ffi.new("uint8_t *", status),
+            ffi.new("uint32_t *", written),
+        )
+
+
+class Rig:
+    """An engine thread, guest memory, and queues."""
+
+    def __init__(
+        self,
+        io: str = "uring",
+        *,
+        poll_ns: int = 0,
+        max_batch: int = 0,
+        layout: Sequence[tuple[int, int]] = ((0, 256 * 1024), (1 << 32, 8 * MIB)),
+    ) -> None:
+        engine = load()
+        assert engine is not None
+        self.ffi, self.lib = engine
+        self.memory = Memory(layout)
+        self.mapped = map_memory(self.memory)
+        self.news_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        config = {
+            "poll_max_ns": poll_ns,
+            "max_batch": max_batch,
+            "pool_threads": 2,
+            "no_uring": io == "pool",
+            "upcall_fd": self.news_fd,
+        }
+        error = self.ffi.new("int *")
+        self.thread = self.lib.vb_iothread_new(
+            self.ffi.new("struct vb_iothread_config *", config), error
+        )
+        assert self.thread, os.strerror(error[0])
+        self.queues: list[EngineQueue] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for queue in self.queues:
+            if queue.handle:
+                queue.hold()
+                self.answer_all(queue)
+                queue.close()
+            queue.ring.close()
+        self.lib.vb_iothread_free(self.thread)
+        os.close(self.news_fd)
+        self.memory.close()
+
+    def answer_all(self, queue: EngineQueue) -> None:
+        """Fail whatever the test left unanswered."""
+        while queue.in_flight:
+            for upcall in self.take_all():
+                queue.complete(upcall, 1)
+            if queue.in_flight:
+                self.wait_news()
+
+    def queue(self, extents: ExtentMap | None = None, **settings: Any) -> EngineQueue:
+        """Make a queue and let it begin."""
+        queue = EngineQueue(self, **settings)
+        self.queues.append(queue)
+        queue.set_map(extents)
+        queue.release()
+        return queue
+
+    def wait_news(self, timeout: float = TIMEOUT) -> None:
+        """Wait until the engine has something to say."""
+        assert select.select([self.news_fd], [], [], timeout)[0], "no news from the engine"
+        os.eventfd_read(self.news_fd)
+
+    def take(self, limit: int = 64, segments: int = 65536) -> list[Upcall]:
+        """Take requests that have come up, without waiting."""
+        records = np.zeros(limit, REQUEST)
+        queues = np.zeros(limit, np.uint64)
+        iovs = np.zeros(segments, IOVEC)
+        count = self.lib.vb_upcalls_take(
+            self.thread,
+            limit,
+            self.ffi.from_buffer("struct vb_request *", records),
+            self.ffi.from_buffer("struct vb_queue **", queues),
+            segments,
+            self.ffi.from_buffer("uint64_t *", iovs),
+        )
+        taken = []
+        for record in records[:count]:
+            first = int(record["iov_first"])
+            rows: list[tuple[int, int]] = iovs[first : first + int(record["iov_count"])].tolist()
+            assert sum(length for _, length in rows) == record["length"]
+            taken.append(
+                Upcall(int(record["head"]), int(record["type"]), int(record["sector"]), rows)
+            )
+        return taken
+
+    def take_all(self) -> list[Upcall]:
+        """Take everything that has come up, without waiting."""
+        taken: list[Upcall] = []
+        while more := self.take():
+            taken += more
+        return taken
+
+    def wait_upcalls(self, count: int = 1) -> list[Upcall]:
+        """Wait for `count` requests to come up."""
+        taken = self.take_all()
+        while len(taken) < count:
+            self.wait_news()
+            taken += self.take_all()
+        assert len(taken) == count
+        return taken
+
+    def wait_upcalls_until_idle(self) -> list[Upcall]:
+        """Take requests until none comes for a while."""
+        taken = self.take_all()
+        while select.select([self.news_fd], [], [], 0.3)[0]:
+            os.eventfd_read(self.news_fd)
+            taken += self.take_all()
+        return taken
+
+    def cpu_time(self) -> int:
+        """Return what the engine thread has used, in clock ticks."""
+        return sum(CpuTime.of(self.lib.vb_iothread_thread_id(self.thread)))
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Wait for what the engine does without telling."""
+        deadline = time.monotonic() + TIMEOUT
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
