@@ -5,7 +5,7 @@ VENV ?= .venv
 JOBS ?= 2
 PYTEST = $(VENV)/bin/pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help setup demo test lint unit integration reference bench clean
+.PHONY: help setup demo test lint unit integration reference bench sanitize fuzz clean
 
 help:
 	@echo 'make demo         export a disk, boot a QEMU guest from it, show what happens'
@@ -15,6 +15,8 @@ help:
 	@echo 'make integration  guests under QEMU'
 	@echo 'make reference    the same guests against qemu-storage-daemon, to test the tests'
 	@echo 'make bench        benchmarks against qemu-storage-daemon'
+	@echo 'make sanitize     tests of the engine under ASan and UBSan'
+	@echo 'make fuzz         fuzz the engine, a minute each'
 	@echo 'make setup        only install what the above need'
 	@echo 'make clean        remove everything that was built'
 
@@ -43,6 +45,12 @@ reference: setup
 
 bench: setup
 	$(VENV)/bin/python -m benchmarks
+
+sanitize: setup
+	PYTHON=$(CURDIR)/$(VENV)/bin/python scripts/sanitize
+
+fuzz:
+	fuzz/run 60
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -232,11 +232,11 @@ class Target:
         if options.socket is None:
             parent = ROOT / ".cache"
             parent.mkdir(exist_ok=True)
-            folder = tempfile.TemporaryDirectory(dir=parent)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent)))
             self._backend = parse_backend(options.backend, iothread=not options.no_iothread)
             if options.switch:
                 self._backend = self._switching_backend()
-            self._disk = _disk(options, Path(stack.enter_context(folder)))
+            self._disk = _disk(options, folder)
             self._stack = stack.enter_context(contextlib.ExitStack())
             self.start()
 

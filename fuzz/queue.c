@@ -56,7 +56,7 @@ static void choose_map(struct world *world)
 
     *map = (struct vb_extent_map){
         .kind = kind % 4,
-        .flags = take_u8(input),
+        .flags = take_u8(input) | (kind & 16 ? VB_EXTENT_IN_MEMORY : 0),
         .fd = FILE_FD,
         .alignment = kind & 32 ? 512 : 1,
         .size = take_u8(input) * 512ull,

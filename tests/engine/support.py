@@ -184,7 +184,8 @@ class EngineQueue:
         return self.rig.ffi.string(reason).decode() if reason else ""
 
     def stats(self) -> np.void:
-        """Copy the statistics."""
+        """Copy the statistics, once the thread has finished its turn."""
+        assert self.in_flight >= 0
         buffer = self.rig.ffi.buffer(self.rig.lib.vb_queue_stats(self.handle), STATS.itemsize)
         record: np.void = np.frombuffer(bytes(buffer), STATS)[0]
         return record

@@ -38,6 +38,7 @@ STATS = np.dtype(
         ("bytes", "<u8", (4,)),
         ("failed", "<u8", (4,)),
         ("total_ns", "<u8", (4,)),
+        ("merged", "<u8", (4,)),
         ("invalid", "<u8"),
         ("upcalls", "<u8"),
         ("sweeps", "<u8"),

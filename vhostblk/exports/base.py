@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from vhostblk.block.backend import BlockBackend
@@ -30,3 +30,12 @@ class Export(ABC):
     @abstractmethod
     async def stop(self) -> None:
         """Disconnect clients, finish requests in flight, flush, remove what `start` created."""
+
+    @property
+    def clients(self) -> int:
+        """Tell how many clients are connected; the export isn't removed under them unasked."""
+        return 0
+
+    def statistics(self) -> dict[int, dict[str, Any]]:
+        """Return what each queue has done, by its index, in the form of `schema.export`."""
+        return {}

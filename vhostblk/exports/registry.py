@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
 from vhostblk.block.permissions import Perm
+from vhostblk.schema.export import iothread_names
+from vhostblk.virtio_blk.lane import Lane, choose_lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +42,8 @@ async def start_export(options: BlockExportOptions, graph: Graph, iothreads: Iot
     Raises VhostblkError, and then leaves nothing behind. Whoever stops the export then detaches
     `export.backend`.
     """
+    if options.fixed_iothread:
+        _check_lane(options)
     backend = _attach_backend(options, graph)
     try:
         tag = options.__struct_config__.tag
@@ -49,6 +53,16 @@ async def start_export(options: BlockExportOptions, graph: Graph, iothreads: Iot
         await backend.detach()
         raise
     return export
+
+
+def _check_lane(options: BlockExportOptions) -> None:
+    """Refuse an export that must run on its iothread and can't; others run without."""
+    names = iothread_names(options)
+    if names and choose_lane() is Lane.PYTHON:
+        raise BlockError(
+            f"Export '{options.id}' can't be moved to iothread '{names[0]}': "
+            "the Python lane runs on the main thread"
+        )
 
 
 def _attach_backend(options: BlockExportOptions, graph: Graph) -> BlockBackend:

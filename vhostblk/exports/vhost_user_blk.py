@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhostblk.block.backend import BlockBackend
+    from vhostblk.engine.extents import ExtentMap
     from vhostblk.engine.iothreads import Iothreads
     from vhostblk.schema.export import BlockExportOptionsVhostUserBlk
     from vhostblk.vhost_user.backend import BackendChannel, RegionDescription, VringConfig
@@ -65,9 +66,10 @@ class VhostUserBlkExport(Export):
         """Raises VhostblkError where the node can't be shown as such a device."""
         super().__init__(options.id, backend)
         block = options.logical_block_size
-        if backend.size % block:
+        size = backend.node.exact_size
+        if size % block:
             raise VhostblkError(
-                f"Cannot export '{backend.node.filename}': its size of {backend.size} bytes is "
+                f"Cannot export '{backend.node.filename}': its size of {size} bytes is "
                 f"not a multiple of the logical block size, {block}"
             )
         self.device = VhostUserBlkBackend(options, backend, iothreads)
@@ -85,6 +87,15 @@ class VhostUserBlkExport(Export):
         self.backend.remove_drain_listener(self.device)
         if self.backend.writable:
             await self.backend.flush()
+
+    @property
+    def clients(self) -> int:
+        """Tell whether a front-end is connected."""
+        return int(self._server.connected)
+
+    def statistics(self) -> dict[int, dict[str, Any]]:
+        """Return what each queue has done since the export started."""
+        return self.device.statistics()
 
 
 class VhostUserBlkBackend:
@@ -296,7 +307,7 @@ class VhostUserBlkBackend:
         if self._drained:
             queue.hold()
         self._queues[index] = queue
-        queue.set_extents(self._backend.extent_map())
+        queue.set_extents(self._extents())
         queue.set_err(self._err_fds.get(index))
         queue.start()
         if index in self._call_fds:
@@ -331,6 +342,18 @@ class VhostUserBlkBackend:
                 statistics.add(total, self._queues[index].statistics())
             described[index] = statistics.describe(total)
         return described
+
+    def _extents(self) -> ExtentMap | None:
+        """Return the map that queues go by.
+
+        Where blocks of the file are larger than those of the disk, a small write is read, modified
+        and written by the block layer, which makes other writes to that block wait. Those that the
+        engine does by itself would not, so there all writes are asked.
+        """
+        extents = self._backend.extent_map()
+        if extents is not None and extents.alignment > self._options.logical_block_size:
+            return replace(extents, writable=False)
+        return extents
 
     async def switch_lane(self, lane: Lane) -> None:
         """Move all queues, present and future, to the other lane; the guest doesn't notice.
@@ -374,24 +397,17 @@ class VhostUserBlkBackend:
 
     def set_vring_call(self, index: int, fd: int | None) -> None:
         """Set the descriptor that notifies the guest."""
-        self._replace(self._call_fds, index, None if fd is None else adopt_eventfd(fd, "call"))
-        queue = self._queues.get(index)
-        if queue is not None:
-            queue.set_call(self._call_fds.get(index))
+        adopted = None if fd is None else adopt_eventfd(fd, "call")
+        if index in self._queues:
+            self._queues[index].set_call(adopted)
+        _replace(self._call_fds, index, adopted)
 
     def set_vring_err(self, index: int, fd: int | None) -> None:
         """Set the descriptor that tells the front-end of a broken queue."""
-        self._replace(self._err_fds, index, None if fd is None else adopt_eventfd(fd, "error"))
-        queue = self._queues.get(index)
-        if queue is not None:
-            queue.set_err(self._err_fds.get(index))
-
-    def _replace(self, fds: dict[int, int], index: int, fd: int | None) -> None:
-        old = fds.pop(index, None)
-        if fd is not None:
-            fds[index] = fd
-        if old is not None:
-            os.close(old)
+        adopted = None if fd is None else adopt_eventfd(fd, "error")
+        if index in self._queues:
+            self._queues[index].set_err(adopted)
+        _replace(self._err_fds, index, adopted)
 
     def _refresh_queues(self) -> None:
         for queue in self._queues.values():
@@ -418,7 +434,7 @@ class VhostUserBlkBackend:
     def drained_end(self) -> None:
         """Go on."""
         self._drained = False
-        extents = self._backend.extent_map()
+        extents = self._extents()
         for queue in self._queues.values():
             queue.set_extents(extents)
             queue.release()
@@ -446,6 +462,15 @@ def _listen_address(options: BlockExportOptionsVhostUserBlk) -> ListenAddress:
         case FdSocketAddress(fd=fd):
             return FdAddress(fd)
     raise VhostblkError("Only socket address types 'unix' and 'fd' are supported")
+
+
+def _replace(fds: dict[int, int], index: int, fd: int | None) -> None:
+    """Keep a descriptor instead of the one before, which nothing uses any more, and close that."""
+    old = fds.pop(index, None)
+    if fd is not None:
+        fds[index] = fd
+    if old is not None:
+        os.close(old)
 
 
 def _map_all(regions: Sequence[RegionDescription]) -> list[MemoryRegion]:

@@ -54,6 +54,7 @@ def describe(stats: NDArray[np.void]) -> dict[str, Any]:
             "bytes": int(record["bytes"][index]),
             "failed": int(record["failed"][index]),
             "total_ns": int(record["total_ns"][index]),
+            "merged": int(record["merged"][index]),
             "latency": record["latency"][index].tolist(),
         }
     return described

@@ -7,6 +7,10 @@
  * file systems take RWF_NOWAIT for buffered writes, so a write is simply done; where one turns out
  * to be slow (the kernel throttles writers when too much is dirty), writes go to io_uring for a
  * while, so that one busy disk does not hold up the other queues.
+ *
+ * Requests of one sweep that follow each other in the file are attempted together, as a run: that
+ * saves system calls where a guest reads or writes sequentially in small pieces. Where a run does
+ * not succeed as a whole, each of its requests goes its own way as if there had been none.
  */
 #define _GNU_SOURCE
 #include "queue.h"
@@ -87,37 +91,117 @@ static void skip_segments(struct vb_slot *slot, uint64_t bytes)
     op->iovs = iovs;
 }
 
-static bool try_inline(struct vb_slot *slot)
+/* Whether an attempt at once may pay for this request. */
+static bool worth_attempt(const struct vb_slot *slot)
 {
-    struct vb_queue *queue = slot->queue;
+    const struct vb_queue *queue = slot->queue;
+
+    if (!(slot->map->flags & VB_EXTENT_BUFFERED) || slot->request.length > MAX_INLINE_BYTES)
+        return false;
+    return slot->request.type != VB_T_OUT ||
+           (!queue->write_through && queue->iothread->now >= queue->slow_until);
+}
+
+/* Transfer at once what can be; bytes, or -1. Of an error, the same done asynchronously tells. */
+static ssize_t attempt(struct vb_queue *queue, const struct vb_slot *slot, const struct iovec *iovs,
+                       uint32_t count)
+{
     const struct vb_extent_map *map = slot->map;
-    struct vb_io_op *op = &slot->op;
-    bool write = slot->request.type == VB_T_OUT;
-    int count = op->count < IOV_MAX ? (int)op->count : IOV_MAX;
-    uint64_t before = 0;
+    int limit = count < IOV_MAX ? (int)count : IOV_MAX;
+    uint64_t before;
     ssize_t result;
 
-    if (!(map->flags & VB_EXTENT_BUFFERED) || slot->request.length > MAX_INLINE_BYTES)
-        return false;
-    if (write) {
-        if (queue->write_through || queue->iothread->now < queue->slow_until)
-            return false;
-        before = vb_now();
-        result = pwritev(map->fd, op->iovs, count, op->offset);
-        if (vb_now() - before > SLOW_WRITE_NS)
-            queue->slow_until = before + SLOW_PENALTY_NS;
-    } else {
-        /* tmpfs does not know RWF_NOWAIT, and does not need it. */
-        result = preadv2(map->fd, op->iovs, count, op->offset,
-                         map->flags & VB_EXTENT_IN_MEMORY ? 0 : RWF_NOWAIT);
+    /* tmpfs does not know RWF_NOWAIT, and does not need it. */
+    if (slot->request.type == VB_T_IN)
+        return preadv2(map->fd, iovs, limit, slot->op.offset,
+                       map->flags & VB_EXTENT_IN_MEMORY ? 0 : RWF_NOWAIT);
+    before = vb_now();
+    result = pwritev(map->fd, iovs, limit, slot->op.offset);
+    if (vb_now() - before > SLOW_WRITE_NS)
+        queue->slow_until = before + SLOW_PENALTY_NS;
+    return result;
+}
+
+static void queue_transfer(struct vb_slot *slot)
+{
+    if (slot->request.type == VB_T_IN)
+        queue_op(slot, VB_IO_READ, 0);
+    else
+        queue_op(slot, VB_IO_WRITE, slot->queue->write_through ? RWF_DSYNC : 0);
+}
+
+static void transfer_alone(struct vb_slot *slot)
+{
+    ssize_t result = attempt(slot->queue, slot, slot->op.iovs, slot->op.count);
+
+    if (result >= 0 && (uint64_t)result == slot->request.length) {
+        finish_mapped(slot, 0);
+        return;
     }
-    if (result < 0)
-        return false; /* the same again, asynchronously, tells the reason */
-    if ((uint64_t)result < slot->request.length) {
+    if (result > 0)
         skip_segments(slot, result);
+    queue_transfer(slot);
+}
+
+/* Put a request behind the run, if it goes on there. */
+static bool join_run(struct vb_run *run, struct vb_slot *slot)
+{
+    const struct vb_slot *last = run->last;
+
+    if (!run->count || last->request.type != slot->request.type || last->map != slot->map ||
+        run->end != slot->op.offset || run->bytes + slot->request.length > MAX_INLINE_BYTES ||
+        run->iov_count + slot->op.count > VB_RUN_IOVS)
         return false;
-    }
+    if (run->count == 1)
+        memcpy(run->iovs, run->first->op.iovs, run->iov_count * sizeof(*run->iovs));
+    memcpy(run->iovs + run->iov_count, slot->op.iovs, slot->op.count * sizeof(*run->iovs));
+    run->last->next_in_run = slot;
     return true;
+}
+
+static void put_in_run(struct vb_queue *queue, struct vb_slot *slot)
+{
+    struct vb_run *run = &queue->run;
+
+    slot->next_in_run = NULL;
+    if (!join_run(run, slot)) {
+        vb_run_finish(queue);
+        run->first = slot;
+    }
+    run->last = slot;
+    run->end = slot->op.offset + slot->request.length;
+    run->bytes += slot->request.length;
+    run->iov_count += slot->op.count;
+    run->count++;
+}
+
+void vb_run_finish(struct vb_queue *queue)
+{
+    struct vb_run *run = &queue->run;
+    struct vb_slot *slot = run->first;
+    bool together = false;
+
+    if (!run->count)
+        return;
+    if (run->count > 1) {
+        ssize_t result = attempt(queue, slot, run->iovs, run->iov_count);
+
+        together = result >= 0 && (uint64_t)result == run->bytes;
+        if (together)
+            queue->stats.merged[vb_stat_kind(slot->request.type)] += run->count - 1;
+    }
+    while (slot) {
+        struct vb_slot *next = slot->next_in_run;
+
+        if (together)
+            finish_mapped(slot, 0);
+        else
+            transfer_alone(slot);
+        slot = next;
+    }
+    run->first = run->last = NULL;
+    run->count = run->iov_count = 0;
+    run->bytes = 0;
 }
 
 static void execute_transfer(struct vb_slot *slot)
@@ -152,12 +236,10 @@ static void execute_transfer(struct vb_slot *slot)
     slot->op.iovs = slot->iovs;
     slot->op.count = request->iov_count;
     slot->op.offset = file_offset;
-    if (try_inline(slot))
-        finish_mapped(slot, 0);
-    else if (write)
-        queue_op(slot, VB_IO_WRITE, queue->write_through ? RWF_DSYNC : 0);
+    if (worth_attempt(slot))
+        put_in_run(queue, slot);
     else
-        queue_op(slot, VB_IO_READ, 0);
+        queue_transfer(slot);
 }
 
 static void execute_flush(struct vb_slot *slot)

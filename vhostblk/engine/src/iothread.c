@@ -215,7 +215,6 @@ static void run(struct vb_iothread *iothread)
 {
     struct sleeper sleeper = {0};
 
-    iothread->queues_changed = true;
     while (!atomic_load(&iothread->stopping)) {
         struct vb_poll *window;
         uint64_t idle_since;
@@ -274,6 +273,7 @@ struct vb_iothread *vb_iothread_new(const struct vb_iothread_config *config, int
     iothread->config = *config;
     iothread->upcall_fd = config->upcall_fd;
     iothread->upcalls_end = &iothread->upcalls;
+    iothread->queues_changed = true;
     set_poll(iothread, config->poll_max_ns, config->poll_grow, config->poll_shrink);
     pthread_mutex_init(&iothread->lock, NULL);
     iothread->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);

@@ -163,6 +163,7 @@ bool vb_queue_sweep(struct vb_queue *queue)
         ring->next_avail++;
         take(queue, head);
     }
+    vb_run_finish(queue);
     return true;
 }
 

@@ -31,10 +31,25 @@ struct vb_slot {
     struct vb_extent_map *map;           /* that the operation goes by */
     struct vb_discard_segment *segments; /* private copy of the payload, while in progress */
     struct vb_slot *next_up;
+    struct vb_slot *next_in_run;
     uint64_t begun;
     uint64_t done; /* bytes transferred so far */
     uint32_t segment, segment_count;
     uint8_t state;
+};
+
+/* Most segments of a run. */
+#define VB_RUN_IOVS 128
+
+/* Reads, or writes, of one sweep that follow each other in the file: one system call does them all.
+ * The segments of a single request stay where they are. */
+struct vb_run {
+    struct vb_slot *first, *last;
+    uint64_t end; /* file offset */
+    uint64_t bytes;
+    uint32_t count;
+    uint32_t iov_count;
+    struct iovec iovs[VB_RUN_IOVS];
 };
 
 struct vb_queue {
@@ -45,6 +60,7 @@ struct vb_queue {
     struct vb_region *regions;
     struct vb_extent_map *map;
     struct vb_chain chain; /* scratch */
+    struct vb_run run;     /* empty between two sweeps */
     struct vb_slot *slots;
     uint32_t in_flight;
     uint32_t mapped_in_flight;
@@ -75,6 +91,9 @@ void vb_slot_continue(struct vb_slot *slot);
 
 /* Start a parsed request: `execute.c`. */
 void vb_slot_execute(struct vb_slot *slot);
+
+/* Do what was put off in the hope of more that belongs to it; ends a sweep. */
+void vb_run_finish(struct vb_queue *queue);
 
 /* Answer a request. `written`: bytes written to its data segments. */
 void vb_slot_complete(struct vb_slot *slot, uint8_t status, uint64_t written);

@@ -7,6 +7,7 @@ struct vb_stats {
     uint64_t bytes[4];
     uint64_t failed[4];
     uint64_t total_ns[4];
+    uint64_t merged[4]; /* requests done together with the one before them */
     uint64_t invalid;   /* malformed requests, and unknown ones */
     uint64_t upcalls;   /* requests that Python served */
     uint64_t sweeps;    /* turns that found work */

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums over the queues of an export, without numpy: the sum may be asked for before any guest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+COUNTERS = ("invalid", "upcalls", "sweeps", "notified", "kicks")
+KINDS = ("read", "write", "flush", "unmap")
+KIND_COUNTERS = ("operations", "bytes", "failed", "total_ns", "merged")
+
+#: Buckets of a latency histogram; the n-th counts requests that took at least 2**n ns and less than
+#: 2**(n+1).
+BUCKETS = 32
+
+
+def total(queues: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up what queues have done; each is as `virtio_blk.statistics.describe` returns it."""
+    described = list(queues)
+    summed: dict[str, Any] = {name: sum(queue[name] for queue in described) for name in COUNTERS}
+    for kind in KINDS:
+        summed[kind] = total_of_kinds(queue[kind] for queue in described)
+    return summed
+
+
+def total_of_kinds(kinds: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up what is counted of requests: of one kind in several queues, or of several kinds."""
+    described = list(kinds)
+    summed: dict[str, Any] = {
+        name: sum(counted[name] for counted in described) for name in KIND_COUNTERS
+    }
+    summed["latency"] = [
+        sum(counted["latency"][bucket] for counted in described) for bucket in range(BUCKETS)
+    ]
+    return summed
