@@ -7,7 +7,8 @@ and waits for each answer. vhostblk and the QEMU storage daemon take turns. The 
 where vhostblk's 99th percentile is at the target or above it.
 
 The front-ends, the client and the daemon share the machine: with fewer processors than busy threads
-the times contain waiting for a processor. The table says how idle the machine was.
+the times contain waiting for a processor. The front-ends run at a lower priority, as far as that
+goes; below the table stands how idle the machine was.
 """
 
 from __future__ import annotations
@@ -39,6 +40,12 @@ if TYPE_CHECKING:
 #: Milliseconds that the 99th percentile of every command has to stay below.
 TARGET = 50.0
 EXPORTS = 4
+#: Seconds of each turn that don't count.
+WARM_UP = 2.0
+#: Seconds between two rounds of commands.
+PAUSE = 0.002
+#: The front-ends stand for virtual machines on other processors, so they step back for the daemon.
+LOAD_NICENESS = 10
 MIB = 1 << 20
 NULL_NODE = {"driver": "null-co", "node-name": "temporary", "size": MIB}
 
@@ -70,14 +77,15 @@ class Client:
     """A QMP client that does nothing but wait for the answer."""
 
     def __init__(self, channel: socket.socket) -> None:
-        self._lines = channel.makefile("rwb", buffering=0)
+        self._channel = channel
+        self._lines = channel.makefile("rb")
         self._read("QMP")
         self.execute("qmp_capabilities", None)
 
     def execute(self, command: str, arguments: dict[str, Any] | None) -> None:
         """Run a command; raises DaemonError where it fails."""
         message = {"execute": command} | ({"arguments": arguments} if arguments else {})
-        self._lines.write(json.dumps(message).encode() + b"\n")
+        self._channel.sendall(json.dumps(message).encode() + b"\n")
         self._read("return")
 
     def _read(self, wanted: str) -> None:
@@ -155,6 +163,7 @@ def loaded(directory: Path, depth: int, outcome: Outcome) -> Iterator[None]:
     workload = Workload(seconds=0.5, write_share=0.3, wait_for_calls=True, stall_seconds=30.0)
 
     def drive(number: int) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOAD_NICENESS)
         try:
             with FrontEnd(directory / f"{number}.sock", Geometry(depth=depth)) as front_end:
                 while not over.is_set():
@@ -189,18 +198,23 @@ def measure(backend: Backend, options: argparse.Namespace, outcome: Outcome) -> 
     with tempfile.TemporaryDirectory(prefix="vhostblk-", dir="/var/tmp") as name:
         directory = Path(name)
         with monitored(backend, directory) as client, loaded(directory, options.depth, outcome):
-            time.sleep(0.3)  # the front-ends connect and get going
+            # The front-ends connect and get going, what is used first is imported.
+            _ask(client, WARM_UP, Outcome())
             idle, total = _idle_and_total()
-            until = time.monotonic() + options.seconds
-            while time.monotonic() < until:
-                for subject, commands in SUBJECTS.items():
-                    begin = time.perf_counter()
-                    for command, arguments in commands:
-                        client.execute(command, arguments)
-                    outcome.times.setdefault(subject, []).append(time.perf_counter() - begin)
-                time.sleep(0.002)
+            _ask(client, options.seconds, outcome)
             idle_then, total_then = _idle_and_total()
             outcome.idle.append((idle_then - idle) / max(total_then - total, 1))
+
+
+def _ask(client: Client, seconds: float, outcome: Outcome) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for subject, commands in SUBJECTS.items():
+            begin = time.perf_counter()
+            for command, arguments in commands:
+                client.execute(command, arguments)
+            outcome.times.setdefault(subject, []).append(time.perf_counter() - begin)
+        time.sleep(PAUSE)
 
 
 def table(outcomes: dict[str, Outcome]) -> str:

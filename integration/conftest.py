@@ -22,11 +22,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=Program.VHOSTBLK.value,
         help="the storage daemon to test; QEMU's own tests the tests",
     )
+    parser.addoption(
+        "--soak", type=int, default=400, help="operations of the soak test (10000: the long form)"
+    )
 
 
 @pytest.fixture
 def program(request: pytest.FixtureRequest) -> Program:
     return Program(request.config.getoption("--daemon"))
+
+
+@pytest.fixture
+def soak(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--soak"))
 
 
 @pytest.fixture

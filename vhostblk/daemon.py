@@ -15,31 +15,60 @@ way doesn't keep the rest from being closed.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
+from vhostblk.chardev.registry import Chardevs
 from vhostblk.engine.iothread import IothreadOptions
 from vhostblk.engine.iothreads import Iothreads
 from vhostblk.errors import VhostblkError
 from vhostblk.events import EventBus
 from vhostblk.exports.hints import qemu_arguments
 from vhostblk.exports.registry import start_export
-from vhostblk.schema.export import iothread_names
-from vhostblk.schema.options import blockdev_options, export_options, object_options
+from vhostblk.exports.totals import total
+from vhostblk.schema.control import MonitorMode
+from vhostblk.schema.export import BlockExportDeleted, iothread_names
+from vhostblk.schema.options import (
+    blockdev_options,
+    export_options,
+    monitor_options,
+    object_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from vhostblk.block.node import BlockNode
+    from vhostblk.chardev.base import Chardev
     from vhostblk.exports.base import Export
+    from vhostblk.qmp.monitors import Monitors
+    from vhostblk.qom import QomObject
+    from vhostblk.schema.export import BlockExportOptions
     from vhostblk.schema.objects import ObjectOptions
     from vhostblk.schema.options import Options
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _ExportEntry:
+    """What the daemon knows of one export, from its start until it is gone."""
+
+    options: BlockExportOptions
+    #: None while it starts.
+    export: Export | None = None
+    hint: list[str] | None = None
+    #: Stops it; gives the error that came of that.
+    removal: asyncio.Task[Exception | None] | None = None
 
 
 class Daemon:
@@ -58,8 +87,14 @@ class Daemon:
         self._initial = (list(objects), list(blockdevs), list(exports))
         self._iothreads = Iothreads()
         self._objects: dict[str, ObjectOptions] = {}
-        self._exports: dict[str, Export] = {}
-        self._hints: dict[str, list[str]] = {}
+        self._exports: dict[str, _ExportEntry] = {}
+        #: The character devices by id.
+        self.chardevs = Chardevs()
+        self._monitors: Monitors | None = None
+        #: Held while a QMP command in band is executed; who builds the daemon keeps them off.
+        self.command_lock = asyncio.Lock()
+        #: Set by `request_stop`; whoever entered the daemon then leaves it.
+        self.stop_requested = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         objects, blockdevs, exports = self._initial
@@ -92,27 +127,61 @@ class Daemon:
         return MappingProxyType(self._objects)
 
     @property
-    def exports(self) -> Mapping[str, Export]:
-        """The running exports by id."""
-        return MappingProxyType(self._exports)
+    def exports(self) -> dict[str, Export]:
+        """The exports by id, those that are being stopped among them."""
+        return {
+            export_id: entry.export
+            for export_id, entry in self._exports.items()
+            if entry.export is not None
+        }
 
     def add_object(self, options: Options) -> None:
         """Add an object, which exports may then refer to."""
         checked = object_options(options)
-        if checked.id in self._objects:
+        if checked.id in self._objects or checked.id == "type":  # a property that all objects have
             raise VhostblkError(
                 f"attempt to add duplicate property '{checked.id}' to object (type 'container')"
             )
         self._objects[checked.id] = checked
-        self._iothreads.define(
-            checked.id,
-            IothreadOptions(
-                poll_max_ns=checked.poll_max_ns,
-                poll_grow=checked.poll_grow,
-                poll_shrink=checked.poll_shrink,
-                aio_max_batch=checked.aio_max_batch,
-                pool_threads=checked.thread_pool_max,
-            ),
+        self._iothreads.define(checked.id, _iothread_options(checked))
+
+    def remove_object(self, object_id: str) -> None:
+        """Remove an object that no export uses."""
+        if object_id not in self._objects:
+            raise VhostblkError(f"object '{object_id}' not found")
+        for entry in self._exports.values():
+            if object_id in iothread_names(entry.options):
+                raise VhostblkError(f"object '{object_id}' is in use, can not be deleted")
+        del self._objects[object_id]
+        self._iothreads.remove(object_id)
+
+    def set_object_property(self, object_id: str, name: str, value: object) -> None:
+        """Change a property of an object."""
+        former = self._objects[object_id]
+        changed = object_options({**msgspec.to_builtins(former), name: value})
+        self._objects[object_id] = changed
+        self._iothreads.change(object_id, _iothread_options(changed))
+
+    def object_tree(self) -> QomObject:
+        """Return the object tree as it is now."""
+        from vhostblk.qom import QomObject, chardev_object
+
+        objects = {
+            object_id: QomObject(
+                "iothread",
+                read=msgspec.to_builtins(options).__getitem__,
+                write=partial(self.set_object_property, object_id),
+            )
+            for object_id, options in self._objects.items()
+        }
+        chardevs = {device.label: chardev_object(device) for device in self.chardevs}
+        return QomObject(
+            "container",
+            {
+                "backend": QomObject("container"),
+                "objects": QomObject("container", objects),
+                "chardevs": QomObject("container", chardevs),
+            },
         )
 
     async def add_blockdev(self, options: Options) -> BlockNode:
@@ -132,27 +201,119 @@ class Daemon:
         for iothread in iothread_names(checked):
             if iothread not in self._objects:
                 raise BlockError(f'iothread "{iothread}" not found')
-        hint = qemu_arguments(checked)  # before the export takes the descriptor over
-        export = await start_export(checked, self.graph, self._iothreads)
-        self._exports[checked.id] = export
-        if hint is not None:
-            self._hints[checked.id] = hint
-        return export
+        entry = self._exports[checked.id] = _ExportEntry(checked)
+        try:
+            entry.hint = qemu_arguments(checked)  # before the export takes the descriptor over
+            entry.export = await start_export(checked, self.graph, self._iothreads)
+        except BaseException:
+            del self._exports[checked.id]
+            raise
+        return entry.export
+
+    def is_shutting_down(self, export_id: str) -> bool:
+        """Tell whether an export is being removed."""
+        entry = self._exports.get(export_id)
+        return entry is not None and entry.removal is not None
+
+    async def request_export_removal(self, export_id: str, *, force: bool) -> None:
+        """Stop an export; the event BLOCK_EXPORT_DELETED says that it is gone.
+
+        Without `force` that is refused while clients are connected; with it, they are disconnected
+        after this has returned.
+        """
+        entry = self._exports.get(export_id)
+        if entry is None or entry.export is None:
+            raise BlockError(f"Export '{export_id}' is not found")
+        if entry.removal is not None:
+            raise BlockError(f"Export '{export_id}' is already shutting down")
+        in_use = entry.export.clients > 0
+        if in_use and not force:
+            raise BlockError(f"export '{export_id}' still in use")
+        removal = self._begin_removal(entry.export, entry)
+        removal.add_done_callback(_log_result)
+        if not in_use:
+            await asyncio.shield(removal)
 
     async def remove_export(self, export_id: str) -> None:
         """Stop an export: disconnect clients, finish their requests, flush."""
-        export = self._exports.pop(export_id, None)
-        if export is None:
+        entry = self._exports.get(export_id)
+        if entry is None or entry.export is None:
             raise BlockError(f"Export '{export_id}' is not found")
-        self._hints.pop(export_id, None)
+        removal = entry.removal or self._begin_removal(entry.export, entry)
+        error = await asyncio.shield(removal)
+        if error is not None:
+            raise error
+
+    def _begin_removal(self, export: Export, entry: _ExportEntry) -> asyncio.Task[Exception | None]:
+        entry.removal = asyncio.get_running_loop().create_task(
+            self._remove(export), name=f"removal of export {export.id}"
+        )
+        return entry.removal
+
+    async def _remove(self, export: Export) -> Exception | None:
         try:
-            await export.stop()
+            try:
+                await export.stop()
+            finally:
+                await export.backend.detach()
+        except Exception as error:
+            return error
+        else:
+            return None
         finally:
-            await export.backend.detach()
+            del self._exports[export.id]
+            self.events.emit("BLOCK_EXPORT_DELETED", BlockExportDeleted(id=export.id))
+
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """Return what each export has done since it started, by its id, in plain types.
+
+        "queues" maps a queue's index to its counters, "total" adds them up. Counters are `invalid`,
+        `upcalls`, `sweeps`, `notified` and `kicks`; those of `read`, `write`, `flush` and `unmap`
+        are `operations` (that succeeded), `bytes`, `failed`, `total_ns` and a histogram `latency`,
+        whose n-th number counts requests that took at least 2**n ns and less than 2**(n+1).
+        """
+        described = {}
+        for export_id, export in self.exports.items():
+            queues = export.statistics()
+            described[export_id] = {"queues": queues, "total": total(queues.values())}
+        return described
 
     def connect_hints(self) -> dict[str, list[str]]:
         """Return the QEMU arguments that connect a virtual machine, by export id."""
-        return dict(self._hints)
+        return {
+            export_id: entry.hint
+            for export_id, entry in self._exports.items()
+            if entry.hint is not None and entry.export is not None
+        }
+
+    async def add_chardev(self, options: Options) -> Chardev:
+        """Make a character device; returns once its peer is there, where it is to wait for that."""
+        from vhostblk.chardev.options import chardev_options
+
+        checked = chardev_options(options)
+        return await self.chardevs.add(checked.id, checked.backend)
+
+    async def remove_chardev(self, chardev_id: str) -> None:
+        """Remove a character device that nothing uses."""
+        await self.chardevs.remove(chardev_id)
+
+    def add_monitor(self, options: Options) -> None:
+        """Serve QMP on a character device."""
+        checked = monitor_options(options)
+        chardev = self.chardevs.get(checked.chardev)
+        if chardev is None:
+            raise VhostblkError(f'chardev "{checked.chardev}" not found')
+        if checked.mode is MonitorMode.READLINE:
+            raise VhostblkError("Only QMP is supported")
+        if self._monitors is None:
+            from vhostblk.qmp.monitors import Monitors
+
+            self._monitors = Monitors(self)
+        self._monitors.add(chardev, pretty=checked.pretty is True)
+
+    def request_stop(self) -> None:
+        """Ask whoever entered the daemon to leave it."""
+        self.stop_requested.set()
 
     async def close(self) -> None:
         """Stop all exports, the last first, and close all nodes.
@@ -160,7 +321,11 @@ class Daemon:
         Raises the first error, once everything is closed; others are logged.
         """
         errors: list[Exception] = []
-        for export_id in reversed(list(self._exports)):
+        if self._monitors is not None:
+            await self._monitors.stop_commands()
+        for export_id in reversed(list(self.exports)):
+            if export_id not in self._exports:  # its removal had begun already
+                continue
             try:
                 await self.remove_export(export_id)
             except Exception as error:
@@ -169,6 +334,10 @@ class Daemon:
             await self.graph.close()
         except Exception as error:
             errors.append(error)
+        if self._monitors is not None:
+            self._monitors.close()  # only now: clients are told of the exports
+            self._monitors = None
+        await self.chardevs.close()
         self._iothreads.close()
         self._objects.clear()
         for other in errors[1:]:
@@ -182,3 +351,19 @@ class Daemon:
             await self.close()
         except Exception as error:
             logger.error("while closing: %s", error)
+
+
+def _iothread_options(options: ObjectOptions) -> IothreadOptions:
+    return IothreadOptions(
+        poll_max_ns=options.poll_max_ns,
+        poll_grow=options.poll_grow,
+        poll_shrink=options.poll_shrink,
+        aio_max_batch=options.aio_max_batch,
+        pool_threads=options.thread_pool_max,
+    )
+
+
+def _log_result(removal: asyncio.Task[Exception | None]) -> None:
+    """Log why an export did not stop well, where nobody waits for it."""
+    if not removal.cancelled() and (error := removal.result()) is not None:
+        logger.error("%s: %s", removal.get_name(), error)

@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vhostblk.trace import points as trace
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -46,6 +48,8 @@ class EventBus:
     def emit(self, name: str, data: QapiStruct | None = None) -> None:
         """Tell all listeners; one that fails harms nobody else."""
         event = Event(name, data, time.time())
+        if trace.monitor_protocol_event_emit.enabled:
+            trace.monitor_protocol_event_emit(name, data)
         for listener in list(self._listeners):
             try:
                 listener(event)

@@ -12,6 +12,7 @@ import pytest
 
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.graph import Graph
+from vhostblk.block.inherit import resolve
 from vhostblk.block.iovec import IoVec
 from vhostblk.block.node import BlockLimits, BlockNode, WriteFlags
 from vhostblk.block.permissions import Perm
@@ -29,7 +30,7 @@ class MemoryNode(BlockNode):
     driver = "memory"
 
     def __init__(self, size: int, limits: BlockLimits, **options: Any) -> None:
-        struct = BlockdevOptionsNull(node_name="memory", **options)
+        struct = resolve(BlockdevOptionsNull(node_name="memory", **options))
         super().__init__("memory", struct)
         self.read_only = struct.read_only
         self.limits = limits

@@ -20,8 +20,9 @@ from tests.block.support import (
 )
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError, NodeNotFoundError, PermissionConflictError
-from vhostblk.block.graph import Graph, cumulative
+from vhostblk.block.graph import Graph
 from vhostblk.block.node import BlockLimits
+from vhostblk.block.permission_update import cumulative
 from vhostblk.block.permissions import Perm
 
 if TYPE_CHECKING:

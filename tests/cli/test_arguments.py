@@ -59,7 +59,6 @@ def test_show(words: list[str], show: str) -> None:
         (["--blockdev"], "option '--blockdev' requires an argument"),
         (["-T"], "option requires an argument -- 'T'"),
         (["--daemonize=1"], "option '--daemonize' doesn't allow an argument"),
-        (["--mon", "c"], "--mon c: --monitor is not available in vhostblk yet"),
         (["--chardev=c"], "--chardev=c: --chardev is not available in vhostblk yet"),
         (["--nbd-server", "c"], "--nbd-server c: --nbd-server is not available in vhostblk yet"),
         (["-Tx"], "-T x: --trace is not available in vhostblk yet"),

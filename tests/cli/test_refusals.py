@@ -115,6 +115,28 @@ def test_an_image_whose_size_is_no_multiple_of_the_block_size(tmp_path: Path) ->
     assert "multiple of the logical block size" in said
 
 
+@pytest.mark.parametrize("size", [1000, 511, 1, (1 << 20) + 100])
+def test_an_image_of_other_than_whole_sectors(tmp_path: Path, size: int) -> None:
+    (tmp_path / "odd.img").write_bytes(bytes(size))
+    reason = (
+        f"Cannot export 'odd.img': its size of {size} bytes is not a multiple of the logical "
+        "block size, 512"
+    )
+    for address in (ADDRESS, f"{ADDRESS},writable=on"):
+        assert refusal("odd.img", address, cwd=tmp_path) == f"{address}: {reason}"
+    node = "raw,node-name=n,file.driver=file,file.filename=odd.img"
+    said = refusal("--blockdev", node, "--export", EXPORT, "--pidfile", "pid", cwd=tmp_path)
+    assert said == f"--export {EXPORT}: {reason}"
+
+
+def test_a_window_may_leave_the_odd_end_out(tmp_path: Path) -> None:
+    node = "raw,node-name=n,file.driver=file,file.filename=odd.img,size="
+    said = refusal("--blockdev", f"{node}1024", "--export", EXPORT, cwd=tmp_path)
+    assert "its size of 1000 bytes is not a multiple" in said
+    with running("--blockdev", f"{node}512", "--export", EXPORT, cwd=tmp_path) as daemon:
+        wait_until((tmp_path / "v.sock").exists, daemon)
+
+
 def test_a_busy_socket_path(tmp_path: Path) -> None:
     with running(*NODE, "--export", EXPORT, cwd=tmp_path) as other:
         wait_until((tmp_path / "v.sock").exists, other)

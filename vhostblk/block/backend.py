@@ -19,6 +19,7 @@ from vhostblk.block.completion import Completion
 from vhostblk.block.edge import os_error
 from vhostblk.block.node import BlockLimits, WriteFlags
 from vhostblk.block.permissions import Perm
+from vhostblk.trace import points as trace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -65,6 +66,7 @@ class BlockBackend:
         self.in_flight = 0
         self._edge: Edge | None = None
         self._graph: Graph | None = None
+        self._known_size = 0
         self._write_cache = True
         self._quiesce_depth = 0
         self._idle: list[Completion[None]] = []
@@ -85,7 +87,10 @@ class BlockBackend:
         assert self._edge is None, "attached twice"
         self._edge = graph.attach(self, node)
         self._graph = graph
+        self._known_size = node.size
         self._bind()
+        if trace.blk_root_attach.enabled:
+            trace.blk_root_attach(self.name, node.node_name)
 
     async def detach(self) -> None:
         """Stop using the node, once all requests have finished."""
@@ -94,6 +99,8 @@ class BlockBackend:
         await self.drain()
         edge, self._edge = self._edge, None
         self._bind()
+        if trace.blk_root_detach.enabled:
+            trace.blk_root_detach(self.name, edge.node.node_name)
         await self._graph.detach(edge)
 
     def _bind(self) -> None:
@@ -185,7 +192,11 @@ class BlockBackend:
         self._resize_callbacks.append(callback)
 
     def child_resized(self) -> None:
-        """Pass the news on; called by the edge."""
+        """Pass the news on, if there are any, that the node may have another length."""
+        size = self.size
+        if size == self._known_size:
+            return
+        self._known_size = size
         for callback in list(self._resize_callbacks):
             callback()
 
@@ -231,6 +242,8 @@ class BlockBackend:
     def add_drain_listener(self, listener: DrainListener) -> None:
         """Tell `listener` to stop and to go on."""
         self._drain_listeners.append(listener)
+        if self.quiesced:
+            listener.drained_begin()
 
     def remove_drain_listener(self, listener: DrainListener) -> None:
         """Undo `add_drain_listener`."""
@@ -239,19 +252,31 @@ class BlockBackend:
     @asynccontextmanager
     async def drained(self) -> AsyncIterator[None]:
         """Have no request in flight, and none begin, inside the block. May be nested."""
-        self._quiesce_depth += 1
-        if self._quiesce_depth == 1:
-            for listener in list(self._drain_listeners):
-                listener.drained_begin()
+        self.quiesce()
         try:
             await self.drain()
             yield
         finally:
-            self._quiesce_depth -= 1
-            if not self._quiesce_depth:
-                self._resume()
+            self.resume()
+
+    def quiesce(self) -> None:
+        """Start no more requests until `resume()`; may be nested. `drain()` waits for the rest."""
+        self._quiesce_depth += 1
+        if self._quiesce_depth == 1:
+            if trace.blk_drained_begin.enabled:
+                trace.blk_drained_begin(self.name)
+            for listener in list(self._drain_listeners):
+                listener.drained_begin()
+
+    def resume(self) -> None:
+        """Undo one `quiesce()`."""
+        self._quiesce_depth -= 1
+        if not self._quiesce_depth:
+            self._resume()
 
     def _resume(self) -> None:
+        if trace.blk_drained_end.enabled:
+            trace.blk_drained_end(self.name)
         for listener in list(self._drain_listeners):
             listener.drained_end()
         waiting, self._resumed = self._resumed, []

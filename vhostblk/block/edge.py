@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from vhostblk.block.iovec import IoVec
 
 
+#: The longest disk that QEMU takes.
+MAX_SIZE = (1 << 63) - (1 << 30)
+
+
 def os_error(code: int) -> OSError:
     """Make the OSError of an errno."""
     return OSError(code, os.strerror(code))
@@ -91,7 +95,12 @@ class Edge:
         self._node_pwritev = node.pwritev
         #: Flags that a write may have on the fast path; -1 where there is none.
         self._plain_flags = int(node.native_flags)
-        if not self.writable or node.write_tracker is not None or self._detect_zeroes:
+        if (
+            not self.writable
+            or node.write_tracker is not None
+            or node.write_threshold
+            or self._detect_zeroes
+        ):
             self._plain_flags = -1
 
     @property
@@ -156,6 +165,7 @@ class Edge:
 
     async def _pwritev_shaped(self, offset: int, iov: IoVec, flags: WriteFlags) -> None:
         self._check_write(offset, iov.nbytes)
+        self._watch_threshold(offset + iov.nbytes)
         if self._detect_zeroes and iov.nbytes and iov.is_zero():
             if self.node.options.detect_zeroes is BlockdevDetectZeroesOptions.UNMAP:
                 flags |= WriteFlags.MAY_UNMAP
@@ -170,6 +180,7 @@ class Edge:
     ) -> None:
         """Make a range read as zeroes, whether or not the driver knows how to."""
         self._check_write(offset, length)
+        self._watch_threshold(offset + length)
         node = self.node
         if node.options.discard is not BlockdevDiscardOptions.UNMAP:
             flags &= ~WriteFlags.MAY_UNMAP
@@ -194,6 +205,11 @@ class Edge:
             self.perm & Perm.RESIZE and self.parent_is_node
         ):
             raise os_error(errno.EIO)
+
+    def _watch_threshold(self, end: int) -> None:
+        node = self.node
+        if 0 < node.write_threshold < end and node.on_threshold is not None:
+            node.on_threshold(node, end)
 
     async def _finish_write(self, flags: WriteFlags, old_size: int) -> None:
         if self.node.size != old_size:
@@ -230,11 +246,18 @@ class Edge:
         flush, discard = node_map.flush, node_map.discard
         if options.cache.no_flush and not self.node.children:
             flush = Treatment.IGNORE
-        if options.discard is not BlockdevDiscardOptions.UNMAP:
+        if not self.writable:
+            discard = Treatment.ASK  # to be refused
+        elif options.discard is not BlockdevDiscardOptions.UNMAP:
             discard = Treatment.IGNORE
         return replace(
             node_map,
-            writable=node_map.writable and self.writable and not self._detect_zeroes,
+            writable=(
+                node_map.writable
+                and self.writable
+                and not self._detect_zeroes
+                and not self.node.write_threshold
+            ),
             flush=flush,
             discard=discard,
         )
@@ -243,8 +266,15 @@ class Edge:
         """Change the node's length to `size` bytes, and tell all who use it."""
         if size < 0:
             raise os_error(errno.EINVAL)
-        if self.node.read_only or not self.perm & Perm.RESIZE:
+        if size > MAX_SIZE:
+            raise OSError(
+                errno.EFBIG,
+                f"Required too big image size, it must be not greater than {MAX_SIZE}",
+            )
+        if not self.perm & Perm.RESIZE:
             raise os_error(errno.EACCES)
+        if self.node.read_only:
+            raise OSError(errno.EACCES, "Image is read-only")
         old_size = self.node.size
         await self.node.truncate(size)
         if self.node.size != old_size:

@@ -3,63 +3,89 @@
 
 A node that the user added stays until the user removes it; a child that was defined inline in its
 parent's options goes away with its last parent. A node gets its name once it is open, and children
-are named or defined while their parent opens, so cycles can't come about.
+are named or defined while their parent opens, so cycles can't come about; `reopen` looks for them.
 
-Permissions are checked edge by edge and take effect all or nothing: see `_update_permissions`.
+Permissions are checked edge by edge and take effect all or nothing: `block.permission_update`.
+
+Commands that suspend take turns. Block backends come and go at any time, so between the looks at
+the graph and the change nothing is awaited. What is in use changes inside a drained section.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from vhostblk.block import activation, inherit, reopen
+from vhostblk.block.backend import BlockBackend
+from vhostblk.block.drain import DrainedSection
 from vhostblk.block.edge import Edge
-from vhostblk.block.errors import BlockError, NodeNotFoundError, PermissionConflictError
+from vhostblk.block.errors import BlockError, NodeNotFoundError
 from vhostblk.block.node import BlockNode
-from vhostblk.block.permissions import Perm, names_of
+from vhostblk.block.permission_update import check_conflicts, derive, update_permissions
+from vhostblk.block.permissions import Perm
 from vhostblk.block.registry import driver_class, driver_name
+from vhostblk.events import EventBus
 from vhostblk.schema.base import UNSET
-from vhostblk.schema.block import BlockdevDetectZeroesOptions, BlockdevDiscardOptions
+from vhostblk.schema.block import BlockWriteThreshold
+from vhostblk.trace import points as trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from vhostblk.block.backend import BlockBackend
+    from collections.abc import AsyncIterator, Iterable, Iterator
 
 #: What QEMU takes as an identifier, and its length limit for node names.
 _IDENTIFIER = re.compile(r"[a-zA-Z][a-zA-Z0-9._-]*")
 _NAME_BYTES = 31
 
-_Grant = tuple[BlockNode, Perm, Perm]
-
 
 class Graph:
     """The block graph of one daemon; used on the event loop's thread only."""
 
-    def __init__(self) -> None:
+    def __init__(self, events: EventBus | None = None) -> None:
+        self._events = events or EventBus()
+        #: Held by one command at a time.
+        self._changing = asyncio.Lock()
+        #: Drained sections whose only purpose is that users look at extent maps again.
+        self._refreshing: set[asyncio.Task[None]] = set()
+        self._drained_sections: list[DrainedSection] = []
         self._nodes: dict[str, BlockNode] = {}
         #: Names of nodes that the user added, as opposed to inline children.
         self._owned: set[str] = set()
         #: Edges made for a node that is still being opened.
         self._opening: dict[str, list[Edge]] = {}
+        #: Edges from block backends, in the order in which they came.
+        self._roots: dict[Edge, None] = {}
         self._next_number = 100
 
     def __iter__(self) -> Iterator[BlockNode]:
         return iter(list(self._nodes.values()))
 
+    @property
+    def backends(self) -> list[BlockBackend]:
+        """The block backends that use nodes, the oldest first."""
+        return [edge.parent for edge in self._roots if not isinstance(edge.parent, BlockNode)]
+
     async def add(self, options: Any) -> BlockNode:
         """Open a node (and inline children) that stays until `remove()`."""
         if options.node_name is UNSET:
             raise BlockError("'node-name' must be specified for the root node")
-        node = await self._open(options)
-        self._owned.add(node.node_name)
-        return node
+        async with self._changing:
+            node = await self._open(inherit.resolve(options))
+            self._owned.add(node.node_name)
+            return node
 
     def find(self, name: str) -> BlockNode:
         """Return a node by name; raises NodeNotFoundError."""
         return self._lookup(name, device="")
+
+    def find_exactly(self, name: str) -> BlockNode:
+        """Return a node by name, for commands that know of no devices."""
+        node = self._nodes.get(name)
+        if node is None:
+            raise NodeNotFoundError(f"Failed to find node with node-name='{name}'")
+        return node
 
     def _lookup(self, name: str, device: str) -> BlockNode:
         node = self._nodes.get(name)
@@ -75,7 +101,8 @@ class Graph:
         if isinstance(ref, str):
             node = self._lookup(ref, device=ref)
         else:
-            node = await self._open(_inherit(ref, parent.options))
+            node = await self._open(inherit.resolve_child(ref, role, parent.options))
+            node.defined_in, node.given_options = parent, ref
         edge = Edge(parent, role, node)
         try:
             self._attach(edge)
@@ -88,47 +115,147 @@ class Graph:
 
     def attach(self, backend: BlockBackend, node: BlockNode) -> Edge:
         """Make the edge from a block backend to its node; raises BlockError on a conflict."""
-        edge = Edge(backend, "root", node, backend.perm, backend.shared, backend.shared_outside)
+        edge = Edge(backend, "root", node)
         self._attach(edge)
+        self._roots[edge] = None
+        for section in self._drained_sections:
+            section.hold_users()
         return edge
 
     async def detach(self, edge: Edge) -> None:
         """Take an edge away; an inline child without users is closed."""
         node = edge.node
         node.parents.remove(edge)
-        _update_permissions([node])
+        self._roots.pop(edge, None)
+        update_permissions([node])
         await self._close_unused(node)
 
     async def remove(self, name: str) -> None:
         """Close a node that the user added; raises BlockError while it is in use."""
-        node = self._nodes.get(name)
-        if node is None:
-            raise NodeNotFoundError(f"Failed to find node with node-name='{name}'")
-        if any(not isinstance(edge.parent, BlockNode) for edge in node.parents):
-            raise BlockError(f"Node {name} is in use")
-        if name not in self._owned:
-            raise BlockError(f"Node {name} is not owned by the monitor")
-        if node.parents:
-            raise BlockError(f"Block device {name} is in use")
-        self._owned.discard(name)
-        await self._close_unused(node)
+        async with self._changing:
+            node = self.find_exactly(name)
+            if any(not isinstance(edge.parent, BlockNode) for edge in node.parents):
+                raise BlockError(f"Node {name} is in use")
+            if name not in self._owned:
+                raise BlockError(f"Node {name} is not owned by the monitor")
+            if node.parents:
+                raise BlockError(f"Block device {name} is in use")
+            self._owned.discard(name)
+            await self._close_unused(node)
 
     async def close(self) -> None:
         """Close every node, users before what they use; no block backend is attached any more."""
-        self._owned.clear()
-        while unused := [node for node in self._nodes.values() if not node.parents]:
-            for node in unused:
-                await self._close_unused(node)
-        for node in self._nodes.values():
-            raise BlockError(f"Node {node.node_name} is in use")
+        async with self._changing:
+            if self._refreshing:
+                await asyncio.wait(self._refreshing)
+            self._owned.clear()
+            while unused := [node for node in self._nodes.values() if not node.parents]:
+                for node in unused:
+                    await self._close_unused(node)
+            for node in self._nodes.values():
+                raise BlockError(f"Node {node.node_name} is in use")
+
+    # Changing nodes in use.
+
+    @asynccontextmanager
+    async def drained(self, nodes: Iterable[BlockNode]) -> AsyncIterator[None]:
+        """Have no request in flight to any of these nodes inside the block."""
+        section = DrainedSection(nodes)
+        self._drained_sections.append(section)
+        try:
+            section.hold_users()
+            await section.wait()
+            yield
+        finally:
+            self._drained_sections.remove(section)
+            section.release_users()
+
+    async def reopen(self, definitions: Iterable[Any]) -> None:
+        """Give nodes other options and children: all of them, or none. See `block.reopen`."""
+        async with self._changing:
+            changes = reopen.plan(self, definitions)
+            nodes = [change.node for change in changes]
+            async with self.drained(nodes):
+                await _flush(nodes, "Error flushing drive: ")
+                for node in reopen.execute(self, changes):
+                    await self._close_unused(node)
+
+    async def resize(self, node: BlockNode, size: int) -> None:
+        """Change a node's length; all who use it are told at once."""
+        async with self._changing:
+            backend = BlockBackend("", Perm.RESIZE)
+            backend.attach(self, node)
+            try:
+                async with self.drained([node]):
+                    await backend.truncate(size)
+            except OSError as error:
+                raise BlockError(error.strerror or str(error)) from error
+            finally:
+                await backend.detach()
+
+    async def set_active(self, name: str | None, *, active: bool) -> None:
+        """Take an image back from, or leave it to, another process; `None`: all of them.
+
+        Raises BlockError, and then nothing has changed.
+        """
+        async with self._changing:
+            chosen = list(self) if name is None else [self.find_exactly(name)]
+            if active:
+                await self._activate(chosen)
+                return
+            if name is not None and activation.has_active_parent(chosen[0]):
+                raise BlockError("Node has active parent node")
+            prefix = f"Failed to inactivate {'all nodes' if name is None else 'node'}: "
+            async with self.drained(chosen):
+                await _flush(_with_children(chosen), prefix)
+                try:
+                    activation.inactivate(activation.to_inactivate(chosen))
+                except activation.InactivationError as error:
+                    raise BlockError(f"{prefix}{error}") from error
+
+    async def _activate(self, chosen: list[BlockNode]) -> None:
+        async with self.drained(_with_children(chosen)):
+            activation.activate(activation.to_activate(chosen))
+
+    async def set_write_threshold(self, node: BlockNode, offset: int) -> None:
+        """Announce the first write that goes past `offset`, with BLOCK_WRITE_THRESHOLD; 0: none."""
+        async with self.drained([node]):
+            self._set_threshold(node, offset)
+
+    def _set_threshold(self, node: BlockNode, offset: int) -> None:
+        node.write_threshold = offset
+        node.on_threshold = self._threshold_exceeded
+        for edge in node.parents:
+            edge.refresh()
+
+    def _threshold_exceeded(self, node: BlockNode, end: int) -> None:
+        offset = node.write_threshold
+        self._set_threshold(node, 0)
+        self._events.emit(
+            "BLOCK_WRITE_THRESHOLD",
+            BlockWriteThreshold(
+                node_name=node.node_name, amount_exceeded=end - offset, write_threshold=offset
+            ),
+        )
+        # Writes need not be asked for any more.
+        task = asyncio.get_running_loop().create_task(self._refresh_maps(node))
+        self._refreshing.add(task)
+        task.add_done_callback(self._refreshing.discard)
+
+    async def _refresh_maps(self, node: BlockNode) -> None:
+        async with self.drained([node]):
+            pass
 
     async def _open(self, options: Any) -> BlockNode:
-        """Open a node and register it."""
+        """Open a node with resolved options, and register it."""
         name = self._check_name(options.node_name)
-        _check_options(options)
+        inherit.check_options(options)
         edges = self._opening[name] = []
         try:
-            node = await driver_class(driver_name(options)).open(name, options, self)
+            driver = driver_name(options)
+            if trace.bdrv_open_common.enabled:
+                trace.bdrv_open_common(name, driver)
+            node = await driver_class(driver).open(name, options, self)
         except BaseException:
             for edge in edges:
                 await self.detach(edge)
@@ -164,138 +291,44 @@ class Graph:
 
     def _attach(self, edge: Edge) -> None:
         """Enter an edge into its node's list of users and take what it needs."""
-        node = edge.node
-        if isinstance(edge.parent, BlockNode):
-            _derive(edge)
-        _check_conflicts(edge)
+        node, parent = edge.node, edge.parent
+        if not isinstance(parent, BlockNode):
+            activation.grant_backend(edge)
+        elif parent.active and not node.active:
+            raise BlockError(
+                f"Inactive '{node.node_name}' can't be a {edge.role} child of active "
+                f"'{parent.node_name}'"
+            )
+        else:
+            derive(edge)
+        check_conflicts(edge)
         node.parents.append(edge)
         try:
-            _update_permissions([node])
+            update_permissions([node])
         except BaseException:
             node.parents.remove(edge)
-            _update_permissions([node])
+            update_permissions([node])
             raise
         edge.refresh()
 
 
-def _check_options(options: Any) -> None:
-    """Refuse combinations of common options that make no sense, in QEMU's words."""
-    if options.force_share and not options.read_only:
-        raise BlockError("force-share=on can only be used with read-only images")
-    if (
-        options.detect_zeroes is BlockdevDetectZeroesOptions.UNMAP
-        and options.discard is not BlockdevDiscardOptions.UNMAP
-    ):
-        raise BlockError(
-            "setting detect-zeroes to unmap is not allowed without setting discard operation to "
-            "unmap"
-        )
-
-
-def _inherit(child: Any, parent: Any) -> Any:
-    """Give an inline child the options of its parent that it doesn't set itself."""
-    changes: dict[str, Any] = {
-        name: getattr(parent, name)
-        for name in ("read_only", "auto_read_only", "force_share", "discard")
-        if getattr(child, name) == _default(child, name)
-    }
-    if child.cache == _default(child, "cache"):
-        changes["cache"] = parent.cache
-    return msgspec.structs.replace(child, **changes)
-
-
-def _default(options: Any, name: str) -> Any:
-    """Return the default of an options struct's member."""
-    for field in msgspec.structs.fields(options):
-        if field.name == name:
-            return field.default
-    raise AttributeError(name)
-
-
-# Permissions.
-
-
-def cumulative(node: BlockNode) -> tuple[Perm, Perm, Perm]:
-    """Return what all users of a node take, share inside, and share outside."""
-    perm, shared, outside = Perm.NONE, Perm.ALL, Perm.ALL
-    for edge in node.parents:
-        perm |= edge.perm
-        shared &= edge.shared
-        outside &= edge.shared_outside
-    return perm, shared, outside & shared
-
-
-def _derive(edge: Edge) -> None:
-    """Work out what a node needs of a child from what its own users need of it."""
-    parent = edge.parent
-    assert isinstance(parent, BlockNode)
-    perm, shared, outside = cumulative(parent)
-    edge.perm, edge.shared = parent.child_permissions(edge.role, perm, shared)
-    edge.shared_outside = edge.shared & parent.child_permissions(edge.role, perm, outside)[1]
-
-
-def _check_conflicts(edge: Edge) -> None:
-    """Raise PermissionConflictError where another user of the same node and `edge` exclude."""
-    for other in edge.node.parents:
-        if other is edge:
-            continue
-        for needs, bars in ((edge, other), (other, edge)):
-            if conflict := needs.perm & ~bars.shared:
-                raise PermissionConflictError(
-                    f"Permission conflict on node '{edge.node.node_name}': permissions "
-                    f"'{names_of(conflict)}' are both required by {needs.describe()} and unshared "
-                    f"by {bars.describe()}."
-                )
-
-
-def _update_permissions(nodes: list[BlockNode]) -> None:
-    """Bring nodes and everything below in line with what their users need now.
-
-    First all edges are worked out and checked, then the nodes take what they need from outside,
-    top down. When one of them can't, those before it go back to what they had; that never fails,
-    because it was less.
-    """
-    edges: list[tuple[Edge, Perm, Perm, Perm]] = []
-    applied: list[_Grant] = []
+async def _flush(nodes: Iterable[BlockNode], prefix: str) -> None:
+    """Put what has been written on stable storage; raises BlockError."""
     try:
-        order = _refresh_below(nodes, edges)
-        for node in order:
-            perm, _, outside = cumulative(node)
-            if perm & (Perm.WRITE | Perm.WRITE_UNCHANGED) and node.read_only:
-                raise BlockError(f"Node '{node.node_name}': Block node is read-only")
-            applied.append((node, *node.granted))
-            if node.options.force_share:
-                outside = Perm.ALL
-            node.apply_permissions(perm, outside)
-            node.granted = (perm, outside)
-    except BaseException:
-        for edge, perm, shared, outside in edges:
-            edge.perm, edge.shared, edge.shared_outside = perm, shared, outside
-        for node, perm, outside in reversed(applied):
-            if node.granted != (perm, outside):
-                node.apply_permissions(perm, outside)
-                node.granted = (perm, outside)
-        raise
-    for edge, *_ in edges:
-        edge.refresh()
+        for node in nodes:
+            if not node.options.cache.no_flush:
+                await node.flush()
+    except OSError as error:
+        raise BlockError(f"{prefix}{error.strerror}") from error
 
 
-def _refresh_below(
-    nodes: list[BlockNode], edges: list[tuple[Edge, Perm, Perm, Perm]]
-) -> list[BlockNode]:
-    """Derive and check all edges below `nodes`; old values go to `edges`. Returns parents first."""
-    order: list[BlockNode] = []
+def _with_children(nodes: Iterable[BlockNode]) -> list[BlockNode]:
+    """Return nodes and all that they use, users first."""
+    found: list[BlockNode] = []
     pending = list(nodes)
     while pending:
         node = pending.pop(0)
-        if node in order:  # reached by two ways: later, when both have been derived
-            order.remove(node)
-        order.append(node)
-        for edge in node.children.values():
-            if edge not in edge.node.parents:
-                continue
-            edges.append((edge, edge.perm, edge.shared, edge.shared_outside))
-            _derive(edge)
-            _check_conflicts(edge)
-            pending.append(edge.node)
-    return order
+        if node not in found:
+            found.append(node)
+            pending += [edge.node for edge in node.children.values()]
+    return found

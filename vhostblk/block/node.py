@@ -23,9 +23,12 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from vhostblk.block.errors import BlockError
 from vhostblk.block.permissions import Perm
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
@@ -94,6 +97,9 @@ class BlockNode(ABC):
     #: The QAPI name (`BlockdevDriver`).
     driver: ClassVar[str]
 
+    #: Members of the options that `blockdev-reopen` may change, besides those common to all.
+    mutable_options: ClassVar[frozenset[str]] = frozenset()
+
     def __init__(self, node_name: str, options: Any) -> None:
         self.node_name = node_name
         #: The schema's struct that the node was opened with.
@@ -103,6 +109,14 @@ class BlockNode(ABC):
         #: Edges from the users above.
         self.parents: list[Edge] = []
         self.read_only = False
+        #: Inactive nodes have left their image to another process; kept by the graph.
+        self.active: bool = options.active is not False
+        #: The node in whose options this one was defined, and what was said there.
+        self.defined_in: BlockNode | None = None
+        self.given_options = options
+        #: Writes past this offset are announced, once; 0: none. See `Graph.set_write_threshold`.
+        self.write_threshold = 0
+        self.on_threshold: Callable[[BlockNode, int], object] | None = None
         self.limits = BlockLimits()
         #: Flags that `pwritev` and `pwrite_zeroes` honour; FUA is otherwise emulated by a flush.
         self.native_flags = WriteFlags.NONE
@@ -123,6 +137,14 @@ class BlockNode(ABC):
     @abstractmethod
     def size(self) -> int:
         """The node's length in bytes, now."""
+
+    @property
+    def exact_size(self) -> int:
+        """How many of the `size` bytes have storage: less, where the end of a file was rounded up.
+
+        Exports refuse what does not come to whole blocks; graphs may use it, as in QEMU.
+        """
+        return self.size
 
     @property
     def description(self) -> str:
@@ -177,8 +199,53 @@ class BlockNode(ABC):
         return None
 
     async def truncate(self, size: int) -> None:
-        """Change the length to `size` bytes."""
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        """Change the length to `size` bytes. The text of the OSError is shown to the user."""
+        raise OSError(errno.ENOTSUP, "Image format driver does not support resize")
+
+    # Reopening (`block.reopen`): prepare, take options, check; then commit or abort. No request is
+    # in flight and nothing of it may suspend.
+
+    def prepare_reopen(self, options: Any) -> None:
+        """Do what can fail of going over to other options; nothing else changes yet.
+
+        Raises BlockError, and then leaves nothing behind; else a commit or an abort follows.
+        """
+        raise BlockError(
+            f"Block format '{self.driver}' used by node '{self.node_name}' does not support "
+            "reopening files"
+        )
+
+    def take_options(self, options: Any) -> None:
+        """Go by other options, as far as that is done in memory; also to go back. Never fails."""
+        self.options = options
+        self.read_only = options.read_only
+
+    def check_children(self) -> None:  # noqa: B027
+        """Raise BlockError where the options don't go with the children."""
+
+    def commit_reopen(self) -> None:  # noqa: B027
+        """Make what was prepared final. Never fails."""
+
+    def abort_reopen(self) -> None:  # noqa: B027
+        """Undo what was prepared. Never fails."""
+
+    def refresh_limits(self) -> None:  # noqa: B027
+        """Work out again what depends on the children and their limits."""
+
+    def refresh_image(self) -> None:  # noqa: B027
+        """Look at the image again, which another process may have changed; raises BlockError."""
+
+    # For queries.
+
+    @property
+    def allocated_size(self) -> int | None:
+        """How many bytes the image takes up; None: unknown."""
+        return None
+
+    @property
+    def strong_options(self) -> dict[str, Any]:
+        """The options, but for children, that say what the node's data is, by wire name."""
+        return {}
 
     async def close(self) -> None:  # noqa: B027
         """Release everything; called once, with no request in flight and no parent left."""

@@ -32,7 +32,7 @@ OPTIONS = {
 SHORT_OPTIONS = {"h": "help", "T": "trace", "V": "version"}
 
 #: Options of the QEMU storage daemon that vhostblk does not have.
-UNAVAILABLE = frozenset({"chardev", "monitor", "nbd-server", "trace"})
+UNAVAILABLE = frozenset({"nbd-server"})
 
 #: Begins the export properties of the short form.
 ADDRESS_PREFIX = "--addr."
@@ -51,8 +51,10 @@ class Step:
 class Arguments:
     """A command line, understood as far as that goes without looking at the world."""
 
-    #: `--object`, `--blockdev` and `--export`, in order.
+    #: Options that make something, in order.
     steps: list[Step] = field(default_factory=list)
+    #: `--trace`, which comes before everything else.
+    traces: list[Step] = field(default_factory=list)
     #: The short form: an image and the properties of its export.
     image: str | None = None
     address: Step | None = None
@@ -142,6 +144,8 @@ def _take(arguments: Arguments, name: str, value: str, location: str) -> None:
         arguments.daemonize = True
     elif name == "pidfile":
         arguments.pidfile = value
+    elif name == "trace":
+        arguments.traces.append(Step(name, value, location))
     else:
         arguments.steps.append(Step(name, value, location))
 

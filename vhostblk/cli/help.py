@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from vhostblk.schema.block import BlockdevOptions
+from vhostblk.schema.block import CACHE_DEFAULTS, NODE_DEFAULTS, BlockdevOptions
 from vhostblk.schema.convert import branches_of, members_of, tag_field_of, without_title
 from vhostblk.schema.export import BlockExportOptions
 from vhostblk.schema.objects import ObjectOptions
@@ -41,9 +41,18 @@ Export disk images to virtual machines.
            [,writable=on|off][,writethrough=on|off]
            [,logical-block-size=<size>][,num-queues=<n>][,iothread=<id>]
            [,x-vhostblk-serial=<text>][,x-vhostblk-queue-size=<n>]
+           [,x-vhostblk-iothreads.0=<id>[,x-vhostblk-iothreads.1=<id>...]]
            [,x-vhostblk-share-rw=on|off]
                          export a block node as a vhost-user-blk device
   --export help          list the export types
+
+  --chardev <backend>,id=<id>[,<option>...]
+                         create a character device: file, null, pipe, pty,
+                         ringbuf, serial, socket, stdio or udp
+  --chardev help         list the backends
+
+  --monitor [chardev=]<id>[,mode=control][,pretty[=on|off]]
+                         serve QMP on a character device
 
   --object <type>,id=<id>[,<property>=<value>...]
                          create an object, such as an iothread
@@ -53,9 +62,17 @@ Export disk images to virtual machines.
   --daemonize            go to the background once start-up is complete
   --pidfile <path>       write the process ID to a file after start-up
 
+  -T, --trace [[enable=]<pattern>][,events=<file>][,file=<file>]
+                         turn trace points on, or off after '-'
+  -T help                list the trace points
+
   --addr.type=...        short form: export one image (opened raw, read-only
-                         unless writable=on), or the one --blockdev that was
-                         given; export properties follow
+                         unless writable=on, and then with discard=unmap), or
+                         the one --blockdev that was given; export properties
+                         follow
+
+SIGINT, SIGTERM and SIGHUP end the program in order. SIGUSR1 has it print
+statistics, one line an export.
 
 Options take effect in the order given. Arguments of --blockdev, --export and
 --object may also be JSON objects. See vhostblk(1).
@@ -69,8 +86,25 @@ _SUBJECTS = {
 }
 
 
+#: What is taken where neither the node nor, around an inline one, its parent says anything.
+_INHERITED: dict[str, object] = {
+    name.replace("_", "-"): default
+    for name, default in (
+        *NODE_DEFAULTS.items(),
+        *((f"cache.{name}", default) for name, default in CACHE_DEFAULTS.items()),
+    )
+}
+
+
+def has_help(option: str) -> bool:
+    """Tell whether there is an answer to a request for help inside an option's argument."""
+    return option in _SUBJECTS or option == "chardev"
+
+
 def option_help(option: str, options: Mapping[str, object]) -> str:
     """Answer a request for help inside an option's argument."""
+    if option == "chardev":
+        return _chardev_help(options)
     schema, title, tag_field = _SUBJECTS[option]
     branches = branches_of(schema)
     tag = options.get(tag_field)
@@ -81,10 +115,23 @@ def option_help(option: str, options: Mapping[str, object]) -> str:
     return "\n".join([f"{tag} options:", *(f"  {line}" for line in _members(branches[str(tag)]))])
 
 
+def _chardev_help(options: Mapping[str, object]) -> str:
+    from vhostblk.chardev.options import KINDS
+    from vhostblk.chardev.registry import BACKENDS
+
+    if options.get("backend") in (None, "help", "?"):
+        return "\n".join(["Available chardev backend types:", *(f"  {name}" for name in BACKENDS)])
+    lines = (f"  {name}=<{kind}>" for name, kind in KINDS.items())
+    return "\n".join(["chardev options:", *lines])
+
+
 def _members(struct: Any, prefix: str = "") -> Iterator[str]:
     for member in members_of(struct):
         name = prefix + member.wire_name
         schema = without_title(member.schema)[0]
+        if get_origin(schema) is list:
+            yield f"{name}.<n>=<{_kind(get_args(schema)[0])}>"
+            continue
         if (
             isinstance(schema, type)
             and branches_of(schema) == {}
@@ -97,7 +144,7 @@ def _members(struct: Any, prefix: str = "") -> Iterator[str]:
                 yield f"{name}.{tag_field}={tag}"
                 yield from (f"  {line}" for line in _members(branch, f"{name}."))
         else:
-            yield f"{name}=<{_kind(member.schema)}>{_note(member)}"
+            yield f"{name}=<{_kind(member.schema)}>{_note(name, member)}"
 
 
 def _kind(schema: Any) -> str:
@@ -109,10 +156,10 @@ def _kind(schema: Any) -> str:
     return {str: "str", bool: "bool", int: "int"}.get(schema, "object")
 
 
-def _note(member: Any) -> str:
+def _note(name: str, member: Any) -> str:
     if member.required:
         return " (required)"
-    default = member.default
+    default = _INHERITED.get(name, member.default)
     if isinstance(default, bool):
         return f" (default: {'on' if default else 'off'})"
     if isinstance(default, Enum):

@@ -42,6 +42,11 @@ def _show(what: str) -> int:
 
 def _run(arguments: Arguments) -> int:
     readiness = None
+    if any(step.value in ("help", "?") for step in arguments.traces):
+        from vhostblk.trace.options import names
+
+        print("\n".join(names()))
+        return 0
     if arguments.daemonize:
         from vhostblk.cli.daemonize import daemonize
 

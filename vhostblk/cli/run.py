@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vhostblk.cli.pidfile import PidFile
+from vhostblk.cli.report import log_statistics
 from vhostblk.cli.short_form import choose_node, image_blockdev, short_export
 from vhostblk.daemon import Daemon
 from vhostblk.errors import VhostblkError
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
     from vhostblk.cli.arguments import Arguments, Step
     from vhostblk.cli.daemonize import Readiness
 
+logger = logging.getLogger(__name__)
+
 #: Finish what is in flight, flush and exit.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Tell what has been done so far.
+STATISTICS_SIGNAL = signal.SIGUSR1
 
 
 class _HelpPrintedError(Exception):
@@ -35,6 +40,8 @@ def run(arguments: Arguments, readiness: Readiness | None) -> int:
     """Serve until a signal comes; raises VhostblkError when start-up or the end fails."""
     logging.basicConfig(format="vhostblk: %(message)s")
     try:
+        for step in arguments.traces:
+            _set_up_tracing(step)
         asyncio.run(_serve(arguments, readiness))
     except _HelpPrintedError:
         pass
@@ -43,28 +50,36 @@ def run(arguments: Arguments, readiness: Readiness | None) -> int:
     return 0
 
 
+def _set_up_tracing(step: Step) -> None:
+    from vhostblk.trace import options
+
+    with _located(step.location):
+        options.apply(step.value, lambda text: logger.warning("warning: %s", text))
+
+
 async def _serve(arguments: Arguments, readiness: Readiness | None) -> None:
-    stop = asyncio.Event()
+    daemon = Daemon()
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, daemon.request_stop)
     pidfile = None
     try:
-        async with Daemon() as daemon:
-            if await _build_unless_stopped(daemon, arguments, stop):
+        async with daemon:
+            loop.add_signal_handler(STATISTICS_SIGNAL, log_statistics, daemon)
+            if await _build_unless_stopped(daemon, arguments):
                 if arguments.pidfile is not None:
                     pidfile = PidFile(arguments.pidfile)
                 _tell_ready(daemon, readiness)
-                await stop.wait()
+                await daemon.stop_requested.wait()
     finally:
         if pidfile is not None:
             pidfile.remove()
 
 
-async def _build_unless_stopped(daemon: Daemon, arguments: Arguments, stop: asyncio.Event) -> bool:
+async def _build_unless_stopped(daemon: Daemon, arguments: Arguments) -> bool:
     """Build the daemon; False when a signal put an end to that."""
     building = asyncio.create_task(_build(daemon, arguments))
-    stopping = asyncio.create_task(stop.wait())
+    stopping = asyncio.create_task(daemon.stop_requested.wait())
     await asyncio.wait({building, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     building.cancel()  # no effect where it is done
@@ -72,14 +87,24 @@ async def _build_unless_stopped(daemon: Daemon, arguments: Arguments, stop: asyn
         await building
     except asyncio.CancelledError:
         return False
-    return not stop.is_set()
+    return not daemon.stop_requested.is_set()
 
 
 async def _build(daemon: Daemon, arguments: Arguments) -> None:
-    """Carry out the options in the order given, the short form last."""
+    """Carry out the options in the order given, the short form last; QMP commands have to wait."""
+    daemon.chardevs.stdio_available = not arguments.daemonize
+    async with daemon.command_lock:
+        await _carry_out(daemon, arguments)
+
+
+async def _carry_out(daemon: Daemon, arguments: Arguments) -> None:
     for step in arguments.steps:
         with _located(step.location), _answering_help(step):
-            if step.option == "object":
+            if step.option == "chardev":
+                await daemon.add_chardev(step.value)
+            elif step.option == "monitor":
+                daemon.add_monitor(step.value)
+            elif step.option == "object":
                 daemon.add_object(step.value)
             elif step.option == "blockdev":
                 await daemon.add_blockdev(step.value)
@@ -121,8 +146,10 @@ def _answering_help(step: Step) -> Iterator[None]:
     try:
         yield
     except HelpRequestedError as request:
-        from vhostblk.cli.help import option_help
+        from vhostblk.cli.help import has_help, option_help
 
+        if not has_help(step.option):
+            raise VhostblkError(str(request)) from None
         print(option_help(step.option, request.options))
         raise _HelpPrintedError from None
 

@@ -2,7 +2,8 @@
 """The short form: `vhostblk IMAGE --addr...`, and `--addr...` after one `--blockdev`.
 
 It is turned into the options of the long form: an image becomes a `raw` node over `file` or
-`host_device`, read-only unless the export is writable.
+`host_device`, read-only unless the export is writable. A writable one gives back to the host what
+the guest discards, which the long form has to ask for.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from msgspec.structs import replace
 from vhostblk.block.node import BlockNode
 from vhostblk.cli.errors import UsageError
 from vhostblk.schema.block import (
+    BlockdevDiscardOptions,
     BlockdevOptionsFile,
     BlockdevOptionsHostDevice,
     BlockdevOptionsRaw,
@@ -51,8 +53,12 @@ def image_blockdev(image: str, export: BlockExportOptions) -> BlockdevOptionsRaw
     else:
         raise UsageError(f"'{image}' is neither a regular file nor a block device")
     name = NAME if export.node_name == _NO_NODE else export.node_name
+    discard = BlockdevDiscardOptions.UNMAP if export.writable else BlockdevDiscardOptions.IGNORE
     return BlockdevOptionsRaw(
-        node_name=name, read_only=not export.writable, file=protocol(filename=image)
+        node_name=name,
+        read_only=not export.writable,
+        discard=discard,
+        file=protocol(filename=image),
     )
 
 

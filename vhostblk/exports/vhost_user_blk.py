@@ -21,6 +21,7 @@ from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.export import iothread_names
 from vhostblk.schema.socket import FdSocketAddress, UnixSocketAddress
+from vhostblk.trace import points as trace
 from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.vhost_user.listener import FdAddress, ListenAddress, UnixAddress
 from vhostblk.vhost_user.server import VhostUserServer
@@ -78,11 +79,15 @@ class VhostUserBlkExport(Export):
     async def start(self) -> None:
         """Begin to listen."""
         await self._server.start()
+        if trace.blk_exp_start.enabled:
+            trace.blk_exp_start(self.id, self.backend.node.node_name)
         self.backend.add_drain_listener(self.device)
         self.backend.on_resize(self.device.resized)
 
     async def stop(self) -> None:
         """Disconnect the front-end, with its requests finished, and stop listening."""
+        if trace.blk_exp_stop.enabled:
+            trace.blk_exp_stop(self.id, self.backend.node.node_name)
         await self._server.stop()
         self.backend.remove_drain_listener(self.device)
         if self.backend.writable:
@@ -240,6 +245,8 @@ class VhostUserBlkBackend:
     async def _change_memory(self, memory: GuestMemory) -> None:
         """Move the running queues to a new table between two requests."""
         async with self._quiet_queues() as queues:
+            if trace.vhost_user_blk_set_memory.enabled:
+                trace.vhost_user_blk_set_memory(self._options.id, len(queues))
             try:
                 for queue in queues:
                     queue.move(memory)
@@ -309,6 +316,8 @@ class VhostUserBlkBackend:
         self._queues[index] = queue
         queue.set_extents(self._extents())
         queue.set_err(self._err_fds.get(index))
+        if trace.vhost_user_blk_start_queue.enabled:
+            trace.vhost_user_blk_start_queue(self._options.id, index, self._lane.value)
         queue.start()
         if index in self._call_fds:
             queue.set_call(self._call_fds[index])
@@ -317,6 +326,8 @@ class VhostUserBlkBackend:
         """Stop a queue and keep its statistics; return the next avail index."""
         from vhostblk.virtio_blk import statistics
 
+        if trace.vhost_user_blk_stop_queue.enabled:
+            trace.vhost_user_blk_stop_queue(self._options.id, queue.index)
         queue.hold()
         await queue.wait_idle()
         total = self._past.setdefault(queue.index, statistics.empty())

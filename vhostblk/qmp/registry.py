@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What QMP commands there are: one table, from which the monitor dispatches and introspection
-answers.
+"""What QMP commands there are: one table, for monitors to dispatch from and for introspection.
 
 A command is a coroutine function of the daemon and one schema struct (or none), registered with
 `@command`:
@@ -9,16 +8,30 @@ A command is a coroutine function of the daemon and one schema struct (or none),
     async def block_export_del(daemon: Daemon, arguments: BlockExportDel) -> None: ...
 
 Its argument and return types are read from the annotations: a `QapiStruct` (whose members are the
-command's arguments), a union of structs, or nothing; and a struct, a list, a scalar or None.
+command's arguments), a union of structs, or nothing; and a struct, a list, a scalar or None. A
+parameter called `monitor` gets the session of the client that asks.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from inspect import signature
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_type_hints
+
+import msgspec
+
+from vhostblk.trace.point import TracePoint, point
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from vhostblk.daemon import Daemon
+    from vhostblk.qmp.session import Session
+
+#: Parameters of handlers that are not part of the schema.
+_GIVEN = frozenset({"daemon", "monitor"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +50,61 @@ class Command:
     def types(self) -> tuple[Any, Any]:
         """Return the schema of arguments (None: none) and of the answer (None: an empty object).
 
-        The handler's module must have the types importable at run time.
+        The handler's module must have these types importable at run time.
         """
-        hints = get_type_hints(self.handler)
-        answer = hints.pop("return", None)
-        hints.pop("daemon", None)
-        hints.pop("monitor", None)
-        arguments = next(iter(hints.values()), None)
-        return arguments, None if answer is type(None) else answer
+        return _types(self.handler)
+
+    async def execute(self, daemon: Daemon, session: Session, arguments: Any) -> Any:
+        """Call the handler with what it takes, and return its answer."""
+        enter, leave = _trace_points(self.name)
+        if enter.enabled:
+            enter(_as_json(arguments))
+        given = {"daemon": daemon, "monitor": session}
+        try:
+            answer = await self.handler(
+                *(given.get(parameter, arguments) for parameter in _parameters(self.handler))
+            )
+        except Exception as error:
+            if leave.enabled:
+                leave(error, False)
+            raise
+        if leave.enabled:
+            leave(_as_json(answer), True)
+        return answer
+
+
+@functools.cache
+def _trace_points(name: str) -> tuple[TracePoint, TracePoint]:
+    """Return the points before and after a command: arguments; answer and success, or error."""
+    suffix = name.replace("-", "_")
+    return point(f"qmp_enter_{suffix}", "%s"), point(f"qmp_exit_{suffix}", "%s %d")
+
+
+def _as_json(value: Any) -> str:
+    return "{}" if value is None else msgspec.json.encode(value, enc_hook=str).decode()
+
+
+@functools.cache
+def _types(handler: Callable[..., Awaitable[Any]]) -> tuple[Any, Any]:
+    # Only what is part of the schema is evaluated: `Daemon` need not be importable.
+    annotations = {
+        name: annotation
+        for name, annotation in handler.__annotations__.items()
+        if name not in _GIVEN
+    }
+    hints = get_type_hints(
+        SimpleNamespace(__annotations__=annotations),
+        globalns=getattr(handler, "__globals__", {}),
+        include_extras=True,
+    )
+    answer = hints.pop("return", None)
+    arguments = next(iter(hints.values()), None)
+    return arguments, None if answer is type(None) else answer
+
+
+@functools.cache
+def _parameters(handler: Callable[..., Awaitable[Any]]) -> tuple[str, ...]:
+    return tuple(signature(handler).parameters)
 
 
 #: All commands by name.
@@ -55,13 +115,18 @@ EVENTS: dict[str, Any] = {}
 
 
 def command(
-    name: str, *, allow_oob: bool = False, features: tuple[str, ...] = ()
+    name: str,
+    *,
+    allow_oob: bool = False,
+    features: tuple[str, ...] = (),
+    before_negotiation: bool = False,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[Any]]]:
     """Register a handler as command `name`."""
 
     def register(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         assert name not in COMMANDS, f"{name} registered twice"
-        COMMANDS[name] = Command(name, handler, allow_oob, features)
+        _trace_points(name)
+        COMMANDS[name] = Command(name, handler, allow_oob, features, before_negotiation)
         return handler
 
     return register

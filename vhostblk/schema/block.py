@@ -38,20 +38,35 @@ class BlockdevAioOptions(Enum):
 class BlockdevCacheOptions(QapiStruct, kw_only=True, frozen=True):
     """Cache modes of a node."""
 
-    direct: bool = False
-    no_flush: bool = False
+    direct: bool | UnsetType = UNSET
+    no_flush: bool | UnsetType = UNSET
 
 
 class BlockdevOptionsBase(QapiStruct, tag_field="driver", kw_only=True, frozen=True):
-    """Members common to all drivers."""
+    """Members common to all drivers.
+
+    UNSET ones depend on where the node is defined; `block.inherit` sets them before a driver opens.
+    """
 
     node_name: str | UnsetType = UNSET
-    discard: BlockdevDiscardOptions = BlockdevDiscardOptions.IGNORE
+    discard: BlockdevDiscardOptions | UnsetType = UNSET
     cache: BlockdevCacheOptions = BlockdevCacheOptions()
-    read_only: bool = False
-    auto_read_only: bool = False
-    force_share: bool = False
+    read_only: bool | UnsetType = UNSET
+    auto_read_only: bool | UnsetType = UNSET
+    force_share: bool | UnsetType = UNSET
+    active: bool | UnsetType = UNSET
     detect_zeroes: BlockdevDetectZeroesOptions = BlockdevDetectZeroesOptions.OFF
+
+
+#: What is not set for a node that is not defined inside another.
+CACHE_DEFAULTS = {"direct": False, "no_flush": False}
+NODE_DEFAULTS = {
+    "discard": BlockdevDiscardOptions.IGNORE,
+    "read_only": False,
+    "auto_read_only": False,
+    "force_share": False,
+    "active": True,
+}
 
 
 class BlockdevOptionsFile(BlockdevOptionsBase, tag="file", kw_only=True, frozen=True):
@@ -100,3 +115,85 @@ BlockdevOptions = (
 
 #: A node's name or the definition of a new node.
 BlockdevRef = Annotated[str | BlockdevOptions, Meta(title="BlockdevRef")]
+
+
+# Commands on nodes.
+
+
+class BlockdevReopen(QapiStruct, kw_only=True, frozen=True):
+    """Arguments of `blockdev-reopen`."""
+
+    options: list[BlockdevOptions]
+
+
+class BlockdevDel(QapiStruct, kw_only=True, frozen=True):
+    """Arguments of `blockdev-del`."""
+
+    node_name: str
+
+
+class BlockdevSetActive(QapiStruct, kw_only=True, frozen=True):
+    """Arguments of `blockdev-set-active`."""
+
+    #: All nodes, if left out.
+    node_name: str | UnsetType = UNSET
+    active: bool
+
+
+class BlockResize(QapiStruct, kw_only=True, frozen=True):
+    """Arguments of `block_resize`."""
+
+    device: str | UnsetType = UNSET
+    node_name: str | UnsetType = UNSET
+    size: int
+
+
+class BlockSetWriteThreshold(QapiStruct, kw_only=True, frozen=True):
+    """Arguments of `block-set-write-threshold`."""
+
+    node_name: str
+    #: An offset in bytes; 0: none.
+    write_threshold: Uint64
+
+
+class BlockdevChange(QapiStruct, kw_only=True, frozen=True):
+    """Arguments of `x-blockdev-change`."""
+
+    parent: str
+    child: str | UnsetType = UNSET
+    node: str | UnsetType = UNSET
+
+
+class BlockWriteThreshold(QapiStruct, kw_only=True, frozen=True):
+    """Data of the event `BLOCK_WRITE_THRESHOLD`."""
+
+    node_name: str
+    amount_exceeded: Uint64
+    write_threshold: Uint64
+
+
+class IoOperationType(Enum):
+    """What a request does."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+class BlockErrorAction(Enum):
+    """What is done about a failed request."""
+
+    IGNORE = "ignore"
+    REPORT = "report"
+    STOP = "stop"
+
+
+class BlockIoError(QapiStruct, kw_only=True, frozen=True):
+    """Data of the event `BLOCK_IO_ERROR`."""
+
+    qom_path: str
+    device: str
+    node_name: str | UnsetType = UNSET
+    operation: IoOperationType
+    action: BlockErrorAction
+    nospace: bool | UnsetType = UNSET
+    reason: str

@@ -103,6 +103,8 @@ class _Visitor:
     def visit(self, schema: Any, value: object, path: str) -> Any:
         """Convert `value`, found at `path` ('' is the root), to the type `schema`."""
         schema, title = without_title(schema)
+        if schema is Any:
+            return value
         if schema is str:
             return self._string(value, path)
         if schema is bool:
@@ -111,6 +113,8 @@ class _Visitor:
             return self._integer(title, value, path)
         if isinstance(schema, type) and issubclass(schema, Enum):
             return self._enum(schema, value, path)
+        if get_origin(schema) is list:
+            return self._list(get_args(schema)[0], value, path)
         if str in get_args(schema):
             if isinstance(value, str):
                 return value
@@ -122,6 +126,14 @@ class _Visitor:
         if branches_of(schema):
             return self._union(schema, value, path)
         return self._struct(schema, value, path, tag_field=None)
+
+    def _list(self, element: Any, value: object, path: str) -> list[Any]:
+        if not isinstance(value, list):
+            raise _wrong_type(path, "array")
+        place = "{}.{}" if self._strings else "{}[{}]"
+        return [
+            self.visit(element, item, place.format(path, index)) for index, item in enumerate(value)
+        ]
 
     def _union(self, schema: Any, value: dict[str, Any], path: str) -> Struct:
         tag_field = tag_field_of(schema)

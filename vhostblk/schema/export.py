@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 from msgspec import field
 
 from vhostblk.schema.base import UNSET, QapiStruct, UnsetType
@@ -111,3 +113,94 @@ def _check_serial(serial: str | UnsetType) -> None:
         raise OptionError(
             f"x-vhostblk-serial takes at most {MAX_SERIAL_BYTES} characters, not {len(serial)}"
         )
+
+
+# Commands, answers and events.
+
+
+class BlockExportType(Enum):
+    """`BlockExportType`: those that exist here."""
+
+    VHOST_USER_BLK = "vhost-user-blk"
+
+
+class BlockExportRemoveMode(Enum):
+    """What becomes of clients when their export is removed."""
+
+    #: Refused while there are any.
+    SAFE = "safe"
+    #: They are disconnected.
+    HARD = "hard"
+
+
+class BlockExportDel(QapiStruct, kw_only=True, frozen=True):
+    """Arguments of `block-export-del`."""
+
+    id: str
+    mode: BlockExportRemoveMode = BlockExportRemoveMode.SAFE
+
+
+class BlockExportInfo(QapiStruct, kw_only=True, frozen=True):
+    """One export in the answer of `query-block-exports`."""
+
+    id: str
+    type: BlockExportType
+    node_name: str
+    shutting_down: bool
+
+
+class BlockExportDeleted(QapiStruct, kw_only=True, frozen=True):
+    """Data of the event `BLOCK_EXPORT_DELETED`."""
+
+    id: str
+
+
+class QueryExportStats(QapiStruct, kw_only=True, frozen=True):
+    """Arguments of `x-vhostblk-query-export-stats`."""
+
+    #: Only this export.
+    id: str | UnsetType = UNSET
+
+
+class RequestStats(QapiStruct, kw_only=True, frozen=True):
+    """What one queue did of one kind of request."""
+
+    operations: int
+    bytes: int
+    failed: int
+    total_ns: int
+    #: Requests done together with the one before them.
+    merged: int
+    #: Requests by duration: the n-th took at least 2**n ns and less than 2**(n+1).
+    latency: list[int]
+
+
+class QueueStats(QapiStruct, kw_only=True, frozen=True):
+    """What one queue has done since its export started."""
+
+    index: int
+    read: RequestStats
+    write: RequestStats
+    flush: RequestStats
+    #: Discards and write-zeroes.
+    unmap: RequestStats
+    #: Requests refused because they broke the rules.
+    invalid: int
+    #: Requests that the express lane handed to the Python lane.
+    upcalls: int
+    #: Looks at the available ring that found something.
+    sweeps: int
+    #: Interrupts sent.
+    notified: int
+    #: Kicks received.
+    kicks: int
+
+
+class ExportStats(QapiStruct, kw_only=True, frozen=True):
+    """One export in the answer of `x-vhostblk-query-export-stats`."""
+
+    id: str
+    node_name: str
+    #: Clients connected now.
+    clients: int
+    queues: list[QueueStats]

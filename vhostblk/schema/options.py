@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from vhostblk.schema import keyval
 from vhostblk.schema.base import UNSET, QapiStruct
 from vhostblk.schema.block import BlockdevOptions, BlockdevOptionsBase
+from vhostblk.schema.control import MonitorOptions
 from vhostblk.schema.convert import from_json, from_keyval
 from vhostblk.schema.errors import OptionError
 from vhostblk.schema.export import (
@@ -55,6 +56,11 @@ def object_options(options: Options) -> ObjectOptions:
     if isinstance(checked, IothreadProperties):
         check_iothread(checked)
     return checked
+
+
+def monitor_options(options: Options) -> MonitorOptions:
+    """Return the definition of a monitor; raises OptionError."""
+    return cast("MonitorOptions", _convert(MonitorOptions, "chardev", options))
 
 
 def _convert(schema: Any, implied_key: str, options: Options) -> Any:

@@ -19,6 +19,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from vhostblk.ratelimit import RateLimitedLogger
+from vhostblk.trace import points as trace
 from vhostblk.vhost_user.codec import FdList, MessageDecoder
 from vhostblk.vhost_user.errors import ProtocolError, VhostUserError
 from vhostblk.vhost_user.layout import MAX_FDS
@@ -62,6 +63,8 @@ class VhostUserServer:
         self._task: asyncio.Task[None] | None = None
         self._waiting: asyncio.Future[None] | None = None
         self._stopping = False
+        #: A front-end is being served.
+        self.connected = False
 
     @property
     def running(self) -> bool:
@@ -118,8 +121,11 @@ class VhostUserServer:
     async def _serve(self, connection: socket.socket) -> None:
         """Serve one front-end until it leaves, breaks the rules, or `stop` is called."""
         logger.info("export '%s': front-end connected", self._name)
+        if trace.vhost_user_connect.enabled:
+            trace.vhost_user_connect(self._name)
         session = Session(self._backend)
         decoder = MessageDecoder()
+        self.connected = True
         try:
             while True:
                 for _ in range(_MESSAGES_A_TURN):
@@ -140,6 +146,9 @@ class VhostUserServer:
             decoder.close()
             session.close()
             await self._reset()
+            self.connected = False
+            if trace.vhost_user_disconnect.enabled:
+                trace.vhost_user_disconnect(self._name)
 
     async def _reset(self) -> None:
         try:
@@ -150,7 +159,14 @@ class VhostUserServer:
 
     async def _handle(self, connection: socket.socket, session: Session, message: Message) -> None:
         logger.debug("export '%s': %s", self._name, message.name)
+        if trace.vhost_user_read.enabled:
+            size, fds = len(message.payload), len(message.fds)
+            trace.vhost_user_read(self._name, message.name, message.request, size, fds)
         answer = await session.handle(message)
+        if trace.vhost_user_write.enabled:
+            trace.vhost_user_write(
+                self._name, message.name, message.request, len(answer.reply), answer.failure
+            )
         if answer.failure is not None:
             self._log.warning("%s", answer.failure)
         reply = answer.reply

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhostblk.block.completion import Completion
+from vhostblk.trace import points as trace
 from vhostblk.virtio_blk import eventfd
 from vhostblk.virtio_blk.request import parse
 from vhostblk.virtio_blk.runner import Completed, RequestRunner
@@ -175,6 +176,8 @@ class BlkQueue:
         device = self._device
         self.in_flight += len(batch)
         self._counters.sweeps += 1
+        if trace.virtio_blk_burst.enabled:
+            trace.virtio_blk_burst(self.index, len(batch), self.in_flight)
         self._runner.start(parse(batch, device.backend.size, device.logical_block_size))
         self._schedule_sweep()
 

@@ -7,12 +7,17 @@ completion queue, so the queue can't overflow; what finds no slot waits in a bac
 
 What the kernel completes while submitting (cached reads, mostly) is reaped right after; the rest is
 announced by an eventfd which the loop watches.
+
+A ring that the kernel won't serve any more (forbidden by a sandbox put up later, say) is broken for
+good: what it has not taken, and all that comes after, fails with its error. What it has taken may
+yet complete; where it can't even be asked about that, it fails likewise.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `AioEngine`.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vhostblk.block.iovec import IoVec
+
+logger = logging.getLogger(__name__)
 
 #: Submission queue entries, and operations in flight.
 QUEUE_ENTRIES = 256
@@ -52,6 +59,11 @@ class UringEngine(AioEngine):
             os.close(self._event_fd)
             raise AioUnavailableError(os.strerror(error[0]))
         self._reaped: Any = compiled.ffi.new("struct vb_completion[]", REAP_BATCH)
+        self._withdrawn: Any = compiled.ffi.new("uint32_t[]", QUEUE_ENTRIES)
+        #: Slots of operations that have failed with a broken ring and may still be in the kernel.
+        self._lost = 0
+        #: The negative errno for which the ring is broken.
+        self._broken = 0
         self._unpack: Callable[[Any, int], list[Any]] = compiled.ffi.unpack
         self._free = list(range(SLOTS))
         #: By slot: who waits, and the memory in use.
@@ -80,7 +92,9 @@ class UringEngine(AioEngine):
         self, function: Callable[..., int], memory: IoVec | None, *arguments: Any
     ) -> Completion[int]:
         completion: Completion[int] = Completion()
-        if not self._free or self._backlog:
+        if not self._free or self._backlog or self._broken:
+            if self._broken:
+                self._schedule_flush()
             self._backlog.append((completion, memory, function, arguments))
         else:
             self._start(completion, memory, function, arguments)
@@ -117,12 +131,19 @@ class UringEngine(AioEngine):
         self._reap()
 
     def _submit(self) -> None:
-        left = self._lib.vb_aio_submit(self._ring)
+        left = self._broken or self._lib.vb_aio_submit(self._ring)
         if left < 0:
-            # The ring itself is broken; requests can't be told apart any more.
-            raise OSError(-left, f"io_uring submission failed: {os.strerror(-left)}")
+            self._break(left)
+            return
         self._queued = left
         if left:  # no memory in the kernel just now, or completions have to be reaped first
+            self._schedule_flush()
+
+    def _break(self, error: int) -> None:
+        """Give the ring up; `_reap` fails what is left of it."""
+        if not self._broken:
+            logger.error("io_uring does not work any more: %s", os.strerror(-error))
+            self._broken = error
             self._schedule_flush()
 
     def _on_event(self) -> None:
@@ -137,14 +158,43 @@ class UringEngine(AioEngine):
         count = REAP_BATCH
         while count == REAP_BATCH:
             count = self._lib.vb_aio_reap(self._ring, self._reaped, REAP_BATCH)
-            for done in self._unpack(self._reaped, count) if count else ():
+            if count < 0:
+                self._break(count)
+            for done in self._unpack(self._reaped, count) if count > 0 else ():
                 self._finish(done.slot, done.result)
+            if self._broken:
+                self._fail_queued()
+                continue
             while self._backlog and self._free:
                 left = len(self._backlog)
                 self._start(*self._backlog.popleft())
                 if len(self._backlog) == left:
                     self._backlog.rotate(1)
                     break
+        if count < 0:
+            self._fail_in_flight()
+
+    def _fail_queued(self) -> None:
+        """Fail what has not reached the kernel, with the error that broke the ring."""
+        count = self._lib.vb_aio_withdraw(self._ring, self._withdrawn)
+        self._queued = 0
+        for slot in self._unpack(self._withdrawn, count) if count else ():
+            self._finish(slot, self._broken)
+        # Whoever is resumed may queue more: that is for the next turn.
+        backlog, self._backlog = self._backlog, deque()
+        for completion, *_ in backlog:
+            self._complete(completion, self._broken)
+
+    def _fail_in_flight(self) -> None:
+        """Fail what the kernel has taken and will not tell about; the slots are not used again.
+
+        It may still be read or written to, so its memory stays alive with the engine.
+        """
+        for slot, completion in enumerate(self._waiting):
+            if completion is not None:
+                self._waiting[slot] = None
+                self._lost += 1
+                self._complete(completion, self._broken)
 
     def _finish(self, slot: int, result: int) -> None:
         completion = self._waiting[slot]
@@ -155,7 +205,7 @@ class UringEngine(AioEngine):
         self._complete(completion, result)
 
     async def close(self) -> None:
-        assert len(self._free) == SLOTS, "closed with operations in flight"
+        assert len(self._free) + self._lost == SLOTS, "closed with operations in flight"
         self._loop.remove_reader(self._event_fd)
         self._lib.vb_aio_close(self._ring)
         os.close(self._event_fd)

@@ -28,6 +28,10 @@ class FileNode(PosixNode):
     def _read_size(self) -> int:
         return -(-os.fstat(self.fd).st_size // SECTOR) * SECTOR
 
+    @property
+    def exact_size(self) -> int:
+        return min(self.size, os.fstat(self.fd).st_size)
+
     def _discard_granularity(self) -> int:
         return os.fstat(self.fd).st_blksize
 

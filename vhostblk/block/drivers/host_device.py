@@ -10,6 +10,7 @@ import fcntl
 import os
 import stat
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,12 @@ from vhostblk.block.drivers.posix import FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, P
 from vhostblk.block.edge import os_error
 from vhostblk.block.errors import BlockError
 from vhostblk.block.node import BlockLimits, BlockStatus, Extent, WriteFlags
+from vhostblk.engine.extents import Treatment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vhostblk.engine.extents import ExtentMap
 
 # ioctl numbers, from <linux/fs.h>.
 BLKGETSIZE64 = 0x80081272
@@ -48,9 +52,9 @@ class HostDeviceNode(PosixNode):
 
     def _inspect(self) -> None:
         self._size = self._read_size()
-        sector = struct.unpack("i", fcntl.ioctl(self.fd, BLKSSZGET, bytes(4)))[0]
+        self._sector = max(struct.unpack("i", fcntl.ioctl(self.fd, BLKSSZGET, bytes(4)))[0], 512)
         # Through the page cache, any bytes can be read and written.
-        align = max(sector, 512) if self.direct else 1
+        align = self._sector if self.direct else 1
         self.limits = BlockLimits(
             request_alignment=align,
             memory_alignment=align,
@@ -72,6 +76,8 @@ class HostDeviceNode(PosixNode):
     async def pwrite_zeroes(
         self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
     ) -> None:
+        if (offset | length) % self._sector:  # through the page cache, then
+            raise os_error(errno.ENOTSUP)
         if flags & WriteFlags.MAY_UNMAP and await self._try_mode(FALLOC_PUNCH_HOLE, offset, length):
             return
         if await self._try_mode(FALLOC_ZERO_RANGE, offset, length):
@@ -79,7 +85,14 @@ class HostDeviceNode(PosixNode):
         await self._range_ioctl(BLKZEROOUT, offset, length)
 
     async def pdiscard(self, offset: int, length: int) -> None:
-        await self._range_ioctl(BLKDISCARD, offset, length)
+        low = -(-offset // self._sector) * self._sector
+        high = (offset + length) // self._sector * self._sector
+        if low < high:
+            await self._range_ioctl(BLKDISCARD, low, high - low)
+
+    def extent_map(self) -> ExtentMap:
+        """As for files, but for what takes ioctls and whole sectors."""
+        return replace(super().extent_map(), zero_range=False, discard=Treatment.ASK)
 
     async def _range_ioctl(self, request: int, offset: int, length: int) -> None:
         try:
@@ -100,6 +113,4 @@ class HostDeviceNode(PosixNode):
         """Take over the device's size where it has been changed; we can't change it."""
         self._size = self._read_size()
         if size > self._size:
-            raise os_error(errno.EINVAL)
-        if size < self._size:
-            raise os_error(errno.ENOTSUP)
+            raise OSError(errno.EINVAL, "Cannot grow device files")

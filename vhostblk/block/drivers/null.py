@@ -49,6 +49,18 @@ class NullNode(BlockNode):
     def size(self) -> int:
         return self._size
 
+    def prepare_reopen(self, options: Any) -> None:
+        pass
+
+    @property
+    def allocated_size(self) -> int | None:
+        return 0
+
+    @property
+    def strong_options(self) -> dict[str, Any]:
+        given = {"size": self._size} if self._size != 1 << 30 else {}
+        return {**given, "read-zeroes": True} if self.options.read_zeroes else given
+
     async def _wait(self) -> None:
         if self._latency:
             await asyncio.sleep(self._latency)

@@ -11,6 +11,7 @@ compiled engine) needs no more than these.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from array import array
 from typing import TYPE_CHECKING, Any, Self
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
 
+logger = logging.getLogger(__name__)
+
 # fallocate(2) modes, from <linux/falloc.h>.
 FALLOC_KEEP_SIZE = 0x01
 FALLOC_PUNCH_HOLE = 0x02
@@ -55,6 +58,9 @@ _AGAIN = (-errno.EAGAIN, -errno.EINTR)
 class PosixNode(BlockNode):
     """A file or device that is read and written at offsets."""
 
+    # Options of a check that `cache.direct` makes superfluous; nothing goes by them.
+    mutable_options = frozenset({"drop_cache", "x_check_cache_dropped"})
+
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)
         self.read_only = options.read_only
@@ -64,14 +70,20 @@ class PosixNode(BlockNode):
         self._aio: AioEngine
         self._lock: ImageLock | None = None
         self._fd_writable = False
+        #: The file opened again, while the node is being reopened; and whether for writing.
+        self._new_fd = -1
+        self._new_fd_writable = False
         #: The errno of a flush that failed: what the kernel then dropped is gone. In an array, so
         #: that whoever goes by the extent map shares it.
         self._flush_error = array("i", [0])
         #: fallocate modes that work here, as far as is known.
         self._modes = {0, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE}
-        compiled = core.load()
-        self._inline: Any = compiled.lib.vb_preadv if compiled and not self.direct else None
+        self._inline: Any = self._inline_reader()
         self._inline_pause = 0
+
+    def _inline_reader(self) -> Any:
+        compiled = core.load()
+        return compiled.lib.vb_preadv if compiled and not self.direct else None
 
     # Opening and closing.
 
@@ -86,7 +98,7 @@ class PosixNode(BlockNode):
         locking = locking_wanted(options.locking)
         # With auto-read-only, `apply_permissions` reopens for the first writer.
         node._fd_writable = not (options.read_only or options.auto_read_only)
-        node.fd = node._open_file(writable=node._fd_writable)
+        node.fd = node._open_file(writable=node._fd_writable, direct=node.direct)
         try:
             node._check_type(os.fstat(node.fd))
             node._inspect()
@@ -103,16 +115,16 @@ class PosixNode(BlockNode):
         node._aio.limit_batch(options.aio_max_batch)
         return node
 
-    def _open_file(self, *, writable: bool) -> int:
+    def _open_file(self, *, writable: bool, direct: bool) -> int:
         """Open the file; raises BlockError."""
         path = self.options.filename
         # Without O_NONBLOCK, opening a FIFO by mistake would hang.
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            fd = os.open(path, flags | (os.O_DIRECT if self.direct else 0))
+            fd = os.open(path, flags | (os.O_DIRECT if direct else 0))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            if self.direct and isinstance(error, OSError) and error.errno == errno.EINVAL:
+            if direct and isinstance(error, OSError) and error.errno == errno.EINVAL:
                 reason = "filesystem does not support O_DIRECT"
             raise BlockError(f"Could not open '{path}': {reason}") from error
         os.set_blocking(fd, True)
@@ -155,19 +167,19 @@ class PosixNode(BlockNode):
         return name
 
     def apply_permissions(self, perm: Perm, shared: Perm) -> None:
-        if perm & _WRITERS and not self._fd_writable:
-            self._reopen_writable()
+        if perm & _WRITERS:
+            if self._new_fd >= 0 and not self._new_fd_writable:
+                self._open_new(self.options, writable=True)
+            elif self._new_fd < 0 and not self._fd_writable:
+                self._reopen_writable()
         if self._lock is not None:
             self._lock.acquire(perm, shared)
 
     def _reopen_writable(self) -> None:
         """Replace what the descriptor refers to; requests in flight keep the old open file."""
-        before = os.fstat(self.fd)
-        fd = self._open_file(writable=True)
+        fd = self._open_file(writable=True, direct=self.direct)
         try:
-            after = os.fstat(fd)
-            if (after.st_dev, after.st_ino) != (before.st_dev, before.st_ino):
-                raise BlockError(f"Could not open '{self.filename}': the file has been replaced")
+            self._check_same(fd)
             if self._lock is not None:
                 self._lock.transfer(fd)
             os.dup2(fd, self.fd, inheritable=False)
@@ -176,6 +188,69 @@ class PosixNode(BlockNode):
                 self._lock.set_fd(self.fd)
         finally:
             os.close(fd)
+
+    def _check_same(self, fd: int) -> None:
+        """Raise BlockError where another file has the name by now."""
+        before, after = os.fstat(self.fd), os.fstat(fd)
+        if (after.st_dev, after.st_ino) != (before.st_dev, before.st_ino):
+            raise BlockError(f"Could not open '{self.filename}': the file has been replaced")
+
+    # Reopening with other options.
+
+    def prepare_reopen(self, options: Any) -> None:
+        writable = not options.read_only and (self._fd_writable or not options.auto_read_only)
+        if writable != self._fd_writable or options.cache.direct != self.direct:
+            self._open_new(options, writable=writable)
+
+    def _open_new(self, options: Any, *, writable: bool) -> None:
+        """Open the same file again, beside the old descriptor; raises BlockError."""
+        fd = self._open_file(writable=writable, direct=options.cache.direct)
+        try:
+            self._check_same(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self.abort_reopen()
+        self._new_fd, self._new_fd_writable = fd, writable
+
+    def commit_reopen(self) -> None:
+        if self._new_fd < 0:
+            return
+        fd, self._new_fd = self._new_fd, -1
+        if self._lock is not None:
+            try:
+                self._lock.transfer(fd)
+            except BlockError as error:  # the system has no memory for locks
+                logger.error("%s: not locked any more: %s", self.filename, error)
+        os.dup2(fd, self.fd, inheritable=False)
+        os.close(fd)
+        if self._lock is not None:
+            self._lock.set_fd(self.fd)
+        self._fd_writable = self._new_fd_writable
+        self.direct = self.options.cache.direct
+        self._inline = self._inline_reader()
+        self._inspect()
+
+    def abort_reopen(self) -> None:
+        if self._new_fd >= 0:
+            os.close(self._new_fd)
+            self._new_fd = -1
+
+    def refresh_image(self) -> None:
+        try:
+            self._size = self._read_size()
+        except OSError as error:
+            raise BlockError(f"Could not refresh total sector count: {error.strerror}") from error
+
+    # For queries.
+
+    @property
+    def allocated_size(self) -> int | None:
+        return os.fstat(self.fd).st_blocks * 512
+
+    @property
+    def strong_options(self) -> dict[str, Any]:
+        return {"filename": self.filename}
 
     # Reading.
 
@@ -316,5 +391,8 @@ class PosixNode(BlockNode):
         raise os_error(self._flush_error[0])
 
     async def truncate(self, size: int) -> None:
-        await self._aio.call(lambda: os.ftruncate(self.fd, size))
+        try:
+            await self._aio.call(lambda: os.ftruncate(self.fd, size))
+        except OSError as error:
+            raise OSError(error.errno, f"Failed to resize the file: {error.strerror}") from error
         self._size = self._read_size()

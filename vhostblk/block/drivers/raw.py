@@ -13,7 +13,7 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block.edge import os_error
+from vhostblk.block.edge import MAX_SIZE, os_error
 from vhostblk.block.errors import BlockError
 from vhostblk.block.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
 from vhostblk.block.permissions import Perm
@@ -32,37 +32,62 @@ class RawNode(BlockNode):
     """Bytes [offset, offset + size) of the child "file"."""
 
     driver = "raw"
+    mutable_options = frozenset({"offset", "size"})
 
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)
-        self.read_only = options.read_only
-        self.offset: int = options.offset
-        #: The window's length, where it is fixed.
-        self.length: int | None = None if options.size is UNSET else options.size
+        self.take_options(options)
         self._file: Edge
         self.native_flags = WriteFlags.FUA  # by passing it on
 
     @classmethod
     async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
         node = cls(node_name, options)
-        if node.length is not None and node.length % SECTOR:
-            raise BlockError(f"Specified size is not multiple of {SECTOR}")
-        if node.offset < 0 or (node.length or 0) < 0:
-            raise BlockError("raw: 'offset' and 'size' must not be negative")
-        child = await graph.open_child(node, "file", options.file)
+        node.prepare_reopen(options)
+        await graph.open_child(node, "file", options.file)
         node._file = node.children["file"]
-        node._check_window(child.size)
-        node.limits = BlockLimits(
-            discard_granularity=child.limits.discard_granularity,
-            optimal_transfer=child.limits.optimal_transfer,
-        )
-        if not node.is_window:
-            # The fast path: nothing to do but forward.
-            node.preadv = node._file.preadv  # type: ignore[method-assign]
-            node.pwritev = node._file.pwritev  # type: ignore[method-assign]
+        node.check_children()
+        node.refresh_limits()
         return node
 
-    def _check_window(self, available: int) -> None:
+    def prepare_reopen(self, options: Any) -> None:
+        length = 0 if options.size is UNSET else options.size
+        if length % SECTOR:
+            raise BlockError(f"Specified size is not multiple of {SECTOR}")
+        if options.offset < 0 or length < 0:
+            raise BlockError("raw: 'offset' and 'size' must not be negative")
+
+    def take_options(self, options: Any) -> None:
+        super().take_options(options)
+        self.offset: int = options.offset
+        #: The window's length, where it is fixed.
+        self.length: int | None = None if options.size is UNSET else options.size
+
+    def refresh_limits(self) -> None:
+        below = self._file.node.limits
+        self.limits = BlockLimits(
+            discard_granularity=below.discard_granularity,
+            optimal_transfer=below.optimal_transfer,
+        )
+        if self.is_window:
+            self.__dict__.pop("preadv", None)
+            self.__dict__.pop("pwritev", None)
+        else:
+            # The fast path: nothing to do but forward.
+            self.preadv = self._file.preadv  # type: ignore[method-assign]
+            self.pwritev = self._file.pwritev  # type: ignore[method-assign]
+
+    @property
+    def allocated_size(self) -> int | None:
+        return self._file.node.allocated_size
+
+    @property
+    def strong_options(self) -> dict[str, Any]:
+        given: dict[str, Any] = {"offset": self.offset} if self.offset else {}
+        return given if self.length is None else {**given, "size": self.length}
+
+    def check_children(self) -> None:
+        available = self._file.node.size
         if self.offset > available:
             raise BlockError(
                 f"Offset ({self.offset}) cannot be greater than size of the containing file "
@@ -87,6 +112,10 @@ class RawNode(BlockNode):
         if self.length is not None:
             return self.length
         return max(available - self.offset, 0) // SECTOR * SECTOR
+
+    @property
+    def exact_size(self) -> int:
+        return max(min(self.size, self._file.node.exact_size - self.offset), 0)
 
     def child_permissions(self, role: str, perm: Perm, shared: Perm) -> tuple[Perm, Perm]:
         """Pass everything on; a window does not let others resize what it lies in."""
@@ -128,5 +157,7 @@ class RawNode(BlockNode):
 
     async def truncate(self, size: int) -> None:
         if self.length is not None:
-            raise os_error(errno.ENOTSUP)
+            raise OSError(errno.ENOTSUP, "Cannot resize fixed-size raw disks")
+        if size > MAX_SIZE - self.offset:
+            raise OSError(errno.EINVAL, "Disk size too large for the chosen offset")
         await self._file.truncate(self.offset + size)

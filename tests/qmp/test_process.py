@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`--monitor`: the command, driven as its users do."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.process import PATIENCE, refusal, run, running, wait_until
+
+CHARDEV = ("--chardev", "socket,id=c,path=q.sock,server=on,wait=off")
+NULL = ("--chardev", "null,id=c")
+
+
+def connect(path: Path) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(PATIENCE)
+    client.connect(str(path))
+    return client
+
+
+def test_quit_tells_of_the_exports_and_leaves_nothing(tmp_path: Path) -> None:
+    export = "vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=v.sock"
+    options = (*CHARDEV, "--monitor", "c", "--blockdev", "null-co,node-name=n", "--export", export)
+    with running(*options, cwd=tmp_path) as daemon:
+        wait_until((tmp_path / "v.sock").exists, daemon)
+        with connect(tmp_path / "q.sock") as client, client.makefile("rb") as lines:
+            assert "QMP" in json.loads(lines.readline())
+            client.sendall(b"{'execute':'qmp_capabilities'}{'execute':'quit','id':1}")
+            assert json.loads(lines.readline()) == {"return": {}}
+            assert json.loads(lines.readline()) == {"return": {}, "id": 1}
+            event = json.loads(lines.readline())
+            assert (event["event"], event["data"]) == ("BLOCK_EXPORT_DELETED", {"id": "e"})
+            assert lines.readline() == b""
+        assert daemon.communicate(timeout=PATIENCE) == ("", "")
+        assert daemon.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_qmp_shell(tmp_path: Path) -> None:
+    with running(*CHARDEV, "--monitor", "c", cwd=tmp_path) as daemon:
+        wait_until((tmp_path / "q.sock").exists, daemon)
+        done = subprocess.run(
+            [sys.executable, "-m", "qemu.qmp.qmp_shell", str(tmp_path / "q.sock")],
+            input="query-version\nblockdev-add driver=null-co node-name=n size=512\nquit\n",
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+            env={"HOME": str(tmp_path), "TERM": "dumb"},
+        )
+        assert "vhostblk" in done.stdout, done
+        assert done.stdout.count('"return": {}') == 2, done
+        assert daemon.wait(PATIENCE) == 0
+
+
+def test_pretty_over_an_inherited_listener(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "inherited"))
+        listener.listen()
+        fd = listener.fileno()
+        chardev = f"socket,id=c,fd={fd},server=on,wait=off"
+        options = ("--chardev", chardev, "--monitor", "chardev=c,mode=control,pretty=on")
+        with running(*options, cwd=tmp_path, pass_fds=[fd]):
+            with connect(tmp_path / "inherited") as client:
+                assert client.recv(11, socket.MSG_WAITALL) == b'{\r\n    "QMP'
+
+
+def test_start_up_loads_no_numpy(tmp_path: Path) -> None:
+    with running(*CHARDEV, "--monitor", "c", "--pidfile", "pid", cwd=tmp_path) as daemon:
+        wait_until((tmp_path / "pid").exists, daemon)
+        assert "numpy" not in Path(f"/proc/{daemon.pid}/maps").read_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("d", 'chardev "d" not found'),
+        ("c,mode=readline", "Only QMP is supported"),
+        ("c,pretty=maybe", "Parameter 'pretty' expects 'on' or 'off'"),
+        ("help", "Help is not available for this option"),
+    ],
+)
+def test_refusals(tmp_path: Path, value: str, said: str) -> None:
+    assert refusal(*NULL, "--monitor", value, cwd=tmp_path) == f"--monitor {value}: {said}"
+
+
+def test_two_monitors_on_one_device(tmp_path: Path) -> None:
+    done = run(*NULL, "--monitor", "c", "--monitor", "c", cwd=tmp_path)
+    assert done.stderr == "vhostblk: --monitor c: chardev 'c' is already in use\n"

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same commands on vhostblk's handlers and on QEMU's storage daemon."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from vhostblk.daemon import Daemon
+from vhostblk.errors import VhostblkError
+from vhostblk.qmp.registry import COMMANDS
+from vhostblk.schema.convert import from_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.qmp_exports.daemons import Program
+    from vhostblk.events import Event
+
+for area in ("block", "block_query", "exports"):
+    importlib.import_module(f"vhostblk.qmp.commands.{area}")
+
+#: A command's name and arguments.
+Call = tuple[str, dict[str, Any]]
+
+
+async def execute(daemon: Daemon, name: str, arguments: dict[str, Any]) -> Any:
+    """Run one of our commands; return its answer, or its error as on the wire."""
+    command = COMMANDS[name]
+    schema, _ = command.types()
+    try:
+        if schema is None:
+            answer = await command.handler(daemon)
+        else:
+            answer = await command.handler(daemon, from_json(schema, arguments))
+    except VhostblkError as error:
+        return {"class": getattr(error, "error_class", "GenericError"), "desc": str(error)}
+    return {"return": {} if answer is None else msgspec.to_builtins(answer)}
+
+
+async def ours(calls: Sequence[Call], events: list[Event] | None = None) -> list[Any]:
+    """Run commands on a daemon of ours."""
+    async with Daemon() as daemon:
+        if events is not None:
+            daemon.events.listen(events.append)
+        return [normalized(await execute(daemon, *call)) for call in calls]
+
+
+def theirs(program: Program, calls: Sequence[Call]) -> list[Any]:
+    """Run commands on QEMU's daemon."""
+    process = subprocess.Popen(
+        [*program.command, "--chardev", "stdio,id=m", "--monitor", "m"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdout.readline()
+        answers = []
+        for name, arguments in (("qmp_capabilities", {}), *calls):
+            request = {"execute": name, "arguments": arguments}
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            answer = {"event": None}
+            while "event" in answer:
+                answer = json.loads(process.stdout.readline())
+            answers.append(normalized(answer.get("error", answer)))
+        return answers[1:]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def normalized(value: Any) -> Any:
+    """Take out names that were made up."""
+    return json.loads(re.sub(r"#block\d+", "#block", json.dumps(value)))

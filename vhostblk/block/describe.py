@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes and the graph as the queries show them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from vhostblk.block.node import BlockNode
+from vhostblk.block.permissions import PERM_NAMES, Perm
+from vhostblk.schema.base import UNSET
+from vhostblk.schema.block_query import (
+    BlockdevCacheInfo,
+    BlockDeviceInfo,
+    BlockPermission,
+    ImageInfo,
+    ImageInfoSpecific,
+    ImageInfoSpecificFile,
+    XDbgBlockGraph,
+    XDbgBlockGraphEdge,
+    XDbgBlockGraphNode,
+    XDbgBlockGraphNodeType,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vhostblk.block.backend import BlockBackend
+    from vhostblk.block.edge import Edge
+    from vhostblk.block.graph import Graph
+
+#: What tells files from formats is the file's own.
+FILE_DRIVERS = frozenset({"file", "host_device"})
+
+#: QEMU prints options in the order of its hash table; these come before "driver".
+_BEFORE_DRIVER = ("offset", "read-zeroes")
+
+
+def image_name(node: BlockNode) -> str:
+    """Return a file name that opens what the node shows; a `json:` one where nothing else does."""
+    options = node.strong_options
+    if node.driver in FILE_DRIVERS:
+        return str(options["filename"])
+    if not options:
+        child = node.children.get("file")
+        if child is None:
+            return f"{node.driver}://"
+        below = image_name(child.node)
+        if not child.node.children and not below.startswith("json:"):
+            return below
+    return "json:" + json.dumps(_full_options(node))
+
+
+def _full_options(node: BlockNode) -> dict[str, Any]:
+    strong = node.strong_options
+    full: dict[str, Any] = {name: strong[name] for name in _BEFORE_DRIVER if name in strong}
+    full.update({"driver": node.driver, **strong})
+    for role, edge in node.children.items():
+        full[role] = _full_options(edge.node)
+    return full
+
+
+def describe_node(node: BlockNode) -> BlockDeviceInfo:
+    """Return a node's entry in `query-named-block-nodes`."""
+    cache = node.options.cache
+    return BlockDeviceInfo(
+        file=image_name(node),
+        node_name=node.node_name,
+        ro=node.read_only,
+        drv=node.driver,
+        active=node.active,
+        detect_zeroes=node.options.detect_zeroes,
+        image=_describe_image(node),
+        cache=BlockdevCacheInfo(writeback=True, direct=cache.direct, no_flush=cache.no_flush),
+        write_threshold=node.write_threshold,
+    )
+
+
+def _describe_image(node: BlockNode) -> ImageInfo:
+    allocated = node.allocated_size
+    is_file = node.driver in FILE_DRIVERS
+    return ImageInfo(
+        filename=image_name(node),
+        format=node.driver,
+        dirty_flag=False if _has_dirty_flag(node) else UNSET,
+        actual_size=UNSET if allocated is None else allocated,
+        virtual_size=node.size,
+        format_specific=(
+            ImageInfoSpecific(type="file", data=ImageInfoSpecificFile()) if is_file else UNSET
+        ),
+    )
+
+
+def _has_dirty_flag(node: BlockNode) -> bool:
+    """Tell whether QEMU's driver answers; none here ever says that an image is dirty."""
+    child = node.children.get("file")
+    return node.driver in FILE_DRIVERS or (child is not None and _has_dirty_flag(child.node))
+
+
+def describe_graph(graph: Graph) -> XDbgBlockGraph:
+    """Return nodes, their users and all edges, for debugging; numbers and order as in QEMU."""
+    numbers: dict[BlockNode | BlockBackend, int] = {}
+    vertices: list[XDbgBlockGraphNode] = []
+    edges: list[XDbgBlockGraphEdge] = []
+
+    def number(vertex: BlockNode | BlockBackend) -> int:
+        return numbers.setdefault(vertex, len(numbers) + 1)
+
+    def add(vertex: BlockNode | BlockBackend, below: Iterable[Edge]) -> None:
+        vertices.append(_describe_vertex(number(vertex), vertex))
+        edges.extend(
+            XDbgBlockGraphEdge(
+                parent=number(vertex),
+                child=number(edge.node),
+                name=edge.role,
+                perm=_permissions(edge.perm),
+                shared_perm=_permissions(edge.shared),
+            )
+            for edge in below
+        )
+
+    for backend in graph.backends:
+        add(backend, [backend.edge])
+    for node in graph:
+        add(node, node.children.values())
+    return XDbgBlockGraph(nodes=vertices[::-1], edges=edges[::-1])
+
+
+def _describe_vertex(number: int, vertex: BlockNode | BlockBackend) -> XDbgBlockGraphNode:
+    if isinstance(vertex, BlockNode):
+        kind, name = XDbgBlockGraphNodeType.BLOCK_DRIVER, vertex.node_name
+    else:
+        kind, name = XDbgBlockGraphNodeType.BLOCK_BACKEND, vertex.name
+    return XDbgBlockGraphNode(id=number, type=kind, name=name)
+
+
+def _permissions(perm: Perm) -> list[BlockPermission]:
+    names = [name for flag, name in PERM_NAMES.items() if flag & perm]
+    return [BlockPermission(name.replace(" ", "-")) for name in reversed(names)]

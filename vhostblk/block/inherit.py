@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of common options that the user left out.
+
+A node of its own gets the defaults. A node defined inside its parent takes over how the parent
+treats storage; what it says itself goes first. As in QEMU, two things are not the parent's to say:
+an inline child may always unmap, since the parent hands down only discards that it wants to have,
+and what a copy-on-write image lies on is read-only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from vhostblk.block.errors import BlockError
+from vhostblk.schema.base import UNSET
+from vhostblk.schema.block import (
+    CACHE_DEFAULTS,
+    NODE_DEFAULTS,
+    BlockdevDetectZeroesOptions,
+    BlockdevDiscardOptions,
+)
+
+#: The child of a copy-on-write image that holds what the image does not.
+BACKING = "backing"
+
+_HANDED_DOWN = ("read_only", "auto_read_only", "force_share")
+
+
+def resolve(options: Any) -> Any:
+    """Return the options of a node of its own, with every common one set."""
+    return _fill(options, NODE_DEFAULTS, CACHE_DEFAULTS)
+
+
+def resolve_child(options: Any, role: str, parent: Any) -> Any:
+    """Return the options of a child defined inside `parent`, whose own are resolved."""
+    values = {name: getattr(parent, name) for name in _HANDED_DOWN}
+    values["active"] = True
+    values["discard"] = BlockdevDiscardOptions.UNMAP
+    if role == BACKING:
+        values["read_only"], values["auto_read_only"] = True, False
+    cache = {name: getattr(parent.cache, name) for name in CACHE_DEFAULTS}
+    return _fill(options, values, cache)
+
+
+def default_of(name: str, declared: Any) -> Any:
+    """Return what an option is where nothing is said; `declared` is the schema's default."""
+    return NODE_DEFAULTS.get(name, declared)
+
+
+def check_options(options: Any) -> None:
+    """Refuse combinations of common options that make no sense, in QEMU's words."""
+    if options.force_share and not options.read_only:
+        raise BlockError("force-share=on can only be used with read-only images")
+    if (
+        options.detect_zeroes is BlockdevDetectZeroesOptions.UNMAP
+        and options.discard is not BlockdevDiscardOptions.UNMAP
+    ):
+        raise BlockError(
+            "setting detect-zeroes to unmap is not allowed without setting discard operation to "
+            "unmap"
+        )
+
+
+def _fill(options: Any, values: dict[str, Any], cache: dict[str, bool]) -> Any:
+    """Set what is UNSET."""
+    changes = {name: value for name, value in values.items() if getattr(options, name) is UNSET}
+    cache_changes = {
+        name: value for name, value in cache.items() if getattr(options.cache, name) is UNSET
+    }
+    if cache_changes:
+        changes["cache"] = replace(options.cache, **cache_changes)
+    return replace(options, **changes) if changes else options

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bringing permissions in line with what the users of nodes need: all or nothing.
+
+Every parent's needs travel down edge by edge (`derive`). Each edge is held against the other users
+of its node, and each node then takes what it needs from outside (image locks, a writable
+descriptor). Where one refuses, everything is as it was before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vhostblk.block.errors import BlockError, PermissionConflictError
+from vhostblk.block.node import BlockNode
+from vhostblk.block.permissions import Perm, names_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from collections.abc import Set as AbstractSet
+
+    from vhostblk.block.edge import Edge
+
+_Grant = tuple[BlockNode, Perm, Perm]
+
+_WRITERS = Perm.WRITE | Perm.WRITE_UNCHANGED
+
+
+def cumulative(node: BlockNode) -> tuple[Perm, Perm, Perm]:
+    """Return what all users of a node take, share inside, and share outside."""
+    perm, shared, outside = Perm.NONE, Perm.ALL, Perm.ALL
+    for edge in node.parents:
+        perm |= edge.perm
+        shared &= edge.shared
+        outside &= edge.shared_outside
+    return perm, shared, outside & shared
+
+
+def derive(edge: Edge) -> None:
+    """Work out what a node needs of a child from what its own users need of it."""
+    parent = edge.parent
+    assert isinstance(parent, BlockNode)
+    if not parent.active:
+        edge.perm, edge.shared, edge.shared_outside = Perm.NONE, Perm.ALL, Perm.ALL
+        return
+    perm, shared, outside = cumulative(parent)
+    edge.perm, edge.shared = parent.child_permissions(edge.role, perm, shared)
+    edge.shared_outside = edge.shared & parent.child_permissions(edge.role, perm, outside)[1]
+
+
+def check_conflicts(edge: Edge) -> None:
+    """Raise PermissionConflictError where another user of the same node and `edge` exclude."""
+    for other in edge.node.parents:
+        if other is edge:
+            continue
+        for needs, bars in ((edge, other), (other, edge)):
+            if conflict := needs.perm & ~bars.shared:
+                raise PermissionConflictError(
+                    f"Permission conflict on node '{edge.node.node_name}': permissions "
+                    f"'{names_of(conflict)}' are both required by {needs.describe()} and unshared "
+                    f"by {bars.describe()}."
+                )
+
+
+def update_permissions(
+    nodes: Iterable[BlockNode], were_writable: AbstractSet[BlockNode] = frozenset()
+) -> None:
+    """Bring nodes and everything below in line with what their users need now.
+
+    First all edges are worked out and checked, then the nodes take what they need from outside,
+    top down. When one of them can't, those before it go back to what they had; that never fails,
+    because it was less. `were_writable` are nodes that are being made read-only.
+    """
+    edges: list[tuple[Edge, Perm, Perm, Perm]] = []
+    applied: list[_Grant] = []
+    try:
+        for node in _refresh_below(nodes, edges):
+            perm, _, outside = cumulative(node)
+            if perm & _WRITERS and node.read_only:
+                raise _read_only(node, node in were_writable)
+            applied.append((node, *node.granted))
+            if node.options.force_share:
+                outside = Perm.ALL
+            node.apply_permissions(perm, outside)
+            node.granted = (perm, outside)
+    except BaseException:
+        for edge, perm, shared, outside in edges:
+            edge.perm, edge.shared, edge.shared_outside = perm, shared, outside
+        for node, perm, outside in reversed(applied):
+            if node.granted != (perm, outside):
+                node.apply_permissions(perm, outside)
+                node.granted = (perm, outside)
+        raise
+    for edge, *_ in edges:
+        edge.refresh()
+
+
+def _read_only(node: BlockNode, was_writable: bool) -> BlockError:
+    if was_writable:
+        return BlockError(
+            f"Read-only block node '{node.node_name}' cannot support read-write users"
+        )
+    return BlockError("Block node is read-only")
+
+
+def _refresh_below(
+    nodes: Iterable[BlockNode], edges: list[tuple[Edge, Perm, Perm, Perm]]
+) -> list[BlockNode]:
+    """Derive and check all edges below `nodes`; old values go to `edges`. Returns parents first."""
+    order: list[BlockNode] = []
+    pending = list(nodes)
+    while pending:
+        node = pending.pop(0)
+        if node in order:  # reached by two ways: later, when both have been derived
+            order.remove(node)
+        order.append(node)
+        for edge in node.children.values():
+            if edge not in edge.node.parents:
+                continue
+            edges.append((edge, edge.perm, edge.shared, edge.shared_outside))
+            derive(edge)
+            pending.append(edge.node)
+    for edge, *_ in edges:
+        check_conflicts(edge)
+    return order

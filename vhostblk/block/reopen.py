@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`blockdev-reopen`: other options and other children for nodes in use, all or nothing.
+
+The drained graph is changed in steps, each with its way back. Whatever may fail comes first
+(opening files again, looking at sizes, permissions); then the nodes commit, which can't fail.
+Between the first step and the last nothing is awaited, so nobody sees a half-changed graph.
+
+A node's options are replaced as a whole: what the new ones leave out goes back to its default. A
+child defined inside its parent is reopened with it, with what its definition says and what it
+inherits. A child given by name takes the place of the present one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from vhostblk.block import inherit
+from vhostblk.block.drain import users_of, with_ancestors
+from vhostblk.block.errors import BlockError
+from vhostblk.block.permission_update import update_permissions
+from vhostblk.block.registry import driver_name
+from vhostblk.schema.base import UNSET
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from vhostblk.block.graph import Graph
+    from vhostblk.block.node import BlockNode
+
+#: Members that may be changed in all nodes.
+_COMMON = frozenset({"node_name", "discard", "cache", "read_only", "auto_read_only"})
+_COMMON_MUTABLE = _COMMON | {"detect_zeroes"}
+
+
+@dataclass(slots=True)
+class Change:
+    """What becomes of one node."""
+
+    node: BlockNode
+    #: As the user gave them, and with what they leave out.
+    given: Any
+    options: Any
+    #: Names of the nodes that take a child's place, by role.
+    children: dict[str, str] = field(default_factory=dict)
+
+
+def plan(graph: Graph, definitions: Iterable[Any]) -> list[Change]:
+    """Return the changes to nodes that these options ask for; raises BlockError."""
+    changes: dict[BlockNode, Change] = {}
+    for given in definitions:
+        if given.node_name is UNSET:
+            raise BlockError("node-name not specified")
+        node = graph.find_exactly(given.node_name)
+        _plan_node(changes, node, given, inherit.resolve(given))
+    return list(changes.values())
+
+
+def _plan_node(changes: dict[BlockNode, Change], node: BlockNode, given: Any, options: Any) -> None:
+    change = changes[node] = Change(node, given, options)
+    if driver_name(options) != node.driver:
+        return  # `_check_options` refuses it
+    for role, edge in node.children.items():
+        child, ref = edge.node, getattr(options, role)
+        inline = child.defined_in is node
+        if isinstance(ref, str):
+            if ref != child.node_name:
+                change.children[role] = ref
+            elif inline:
+                resolved = inherit.resolve_child(child.given_options, role, options)
+                _plan_node(changes, child, child.given_options, resolved)
+        elif not inline:
+            raise BlockError(f"Cannot change the option '{role}.driver'")
+        else:
+            if ref.node_name not in (UNSET, child.node_name):
+                raise BlockError("Cannot change the option 'node-name'")
+            _plan_node(changes, child, ref, inherit.resolve_child(ref, role, options))
+
+
+def execute(graph: Graph, changes: list[Change]) -> list[BlockNode]:
+    """Make the changes, and return children that were replaced; drained and flushed.
+
+    Raises BlockError, and then nothing has changed.
+    """
+    nodes = [change.node for change in changes]
+    prepared: list[BlockNode] = []
+    undo: list[Callable[[], None]] = []
+    replaced: list[BlockNode] = []
+    try:
+        for change in changes:
+            _check_options(change)
+            change.node.prepare_reopen(change.options)
+            prepared.append(change.node)
+            replaced += _replace_children(graph, change, undo)
+        writable = _take_options(changes, undo)
+        _refresh(nodes)
+        for node in nodes:
+            node.check_children()
+        update_permissions([*nodes, *replaced], writable)
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        for node in prepared:
+            node.abort_reopen()
+        _refresh(nodes)
+        raise
+    _commit(changes)
+    for old in replaced:
+        old.defined_in = None
+    for backend in users_of(nodes):
+        backend.child_resized()
+    return replaced
+
+
+def _check_options(change: Change) -> None:
+    """Raise BlockError where an option is not for change."""
+    inherit.check_options(change.options)
+    node, new, old = change.node, change.options, change.node.options
+    fixed = list(_fixed_members(node))
+    for name, wire_name, default in fixed:
+        value = getattr(new, name, default)
+        if value == default and getattr(old, name) != default:
+            raise BlockError(f"Option '{wire_name}' cannot be reset to its default value")
+    if driver_name(new) != node.driver:
+        raise BlockError("Cannot change the option 'driver'")
+    for name, wire_name, _ in fixed:
+        if getattr(new, name) != getattr(old, name):
+            raise BlockError(f"Cannot change the option '{wire_name}'")
+
+
+def _fixed_members(node: BlockNode) -> Iterator[tuple[str, str, Any]]:
+    """Yield name, wire name and default of a node's options that stay what they are."""
+    for info in msgspec.structs.fields(node.options):
+        if info.name in _COMMON_MUTABLE or info.name in node.mutable_options:
+            continue
+        if info.name in node.children:
+            continue
+        default = inherit.default_of(info.name, info.default)
+        yield info.name, info.encode_name, default
+
+
+def _replace_children(
+    graph: Graph, change: Change, undo: list[Callable[[], None]]
+) -> list[BlockNode]:
+    node, replaced = change.node, []
+    for role, name in change.children.items():
+        new = graph.find(name)
+        if node in _with_descendants(new):
+            raise BlockError(
+                f"Making '{name}' a {role} child of '{node.node_name}' would create a cycle"
+            )
+        if node.active and not new.active:
+            raise BlockError(
+                f"Inactive '{name}' can't be a {role} child of active '{node.node_name}'"
+            )
+        old = node.children[role].node
+        undo.append(_moved(node, role, new))
+        replaced.append(old)
+    return replaced
+
+
+def _with_descendants(node: BlockNode) -> set[BlockNode]:
+    """Return a node and all that it uses."""
+    found: set[BlockNode] = set()
+    pending = [node]
+    while pending:
+        next_node = pending.pop()
+        if next_node not in found:
+            found.add(next_node)
+            pending += [edge.node for edge in next_node.children.values()]
+    return found
+
+
+def _moved(node: BlockNode, role: str, new: BlockNode) -> Callable[[], None]:
+    """Let an edge lead to another node; return the way back.
+
+    The edge itself stays, as its parent may hold on to its methods.
+    """
+    edge = node.children[role]
+    old = edge.node
+    place = old.parents.index(edge)
+    granted = (edge.perm, edge.shared, edge.shared_outside)
+
+    def undo() -> None:
+        new.parents.remove(edge)
+        old.parents.insert(place, edge)
+        edge.node = old
+        edge.perm, edge.shared, edge.shared_outside = granted
+
+    old.parents.remove(edge)
+    new.parents.append(edge)
+    edge.node = new
+    return undo
+
+
+def _take_options(changes: list[Change], undo: list[Callable[[], None]]) -> frozenset[BlockNode]:
+    """Put the new options in force; return the nodes that thereby become read-only."""
+    locked = []
+    for change in changes:
+        node, old, given = change.node, change.node.options, change.node.given_options
+        if not node.read_only and change.options.read_only:
+            locked.append(node)
+
+        def restore(node: BlockNode = node, old: Any = old, given: Any = given) -> None:
+            node.given_options = given
+            node.take_options(old)
+
+        undo.append(restore)
+        node.given_options = change.given
+        # An inline child keeps its name, also one that was made up.
+        node.take_options(change.options)
+    return frozenset(locked)
+
+
+def _commit(changes: list[Change]) -> None:
+    for change in reversed(changes):
+        change.node.commit_reopen()
+    _refresh([change.node for change in changes])
+
+
+def _refresh(nodes: list[BlockNode]) -> None:
+    """Have nodes and all above them take over limits and options from below."""
+    for node in with_ancestors(nodes):
+        for edge in node.children.values():
+            edge.refresh()
+        node.refresh_limits()
+        for edge in node.parents:
+            edge.refresh()

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands that change nodes."""
+
+from __future__ import annotations
+
+from vhostblk.block.errors import BlockError, NodeNotFoundError
+from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
+from vhostblk.qmp.errors import QmpError
+from vhostblk.qmp.registry import command, event
+from vhostblk.schema.base import UNSET, UnsetType
+from vhostblk.schema.block import (
+    BlockdevChange,
+    BlockdevDel,
+    BlockdevOptions,
+    BlockdevReopen,
+    BlockdevSetActive,
+    BlockIoError,
+    BlockResize,
+    BlockSetWriteThreshold,
+    BlockWriteThreshold,
+)
+
+# QEMU emits it for its device models, never for exports; so it is known and does not come.
+event("BLOCK_IO_ERROR", BlockIoError)
+event("BLOCK_WRITE_THRESHOLD", BlockWriteThreshold)
+
+
+@command("blockdev-add")
+async def blockdev_add(daemon: Daemon, arguments: BlockdevOptions) -> None:
+    """Open a node."""
+    await daemon.add_blockdev(arguments)
+
+
+@command("blockdev-del")
+async def blockdev_del(daemon: Daemon, arguments: BlockdevDel) -> None:
+    """Close a node that nothing uses."""
+    await daemon.remove_blockdev(arguments.node_name)
+
+
+@command("blockdev-reopen")
+async def blockdev_reopen(daemon: Daemon, arguments: BlockdevReopen) -> None:
+    """Give nodes other options."""
+    await daemon.graph.reopen(arguments.options)
+
+
+@command("blockdev-set-active")
+async def blockdev_set_active(daemon: Daemon, arguments: BlockdevSetActive) -> None:
+    """Hand an image over to another process, or take it back."""
+    name = arguments.node_name
+    await daemon.graph.set_active(name if isinstance(name, str) else None, active=arguments.active)
+
+
+@command("block_resize")
+async def block_resize(daemon: Daemon, arguments: BlockResize) -> None:
+    """Change a node's length; there are no devices that could be named instead."""
+    device, name = _text(arguments.device), _text(arguments.node_name)
+    try:
+        node = daemon.graph.find(name)
+    except NodeNotFoundError:
+        raise QmpError(f"Cannot find device='{device}' nor node-name='{name}'") from None
+    if arguments.size < 0:
+        raise QmpError("Parameter 'size' expects a >0 size")
+    await daemon.graph.resize(node, arguments.size)
+
+
+def _text(name: str | UnsetType) -> str:
+    return name if isinstance(name, str) else ""
+
+
+@command("block-set-write-threshold")
+async def block_set_write_threshold(daemon: Daemon, arguments: BlockSetWriteThreshold) -> None:
+    """Ask for BLOCK_WRITE_THRESHOLD when a write goes past an offset."""
+    try:
+        node = daemon.graph.find(arguments.node_name)
+    except NodeNotFoundError:
+        raise QmpError(f"Device '{arguments.node_name}' not found") from None
+    await daemon.graph.set_write_threshold(node, arguments.write_threshold)
+
+
+@command("x-blockdev-change", features=("unstable",))
+async def blockdev_change(daemon: Daemon, arguments: BlockdevChange) -> None:
+    """Add or remove a child of a node whose driver can do so; none of them can yet."""
+    graph, name = daemon.graph, arguments.parent
+    try:
+        parent = graph.find(name)
+    except NodeNotFoundError:
+        raise QmpError(f"Cannot find device='{name}' nor node-name='{name}'") from None
+    if (arguments.child is UNSET) == (arguments.node is UNSET):
+        raise QmpError(
+            "Either child or node must be specified"
+            if arguments.child is UNSET
+            else "The parameters child and node are in conflict"
+        )
+    if isinstance(arguments.child, str):
+        if arguments.child not in parent.children:
+            raise BlockError(f"Node '{name}' does not have child '{arguments.child}'")
+        raise BlockError(f"The node {name} does not support removing a child")
+    try:
+        graph.find(_text(arguments.node))
+    except NodeNotFoundError:
+        raise QmpError(f"Node '{_text(arguments.node)}' not found") from None
+    raise BlockError(f"The node {name} does not support adding a child")

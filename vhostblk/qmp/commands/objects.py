@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands on user-created objects and on the object tree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vhostblk.qmp.errors import DEVICE_NOT_FOUND, QmpError
+from vhostblk.qmp.registry import command
+from vhostblk.qom import (
+    AmbiguousPathError,
+    PathNotFoundError,
+    QomObject,
+    TypeNotFoundError,
+    list_types,
+    resolve,
+    type_properties,
+)
+from vhostblk.schema.base import UNSET
+from vhostblk.schema.objects import ObjectOptions  # noqa: TC001 (read at run time)
+from vhostblk.schema.qom import (
+    ObjectDel,
+    ObjectPropertyInfo,
+    ObjectTypeInfo,
+    QomGet,
+    QomList,
+    QomListProperties,
+    QomListTypes,
+    QomSet,
+)
+
+if TYPE_CHECKING:
+    from vhostblk.daemon import Daemon
+
+
+@command("object-add")
+async def object_add(daemon: Daemon, arguments: ObjectOptions) -> None:
+    """Make an object."""
+    daemon.add_object(arguments)
+
+
+@command("object-del")
+async def object_del(daemon: Daemon, arguments: ObjectDel) -> None:
+    """Remove an object that nothing uses."""
+    daemon.remove_object(arguments.id)
+
+
+@command("qom-list")
+async def qom_list(daemon: Daemon, arguments: QomList) -> list[ObjectPropertyInfo]:
+    """List an object's properties and children."""
+    try:
+        found, _ = resolve(daemon.object_tree(), arguments.path)
+    except PathNotFoundError as error:
+        raise QmpError(str(error), DEVICE_NOT_FOUND) from error
+    return _property_infos(found.properties())
+
+
+@command("qom-get")
+async def qom_get(daemon: Daemon, arguments: QomGet) -> Any:
+    """Return a property's value."""
+    found, path = _find(daemon, arguments.path)
+    return found.get(arguments.property, path)
+
+
+@command("qom-set")
+async def qom_set(daemon: Daemon, arguments: QomSet) -> None:
+    """Change a property."""
+    found, _ = _find(daemon, arguments.path)
+    found.set(arguments.property, arguments.value)
+
+
+@command("qom-list-types")
+async def qom_list_types(daemon: Daemon, arguments: QomListTypes) -> list[ObjectTypeInfo]:
+    """List types."""
+    implements = None if arguments.implements is UNSET else arguments.implements
+    return [
+        ObjectTypeInfo(
+            name=kind.name,
+            abstract=True if kind.abstract else UNSET,
+            parent=UNSET if kind.parent is None else kind.parent,
+        )
+        for kind in list_types(implements, abstract=arguments.abstract)
+    ]
+
+
+@command("qom-list-properties")
+async def qom_list_properties(
+    daemon: Daemon, arguments: QomListProperties
+) -> list[ObjectPropertyInfo]:
+    """List the properties of a type's objects."""
+    try:
+        return _property_infos(type_properties(arguments.typename))
+    except TypeNotFoundError as error:
+        raise QmpError(str(error), DEVICE_NOT_FOUND) from error
+
+
+def _find(daemon: Daemon, path: str) -> tuple[QomObject, str]:
+    """Find an object; here a path that fits several is as good as none, as in QEMU."""
+    try:
+        return resolve(daemon.object_tree(), path)
+    except (PathNotFoundError, AmbiguousPathError) as error:
+        raise QmpError(str(PathNotFoundError(path)), DEVICE_NOT_FOUND) from error
+
+
+def _property_infos(properties: dict[str, str]) -> list[ObjectPropertyInfo]:
+    return [ObjectPropertyInfo(name=name, type=kind) for name, kind in properties.items()]

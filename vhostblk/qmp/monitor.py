@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A monitor: QMP spoken to the peer of a character device, one client after the other.
+
+Everything runs on the event loop. A *turn* looks at a slice of what the client has sent and begins
+a few requests at most, then others get theirs; commands run in tasks. A command that has begun runs
+to its end even if its client goes; the reply is dropped then.
+
+What a client can cost is bounded. It is read from only while there is room for requests and no
+reply waits for it. Each command adds one reply at most, and events are left out while the character
+device takes no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+from vhostblk.errors import VhostblkError
+from vhostblk.qmp import wire
+from vhostblk.qmp.errors import QmpError
+from vhostblk.qmp.registry import COMMANDS
+from vhostblk.qmp.session import CAPABILITIES, Call, Request, Session
+from vhostblk.ratelimit import RateLimitedLogger
+from vhostblk.trace import points as trace
+
+if TYPE_CHECKING:
+    from vhostblk.chardev.base import Chardev
+    from vhostblk.daemon import Daemon
+    from vhostblk.events import Event
+
+logger = logging.getLogger(__name__)
+
+#: What is done in a turn at most: bytes looked at (10 ms of the worst garbage), requests begun.
+SLICE = 4096
+REQUESTS_A_TURN = 16
+
+#: Commands of one client that run at once, those out of band among them.
+MAX_COMMANDS = 16
+
+
+class Monitor:
+    """The front-end of `chardev`; commands in band wait for `dispatcher`."""
+
+    def __init__(
+        self, daemon: Daemon, chardev: Chardev, dispatcher: asyncio.Lock, *, pretty: bool = False
+    ) -> None:
+        self._daemon = daemon
+        self._chardev = chardev
+        self._dispatcher = dispatcher
+        self._pretty = pretty
+        self._log = RateLimitedLogger(logger, f"monitor '{chardev.label}': ")
+        #: None: no client is there.
+        self._session: Session | None = None
+        #: From the client, still to be looked at.
+        self._input = b""
+        #: Replies that the character device has refused for now.
+        self._unsent: deque[bytes] = deque()
+        self._turn: asyncio.Handle | None = None
+        self._commands: set[asyncio.Task[None]] = set()
+        self._takes_commands = True
+
+    def start(self) -> None:
+        """Begin to serve; raises ChardevError where the device is in use."""
+        self._chardev.attach(self)
+
+    async def stop_commands(self, patience: float) -> None:
+        """Take no more commands; cancel those that don't end in `patience` seconds."""
+        self._takes_commands = False
+        running = set(self._commands) - {asyncio.current_task()}
+        if running:
+            _, pending = await asyncio.wait(running, timeout=patience)
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+
+    def close(self) -> None:
+        """Leave the character device."""
+        self._chardev.detach()
+        self.closed()
+
+    def tell(self, event: Event) -> None:
+        """Tell the client of an event, if it has negotiated and reads what it is sent."""
+        if self._session is None or not self._session.negotiated:
+            return
+        data = wire.encode(wire.event(event), pretty=self._pretty)
+        if self._unsent or not self._chardev.write(data):
+            self._log.warning("the client does not read; it is not told of %s", event.name)
+
+    # What the character device calls.
+
+    def opened(self) -> None:
+        """Greet a client."""
+        self._session = Session(COMMANDS)
+        self._send(wire.greeting(CAPABILITIES))
+        self._schedule()
+
+    def received(self, data: bytes) -> None:
+        """Take bytes from the client."""
+        self._input += data
+        self._take_turn()
+
+    def writable(self) -> None:
+        """Send what could not be sent before."""
+        while self._unsent and self._chardev.write(self._unsent[0]):
+            self._unsent.popleft()
+        self._schedule()
+
+    def closed(self) -> None:
+        """Forget a client."""
+        self._session = None
+        self._input = b""
+        self._unsent.clear()
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+
+    # Requests.
+
+    def _schedule(self) -> None:
+        if self._turn is None and self._session is not None:
+            self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        """Begin requests as far as that goes; then have the rest read, or another turn."""
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        session = self._session
+        if session is None or not self._takes_commands:
+            self._chardev.pause_reading()
+            return
+        if self._input and session.wants_input:
+            session.receive(self._input[:SLICE])
+            self._input = self._input[SLICE:]
+        for _ in range(REQUESTS_A_TURN):
+            if not self._has_room:
+                break
+            request = session.next()
+            if request is None:
+                break
+            self._begin(session, request)
+            if self._session is not session:
+                return  # the greeting of the next client has set things going
+        else:
+            self._schedule()
+        if not (self._has_room and session.wants_input):
+            self._chardev.pause_reading()
+        elif self._input:
+            self._chardev.pause_reading()
+            self._schedule()
+        else:
+            self._chardev.resume_reading()
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether the client may cause more replies; where not, something sets a turn going."""
+        return not self._unsent and len(self._commands) < MAX_COMMANDS
+
+    def _begin(self, session: Session, request: Request) -> None:
+        if trace.handle_qmp_command.enabled:
+            trace.handle_qmp_command(self._chardev.label, json.dumps(request.value))
+        try:
+            call = session.check(request)
+        except QmpError as error:
+            self._reply(session, wire.failure(error, request.ids))
+            session.finished(request)
+            return
+        task = asyncio.create_task(
+            self._execute(session, request, call), name=f"QMP command {call.command.name}"
+        )
+        self._commands.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._commands.discard(task)
+        self._schedule()
+
+    async def _execute(self, session: Session, request: Request, call: Call) -> None:
+        try:
+            band = (
+                trace.monitor_qmp_cmd_out_of_band
+                if request.out_of_band
+                else trace.monitor_qmp_cmd_in_band
+            )
+            if band.enabled:
+                band(call.command.name)
+            if request.out_of_band:
+                message = await self._outcome(session, request, call)
+            else:
+                async with self._dispatcher:
+                    message = await self._outcome(session, request, call)
+            self._reply(session, message)
+        finally:
+            session.finished(request)
+
+    async def _outcome(self, session: Session, request: Request, call: Call) -> wire.Message:
+        """Carry out a command; return the reply."""
+        try:
+            answer = await call.command.execute(self._daemon, session, call.arguments)
+            return wire.success(answer, request.ids)
+        except QmpError as error:
+            return wire.failure(error, request.ids)
+        except VhostblkError as error:
+            return wire.failure(QmpError(str(error)), request.ids)
+        except OSError as error:
+            return wire.failure(QmpError(error.strerror or str(error)), request.ids)
+        except RecursionError:
+            return wire.failure(QmpError("Nested too deeply"), request.ids)
+        except Exception as error:
+            name = call.command.name
+            self._log.error("command %s failed", name, exc_info=error)
+            return wire.failure(QmpError(f"Internal error: {error}"), request.ids)
+
+    # Replies.
+
+    def _reply(self, session: Session, message: wire.Message) -> None:
+        if session is self._session:
+            self._send(message)
+
+    def _send(self, message: wire.Message) -> None:
+        try:
+            data = wire.encode(message, pretty=self._pretty)
+        except RecursionError:
+            error = QmpError("QMP input member 'id' is nested too deeply")
+            data = wire.encode(wire.failure(error, {}), pretty=self._pretty)
+        if trace.monitor_qmp_respond.enabled:
+            trace.monitor_qmp_respond(self._chardev.label, data.decode().rstrip())
+        if self._unsent or not self._chardev.write(data):
+            self._unsent.append(data)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All monitors of a daemon: they share the commands, the turns to execute them, and the events."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from vhostblk.qmp.commands import load_all
+from vhostblk.qmp.monitor import Monitor
+from vhostblk.qmp.throttle import EventThrottle
+
+if TYPE_CHECKING:
+    from vhostblk.chardev.base import Chardev
+    from vhostblk.daemon import Daemon
+    from vhostblk.events import Event
+
+#: Seconds that commands get to come to their end when the daemon stops.
+PATIENCE = 5.0
+
+
+class Monitors:
+    """The monitors. Commands in band are executed one at a time; monitors take turns."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        load_all()
+        self._daemon = daemon
+        self._dispatcher = daemon.command_lock
+        self._monitors: list[Monitor] = []
+        self._throttle = EventThrottle(asyncio.get_running_loop(), self._deliver)
+        daemon.events.listen(self._throttle.take)
+
+    def add(self, chardev: Chardev, *, pretty: bool = False) -> None:
+        """Serve QMP on a character device; raises ChardevError where it is in use."""
+        monitor = Monitor(self._daemon, chardev, self._dispatcher, pretty=pretty)
+        monitor.start()
+        self._monitors.append(monitor)
+
+    async def stop_commands(self) -> None:
+        """Take no more commands and wait for those that run; events are still told."""
+        await asyncio.gather(*(monitor.stop_commands(PATIENCE) for monitor in self._monitors))
+
+    def close(self) -> None:
+        """Leave the character devices."""
+        self._daemon.events.forget(self._throttle.take)
+        self._throttle.close()
+        for monitor in self._monitors:
+            monitor.close()
+        self._monitors.clear()
+
+    def _deliver(self, event: Event) -> None:
+        for monitor in self._monitors:
+            monitor.tell(event)

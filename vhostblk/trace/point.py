@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a trace point is, the table of all of them, and where their lines go."""
+
+from __future__ import annotations
+
+import os
+import time
+
+#: All trace points by name, in the order of their declaration.
+POINTS: dict[str, TracePoint] = {}
+
+#: Characters of one line at most: guests and clients decide about some of them.
+_MAX_TEXT = 4096
+
+
+class TracePoint:
+    """One place; calling it writes a line."""
+
+    __slots__ = ("enabled", "name", "text")
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        #: For the operator %, with the arguments of a call.
+        self.text = text
+        self.enabled = False
+
+    def __call__(self, *arguments: object) -> None:
+        """Write a line; never fails."""
+        now = time.time_ns()
+        text = (self.text % arguments)[:_MAX_TEXT].replace("\n", "\\n")
+        stamp = f"{os.getpid()}@{now // 10**9}.{now // 1000 % 10**6:06}"
+        _output.write(f"{stamp}:{self.name} {text}".rstrip() + "\n")
+
+
+class _Output:
+    """The descriptor that lines go to, each in one write: standard error to begin with."""
+
+    def __init__(self) -> None:
+        self.fd = 2
+
+    def write(self, line: str) -> None:
+        try:
+            os.write(self.fd, line.encode("utf-8", "backslashreplace"))
+        except OSError:  # a full disk must not stop the daemon
+            pass
+
+
+_output = _Output()
+
+
+def point(name: str, text: str) -> TracePoint:
+    """Declare a trace point."""
+    assert name not in POINTS, f"trace point {name} declared twice"
+    declared = POINTS[name] = TracePoint(name, text)
+    return declared
+
+
+def write_to(path: str) -> None:
+    """Write lines to a new file from now on; raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    former, _output.fd = _output.fd, fd
+    if former > 2:
+        os.close(former)
