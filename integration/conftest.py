@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the storage daemon to test; QEMU's own tests the tests",
     )
     parser.addoption(
-        "--soak", type=int, default=400, help="operations of the soak test (10000: the long form)"
+        "--soak", type=int, default=300, help="operations of the soak test (10000: the long form)"
     )
 
 

@@ -28,11 +28,11 @@ cat > /run/work.sh <<'END'
 round=0
 while [ ! -e /run/stop ]; do
     round=$((round + 1))
-    yes "round $round " | head -c 262144 > /run/written
-    place=$((round % 64 * 4))
+    yes "round $round " | head -c 65536 > /run/written
+    place=$((round % 256))
     dd if=/run/written of=/dev/vda bs=64k seek=$place conv=notrunc,fsync || break
     echo 3 > /proc/sys/vm/drop_caches
-    dd if=/dev/vda of=/run/read bs=64k skip=$place count=4 || break
+    dd if=/dev/vda of=/run/read bs=64k skip=$place count=1 || break
     [ "$(sha256sum < /run/written)" = "$(sha256sum < /run/read)" ] || break
     echo $round > /run/round.new && mv /run/round.new /run/round
 done
@@ -130,7 +130,7 @@ def test_every_command_while_the_guest_works(program: Program, directory: Path) 
             ask(script)
             change_objects(script)
             change_nodes(script, directory)
-            change_the_disk(script, guest)
+            change_the_disk(program, script, guest)
             change_chardevs(script)
             add_and_remove_exports(script, guest, directory)
             guest.run(END_WORK, "end work")
@@ -199,11 +199,13 @@ def change_nodes(script: Script, directory: Path) -> None:
     script.refuse("blockdev-del", "in use", node_name="disk")
 
 
-def change_the_disk(script: Script, guest: Machine) -> None:
+def change_the_disk(program: Program, script: Script, guest: Machine) -> None:
     """The guest's own disk grows, changes its options, passes a threshold."""
     for size in (SIZE * 2, SIZE):
         script.run("block_resize", node_name="disk", size=size)
         sectors = size // 512
+        if program is Program.QEMU:  # 7.2 doesn't tell the guest
+            continue
         guest.run(wait_for(f"[ $(cat /sys/block/vda/size) = {sectors} ]"), "wait for the size")
     options = {"driver": "raw", "node-name": "disk", "file": "file", "detect-zeroes": "on"}
     script.run("blockdev-reopen", options=[options])

@@ -97,13 +97,16 @@ def qemu_img(disk: Path, command: str, *arguments: str) -> subprocess.CompletedP
 
 
 @contextmanager
-def held(command: list[str], ready: str) -> Iterator[None]:
-    """Run a program that keeps the image open, until it says `ready`."""
+def held(command: list[str], question: str, answer: str) -> Iterator[None]:
+    """Run a program that keeps the image open; the block begins once it answers the question."""
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    assert process.stdin is not None
+    process.stdin.write(question)
+    process.stdin.flush()
     try:
-        _read_until(process.stdout, ready)
+        _read_until(process.stdout, answer)
         yield
     finally:
         process.kill()
@@ -121,7 +124,7 @@ def _read_until(stream: IO[str] | None, words: str) -> None:
 
 def held_by_qemu_io(disk: Path, *options: str) -> Any:
     """Have qemu-io keep the image open."""
-    return held(["qemu-io", "-f", "raw", *options, str(disk)], "qemu-io>")
+    return held(["qemu-io", "-f", "raw", *options, str(disk)], "length\n", "1 MiB")
 
 
 def held_by_machine(disk: Path) -> Any:
@@ -129,7 +132,8 @@ def held_by_machine(disk: Path) -> Any:
     drive = f"if=none,id=d,format=raw,file={disk}"
     command = ["qemu-system-x86_64", "-S", "-nodefaults", "-no-user-config", "-display", "none"]
     command += ["-drive", drive, "-device", "virtio-blk-pci,drive=d", "-qmp", "stdio"]
-    return held(command, '{"QMP"')
+    # The greeting comes before the devices; the answer comes after them.
+    return held(command, '{"execute": "qmp_capabilities"}\n', '"return"')
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -83,7 +83,7 @@ class Daemon:
     ) -> None:
         #: What happens to nodes and exports; monitors listen.
         self.events = EventBus()
-        self.graph = Graph()
+        self.graph = Graph(self.events)
         self._initial = (list(objects), list(blockdevs), list(exports))
         self._iothreads = Iothreads()
         self._objects: dict[str, ObjectOptions] = {}

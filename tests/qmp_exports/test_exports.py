@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,6 @@ from vhostblk.virtio_blk import lane
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
-    from pathlib import Path
 
     from vhostblk.events import Event
 
@@ -230,6 +230,30 @@ def test_two_at_once_do_not_get_the_same_id(run: Run) -> None:
             "None",
             "Block export id 'a' is already in use",
         ]
+
+    run(test)
+
+
+def test_nothing_is_left_of_exports_that_are_gone(run: Run) -> None:
+    def held() -> tuple[int, set[str]]:
+        names = {task.get_name() for task in asyncio.all_tasks()}
+        return len(list(Path("/proc/self/fd").iterdir())), names
+
+    async def test(fixture: Fixture) -> None:
+        await fixture.add("first")  # what the first one brings stays
+        async with fixture.client("first"):
+            await execute(fixture.daemon, "block-export-del", {"id": "first", "mode": "hard"})
+            await fixture.gone("first")
+        before = held()
+        for number in range(30):
+            name = f"e{number}"
+            await fixture.add(name, iothread="io")
+            refused = fixture.options("x", addr={"type": "unix", "path": "/nonexistent/x"})
+            await refusal(fixture.daemon, "block-export-add", refused)
+            async with fixture.client(name):
+                await execute(fixture.daemon, "block-export-del", {"id": name, "mode": "hard"})
+                await fixture.gone(name)
+        await until(lambda: held() == before)
 
     run(test)
 

@@ -8,6 +8,7 @@ line on stderr and exit status 1, with everything taken back.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -40,13 +41,20 @@ def _show(what: str) -> int:
     return 0
 
 
+def _list_trace_points() -> int:
+    from vhostblk.trace.options import names
+
+    try:
+        print("\n".join(names()), flush=True)
+    except BrokenPipeError:  # the reader has seen enough; nothing is left for the exit to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 0
+
+
 def _run(arguments: Arguments) -> int:
     readiness = None
     if any(step.value in ("help", "?") for step in arguments.traces):
-        from vhostblk.trace.options import names
-
-        print("\n".join(names()))
-        return 0
+        return _list_trace_points()
     if arguments.daemonize:
         from vhostblk.cli.daemonize import daemonize
 

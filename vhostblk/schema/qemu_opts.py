@@ -90,7 +90,7 @@ def _split(text: str, implied_name: str) -> list[tuple[str, str | None]]:
             word, after = _take_value(text, position)
             if position == 0 and word and word not in ("help", "?"):
                 pairs.append((implied_name, word))
-            else:
+            elif word:
                 pairs.append((word, None))
         else:
             value, after = _take_value(text, equals + 1)
