@@ -135,8 +135,8 @@ CHARDEV_BACKENDS = Difference(
 def normalized(command: str, answer: Any) -> Any:
     """Return an answer without what means nothing.
 
-    QEMU lists commands, types and properties in the order of its hash tables. Nodes without names
-    get some, which are never the same twice.
+    QEMU lists commands, types, properties and character devices in the order of its hash tables.
+    Nodes without names get some, which are never the same twice.
     """
     if command in _UNORDERED and "return" in answer:
         key = "label" if command == "query-chardev" else "name"
@@ -150,6 +150,7 @@ _UNORDERED = frozenset(
         "qom-list",
         "qom-list-types",
         "qom-list-properties",
+        "query-chardev",
         "query-chardev-backends",
     }
 )

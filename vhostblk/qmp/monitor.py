@@ -13,7 +13,6 @@ device takes no more.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections import deque
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 from vhostblk.errors import VhostblkError
 from vhostblk.qmp import wire
 from vhostblk.qmp.errors import QmpError
-from vhostblk.qmp.registry import COMMANDS
+from vhostblk.qmp.registry import COMMANDS, as_json
 from vhostblk.qmp.session import CAPABILITIES, Call, Request, Session
 from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.trace import points as trace
@@ -161,7 +160,7 @@ class Monitor:
 
     def _begin(self, session: Session, request: Request) -> None:
         if trace.handle_qmp_command.enabled:
-            trace.handle_qmp_command(self._chardev.label, json.dumps(request.value))
+            trace.handle_qmp_command(self._chardev.label, as_json(request.value))
         try:
             call = session.check(request)
         except QmpError as error:

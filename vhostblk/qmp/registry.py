@@ -58,7 +58,7 @@ class Command:
         """Call the handler with what it takes, and return its answer."""
         enter, leave = _trace_points(self.name)
         if enter.enabled:
-            enter(_as_json(arguments))
+            enter(as_json(arguments))
         given = {"daemon": daemon, "monitor": session}
         try:
             answer = await self.handler(
@@ -69,7 +69,7 @@ class Command:
                 leave(error, False)
             raise
         if leave.enabled:
-            leave(_as_json(answer), True)
+            leave(as_json(answer), True)
         return answer
 
 
@@ -80,8 +80,12 @@ def _trace_points(name: str) -> tuple[TracePoint, TracePoint]:
     return point(f"qmp_enter_{suffix}", "%s"), point(f"qmp_exit_{suffix}", "%s %d")
 
 
-def _as_json(value: Any) -> str:
-    return "{}" if value is None else msgspec.json.encode(value, enc_hook=str).decode()
+def as_json(value: Any) -> str:
+    """Write arguments or an answer for a trace."""
+    try:
+        return "{}" if value is None else msgspec.json.encode(value, enc_hook=str).decode()
+    except (RecursionError, UnicodeEncodeError):
+        return "(not to be shown)"
 
 
 @functools.cache

@@ -27,7 +27,11 @@ class TracePoint:
     def __call__(self, *arguments: object) -> None:
         """Write a line; never fails."""
         now = time.time_ns()
-        text = (self.text % arguments)[:_MAX_TEXT].replace("\n", "\\n")
+        try:
+            text = self.text % arguments
+        except (TypeError, ValueError):
+            text = f"{self.text} {arguments!r}"
+        text = text[:_MAX_TEXT].replace("\n", "\\n")
         stamp = f"{os.getpid()}@{now // 10**9}.{now // 1000 % 10**6:06}"
         _output.write(f"{stamp}:{self.name} {text}".rstrip() + "\n")
 
