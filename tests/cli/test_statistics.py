@@ -81,7 +81,14 @@ def test_there_may_be_nothing_to_tell(tmp_path: Path) -> None:
 
 
 def counters(**kinds: dict[str, Any]) -> dict[str, Any]:
-    nothing = {"operations": 0, "bytes": 0, "failed": 0, "total_ns": 0, "merged": 0, "latency": [0] * 32}
+    nothing = {
+        "operations": 0,
+        "bytes": 0,
+        "failed": 0,
+        "total_ns": 0,
+        "merged": 0,
+        "latency": [0] * 32,
+    }
     return {
         **dict.fromkeys(("invalid", "upcalls", "sweeps", "notified", "kicks"), 1),
         **dict.fromkeys(("read", "write", "flush", "unmap"), nothing),
