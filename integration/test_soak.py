@@ -172,6 +172,10 @@ class Operations:
 
     async def each(self) -> None:
         """Do every operation a few times."""
+        # While there are no objects an export runs on the default thread, which then stays.
+        await self.add_node()
+        await self.add_export()
+        await self.visit_export()
         for _ in range(3):
             for _, operation in self._table:
                 await operation()
