@@ -18,7 +18,7 @@ import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.block import activation, inherit, reopen
+from vhostblk.block import activation, inherit
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.drain import DrainedSection
 from vhostblk.block.edge import Edge
@@ -172,6 +172,8 @@ class Graph:
 
     async def reopen(self, definitions: Iterable[Any]) -> None:
         """Give nodes other options and children: all of them, or none. See `block.reopen`."""
+        from vhostblk.block import reopen
+
         async with self._changing:
             changes = reopen.plan(self, definitions)
             nodes = [change.node for change in changes]

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 _INTEGER = re.compile(r"[ \t\n\v\f\r]*([+-]?)(?:0[xX]([0-9a-fA-F]+)|([0-9]+))")
 _SIZE = re.compile(
@@ -51,6 +50,8 @@ def parse_size(text: str) -> int | None:
         return None
     hexadecimal, digits, decimals, suffix = match.groups()
     shift = _SHIFTS[suffix.upper() or "B"]
+    from fractions import Fraction  # few sizes have a decimal point; start-up does without
+
     number = Fraction(int(hexadecimal, 16) if hexadecimal else int(digits))
     if decimals:
         number += Fraction(int(decimals), 10 ** len(decimals))
