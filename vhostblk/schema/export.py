@@ -48,7 +48,7 @@ class BlockExportOptionsVhostUserBlk(
     num_queues: Uint16 = 1
     #: The disk's serial number, ASCII.
     serial: str | UnsetType = field(name="x-vhostblk-serial", default=UNSET)
-    #: Entries of each virtqueue at most; a power of two.
+    #: Queue size to plan for, a power of two: it decides how many segments a request may have.
     queue_size: Uint32 | UnsetType = field(name="x-vhostblk-queue-size", default=UNSET)
     #: Spread the queues over these iothreads, in turn.
     iothreads: list[str] | UnsetType = field(name="x-vhostblk-iothreads", default=UNSET)
