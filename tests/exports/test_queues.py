@@ -163,7 +163,7 @@ def test_reset_finishes_requests_and_leaves_nothing(times: int) -> None:
                 node.finish_all()
                 await leaving
                 assert request.status == Status.OK
-                assert eventfds() == before
+                assert eventfds() <= before
                 assert front.device.memory.regions == ()
                 for ring in front.rings:
                     ring.poll()
@@ -232,7 +232,7 @@ def test_call_descriptor_is_replaced_and_the_old_one_closed() -> None:
             await front.start()
             before, new = eventfds(), os.eventfd(0)
             front.device.set_vring_call(0, os.dup(new))
-            assert eventfds() == before + 1
+            assert len(eventfds() - before - {new}) == 1
             assert select.select([new], [], [], 0)[0]
             front.device.set_vring_call(0, None)
             assert await front.done(front.request(FLUSH)) == Status.OK

@@ -166,6 +166,14 @@ class DriverRing:
         self.avail_idx[0] = self.next_avail & 0xFFFF
         self._published = self.next_avail
         fence()  # the index goes out before what the device wants is read
+        return self._wants_notification(old)
+
+    def wants_notification(self) -> bool:
+        """Tell whether the device, as of now, wants a notification for what was added."""
+        fence()
+        return self._wants_notification(self._published)
+
+    def _wants_notification(self, old: int) -> bool:
         if not self.event_idx:
             return not int(self.used_flags[0]) & USED_F_NO_NOTIFY
         event = int(self.avail_event[0])

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.vhost_user.errors import VhostUserError
@@ -98,8 +97,3 @@ class FakeBackend:
 
     async def reset(self) -> None:
         self._called("reset")
-
-
-def open_fds() -> set[int]:
-    """Return the numbers of this process's open descriptors."""
-    return {int(path.name) for path in Path("/proc/self/fd").iterdir() if path.exists()}

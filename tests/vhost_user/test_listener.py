@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vhost_user.fake import open_fds
+from tests.descriptors import open_fds
 from vhostblk.vhost_user.errors import ListenError
 from vhostblk.vhost_user.listener import FdAddress, UnixAddress, listen
 
@@ -83,7 +83,7 @@ def test_paths_that_cannot_be(path: str, reason: str) -> None:
     before = open_fds()
     with pytest.raises(ListenError, match=reason):
         listen(UnixAddress(path))
-    assert open_fds() == before
+    assert open_fds() <= before
 
 
 def test_longest_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import socket
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.descriptors import open_fds
 from tests.frontend.connection import (
     Connection,
     ConnectionClosedError,
@@ -24,7 +24,7 @@ from tests.frontend.connection import (
 )
 from tests.frontend.loop_thread import LoopThread
 from tests.frontend.memory import Memory
-from tests.vhost_user.fake import FakeBackend, open_fds
+from tests.vhost_user.fake import FakeBackend
 from vhostblk.vhost_user.codec import encode_request
 from vhostblk.vhost_user.layout import (
     F_PROTOCOL_FEATURES,
@@ -67,7 +67,6 @@ class Running:
         """Count this process's descriptors while one front-end is connected."""
         with self.connect() as connection:
             connection.sync()
-            gc.collect()  # mappings of guest memory in earlier tests
             return len(open_fds())
 
     def wait_reset(self) -> None:
@@ -130,7 +129,7 @@ def test_a_hundred_front_ends_one_after_the_other(running: Running) -> None:
     for _ in range(100):
         with running.connect() as connection:
             conversation(connection, memory)
-    assert running.count_fds() == before
+    assert running.count_fds() <= before
     assert [call[0] for call in running.backend.take_calls()].count("reset") >= 101
     memory.close()
 
@@ -191,7 +190,6 @@ def test_no_descriptor_leaks_over_ten_thousand_messages(running: Running) -> Non
         connection.set_features(FEATURES)
         connection.sync()
         eventfd = make_eventfd()
-        gc.collect()
         before = open_fds()
         for number in range(2500):
             connection.set_vring_call(number % 2, eventfd)
@@ -200,7 +198,7 @@ def test_no_descriptor_leaks_over_ten_thousand_messages(running: Running) -> Non
             connection.send(Request.SET_VRING_CALL, U64.pack(1 | 1 << 8), [eventfd])
         connection.set_vring_call(0, None)
         connection.sync()
-        assert open_fds() == before
+        assert open_fds() <= before
         os.close(eventfd)
 
 
@@ -212,7 +210,7 @@ def test_too_many_descriptors_disconnect(running: Running) -> None:
         connection.wait_closed()
         for eventfd in eventfds:
             os.close(eventfd)
-    assert running.count_fds() == before
+    assert running.count_fds() <= before
 
 
 def stream_of_a_conversation() -> list[tuple[bytes, bool]]:
@@ -239,7 +237,7 @@ def test_disconnecting_at_every_byte(running: Running) -> None:
                 left -= len(part)
                 if part:
                     connection.send_raw(part, [eventfd] if with_fd else [])
-    assert running.count_fds() == before
+    assert running.count_fds() <= before
     os.close(eventfd)
 
 

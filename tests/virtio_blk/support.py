@@ -8,11 +8,11 @@ import logging
 import os
 import struct
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from tests.descriptors import open_fds
 from tests.frontend.memory import Memory
 from tests.frontend.ring import DriverRing, Segment
 from tests.virtqueue.support import map_memory, vring_config
@@ -264,12 +264,6 @@ def pattern(length: int, seed: int = 1) -> bytes:
     return np.random.default_rng(seed).integers(0, 256, length, np.uint8).tobytes()
 
 
-def eventfds() -> int:
-    """Count this process's event descriptors (its loops have others)."""
-    count = 0
-    for link in Path("/proc/self/fd").iterdir():
-        try:
-            count += str(link.readlink()) == "anon_inode:[eventfd]"
-        except OSError:  # the directory's own descriptor
-            pass
-    return count
+def eventfds() -> set[int]:
+    """Return the numbers of this process's event descriptors (its loops have others)."""
+    return open_fds("anon_inode:[eventfd]")

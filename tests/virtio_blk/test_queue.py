@@ -263,8 +263,8 @@ def test_idle_queue_asks_for_kicks(event_idx: bool) -> None:
     async def run() -> None:
         async with bench(event_idx=event_idx) as b:
             for _ in range(3):
-                await turns()
                 b.request(FLUSH, kick=False)
+                await b.until(b.ring.wants_notification)
                 assert b.ring.publish()
                 os.eventfd_write(b.ring.kick_fd, 1)
                 await b.used()
@@ -307,4 +307,4 @@ def test_stopping_leaks_no_descriptor() -> None:
 
     before = eventfds()
     asyncio.run(run())
-    assert eventfds() == before
+    assert eventfds() <= before
