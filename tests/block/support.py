@@ -7,7 +7,6 @@ import asyncio
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-import msgspec
 import pytest
 
 from vhostblk.block.backend import BlockBackend
@@ -16,7 +15,9 @@ from vhostblk.block.inherit import resolve
 from vhostblk.block.iovec import IoVec
 from vhostblk.block.node import BlockLimits, BlockNode, WriteFlags
 from vhostblk.block.permissions import Perm
-from vhostblk.schema.block import BlockdevOptions, BlockdevOptionsNull
+from vhostblk.schema.blockdev import BlockdevOptions
+from vhostblk.schema.convert import from_json
+from vhostblk.schema.drivers.null import BlockdevOptionsNull
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -93,7 +94,7 @@ class MemoryNode(BlockNode):
 def options(**members: Any) -> Any:
     """Convert QAPI members to an options struct; `_` in names stands for `-`."""
     wire = {name.replace("_", "-"): value for name, value in members.items()}
-    return msgspec.convert(wire, BlockdevOptions)
+    return from_json(BlockdevOptions, wire)
 
 
 def backend_on(node: BlockNode, perm: Perm = RW) -> tuple[Graph, BlockBackend]:

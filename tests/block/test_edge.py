@@ -165,13 +165,13 @@ def test_no_flush_drops_flushes() -> None:
 def _with_no_flush(struct: Any) -> Any:
     import msgspec
 
-    from vhostblk.schema.block import BlockdevCacheOptions
+    from vhostblk.schema.blockdev import BlockdevCacheOptions
 
     return msgspec.structs.replace(struct, cache=BlockdevCacheOptions(no_flush=True))
 
 
 def test_discards_are_dropped_unless_the_option_says_unmap() -> None:
-    from vhostblk.schema.block import BlockdevDiscardOptions
+    from vhostblk.schema.blockdev import BlockdevDiscardOptions
 
     async def main() -> None:
         node = MemoryNode(SIZE, BlockLimits(request_alignment=512))
@@ -197,7 +197,7 @@ def test_discards_are_dropped_unless_the_option_says_unmap() -> None:
     ("mode", "expected"), [("off", "write"), ("on", "zero"), ("unmap", "unmap")]
 )
 def test_detect_zeroes(mode: str, expected: str) -> None:
-    from vhostblk.schema.block import BlockdevDetectZeroesOptions, BlockdevDiscardOptions
+    from vhostblk.schema.blockdev import BlockdevDetectZeroesOptions, BlockdevDiscardOptions
 
     async def main() -> None:
         node = MemoryNode(

@@ -15,7 +15,8 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
 from vhostblk.block.inherit import BACKING, resolve, resolve_child
 from vhostblk.schema.base import UNSET
-from vhostblk.schema.block import BlockdevCacheOptions, BlockdevOptionsNull
+from vhostblk.schema.blockdev import BlockdevCacheOptions
+from vhostblk.schema.drivers.null import BlockdevOptionsNull
 from vhostblk.schema.options import blockdev_options
 
 if TYPE_CHECKING:

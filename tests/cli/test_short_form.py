@@ -13,7 +13,7 @@ from tests.frontend.blk import BlkDriver
 from tests.frontend.connection import Connection
 from tests.frontend.memory import MIB, Memory
 from vhostblk.cli.short_form import image_blockdev, short_export
-from vhostblk.schema.block import BlockdevDiscardOptions
+from vhostblk.schema.blockdev import BlockdevDiscardOptions
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,12 +13,9 @@ from hypothesis import strategies as st
 
 from tests.schema.qemu import message, needs_qemu
 from vhostblk.schema import json_text
-from vhostblk.schema.block import (
-    BlockdevAioOptions,
-    BlockdevOptionsFile,
-    BlockdevOptionsNull,
-    BlockdevOptionsRaw,
-)
+from vhostblk.schema.drivers.file import BlockdevAioOptions, BlockdevOptionsFile
+from vhostblk.schema.drivers.null import BlockdevOptionsNull
+from vhostblk.schema.drivers.raw import BlockdevOptionsRaw
 from vhostblk.schema.errors import OptionError
 from vhostblk.schema.export import BlockExportOptionsVhostUserBlk, iothread_names
 from vhostblk.schema.objects import IothreadProperties

@@ -23,7 +23,8 @@ from vhostblk.block.node import BlockNode, WriteFlags
 from vhostblk.block.permissions import Perm
 from vhostblk.engine.iothreads import Iothreads
 from vhostblk.ratelimit import RateLimitedLogger
-from vhostblk.schema.block import BlockdevDiscardOptions, BlockdevOptionsNull
+from vhostblk.schema.blockdev import BlockdevDiscardOptions
+from vhostblk.schema.drivers.null import BlockdevOptionsNull
 from vhostblk.virtio_blk.device import BlkDevice
 from vhostblk.virtio_blk.lane import Lane, choose_lane
 from vhostblk.virtio_blk.queue import BlkQueue

@@ -21,7 +21,7 @@ from vhostblk.block.node import BlockNode, BlockStatus, Extent, WriteFlags
 from vhostblk.block.permissions import Perm
 from vhostblk.block.tracker import WriteTracker
 from vhostblk.engine.extents import ExtentMap, Treatment
-from vhostblk.schema.block import BlockdevDetectZeroesOptions, BlockdevDiscardOptions
+from vhostblk.schema.blockdev import BlockdevDetectZeroesOptions, BlockdevDiscardOptions
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from vhostblk.block.errors import BlockError
 from vhostblk.schema.base import UNSET
-from vhostblk.schema.block import (
+from vhostblk.schema.blockdev import (
     CACHE_DEFAULTS,
     NODE_DEFAULTS,
     BlockdevDetectZeroesOptions,

@@ -6,8 +6,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from vhostblk.schema.block import CACHE_DEFAULTS, NODE_DEFAULTS, BlockdevOptions
-from vhostblk.schema.convert import branches_of, members_of, tag_field_of, without_title
+from vhostblk.schema.blockdev import CACHE_DEFAULTS, NODE_DEFAULTS, BlockdevOptions
+from vhostblk.schema.convert import branches_of, is_union, members_of, tag_field_of, without_title
 from vhostblk.schema.export import BlockExportOptions
 from vhostblk.schema.objects import ObjectOptions
 from vhostblk.version import __version__
@@ -134,11 +134,11 @@ def _members(struct: Any, prefix: str = "") -> Iterator[str]:
             continue
         if (
             isinstance(schema, type)
-            and branches_of(schema) == {}
+            and not is_union(schema)
             and hasattr(schema, "__struct_config__")
         ):
             yield from _members(schema, f"{name}.")
-        elif branches_of(schema) and str not in get_args(schema):
+        elif is_union(schema) and str not in get_args(schema):
             tag_field = tag_field_of(schema)
             for tag, branch in branches_of(schema).items():
                 yield f"{name}.{tag_field}={tag}"

@@ -16,12 +16,9 @@ from msgspec.structs import replace
 
 from vhostblk.block.node import BlockNode
 from vhostblk.cli.errors import UsageError
-from vhostblk.schema.block import (
-    BlockdevDiscardOptions,
-    BlockdevOptionsFile,
-    BlockdevOptionsHostDevice,
-    BlockdevOptionsRaw,
-)
+from vhostblk.schema.blockdev import BlockdevDiscardOptions
+from vhostblk.schema.drivers.file import BlockdevOptionsFile, BlockdevOptionsHostDevice
+from vhostblk.schema.drivers.raw import BlockdevOptionsRaw
 from vhostblk.schema.options import export_options
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import field
 
 from vhostblk.schema.base import UNSET, QapiStruct, UnsetType
-from vhostblk.schema.block import BlockdevDetectZeroesOptions  # noqa: TC001 (read at run time)
+from vhostblk.schema.blockdev import BlockdevDetectZeroesOptions  # noqa: TC001 (read at run time)
 from vhostblk.schema.common import Uint64  # noqa: TC001 (read at run time)
 
 

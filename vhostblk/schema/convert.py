@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Union, get_args, get
 from msgspec import NODEFAULT, Meta, Struct
 from msgspec.structs import FieldInfo, fields
 
-from vhostblk.schema.base import QapiStruct, UnsetType
+from vhostblk.schema.base import OpenUnion, QapiStruct, UnsetType
 from vhostblk.schema.errors import OptionError
 from vhostblk.schema.numbers import parse_int64, parse_size, parse_uint64
 
@@ -65,15 +65,48 @@ def _member(info: FieldInfo) -> Member:
     return Member(info.name, info.encode_name, schema, info.required, default)
 
 
-@functools.cache
+def is_union(schema: Any) -> bool:
+    """Tell whether a type is a flat union, or a struct that is one branch of one."""
+    return _open_union(schema) is not None or bool(_closed_branches(schema))
+
+
 def branches_of(schema: Any) -> dict[str, type[Struct]]:
     """Return the structs of a flat union, or the one tagged struct, by their tags.
 
     Of an alternate, those that are not the string.
     """
-    structs = get_args(schema) if get_origin(schema) in (Union, UnionType) else (schema,)
+    union = _open_union(schema)
+    if union is None:
+        return _closed_branches(schema)
+    found = ((name, union.find_branch(name)) for name in union.branch_names())
+    return {name: branch for name, branch in found if branch is not None}
+
+
+def tag_field_of(schema: Any) -> str:
+    """Return the name of a flat union's tag."""
+    struct = _open_union(schema) or next(iter(_closed_branches(schema).values()))
+    field = struct.__struct_config__.tag_field
+    assert field is not None
+    return field
+
+
+def _find_branch(schema: Any, tag: str) -> type[Struct] | None:
+    union = _open_union(schema)
+    return _closed_branches(schema).get(tag) if union is None else union.find_branch(tag)
+
+
+@functools.cache
+def _open_union(schema: Any) -> type[OpenUnion] | None:
+    for struct in _alternatives(schema):
+        if isinstance(struct, type) and OpenUnion in struct.__bases__:
+            return struct
+    return None
+
+
+@functools.cache
+def _closed_branches(schema: Any) -> dict[str, type[Struct]]:
     found: dict[str, type[Struct]] = {}
-    for struct in structs:
+    for struct in _alternatives(schema):
         if isinstance(struct, type) and issubclass(struct, Struct):
             tag = struct.__struct_config__.tag
             if isinstance(tag, str):
@@ -81,11 +114,8 @@ def branches_of(schema: Any) -> dict[str, type[Struct]]:
     return found
 
 
-def tag_field_of(schema: Any) -> str:
-    """Return the name of a flat union's tag."""
-    field = next(iter(branches_of(schema).values())).__struct_config__.tag_field
-    assert field is not None
-    return field
+def _alternatives(schema: Any) -> tuple[Any, ...]:
+    return get_args(schema) if get_origin(schema) in (Union, UnionType) else (schema,)
 
 
 def without_title(schema: Any) -> tuple[Any, str | None]:
@@ -123,7 +153,7 @@ class _Visitor:
             return self._union(schema, value, path)
         if not isinstance(value, dict):
             raise _wrong_type(path, "object")
-        if branches_of(schema):
+        if is_union(schema):
             return self._union(schema, value, path)
         return self._struct(schema, value, path, tag_field=None)
 
@@ -141,7 +171,7 @@ class _Visitor:
         if tag_field not in value:
             raise _missing(where)
         tag = self._string(value[tag_field], where)
-        branch = branches_of(schema).get(tag)
+        branch = _find_branch(schema, tag)
         if branch is None:
             raise _bad_value(tag_field, tag)
         return self._struct(branch, value, path, tag_field)

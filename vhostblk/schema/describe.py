@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Union, get_args, ge
 from msgspec import Struct
 
 from vhostblk.schema.base import UNSET, QapiStruct
-from vhostblk.schema.convert import Member, branches_of, members_of, tag_field_of, without_title
+from vhostblk.schema.convert import (
+    Member,
+    branches_of,
+    is_union,
+    members_of,
+    tag_field_of,
+    without_title,
+)
 from vhostblk.schema.introspect import (
     JSONType,
     SchemaInfo,
@@ -163,7 +170,7 @@ class _Describer:
             return _enum(name, [str(choice.value) for choice in schema])
         if get_origin(schema) in (Union, UnionType) and not all(map(_is_struct, get_args(schema))):
             return self._alternate(schema, name, answered)
-        if branches_of(schema):
+        if is_union(schema):
             return self._union(schema, name, answered)
         return SchemaInfoObject(name=name, members=self._members(members_of(schema), answered))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vhostblk.schema import keyval
 from vhostblk.schema.base import UNSET, QapiStruct
-from vhostblk.schema.block import BlockdevOptions, BlockdevOptionsBase
+from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.control import MonitorOptions
 from vhostblk.schema.convert import from_json, from_keyval
 from vhostblk.schema.errors import OptionError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def blockdev_options(options: Options) -> BlockdevOptions:
     """Return the definition of a root node; raises OptionError."""
     checked = cast("BlockdevOptions", _convert(BlockdevOptions, "driver", options))
-    if isinstance(checked, BlockdevOptionsBase) and checked.node_name is UNSET:
+    if checked.node_name is UNSET:
         raise OptionError("'node-name' must be specified for the root node")
     return checked
 

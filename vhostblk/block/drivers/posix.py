@@ -25,7 +25,7 @@ from vhostblk.block.locking import ImageLock, locking_wanted
 from vhostblk.block.node import BlockLimits, BlockNode, WriteFlags
 from vhostblk.block.permissions import Perm
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
-from vhostblk.schema.block import BlockdevAioOptions
+from vhostblk.schema.drivers.file import BlockdevAioOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

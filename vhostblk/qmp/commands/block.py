@@ -11,7 +11,6 @@ from vhostblk.schema.base import UNSET, UnsetType
 from vhostblk.schema.block import (
     BlockdevChange,
     BlockdevDel,
-    BlockdevOptions,
     BlockdevReopen,
     BlockdevSetActive,
     BlockIoError,
@@ -19,6 +18,7 @@ from vhostblk.schema.block import (
     BlockSetWriteThreshold,
     BlockWriteThreshold,
 )
+from vhostblk.schema.blockdev import BlockdevOptions  # noqa: TC001 (read at run time)
 
 # QEMU emits it for its device models, never for exports; so it is known and does not come.
 event("BLOCK_IO_ERROR", BlockIoError)

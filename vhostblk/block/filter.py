@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What filters have in common: one child, "file", whose data, size and limits are theirs.
+
+A filter overrides what it changes. It publishes no extent map unless it says so: what must see
+every request sees every request.
+"""
+
+# ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+from vhostblk.block.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
+
+if TYPE_CHECKING:
+    from vhostblk.block.edge import Edge
+    from vhostblk.block.graph import Graph
+    from vhostblk.block.iovec import IoVec
+
+
+class FilterNode(BlockNode):
+    """Passes every request on to its child."""
+
+    def __init__(self, node_name: str, options: Any) -> None:
+        super().__init__(node_name, options)
+        self.read_only = options.read_only
+        self.native_flags = WriteFlags.FUA | WriteFlags.MAY_UNMAP | WriteFlags.NO_FALLBACK
+        self._file: Edge
+
+    @classmethod
+    async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
+        node = cls(node_name, options)
+        await graph.open_child(node, "file", options.file)
+        node.adopt_children()
+        return node
+
+    def adopt_children(self) -> None:
+        """Take note of the child, once it is there."""
+        self._file = self.children["file"]
+        self.refresh_limits()
+
+    def prepare_reopen(self, options: Any) -> None:
+        pass
+
+    def refresh_limits(self) -> None:
+        # The edge below shapes requests for the child; nothing is to be done for it here.
+        below = self._file.node.limits
+        self.limits = BlockLimits(
+            discard_granularity=below.discard_granularity,
+            optimal_transfer=below.optimal_transfer,
+        )
+
+    @property
+    def size(self) -> int:
+        return self._file.node.size
+
+    @property
+    def exact_size(self) -> int:
+        return self._file.node.exact_size
+
+    @property
+    def allocated_size(self) -> int | None:
+        return self._file.node.allocated_size
+
+    async def preadv(self, offset: int, iov: IoVec) -> None:
+        await self._file.preadv(offset, iov)
+
+    async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
+        await self._file.pwritev(offset, iov, flags)
+
+    async def pwrite_zeroes(
+        self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
+    ) -> None:
+        await self._file.pwrite_zeroes(offset, length, flags)
+
+    async def pdiscard(self, offset: int, length: int) -> None:
+        await self._file.pdiscard(offset, length)
+
+    async def flush(self) -> None:
+        await self._file.flush()
+
+    async def block_status(self, offset: int, length: int) -> Extent:
+        extent = await self._file.block_status(offset, length)
+        status = extent.status & ~BlockStatus.EOF
+        if offset + extent.length == self.size:
+            status |= BlockStatus.EOF
+        return replace(extent, status=status)
+
+    async def truncate(self, size: int) -> None:
+        await self._file.truncate(size)

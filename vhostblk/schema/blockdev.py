@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The definition of a block node: what all drivers have in common (`qapi/block-core.json`).
+
+What is a driver's own is in `schema.drivers`, loaded when it is first named.
+"""
+
+from __future__ import annotations
+
+import importlib
+from enum import Enum
+from typing import Annotated
+
+from msgspec import Meta
+
+from vhostblk.schema.base import UNSET, OpenUnion, QapiStruct, UnsetType
+
+
+class BlockdevDiscardOptions(Enum):
+    """What becomes of discard requests."""
+
+    IGNORE = "ignore"
+    UNMAP = "unmap"
+
+
+class BlockdevDetectZeroesOptions(Enum):
+    """Whether writes of zeroes are turned into write-zeroes requests."""
+
+    OFF = "off"
+    ON = "on"
+    UNMAP = "unmap"
+
+
+class BlockdevCacheOptions(QapiStruct, kw_only=True, frozen=True):
+    """Cache modes of a node."""
+
+    direct: bool | UnsetType = UNSET
+    no_flush: bool | UnsetType = UNSET
+
+
+class BlockdevOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
+    """Members common to all drivers; each driver has a branch with its own.
+
+    UNSET ones depend on where the node is defined; `block.inherit` sets them before a driver opens.
+    """
+
+    node_name: str | UnsetType = UNSET
+    discard: BlockdevDiscardOptions | UnsetType = UNSET
+    cache: BlockdevCacheOptions = BlockdevCacheOptions()
+    read_only: bool | UnsetType = UNSET
+    auto_read_only: bool | UnsetType = UNSET
+    force_share: bool | UnsetType = UNSET
+    active: bool | UnsetType = UNSET
+    detect_zeroes: BlockdevDetectZeroesOptions = BlockdevDetectZeroesOptions.OFF
+
+    @classmethod
+    def find_branch(cls, tag: str) -> type[BlockdevOptions] | None:
+        """Return the options of a driver."""
+        where = _DRIVERS.get(tag)
+        if where is None:
+            return None
+        found: type[BlockdevOptions] = getattr(
+            importlib.import_module(f"vhostblk.schema.drivers.{where[0]}"), where[1]
+        )
+        return found
+
+    @classmethod
+    def branch_names(cls) -> list[str]:
+        """Return the names of all drivers."""
+        return list(_DRIVERS)
+
+
+#: Where the options of each driver are: a module of `schema.drivers`, and the struct.
+_DRIVERS = {
+    "file": ("file", "BlockdevOptionsFile"),
+    "host_device": ("file", "BlockdevOptionsHostDevice"),
+    "null-aio": ("null", "BlockdevOptionsNullAio"),
+    "null-co": ("null", "BlockdevOptionsNull"),
+    "raw": ("raw", "BlockdevOptionsRaw"),
+}
+
+#: A node's name or the definition of a new node.
+BlockdevRef = Annotated[str | BlockdevOptions, Meta(title="BlockdevRef")]
+
+
+#: What is not set for a node that is not defined inside another.
+CACHE_DEFAULTS = {"direct": False, "no_flush": False}
+NODE_DEFAULTS = {
+    "discard": BlockdevDiscardOptions.IGNORE,
+    "read_only": False,
+    "auto_read_only": False,
+    "force_share": False,
+    "active": True,
+}
