@@ -11,7 +11,7 @@ from tests.virtio_blk.reference import Request, expected_request, requests_of
 from tests.virtqueue.reference import regions_of, walk_chains
 from tests.virtqueue.support import FAR, Desc, Guest, write_table
 from vhostblk.virtio_blk.request import parse
-from vhostblk.virtqueue.walker import walk
+from vhostblk.virtqueue.walker import walk, walk_any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,9 +49,10 @@ class Parser:
         table = guest.table_host()
         chains = walk_chains(heads, table, guest.queue_size, regions_of(guest.mapped))
         expected = [expected_request(chain, SIZE, block) for chain in chains]
-        batch = walk(np.array(heads, np.uint16), table, guest.queue_size, guest.mapped)
-        found = requests_of(parse(batch, SIZE, block))
-        assert found == expected
+        for walker in (walk, walk_any):
+            batch = walker(np.array(heads, np.uint16), table, guest.queue_size, guest.mapped)
+            found = requests_of(parse(batch, SIZE, block))
+            assert found == expected
         return found
 
     def parse_chain(self, buffers: Sequence[tuple[int, int, bool]], block: int = BLOCK) -> Request:

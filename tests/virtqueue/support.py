@@ -14,7 +14,7 @@ from vhostblk.vhost_user.backend import VringConfig
 from vhostblk.vhost_user.memory import GuestMemory, MemoryRegion
 from vhostblk.virtqueue.layout import DESC, desc_bytes
 from vhostblk.virtqueue.split import SplitQueue
-from vhostblk.virtqueue.walker import walk
+from vhostblk.virtqueue.walker import walk, walk_any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -65,9 +65,11 @@ class Guest:
         """Write the table and walk it, having made sure that the reference sees the same."""
         write_table(self.memory, self.table, descriptors)
         table, size = self.table_host(), self.queue_size
-        batch = walk(np.array(heads, np.uint16), table, size, self.mapped)
-        chains = chains_of(batch)
-        assert chains == walk_chains(heads, table, size, regions_of(self.mapped))
+        array = np.array(heads, np.uint16)
+        chains = chains_of(walk(array, table, size, self.mapped))
+        expected = walk_chains(heads, table, size, regions_of(self.mapped))
+        assert chains == expected
+        assert chains_of(walk_any(array, table, size, self.mapped)) == expected
         return chains
 
     def host(self, guest_addr: int) -> int:

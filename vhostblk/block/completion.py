@@ -121,7 +121,16 @@ def drive(
     except Exception as exception:
         on_done(None, exception)
     else:
-        _Driven(coroutine, on_done).wait_for(waited)
+        follow(coroutine, waited, on_done)
+
+
+def follow(
+    coroutine: Coroutine[Any, Any, T],
+    waited: object,
+    on_done: Callable[[T | None, BaseException | None], object],
+) -> None:
+    """Run on, as `drive()` does, a coroutine that has suspended and yielded `waited`."""
+    _Driven(coroutine, on_done).wait_for(waited)
 
 
 class _Driven(Generic[T]):

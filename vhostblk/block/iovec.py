@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from _cffi_backend import FFI
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,30 +37,19 @@ def view_memory(address: int, length: int) -> memoryview:
     return memoryview(_ffi.buffer(_ffi.cast(_char_p, address), length))
 
 
-class IoVec:
+class IoVec(Struct, eq=False):
     """Segments `first` to `first + count` of an `IOVEC` array, `nbytes` bytes altogether.
 
     It is a window, so that the thousands of lists in a burst share one array. `address` is that of
     the first `struct iovec`. `owner` keeps both the array and the memory alive.
     """
 
-    __slots__ = ("_array", "_first", "address", "count", "nbytes", "owner")
-
-    def __init__(
-        self,
-        array: NDArray[np.void],
-        first: int,
-        count: int,
-        nbytes: int,
-        address: int,
-        owner: object,
-    ) -> None:
-        self._array = array
-        self._first = first
-        self.count = count
-        self.nbytes = nbytes
-        self.address = address
-        self.owner = owner
+    _array: NDArray[np.void]
+    _first: int
+    count: int
+    nbytes: int
+    address: int
+    owner: object
 
     @classmethod
     def from_segments(cls, array: NDArray[np.void], owner: object) -> IoVec:

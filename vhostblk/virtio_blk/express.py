@@ -208,13 +208,12 @@ class ExpressQueue:
 
     def _publish(self, completed: Completed) -> None:
         ffi = self._ffi
-        heads = np.array(completed.heads, np.uint16)
-        statuses = np.array(completed.statuses, np.uint8)
+        heads = np.ascontiguousarray(completed.heads)
         written = np.minimum(completed.written, 0xFFFF_FFFE).astype(np.uint32)
         self._lib.vb_queue_complete(
             self._queue,
             len(heads),
             ffi.from_buffer("uint16_t *", heads),
-            ffi.from_buffer("uint8_t *", statuses),
+            ffi.from_buffer("uint8_t *", completed.statuses),
             ffi.from_buffer("uint32_t *", written),
         )

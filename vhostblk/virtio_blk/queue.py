@@ -193,15 +193,14 @@ class BlkQueue:
     def _publish(self, completed: Completed) -> None:
         """Write the statuses, then the used entries, then notify."""
         memory = self._ring.memory
-        addrs = np.array(completed.status_addrs, np.int64)
-        statuses = np.array(completed.statuses, np.uint8)
+        addrs, statuses = completed.status_addrs.astype(np.int64), completed.statuses
         lengths = np.minimum(completed.written, 0xFFFF_FFFE).astype(np.uint32) + np.uint32(1)
         if not addrs.all():
             answered = addrs != 0
             lengths[~answered] = 0
             addrs, statuses = addrs[answered], statuses[answered]
         memory.span[addrs - memory.span_base] = statuses
-        notify = self._ring.push(np.array(completed.heads, np.uint16), lengths)
+        notify = self._ring.push(completed.heads, lengths)
         if notify and self._call_fd is not None:
             self._counters.notified += 1
             eventfd.signal(self._call_fd)

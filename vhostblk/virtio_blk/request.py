@@ -44,15 +44,8 @@ def parse(batch: RequestBatch, size: int, logical_block_size: int) -> BlockReque
 
     Takes over the batch's segments and changes them. Never raises on what a guest wrote.
     """
-    framed = _Framing(batch)
+    framed = _frame_alike(batch) or _AnyFraming(batch)
     header = framed.header
-    records = np.zeros(len(batch), REQUEST)
-    records["head"] = batch.heads
-    records["status"] = framed.status
-    records["status_addr"] = framed.status_addr
-    records["type"] = header["type"]
-    records["sector"] = header["sector"]
-
     kinds = header["type"]
     into_guest = (kinds == RequestType.IN) | (kinds == RequestType.GET_ID)
     first = np.where(into_guest, framed.write_first, framed.read_first)
@@ -60,6 +53,13 @@ def parse(batch: RequestBatch, size: int, logical_block_size: int) -> BlockReque
     sums = np.zeros(len(framed.iovs) + 1, np.uint64)
     np.cumsum(framed.iovs["len"], out=sums[1:])
     length = sums.take(first + count) - sums.take(first)
+
+    records = np.zeros(len(batch), REQUEST)
+    records["head"] = batch.heads
+    records["status"] = framed.status
+    records["status_addr"] = framed.status_addr
+    records["type"] = kinds
+    records["sector"] = header["sector"]
     records["iov_first"] = first
     records["iov_count"] = count
     records["length"] = length
@@ -84,8 +84,54 @@ def _in_range(
     return answer
 
 
-class _Framing:
+class _Framing(NamedTuple):
     """Where in each chain header, data and status are; see `parse` for the fields' use."""
+
+    iovs: NDArray[np.void]
+    header: NDArray[np.void]
+    status: NDArray[np.uint8]
+    status_addr: NDArray[np.uint64]
+    read_first: NDArray[np.int64]
+    read_count: NDArray[np.int64]
+    write_first: NDArray[np.int64]
+    write_count: NDArray[np.int64]
+
+
+def _frame_alike(batch: RequestBatch) -> _Framing | None:
+    """Take apart chains of one length that have segments of their own for header and status."""
+    if batch.alike < 2:
+        return None
+    segments = batch.iovs.reshape(-1, batch.alike)
+    length, readable = segments["len"], batch.readable
+    if not (
+        (length[:, 0] == _HEADER_BYTES).all()
+        and (length[:, -1] == 1).all()
+        and readable.all()
+        and int(readable.max()) < batch.alike
+    ):
+        return None
+    return _Framing(
+        batch.iovs,
+        _headers(batch.memory, segments["base"][:, 0]),
+        np.full(len(batch), PENDING, np.uint8),
+        segments["base"][:, -1],
+        batch.first + 1,
+        readable - 1,
+        batch.first + readable,
+        batch.alike - 1 - readable,
+    )
+
+
+def _headers(memory: GuestMemory, addrs: NDArray[np.uint64]) -> NDArray[np.void]:
+    """Copy the headers at host addresses."""
+    places = memory.span.size - _HEADER_BYTES + 1
+    anywhere = np.ndarray((places,), REQUEST_HEADER, memory.span, 0, (1,))
+    headers: NDArray[np.void] = anywhere[addrs.astype(np.int64) - memory.span_base]
+    return headers
+
+
+class _AnyFraming:
+    """As `_Framing`, for chains of any form."""
 
     def __init__(self, batch: RequestBatch) -> None:
         self.iovs = iovs = batch.iovs
@@ -123,11 +169,7 @@ class _Framing:
         last: NDArray[np.int64],
     ) -> None:
         base, length = self.iovs["base"], self.iovs["len"]
-        memory = batch.memory
-        headers = np.ndarray(
-            (memory.span.size - _HEADER_BYTES + 1,), REQUEST_HEADER, memory.span, 0, (1,)
-        )
-        self.header[which] = headers[base.take(first).astype(np.int64) - memory.span_base]
+        self.header[which] = _headers(batch.memory, base.take(first))
         base[first] += np.uint64(_HEADER_BYTES)
         length[first] -= np.uint64(_HEADER_BYTES)
         length[last] -= np.uint64(1)

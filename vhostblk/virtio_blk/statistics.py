@@ -30,6 +30,13 @@ _KIND_OF_TYPE: dict[int, int] = {
     RequestType.WRITE_ZEROES: 3,
 }
 
+#: The same for reads and writes, as a table.
+_KIND_OF_TRANSFER = np.array([_KIND_OF_TYPE[RequestType.IN], _KIND_OF_TYPE[RequestType.OUT]])
+
+
+def _bucket_of(taken: int) -> int:
+    return min(max(taken.bit_length() - 1, 0), BUCKETS - 1)
+
 
 def empty() -> NDArray[np.void]:
     """Return zeroed statistics, a `STATS` array of shape (1,)."""
@@ -90,7 +97,25 @@ class Counters:
             self._operations[index] += number
             self._bytes[index] += nbytes * number
             self._total_ns[index] += taken * number
-            self._latency[index][min(max(taken.bit_length() - 1, 0), BUCKETS - 1)] += number
+            self._latency[index][_bucket_of(taken)] += number
+
+    def count_transfers(
+        self, types: NDArray[np.uint32], nbytes: NDArray[np.uint64], began: int
+    ) -> None:
+        """Count reads and writes that have succeeded now and began together; arrays (n,)."""
+        if not len(types):
+            return
+        taken = perf_counter_ns() - began
+        bucket = _bucket_of(taken)
+        indices = _KIND_OF_TRANSFER.take(types)
+        numbers = np.bincount(indices, minlength=len(STAT_KINDS)).tolist()
+        sums = np.bincount(indices, nbytes, minlength=len(STAT_KINDS)).tolist()
+        for index, (number, total) in enumerate(zip(numbers, sums, strict=True)):
+            if number:
+                self._operations[index] += number
+                self._bytes[index] += int(total)
+                self._total_ns[index] += taken * number
+                self._latency[index][bucket] += number
 
     def count_failed(self, kind: int) -> None:
         """Count a request that failed, or that was of no known type."""

@@ -37,6 +37,8 @@ class RequestBatch:
     iovs: NDArray[np.void]
     #: Keeps the segments mapped.
     memory: GuestMemory
+    #: The length of every chain, where it is the same and none has a fault; else 0.
+    alike: int = 0
 
     def __len__(self) -> int:
         return len(self.heads)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhostblk.block.iovec import IOVEC
+from vhostblk.virtqueue.alike import walk_alike
 from vhostblk.virtqueue.batch import RequestBatch
 from vhostblk.virtqueue.errors import ChainFault
 from vhostblk.virtqueue.layout import DESC, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE
@@ -58,6 +59,16 @@ def walk(
     `table_addr` is the descriptor table's host address, a valid range of `queue_size` descriptors.
     Never raises on what a guest wrote: broken chains carry a fault.
     """
+    alike = walk_alike(heads, table_addr, queue_size, memory)
+    if alike is not None:
+        return alike
+    return walk_any(heads, table_addr, queue_size, memory)
+
+
+def walk_any(
+    heads: NDArray[np.uint16], table_addr: int, queue_size: int, memory: GuestMemory
+) -> RequestBatch:
+    """Do as `walk`, without the shortcut."""
     walked = _step_all(heads, table_addr, queue_size, memory)
     descriptors, first, owners = _flatten(walked)
     return _translate(heads, walked, descriptors, first, owners, memory)
