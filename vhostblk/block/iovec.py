@@ -37,7 +37,7 @@ def view_memory(address: int, length: int) -> memoryview:
     return memoryview(_ffi.buffer(_ffi.cast(_char_p, address), length))
 
 
-class IoVec(Struct, eq=False):
+class IoVec(Struct, eq=False, gc=False):
     """Segments `first` to `first + count` of an `IOVEC` array, `nbytes` bytes altogether.
 
     It is a window, so that the thousands of lists in a burst share one array. `address` is that of

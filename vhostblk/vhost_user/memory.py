@@ -86,6 +86,7 @@ class GuestMemory:
         self._guest = np.array([region.guest_addr for region in self.regions], np.uint64)
         self._size = np.array([region.size for region in self.regions], np.uint64)
         self._host = np.array([region.mapping.address for region in self.regions], np.uint64)
+        self._shift: NDArray[np.uint64] = self._host - self._guest
         if self.regions:
             low = min(region.mapping.address for region in self.regions)
             high = max(region.mapping.address + region.size for region in self.regions)
@@ -122,8 +123,19 @@ class GuestMemory:
         `addr` and `length` are uint64 arrays of one shape, in bytes. No sum is formed that could
         overflow: an address below its region wraps to a huge offset, which the size refuses.
         """
+        if len(addr) and (index := self._one_region(addr, length)) >= 0:
+            shifted: NDArray[np.uint64] = addr + self._shift[index]
+            return shifted
         host, room = self.reach(addr)
         return np.where((room > 0) & (length <= room), host, np.uint64(0))
+
+    def _one_region(self, addr: NDArray[np.uint64], length: NDArray[np.uint64]) -> int:
+        """Return which region holds all ranges, or -1: buffers are neighbours, mostly."""
+        low, high, longest = int(addr.min()), int(addr.max()), max(int(length.max()), 1)
+        for index, region in enumerate(self.regions):
+            if region.guest_addr <= low and high + longest <= region.guest_addr + region.size:
+                return index
+        return -1
 
     def reach(self, addr: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """Return host addresses and how many bytes from there lie in the same region.

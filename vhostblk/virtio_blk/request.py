@@ -29,6 +29,9 @@ PENDING = 0xFF
 
 _HEADER_BYTES = REQUEST_HEADER.itemsize
 
+# numpy takes ten times as long to compare with an enum's member.
+_IN, _OUT, _GET_ID = int(RequestType.IN), int(RequestType.OUT), int(RequestType.GET_ID)
+
 
 class BlockRequests(NamedTuple):
     """A burst of requests: `REQUEST` records (n,), and `IOVEC` segments with their address."""
@@ -47,7 +50,7 @@ def parse(batch: RequestBatch, size: int, logical_block_size: int) -> BlockReque
     framed = _frame_alike(batch) or _AnyFraming(batch)
     header = framed.header
     kinds = header["type"]
-    into_guest = (kinds == RequestType.IN) | (kinds == RequestType.GET_ID)
+    into_guest = (kinds == _IN) | (kinds == _GET_ID)
     first = np.where(into_guest, framed.write_first, framed.read_first)
     count = np.where(into_guest, framed.write_count, framed.read_count)
     sums = np.zeros(len(framed.iovs) + 1, np.uint64)
@@ -64,7 +67,7 @@ def parse(batch: RequestBatch, size: int, logical_block_size: int) -> BlockReque
     records["iov_count"] = count
     records["length"] = length
 
-    moves_data = (kinds == RequestType.IN) | (kinds == RequestType.OUT)
+    moves_data = (kinds == _IN) | (kinds == _OUT)
     outside = moves_data & ~_in_range(header["sector"], length, size, logical_block_size)
     if outside.any():
         records["status"][outside] = Status.IOERR
