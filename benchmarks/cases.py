@@ -55,6 +55,9 @@ CASES = (
     Case("tmpfs-read", "memory", aio="threads", targets=_targets(2, 2.5, 2.5)),
     Case("tmpfs-write", "memory", write=True, aio="threads", targets=_targets(2, 2.5, 2.5)),
     Case("direct-read", "file", direct=True, targets=_targets(1, 1, 1)),
+    # Requests that follow each other and arrive together are merged into one system call.
+    Case("sequential-read", "file", sequential=True),
+    Case("sequential-write", "file", write=True, sequential=True),
     Case(
         "sequential-read-128k",
         "file",

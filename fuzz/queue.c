@@ -57,7 +57,7 @@ static void choose_map(struct world *world)
     *map = (struct vb_extent_map){
         .kind = kind % 4,
         .flags = take_u8(input) | (kind & 16 ? VB_EXTENT_IN_MEMORY : 0),
-        .fd = FILE_FD,
+        .fd = stub.fd ? stub.fd + 1 : FILE_FD,
         .alignment = kind & 32 ? 512 : 1,
         .size = take_u8(input) * 512ull,
         .offset = take_u8(input) * 512ull,
@@ -65,6 +65,7 @@ static void choose_map(struct world *world)
         .flush_error = kind & 64 ? &world->flush_error : NULL,
         .table = world->table,
     };
+    stub.fd = map->fd;
     stub.alignment = map->alignment;
     stub.file_begin = map->kind == VB_EXTENT_TABLE ? 0 : map->offset;
     stub.file_end = map->kind == VB_EXTENT_TABLE ? 257 << 12 : map->offset + map->size;
@@ -275,6 +276,10 @@ static void finish(struct world *world)
     while (world->iothread.upcalls);
     while (world->up_count)
         complete(world);
+    sweep(world);
+    CHECK(!vb_queue_in_flight(world->queue));
+    for (int i = 0; i < KEPT_FILES; i++)
+        CHECK(!stub.kept[i]);
 }
 
 static void audit(const struct world *world, const struct vb_ring *began)

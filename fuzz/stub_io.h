@@ -11,7 +11,8 @@
 #include "guest.h"
 #include "io.h"
 
-#define FILE_FD 77
+#define FILE_FD 100 /* and up, another one for each map */
+#define KEPT_FILES 2
 
 struct stub_io {
     struct vb_io io;
@@ -20,6 +21,8 @@ struct stub_io {
     unsigned count;
     uint64_t file_begin, file_end; /* of the map in use */
     uint64_t alignment;
+    int fd;               /* of the map in use */
+    int kept[KEPT_FILES]; /* descriptors; 0: free */
     bool benign; /* everything succeeds */
 };
 
@@ -71,7 +74,8 @@ static int64_t perform(const struct vb_io_op *op)
 {
     static const int errors[] = {0, 0, 0, EINTR, EIO, EOPNOTSUPP, ENOSYS, ENOSPC};
 
-    CHECK(op->fd == FILE_FD);
+    CHECK(op->fd == stub.fd);
+    CHECK(op->file == -1 || stub.kept[op->file] == op->fd);
     if (op->opcode == VB_IO_READ || op->opcode == VB_IO_WRITE)
         return transfer(op->iovs, op->count, op->offset, op->opcode == VB_IO_WRITE);
     if (op->opcode == VB_IO_FALLOCATE) {
@@ -107,12 +111,33 @@ static struct vb_io_op *stub_reap(struct vb_io *io)
     return op;
 }
 
+static int stub_keep_file(struct vb_io *io, int fd)
+{
+    CHECK(fd == stub.fd);
+    for (int i = 0; i < KEPT_FILES; i++)
+        if (!stub.kept[i]) {
+            stub.kept[i] = fd;
+            return i;
+        }
+    return -1;
+}
+
+static void stub_drop_file(struct vb_io *io, int file)
+{
+    CHECK(stub.kept[file]);
+    for (unsigned i = 0; i < stub.count; i++)
+        CHECK(stub.waiting[i]->file != file);
+    stub.kept[file] = 0;
+}
+
 static bool stub_arm(struct vb_io *io, bool armed)
 {
     return false;
 }
 
-static const struct vb_io_vtable stub_vtable = {stub_queue, stub_submit, stub_reap, stub_arm, NULL};
+static const struct vb_io_vtable stub_vtable = {
+    stub_queue, stub_submit, stub_keep_file, stub_drop_file, stub_reap, stub_arm, NULL,
+};
 
 /* Attempts at once, see fuzz/build. */
 
@@ -120,7 +145,7 @@ ssize_t __wrap_preadv2(int fd, const struct iovec *iovs, int count, off_t offset
 {
     int64_t result = transfer(iovs, count, offset, false);
 
-    CHECK(fd == FILE_FD);
+    CHECK(fd == stub.fd);
     errno = result < 0 ? -result : 0;
     return result < 0 ? -1 : result;
 }
@@ -129,7 +154,7 @@ ssize_t __wrap_pwritev(int fd, const struct iovec *iovs, int count, off_t offset
 {
     int64_t result = transfer(iovs, count, offset, true);
 
-    CHECK(fd == FILE_FD);
+    CHECK(fd == stub.fd);
     errno = result < 0 ? -result : 0;
     return result < 0 ? -1 : result;
 }

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.block.locks import locked_bytes
 from tests.block.support import RW, options, read_bytes, run, write_bytes
-from tests.block.test_locking import locked_bytes
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph

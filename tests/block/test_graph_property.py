@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.block.locks import locked_bytes
 from tests.block.support import RW, options
-from tests.block.test_locking import locked_bytes
 from tests.block.test_reopen import snapshot
 from tests.descriptors import open_fds
 from vhostblk.block import reopen

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.block.locks import locked_bytes, needs_qemu_io, qemu_io
 from tests.block.support import RW, options, run
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError, ImageLockedError
@@ -21,11 +20,10 @@ from vhostblk.block.permissions import Perm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 EXCLUSIVE = Perm.ALL & ~(Perm.WRITE | Perm.RESIZE)
 READ = Perm.CONSISTENT_READ
-
-needs_qemu_io = pytest.mark.skipif(shutil.which("qemu-io") is None, reason="qemu-io missing")
 
 
 @pytest.fixture
@@ -41,17 +39,6 @@ def two_files(image: Path) -> Iterator[tuple[ImageLock, ImageLock]]:
     yield ImageLock(fds[0], "x"), ImageLock(fds[1], "x")
     for fd in fds:
         os.close(fd)
-
-
-def locked_bytes(path: Path) -> set[int]:
-    """Bytes of a file that anyone has OFD read locks on, as the kernel tells."""
-    inode = path.stat().st_ino
-    found: set[int] = set()
-    for line in Path("/proc/locks").read_text().splitlines():
-        fields = line.split()
-        if fields[1:4] == ["OFDLCK", "ADVISORY", "READ"] and fields[5].endswith(f":{inode}"):
-            found |= set(range(int(fields[6]), int(fields[7]) + 1))
-    return found
 
 
 def test_bytes_are_those_of_qemu() -> None:
@@ -135,16 +122,6 @@ def test_two_exports_of_one_node_get_along(image: Path) -> None:
         await graph.close()
 
     run(main)
-
-
-def qemu_io(image: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["qemu-io", "-f", "raw", *arguments, "-c", "read 0 1", str(image)],
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
-    return done.stdout + done.stderr
 
 
 @needs_qemu_io

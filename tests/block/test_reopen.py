@@ -112,7 +112,7 @@ def test_direct_takes_effect_with_a_user(disk: dict[str, Any]) -> None:
 
 
 def test_locks_follow_to_the_new_file(disk: dict[str, Any]) -> None:
-    from tests.block.test_locking import locked_bytes
+    from tests.block.locks import locked_bytes
 
     path = Path(disk["filename"])
 

@@ -287,9 +287,11 @@ class Rig:
         return queue
 
     def wait_news(self, timeout: float = TIMEOUT) -> None:
-        """Wait until the engine has something to say."""
+        """Wait until the engine has something to say, and let it say more."""
         assert select.select([self.news_fd], [], [], timeout)[0], "no news from the engine"
         os.eventfd_read(self.news_fd)
+        nothing = self.ffi.NULL
+        self.lib.vb_upcalls_take(self.thread, 0, nothing, nothing, 0, nothing)
 
     def take(self, limit: int = 64, segments: int = 65536) -> list[Upcall]:
         """Take requests that have come up, without waiting."""

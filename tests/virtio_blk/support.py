@@ -127,7 +127,9 @@ class Pending:
     def __init__(self, memory: Memory, head: int, data: int, length: int, status: int) -> None:
         self._memory = memory
         self.head = head
-        self._data, self._length, self._status = data, length, status
+        #: Guest address of the data.
+        self.address = data
+        self._length, self._status = length, status
 
     @property
     def status(self) -> int:
@@ -135,7 +137,7 @@ class Pending:
 
     @property
     def data(self) -> bytes:
-        return self._memory.read(self._data, self._length)
+        return self._memory.read(self.address, self._length)
 
 
 class Bench:

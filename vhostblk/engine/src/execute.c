@@ -28,12 +28,26 @@
 /* Longest transfer that is attempted at once, so that other queues get their turn. */
 #define MAX_INLINE_BYTES (256 << 10)
 
+/* The map's file as the io keeps it, or VB_FILE_NONE. */
+static int kept_file(const struct vb_slot *slot)
+{
+    struct vb_queue *queue = slot->queue;
+    struct vb_io *io = queue->iothread->io;
+
+    if (queue->file_stale || slot->map != queue->map)
+        return VB_FILE_NONE;
+    if (queue->file == VB_FILE_UNTRIED)
+        queue->file = io->vtable->keep_file(io, slot->map->fd);
+    return queue->file;
+}
+
 static void queue_op(struct vb_slot *slot, enum vb_io_opcode opcode, int flags)
 {
     struct vb_io *io = slot->queue->iothread->io;
 
     slot->op.opcode = opcode;
     slot->op.fd = slot->map->fd;
+    slot->op.file = kept_file(slot);
     slot->op.flags = flags;
     io->vtable->queue(io, &slot->op);
 }

@@ -16,6 +16,7 @@ enum vb_io_opcode { VB_IO_READ, VB_IO_WRITE, VB_IO_FSYNC, VB_IO_FALLOCATE };
 struct vb_io_op {
     enum vb_io_opcode opcode;
     int fd;
+    int file;  /* the kept file's number, in place of fd; negative: none */
     int flags; /* RWF_* of reads and writes; the mode of fallocate */
     uint32_t count;
     const struct iovec *iovs;
@@ -31,6 +32,11 @@ struct vb_io_vtable {
     /* Take an operation; it starts by the next submit at the latest. */
     void (*queue)(struct vb_io *io, struct vb_io_op *op);
     void (*submit)(struct vb_io *io);
+    /* Have the kernel keep an open file at hand, locks and all, whatever becomes of `fd`. Returns
+     * its number, or -1 where that can't be had. */
+    int (*keep_file)(struct vb_io *io, int fd);
+    /* Undo `keep_file`; no operation uses the file any more. */
+    void (*drop_file)(struct vb_io *io, int file);
     /* The operations that have completed, as a list; NULL: none. */
     struct vb_io_op *(*reap)(struct vb_io *io);
     /* Have completions make poll_fd readable, or not; true where one waits to be reaped already. */

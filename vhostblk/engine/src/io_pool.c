@@ -140,6 +140,15 @@ static struct vb_io_op *pool_reap(struct vb_io *io)
     return done;
 }
 
+static int pool_keep_file(struct vb_io *io, int fd)
+{
+    return -1;
+}
+
+static void pool_drop_file(struct vb_io *io, int file)
+{
+}
+
 static bool pool_arm(struct vb_io *io, bool armed)
 {
     return false; /* always armed: poll_fd stays readable until all has been reaped */
@@ -161,7 +170,9 @@ static void pool_close(struct vb_io *io)
     free(pool);
 }
 
-static const struct vb_io_vtable pool_vtable = {pool_queue, pool_submit, pool_reap, pool_arm, pool_close};
+static const struct vb_io_vtable pool_vtable = {
+    pool_queue, pool_submit, pool_keep_file, pool_drop_file, pool_reap, pool_arm, pool_close,
+};
 
 struct vb_io *vb_io_open_pool(unsigned threads, int *error)
 {

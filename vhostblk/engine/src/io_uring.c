@@ -3,7 +3,12 @@
  *
  * The ring is set up on the thread that uses it, with SINGLE_ISSUER and DEFER_TASKRUN where the
  * kernel has them (6.1): completions then run when we ask for them instead of interrupting. Only
- * the iothread submits and reaps.
+ * the iothread submits, reaps, and registers files.
+ *
+ * A registered file saves looking its descriptor up for each operation. It must be gone at once when
+ * it is dropped, or an image would stay locked (and its space in use) after its node was closed.
+ * Kernels before 6.13 put that off until operations on other files have finished, or for a second:
+ * there descriptors serve.
  */
 #define _GNU_SOURCE
 #include "io.h"
@@ -15,12 +20,21 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+/* Headers older than the kernel. */
+#ifndef IORING_FEAT_RW_ATTR
+#define IORING_FEAT_RW_ATTR (1U << 16) /* 6.14 */
+#endif
+
+/* Files that a ring keeps; further queues use descriptors. */
+#define MAX_FILES 64
+
 struct uring {
     struct vb_io io;
     struct io_uring ring;
     unsigned max_batch;
     struct vb_io_op *backlog; /* the submission queue was full */
     struct vb_io_op **backlog_end;
+    uint64_t free_files; /* a bit for each unused place in the kernel's table */
 };
 
 static void prepare(struct io_uring_sqe *sqe, struct vb_io_op *op)
@@ -48,6 +62,10 @@ static void prepare(struct io_uring_sqe *sqe, struct vb_io_op *op)
     case VB_IO_FALLOCATE:
         io_uring_prep_fallocate(sqe, op->fd, op->flags, op->offset, op->length);
         break;
+    }
+    if (op->file >= 0) {
+        sqe->fd = op->file;
+        sqe->flags |= IOSQE_FIXED_FILE;
     }
     io_uring_sqe_set_data(sqe, op);
 }
@@ -173,6 +191,29 @@ static bool uring_arm(struct vb_io *io, bool armed)
     return work_waits(uring);
 }
 
+static int uring_keep_file(struct vb_io *io, int fd)
+{
+    struct uring *uring = (struct uring *)io;
+    int file;
+
+    if (!uring->free_files)
+        return -1;
+    file = __builtin_ctzll(uring->free_files);
+    if (io_uring_register_files_update(&uring->ring, file, &fd, 1) != 1)
+        return -1;
+    uring->free_files &= ~(1ull << file);
+    return file;
+}
+
+static void uring_drop_file(struct vb_io *io, int file)
+{
+    struct uring *uring = (struct uring *)io;
+    int none = -1;
+
+    io_uring_register_files_update(&uring->ring, file, &none, 1);
+    uring->free_files |= 1ull << file;
+}
+
 static void uring_close(struct vb_io *io)
 {
     struct uring *uring = (struct uring *)io;
@@ -197,8 +238,9 @@ static int open_eventfd(struct uring *uring)
     return result;
 }
 
-static const struct vb_io_vtable uring_vtable = {uring_queue, uring_submit, uring_reap, uring_arm,
-                                                 uring_close};
+static const struct vb_io_vtable uring_vtable = {
+    uring_queue, uring_submit, uring_keep_file, uring_drop_file, uring_reap, uring_arm, uring_close,
+};
 
 struct vb_io *vb_io_open_uring(unsigned entries, unsigned max_batch, int *error)
 {
@@ -231,6 +273,9 @@ struct vb_io *vb_io_open_uring(unsigned entries, unsigned max_batch, int *error)
         free(uring);
         return NULL;
     }
+    if (params.features & IORING_FEAT_RW_ATTR &&
+        !io_uring_register_files_sparse(&uring->ring, MAX_FILES))
+        uring->free_files = UINT64_MAX >> (64 - MAX_FILES);
     uring->io.vtable = &uring_vtable;
     uring->max_batch = max_batch;
     uring->backlog_end = &uring->backlog;

@@ -129,11 +129,27 @@ static void take(struct vb_queue *queue, uint16_t head)
     }
 }
 
+/* A queue that is held and idle keeps no file open: its node may be about to close it. Only the
+ * iothread can see to that (the io's rule), so until then a kept file counts as in flight. */
+static void drop_file(struct vb_queue *queue)
+{
+    struct vb_io *io = queue->iothread->io;
+
+    if (queue->file < 0 || queue->mapped_in_flight ||
+        !(queue->file_stale || (queue->holds && !queue->in_flight)))
+        return;
+    io->vtable->drop_file(io, queue->file);
+    queue->file = VB_FILE_UNTRIED;
+    queue->file_stale = false;
+    vb_iothread_signal(queue->iothread);
+}
+
 bool vb_queue_sweep(struct vb_queue *queue)
 {
     struct vb_ring *ring = &queue->ring;
     uint16_t available;
 
+    drop_file(queue);
     /* Without room there is nothing to do before something completes. */
     if (queue->holds || queue->broken || queue->heap_bytes >= MAX_HEAP_BYTES)
         return false;
@@ -226,6 +242,7 @@ struct vb_queue *vb_queue_new(struct vb_iothread *iothread, const struct vb_queu
     queue->write_through = config->write_through;
     queue->call_fd = queue->err_fd = -1;
     queue->holds = 1;
+    queue->file = VB_FILE_UNTRIED;
     queue->slots = calloc(config->ring.size, sizeof(*queue->slots));
     if (!queue->slots || !set_regions(queue, regions, count)) {
         destroy(queue);
@@ -277,7 +294,7 @@ uint32_t vb_queue_in_flight(struct vb_queue *queue)
     uint32_t count;
 
     vb_iothread_enter(queue->iothread);
-    count = queue->in_flight;
+    count = queue->in_flight + (queue->holds && queue->file >= 0);
     vb_iothread_leave(queue->iothread);
     return count;
 }
@@ -287,7 +304,7 @@ uint32_t vb_queue_mapped_in_flight(struct vb_queue *queue)
     uint32_t count;
 
     vb_iothread_enter(queue->iothread);
-    count = queue->mapped_in_flight;
+    count = queue->mapped_in_flight + queue->file_stale;
     vb_iothread_leave(queue->iothread);
     return count;
 }
@@ -347,6 +364,10 @@ void vb_queue_set_map(struct vb_queue *queue, struct vb_extent_map *map)
 {
     vb_iothread_enter(queue->iothread);
     queue->map = map;
+    if (queue->file >= 0)
+        queue->file_stale = true;
+    else
+        queue->file = VB_FILE_UNTRIED;
     vb_iothread_leave(queue->iothread);
 }
 

@@ -27,7 +27,8 @@ uint16_t vb_queue_free(struct vb_queue *queue);
 void vb_queue_hold(struct vb_queue *queue);
 void vb_queue_release(struct vb_queue *queue);
 
-/* Requests taken and not completed. While the queue is held, reaching 0 signals the upcall fd. */
+/* Requests taken and not completed. While the queue is held, reaching 0 signals the upcall fd, and
+ * the engine has let go of the map's file by then. */
 uint32_t vb_queue_in_flight(struct vb_queue *queue);
 
 /* Why the ring is broken, or NULL. */
@@ -44,8 +45,8 @@ int vb_queue_move(struct vb_queue *queue, const struct vb_ring *ring,
                   const struct vb_region *regions, uint32_t count);
 
 /* Use a map from now on (NULL: everything goes up). Requests that used the former one may still be
- * in flight: `vb_queue_mapped_in_flight` tells how many. While the queue is held, reaching 0 signals
- * the upcall fd. */
+ * in flight: `vb_queue_mapped_in_flight` tells how many (a file that the engine still has counts,
+ * too). While the queue is held, reaching 0 signals the upcall fd. */
 void vb_queue_set_map(struct vb_queue *queue, struct vb_extent_map *map);
 uint32_t vb_queue_mapped_in_flight(struct vb_queue *queue);
 

@@ -17,6 +17,8 @@
 #include "queue.cdef.h"
 #include "upcall.cdef.h"
 
+enum { VB_FILE_NONE = -1, VB_FILE_UNTRIED = -2 };
+
 enum vb_slot_state { VB_SLOT_FREE, VB_SLOT_MAPPED, VB_SLOT_UP };
 
 /* Segments that a slot holds without allocating. */
@@ -59,6 +61,8 @@ struct vb_queue {
     struct vb_memory memory;
     struct vb_region *regions;
     struct vb_extent_map *map;
+    int file;              /* the map's, as the io keeps it; or VB_FILE_NONE, VB_FILE_UNTRIED */
+    bool file_stale;       /* it is that of a former map */
     struct vb_chain chain; /* scratch */
     struct vb_run run;     /* empty between two sweeps */
     struct vb_slot *slots;
