@@ -26,7 +26,7 @@ from benchmarks.daemons import ROOT, Daemon, DaemonError, running
 from benchmarks.report import format_table, thousands
 from integration.guest.cpio import CpioWriter
 from integration.guest.errors import GuestError, HarnessError
-from integration.guest.initramfs import _find_program, _shared_libraries
+from integration.guest.initramfs import find_program, shared_libraries
 from integration.guest.machine import Machine, VhostUserDisk
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ class FioMachine(Machine):
 
 def _with_fio(initramfs: Path) -> Path:
     """Return an archive that has fio as well: the kernel unpacks one after the other."""
-    fio = _find_program("fio")
-    files = {"bin/fio": fio, **_shared_libraries(fio)}
+    fio = find_program("fio")
+    files = {"bin/fio": fio, **shared_libraries(fio)}
     digest = hashlib.sha256(initramfs.name.encode())
     for source in files.values():
         digest.update(f"{source} {source.stat().st_mtime_ns}\n".encode())

@@ -3,12 +3,12 @@
 
 Four exports (two without storage behind them, two on files), each on an iothread of its own, are
 driven as fast as they go by interrupt-driven front-ends; a client sends one command after the other
-and waits for each answer. vhostblk and the QEMU storage daemon take turns. The exit status is 1
-where vhostblk's 99th percentile is at the target or above it.
+and waits for each answer. It counts from the first command on, which is sent while the front-ends
+connect. vhostblk and the QEMU storage daemon take turns. The exit status is 1 where vhostblk's 99th
+percentile is at the target or above it.
 
 The front-ends, the client and the daemon share the machine: with fewer processors than busy threads
-the times contain waiting for a processor. The front-ends run at a lower priority, as far as that
-goes; below the table stands how idle the machine was.
+the times contain waiting for a processor. Below the table stands what the processors did.
 """
 
 from __future__ import annotations
@@ -40,12 +40,11 @@ if TYPE_CHECKING:
 #: Milliseconds that the 99th percentile of every command has to stay below.
 TARGET = 50.0
 EXPORTS = 4
-#: Seconds of each turn that don't count.
-WARM_UP = 2.0
 #: Seconds between two rounds of commands.
 PAUSE = 0.002
-#: The front-ends stand for virtual machines on other processors, so they step back for the daemon.
-LOAD_NICENESS = 10
+#: Columns of the table: shares of the times that are not above the value.
+SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
+TICKS = os.sysconf("SC_CLK_TCK")
 MIB = 1 << 20
 NULL_NODE = {"driver": "null-co", "node-name": "temporary", "size": MIB}
 
@@ -68,6 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=5.0, help="length of each daemon's turn")
     add("--rounds", type=int, default=3, help="turns of each daemon")
     add("--depth", type=int, default=16, help="requests in flight on each export; 0: no load")
+    add("--warm-up", type=float, default=0.0, help="seconds of each turn that don't count")
+    add("--nice", type=int, default=0, help="niceness of the front-ends, 0 to 19")
     add("--qemu", type=Path, help="the QEMU daemon, a program or the root of a Debian system")
     add("--no-qemu", action="store_true", help="only vhostblk")
     return parser
@@ -107,7 +108,10 @@ class Outcome:
     times: dict[str, list[float]] = field(default_factory=dict)
     requests: int = 0
     seconds: float = 0.0
-    idle: list[float] = field(default_factory=list)
+    #: The slowest of each turn's first answers.
+    first: dict[str, float] = field(default_factory=dict)
+    #: What the processors did, in seconds: idle, this daemon, the front-ends, others.
+    processors: Counter[str] = field(default_factory=Counter)
 
     def percentile(self, subject: str, share: float) -> float:
         """Milliseconds that `share` of the times are not above."""
@@ -131,8 +135,8 @@ def _arguments(directory: Path) -> list[str]:
 
 
 @contextmanager
-def monitored(backend: Backend, directory: Path) -> Iterator[Client]:
-    """Run a daemon with its exports and a monitor."""
+def monitored(backend: Backend, directory: Path) -> Iterator[tuple[Client, int]]:
+    """Run a daemon with its exports and a monitor; gives a client and the daemon's process id."""
     near, far = socket.socketpair()
     with far, (directory / "log").open("wb") as log:
         monitor = ["--chardev", f"socket,id=qmp,fd={far.fileno()}", "--monitor", "chardev=qmp"]
@@ -146,7 +150,7 @@ def monitored(backend: Backend, directory: Path) -> Iterator[Client]:
         )
     try:
         with near:
-            yield Client(near)
+            yield Client(near), process.pid
     except DaemonError as error:
         words = (directory / "log").read_text(errors="replace").strip()[-2000:]
         raise DaemonError(f"{backend.name}: {error} {words}") from error
@@ -155,7 +159,7 @@ def monitored(backend: Backend, directory: Path) -> Iterator[Client]:
 
 
 @contextmanager
-def loaded(directory: Path, depth: int, outcome: Outcome) -> Iterator[None]:
+def loaded(directory: Path, depth: int, niceness: int, outcome: Outcome) -> Iterator[None]:
     """Keep all exports busy inside the block."""
     over = threading.Event()
     counts: Counter[int] = Counter()
@@ -163,7 +167,7 @@ def loaded(directory: Path, depth: int, outcome: Outcome) -> Iterator[None]:
     workload = Workload(seconds=0.5, write_share=0.3, wait_for_calls=True, stall_seconds=30.0)
 
     def drive(number: int) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOAD_NICENESS)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
         try:
             with FrontEnd(directory / f"{number}.sock", Geometry(depth=depth)) as front_end:
                 while not over.is_set():
@@ -188,44 +192,73 @@ def loaded(directory: Path, depth: int, outcome: Outcome) -> Iterator[None]:
     outcome.seconds += time.monotonic() - begin
 
 
-def _idle_and_total() -> tuple[int, int]:
-    fields = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    return fields[3] + fields[4], sum(fields)
+def _processors(daemon: int) -> Counter[str]:
+    """Return what the processors have done so far, in seconds."""
+    user, nice, system, idle, iowait, irq, softirq, steal, *_ = (
+        int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    )
+    stat = Path(f"/proc/{daemon}/stat").read_text().rsplit(")", 1)[1].split()
+    served = (int(stat[11]) + int(stat[12])) / TICKS
+    busy = (user + nice + system + irq + softirq + steal) / TICKS
+    driven = time.process_time()
+    return Counter(
+        {
+            "idle": (idle + iowait) / TICKS,
+            "the daemon": served,
+            "front-ends and client": driven,
+            "others": busy - served - driven,
+        }
+    )
 
 
 def measure(backend: Backend, options: argparse.Namespace, outcome: Outcome) -> None:
     """Give a daemon one turn."""
     with tempfile.TemporaryDirectory(prefix="vhostblk-", dir="/var/tmp") as name:
         directory = Path(name)
-        with monitored(backend, directory) as client, loaded(directory, options.depth, outcome):
-            # The front-ends connect and get going, what is used first is imported.
-            _ask(client, WARM_UP, Outcome())
-            idle, total = _idle_and_total()
+        with (
+            monitored(backend, directory) as (client, daemon),
+            loaded(directory, options.depth, options.nice, outcome),
+        ):
+            _ask(client, options.warm_up, Outcome())
+            before = _processors(daemon)
             _ask(client, options.seconds, outcome)
-            idle_then, total_then = _idle_and_total()
-            outcome.idle.append((idle_then - idle) / max(total_then - total, 1))
+            after = _processors(daemon)
+            after.subtract(before)
+            outcome.processors.update(after)
 
 
 def _ask(client: Client, seconds: float, outcome: Outcome) -> None:
     until = time.monotonic() + seconds
+    asked: set[str] = set()
     while time.monotonic() < until:
         for subject, commands in SUBJECTS.items():
             begin = time.perf_counter()
             for command, arguments in commands:
                 client.execute(command, arguments)
-            outcome.times.setdefault(subject, []).append(time.perf_counter() - begin)
+            taken = time.perf_counter() - begin
+            outcome.times.setdefault(subject, []).append(taken)
+            if subject not in asked:
+                asked.add(subject)
+                outcome.first[subject] = max(outcome.first.get(subject, 0.0), taken)
         time.sleep(PAUSE)
 
 
 def table(outcomes: dict[str, Outcome]) -> str:
     """Format the results, in milliseconds."""
-    rows = [["command", "daemon", "times", "p50 ms", "p99 ms", "max ms"]]
+    rows = [["milliseconds", "daemon", "times", "first", *SHARES]]
     for subject in SUBJECTS:
         for name, outcome in outcomes.items():
-            shares = (outcome.percentile(subject, share) for share in (0.5, 0.99, 1.0))
+            values = [outcome.first[subject] * 1e3]
+            values += [outcome.percentile(subject, share) for share in SHARES.values()]
             count = str(len(outcome.times[subject]))
-            rows.append([subject, name, count, *(f"{value:.2f}" for value in shares)])
+            rows.append([subject, name, count, *(f"{value:.2f}" for value in values)])
     return format_table(rows)
+
+
+def _beside(outcome: Outcome) -> str:
+    """Say what the processors did meanwhile."""
+    total = max(sum(outcome.processors.values()), 1e-9)
+    return ", ".join(f"{name} {spent / total:.0%}" for name, spent in outcome.processors.items())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -243,14 +276,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DaemonError, BuildError) as error:
         print(f"benchmarks.qmp_latency: {error}", file=sys.stderr)
         return 2
-    print(f"{os.cpu_count()} processors, {EXPORTS} exports with {options.depth} requests each\n")
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(
+        f"{os.cpu_count()} processors (load averages {load}), {EXPORTS} exports with "
+        f"{options.depth} requests each, warm-up {options.warm_up:g} s, front-ends' niceness "
+        f"{options.nice}\n"
+    )
     print(table(outcomes))
     print()
     for backend in backends:
         outcome = outcomes[backend.name]
-        idle = sum(outcome.idle) / len(outcome.idle)
         rate = outcome.requests / outcome.seconds
-        said = f"{rate:,.0f} requests/s, processors idle {idle:.0%}"
+        said = f"{rate:,.0f} requests/s; processors: {_beside(outcome)}"
         print(f"{backend.name}: {said} ({version(backend)})")
     ours = outcomes[backends[0].name]
     worst = max(ours.percentile(subject, 0.99) for subject in SUBJECTS)

@@ -11,6 +11,7 @@ import pytest
 
 from integration.guest import image
 from integration.guest.machine import QEMU, Machine, VhostUserDisk
+from integration.guest.programs import qemu_program
 from integration.guest.server import Export, Program, Server, listen, serve
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def test_a_guest_that_only_reads_shares_the_image_with_readers(directory: Path) 
     disk = image.create(directory / "disk.img", image.MIB)
     with serve(Program.VHOSTBLK, Export(disk, writable=False), directory):
         done = subprocess.run(
-            ["qemu-io", "-r", "-f", "raw", "-c", "read 0 512", disk],
+            [*qemu_program("qemu-io"), "-r", "-f", "raw", "-c", "read 0 512", disk],
             capture_output=True,
             text=True,
             timeout=20,

@@ -13,6 +13,7 @@ from qemu.qmp import ExecuteError
 
 from integration.guest import image
 from integration.guest.monitor import Monitor
+from integration.guest.programs import qemu_program
 from integration.guest.server import Program, Server
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def daemon(program: Program, directory: Path, disk: Path) -> Iterator[Daemon]:
 def qemu_io(disk: Path, command: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run one command of qemu-io."""
     return subprocess.run(
-        ["qemu-io", "-f", "raw", *options, "-c", command, str(disk)],
+        [*qemu_program("qemu-io"), "-f", "raw", *options, "-c", command, str(disk)],
         capture_output=True,
         text=True,
         check=False,
@@ -88,7 +89,7 @@ def qemu_io(disk: Path, command: str, *options: str) -> subprocess.CompletedProc
 def qemu_img(disk: Path, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command of qemu-img."""
     return subprocess.run(
-        ["qemu-img", command, "-f", "raw", str(disk), *arguments],
+        [*qemu_program("qemu-img"), command, "-f", "raw", str(disk), *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -124,7 +125,7 @@ def _read_until(stream: IO[str] | None, words: str) -> None:
 
 def held_by_qemu_io(disk: Path, *options: str) -> Any:
     """Have qemu-io keep the image open."""
-    return held(["qemu-io", "-f", "raw", *options, str(disk)], "length\n", "1 MiB")
+    return held([*qemu_program("qemu-io"), "-f", "raw", *options, str(disk)], "length\n", "1 MiB")
 
 
 def held_by_machine(disk: Path) -> Any:

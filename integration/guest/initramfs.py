@@ -29,11 +29,11 @@ _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 def initramfs(kernel: Kernel) -> Path:
     """Build the archive for `kernel` unless it exists, and give its path."""
-    busybox = _find_program("busybox")
-    programs = {f"sbin/{name}": _find_program(name) for name in PROGRAMS}
+    busybox = find_program("busybox")
+    programs = {f"sbin/{name}": find_program(name) for name in PROGRAMS}
     libraries = {}
     for program in (busybox, *programs.values()):
-        libraries.update(_shared_libraries(program))
+        libraries.update(shared_libraries(program))
     if _MKE2FS_CONF.exists():
         libraries["etc/mke2fs.conf"] = _MKE2FS_CONF
     modules = kernel.load_order()
@@ -62,14 +62,15 @@ def _build(path: Path, files: dict[str, Path], modules: list[Path]) -> None:
     unfinished.replace(path)
 
 
-def _find_program(name: str) -> Path:
+def find_program(name: str) -> Path:
+    """Find a program of this machine; raises HarnessError where it is not installed."""
     found = shutil.which(name, path=_SYSTEM_PATH)
     if found is None:
         raise HarnessError(f"{name} is not installed (scripts/setup installs it)")
     return Path(found)
 
 
-def _shared_libraries(program: Path) -> dict[str, Path]:
+def shared_libraries(program: Path) -> dict[str, Path]:
     """Name in the guest -> file on the host, for what `ldd` says, the dynamic linker included."""
     done = subprocess.run(["ldd", program], capture_output=True, text=True, check=False)
     paths = re.findall(r"(/\S+) \(0x", done.stdout)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from integration.guest.errors import HarnessError
+from integration.guest.programs import qemu_program
 
 _START_TIMEOUT = 10.0
 _STOP_TIMEOUT = 20.0
@@ -36,7 +37,7 @@ class Program(Enum):
         """Give the beginning of the command line."""
         if self is Program.VHOSTBLK:
             return [sys.executable, "-m", "vhostblk"]
-        return [self.value]
+        return qemu_program(self.value)
 
 
 @dataclass(frozen=True)

@@ -332,7 +332,45 @@ def test_auto_read_only_reopens_for_the_first_writer(image: Path, aio: str) -> N
         assert (node.fd, flags_of(fd)) == (fd, os.O_RDWR)
         await write_bytes(writer, 0, b"hello")
         assert image.read_bytes()[:5] == b"hello"
+        second = BlockBackend("second", RW)
+        second.attach(graph, node)
+        await second.detach()
+        assert flags_of(fd) == os.O_RDWR
         await writer.detach()
+        assert (node.fd, flags_of(fd)) == (fd, os.O_RDONLY)
+        assert await read_bytes(backend, 0, 5) == b"hello"
+        writer.attach(graph, node)  # and once more
+        await write_bytes(writer, 0, b"again")
+        await writer.detach()
+        await close(graph, backend)
+        assert image.read_bytes()[:5] == b"again"
+
+    run(main)
+
+
+def test_without_auto_read_only_the_file_stays_open_for_writing(image: Path) -> None:
+    async def main() -> None:
+        graph, node, backend = await open_file(image, Perm.CONSISTENT_READ)
+        assert flags_of(node.fd) == os.O_RDWR
+        writer = BlockBackend("writer", RW)
+        writer.attach(graph, node)
+        await writer.detach()
+        assert flags_of(node.fd) == os.O_RDWR
+        await close(graph, backend)
+
+    run(main)
+
+
+def test_a_writer_leaves_a_file_that_was_replaced(image: Path) -> None:
+    async def main() -> None:
+        graph, node, backend = await open_file(image, Perm.CONSISTENT_READ, auto_read_only=True)
+        writer = BlockBackend("writer", RW)
+        writer.attach(graph, node)
+        image.rename(image.with_suffix(".old"))
+        image.write_bytes(bytes(MIB))
+        await writer.detach()
+        assert flags_of(node.fd) == os.O_RDWR
+        assert await read_bytes(backend, 0, 5) == image.with_suffix(".old").read_bytes()[:5]
         await close(graph, backend)
 
     run(main)

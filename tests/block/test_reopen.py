@@ -111,6 +111,27 @@ def test_direct_takes_effect_with_a_user(disk: dict[str, Any]) -> None:
     run(main)
 
 
+def test_reopening_follows_auto_read_only(disk: dict[str, Any]) -> None:
+    async def main() -> None:
+        graph = Graph()
+        node: Any = await graph.add(options(**disk))
+        modes = []
+        for auto_read_only in (True, False, True):
+            await graph.reopen([options(**disk, auto_read_only=auto_read_only)])
+            modes.append(access_mode(node.fd))
+        assert modes == [os.O_RDONLY, os.O_RDWR, os.O_RDONLY]
+        backend = BlockBackend("", RW)
+        backend.attach(graph, node)
+        await graph.reopen([options(**disk, auto_read_only=False)])
+        await graph.reopen([options(**disk, auto_read_only=True)])
+        assert access_mode(node.fd) == os.O_RDWR
+        await backend.detach()
+        assert access_mode(node.fd) == os.O_RDONLY
+        await graph.close()
+
+    run(main)
+
+
 def test_locks_follow_to_the_new_file(disk: dict[str, Any]) -> None:
     from tests.block.locks import locked_bytes
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from qemu.qmp import EventListener, ExecuteError, QMPClient
 
+from benchmarks.libblkio import debian
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
-#: A Debian 13 root that the benchmarks make, run through its own loader.
-_TRIXIE = ROOT / ".cache/trixie"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,7 @@ class Program:
 
 VHOSTBLK = Program("vhostblk", 0, (sys.executable, "-m", "vhostblk"))
 QEMU_7 = Program("qemu-7", 7, ("qemu-storage-daemon",))
-QEMU_10 = Program(
-    "qemu-10",
-    10,
-    (
-        str(_TRIXIE / "usr/lib64/ld-linux-x86-64.so.2"),
-        "--library-path",
-        str(_TRIXIE / "usr/lib/x86_64-linux-gnu"),
-        str(_TRIXIE / "usr/bin/qemu-storage-daemon"),
-    ),
-)
+QEMU_10 = Program("qemu-10", 10, debian.command(debian.ROOT / "usr/bin/qemu-storage-daemon"))
 
 
 class Session:

@@ -99,6 +99,7 @@ NEW_MEMBERS = Difference(
     "QEMU 7.2 doesn't have all members of the answer yet.", frozenset({7}), _has_all
 )
 NEW_COMMAND = Difference("QEMU 7.2 doesn't have the command.", frozenset({7}))
+NO_INACTIVE_NODES = Difference("QEMU 7.2 can't add inactive nodes.", frozenset({7}))
 VERSION = Difference(
     "Each tells its own version.",
     holds=lambda ours, theirs: ours["return"].keys() == theirs["return"].keys(),

@@ -406,6 +406,27 @@ CHARDEVS = Case(
     ),
 )
 
+_INACTIVE_NODE = {"node-name": "f", "active": False}
+
+INACTIVE = Case(
+    "inactive",
+    tuple(
+        Step(command, arguments, but.NO_INACTIVE_NODES)
+        for command, arguments in (
+            ("blockdev-add", _file(active=False)),
+            ("block-export-add", _export(node_name="f", allow_inactive=True)),
+            ("query-named-block-nodes", {"flat": True}),
+            ("block-export-add", _export(node_name="f", allow_inactive=False)),
+            ("query-named-block-nodes", {"flat": True}),
+            ("blockdev-set-active", _INACTIVE_NODE),
+            ("query-named-block-nodes", {"flat": True}),
+            ("block-export-add", _export("w", node_name="f", writable=True)),
+            ("blockdev-set-active", _INACTIVE_NODE),
+            ("query-named-block-nodes", {"flat": True}),
+        )
+    ),
+)
+
 REST = Case(
     "rest",
     (
@@ -420,5 +441,5 @@ REST = Case(
 
 CASES = (
     *(OBJECTS, EXPORTS, SOCKETS, CLIENTS, CLIENTS_HARD, IOTHREADS, NBD),
-    *(NODES, CHANGES, CHARDEVS, REST),
+    *(NODES, CHANGES, INACTIVE, CHARDEVS, REST),
 )

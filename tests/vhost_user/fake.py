@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,10 @@ class FakeBackend:
         self.failing: dict[str, Exception] = {}
         self.stop_at = 7
         self.channel: BackendChannel | None = None
+        #: Front-ends are served while it is set.
+        self.prepared = asyncio.Event()
+        self.prepared.set()
+        self.preparing = asyncio.Event()
         self.config = bytes(range(60))
         self._num_queues = num_queues
 
@@ -40,6 +45,10 @@ class FakeBackend:
         self.calls.append((name, *arguments))
         if name in self.failing:
             raise self.failing[name]
+
+    async def prepare(self) -> None:
+        self.preparing.set()
+        await self.prepared.wait()
 
     def take_calls(self) -> list[tuple[Any, ...]]:
         """Return the calls since the last time."""

@@ -92,6 +92,24 @@ def running(tmp_path: Path) -> Iterator[Running]:
         yield running
 
 
+def test_messages_wait_until_the_backend_is_prepared(running: Running) -> None:
+    async def turns() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    running.backend.prepared.clear()
+    with running.connect() as connection:
+        connection.send(Request.GET_FEATURES)
+        running.loop.run(running.backend.preparing.wait())
+        running.loop.run(turns())
+        connection.socket.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            connection.socket.recv(1)
+        connection.socket.settimeout(30)
+        running.loop.loop.call_soon_threadsafe(running.backend.prepared.set)
+        assert connection.receive_reply(Request.GET_FEATURES)
+
+
 def conversation(connection: Connection, memory: Memory) -> None:
     """Say everything that a front-end says in normal life."""
     connection.negotiate(FEATURES)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vhostblk.block.iovec import IoVec
     from vhostblk.block.node import BlockNode, Extent
     from vhostblk.engine.extents import ExtentMap
+    from vhostblk.schema.block import IoOperationType
 
 
 class DrainListener(Protocol):
@@ -184,6 +185,14 @@ class BlockBackend:
     def extent_map(self) -> ExtentMap | None:
         """Say what may be done with the storage without asking, until the next drained section."""
         return self.edge.extent_map()
+
+    def report_io_error(self, operation: IoOperationType, code: int) -> None:
+        """Tell monitors that a request of this user failed with an errno; for devices to call.
+
+        The block layer doesn't by itself, as it can't tell what such a failure means.
+        """
+        if self._graph is not None and self._edge is not None:
+            self._graph.report_io_error(self, operation, code)
 
     # Resizing.
 

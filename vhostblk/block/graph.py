@@ -14,6 +14,8 @@ the graph and the change nothing is awaited. What is in use changes inside a dra
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -29,11 +31,13 @@ from vhostblk.block.permissions import Perm
 from vhostblk.block.registry import driver_class, driver_name
 from vhostblk.events import EventBus
 from vhostblk.schema.base import UNSET
-from vhostblk.schema.block import BlockWriteThreshold
+from vhostblk.schema.block import BlockErrorAction, BlockIoError, BlockWriteThreshold
 from vhostblk.trace import points as trace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
+
+    from vhostblk.schema.block import IoOperationType
 
 #: What QEMU takes as an identifier, and its length limit for node names.
 _IDENTIFIER = re.compile(r"[a-zA-Z][a-zA-Z0-9._-]*")
@@ -243,6 +247,19 @@ class Graph:
         task = asyncio.get_running_loop().create_task(self._refresh_maps(node))
         self._refreshing.add(task)
         task.add_done_callback(self._refreshing.discard)
+
+    def report_io_error(self, backend: BlockBackend, operation: IoOperationType, code: int) -> None:
+        """Emit BLOCK_IO_ERROR: a request of a node's user failed with the errno `code`."""
+        data = BlockIoError(
+            qom_path="",  # users of nodes are no QOM objects
+            device=backend.name,
+            node_name=backend.node.node_name,
+            operation=operation,
+            action=BlockErrorAction.REPORT,
+            nospace=code == errno.ENOSPC,
+            reason=os.strerror(code),
+        )
+        self._events.emit("BLOCK_IO_ERROR", data)
 
     async def _refresh_maps(self, node: BlockNode) -> None:
         async with self.drained([node]):

@@ -169,6 +169,12 @@ class BlockNode(ABC):
         Asking for less than before never fails.
         """
 
+    def permissions_applied(self) -> None:  # noqa: B027
+        """Let go of what `granted` does not need; all nodes have got what they asked for.
+
+        Never fails.
+        """
+
     @abstractmethod
     async def preadv(self, offset: int, iov: IoVec) -> None:
         """Fill all of `iov` from `offset`."""

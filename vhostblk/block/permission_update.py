@@ -90,6 +90,8 @@ def update_permissions(
                 node.apply_permissions(perm, outside)
                 node.granted = (perm, outside)
         raise
+    for node, *_ in applied:
+        node.permissions_applied()
     for edge, *_ in edges:
         edge.refresh()
 

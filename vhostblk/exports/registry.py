@@ -44,6 +44,7 @@ async def start_export(options: BlockExportOptions, graph: Graph, iothreads: Iot
     """
     if options.fixed_iothread:
         _check_lane(options)
+    await _activate_node(options, graph)
     backend = _attach_backend(options, graph)
     try:
         tag = options.__struct_config__.tag
@@ -65,10 +66,19 @@ def _check_lane(options: BlockExportOptions) -> None:
         )
 
 
-def _attach_backend(options: BlockExportOptions, graph: Graph) -> BlockBackend:
+async def _activate_node(options: BlockExportOptions, graph: Graph) -> None:
+    """Take the image back from another process; it stays so where the export then fails."""
     node = graph.find(options.node_name)
     if options.writable and node.read_only:
         raise BlockError("Cannot export read-only node as writable")
+    if options.allow_inactive:  # in QEMU, only NBD exports do
+        raise BlockError("Export type does not support inactive exports")
+    if not node.active:
+        await graph.set_active(node.node_name, active=True)
+
+
+def _attach_backend(options: BlockExportOptions, graph: Graph) -> BlockBackend:
+    node = graph.find(options.node_name)
     perm = Perm.CONSISTENT_READ
     shared_outside = Perm.ALL
     if options.writable:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vhostblk.errors import VhostblkError
 from vhostblk.exports.base import Export
+from vhostblk.imports import import_modules
 from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.export import iothread_names
@@ -51,6 +52,18 @@ DEFAULT_QUEUE_SIZE = 128
 
 #: What QEMU's export answers to GET_ID.
 DEFAULT_SERIAL = "vhost_user_blk"
+
+
+#: What is imported with the first front-end, all of it with numpy.
+_MODULES = (
+    "vhostblk.vhost_user.memory",
+    "vhostblk.virtio_blk.config",
+    "vhostblk.virtio_blk.device",
+    "vhostblk.virtio_blk.queue",
+    "vhostblk.virtio_blk.statistics",
+    "vhostblk.virtqueue.split",
+)
+_EXPRESS_MODULE = "vhostblk.virtio_blk.express"
 
 
 class VhostUserBlkExport(Export):
@@ -161,6 +174,11 @@ class VhostUserBlkBackend:
     def num_queues(self) -> int:
         """How many queues a front-end may use."""
         return self._options.num_queues
+
+    async def prepare(self) -> None:
+        """Import what serving takes."""
+        lane = _MODULES if self._lane is Lane.PYTHON else (*_MODULES, _EXPRESS_MODULE)
+        await import_modules(*lane)
 
     def get_config(self, offset: int, size: int) -> bytes:
         """Return a part of the configuration space, zeroes past its end."""

@@ -36,6 +36,8 @@ class BlockExportOptionsBase(QapiStruct, tag_field="type", kw_only=True, frozen=
     writable: bool = False
     #: Flush after every write, whatever the guest asks for.
     writethrough: bool = False
+    #: Leave an inactive node inactive.
+    allow_inactive: bool = False
 
 
 class BlockExportOptionsVhostUserBlk(

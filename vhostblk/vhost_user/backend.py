@@ -66,6 +66,9 @@ class Backend(Protocol):
     def num_queues(self) -> int:
         """How many queues a front-end may use."""
 
+    async def prepare(self) -> None:
+        """Get ready for a front-end, which has connected; nothing else is called before it."""
+
     def get_config(self, offset: int, size: int) -> bytes:
         """Return `size` bytes of configuration space; zeroes past its end."""
 

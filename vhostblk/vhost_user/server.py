@@ -127,6 +127,7 @@ class VhostUserServer:
         decoder = MessageDecoder()
         self.connected = True
         try:
+            await self._backend.prepare()
             while True:
                 for _ in range(_MESSAGES_A_TURN):
                     message = await self._receive(connection, decoder)

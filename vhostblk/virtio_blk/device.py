@@ -11,6 +11,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from vhostblk.block.node import WriteFlags
+from vhostblk.schema.block import IoOperationType
 from vhostblk.virtio_blk.discard import RefusedError, max_payload, parse_segments
 from vhostblk.virtio_blk.layout import ID_BYTES, RequestType, Status
 
@@ -54,6 +55,12 @@ class BlkDevice:
                 return 0
             case _:
                 raise RefusedError(Status.UNSUPP)
+
+    def report_error(self, kind: int, code: int) -> None:
+        """Tell monitors that a request failed with an errno."""
+        read = kind == RequestType.IN
+        operation = IoOperationType.READ if read else IoOperationType.WRITE
+        self.backend.report_io_error(operation, code)
 
     def _identify(self, iov: IoVec) -> int:
         size = min(ID_BYTES, iov.nbytes)

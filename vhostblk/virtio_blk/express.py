@@ -21,6 +21,7 @@ from vhostblk.block.iovec import address_of
 from vhostblk.engine.layouts import STATS
 from vhostblk.engine.maps import encode_map
 from vhostblk.vhost_user.errors import VhostUserError
+from vhostblk.virtio_blk.layout import RequestType
 from vhostblk.virtio_blk.request import BlockRequests
 from vhostblk.virtio_blk.runner import Completed, RequestRunner
 
@@ -100,7 +101,8 @@ class ExpressQueue:
         """Take no more requests, finish those in flight; return the next avail index."""
         self.hold()
         await self.wait_idle()
-        self._uncount()  # no more news will tell
+        self._report_errors()  # no more news will tell
+        self._uncount()
         self._iothread.remove(self._queue)
         next_avail: int = self._lib.vb_queue_free(self._queue)
         self._queue = self._ffi.NULL
@@ -190,7 +192,8 @@ class ExpressQueue:
     # News from the engine.
 
     def engine_news(self) -> None:
-        """Look whether the queue has become idle, or broke."""
+        """Look whether requests failed, the queue has become idle, or broke."""
+        self._report_errors()
         reason = self._lib.vb_queue_broken(self._queue)
         if reason and not self._err_told:
             self._err_told = True
@@ -201,6 +204,13 @@ class ExpressQueue:
             waiting, self._idle = self._idle, []
             for idle in waiting:
                 idle.set_result(None)
+
+    def _report_errors(self) -> None:
+        for kind in (RequestType.IN, RequestType.OUT):
+            code = self._lib.vb_queue_take_error(self._queue, kind == RequestType.OUT)
+            if code:
+                self._log.warning("request failed: %s", os.strerror(code))
+                self._device.report_error(kind, code)
 
     def upcalls(self, records: NDArray[np.void], iovs: NDArray[np.void]) -> None:
         """Run requests that the map does not cover."""

@@ -9,6 +9,7 @@ the loop's next turn, all together.
 from __future__ import annotations
 
 import asyncio
+import errno
 from functools import partial
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, NamedTuple
@@ -159,10 +160,14 @@ class RequestRunner:
             self._log.warning("request failed: %s", error.strerror)
         elif not isinstance(error, RefusedError):
             self._log.error("request failed", exc_info=error)
+        status = status_of(error)
+        if status == Status.IOERR and not isinstance(error, RefusedError):
+            code = error.errno if isinstance(error, OSError) else None
+            self._device.report_error(kind, code or errno.EIO)
         if self._counters is not None:
             self._counters.count_failed(kind)
         head, _, status_addr, _ = outcome
-        self._complete((head, 0, status_addr, status_of(error)))
+        self._complete((head, 0, status_addr, status))
 
     def _complete(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)

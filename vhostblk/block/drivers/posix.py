@@ -97,7 +97,7 @@ class PosixNode(BlockNode):
         node = cls(node_name, options)
         locking = locking_wanted(options.locking)
         # With auto-read-only, `apply_permissions` reopens for the first writer.
-        node._fd_writable = not (options.read_only or options.auto_read_only)
+        node._fd_writable = _opened_for_writing(options, Perm.NONE)
         node.fd = node._open_file(writable=node._fd_writable, direct=node.direct)
         try:
             node._check_type(os.fstat(node.fd))
@@ -167,23 +167,32 @@ class PosixNode(BlockNode):
         return name
 
     def apply_permissions(self, perm: Perm, shared: Perm) -> None:
-        if perm & _WRITERS:
-            if self._new_fd >= 0 and not self._new_fd_writable:
+        if _opened_for_writing(self.options, perm):
+            if self._new_fd < 0 and not self._fd_writable:
+                self._reopen(writable=True)
+            elif self._new_fd >= 0 and not self._new_fd_writable:
                 self._open_new(self.options, writable=True)
-            elif self._new_fd < 0 and not self._fd_writable:
-                self._reopen_writable()
         if self._lock is not None:
             self._lock.acquire(perm, shared)
 
-    def _reopen_writable(self) -> None:
+    def permissions_applied(self) -> None:
+        needed = _opened_for_writing(self.options, self.granted[0])
+        if needed or not self._fd_writable or self._new_fd >= 0:
+            return
+        try:
+            self._reopen(writable=False)
+        except BlockError:
+            pass  # the file has another name, say: what is open serves as well
+
+    def _reopen(self, *, writable: bool) -> None:
         """Replace what the descriptor refers to; requests in flight keep the old open file."""
-        fd = self._open_file(writable=True, direct=self.direct)
+        fd = self._open_file(writable=writable, direct=self.direct)
         try:
             self._check_same(fd)
             if self._lock is not None:
                 self._lock.transfer(fd)
             os.dup2(fd, self.fd, inheritable=False)
-            self._fd_writable = True
+            self._fd_writable = writable
             if self._lock is not None:
                 self._lock.set_fd(self.fd)
         finally:
@@ -198,7 +207,7 @@ class PosixNode(BlockNode):
     # Reopening with other options.
 
     def prepare_reopen(self, options: Any) -> None:
-        writable = not options.read_only and (self._fd_writable or not options.auto_read_only)
+        writable = _opened_for_writing(options, self.granted[0])
         if writable != self._fd_writable or options.cache.direct != self.direct:
             self._open_new(options, writable=writable)
 
@@ -230,6 +239,7 @@ class PosixNode(BlockNode):
         self.direct = self.options.cache.direct
         self._inline = self._inline_reader()
         self._inspect()
+        self.permissions_applied()
 
     def abort_reopen(self) -> None:
         if self._new_fd >= 0:
@@ -396,3 +406,10 @@ class PosixNode(BlockNode):
         except OSError as error:
             raise OSError(error.errno, f"Failed to resize the file: {error.strerror}") from error
         self._size = self._read_size()
+
+
+def _opened_for_writing(options: Any, perm: Perm) -> bool:
+    """Tell how the file of a node is opened whose users take `perm`."""
+    if options.read_only:
+        return False
+    return bool(perm & _WRITERS) or not options.auto_read_only

@@ -76,7 +76,7 @@ static void finish_mapped(struct vb_slot *slot, int64_t result)
         vb_slot_complete(slot, VB_S_OK,
                          slot->request.type == VB_T_IN ? slot->request.length : 0);
     else
-        vb_slot_complete(slot, result == -EOPNOTSUPP ? VB_S_UNSUPP : VB_S_IOERR, 0);
+        vb_slot_fail(slot, (int)-result);
 }
 
 static void zero_segments(const struct iovec *iovs, uint32_t count)

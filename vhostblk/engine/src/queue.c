@@ -53,6 +53,19 @@ void vb_slot_complete(struct vb_slot *slot, uint8_t status, uint64_t written)
     slot->state = VB_SLOT_FREE;
 }
 
+void vb_slot_fail(struct vb_slot *slot, int error)
+{
+    struct vb_queue *queue = slot->queue;
+
+    if (error == EOPNOTSUPP) {
+        vb_slot_complete(slot, VB_S_UNSUPP, 0);
+        return;
+    }
+    __atomic_store_n(&queue->errors[slot->request.type != VB_T_IN], error, __ATOMIC_RELEASE);
+    vb_iothread_signal(queue->iothread);
+    vb_slot_complete(slot, VB_S_IOERR, 0);
+}
+
 static void count_inline(struct vb_queue *queue)
 {
     uint64_t ns = 0;
@@ -312,6 +325,11 @@ uint32_t vb_queue_mapped_in_flight(struct vb_queue *queue)
 const char *vb_queue_broken(struct vb_queue *queue)
 {
     return __atomic_load_n(&queue->broken, __ATOMIC_ACQUIRE);
+}
+
+int vb_queue_take_error(struct vb_queue *queue, int write)
+{
+    return __atomic_exchange_n(&queue->errors[write != 0], 0, __ATOMIC_ACQ_REL);
 }
 
 void vb_queue_set_call(struct vb_queue *queue, int fd)

@@ -34,6 +34,10 @@ uint32_t vb_queue_in_flight(struct vb_queue *queue);
 /* Why the ring is broken, or NULL. */
 const char *vb_queue_broken(struct vb_queue *queue);
 
+/* The errno with which file I/O last failed since this was last called; 0: it has not. `write` asks
+ * of all that is not a read. Failures signal the upcall fd. Takes no lock. */
+int vb_queue_take_error(struct vb_queue *queue, int write);
+
 /* -1: none. Setting the call fd signals it: the change may have swallowed a notification. */
 void vb_queue_set_call(struct vb_queue *queue, int fd);
 void vb_queue_set_err(struct vb_queue *queue, int fd);

@@ -78,6 +78,7 @@ struct vb_queue {
     bool write_through;
     bool kicks_enabled;
     const char *broken; /* set under the lock, read without */
+    int errors[2];      /* likewise: errno of a failed read, and of another failed request */
     struct vb_stats stats;
 };
 
@@ -101,6 +102,9 @@ void vb_run_finish(struct vb_queue *queue);
 
 /* Answer a request. `written`: bytes written to its data segments. */
 void vb_slot_complete(struct vb_slot *slot, uint8_t status, uint64_t written);
+
+/* Answer a request whose file I/O failed with an errno, and have Python told. */
+void vb_slot_fail(struct vb_slot *slot, int error);
 
 /* Hand a request to Python: `upcall.c`. */
 void vb_slot_go_up(struct vb_slot *slot);
