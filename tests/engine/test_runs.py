@@ -273,9 +273,9 @@ def test_memory_that_faults_in_the_middle_of_a_run(disk: int, io: str, kind: int
         if kind == IN:
             check_reads(wishes[:2] + wishes[3:], made[:2] + made[3:])
         else:
-            data = [bytes(wish.data) for wish in wishes]
-            data[2] = CONTENT[8192:12288]
-            assert os.pread(disk, 20480, 0) == b"".join(data)
+            written = [bytes(wish.data) for wish in wishes]
+            written[2] = CONTENT[8192:12288]
+            assert os.pread(disk, 20480, 0) == b"".join(written)
 
 
 def host_address(rig: Rig, guest_addr: int) -> int:
@@ -347,7 +347,7 @@ def test_any_sweep_is_some_order_of_its_requests(sweeps: list[Any], buffered: bo
         extents = linear(fd, buffered=buffered, size=SECTORS * 512)
         queue = rig.queue(extents, size=128, device_size=SECTORS * 512)
         for requests in sweeps:
-            wishes = []
+            wishes: list[Wish] = []
             for kind, sector, count, follow, seed in requests:
                 last = wishes[-1] if wishes and follow else None
                 if last is not None:

@@ -65,6 +65,18 @@ class Served:
 
         return self._loop.run(wait())
 
+    def put_in_place(self, path: Path, flags: int) -> None:
+        """Have the node's descriptor refer to another open file; nobody holds the former one."""
+
+        async def replace() -> None:
+            node = self.daemon.graph.find("disk")
+            async with self.daemon.graph.drained([node]):
+                other = os.open(path, flags | os.O_CLOEXEC)
+                os.dup2(other, node.fd, inheritable=False)  # type: ignore[attr-defined]
+                os.close(other)
+
+        self._loop.run(replace())
+
 
 def serve(tmp_path: Path, blockdev: dict[str, Any]) -> Iterator[Served]:
     address = {"type": "unix", "path": str(tmp_path / "e.sock")}
@@ -105,27 +117,20 @@ def failure(operation: str, reason: str, *, nospace: bool = False) -> dict[str, 
     }
 
 
-def test_a_file_that_fails(served: Served, tmp_path: Path, image: Path) -> None:
+def test_a_file_that_fails(served: Served, image: Path) -> None:
     driver = served.driver
-    fd = served.daemon.graph.find("disk").fd  # type: ignore[attr-defined]
-
-    def put_in_place(flags: int) -> None:
-        other = os.open(image, flags | os.O_CLOEXEC)
-        os.dup2(other, fd, inheritable=False)
-        os.close(other)
-
-    put_in_place(os.O_RDONLY)
+    served.put_in_place(image, os.O_RDONLY)
     with pytest.raises(RequestError):
         driver.write(0, b"x" * 512)
     assert served.take() == [failure("write", "Bad file descriptor")]
     with pytest.raises(RequestError):
         driver.write_zeroes((0, 4096))
     assert served.take() == [failure("write", "Bad file descriptor")]
-    put_in_place(os.O_WRONLY)
+    served.put_in_place(image, os.O_WRONLY)
     with pytest.raises(RequestError):
         driver.read(0, 512)
     assert served.take() == [failure("read", "Bad file descriptor")]
-    put_in_place(os.O_RDWR)
+    served.put_in_place(image, os.O_RDWR)
     driver.write(0, b"x" * 512)
     assert driver.read(0, 512) == b"x" * 512
     driver.flush()
