@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vhostblk.engine.buckets import READ, WRITE, Budget, LeakyBuckets
+from vhostblk.engine.budget import make_budget
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 SECOND = 10**9
 
@@ -89,13 +90,13 @@ _steps = st.lists(
     max_size=60,
 )
 
-budgets = pytest.mark.parametrize("make", [LeakyBuckets])
+budgets = pytest.mark.parametrize("make", [LeakyBuckets, make_budget], ids=["python", "engine"])
 
 
 @budgets
 @given(st.lists(_rate(), min_size=6, max_size=6), st.sampled_from([0, 512, 5000]), _steps)
 def test_requests_go_when_qemus_rules_let_them(
-    make: type[Budget], rates: Rates, unit: int, steps: Sequence[tuple[int, int, int]]
+    make: Callable[[], Budget], rates: Rates, unit: int, steps: Sequence[tuple[int, int, int]]
 ) -> None:
     exact = ExactBuckets(rates, unit)
     budget = make()
@@ -118,7 +119,7 @@ def test_requests_go_when_qemus_rules_let_them(
     [((1000, 0, 1), 512, 10_100), ((1000, 5000, 2), 512, 20_000), ((3, 0, 1), 1, 31)],
 )
 def test_so_much_goes_in_ten_seconds(
-    make: type[Budget], rate: tuple[int, int, int], size: int, total: int
+    make: Callable[[], Budget], rate: tuple[int, int, int], size: int, total: int
 ) -> None:
     budget = make()
     budget.configure([(0, 0, 1)] * 3 + [rate] + [(0, 0, 1)] * 2, 0, 0)
@@ -131,7 +132,7 @@ def test_so_much_goes_in_ten_seconds(
 
 
 @budgets
-def test_what_goes_in_any_case_counts(make: type[Budget]) -> None:
+def test_what_goes_in_any_case_counts(make: Callable[[], Budget]) -> None:
     budget = make()
     budget.configure([(1000, 0, 1)] + [(0, 0, 1)] * 5, 0, 0)
     budget.charge(READ, 1100, False)
@@ -141,7 +142,7 @@ def test_what_goes_in_any_case_counts(make: type[Budget]) -> None:
 
 
 @budgets
-def test_a_clock_that_stands_or_goes_back_leaks_nothing(make: type[Budget]) -> None:
+def test_a_clock_that_stands_or_goes_back_leaks_nothing(make: Callable[[], Budget]) -> None:
     budget = make()
     budget.configure([(1000, 0, 1)] + [(0, 0, 1)] * 5, 0, SECOND)
     budget.charge(READ, 1100, False)
@@ -151,7 +152,7 @@ def test_a_clock_that_stands_or_goes_back_leaks_nothing(make: type[Budget]) -> N
 
 
 @budgets
-def test_no_limit_no_wait(make: type[Budget]) -> None:
+def test_no_limit_no_wait(make: Callable[[], Budget]) -> None:
     budget = make()
     for _ in range(1000):
         assert budget.take(READ, 1 << 30, 0, False) == 0

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 from vhostblk.block.completion import Completion
 from vhostblk.block.errors import BlockError
-from vhostblk.engine.buckets import READ, WRITE, LeakyBuckets
+from vhostblk.engine.buckets import READ, WRITE
+from vhostblk.engine.budget import make_budget
 from vhostblk.engine.timer import make_timer
 from vhostblk.schema.throttle import rates_of, unit_of
 
 if TYPE_CHECKING:
-    from vhostblk.engine.buckets import Budget
     from vhostblk.schema.throttle import ThrottleLimits
 
 
@@ -32,7 +32,7 @@ class ThrottleGroup:
 
     def __init__(self, name: str, limits: ThrottleLimits) -> None:
         self.name = name
-        self.budget: Budget = LeakyBuckets()
+        self.budget = make_budget()
         self._members: set[ThrottleMember] = set()
         #: By direction: members with requests that wait, the next one to have its turn first.
         self._turns: tuple[deque[ThrottleMember], ...] = (deque(), deque())

@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vhostblk.engine import load
+from vhostblk.errors import VhostblkError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,8 +28,46 @@ class Timer(Protocol):
 
 
 def make_timer(callback: Callable[[], object]) -> Timer:
-    """Make the best timer that there is."""
-    return LoopTimer(callback)
+    """Make the best timer that there is; raises VhostblkError."""
+    engine = load()
+    return LoopTimer(callback) if engine is None else PreciseTimer(engine.lib, callback)
+
+
+class PreciseTimer:
+    """A timer of the system's, good to some microseconds (`src/timer.c`)."""
+
+    def __init__(self, lib: Any, callback: Callable[[], object]) -> None:
+        self._lib = lib
+        self._callback = callback
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._fd: int = lib.vb_timer_new()
+        if self._fd < 0:
+            raise VhostblkError(f"can't make a timer: {os.strerror(-self._fd)}")
+
+    def set(self, wait: int) -> None:
+        """Call back in `wait` ns."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._loop.add_reader(self._fd, self._expired)
+        self._lib.vb_timer_set(self._fd, max(wait, 1))
+
+    def _expired(self) -> None:
+        try:
+            os.read(self._fd, 8)
+        except BlockingIOError:  # cancelled or set again meanwhile
+            return
+        self._callback()
+
+    def cancel(self) -> None:
+        """Don't call back."""
+        if self._loop is not None:
+            self._lib.vb_timer_set(self._fd, 0)
+
+    def close(self) -> None:
+        """Cancel, and close the descriptor."""
+        if self._loop is not None:
+            self._loop.remove_reader(self._fd)
+        os.close(self._fd)
 
 
 class LoopTimer:

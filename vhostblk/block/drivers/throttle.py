@@ -10,16 +10,20 @@ and a discard that it ignores not at all.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.filter import FilterNode
 from vhostblk.block.node import WriteFlags
 from vhostblk.engine.buckets import READ, WRITE
+from vhostblk.engine.budget import EngineBudget
+from vhostblk.engine.extents import Treatment
 
 if TYPE_CHECKING:
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
     from vhostblk.block.throttle_group import ThrottleGroup, ThrottleGroups, ThrottleMember
+    from vhostblk.engine.extents import ExtentMap
 
 
 class ThrottleNode(FilterNode):
@@ -83,6 +87,16 @@ class ThrottleNode(FilterNode):
         if turn is not None:
             await turn
         await self._file.pdiscard(offset, length)
+
+    def extent_map(self) -> ExtentMap | None:
+        """Let others do what the budget allows; where the node below has one, too, nothing.
+
+        Zero writes and discards are asked, so that they are accounted for here.
+        """
+        below, budget = self._file.extent_map(), self._member.group.budget
+        if below is None or below.budget is not None or not isinstance(budget, EngineBudget):
+            return None
+        return replace(below, budget=budget, zero_range=False, discard=Treatment.ASK)
 
     async def close(self) -> None:
         self._member.leave()
