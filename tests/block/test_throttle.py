@@ -14,6 +14,7 @@ from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
 from vhostblk.block.iovec import IoVec
+from vhostblk.engine.extents import Treatment
 from vhostblk.schema.options import object_options
 from vhostblk.schema.throttle import ThrottleGroupProperties, initial_limits
 
@@ -308,6 +309,23 @@ def test_a_group_is_in_use_while_it_has_nodes(clock: Clock) -> None:
         await backend.detach()
         await bench.graph.remove("a")
         assert [*seen, bench.group.in_use] == [False, True, False]
+
+    bench(test)
+
+
+def test_others_may_do_what_the_budget_allows(clock: Clock) -> None:
+    pytest.importorskip("vhostblk.engine._engine")
+
+    async def test(bench: Bench) -> None:
+        backend = await bench.add("a", discard="unmap")
+        extents = backend.extent_map()
+        assert extents is not None
+        assert extents.budget is bench.group.budget
+        # What is neither a read nor a write has to be asked to be accounted for.
+        assert (extents.zero_range, extents.discard) == (False, Treatment.ASK)
+        upper = {"driver": "throttle", "node_name": "u", "file": "a", "throttle_group": "g"}
+        assert (await bench.graph.add(options(**upper))).extent_map() is None
+        await bench.graph.remove("u")
 
     bench(test)
 

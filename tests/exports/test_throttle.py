@@ -53,6 +53,16 @@ class Disks:
         assert all(request.status == UNSET for request in waiting)
         return waiting
 
+    async def start_waiting_then_lift(self) -> list[Pending]:
+        """Have requests wait, and let them go by lifting the limit."""
+        waiting = await self.start_waiting()
+        self.group.set_limits(UNLIMITED)
+        return waiting
+
+    def upcalls(self) -> object:
+        """Count the first disk's requests that the engine has handed up."""
+        return self.fronts[0].device.statistics()[0]["upcalls"]
+
     def waiting(self, disk: int) -> list[object]:
         node = self.graph.find(f"disk{disk}")
         return list(node._member.waiting[0])  # type: ignore[attr-defined]
@@ -90,8 +100,7 @@ def run(test: Callable[[Disks], Awaitable[None]], count: int = 1) -> None:
 
 def test_requests_wait_and_go_when_the_limit_is_lifted() -> None:
     async def test(made: Disks) -> None:
-        waiting = await made.start_waiting()
-        made.group.set_limits(UNLIMITED)
+        waiting = await made.start_waiting_then_lift()
         await made.done(*waiting, made.read())
 
     run(test)
@@ -126,6 +135,20 @@ def test_the_memory_table_changes_without_waiting_for_the_limit() -> None:
         waiting = await made.start_waiting()
         await made.fronts[0].connect()
         assert all(request.status == Status.OK for request in waiting)
+
+    run(test)
+
+
+def test_the_engine_goes_on_when_nobody_waits_any_more() -> None:
+    async def test(made: Disks) -> None:
+        await made.done(*await made.start_waiting_then_lift())
+        ring = made.fronts[0].rings[0]
+        ring.poll()
+        made.group.set_limits(changed_limits(UNLIMITED, ThrottleLimits(iops_total=10**6)))
+        before = made.upcalls()
+        for _ in range(4):
+            await made.done(made.read())
+        assert made.upcalls() == before
 
     run(test)
 

@@ -53,7 +53,7 @@ class ThrottleGroup:
             self._serve(direction)
 
     def close(self) -> None:
-        """Release everything; there are no members."""
+        """Release everything; no request waits."""
         for timer in self._timers:
             timer.close()
 
@@ -196,6 +196,7 @@ class ThrottleGroups:
         group.close()
 
     def close(self) -> None:
-        """Forget all groups."""
-        for name in list(self._groups):
-            self.remove(name)
+        """Forget all groups; no request waits."""
+        for group in self._groups.values():
+            group.close()
+        self._groups.clear()
