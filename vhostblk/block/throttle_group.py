@@ -26,6 +26,10 @@ from vhostblk.schema.throttle import rates_of, unit_of
 if TYPE_CHECKING:
     from vhostblk.schema.throttle import ThrottleLimits
 
+#: The shortest wait, in ns. At high rates several requests then go each time that a timer expires,
+#: which costs less than a timer for each; the rate is the same, as the buckets leak meanwhile.
+SLACK = 200_000
+
 
 class ThrottleGroup:
     """One group; `limits` are complete."""
@@ -87,7 +91,7 @@ class ThrottleGroup:
             wait = self.budget.take(direction, size, monotonic_ns(), False)
             if not wait:
                 return None
-            self._timers[direction].set(wait)
+            self._timers[direction].set(max(wait, SLACK))
         turn: Completion[None] = Completion()
         waiting = member.waiting[direction]
         if not waiting:
@@ -123,7 +127,7 @@ class ThrottleGroup:
             others = len(turns) > 1 or len(waiting) > 1
             wait = self.budget.take(direction, size, monotonic_ns(), others)
             if wait:
-                self._timers[direction].set(wait)
+                self._timers[direction].set(max(wait, SLACK))
                 break
             waiting.popleft()
             turns.popleft()
