@@ -46,12 +46,16 @@ class Backend:
 
 @dataclass(frozen=True)
 class Disk:
-    """What a daemon is to serve: the options of its block node without name and aio."""
+    """What a daemon is to serve: the options of its block node without name and aio.
+
+    `objects` are those that the node refers to.
+    """
 
     driver: str
     options: tuple[str, ...] = ()
     writable: bool = True
     queues: int = 1
+    objects: tuple[str, ...] = ()
 
 
 @dataclass
@@ -148,6 +152,8 @@ def version(backend: Backend) -> str:
 
 def _arguments(backend: Backend, disk: Disk, sockets: Sequence[Path]) -> list[str]:
     arguments = ["--object", "iothread,id=io0"] if backend.iothread else []
+    for definition in disk.objects:
+        arguments += ["--object", definition]
     for number, path in enumerate(sockets):
         node = [f"driver={disk.driver}", f"node-name=disk{number}", *disk.options]
         if backend.aio and disk.driver == "file":

@@ -38,6 +38,7 @@ struct world {
     struct vb_iothread iothread;
     struct vb_queue *queue;
     struct vb_extent_map map;
+    struct vb_budget *budget;
     uint64_t table[64];
     int32_t flush_error;
     uint32_t size; /* of the ring */
@@ -47,6 +48,14 @@ struct world {
     uint16_t up[256];
     unsigned up_count;
 };
+
+/* A few requests, and then everything goes up. */
+static void fill_budget(struct world *world)
+{
+    struct vb_rate rates[6] = {[3] = {.avg = 1, .max = 4, .length = 1}};
+
+    vb_budget_configure(world->budget, rates, 512, vb_now());
+}
 
 static void choose_map(struct world *world)
 {
@@ -64,8 +73,10 @@ static void choose_map(struct world *world)
         .cluster_bits = 12,
         .flush_error = kind & 64 ? &world->flush_error : NULL,
         .table = world->table,
+        .budget = kind & 8 ? world->budget : NULL,
     };
     stub.fd = map->fd;
+    fill_budget(world);
     stub.alignment = map->alignment;
     stub.file_begin = map->kind == VB_EXTENT_TABLE ? 0 : map->offset;
     stub.file_end = map->kind == VB_EXTENT_TABLE ? 257 << 12 : map->offset + map->size;
@@ -340,6 +351,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     CHECK(world.queue);
     if (shape & 128)
         vb_queue_set_call(world.queue, CALL_FD);
+    world.budget = vb_budget_new();
+    CHECK(world.budget);
     choose_map(&world);
     vb_queue_release(world.queue);
     while (input.left)
@@ -347,6 +360,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     finish(&world);
     audit(&world, &config.ring);
     vb_queue_free(world.queue);
+    vb_budget_free(world.budget);
     free(world.iothread.queues);
     free(desc);
     free(world.avail);

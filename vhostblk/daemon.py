@@ -36,12 +36,14 @@ from vhostblk.exports.registry import start_export
 from vhostblk.exports.totals import total
 from vhostblk.schema.control import MonitorMode
 from vhostblk.schema.export import BlockExportDeleted, iothread_names
+from vhostblk.schema.objects import IothreadProperties
 from vhostblk.schema.options import (
     blockdev_options,
     export_options,
     monitor_options,
     object_options,
 )
+from vhostblk.schema.throttle import ThrottleGroupProperties, initial_limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -143,22 +145,35 @@ class Daemon:
                 f"attempt to add duplicate property '{checked.id}' to object (type 'container')"
             )
         self._objects[checked.id] = checked
-        self._iothreads.define(checked.id, _iothread_options(checked))
+        if isinstance(checked, IothreadProperties):
+            self._iothreads.define(checked.id, _iothread_options(checked))
+        else:
+            self.graph.throttle_groups.add(checked.id, initial_limits(checked))
 
     def remove_object(self, object_id: str) -> None:
-        """Remove an object that no export uses."""
-        if object_id not in self._objects:
+        """Remove an object that no export and no node uses."""
+        options = self._objects.get(object_id)
+        if options is None:
             raise VhostblkError(f"object '{object_id}' not found")
-        for entry in self._exports.values():
-            if object_id in iothread_names(entry.options):
-                raise VhostblkError(f"object '{object_id}' is in use, can not be deleted")
+        if self._is_in_use(options):
+            raise VhostblkError(f"object '{object_id}' is in use, can not be deleted")
         del self._objects[object_id]
-        self._iothreads.remove(object_id)
+        if isinstance(options, IothreadProperties):
+            self._iothreads.remove(object_id)
+        else:
+            self.graph.throttle_groups.remove(object_id)
+
+    def _is_in_use(self, options: ObjectOptions) -> bool:
+        if isinstance(options, ThrottleGroupProperties):
+            return self.graph.throttle_groups.find(options.id).in_use
+        return any(options.id in iothread_names(entry.options) for entry in self._exports.values())
 
     def set_object_property(self, object_id: str, name: str, value: object) -> None:
-        """Change a property of an object."""
+        """Change a property of an iothread."""
         former = self._objects[object_id]
+        assert isinstance(former, IothreadProperties)
         changed = object_options({**msgspec.to_builtins(former), name: value})
+        assert isinstance(changed, IothreadProperties)
         self._objects[object_id] = changed
         self._iothreads.change(object_id, _iothread_options(changed))
 
@@ -167,12 +182,7 @@ class Daemon:
         from vhostblk.qom import QomObject, chardev_object
 
         objects = {
-            object_id: QomObject(
-                "iothread",
-                read=msgspec.to_builtins(options).__getitem__,
-                write=partial(self.set_object_property, object_id),
-            )
-            for object_id, options in self._objects.items()
+            object_id: self._show_object(options) for object_id, options in self._objects.items()
         }
         chardevs = {device.label: chardev_object(device) for device in self.chardevs}
         return QomObject(
@@ -182,6 +192,17 @@ class Daemon:
                 "objects": QomObject("container", objects),
                 "chardevs": QomObject("container", chardevs),
             },
+        )
+
+    def _show_object(self, options: ObjectOptions) -> QomObject:
+        from vhostblk.qom import QomObject, throttle_group_object
+
+        if isinstance(options, ThrottleGroupProperties):
+            return throttle_group_object(self.graph.throttle_groups.find(options.id))
+        return QomObject(
+            "iothread",
+            read=msgspec.to_builtins(options).__getitem__,
+            write=partial(self.set_object_property, options.id),
         )
 
     async def add_blockdev(self, options: Options) -> BlockNode:
@@ -338,6 +359,7 @@ class Daemon:
             self._monitors.close()  # only now: clients are told of the exports
             self._monitors = None
         await self.chardevs.close()
+        self.graph.throttle_groups.close()
         self._iothreads.close()
         self._objects.clear()
         for other in errors[1:]:
@@ -353,7 +375,7 @@ class Daemon:
             logger.error("while closing: %s", error)
 
 
-def _iothread_options(options: ObjectOptions) -> IothreadOptions:
+def _iothread_options(options: IothreadProperties) -> IothreadOptions:
     return IothreadOptions(
         poll_max_ns=options.poll_max_ns,
         poll_grow=options.poll_grow,

@@ -20,10 +20,14 @@ import msgspec
 
 from vhostblk.chardev.registry import BACKENDS
 from vhostblk.errors import VhostblkError
+from vhostblk.schema.base import QapiStruct
+from vhostblk.schema.convert import from_json
+from vhostblk.schema.throttle import UNLIMITED, ThrottleLimits, changed_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from vhostblk.block.throttle_group import ThrottleGroup
     from vhostblk.chardev.base import Chardev
 
 
@@ -67,6 +71,11 @@ class QomType:
 _EVENT_LOOP = {"thread-pool-min": "int", "aio-max-batch": "int", "thread-pool-max": "int"}
 _IOTHREAD = {"poll-max-ns": "int", "poll-grow": "int", "poll-shrink": "int"}
 
+_THROTTLE_GROUP = {
+    **{f"x-{name}": "int" for name in UNLIMITED.__struct_encode_fields__},
+    "limits": "ThrottleLimits",
+}
+
 #: All types by name.
 TYPES: dict[str, QomType] = {
     kind.name: kind
@@ -77,6 +86,7 @@ TYPES: dict[str, QomType] = {
         QomType("user-creatable", "interface", abstract=True),
         QomType("event-loop-base", "object", True, "user-creatable", _EVENT_LOOP),
         QomType("iothread", "event-loop-base", properties=_IOTHREAD),
+        QomType("throttle-group", "object", False, "user-creatable", _THROTTLE_GROUP),
         QomType("chardev", abstract=True),
         QomType("chardev-fd", "chardev", abstract=True),
         QomType("chardev-file", "chardev-fd"),
@@ -229,3 +239,28 @@ def _socket_property(device: Chardev, name: str) -> object:
         if (value := getattr(address, info.name)) != info.default
     }
     return {"type": kind, **given}
+
+
+# Throttle groups.
+
+
+class _LimitsProperty(QapiStruct, kw_only=True, frozen=True):
+    """The property that is a struct, under its name, which messages tell."""
+
+    limits: ThrottleLimits
+
+
+def throttle_group_object(group: ThrottleGroup) -> QomObject:
+    """Show a throttle group."""
+
+    def read(name: str) -> object:
+        limits = msgspec.to_builtins(group.limits)
+        return limits if name == "limits" else limits[name.removeprefix("x-")]
+
+    def write(name: str, value: object) -> None:
+        if name != "limits":
+            raise PropertyError("Property cannot be set after initialization")
+        change = from_json(_LimitsProperty, {name: value}).limits
+        group.set_limits(changed_limits(group.limits, change))
+
+    return QomObject("throttle-group", read=read, write=write)

@@ -23,6 +23,7 @@ from vhostblk.virtio_blk.features import Feature
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from vhostblk.block.node import BlockNode
     from vhostblk.vhost_user.backend import RegionDescription
 
 #: The smallest set that a modern driver acknowledges.
@@ -44,7 +45,7 @@ def export_options(**members: Any) -> BlockExportOptionsVhostUserBlk:
 
 
 def make_backend(
-    node: HandNode | None = None, iothreads: Iothreads | None = None, **members: Any
+    node: BlockNode | None = None, iothreads: Iothreads | None = None, **members: Any
 ) -> VhostUserBlkBackend:
     """Make the device of an export, with nothing connected."""
     options = export_options(**members)
@@ -61,8 +62,9 @@ def handed_over(regions: Sequence[RegionDescription]) -> list[RegionDescription]
 class Frontend:
     """One front-end with its memory and queues."""
 
-    def __init__(self, node: HandNode, **members: Any) -> None:
-        self.node = node
+    def __init__(self, node: BlockNode, **members: Any) -> None:
+        #: Most tests have a `HandNode` here.
+        self.node: Any = node
         self.memory = Memory(((0, 256 * 1024), (1 << 32, 2 * MIB)))
         self.rings = [DriverRing(self.memory, 16) for _ in range(2)]
         self.iothreads = Iothreads()
@@ -118,12 +120,13 @@ class Frontend:
 
 
 @asynccontextmanager
-async def frontend(node: HandNode | None = None, **members: Any) -> AsyncIterator[Frontend]:
+async def frontend(node: BlockNode | None = None, **members: Any) -> AsyncIterator[Frontend]:
     """Run a front-end, and let it leave."""
     front = Frontend(node or HandNode(), **members)
     try:
         yield front
-        front.node.finish_all()
+        if isinstance(front.node, HandNode):
+            front.node.finish_all()
         await front.device.reset()
     finally:
         front.close()

@@ -64,6 +64,20 @@ def _raw(name: str = "r", **members: Any) -> dict[str, Any]:
     return {"driver": "raw", "node-name": name, "file": "f", **_wire(members)}
 
 
+def _group(name: str = "g", **members: Any) -> dict[str, Any]:
+    return {"qom-type": "throttle-group", "id": name, **_wire(members)}
+
+
+def _throttle(name: str = "t", **members: Any) -> dict[str, Any]:
+    return {
+        "driver": "throttle",
+        "node-name": name,
+        "file": "n",
+        "throttle-group": "g",
+        **_wire(members),
+    }
+
+
 def _wire(members: dict[str, Any]) -> dict[str, Any]:
     return {name.replace("_", "-"): value for name, value in members.items()}
 
@@ -165,7 +179,92 @@ OBJECTS = Case(
         Step("object-del", {"id": "io"}),
         Step("object-del", {}),
         Step("qom-list", {"path": "/objects"}),
-        Step("object-add", _object(qom_type="throttle-group", id="x"), but.NOT_YET),
+        Step("object-add", _object(qom_type="secret", id="x"), but.NOT_YET),
+    ),
+)
+
+THROTTLE = Case(
+    "throttle",
+    (
+        Step("object-add", _group(limits={"iops-total": 100, "bps-read": 10**6})),
+        Step("object-add", _group()),
+        _get("g", "limits"),
+        _get("g", "x-iops-total"),
+        _get("g", "x-iops-size"),
+        _get("g", "bogus"),
+        _set("g", "x-iops-total", 5),
+        _set("g", "x-iops-total", "5"),
+        *(
+            _set("g", "limits", limits)
+            for limits in (
+                {"iops-total": 50, "iops-total-max": 60, "iops-total-max-length": 2},
+                {"iops-total-max-length": 0},
+                {"iops-total-max-length": -1},
+                {"iops-total-max-length": 2**32},
+                {"iops-total-max-length": 2**32 - 1},
+                {"iops-total-max": 10**15, "iops-total-max-length": 2},
+                {"iops-total-max": 0},
+                {"iops-total": -1},
+                {"iops-total": 10**15 + 1},
+                {"iops-total": 0},
+                {"iops-read": 1},
+                {"bps-total": 1},
+                {"bps-write-max": 1},
+                {"bps-write": 7, "bps-write-max": 6},
+                {"bps-write": 7, "bps-write-max": 7, "bps-total-max": 9},
+                {"bps-read-max-length": 2},
+                {"iops-size": -1},
+                {"iops-size": 4096},
+                {"iops-total": 0, "iops-total-max": 0, "iops-total-max-length": 1},
+                {"bogus": 1},
+                {"iops-total": "1"},
+                {"iops-total": 1.5},
+                {},
+                5,
+                None,
+            )
+        ),
+        _get("g", "limits"),
+        Step("qom-list", {"path": "g"}),
+        Step("qom-list-properties", {"typename": "throttle-group"}),
+        Step("object-add", _group("x", x_iops_total=100, x_iops_total_max=10)),
+        Step("object-add", _group("x", x_iops_total=-1)),
+        Step("object-add", _group("x", x_iops_total="1")),
+        Step("object-add", _group("x", x_iops_total_max_length=2**32)),
+        Step("object-add", _group("x", x_iops_total_max_length=0)),
+        Step("object-add", _group("x", x_bps_total=100, x_bps_read=1)),
+        Step("object-add", _group("x", x_iops_size=100)),
+        Step("object-add", _group("x", x_bogus=100)),
+        Step("object-add", _group("x", limits={"iops-total-max": 10})),
+        Step("object-add", _group("x", limits={"bogus": 10})),
+        Step("object-add", _group("x", limits={"iops-write": "10"})),
+        Step("object-add", _group("x", limits=10)),
+        Step("object-add", _group("h", x_iops_total=7, x_bps_read=8, limits={"bps-write": 9})),
+        _get("h", "limits"),
+        Step("blockdev-add", _null()),
+        Step("blockdev-add", _throttle(throttle_group="bogus")),
+        Step("blockdev-add", _throttle(throttle_group="bogus", file="bogus")),
+        Step("blockdev-add", _throttle(throttle_group=1)),
+        Step("blockdev-add", _without(_throttle(), "throttle-group")),
+        Step("blockdev-add", _without(_throttle(), "file")),
+        Step("blockdev-add", _throttle(limits=1)),
+        Step("blockdev-add", _throttle()),
+        Step("blockdev-add", _throttle("two", file=_without(_null(), "node-name"))),
+        Step("object-del", {"id": "g"}),
+        Step("query-named-block-nodes", {"flat": True}, but.NEW_MEMBERS),
+        Step("blockdev-reopen", {"options": [_throttle(throttle_group="bogus")]}),
+        Step("blockdev-reopen", {"options": [_without(_throttle(), "throttle-group")]}),
+        Step("blockdev-reopen", {"options": [_throttle(throttle_group="h")]}),
+        Step("query-named-block-nodes", {"flat": True}, but.NEW_MEMBERS),
+        Step("object-del", {"id": "h"}),
+        Step("object-del", {"id": "g"}),
+        Step("blockdev-del", {"node-name": "two"}),
+        Step("object-del", {"id": "g"}),
+        Step("block_resize", {"node-name": "t", "size": 1 << 21}),
+        Step("blockdev-del", {"node-name": "n"}),
+        Step("blockdev-del", {"node-name": "t"}),
+        Step("object-del", {"id": "h"}),
+        Step("qom-list", {"path": "/objects"}),
     ),
 )
 
@@ -440,6 +539,6 @@ REST = Case(
 )
 
 CASES = (
-    *(OBJECTS, EXPORTS, SOCKETS, CLIENTS, CLIENTS_HARD, IOTHREADS, NBD),
+    *(OBJECTS, THROTTLE, EXPORTS, SOCKETS, CLIENTS, CLIENTS_HARD, IOTHREADS, NBD),
     *(NODES, CHANGES, INACTIVE, CHARDEVS, REST),
 )

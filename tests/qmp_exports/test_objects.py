@@ -11,6 +11,7 @@ import pytest
 
 from tests.qmp_exports.direct import execute, refusal
 from vhostblk import Daemon
+from vhostblk.schema.objects import IothreadProperties
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -148,7 +149,9 @@ def test_a_property_is_set(started: bool) -> None:
         arguments = {"path": "io", "property": "poll-max-ns", "value": 7}
         await execute(daemon, "qom-set", arguments)
         assert await execute(daemon, "qom-get", {"path": "io", "property": "poll-max-ns"}) == 7
-        assert daemon.objects["io"].poll_max_ns == 7
+        options = daemon.objects["io"]
+        assert isinstance(options, IothreadProperties)
+        assert options.poll_max_ns == 7
 
     if started:
         pytest.importorskip("vhostblk.engine._engine")
@@ -171,7 +174,10 @@ def test_removing_an_iothread_ends_its_thread() -> None:
 def test_types() -> None:
     async def test(daemon: Daemon) -> None:
         creatable = await execute(daemon, "qom-list-types", {"implements": "user-creatable"})
-        assert creatable == [{"name": "iothread", "parent": "event-loop-base"}]
+        assert creatable == [
+            {"name": "iothread", "parent": "event-loop-base"},
+            {"name": "throttle-group", "parent": "object"},
+        ]
         everything = await execute(daemon, "qom-list-types", {"abstract": True})
         assert {"name": "object", "abstract": True} in everything
         assert {"name": "container", "parent": "object"} in everything

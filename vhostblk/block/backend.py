@@ -12,17 +12,18 @@ backend.request():`, which waits.
 from __future__ import annotations
 
 import errno
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from vhostblk.block.completion import Completion
+from vhostblk.block.drain import with_descendants
 from vhostblk.block.edge import os_error
 from vhostblk.block.node import BlockLimits, WriteFlags
 from vhostblk.block.permissions import Perm
 from vhostblk.trace import points as trace
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
@@ -70,6 +71,8 @@ class BlockBackend:
         self._known_size = 0
         self._write_cache = True
         self._quiesce_depth = 0
+        #: Ends what `_hurry()` began for the drained section.
+        self._end_hurry: Callable[[], None] | None = None
         self._idle: list[Completion[None]] = []
         self._resumed: list[Completion[None]] = []
         self._drain_listeners: list[DrainListener] = []
@@ -243,10 +246,35 @@ class BlockBackend:
 
     async def drain(self) -> None:
         """Wait until no request is in flight."""
-        while self.in_flight:
-            idle: Completion[None] = Completion()
-            self._idle.append(idle)
-            await idle
+        with self.hurried():
+            while self.in_flight:
+                idle: Completion[None] = Completion()
+                self._idle.append(idle)
+                await idle
+
+    @contextmanager
+    def hurried(self) -> Iterator[None]:
+        """Have no node hold requests up inside the block, where somebody waits for them."""
+        end = self._hurry()
+        try:
+            yield
+        finally:
+            end()
+
+    def _hurry(self) -> Callable[[], None]:
+        """Let all nodes below know that requests are waited for; return how to end that.
+
+        The graph may have changed by then: the same nodes are told.
+        """
+        nodes = [] if self._edge is None else with_descendants([self._edge.node])
+        for node in nodes:
+            node.drained_begin()
+
+        def end() -> None:
+            for node in nodes:
+                node.drained_end()
+
+        return end
 
     def add_drain_listener(self, listener: DrainListener) -> None:
         """Tell `listener` to stop and to go on."""
@@ -276,6 +304,7 @@ class BlockBackend:
                 trace.blk_drained_begin(self.name)
             for listener in list(self._drain_listeners):
                 listener.drained_begin()
+            self._end_hurry = self._hurry()
 
     def resume(self) -> None:
         """Undo one `quiesce()`."""
@@ -286,6 +315,9 @@ class BlockBackend:
     def _resume(self) -> None:
         if trace.blk_drained_end.enabled:
             trace.blk_drained_end(self.name)
+        if self._end_hurry is not None:
+            self._end_hurry()
+            self._end_hurry = None
         for listener in list(self._drain_listeners):
             listener.drained_end()
         waiting, self._resumed = self._resumed, []

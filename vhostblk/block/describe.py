@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 FILE_DRIVERS = frozenset({"file", "host_device"})
 
 #: QEMU prints options in the order of its hash table; these come before "driver".
-_BEFORE_DRIVER = ("offset", "read-zeroes")
+_BEFORE_DRIVER = ("offset", "read-zeroes", "throttle-group")
 
 
 def image_name(node: BlockNode) -> str:

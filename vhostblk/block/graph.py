@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk.block import activation, inherit
 from vhostblk.block.backend import BlockBackend
-from vhostblk.block.drain import DrainedSection
+from vhostblk.block.drain import DrainedSection, with_descendants
 from vhostblk.block.edge import Edge
 from vhostblk.block.errors import BlockError, NodeNotFoundError
 from vhostblk.block.node import BlockNode
 from vhostblk.block.permission_update import check_conflicts, derive, update_permissions
 from vhostblk.block.permissions import Perm
 from vhostblk.block.registry import driver_class, driver_name
+from vhostblk.block.throttle_group import ThrottleGroups
 from vhostblk.events import EventBus
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block import BlockErrorAction, BlockIoError, BlockWriteThreshold
@@ -49,6 +50,8 @@ class Graph:
 
     def __init__(self, events: EventBus | None = None) -> None:
         self._events = events or EventBus()
+        #: What `throttle` nodes refer to.
+        self.throttle_groups = ThrottleGroups()
         #: Held by one command at a time.
         self._changing = asyncio.Lock()
         #: Drained sections whose only purpose is that users look at extent maps again.
@@ -213,14 +216,14 @@ class Graph:
                 raise BlockError("Node has active parent node")
             prefix = f"Failed to inactivate {'all nodes' if name is None else 'node'}: "
             async with self.drained(chosen):
-                await _flush(_with_children(chosen), prefix)
+                await _flush(with_descendants(chosen), prefix)
                 try:
                     activation.inactivate(activation.to_inactivate(chosen))
                 except activation.InactivationError as error:
                     raise BlockError(f"{prefix}{error}") from error
 
     async def _activate(self, chosen: list[BlockNode]) -> None:
-        async with self.drained(_with_children(chosen)):
+        async with self.drained(with_descendants(chosen)):
             activation.activate(activation.to_activate(chosen))
 
     async def set_write_threshold(self, node: BlockNode, offset: int) -> None:
@@ -339,15 +342,3 @@ async def _flush(nodes: Iterable[BlockNode], prefix: str) -> None:
                 await node.flush()
     except OSError as error:
         raise BlockError(f"{prefix}{error.strerror}") from error
-
-
-def _with_children(nodes: Iterable[BlockNode]) -> list[BlockNode]:
-    """Return nodes and all that they use, users first."""
-    found: list[BlockNode] = []
-    pending = list(nodes)
-    while pending:
-        node = pending.pop(0)
-        if node not in found:
-            found.append(node)
-            pending += [edge.node for edge in node.children.values()]
-    return found

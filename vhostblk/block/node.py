@@ -235,6 +235,14 @@ class BlockNode(ABC):
     def abort_reopen(self) -> None:  # noqa: B027
         """Undo what was prepared. Never fails."""
 
+    # Drained sections of whoever lies above; they may be nested.
+
+    def drained_begin(self) -> None:  # noqa: B027
+        """Hold no request up from now on: somebody waits until those in flight are done."""
+
+    def drained_end(self) -> None:  # noqa: B027
+        """Undo one `drained_begin()`."""
+
     def refresh_limits(self) -> None:  # noqa: B027
         """Work out again what depends on the children and their limits."""
 

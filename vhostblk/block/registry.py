@@ -21,6 +21,7 @@ _BUILT_IN = {
     "null-aio": ("vhostblk.block.drivers.null", "NullAioNode"),
     "null-co": ("vhostblk.block.drivers.null", "NullNode"),
     "raw": ("vhostblk.block.drivers.raw", "RawNode"),
+    "throttle": ("vhostblk.block.drivers.throttle", "ThrottleNode"),
 }
 
 

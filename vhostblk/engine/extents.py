@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from array import array
 
+    from vhostblk.engine.budget import EngineBudget
+
 
 class ExtentKind(Enum):
     """How bytes are found."""
@@ -60,6 +62,8 @@ class ExtentMap:
     discard: Treatment = Treatment.ASK
     #: One C int, the errno of a flush that failed, shared by all who flush the file.
     flush_error: array[int] | None = None
+    #: What reads and writes are accounted for in; those that it lacks the means for are asked.
+    budget: EngineBudget | None = None
 
     def window(self, offset: int, size: int) -> ExtentMap:
         """Return the map of `size` bytes from `offset` on."""

@@ -45,9 +45,10 @@ def encode_map(ffi: Any, lib: Any, extents: ExtentMap) -> Any:
             "size": extents.size,
             "offset": extents.offset,
             "flush_error": cell,
+            "budget": ffi.NULL if extents.budget is None else extents.budget.handle,
         },
     )
-    _parts[encoded] = cell
+    _parts[encoded] = (cell, extents.budget)
     return encoded
 
 

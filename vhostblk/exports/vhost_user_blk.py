@@ -281,8 +281,9 @@ class VhostUserBlkBackend:
             for queue in queues:
                 queue.hold()
             try:
-                for queue in queues:
-                    await queue.wait_idle()
+                with self._backend.hurried():
+                    for queue in queues:
+                        await queue.wait_idle()
                 yield queues
             finally:
                 for queue in queues:
@@ -347,7 +348,8 @@ class VhostUserBlkBackend:
         if trace.vhost_user_blk_stop_queue.enabled:
             trace.vhost_user_blk_stop_queue(self._options.id, queue.index)
         queue.hold()
-        await queue.wait_idle()
+        with self._backend.hurried():
+            await queue.wait_idle()
         total = self._past.setdefault(queue.index, statistics.empty())
         statistics.add(total, queue.statistics())
         del self._queues[queue.index]

@@ -76,6 +76,7 @@ _DRIVERS = {
     "null-aio": ("null", "BlockdevOptionsNullAio"),
     "null-co": ("null", "BlockdevOptionsNull"),
     "raw": ("raw", "BlockdevOptionsRaw"),
+    "throttle": ("throttle", "BlockdevOptionsThrottle"),
 }
 
 #: A node's name or the definition of a new node.

@@ -3,16 +3,11 @@
 
 from __future__ import annotations
 
-from vhostblk.schema.base import QapiStruct
 from vhostblk.schema.errors import OptionError
+from vhostblk.schema.object_base import ObjectOptionsBase
+from vhostblk.schema.throttle import ThrottleGroupProperties
 
 INT64_MAX = 2**63 - 1
-
-
-class ObjectOptionsBase(QapiStruct, tag_field="qom-type", kw_only=True, frozen=True):
-    """Members common to all objects."""
-
-    id: str
 
 
 class IothreadProperties(ObjectOptionsBase, tag="iothread", kw_only=True, frozen=True):
@@ -26,8 +21,7 @@ class IothreadProperties(ObjectOptionsBase, tag="iothread", kw_only=True, frozen
     poll_shrink: int = 0
 
 
-#: To become a union with the second type.
-ObjectOptions = IothreadProperties
+ObjectOptions = IothreadProperties | ThrottleGroupProperties
 
 
 def check_iothread(options: IothreadProperties) -> None:

@@ -19,6 +19,7 @@ from vhostblk.schema.export import (
 )
 from vhostblk.schema.identifiers import is_identifier
 from vhostblk.schema.objects import IothreadProperties, ObjectOptions, check_iothread
+from vhostblk.schema.throttle import initial_limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,6 +56,8 @@ def object_options(options: Options) -> ObjectOptions:
         raise OptionError("Parameter 'id' expects an identifier")
     if isinstance(checked, IothreadProperties):
         check_iothread(checked)
+    else:
+        initial_limits(checked)
     return checked
 
 

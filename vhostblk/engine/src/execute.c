@@ -218,32 +218,40 @@ void vb_run_finish(struct vb_queue *queue)
     run->bytes = 0;
 }
 
+/* Account for a read or a write that nothing else keeps from being done here; false: it must wait,
+ * and is not accounted for. */
+static bool within_budget(const struct vb_slot *slot)
+{
+    struct vb_budget *budget = slot->queue->map->budget;
+
+    return !budget || vb_budget_spend(budget, slot->request.type == VB_T_OUT, slot->request.length,
+                                      slot->queue->iothread->now);
+}
+
 static void execute_transfer(struct vb_slot *slot)
 {
     struct vb_queue *queue = slot->queue;
     struct vb_request *request = &slot->request;
     bool write = request->type == VB_T_OUT;
     uint64_t offset = request->sector * VB_SECTOR_SIZE, file_offset = 0;
+    enum vb_extent_verdict verdict;
 
     if (write && !queue->config.writable) {
         vb_slot_complete(slot, VB_S_IOERR, 0);
         return;
     }
-    switch (vb_extent_lookup(queue->map, offset, request->length, write, &file_offset)) {
-    case VB_GO_UP:
+    verdict = vb_extent_lookup(queue->map, offset, request->length, write, &file_offset);
+    if (verdict == VB_GO_UP ||
+        (verdict == VB_GO_FILE &&
+         !vb_extent_aligned(queue->map, file_offset, slot->iovs, request->iov_count)) ||
+        !within_budget(slot)) {
         vb_slot_go_up(slot);
         return;
-    case VB_GO_ZERO:
-        zero_segments(slot->iovs, request->iov_count);
-        /* fall through */
-    case VB_GO_NULL:
-        vb_slot_complete(slot, VB_S_OK, write ? 0 : request->length);
-        return;
-    case VB_GO_FILE:
-        break;
     }
-    if (!vb_extent_aligned(queue->map, file_offset, slot->iovs, request->iov_count)) {
-        vb_slot_go_up(slot);
+    if (verdict != VB_GO_FILE) {
+        if (verdict == VB_GO_ZERO)
+            zero_segments(slot->iovs, request->iov_count);
+        vb_slot_complete(slot, VB_S_OK, write ? 0 : request->length);
         return;
     }
     begin_mapped(slot);
@@ -315,6 +323,8 @@ static bool may_unmap(const struct vb_queue *queue, bool zeroes)
 
     if (!map || !(map->flags & VB_EXTENT_WRITE) || map->size < queue->config.device_size)
         return false;
+    if (map->budget)
+        return !zeroes && map->flags & VB_EXTENT_NO_DISCARD;
     if (map->kind == VB_EXTENT_NULL)
         return true;
     if (map->kind != VB_EXTENT_LINEAR || map->alignment > queue->config.logical_block_size)

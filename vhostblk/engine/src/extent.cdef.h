@@ -47,6 +47,9 @@ struct vb_extent_map {
      * can't be known, so every later flush fails too. */
     int32_t *flush_error;
     const uint64_t *table; /* (size rounded up to clusters) entries */
+    /* What reads and writes are accounted for in, or NULL; those that it lacks the means for go up,
+     * as do discards and zero writes that are to be done. */
+    struct vb_budget *budget;
 };
 
 /* Whether an open file is on a file system that keeps it in memory. */

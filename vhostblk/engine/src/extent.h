@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "budget.h"
+
 #include "extent.cdef.h"
 
 enum vb_extent_verdict vb_extent_lookup(const struct vb_extent_map *map, uint64_t offset,
