@@ -17,8 +17,8 @@ from tests.block.locks import locked_bytes
 from tests.block.support import RW, options
 from tests.block.test_reopen import snapshot
 from tests.descriptors import open_fds
-from vhostblk.block import reopen
 from vhostblk.block.backend import BlockBackend
+from vhostblk.block.drain import with_descendants
 from vhostblk.block.drivers.raw import RawNode
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
@@ -164,7 +164,7 @@ class Model:
                 assert wanted == (first.perm, first.shared, first.shared_outside)
             elif node.active:
                 assert first.perm == parent.perm
-        assert not reopen._with_descendants(node) & {edge.parent for edge in node.parents}
+        assert not set(with_descendants([node])) & {edge.parent for edge in node.parents}
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

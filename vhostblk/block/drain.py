@@ -34,6 +34,18 @@ def with_ancestors(nodes: Iterable[BlockNode]) -> list[BlockNode]:
     return order
 
 
+def with_descendants(nodes: Iterable[BlockNode]) -> list[BlockNode]:
+    """Return nodes and all that they use, users first."""
+    found: list[BlockNode] = []
+    pending = list(nodes)
+    while pending:
+        node = pending.pop(0)
+        if node not in found:
+            found.append(node)
+            pending += [edge.node for edge in node.children.values()]
+    return found
+
+
 def users_of(nodes: Iterable[BlockNode]) -> list[BlockBackend]:
     """Return the block backends whose requests may reach one of these nodes."""
     found: dict[BlockBackend, None] = {}
@@ -62,6 +74,8 @@ class DrainedSection:
         """Wait until what they have started is done."""
         for backend in list(self._held):
             await backend.drain()
+        for node in with_descendants(with_ancestors(self._nodes)):
+            await node.settle()
 
     def release_users(self) -> None:
         """Let them go on, whatever happens to one of them."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk.block import activation, inherit
 from vhostblk.block.backend import BlockBackend
-from vhostblk.block.drain import DrainedSection
+from vhostblk.block.drain import DrainedSection, with_descendants
 from vhostblk.block.edge import Edge
 from vhostblk.block.errors import BlockError, NodeNotFoundError
 from vhostblk.block.node import BlockNode
@@ -183,6 +183,7 @@ class Graph:
             nodes = [change.node for change in changes]
             async with self.drained(nodes):
                 await _flush(nodes, "Error flushing drive: ")
+                await _give_up_writing([c.node for c in changes if c.options.read_only], "")
                 for node in reopen.execute(self, changes):
                     await self._close_unused(node)
 
@@ -213,14 +214,15 @@ class Graph:
                 raise BlockError("Node has active parent node")
             prefix = f"Failed to inactivate {'all nodes' if name is None else 'node'}: "
             async with self.drained(chosen):
-                await _flush(_with_children(chosen), prefix)
+                await _flush(with_descendants(chosen), prefix)
                 try:
+                    await _give_up_writing(activation.to_inactivate(chosen), prefix)
                     activation.inactivate(activation.to_inactivate(chosen))
                 except activation.InactivationError as error:
                     raise BlockError(f"{prefix}{error}") from error
 
     async def _activate(self, chosen: list[BlockNode]) -> None:
-        async with self.drained(_with_children(chosen)):
+        async with self.drained(with_descendants(chosen)):
             activation.activate(activation.to_activate(chosen))
 
     async def set_write_threshold(self, node: BlockNode, offset: int) -> None:
@@ -303,6 +305,7 @@ class Graph:
         if node.parents or name in self._owned or self._nodes.pop(name, None) is None:
             return
         try:
+            await node.settle()
             await node.close()
         finally:
             for edge in node.children.values():
@@ -341,13 +344,10 @@ async def _flush(nodes: Iterable[BlockNode], prefix: str) -> None:
         raise BlockError(f"{prefix}{error.strerror}") from error
 
 
-def _with_children(nodes: Iterable[BlockNode]) -> list[BlockNode]:
-    """Return nodes and all that they use, users first."""
-    found: list[BlockNode] = []
-    pending = list(nodes)
-    while pending:
-        node = pending.pop(0)
-        if node not in found:
-            found.append(node)
-            pending += [edge.node for edge in node.children.values()]
-    return found
+async def _give_up_writing(nodes: Iterable[BlockNode], prefix: str) -> None:
+    """Have nodes put their images in order; raises BlockError."""
+    try:
+        for node in nodes:
+            await node.give_up_writing()
+    except OSError as error:
+        raise BlockError(f"{prefix}{error.strerror}") from error

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from vhostblk.block import inherit
-from vhostblk.block.drain import users_of, with_ancestors
+from vhostblk.block.drain import users_of, with_ancestors, with_descendants
 from vhostblk.block.errors import BlockError
 from vhostblk.block.permission_update import update_permissions
 from vhostblk.block.registry import driver_name
@@ -147,7 +147,7 @@ def _replace_children(
     node, replaced = change.node, []
     for role, name in change.children.items():
         new = graph.find(name)
-        if node in _with_descendants(new):
+        if node in with_descendants([new]):
             raise BlockError(
                 f"Making '{name}' a {role} child of '{node.node_name}' would create a cycle"
             )
@@ -156,21 +156,13 @@ def _replace_children(
                 f"Inactive '{name}' can't be a {role} child of active '{node.node_name}'"
             )
         old = node.children[role].node
+        if node.children[role].frozen:
+            raise BlockError(
+                f"Cannot change frozen '{role}' link from '{node.node_name}' to '{old.node_name}'"
+            )
         undo.append(_moved(node, role, new))
         replaced.append(old)
     return replaced
-
-
-def _with_descendants(node: BlockNode) -> set[BlockNode]:
-    """Return a node and all that it uses."""
-    found: set[BlockNode] = set()
-    pending = [node]
-    while pending:
-        next_node = pending.pop()
-        if next_node not in found:
-            found.add(next_node)
-            pending += [edge.node for edge in next_node.children.values()]
-    return found
 
 
 def _moved(node: BlockNode, role: str, new: BlockNode) -> Callable[[], None]:
