@@ -56,7 +56,7 @@ class Scheme:
 
 async def scheme(path: Path, **members: Any) -> Scheme:
     content = random.Random(1).randbytes(SIZE)
-    path.write_bytes(content)
+    path.write_bytes(content)  # noqa: ASYNC240
     graph = Graph()
     await graph.add(options(driver="file", node_name="file", filename=str(path)))
     await graph.add(CowOptions(node_name="target", size=SIZE, cluster_size=512))
@@ -280,7 +280,7 @@ def test_what_is_added_to_the_disk_is_not_in_the_snapshot(tmp_path: Path) -> Non
 
 def test_bitmaps_are_refused(tmp_path: Path) -> None:
     async def main() -> None:
-        with pytest.raises(BlockError, match="^bitmap: dirty bitmaps are not available"):
+        with pytest.raises(BlockError, match=r"^bitmap: dirty bitmaps are not available"):
             await scheme(tmp_path / "disk", bitmap={"node": "file", "name": "b"})
 
     run(main)

@@ -32,7 +32,7 @@ def drivers(monkeypatch: pytest.MonkeyPatch) -> None:
 async def chain(graph: Graph, path: Path, size: int = SIZE) -> tuple[CowNode, CowNode, bytes]:
     """Make top, on middle, on a file; return both and the file's content."""
     content = random.Random(1).randbytes(size)
-    path.write_bytes(content)
+    path.write_bytes(content)  # noqa: ASYNC240
     await graph.add(options(driver="file", node_name="base", filename=str(path), read_only=True))
     middle = await graph.add(CowOptions(node_name="middle", backing="base", size=size))
     top = await graph.add(CowOptions(node_name="top", backing="middle", size=size))

@@ -82,7 +82,7 @@ class Writer(threading.Thread):
         """Wait for some more rounds."""
         goal = self.rounds + rounds
         async with asyncio.timeout(60):
-            while self.rounds < goal and self.error is None:
+            while self.rounds < goal and self.error is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
     def finish(self) -> None:

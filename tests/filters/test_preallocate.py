@@ -30,7 +30,7 @@ def drivers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def grown(graph: Graph, path: Path, start: int = 4 * KIB) -> tuple[BlockBackend, BlockNode]:
-    path.write_bytes(b"\x11" * start)
+    path.write_bytes(b"\x11" * start)  # noqa: ASYNC240
     await graph.add(options(driver="file", node_name="file", filename=str(path)))
     members: dict[str, Any] = {"prealloc_align": ALIGN, "prealloc_size": AHEAD}
     node = await graph.add(options(driver="preallocate", node_name="pre", file="file", **members))
@@ -86,6 +86,7 @@ def test_others_keep_off_until_the_preallocation_is_gone(tmp_path: Path) -> None
         graph, path = Graph(), tmp_path / "file"
         backend, node = await grown(graph, path)
         edge = node.children["file"]
+        await write_bytes(backend, 0, b"\x22")
         assert edge.perm == RW | Perm.RESIZE
         assert not edge.shared & (Perm.WRITE | Perm.RESIZE)
         await backend.detach()

@@ -198,8 +198,18 @@ class Edge:
     async def pdiscard(self, offset: int, length: int) -> None:
         """Forget a range, if the node's `discard` option lets it."""
         self._check_write(offset, length)
-        if self.node.options.discard is BlockdevDiscardOptions.UNMAP:
-            await shaping.discard(self.node, offset, length)
+        node = self.node
+        if node.options.discard is not BlockdevDiscardOptions.UNMAP:
+            return
+        tracker = node.write_tracker
+        if tracker is None:
+            await shaping.discard(node, offset, length)
+            return
+        tracked = await tracker.enter(offset, offset + length, serialising=False)
+        try:
+            await shaping.discard(node, offset, length)
+        finally:
+            tracker.leave(tracked)
 
     def _check_write(self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE) -> None:
         unchanged = flags & WriteFlags.WRITE_UNCHANGED and self.perm & Perm.WRITE_UNCHANGED

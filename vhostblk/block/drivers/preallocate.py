@@ -88,7 +88,8 @@ class PreallocateNode(FilterNode):
         return super().exact_size if self._data_end is None else self._data_end
 
     def extent_map(self) -> ExtentMap | None:
-        return self.map_for_reading()
+        below = self.map_for_reading()
+        return below and below.window(0, self.size)
 
     # Permissions.
 
@@ -98,19 +99,17 @@ class PreallocateNode(FilterNode):
         return perm, shared
 
     def apply_permissions(self, perm: Perm, shared: Perm) -> None:
-        if perm & _GROW == _GROW:
-            if self._data_end is None:
-                self._data_end = self._zero_start = self._file_end = self._file.node.size
-        elif self._data_end is not None and self._dropping is None:
+        gone = perm & _GROW != _GROW
+        if gone and self._data_end is not None and self._dropping is None:
             self._dropping = asyncio.get_running_loop().create_task(self._drop_later())
 
     async def _drop_later(self) -> None:
         """Drop the preallocation, unless users who write have come back."""
         try:
-            if self.granted[0] & _GROW != _GROW and self.parents:
+            if self.granted[0] & _GROW != _GROW:
                 await self._drop()
         except (OSError, BlockError) as error:
-            logger.warning("'%s': preallocation is not dropped: %s", self.node_name, error)
+            self._complain(error)
         finally:
             self._dropping = None
 
@@ -140,7 +139,13 @@ class PreallocateNode(FilterNode):
             await asyncio.wait({self._dropping})
 
     async def close(self) -> None:
-        await self._truncate_to_data()
+        try:
+            await self._truncate_to_data()
+        except OSError as error:
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        logger.warning("%s: the preallocation is not dropped: %s", self.filename, error)
 
     # Writing.
 
@@ -173,7 +178,11 @@ class PreallocateNode(FilterNode):
         """
         while self._dropping is not None:
             await self._dropping
-        if self._data_end is None or end <= self._data_end:
+        if self._data_end is None:
+            if self._file.perm & _GROW != _GROW:
+                return False
+            self._data_end = self._zero_start = self._file_end = self._file.node.size
+        if end <= self._data_end:
             return False
         if not zeroes:
             self._zero_start = end
@@ -219,4 +228,4 @@ class PreallocateNode(FilterNode):
             self._file_end = -1
             raise
         if self._data_end is not None:
-            self._data_end = self._zero_start = self._file_end = size
+            self._data_end = self._zero_start = self._file_end = self._file.node.size
