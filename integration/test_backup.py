@@ -24,15 +24,19 @@ if TYPE_CHECKING:
 SIZE = 16 * image.MIB
 
 
-def add_snapshot(monitor: Monitor, target: Path, socket: Path) -> None:
-    """Make the filter, not in use yet, and export what it is going to keep."""
+def add_filter(monitor: Monitor, target: Path) -> None:
+    """Make the filter, not in use yet."""
     nodes: list[dict[str, object]] = [
-        {"driver": "file", "node-name": "target", "filename": str(target), "discard": "unmap"},
+        {"driver": "file", "node-name": "target", "filename": str(target)},
         {"driver": "copy-before-write", "node-name": "cbw", "file": "file", "target": "target"},
-        {"driver": "snapshot-access", "node-name": "snapshot", "file": "cbw", "read-only": True},
     ]
     for node in nodes:
-        monitor.execute("blockdev-add", node)
+        monitor.execute("blockdev-add", {**node, "discard": "unmap"})
+
+
+def export_snapshot(monitor: Monitor, socket: Path) -> None:
+    access = {"driver": "snapshot-access", "node-name": "snapshot", "file": "cbw"}
+    monitor.execute("blockdev-add", {**access, "read-only": True})
     addr = {"type": "unix", "path": str(socket)}
     export = {"type": "vhost-user-blk", "id": "backup", "node-name": "snapshot", "addr": addr}
     monitor.execute("block-export-add", export)
@@ -65,13 +69,15 @@ def test_a_backup_is_the_disk_at_its_point_in_time(program: Program, directory: 
         with Machine(directory, VhostUserDisk(directory / "v.sock")) as guest:
             guest.run(WORK)
             guest.run(ONE_MORE_ROUND)
-            add_snapshot(monitor, target, backup)
+            add_filter(monitor, target)
             guest.run(ONE_MORE_ROUND)
             # While the machine stands still its disk does so too: this is the point in time.
             guest.monitor.execute("stop")
             taken = disk.read_bytes()
             put_below_disk(monitor, "cbw")
             guest.monitor.execute("cont")
+            guest.run(ONE_MORE_ROUND)
+            export_snapshot(monitor, backup)
             guest.run(ONE_MORE_ROUND)
             guest.run(ONE_MORE_ROUND)
             first = read_all(backup)

@@ -135,20 +135,19 @@ def test_copy_before_write_sees_every_write(lane: str, tmp_path: Path, loop: Loo
         await answered(daemon, "blockdev-add", driver="file", node_name="t", filename=str(target))
         members = {"driver": "copy-before-write", "node_name": "cbw", "file": "file", "target": "t"}
         await answered(daemon, "blockdev-add", **members)
-        await answered(
-            daemon,
-            "blockdev-add",
-            driver="snapshot-access",
-            node_name="snap",
-            file="cbw",
-            read_only=True,
-        )
         await writer.more()
         disk = daemon.graph.find("disk")
         async with daemon.graph.drained([disk]):
             taken = path.read_bytes()
-            reopening = asyncio.create_task(put_below_disk(daemon, "cbw"))
-            await reopening
+            await put_below_disk(daemon, "cbw")
+            await answered(
+                daemon,
+                "blockdev-add",
+                driver="snapshot-access",
+                node_name="snap",
+                file="cbw",
+                read_only=True,
+            )
         assert writable_in_map(daemon) is False
         await writer.more()
         assert await snapshot(daemon) == taken
