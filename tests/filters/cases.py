@@ -101,7 +101,7 @@ FLEECING = [
     add(**CBW, discard="unmap"),
     add(driver="snapshot-access", node_name="s", file="c", discard="unmap"),
 ]
-FILES = {"disk": b"\x11" * MIB, "target": MIB}
+FILES: dict[str, bytes | int] = {"disk": b"\x11" * MIB, "target": MIB}
 
 COPY_BEFORE_WRITE = Case(
     "copy-before-write",
@@ -234,6 +234,7 @@ PREALLOCATE = Case(
         NODES,
         vhost_user("e", "r"),
         GRAPH,
+        reopen({"driver": "preallocate", "node_name": "p", "file": "f"}),
         reopen(PRE),
         reopen({**PRE, "prealloc_align": MIB}),
         reopen({**PRE, "prealloc_align": 1}),
@@ -272,6 +273,9 @@ INSERTION = Case(
         delete("cor"),
         unexport("s"),
         delete("s"),
+        reopen({"driver": "raw", "node_name": "r", "file": "f"}),
+        write("e", 512 * KIB, 64 * KIB, 0x66),
+        delete("cor"),
         delete("c"),
         qmp("x-blockdev-change", {"parent": "r", "child": "file"}),
         qmp("x-blockdev-change", {"parent": "r", "node": "t"}),
@@ -290,6 +294,34 @@ NO_SNAPSHOT = Case(
     ],
 )
 
+
+def broken_copy(on_error: str) -> Case:
+    """The first write to the target fails."""
+    rule = {"event": "none", "iotype": "write", "errno": 28, "once": True, "immediately": True}
+    return Case(
+        f"copy-before-write-{on_error}",
+        FILES,
+        [
+            add(**file("f", "disk")),
+            add(**file("tf", "target")),
+            add(driver="blkdebug", node_name="t", image="tf", inject_error=[rule]),
+            add(**CBW, on_cbw_error=on_error),
+            add(driver="snapshot-access", node_name="s", file="c", read_only=True),
+            export("e", "c"),
+            export("s", "s", writable=False),
+            write("e", 0, 4 * KIB, 0x22),
+            read("e", 0, 128 * KIB),
+            read("s", 0, 128 * KIB),
+            status("s", 0, 128 * KIB),
+            write("e", 0, 4 * KIB, 0x33),
+            read("e", 0, 128 * KIB),
+            read("s", 0, 128 * KIB),
+            read("s", 512 * KIB, 128 * KIB),
+        ],
+        needs="blkdebug",
+    )
+
+
 CASES = [
     PLAIN,
     COMPRESS,
@@ -301,4 +333,6 @@ CASES = [
     PREALLOCATE,
     INSERTION,
     NO_SNAPSHOT,
+    broken_copy("break-guest-write"),
+    broken_copy("break-snapshot"),
 ]

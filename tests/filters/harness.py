@@ -61,6 +61,8 @@ class Case:
     events_but: str = ""
     #: Files whose contents differ in the end, and why.
     files_but: Mapping[str, str] = field(default_factory=dict)
+    #: A driver without which there is nothing to see.
+    needs: str = ""
 
 
 # Making steps.

@@ -106,6 +106,8 @@ class BlockNode(ABC):
 
     #: Members of the options that `blockdev-reopen` may change, besides those common to all.
     mutable_options: ClassVar[frozenset[str]] = frozenset()
+    #: Those among them that do not go back to their default when they are left out.
+    kept_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, node_name: str, options: Any) -> None:
         self.node_name = node_name

@@ -28,6 +28,7 @@ from vhostblk.block.node import WriteFlags
 from vhostblk.block.permission_update import update_permissions
 from vhostblk.block.permissions import Perm
 from vhostblk.block.tracker import WriteTracker
+from vhostblk.schema.base import UNSET
 
 if TYPE_CHECKING:
     from vhostblk.block.graph import Graph
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SECTOR = 512
+DEFAULT_ALIGN = 1 << 20
+DEFAULT_SIZE = 128 << 20
 _GROW = Perm.WRITE | Perm.RESIZE
 #: Past every byte of every file.
 _END = 1 << 63
@@ -47,6 +50,7 @@ class PreallocateNode(FilterNode):
 
     driver = "preallocate"
     mutable_options = frozenset({"prealloc_align", "prealloc_size"})
+    kept_options = mutable_options
 
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)
@@ -66,8 +70,8 @@ class PreallocateNode(FilterNode):
         return node
 
     def prepare_reopen(self, options: Any) -> None:
-        align, below = options.prealloc_align, self._file.node.limits.request_alignment
-        if align < 0 or options.prealloc_size < 0:
+        (align, ahead), below = _sizes(options), self._file.node.limits.request_alignment
+        if align < 0 or ahead < 0:
             raise BlockError("preallocate: 'prealloc-align' and 'prealloc-size' must be positive")
         if align % SECTOR:
             raise BlockError(
@@ -206,9 +210,10 @@ class PreallocateNode(FilterNode):
     async def _extend(self, offset: int, end: int, file_end: int, *, zeroes: bool) -> bool:
         """Extend the file past `end`; tell whether bytes from `offset` on are zeroes by that."""
         below = self._file.node.limits.request_alignment
-        align = max(self.options.prealloc_align, below)
+        align, ahead = _sizes(self.options)
+        align = max(align, below)
         start = -(-(min(offset, file_end) if zeroes else file_end) // below) * below
-        stop = -(-(max(start, end) + self.options.prealloc_size) // align) * align
+        stop = -(-(max(start, end) + ahead) // align) * align
         try:
             await self._file.pwrite_zeroes(start, stop - start, WriteFlags.NO_FALLBACK)
         except OSError:
@@ -229,3 +234,12 @@ class PreallocateNode(FilterNode):
             raise
         if self._data_end is not None:
             self._data_end = self._zero_start = self._file_end = self._file.node.size
+
+
+def _sizes(options: Any) -> tuple[int, int]:
+    """Return `prealloc-align` and `prealloc-size`."""
+    align, ahead = options.prealloc_align, options.prealloc_size
+    return (
+        DEFAULT_ALIGN if align is UNSET else align,
+        DEFAULT_SIZE if ahead is UNSET else ahead,
+    )

@@ -53,11 +53,11 @@ class BlockdevOptionsCor(BlockdevOptions, tag="copy-on-read", kw_only=True, froz
 
 
 class BlockdevOptionsPreallocate(BlockdevOptions, tag="preallocate", kw_only=True, frozen=True):
-    """A file grows ahead of its writer; both in bytes."""
+    """A file grows ahead of its writer; both in bytes, 1 MiB and 128 MiB where they are UNSET."""
 
     file: BlockdevRef
-    prealloc_align: int = 1 << 20
-    prealloc_size: int = 128 << 20
+    prealloc_align: int | UnsetType = UNSET
+    prealloc_size: int | UnsetType = UNSET
 
 
 class BlockdevOptionsSnapshotAccess(
