@@ -148,10 +148,20 @@ def test_a_writer_who_comes_back_at_once_keeps_it(tmp_path: Path) -> None:
     run(main)
 
 
-def test_extensions_undo_no_write(tmp_path: Path) -> None:
+def test_extensions_undo_no_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         graph, path = Graph(), tmp_path / "file"
         backend, _ = await grown(graph, path)
+        file: Any = graph.find("file")
+        original = file.pwrite_zeroes
+        turns = iter(range(1, 1000))
+
+        async def later_and_later(*arguments: Any) -> None:
+            for _ in range(20 * next(turns)):
+                await asyncio.sleep(0)
+            await original(*arguments)
+
+        monkeypatch.setattr(file, "pwrite_zeroes", later_and_later)
         chosen = random.Random(3)
         model = bytearray(b"\x11" * 4 * KIB + bytes(4096 * KIB))
         blocks = chosen.sample(range(4 * KIB, 4096 * KIB, KIB), 200)
