@@ -6,9 +6,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
+from vhostblk.block.allocation import links
 from vhostblk.block.node import BlockNode
 from vhostblk.block.permissions import PERM_NAMES, Perm
-from vhostblk.schema.base import UNSET
+from vhostblk.schema.base import UNSET, UnsetType
 from vhostblk.schema.block_query import (
     BlockdevCacheInfo,
     BlockDeviceInfo,
@@ -36,13 +39,19 @@ FILE_DRIVERS = frozenset({"file", "host_device"})
 _BEFORE_DRIVER = ("offset", "read-zeroes", "throttle-group")
 
 
+#: Those whose child's name opens what the child shows, not what they show.
+_NAMED_BY_CHILD = frozenset({"copy-before-write", "snapshot-access"})
+
+
 def image_name(node: BlockNode) -> str:
     """Return a file name that opens what the node shows; a `json:` one where nothing else does."""
     options = node.strong_options
+    child = node.children.get("file")
     if node.driver in FILE_DRIVERS:
         return str(options["filename"])
-    if not options:
-        child = node.children.get("file")
+    if node.driver in _NAMED_BY_CHILD and child is not None:
+        return image_name(child.node)
+    if not options and not node.is_filter:
         if child is None:
             return f"{node.driver}://"
         below = image_name(child.node)
@@ -60,20 +69,31 @@ def _full_options(node: BlockNode) -> dict[str, Any]:
     return full
 
 
-def describe_node(node: BlockNode) -> BlockDeviceInfo:
-    """Return a node's entry in `query-named-block-nodes`."""
+def describe_node(node: BlockNode, *, flat: bool = False) -> BlockDeviceInfo:
+    """Return a node's entry in `query-named-block-nodes`; `flat` without what it lies on."""
     cache = node.options.cache
+    below = () if flat else tuple(links(node))
     return BlockDeviceInfo(
         file=image_name(node),
         node_name=node.node_name,
         ro=node.read_only,
         drv=node.driver,
+        backing_file_depth=len(below),
         active=node.active,
         detect_zeroes=node.options.detect_zeroes,
-        image=_describe_image(node),
+        image=_describe_chain(node, [edge.node for edge in below]),
         cache=BlockdevCacheInfo(writeback=True, direct=cache.direct, no_flush=cache.no_flush),
         write_threshold=node.write_threshold,
     )
+
+
+def _describe_chain(node: BlockNode, below: list[BlockNode]) -> ImageInfo:
+    """Describe a node's image and, in it, those that it lies on."""
+    info: ImageInfo | UnsetType = UNSET
+    for image in reversed([node, *below]):
+        info = replace(_describe_image(image), backing_image=info)
+    assert isinstance(info, ImageInfo)
+    return info
 
 
 def _describe_image(node: BlockNode) -> ImageInfo:
@@ -94,6 +114,8 @@ def _describe_image(node: BlockNode) -> ImageInfo:
 def _has_dirty_flag(node: BlockNode) -> bool:
     """Tell whether QEMU's driver answers; none here ever says that an image is dirty."""
     child = node.children.get("file")
+    if node.driver == "snapshot-access":
+        return False
     return node.driver in FILE_DRIVERS or (child is not None and _has_dirty_flag(child.node))
 
 
@@ -122,7 +144,7 @@ def describe_graph(graph: Graph) -> XDbgBlockGraph:
     for backend in graph.backends:
         add(backend, [backend.edge])
     for node in graph:
-        add(node, node.children.values())
+        add(node, reversed(node.children.values()))
     return XDbgBlockGraph(nodes=vertices[::-1], edges=edges[::-1])
 
 

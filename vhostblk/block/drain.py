@@ -74,6 +74,8 @@ class DrainedSection:
         """Wait until what they have started is done."""
         for backend in list(self._held):
             await backend.drain()
+        for node in with_descendants(with_ancestors(self._nodes)):
+            await node.settle()
 
     def release_users(self) -> None:
         """Let them go on, whatever happens to one of them."""

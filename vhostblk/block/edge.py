@@ -55,6 +55,7 @@ class Edge:
         "_node_preadv",
         "_node_pwritev",
         "_plain_flags",
+        "frozen",
         "node",
         "parent",
         "perm",
@@ -75,6 +76,8 @@ class Edge:
         self.parent = parent
         self.role = role
         self.node = node
+        #: Must go on leading to this node.
+        self.frozen = False
         self.perm = perm
         self.shared = shared
         self.shared_outside = shared_outside
@@ -164,7 +167,9 @@ class Edge:
         return self._node_pwritev(offset, iov, flags)
 
     async def _pwritev_shaped(self, offset: int, iov: IoVec, flags: WriteFlags) -> None:
-        self._check_write(offset, iov.nbytes)
+        self._check_write(offset, iov.nbytes, flags)
+        if flags & WriteFlags.WRITE_COMPRESSED & ~self.node.native_flags:
+            raise os_error(errno.ENOTSUP)
         self._watch_threshold(offset + iov.nbytes)
         if self._detect_zeroes and iov.nbytes and iov.is_zero():
             if self.node.options.detect_zeroes is BlockdevDetectZeroesOptions.UNMAP:
@@ -179,7 +184,7 @@ class Edge:
         self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
     ) -> None:
         """Make a range read as zeroes, whether or not the driver knows how to."""
-        self._check_write(offset, length)
+        self._check_write(offset, length, flags)
         self._watch_threshold(offset + length)
         node = self.node
         if node.options.discard is not BlockdevDiscardOptions.UNMAP:
@@ -193,11 +198,22 @@ class Edge:
     async def pdiscard(self, offset: int, length: int) -> None:
         """Forget a range, if the node's `discard` option lets it."""
         self._check_write(offset, length)
-        if self.node.options.discard is BlockdevDiscardOptions.UNMAP:
-            await shaping.discard(self.node, offset, length)
+        node = self.node
+        if node.options.discard is not BlockdevDiscardOptions.UNMAP:
+            return
+        tracker = node.write_tracker
+        if tracker is None:
+            await shaping.discard(node, offset, length)
+            return
+        tracked = await tracker.enter(offset, offset + length, serialising=False)
+        try:
+            await shaping.discard(node, offset, length)
+        finally:
+            tracker.leave(tracked)
 
-    def _check_write(self, offset: int, length: int) -> None:
-        if not self.writable:
+    def _check_write(self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE) -> None:
+        unchanged = flags & WriteFlags.WRITE_UNCHANGED and self.perm & Perm.WRITE_UNCHANGED
+        if not self.writable and (not unchanged or self.node.read_only):
             raise os_error(errno.EPERM)
         if offset < 0 or length < 0:
             raise os_error(errno.EIO)

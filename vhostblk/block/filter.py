@@ -13,20 +13,29 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.engine.extents import Treatment
 
 if TYPE_CHECKING:
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
+    from vhostblk.engine.extents import ExtentMap
 
 
 class FilterNode(BlockNode):
     """Passes every request on to its child."""
 
+    is_filter = True
+
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)
         self.read_only = options.read_only
-        self.native_flags = WriteFlags.FUA | WriteFlags.MAY_UNMAP | WriteFlags.NO_FALLBACK
+        self.native_flags = (
+            WriteFlags.FUA
+            | WriteFlags.MAY_UNMAP
+            | WriteFlags.NO_FALLBACK
+            | WriteFlags.WRITE_UNCHANGED
+        )
         self._file: Edge
 
     @classmethod
@@ -61,8 +70,17 @@ class FilterNode(BlockNode):
         return self._file.node.exact_size
 
     @property
+    def cluster_size(self) -> int:
+        return self._file.node.cluster_size
+
+    @property
     def allocated_size(self) -> int | None:
         return self._file.node.allocated_size
+
+    def map_for_reading(self) -> ExtentMap | None:
+        """Return the child's map for a filter that has to see changes, but not reads."""
+        below = self._file.extent_map()
+        return below and replace(below, writable=False, discard=Treatment.ASK)
 
     async def preadv(self, offset: int, iov: IoVec) -> None:
         await self._file.preadv(offset, iov)

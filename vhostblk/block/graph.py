@@ -186,6 +186,7 @@ class Graph:
             nodes = [change.node for change in changes]
             async with self.drained(nodes):
                 await _flush(nodes, "Error flushing drive: ")
+                await _give_up_writing([c.node for c in changes if c.options.read_only], "")
                 for node in reopen.execute(self, changes):
                     await self._close_unused(node)
 
@@ -218,6 +219,7 @@ class Graph:
             async with self.drained(chosen):
                 await _flush(with_descendants(chosen), prefix)
                 try:
+                    await _give_up_writing(activation.to_inactivate(chosen), prefix)
                     activation.inactivate(activation.to_inactivate(chosen))
                 except activation.InactivationError as error:
                     raise BlockError(f"{prefix}{error}") from error
@@ -306,6 +308,7 @@ class Graph:
         if node.parents or name in self._owned or self._nodes.pop(name, None) is None:
             return
         try:
+            await node.settle()
             await node.close()
         finally:
             for edge in node.children.values():
@@ -340,5 +343,14 @@ async def _flush(nodes: Iterable[BlockNode], prefix: str) -> None:
         for node in nodes:
             if not node.options.cache.no_flush:
                 await node.flush()
+    except OSError as error:
+        raise BlockError(f"{prefix}{error.strerror}") from error
+
+
+async def _give_up_writing(nodes: Iterable[BlockNode], prefix: str) -> None:
+    """Have nodes put their images in order; raises BlockError."""
+    try:
+        for node in nodes:
+            await node.give_up_writing()
     except OSError as error:
         raise BlockError(f"{prefix}{error.strerror}") from error

@@ -46,6 +46,10 @@ class WriteFlags(IntFlag):
     MAY_UNMAP = 2
     #: Fail with ENOTSUP rather than write zeroes byte by byte.
     NO_FALLBACK = 4
+    #: Store it compressed; only drivers that have this among their `native_flags` can.
+    WRITE_COMPRESSED = 8
+    #: What is written reads the same already (copy-on-read): WRITE_UNCHANGED is permission enough.
+    WRITE_UNCHANGED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +101,13 @@ class BlockNode(ABC):
     #: The QAPI name (`BlockdevDriver`).
     driver: ClassVar[str]
 
+    #: Shows the data of its child "file"; has none of its own.
+    is_filter: ClassVar[bool] = False
+
     #: Members of the options that `blockdev-reopen` may change, besides those common to all.
     mutable_options: ClassVar[frozenset[str]] = frozenset()
+    #: Those among them that do not go back to their default when they are left out.
+    kept_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, node_name: str, options: Any) -> None:
         self.node_name = node_name
@@ -145,6 +154,11 @@ class BlockNode(ABC):
         Exports refuse what does not come to whole blocks; graphs may use it, as in QEMU.
         """
         return self.size
+
+    @property
+    def cluster_size(self) -> int:
+        """How many bytes the image allocates at a time; 0: unknown, or it doesn't allocate."""
+        return 0
 
     @property
     def description(self) -> str:
@@ -208,6 +222,20 @@ class BlockNode(ABC):
         """Change the length to `size` bytes. The text of the OSError is shown to the user."""
         raise OSError(errno.ENOTSUP, "Image format driver does not support resize")
 
+    # Access to a snapshot that the node keeps (`snapshot-access`).
+
+    async def snapshot_preadv(self, offset: int, iov: IoVec) -> None:
+        """Fill all of `iov` from `offset` of the snapshot."""
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    async def snapshot_block_status(self, offset: int, length: int) -> Extent:
+        """Describe a run at `offset` of the snapshot, of at most `length` bytes."""
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    async def snapshot_pdiscard(self, offset: int, length: int) -> None:
+        """Keep a range of the snapshot no more."""
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
     # Reopening (`block.reopen`): prepare, take options, check; then commit or abort. No request is
     # in flight and nothing of it may suspend.
 
@@ -242,6 +270,18 @@ class BlockNode(ABC):
 
     def drained_end(self) -> None:  # noqa: B027
         """Undo one `drained_begin()`."""
+
+    async def give_up_writing(self) -> None:  # noqa: B027
+        """Put the image in order: the node is about to become read-only or inactive.
+
+        No request is in flight and all is flushed. Raises OSError where that can't be done.
+        """
+
+    async def settle(self) -> None:  # noqa: B027
+        """Wait until what the node does of its own accord is done: requests that no user waits for.
+
+        Called while no user starts requests, and before the node is closed.
+        """
 
     def refresh_limits(self) -> None:  # noqa: B027
         """Work out again what depends on the children and their limits."""

@@ -16,11 +16,16 @@ from vhostblk.block.node import BlockNode
 ENTRY_POINT_GROUP = "vhostblk.drivers"
 
 _BUILT_IN = {
+    "compress": ("vhostblk.block.drivers.compress", "CompressNode"),
+    "copy-before-write": ("vhostblk.block.drivers.copy_before_write", "CopyBeforeWriteNode"),
+    "copy-on-read": ("vhostblk.block.drivers.copy_on_read", "CopyOnReadNode"),
     "file": ("vhostblk.block.drivers.file", "FileNode"),
     "host_device": ("vhostblk.block.drivers.host_device", "HostDeviceNode"),
     "null-aio": ("vhostblk.block.drivers.null", "NullAioNode"),
     "null-co": ("vhostblk.block.drivers.null", "NullNode"),
+    "preallocate": ("vhostblk.block.drivers.preallocate", "PreallocateNode"),
     "raw": ("vhostblk.block.drivers.raw", "RawNode"),
+    "snapshot-access": ("vhostblk.block.drivers.snapshot_access", "SnapshotAccessNode"),
     "throttle": ("vhostblk.block.drivers.throttle", "ThrottleNode"),
 }
 

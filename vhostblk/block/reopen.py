@@ -118,8 +118,9 @@ def _check_options(change: Change) -> None:
     """Raise BlockError where an option is not for change."""
     inherit.check_options(change.options)
     node, new, old = change.node, change.options, change.node.options
-    fixed = list(_fixed_members(node))
-    for name, wire_name, default in fixed:
+    fixed = list(_members_but(node, _COMMON_MUTABLE | node.mutable_options))
+    changeable = _COMMON_MUTABLE | (node.mutable_options - node.kept_options)
+    for name, wire_name, default in _members_but(node, changeable):
         value = getattr(new, name, default)
         if value == default and getattr(old, name) != default:
             raise BlockError(f"Option '{wire_name}' cannot be reset to its default value")
@@ -130,12 +131,10 @@ def _check_options(change: Change) -> None:
             raise BlockError(f"Cannot change the option '{wire_name}'")
 
 
-def _fixed_members(node: BlockNode) -> Iterator[tuple[str, str, Any]]:
-    """Yield name, wire name and default of a node's options that stay what they are."""
+def _members_but(node: BlockNode, left_out: frozenset[str]) -> Iterator[tuple[str, str, Any]]:
+    """Yield name, wire name and default of a node's options, without children and `left_out`."""
     for info in msgspec.structs.fields(node.options):
-        if info.name in _COMMON_MUTABLE or info.name in node.mutable_options:
-            continue
-        if info.name in node.children:
+        if info.name in left_out or info.name in node.children:
             continue
         default = inherit.default_of(info.name, info.default)
         yield info.name, info.encode_name, default
@@ -156,6 +155,10 @@ def _replace_children(
                 f"Inactive '{name}' can't be a {role} child of active '{node.node_name}'"
             )
         old = node.children[role].node
+        if node.children[role].frozen:
+            raise BlockError(
+                f"Cannot change frozen '{role}' link from '{node.node_name}' to '{old.node_name}'"
+            )
         undo.append(_moved(node, role, new))
         replaced.append(old)
     return replaced

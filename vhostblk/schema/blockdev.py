@@ -71,11 +71,16 @@ class BlockdevOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
 
 #: Where the options of each driver are: a module of `schema.drivers`, and the struct.
 _DRIVERS = {
+    "compress": ("filters", "BlockdevOptionsCompress"),
+    "copy-before-write": ("filters", "BlockdevOptionsCbw"),
+    "copy-on-read": ("filters", "BlockdevOptionsCor"),
     "file": ("file", "BlockdevOptionsFile"),
     "host_device": ("file", "BlockdevOptionsHostDevice"),
     "null-aio": ("null", "BlockdevOptionsNullAio"),
     "null-co": ("null", "BlockdevOptionsNull"),
+    "preallocate": ("filters", "BlockdevOptionsPreallocate"),
     "raw": ("raw", "BlockdevOptionsRaw"),
+    "snapshot-access": ("filters", "BlockdevOptionsSnapshotAccess"),
     "throttle": ("throttle", "BlockdevOptionsThrottle"),
 }
 

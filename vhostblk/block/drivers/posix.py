@@ -327,6 +327,8 @@ class PosixNode(BlockNode):
         self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
     ) -> None:
         if offset + length > self._size:
+            if not flags & WriteFlags.MAY_UNMAP and await self._extend(offset, length):
+                return
             old_size = self._size
             await self.truncate(offset + length)
             length = max(old_size - offset, 0)
@@ -343,16 +345,26 @@ class PosixNode(BlockNode):
             return
         raise os_error(errno.ENOTSUP)
 
+    async def _extend(self, offset: int, length: int) -> bool:
+        """Make the file longer by zeroes that have storage; tell whether the file system can."""
+        mode = FALLOC_ZERO_RANGE if offset < self._size else 0
+        if not await self._try_mode(mode, offset, length, keep_size=0):
+            return False
+        self._size = self._read_size()
+        return True
+
     async def pdiscard(self, offset: int, length: int) -> None:
         if not await self._try_mode(FALLOC_PUNCH_HOLE, offset, length):
             raise os_error(errno.ENOTSUP)
 
-    async def _try_mode(self, mode: int, offset: int, length: int) -> bool:
+    async def _try_mode(
+        self, mode: int, offset: int, length: int, keep_size: int = FALLOC_KEEP_SIZE
+    ) -> bool:
         """Do fallocate(2) and tell whether the file system can; other errors are raised."""
         if mode not in self._modes:
             return False
         result = await self._retry(
-            lambda: self._aio.fallocate(self.fd, mode | FALLOC_KEEP_SIZE, offset, length)
+            lambda: self._aio.fallocate(self.fd, mode | keep_size, offset, length)
         )
         if result in (-errno.EOPNOTSUPP, -errno.ENOSYS, -errno.ENODEV):
             self._modes.discard(mode)

@@ -38,7 +38,7 @@ class RawNode(BlockNode):
         super().__init__(node_name, options)
         self.take_options(options)
         self._file: Edge
-        self.native_flags = WriteFlags.FUA  # by passing it on
+        self.native_flags = WriteFlags.FUA | WriteFlags.WRITE_UNCHANGED  # by passing them on
 
     @classmethod
     async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
@@ -76,6 +76,10 @@ class RawNode(BlockNode):
             # The fast path: nothing to do but forward.
             self.preadv = self._file.preadv  # type: ignore[method-assign]
             self.pwritev = self._file.pwritev  # type: ignore[method-assign]
+
+    @property
+    def cluster_size(self) -> int:
+        return self._file.node.cluster_size
 
     @property
     def allocated_size(self) -> int | None:

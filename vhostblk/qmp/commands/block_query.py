@@ -36,7 +36,9 @@ async def query_named_block_nodes(
     daemon: Daemon, arguments: QueryNamedBlockNodes
 ) -> list[BlockDeviceInfo]:
     """List the nodes, the newest first."""
-    return [describe_node(node) for node in reversed(list(daemon.graph))]
+    return [
+        describe_node(node, flat=arguments.flat is True) for node in reversed(list(daemon.graph))
+    ]
 
 
 @command("query-block")

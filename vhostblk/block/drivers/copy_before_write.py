@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`copy-before-write`: saves old data to a target before it is overwritten.
+
+Together, the source and the target hold the disk as it was when the filter was opened, for
+`snapshot-access` to read. Three sets of clusters say where:
+
+- *dirty* ones (in `BlockCopy`) have not been copied;
+- *done* ones have, by a write: they are read from the target. A write sets this after the copy and
+  before it goes on to the source, and then waits for the readers that had begun to read the source
+  there (`_frozen`);
+- *accessible* ones have not been discarded by the reader of the snapshot.
+
+Where a copy fails, either the write fails, and all is as before; or the snapshot is given up, and
+every access to it fails from then on.
+"""
+
+# ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+from vhostblk.block.completion import Completion
+from vhostblk.block.edge import os_error
+from vhostblk.block.errors import BlockError
+from vhostblk.block.filter import FilterNode
+from vhostblk.block.node import BlockNode, Extent, WriteFlags
+from vhostblk.block.permissions import Perm
+from vhostblk.schema.base import UNSET
+from vhostblk.schema.drivers.filters import OnCbwError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vhostblk.block.block_copy import BlockCopy
+    from vhostblk.block.edge import Edge
+    from vhostblk.block.graph import Graph
+    from vhostblk.block.iovec import IoVec
+    from vhostblk.engine.extents import ExtentMap
+
+#: As in QEMU: the least number of bytes that are copied.
+DEFAULT_CLUSTER = 64 << 10
+_MAX_INT64 = (1 << 63) - 1
+
+
+class _FrozenRead:
+    """A reader of the snapshot on bytes [start, stop) of the source, which must not change."""
+
+    __slots__ = ("start", "stop", "waiters")
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start = start
+        self.stop = stop
+        self.waiters: list[Completion[None]] = []
+
+
+class CopyBeforeWriteNode(FilterNode):
+    """Copies clusters to the child "target" before the first write to each."""
+
+    driver = "copy-before-write"
+    prepare_reopen = BlockNode.prepare_reopen
+
+    def __init__(self, node_name: str, options: Any) -> None:
+        super().__init__(node_name, options)
+        self._target: Edge
+        self._copy: BlockCopy
+        self._frozen: list[_FrozenRead] = []
+        #: Copies that go on although nobody waits for them any more.
+        self._abandoned: set[asyncio.Task[None]] = set()
+        #: Of shape (clusters,), bool.
+        self._done: NDArray[np.bool_]
+        self._accessible: NDArray[np.bool_]
+        #: A copy has failed, and the snapshot with it.
+        self._broken = False
+
+    @classmethod
+    async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
+        import numpy as np
+
+        from vhostblk.block.block_copy import BlockCopy
+
+        if options.bitmap is not UNSET:
+            raise BlockError("bitmap: dirty bitmaps are not available in vhostblk yet")
+        node = await super().open(node_name, options, graph)
+        await graph.open_child(node, "target", options.target)
+        node._target = node.children["target"]
+        try:
+            cluster = _cluster_size(node._target.node, options.min_cluster_size)
+        except BlockError as error:
+            raise BlockError(f"Cannot create block-copy-state: {error}") from error
+        node._copy = BlockCopy(node._file, node._target, cluster, node.size)
+        clusters = len(node._copy.dirty)
+        node._done = np.zeros(clusters, np.bool_)
+        node._accessible = np.ones(clusters, np.bool_)
+        return node
+
+    def child_permissions(self, role: str, perm: Perm, shared: Perm) -> tuple[Perm, Perm]:
+        if role == "target":
+            return Perm.WRITE, Perm.ALL & ~Perm.RESIZE
+        if self.parents:
+            perm |= Perm.CONSISTENT_READ
+            shared &= ~(Perm.WRITE | Perm.RESIZE)
+        return perm, shared
+
+    def extent_map(self) -> ExtentMap | None:
+        return self.map_for_reading()
+
+    # Of the disk.
+
+    async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
+        await self._before_write(offset, iov.nbytes, flags)
+        await self._file.pwritev(offset, iov, flags)
+
+    async def pwrite_zeroes(
+        self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
+    ) -> None:
+        await self._before_write(offset, length, flags)
+        await self._file.pwrite_zeroes(offset, length, flags)
+
+    async def pdiscard(self, offset: int, length: int) -> None:
+        await self._before_write(offset, length, WriteFlags.NONE)
+        await self._file.pdiscard(offset, length)
+
+    async def truncate(self, size: int) -> None:
+        await self._file.truncate(size)
+        self._copy.resize(size)
+        self._done = _resized(self._done, len(self._copy.dirty))
+        self._accessible = _resized(self._accessible, len(self._copy.dirty))
+
+    async def settle(self) -> None:
+        while self._abandoned:
+            await asyncio.wait(set(self._abandoned))
+
+    async def _before_write(self, offset: int, length: int, flags: WriteFlags) -> None:
+        """Save what is about to be overwritten; raises OSError where the write must not go on.
+
+        Afterwards nobody reads it from the source.
+        """
+        if flags & WriteFlags.WRITE_UNCHANGED or self._broken or not length:
+            return
+        cluster = self._copy.cluster_size
+        first, last = offset // cluster, -(-(offset + length) // cluster)
+        try:
+            if self.options.cbw_timeout:
+                await self._copy_in_time(first, last)
+            else:
+                await self._copy.copy(first, last)
+        except OSError:
+            if self.options.on_cbw_error is OnCbwError.BREAK_GUEST_WRITE:
+                raise
+            self._broken = True
+        else:
+            self._done[first:last] = True
+        await self._wait_for_readers(first * cluster, last * cluster)
+
+    async def _copy_in_time(self, first: int, last: int) -> None:
+        """Copy; raise ETIMEDOUT where that takes too long, while the present piece goes on."""
+        loop = asyncio.get_running_loop()
+        cancelled: list[bool] = []
+        ended: Completion[None] = Completion()
+
+        def end(_task: object = None) -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        task = loop.create_task(self._copy.copy(first, last, cancelled))
+        self._abandoned.add(task)
+        task.add_done_callback(self._abandoned.discard)
+        task.add_done_callback(end)
+        timer = loop.call_later(self.options.cbw_timeout, end)
+        await ended
+        timer.cancel()
+        if task.done():
+            task.result()
+            return
+        cancelled.append(True)
+        task.add_done_callback(_take_error)
+        raise os_error(errno.ETIMEDOUT)
+
+    async def _wait_for_readers(self, start: int, stop: int) -> None:
+        while True:
+            read = next((r for r in self._frozen if r.start < stop and start < r.stop), None)
+            if read is None:
+                return
+            ended: Completion[None] = Completion()
+            read.waiters.append(ended)
+            await ended
+
+    # Of the snapshot.
+
+    async def snapshot_preadv(self, offset: int, iov: IoVec) -> None:
+        position = 0
+        while position < iov.nbytes:
+            start = offset + position
+            edge, length = self._locate(start, iov.nbytes - position)
+            with self._reading(edge, start, length):
+                await edge.preadv(start, iov.slice(position, position + length))
+            position += length
+
+    async def snapshot_block_status(self, offset: int, length: int) -> Extent:
+        edge, length = self._locate(offset, length)
+        with self._reading(edge, offset, length):
+            return await edge.block_status(offset, length)
+
+    async def snapshot_pdiscard(self, offset: int, length: int) -> None:
+        cluster = self._copy.cluster_size
+        first, last = -(-offset // cluster), (offset + length) // cluster
+        if last <= first:
+            return
+        self._accessible[first:last] = False
+        self._copy.forget(first, last)
+        await self._target.pdiscard(first * cluster, (last - first) * cluster)
+
+    def _locate(self, offset: int, length: int) -> tuple[Edge, int]:
+        """Say where the snapshot's data at `offset` is, and how much of it; or raise EACCES."""
+        cluster = self._copy.cluster_size
+        first, last = offset // cluster, -(-(offset + length) // cluster)
+        if self._broken or last > len(self._accessible) or not self._accessible[first:last].all():
+            raise os_error(errno.EACCES)
+        done = self._done[first:last]
+        differs = done != done[0]
+        if differs.any():
+            length = (first + int(differs.argmax())) * cluster - offset
+        return (self._target if done[0] else self._file), length
+
+    @contextmanager
+    def _reading(self, edge: Edge, offset: int, length: int) -> Iterator[None]:
+        """Keep writes off a range of the source inside the block."""
+        if edge is self._target:
+            yield
+            return
+        read = _FrozenRead(offset, offset + length)
+        self._frozen.append(read)
+        try:
+            yield
+        finally:
+            self._frozen.remove(read)
+            for completion in read.waiters:
+                completion.set_result(None)
+
+
+def _cluster_size(target: BlockNode, least: int) -> int:
+    """Work out the size of clusters; raises BlockError."""
+    if least > _MAX_INT64:
+        raise BlockError(f"min-cluster-size too large: {least} > {_MAX_INT64}")
+    if least & (least - 1):
+        raise BlockError("min-cluster-size needs to be a power of 2")
+    least = max(least, DEFAULT_CLUSTER)
+    return max(least, target.cluster_size)
+
+
+def _resized(clusters: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
+    import numpy as np
+
+    result = np.zeros(count, np.bool_)
+    kept = clusters[:count]
+    result[: len(kept)] = kept
+    return result
+
+
+def _take_error(task: asyncio.Task[None]) -> None:
+    """Look at the outcome that nobody waits for, lest it be logged as forgotten."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`preallocate`: a file that grows ahead of its writer.
+
+It lies between a format and its file. A write past the end of the file first extends the file with
+zeroes, by `prealloc-size` more than is needed and up to a multiple of `prealloc-align`; most writes
+to new space then need not extend it. Users see the file end where their data does.
+
+    0 ............ zero_start ... data_end ............ file_end
+                   |-- read as zeroes, already there ---|
+
+That is only known while nobody else changes the file: while the users both write and resize, for
+which the filter keeps others from doing so. What is too much is cut off when they stop, when the
+node becomes read-only or inactive, and when it is closed. An extension excludes all writes to what
+it covers (`_tracker`).
+"""
+
+# ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Self
+
+from vhostblk.block.errors import BlockError
+from vhostblk.block.filter import FilterNode
+from vhostblk.block.node import WriteFlags
+from vhostblk.block.permission_update import update_permissions
+from vhostblk.block.permissions import Perm
+from vhostblk.block.tracker import WriteTracker
+from vhostblk.schema.base import UNSET
+
+if TYPE_CHECKING:
+    from vhostblk.block.graph import Graph
+    from vhostblk.block.iovec import IoVec
+    from vhostblk.engine.extents import ExtentMap
+
+logger = logging.getLogger(__name__)
+
+SECTOR = 512
+DEFAULT_ALIGN = 1 << 20
+DEFAULT_SIZE = 128 << 20
+_GROW = Perm.WRITE | Perm.RESIZE
+#: Past every byte of every file.
+_END = 1 << 63
+
+
+class PreallocateNode(FilterNode):
+    """Extends the child "file" ahead of writes."""
+
+    driver = "preallocate"
+    mutable_options = frozenset({"prealloc_align", "prealloc_size"})
+    kept_options = mutable_options
+
+    def __init__(self, node_name: str, options: Any) -> None:
+        super().__init__(node_name, options)
+        #: None: unknown. The others are meaningless, then.
+        self._data_end: int | None = None
+        self._zero_start = 0
+        #: -1: has to be looked up.
+        self._file_end = -1
+        self._tracker = WriteTracker()
+        #: Cuts off what is too much, and gives the permissions back.
+        self._dropping: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
+        node = await super().open(node_name, options, graph)
+        node.prepare_reopen(options)
+        return node
+
+    def prepare_reopen(self, options: Any) -> None:
+        (align, ahead), below = _sizes(options), self._file.node.limits.request_alignment
+        if align < 0 or ahead < 0:
+            raise BlockError("preallocate: 'prealloc-align' and 'prealloc-size' must be positive")
+        if align % SECTOR:
+            raise BlockError(
+                f"prealloc-align parameter of preallocate filter is not aligned to {SECTOR}"
+            )
+        if align % below:
+            raise BlockError(
+                "prealloc-align parameter of preallocate filter is not aligned to underlying node "
+                f"request alignment ({below})"
+            )
+
+    @property
+    def size(self) -> int:
+        return super().size if self._data_end is None else self._data_end
+
+    @property
+    def exact_size(self) -> int:
+        return super().exact_size if self._data_end is None else self._data_end
+
+    def extent_map(self) -> ExtentMap | None:
+        below = self.map_for_reading()
+        return below and below.window(0, self.size)
+
+    # Permissions.
+
+    def child_permissions(self, role: str, perm: Perm, shared: Perm) -> tuple[Perm, Perm]:
+        if perm & _GROW == _GROW or self._data_end is not None:
+            return perm | _GROW, shared & ~_GROW
+        return perm, shared
+
+    def apply_permissions(self, perm: Perm, shared: Perm) -> None:
+        gone = perm & _GROW != _GROW
+        if gone and self._data_end is not None and self._dropping is None:
+            self._dropping = asyncio.get_running_loop().create_task(self._drop_later())
+
+    async def _drop_later(self) -> None:
+        """Drop the preallocation, unless users who write have come back."""
+        try:
+            if self.granted[0] & _GROW != _GROW:
+                await self._drop()
+        except (OSError, BlockError) as error:
+            self._complain(error)
+        finally:
+            self._dropping = None
+
+    async def _drop(self) -> None:
+        """Cut off what is too much, and let others have the file."""
+        await self._truncate_to_data()
+        self._data_end = None
+        update_permissions([self])
+
+    async def _truncate_to_data(self) -> None:
+        if self._data_end is None:
+            return
+        if self._file_end < 0:
+            self._file_end = self._file.node.size
+        if self._data_end < self._file_end:
+            self._file_end = -1
+            await self._file.truncate(self._data_end)
+            self._file_end = self._data_end
+
+    async def give_up_writing(self) -> None:
+        await self.settle()
+        if self._data_end is not None:
+            await self._drop()
+
+    async def settle(self) -> None:
+        while self._dropping is not None:
+            await asyncio.wait({self._dropping})
+
+    async def close(self) -> None:
+        try:
+            await self._truncate_to_data()
+        except OSError as error:
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        logger.warning("%s: the preallocation is not dropped: %s", self.filename, error)
+
+    # Writing.
+
+    async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
+        end = offset + iov.nbytes
+        await self._before_write(offset, end, zeroes=False)
+        tracked = await self._tracker.enter(offset, end, serialising=False)
+        try:
+            await self._file.pwritev(offset, iov, flags)
+        finally:
+            self._tracker.leave(tracked)
+
+    async def pwrite_zeroes(
+        self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
+    ) -> None:
+        end = offset + length
+        may_merge = not flags & ~WriteFlags.NO_FALLBACK
+        if await self._before_write(offset, end, zeroes=may_merge):
+            return
+        tracked = await self._tracker.enter(offset, end, serialising=False)
+        try:
+            await self._file.pwrite_zeroes(offset, length, flags)
+        finally:
+            self._tracker.leave(tracked)
+
+    async def _before_write(self, offset: int, end: int, *, zeroes: bool) -> bool:
+        """Extend the file for a write up to `end`.
+
+        With `zeroes`, tell whether the range reads as zeroes already.
+        """
+        while self._dropping is not None:
+            await self._dropping
+        if self._data_end is None:
+            if self._file.perm & _GROW != _GROW:
+                return False
+            self._data_end = self._zero_start = self._file_end = self._file.node.size
+        if end <= self._data_end:
+            return False
+        if not zeroes:
+            self._zero_start = end
+        self._data_end = end
+        if end <= self._known_file_end():
+            return zeroes and offset >= self._zero_start
+        tracked = await self._tracker.enter(self._known_file_end(), _END, serialising=True)
+        try:
+            file_end = self._known_file_end()
+            if end <= file_end:  # another write has extended it meanwhile
+                return False
+            return await self._extend(offset, end, file_end, zeroes=zeroes)
+        finally:
+            self._tracker.leave(tracked)
+
+    def _known_file_end(self) -> int:
+        if self._file_end < 0:
+            self._file_end = self._file.node.size
+        return self._file_end
+
+    async def _extend(self, offset: int, end: int, file_end: int, *, zeroes: bool) -> bool:
+        """Extend the file past `end`; tell whether bytes from `offset` on are zeroes by that."""
+        below = self._file.node.limits.request_alignment
+        align, ahead = _sizes(self.options)
+        align = max(align, below)
+        start = -(-(min(offset, file_end) if zeroes else file_end) // below) * below
+        stop = -(-(max(start, end) + ahead) // align) * align
+        try:
+            await self._file.pwrite_zeroes(start, stop - start, WriteFlags.NO_FALLBACK)
+        except OSError:
+            self._file_end = -1
+            return False
+        self._file_end = stop
+        return zeroes and start <= offset
+
+    async def truncate(self, size: int) -> None:
+        while self._dropping is not None:
+            await self._dropping
+        if self._data_end is not None and size > self._data_end:
+            await self._truncate_to_data()
+        try:
+            await self._file.truncate(size)
+        except OSError:
+            self._file_end = -1
+            raise
+        if self._data_end is not None:
+            self._data_end = self._zero_start = self._file_end = self._file.node.size
+
+
+def _sizes(options: Any) -> tuple[int, int]:
+    """Return `prealloc-align` and `prealloc-size`."""
+    align, ahead = options.prealloc_align, options.prealloc_size
+    return (
+        DEFAULT_ALIGN if align is UNSET else align,
+        DEFAULT_SIZE if ahead is UNSET else ahead,
+    )

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`snapshot-access`: the disk as it was when the filter below began to keep it.
+
+It is no filter: its data is not that of its child. Through the child's ordinary I/O goes nothing,
+so no permissions are taken.
+"""
+
+# ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+from vhostblk.block.node import BlockNode, BlockStatus, Extent
+from vhostblk.block.permissions import Perm
+
+if TYPE_CHECKING:
+    from vhostblk.block.edge import Edge
+    from vhostblk.block.graph import Graph
+    from vhostblk.block.iovec import IoVec
+
+
+class SnapshotAccessNode(BlockNode):
+    """Reads the snapshot that the child "file" keeps; ENOTSUP where it keeps none."""
+
+    driver = "snapshot-access"
+
+    def __init__(self, node_name: str, options: Any) -> None:
+        super().__init__(node_name, options)
+        self.read_only = options.read_only
+        self._file: Edge
+        self._size = 0
+
+    @classmethod
+    async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
+        node = cls(node_name, options)
+        await graph.open_child(node, "file", options.file)
+        node._file = node.children["file"]
+        node._size = node._file.node.size
+        return node
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def allocated_size(self) -> int | None:
+        return self._file.node.allocated_size
+
+    def child_permissions(self, role: str, perm: Perm, shared: Perm) -> tuple[Perm, Perm]:
+        return Perm.NONE, Perm.ALL
+
+    async def preadv(self, offset: int, iov: IoVec) -> None:
+        await self._file.node.snapshot_preadv(offset, iov)
+
+    async def block_status(self, offset: int, length: int) -> Extent:
+        extent = await self._file.node.snapshot_block_status(offset, length)
+        status = extent.status & ~BlockStatus.EOF
+        if offset + extent.length == self._size:
+            status |= BlockStatus.EOF
+        return replace(extent, status=status)
+
+    async def pdiscard(self, offset: int, length: int) -> None:
+        await self._file.node.snapshot_pdiscard(offset, length)
