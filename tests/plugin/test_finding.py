@@ -69,6 +69,11 @@ class AsyncInThread(plugin.SyncDriver[AsyncInThreadOptions]):
 class NoOptions: pass
 """
 
+NO_OPTIONS = (
+    "Driver 'no-options' is not a class with options_type, a struct of options "
+    "(paint_shop:NoOptions)"
+)
+
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -97,7 +102,12 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 def test_a_driver_is_found_by_its_name_with_typed_options() -> None:
     painted: Any = options(driver="painted", file="below", size=512)
     assert (painted.size, painted.colour.value, painted.file) == (512, "blue", "below")
-    tree = {"driver": "painted", "size": "4k", "file": {"driver": "null-co"}, "very-deep": "on"}
+    tree: dict[str, object] = {
+        "driver": "painted",
+        "size": "4k",
+        "file": {"driver": "null-co"},
+        "very-deep": "on",
+    }
     painted = from_keyval(BlockdevOptions, tree)
     assert (painted.size, painted.very_deep, painted.file.size) == (4096, True, 1 << 30)
     assert registry.driver_class("painted").driver == "painted"
@@ -136,8 +146,7 @@ def test_built_in_drivers_go_first() -> None:
         ),
         (
             "no-options",
-            "Driver 'no-options' is not a class with options_type, a struct of options "
-            "(paint_shop:NoOptions)",
+            NO_OPTIONS,
         ),
         ("wrong-tag", "Driver 'wrong-tag' has options with the tag 'painted' (paint_shop:Painted)"),
         (
@@ -176,8 +185,7 @@ def test_help_lists_plug_ins_and_logs_broken_ones(caplog: pytest.LogCaptureFixtu
     assert "  missing" not in listing
     assert sorted(caplog.messages) == [
         "Driver 'missing' can't be loaded: module 'paint_shop' has no attribute 'Missing'",
-        "Driver 'no-options' is not a class with options_type, a struct of options "
-        "(paint_shop:NoOptions)",
+        NO_OPTIONS,
         "Driver 'wrong-tag' has options with the tag 'painted' (paint_shop:Painted)",
     ]
     lines = option_help("blockdev", {"driver": "painted"}).splitlines()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the class of a driver by its QAPI name.
 
-Built-in drivers are imported when first used. Third parties add theirs as plug-ins: `schema.plugins`
-finds them, `vhostblk.plugin` is what they are written with.
+Built-in drivers are imported when first used. Third parties add theirs as plug-ins: they are found
+by `schema.plugins`, and written with `vhostblk.plugin`.
 """
 
 from __future__ import annotations

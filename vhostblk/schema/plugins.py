@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drivers that are not built in: found by name, in packages and among those registered.
 
-A package names its drivers in the entry point group `vhostblk.drivers`. Looking there costs 20 ms, so
+A package names its drivers in the entry point group `vhostblk.drivers`. Looking there costs 20 ms:
 it is done only for names that are not built in, and for listings. What is found is the driver's
-class; its `options_type` is the struct of its options, and the rest is for the block layer to check.
+class; its `options_type` is the struct of its options. The rest is for the block layer to check.
 """
 
 from __future__ import annotations
