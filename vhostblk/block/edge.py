@@ -98,11 +98,7 @@ class Edge:
             self._node_pwritev = partial(shaping.write_aligned, node)
         #: Flags that a write may have on the fast path; -1 where there is none.
         self._plain_flags = int(node.native_flags)
-        if (
-            not self.writable
-            or node.write_threshold
-            or self._detect_zeroes
-        ):
+        if not self.writable or node.write_threshold or self._detect_zeroes:
             self._plain_flags = -1
 
     @property
