@@ -81,7 +81,7 @@ def run(
     packed = requests.view(np.uint8).reshape(_PREPARED, _REQUEST.itemsize)
     if write:
         packed = np.concatenate([packed, np.full((_PREPARED, block), 7, np.uint8)], axis=1)
-    messages = memoryview(np.ascontiguousarray(packed).reshape(-1))
+    messages = memoryview(packed.tobytes())
     with connect(path) as connection:
         return _pump(connection, messages, depth, seconds, 16 if write else 16 + block)
 

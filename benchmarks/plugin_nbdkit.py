@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The disk of `benchmarks.plugin_driver` for nbdkit, which brings a Python of its own."""
 
-# ruff: noqa: D103, ANN -- the functions are those of nbdkit-python-plugin(3).
+# mypy: ignore-errors
+# ruff: noqa: D103 -- the functions are those of nbdkit-python-plugin(3).
 
 import os
 

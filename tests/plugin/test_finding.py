@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from tests.block.support import options
-from tests.cli.process import command, environment
+from tests.cli.process import ROOT, command, environment
 from tests.plugin.support import Memory, make_package
 from tests.qmp.introspection import Introspection
 from vhostblk.block import registry
@@ -238,3 +238,9 @@ def test_the_command_line_finds_installed_packages(installed: Path) -> None:
         check=True,
     )
     assert "  very-deep=<bool> (default: off)" in done.stdout.splitlines()
+
+
+def test_the_readme_shows_the_example() -> None:
+    example = ROOT / "examples" / "function-disk" / "function_disk.py"
+    assert f"```python\n{example.read_text()}```\n" in (ROOT / "README.md").read_text()
+    assert len(example.read_text().splitlines()) <= 30

@@ -23,7 +23,7 @@ SIZE = 256 << 10
 class TestGood(DriverTests):
     """A driver without fault."""
 
-    driver = Memory
+    driver: ClassVar[Any] = Memory
     persistent = False
     refused = (({"size": 100}, "not a size in whole sectors"), ({"colour": 1}, "is unexpected"))
 
@@ -37,7 +37,7 @@ class TestGood(DriverTests):
 class TestGoodInThread(TestGood):
     """One without coroutines."""
 
-    driver = SyncMemory
+    driver: ClassVar[Any] = SyncMemory
 
 
 class FileOptions(Options, tag="test-file", frozen=True):
