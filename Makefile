@@ -27,7 +27,7 @@ demo: setup
 	@$(VENV)/bin/python -m examples.demo
 
 test: lint
-	$(PYTEST) tests integration
+	$(PYTEST) tests examples integration
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -35,7 +35,7 @@ lint: setup
 	$(VENV)/bin/mypy
 
 unit: setup
-	$(PYTEST) tests
+	$(PYTEST) tests examples
 
 integration: setup
 	$(PYTEST) integration

@@ -17,7 +17,7 @@ from integration.guest.errors import HarnessError
 CACHE = Path(__file__).parents[2] / ".cache" / "kernel"
 
 #: What a guest needs to see a virtio disk with a file system; built-in ones are skipped.
-MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic")
+MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic", "vfat", "nls_cp437", "nls_ascii")
 
 
 @dataclass(frozen=True)

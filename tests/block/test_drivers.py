@@ -5,45 +5,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.block.support import RW, fails_with, options, read_bytes, run, write_bytes
 from vhostblk.block import registry
 from vhostblk.block.backend import BlockBackend
-from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 @pytest.mark.parametrize("name", ["file", "host_device", "null-aio", "null-co", "raw"])
 def test_built_in_drivers_carry_their_name(name: str) -> None:
     assert registry.driver_class(name).driver == name
-
-
-def test_plugins_are_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    def entry_points(group: str, name: str) -> Iterable[EntryPoint]:
-        values = {
-            "good": "vhostblk.block.drivers.null:NullNode",
-            "missing": "vhostblk.no_such_module:X",
-            "wrong": "vhostblk.block.graph:Graph",
-        }
-        return [EntryPoint(name, values[name], group)] if name in values else []
-
-    monkeypatch.setattr("importlib.metadata.entry_points", entry_points)
-    assert registry.driver_class("good").driver == "null-co"
-    for name, message in (
-        ("missing", "Driver 'missing' can't be loaded: No module named 'vhostblk.no_such_module'"),
-        ("wrong", "Driver 'wrong' (vhostblk.block.graph:Graph) is not a BlockNode class"),
-        ("absent", "Unknown driver 'absent'"),
-    ):
-        with pytest.raises(BlockError) as caught:
-            registry.driver_class(name)
-        assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("driver", ["null-co", "null-aio"])

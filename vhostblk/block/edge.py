@@ -14,6 +14,7 @@ import errno
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vhostblk.block import shaping
@@ -24,7 +25,7 @@ from vhostblk.engine.extents import ExtentMap, Treatment
 from vhostblk.schema.blockdev import BlockdevDetectZeroesOptions, BlockdevDiscardOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from vhostblk.block.backend import BlockBackend
     from vhostblk.block.iovec import IoVec
@@ -95,15 +96,12 @@ class Edge:
         if self._align_mask and node.write_tracker is None:
             node.write_tracker = WriteTracker()
         self._node_preadv = node.preadv
-        self._node_pwritev = node.pwritev
+        self._node_pwritev: Callable[..., Coroutine[object, object, None]] = node.pwritev
+        if node.write_tracker is not None:
+            self._node_pwritev = partial(shaping.write_aligned, node)
         #: Flags that a write may have on the fast path; -1 where there is none.
         self._plain_flags = int(node.native_flags)
-        if (
-            not self.writable
-            or node.write_tracker is not None
-            or node.write_threshold
-            or self._detect_zeroes
-        ):
+        if not self.writable or node.write_threshold or self._detect_zeroes:
             self._plain_flags = -1
 
     @property
@@ -157,6 +155,7 @@ class Edge:
         if (
             self._plain_flags < 0
             or (flags and int(flags) & ~self._plain_flags)
+            or (offset | nbytes) & self._align_mask
             or offset < 0
             or offset + nbytes > self.node.size
             or nbytes > self._max_transfer

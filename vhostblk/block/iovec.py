@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
+    from typing_extensions import Buffer
 
 #: `struct iovec` on 64-bit Linux.
 IOVEC = np.dtype([("base", "<u8"), ("len", "<u8")])
 
 _ffi = FFI()
 _char_p = _ffi.typeof("char *")
+#: A `struct iovec` is two of these: base and length.
+_size_p = _ffi.typeof("size_t *")
 
 
 def address_of(array: NDArray[np.generic]) -> int:
@@ -126,17 +129,26 @@ class IoVec(Struct, eq=False, gc=False):
 
     def to_bytes(self) -> bytes:
         """Copy the content out."""
+        pairs = _ffi.cast(_size_p, self.address)
+        if self.count == 1:
+            only: bytes = _ffi.buffer(_ffi.cast(_char_p, pairs[0]), pairs[1])[:]
+            return only
         return b"".join(self.memoryviews())
 
-    def copy_from(self, data: bytes | bytearray | memoryview) -> None:
+    def copy_from(self, data: Buffer) -> None:
         """Copy `data`, which is not longer than this, to the front."""
         source = memoryview(data).cast("B")
-        if len(source) > self.nbytes:
-            raise ValueError(f"{len(source)} bytes into {self.nbytes}")
+        left = len(source)
+        if left > self.nbytes:
+            raise ValueError(f"{left} bytes into {self.nbytes}")
+        pairs = _ffi.cast(_size_p, self.address)
+        if self.count == 1:
+            _ffi.memmove(_ffi.cast(_char_p, pairs[0]), source, left)
+            return
         done = 0
-        for view in self.memoryviews():
-            part = source[done : done + len(view)]
-            view[: len(part)] = part
+        for index in range(0, 2 * self.count, 2):
+            part = source[done : done + pairs[index + 1]]
+            _ffi.memmove(_ffi.cast(_char_p, pairs[index]), part, len(part))
             done += len(part)
 
     def copy_to(self, other: IoVec) -> None:

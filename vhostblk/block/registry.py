@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the class of a driver by its QAPI name.
 
-Built-in drivers are imported when first used. Third parties add theirs through the entry point
-group `vhostblk.drivers`, which is searched only for names that are not built in.
+Built-in drivers are imported when first used. Third parties add theirs as plug-ins: they are found
+by `schema.plugins`, and written with `vhostblk.plugin`.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.errors import BlockError
-from vhostblk.block.node import BlockNode
+from vhostblk.schema import plugins
 
-ENTRY_POINT_GROUP = "vhostblk.drivers"
+if TYPE_CHECKING:
+    from vhostblk.block.node import BlockNode
 
 _BUILT_IN = {
     "compress": ("vhostblk.block.drivers.compress", "CompressNode"),
@@ -36,25 +37,18 @@ def driver_name(options: Any) -> str:
 
 
 def driver_class(name: str) -> type[BlockNode]:
-    """Return a driver's class; raises BlockError when there is none."""
+    """Return a driver's class; raises BlockError for none, OptionError for a broken plug-in."""
     if name in _BUILT_IN:
         module, attribute = _BUILT_IN[name]
         found: Any = getattr(importlib.import_module(module), attribute)
     else:
-        found = _load_plugin(name)
+        found = _plugin_class(name)
     node_class: type[BlockNode] = found
     return node_class
 
 
-def _load_plugin(name: str) -> Any:
-    from importlib.metadata import entry_points  # 20 ms
-
-    for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        try:
-            found = entry_point.load()
-        except Exception as error:
-            raise BlockError(f"Driver '{name}' can't be loaded: {error}") from error
-        if not (isinstance(found, type) and issubclass(found, BlockNode)):
-            raise BlockError(f"Driver '{name}' ({entry_point.value}) is not a BlockNode class")
-        return found
-    raise BlockError(f"Unknown driver '{name}'")
+def _plugin_class(name: str) -> Any:
+    found = plugins.find_class(name)
+    if found is None:
+        raise BlockError(f"Unknown driver '{name}'")
+    return importlib.import_module("vhostblk.plugin.node").node_class(found)

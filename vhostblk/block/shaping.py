@@ -93,7 +93,10 @@ async def write_aligned(node: BlockNode, offset: int, iov: IoVec, flags: WriteFl
     if tracker is None:
         await node.pwritev(offset, iov, flags)
         return
-    tracked = await tracker.enter(offset, offset + iov.nbytes, serialising=False)
+    stop = offset + iov.nbytes
+    tracked = tracker.try_enter(offset, stop)
+    if tracked is None:
+        tracked = await tracker.enter(offset, stop, serialising=False)
     try:
         await node.pwritev(offset, iov, flags)
     finally:

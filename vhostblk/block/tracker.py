@@ -42,6 +42,14 @@ class WriteTracker:
         self._active: dict[TrackedWrite, None] = {}
         self._serialising = 0
 
+    def try_enter(self, start: int, stop: int) -> TrackedWrite | None:
+        """Enter an ordinary write at once; None where it may have to wait."""
+        if self._serialising:
+            return None
+        write = TrackedWrite(start, stop, False)
+        self._active[write] = None
+        return write
+
     async def enter(self, start: int, stop: int, *, serialising: bool) -> TrackedWrite:
         """Wait for earlier writes that exclude this one; pair with `leave()`."""
         write = TrackedWrite(start, stop, serialising)

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from vhostblk.schema import plugins
 from vhostblk.schema.base import UNSET, OpenUnion, QapiStruct, UnsetType
 
 
@@ -54,10 +55,10 @@ class BlockdevOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
 
     @classmethod
     def find_branch(cls, tag: str) -> type[BlockdevOptions] | None:
-        """Return the options of a driver."""
+        """Return the options of a driver; raises OptionError for a plug-in that is broken."""
         where = _DRIVERS.get(tag)
         if where is None:
-            return None
+            return plugins.find_options(tag)
         found: type[BlockdevOptions] = getattr(
             importlib.import_module(f"vhostblk.schema.drivers.{where[0]}"), where[1]
         )
@@ -65,8 +66,8 @@ class BlockdevOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
 
     @classmethod
     def branch_names(cls) -> list[str]:
-        """Return the names of all drivers."""
-        return list(_DRIVERS)
+        """Return the names of all drivers, plug-ins included."""
+        return [*_DRIVERS, *(name for name in plugins.names() if name not in _DRIVERS)]
 
 
 #: Where the options of each driver are: a module of `schema.drivers`, and the struct.

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests for drivers, to be run by pytest (with `hypothesis`; `pip install 'vhostblk[test]'`).
+
+    from vhostblk.plugin.testing import DriverTests
+
+    class TestMyDriver(DriverTests):
+        driver = MyDriver
+
+        def make_options(self, directory):
+            return {"filename": str(directory / "disk")}
+
+The driver runs as it does in the daemon, below the layer that aligns and splits requests: a test
+asks what a virtual machine may ask. See `DriverTests` for what else can be said of a driver.
+"""
+
+from __future__ import annotations
+
+from vhostblk.plugin.testing.disk import Disk, opened
+from vhostblk.plugin.testing.kit import DriverTests
+
+__all__ = ["Disk", "DriverTests", "opened"]
