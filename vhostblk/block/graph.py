@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from vhostblk.block import activation, inherit
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.drain import DrainedSection, with_descendants
-from vhostblk.block.edge import Edge
+from vhostblk.block.edge import Edge, flush_node
 from vhostblk.block.errors import BlockError, NodeNotFoundError
 from vhostblk.block.node import BlockNode
 from vhostblk.block.permission_update import check_conflicts, derive, update_permissions
@@ -341,8 +341,7 @@ async def _flush(nodes: Iterable[BlockNode], prefix: str) -> None:
     """Put what has been written on stable storage; raises BlockError."""
     try:
         for node in nodes:
-            if not node.options.cache.no_flush:
-                await node.flush()
+            await flush_node(node)
     except OSError as error:
         raise BlockError(f"{prefix}{error.strerror}") from error
 
