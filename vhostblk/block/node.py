@@ -334,6 +334,13 @@ class BlockNode(ABC):
         """How many bytes the image takes up; None: unknown."""
         return None
 
+    def exact_name(self, below: str | None) -> str | None:
+        """Return a file name that opens just this; None: there is none, or it goes without saying.
+
+        `below` is that of the primary child.
+        """
+        return None
+
     @property
     def strong_options(self) -> dict[str, Any]:
         """The options, but for children, that say what the node's data is, by wire name."""

@@ -19,6 +19,7 @@ _BUILT_IN = {
     "compress": ("vhostblk.block.drivers.compress", "CompressNode"),
     "copy-before-write": ("vhostblk.block.drivers.copy_before_write", "CopyBeforeWriteNode"),
     "copy-on-read": ("vhostblk.block.drivers.copy_on_read", "CopyOnReadNode"),
+    "blkdebug": ("vhostblk.block.drivers.blkdebug", "BlkdebugNode"),
     "file": ("vhostblk.block.drivers.file", "FileNode"),
     "host_device": ("vhostblk.block.drivers.host_device", "HostDeviceNode"),
     "null-aio": ("vhostblk.block.drivers.null", "NullAioNode"),

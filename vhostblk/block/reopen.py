@@ -23,6 +23,7 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.permission_update import update_permissions
 from vhostblk.block.registry import driver_name
 from vhostblk.schema.base import UNSET
+from vhostblk.schema.qdict import bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -132,8 +133,12 @@ def _check_options(change: Change) -> None:
 
 
 def _members_but(node: BlockNode, left_out: frozenset[str]) -> Iterator[tuple[str, str, Any]]:
-    """Yield name, wire name and default of a node's options, without children and `left_out`."""
-    for info in msgspec.structs.fields(node.options):
+    """Yield name, wire name and default of a node's options, without children and `left_out`.
+
+    They are in the order in which QEMU looks at them.
+    """
+    members = msgspec.structs.fields(node.options)
+    for info in sorted(members, key=lambda member: bucket(member.encode_name)):
         if info.name in left_out or info.name in node.children:
             continue
         default = inherit.default_of(info.name, info.default)

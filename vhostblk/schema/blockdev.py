@@ -74,6 +74,7 @@ _DRIVERS = {
     "compress": ("filters", "BlockdevOptionsCompress"),
     "copy-before-write": ("filters", "BlockdevOptionsCbw"),
     "copy-on-read": ("filters", "BlockdevOptionsCor"),
+    "blkdebug": ("blkdebug", "BlockdevOptionsBlkdebug"),
     "file": ("file", "BlockdevOptionsFile"),
     "host_device": ("file", "BlockdevOptionsHostDevice"),
     "null-aio": ("null", "BlockdevOptionsNullAio"),
