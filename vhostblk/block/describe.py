@@ -54,21 +54,30 @@ def _exact_name(node: BlockNode) -> str | None:
     if node.driver in FILE_DRIVERS:
         return str(options["filename"])
     child = node.primary_child
-    below = None if child is None else _exact_name(child.node)
-    if (name := node.exact_name(below)) is not None:
+    names = {role: _exact_name(edge.node) for role, edge in node.children.items()}
+    if (name := node.exact_name(names)) is not None:
         return name
     if options or node.is_filter:
         return None
     if child is None:
         return f"{node.driver}://"
     # A format is told from what a file of that name holds.
-    return below if not child.node.children or child.node.exact_name(below) else None
+    return names[child.role] if _is_protocol(child.node) else None
+
+
+def _is_protocol(node: BlockNode) -> bool:
+    """Tell whether a file name leads to a node of this driver."""
+    return not node.children or node.driver in ("blkdebug", "blkverify")
 
 
 def _full_options(node: BlockNode) -> dict[str, Any]:
     full = {"driver": node.driver, **node.strong_options}
     for role, edge in node.children.items():
-        full[role] = _full_options(edge.node)
+        below, name = _full_options(edge.node), role.partition(".")[0]
+        if name == role:
+            full[role] = below
+        else:
+            full.setdefault(name, []).append(below)
     return {name: full[name] for name in sorted(full, key=bucket)}
 
 

@@ -49,7 +49,8 @@ class Graph:
     """The block graph of one daemon; used on the event loop's thread only."""
 
     def __init__(self, events: EventBus | None = None) -> None:
-        self._events = events or EventBus()
+        #: Where nodes tell what happens.
+        self.events = events or EventBus()
         #: What `throttle` nodes refer to.
         self.throttle_groups = ThrottleGroups()
         #: Held by one command at a time.
@@ -190,6 +191,42 @@ class Graph:
                 for node in reopen.execute(self, changes):
                     await self._close_unused(node)
 
+    async def add_child(self, parent: BlockNode, child: BlockNode) -> None:
+        """Give a node one more child; raises BlockError."""
+        from vhostblk.block import reopen
+
+        name = child.node_name
+        async with self._changing, self.drained([parent]):
+            if not parent.changes_children:
+                raise BlockError(f"The node {parent.node_name} does not support adding a child")
+            if child.parents:
+                raise BlockError(f"The node {name} already has a parent")
+            role = parent.new_role()
+            if parent in with_descendants([child]):
+                raise BlockError(
+                    f"Making '{name}' a {role} child of '{parent.node_name}' would create a cycle"
+                )
+            edge = Edge(parent, role, child)
+            self._attach(edge)
+            parent.children[role] = edge
+            parent.child_added(role)
+            reopen.refresh([parent])
+
+    async def remove_child(self, parent: BlockNode, role: str) -> None:
+        """Take a child away from a node; raises BlockError."""
+        from vhostblk.block import reopen
+
+        async with self._changing, self.drained([parent]):
+            if role not in parent.children:
+                raise BlockError(f"Node '{parent.node_name}' does not have child '{role}'")
+            if not parent.changes_children:
+                raise BlockError(f"The node {parent.node_name} does not support removing a child")
+            parent.check_loss(role)
+            edge = parent.children.pop(role)
+            parent.child_removed(role)
+            reopen.refresh([parent])
+            await self.detach(edge)
+
     async def resize(self, node: BlockNode, size: int) -> None:
         """Change a node's length; all who use it are told at once."""
         async with self._changing:
@@ -242,7 +279,7 @@ class Graph:
     def _threshold_exceeded(self, node: BlockNode, end: int) -> None:
         offset = node.write_threshold
         self._set_threshold(node, 0)
-        self._events.emit(
+        self.events.emit(
             "BLOCK_WRITE_THRESHOLD",
             BlockWriteThreshold(
                 node_name=node.node_name, amount_exceeded=end - offset, write_threshold=offset
@@ -264,7 +301,7 @@ class Graph:
             nospace=code == errno.ENOSPC,
             reason=os.strerror(code),
         )
-        self._events.emit("BLOCK_IO_ERROR", data)
+        self.events.emit("BLOCK_IO_ERROR", data)
 
     async def _refresh_maps(self, node: BlockNode) -> None:
         async with self.drained([node]):

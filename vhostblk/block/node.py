@@ -27,7 +27,7 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.permissions import Perm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
@@ -110,6 +110,9 @@ class BlockNode(ABC):
 
     #: The child whose data is the node's, in filters and in formats that have a file.
     primary_role: ClassVar[str] = "file"
+
+    #: Whether children may be added and removed at run time.
+    changes_children: ClassVar[bool] = False
 
     #: Members of the options that `blockdev-reopen` may change, besides those common to all.
     mutable_options: ClassVar[frozenset[str]] = frozenset()
@@ -334,10 +337,28 @@ class BlockNode(ABC):
         """How many bytes the image takes up; None: unknown."""
         return None
 
-    def exact_name(self, below: str | None) -> str | None:
+    # Children at run time, where `changes_children`: the graph is drained.
+
+    def new_role(self) -> str:
+        """Return the role that one more child would have; raises BlockError."""
+        raise NotImplementedError
+
+    def child_added(self, role: str) -> None:
+        """Go by one more child from now on. Never fails."""
+        raise NotImplementedError
+
+    def check_loss(self, role: str) -> None:
+        """Raise BlockError where there has to be such a child."""
+        raise NotImplementedError
+
+    def child_removed(self, role: str) -> None:
+        """Go by one child less from now on. Never fails."""
+        raise NotImplementedError
+
+    def exact_name(self, below: Mapping[str, str | None]) -> str | None:
         """Return a file name that opens just this; None: there is none, or it goes without saying.
 
-        `below` is that of the primary child.
+        `below` are those of the children, by role.
         """
         return None
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 BOUNCE_BYTES = 1 << 20
 
 
-def _allocate(nbytes: int, align: int) -> IoVec:
-    """Make a zeroed bounce buffer."""
+def allocate(nbytes: int, align: int = 1) -> IoVec:
+    """Make a zeroed buffer."""
     from vhostblk.block.iovec import IoVec  # brings numpy, which start-up has no need of
 
     return IoVec.allocate(nbytes, align)
@@ -83,7 +83,7 @@ async def read(node: BlockNode, offset: int, iov: IoVec) -> None:
         else:
             low = start // align * align
             high = -(-(start + length) // align) * align
-            bounce = _allocate(high - low, node.limits.memory_alignment)
+            bounce = allocate(high - low, node.limits.memory_alignment)
             await node.preadv(low, bounce)
             bounce.slice(start - low, start - low + length).copy_to(part)
 
@@ -143,7 +143,7 @@ async def _write_pieces(node: BlockNode, offset: int, iov: IoVec, flags: WriteFl
     for start, length in pieces(offset, iov.nbytes, _longest(iov, node, align), align):
         part = iov.slice(start - offset, start - offset + length)
         if not _fits(part, node):
-            bounce = _allocate(length, node.limits.memory_alignment)
+            bounce = allocate(length, node.limits.memory_alignment)
             part.copy_to(bounce)
             part = bounce
         await node.pwritev(start, part, flags)
@@ -167,7 +167,7 @@ async def _padded(node: BlockNode, offset: int, iov: IoVec, low: int, high: int)
     align = node.limits.request_alignment
     head, tail = offset - low, high - offset - iov.nbytes
     ends = [end for end, missing in (("head", head), ("tail", tail)) if missing]
-    blocks = _allocate(min(high - low, len(ends) * align), node.limits.memory_alignment)
+    blocks = allocate(min(high - low, len(ends) * align), node.limits.memory_alignment)
     if blocks.nbytes == high - low:  # that is all of it: read at once
         await _read_ends(node, ends, low, blocks)
     else:
@@ -236,7 +236,7 @@ async def _write_buffers_of_zeroes(
 ) -> None:
     limits = node.limits
     longest = min(limits.max_transfer or BOUNCE_BYTES, BOUNCE_BYTES)
-    zeroes = _allocate(min(length, longest), limits.memory_alignment)
+    zeroes = allocate(min(length, longest), limits.memory_alignment)
     for start, count in pieces(offset, length, longest, limits.request_alignment):
         await node.pwritev(start, zeroes.slice(0, count), flags)
 
@@ -244,7 +244,7 @@ async def _write_buffers_of_zeroes(
 async def _write_zero_bytes(node: BlockNode, offset: int, length: int, flags: WriteFlags) -> None:
     """Write zeroes into one or two blocks."""
     flags &= ~(WriteFlags.MAY_UNMAP | WriteFlags.NO_FALLBACK)
-    await write(node, offset, _allocate(length, node.limits.memory_alignment), flags)
+    await write(node, offset, allocate(length, node.limits.memory_alignment), flags)
 
 
 async def discard(node: BlockNode, offset: int, length: int) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from vhostblk.schema.base import UNSET, OpenUnion, QapiStruct, UnsetType
+from vhostblk.schema.errors import OptionError
 
 
 class BlockdevDiscardOptions(Enum):
@@ -56,6 +57,8 @@ class BlockdevOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
     def find_branch(cls, tag: str) -> type[BlockdevOptions] | None:
         """Return the options of a driver."""
         where = _DRIVERS.get(tag)
+        if tag in _RESERVED:
+            raise OptionError(f"Driver '{tag}' is not available in vhostblk")
         if where is None:
             return None
         found: type[BlockdevOptions] = getattr(
@@ -75,15 +78,21 @@ _DRIVERS = {
     "copy-before-write": ("filters", "BlockdevOptionsCbw"),
     "copy-on-read": ("filters", "BlockdevOptionsCor"),
     "blkdebug": ("blkdebug", "BlockdevOptionsBlkdebug"),
+    "blklogwrites": ("blklogwrites", "BlockdevOptionsBlklogwrites"),
+    "blkverify": ("blkverify", "BlockdevOptionsBlkverify"),
     "file": ("file", "BlockdevOptionsFile"),
     "host_device": ("file", "BlockdevOptionsHostDevice"),
     "null-aio": ("null", "BlockdevOptionsNullAio"),
     "null-co": ("null", "BlockdevOptionsNull"),
     "preallocate": ("filters", "BlockdevOptionsPreallocate"),
+    "quorum": ("quorum", "BlockdevOptionsQuorum"),
     "raw": ("raw", "BlockdevOptionsRaw"),
     "snapshot-access": ("filters", "BlockdevOptionsSnapshotAccess"),
     "throttle": ("throttle", "BlockdevOptionsThrottle"),
 }
+
+#: QEMU's drivers that depend on more than a storage daemon has.
+_RESERVED = frozenset({"replication"})
 
 #: A node's name or the definition of a new node.
 BlockdevRef = Annotated[str | BlockdevOptions, Meta(title="BlockdevRef")]

@@ -27,7 +27,7 @@ from vhostblk.schema.base import UNSET
 from vhostblk.schema.drivers.blkdebug import BlkdebugEvent, BlkdebugIOType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
@@ -95,11 +95,12 @@ class BlkdebugNode(FilterNode):
                 given.update(_flat(f"{name}.{index}", rule))
         return given
 
-    def exact_name(self, below: str | None) -> str | None:
-        if below is None or self.strong_options.keys() - {"config"}:
+    def exact_name(self, below: Mapping[str, str | None]) -> str | None:
+        image = below[self.primary_role]
+        if image is None or self.strong_options.keys() - {"config"}:
             return None
         config = "" if self.options.config is UNSET else self.options.config
-        return f"blkdebug:{config}:{below}"
+        return f"blkdebug:{config}:{image}"
 
     async def _check(self, kind: BlkdebugIOType, offset: int = 0, length: int = 0) -> None:
         """Fail, if a rule says so."""
