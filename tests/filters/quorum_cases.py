@@ -26,11 +26,11 @@ from tests.filters.harness import (
 KIB = 1 << 10
 SIZE = 256 * KIB
 A, B, C = (bytes([0x11 * (n + 1)]) * SIZE for n in range(3))
-SAME: dict[str, bytes | int] = {name: A for name in "abc"}
+SAME: dict[str, bytes | int] = dict.fromkeys("abc", A)
 FILES = [add(**file(name, name, discard="unmap")) for name in "abc"]
 
 
-def quorum(but: str = "", children: str = "abc", threshold: int = 2, **members: Any) -> Step:
+def quorum(but: str = "", children: Any = "abc", threshold: int = 2, **members: Any) -> Step:
     """Add the node "q" on the files, or nodes with a letter as a name."""
     nodes = {"node_name": "q", "children": list(children), "vote_threshold": threshold}
     return add(but, driver="quorum", discard="unmap", **{**nodes, **members})
@@ -102,11 +102,10 @@ OPENING = Case(
 
 CHANGES = Case(
     "quorum-changes",
-    {**SAME, "d": A, "short": 4096},
+    {**SAME, "d": A},
     [
         *FILES,
         add(**file("d", "d")),
-        add(**file("s", "short")),
         quorum(children="ab", threshold=2),
         export("e", "q"),
         change(child="children.1"),
@@ -134,9 +133,6 @@ CHANGES = Case(
         read("e", 0, 16 * KIB),
         NODES,
         change(child="children.3"),
-        change(node="s"),
-        write("e", 16 * KIB, 4 * KIB, 0x68),
-        read("e", 16 * KIB, 4 * KIB),
         unexport("e"),
         delete("a"),
     ],
@@ -166,6 +162,15 @@ CASES = [
         children="xya",
         read_pattern="fifo",
         threshold=1,
+    ),
+    *(
+        with_failures(
+            f"quorum-{kind}-fails",
+            failing("x", "b", errno=28, iotype=kind),
+            failing("y", "c", errno=12, iotype=kind),
+            children="axy",
+        )
+        for kind in ("write", "write-zeroes", "flush")
     ),
     with_failures(
         "quorum-status-fails", failing("x", "b", errno=28, iotype="block-status"), children="axc"
