@@ -79,6 +79,14 @@ def read_config(path: str) -> list[Rule]:
 
 def parse_config(text: str) -> list[Rule]:
     """Return the rules in a file's text; raises BlockError with QEMU's message."""
+    try:
+        return _parse_rules(text)
+    except (BlockError, OptionError) as error:
+        line = str(error).replace("\n", "\\n")  # what it quotes may go on to the line's end
+        raise BlockError(line) from error
+
+
+def _parse_rules(text: str) -> list[Rule]:
     rules: list[Rule] = []
     seen: set[tuple[str, str]] = set()
     for group, values in _parse_groups(text):
@@ -91,10 +99,7 @@ def parse_config(text: str) -> list[Rule]:
             if (group, name) in seen:
                 raise BlockError(f"Duplicate ID '{name}' for {group}")
             seen.add((group, name))
-        try:
-            rules.append(_make_rule(group, QemuOpts.checked(_KINDS[group], values)))
-        except OptionError as error:
-            raise BlockError(str(error)) from error
+        rules.append(_make_rule(group, QemuOpts.checked(_KINDS[group], values)))
     return rules
 
 
