@@ -49,8 +49,7 @@ class Graph:
     """The block graph of one daemon; used on the event loop's thread only."""
 
     def __init__(self, events: EventBus | None = None) -> None:
-        #: Where nodes tell what happens.
-        self.events = events or EventBus()
+        self._events = events or EventBus()
         #: What `throttle` nodes refer to.
         self.throttle_groups = ThrottleGroups()
         #: Held by one command at a time.
@@ -69,6 +68,11 @@ class Graph:
 
     def __iter__(self) -> Iterator[BlockNode]:
         return iter(list(self._nodes.values()))
+
+    @property
+    def events(self) -> EventBus:
+        """Where nodes tell what happens."""
+        return self._events
 
     @property
     def backends(self) -> list[BlockBackend]:
@@ -279,7 +283,7 @@ class Graph:
     def _threshold_exceeded(self, node: BlockNode, end: int) -> None:
         offset = node.write_threshold
         self._set_threshold(node, 0)
-        self.events.emit(
+        self._events.emit(
             "BLOCK_WRITE_THRESHOLD",
             BlockWriteThreshold(
                 node_name=node.node_name, amount_exceeded=end - offset, write_threshold=offset
@@ -301,7 +305,7 @@ class Graph:
             nospace=code == errno.ENOSPC,
             reason=os.strerror(code),
         )
-        self.events.emit("BLOCK_IO_ERROR", data)
+        self._events.emit("BLOCK_IO_ERROR", data)
 
     async def _refresh_maps(self, node: BlockNode) -> None:
         async with self.drained([node]):
