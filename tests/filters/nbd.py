@@ -101,8 +101,11 @@ class NbdClient:
 
     def close(self) -> None:
         """Disconnect."""
-        self._socket.sendall(struct.pack(">IHHQQI", _REQUEST_MAGIC, 0, Command.DISCONNECT, 0, 0, 0))
-        self._socket.close()
+        farewell = struct.pack(">IHHQQI", _REQUEST_MAGIC, 0, Command.DISCONNECT, 0, 0, 0)
+        try:
+            self._socket.sendall(farewell)
+        finally:
+            self._socket.close()
 
     def _receive(self, size: int) -> bytes:
         data = b""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def next_link(node: BlockNode) -> Edge | None:
     """Return the edge along which a chain goes on below a node: its backing image, or its file."""
-    return node.children.get("file" if node.is_filter else "backing")
+    return node.children.get(node.primary_role if node.is_filter else "backing")
 
 
 def links(top: BlockNode) -> Iterator[Edge]:
@@ -34,7 +34,7 @@ def links(top: BlockNode) -> Iterator[Edge]:
 
 def skip_filters(node: BlockNode) -> BlockNode:
     """Return the first node of the chain from `node` on that holds data."""
-    while node.is_filter and (edge := node.children.get("file")) is not None:
+    while node.is_filter and (edge := node.primary_child) is not None:
         node = edge.node
     return node
 

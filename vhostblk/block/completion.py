@@ -14,10 +14,11 @@ A driven coroutine has no current task: `asyncio.timeout()` and `TaskGroup` do n
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Callable, Coroutine, Generator, Sequence
     from contextvars import Context
 
 T = TypeVar("T")
@@ -103,6 +104,33 @@ class Completion(Generic[T]):
     def when_done(self, callback: Callable[[], object]) -> None:
         """Call `callback()` directly, on the stack of whoever finishes this."""
         self._callback = callback
+
+
+async def outcomes(coroutines: Sequence[Coroutine[Any, Any, object]]) -> list[OSError | None]:
+    """Run I/O coroutines side by side; return the OSError of each, or None for those that succeed.
+
+    Other exceptions are raised, once all have ended.
+    """
+    errors: list[BaseException | None] = [None] * len(coroutines)
+    left = len(coroutines)
+    all_done: Completion[None] = Completion()
+
+    def finish(index: int, _result: object, error: BaseException | None) -> None:
+        nonlocal left
+        errors[index] = error
+        left -= 1
+        if not left:
+            all_done.set_result(None)
+
+    for index, coroutine in enumerate(coroutines):
+        drive(coroutine, partial(finish, index))
+    await all_done
+    found: list[OSError | None] = []
+    for error in errors:
+        if error is not None and not isinstance(error, OSError):
+            raise error
+        found.append(error)
+    return found
 
 
 def drive(

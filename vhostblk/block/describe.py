@@ -24,6 +24,7 @@ from vhostblk.schema.block_query import (
     XDbgBlockGraphNode,
     XDbgBlockGraphNodeType,
 )
+from vhostblk.schema.qdict import bucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,38 +36,49 @@ if TYPE_CHECKING:
 #: What tells files from formats is the file's own.
 FILE_DRIVERS = frozenset({"file", "host_device"})
 
-#: QEMU prints options in the order of its hash table; these come before "driver".
-_BEFORE_DRIVER = ("offset", "read-zeroes", "throttle-group")
-
-
 #: Those whose child's name opens what the child shows, not what they show.
 _NAMED_BY_CHILD = frozenset({"copy-before-write", "snapshot-access"})
 
 
 def image_name(node: BlockNode) -> str:
     """Return a file name that opens what the node shows; a `json:` one where nothing else does."""
-    options = node.strong_options
-    child = node.children.get("file")
-    if node.driver in FILE_DRIVERS:
-        return str(options["filename"])
+    child = node.primary_child
     if node.driver in _NAMED_BY_CHILD and child is not None:
         return image_name(child.node)
-    if not options and not node.is_filter:
-        if child is None:
-            return f"{node.driver}://"
-        below = image_name(child.node)
-        if not child.node.children and not below.startswith("json:"):
-            return below
-    return "json:" + json.dumps(_full_options(node))
+    name = _exact_name(node)
+    return "json:" + json.dumps(_full_options(node)) if name is None else name
+
+
+def _exact_name(node: BlockNode) -> str | None:
+    options = node.strong_options
+    if node.driver in FILE_DRIVERS:
+        return str(options["filename"])
+    child = node.primary_child
+    names = {role: _exact_name(edge.node) for role, edge in node.children.items()}
+    if (name := node.exact_name(names)) is not None:
+        return name
+    if options or node.is_filter:
+        return None
+    if child is None:
+        return f"{node.driver}://"
+    # A format is told from what a file of that name holds.
+    return names[child.role] if _is_protocol(child.node) else None
+
+
+def _is_protocol(node: BlockNode) -> bool:
+    """Tell whether a file name leads to a node of this driver."""
+    return not node.children or node.driver in ("blkdebug", "blkverify")
 
 
 def _full_options(node: BlockNode) -> dict[str, Any]:
-    strong = node.strong_options
-    full: dict[str, Any] = {name: strong[name] for name in _BEFORE_DRIVER if name in strong}
-    full.update({"driver": node.driver, **strong})
+    full = {"driver": node.driver, **node.strong_options}
     for role, edge in node.children.items():
-        full[role] = _full_options(edge.node)
-    return full
+        below, name = _full_options(edge.node), role.partition(".")[0]
+        if name == role:
+            full[role] = below
+        else:
+            full.setdefault(name, []).append(below)
+    return {name: full[name] for name in sorted(full, key=bucket)}
 
 
 def describe_node(node: BlockNode, *, flat: bool = False) -> BlockDeviceInfo:
@@ -113,7 +125,7 @@ def _describe_image(node: BlockNode) -> ImageInfo:
 
 def _has_dirty_flag(node: BlockNode) -> bool:
     """Tell whether QEMU's driver answers; none here ever says that an image is dirty."""
-    child = node.children.get("file")
+    child = node.primary_child
     if node.driver == "snapshot-access":
         return False
     return node.driver in FILE_DRIVERS or (child is not None and _has_dirty_flag(child.node))

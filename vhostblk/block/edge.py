@@ -101,7 +101,7 @@ class Edge:
             self._node_pwritev = partial(shaping.write_aligned, node)
         #: Flags that a write may have on the fast path; -1 where there is none.
         self._plain_flags = int(node.native_flags)
-        if not self.writable or node.write_threshold or self._detect_zeroes:
+        if not self.writable or node.write_threshold or self._detect_zeroes or node.counts_writes:
             self._plain_flags = -1
 
     @property
@@ -236,12 +236,7 @@ class Edge:
 
     async def flush(self) -> None:
         """Put completed writes on stable storage."""
-        node = self.node
-        if not node.options.cache.no_flush:
-            await node.flush()
-            return
-        for child in node.children.values():
-            await child.flush()
+        await flush_node(self.node)
 
     async def block_status(self, offset: int, length: int) -> Extent:
         """Describe a run at `offset`, of at most `length` bytes."""
@@ -294,6 +289,21 @@ class Edge:
         await self.node.truncate(size)
         if self.node.size != old_size:
             notify_resize(self.node)
+
+
+async def flush_node(node: BlockNode) -> None:
+    """Put a node's completed writes on stable storage, as far as its options ask for that."""
+    node.debug_event("flush_to_os")
+    generation = node.write_generation
+    if node.options.cache.no_flush or (
+        node.counts_writes and generation == node.flushed_generation
+    ):
+        for child in node.children.values():
+            await child.flush()
+        return
+    node.debug_event("flush_to_disk")
+    await node.flush()
+    node.flushed_generation = generation
 
 
 def notify_resize(node: BlockNode) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What filters have in common: one child, "file", whose data, size and limits are theirs.
+"""What filters have in common: a primary child ("file"), whose data, size and limits are theirs.
 
 A filter overrides what it changes. It publishes no extent map unless it says so: what must see
 every request sees every request.
@@ -41,13 +41,13 @@ class FilterNode(BlockNode):
     @classmethod
     async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
         node = cls(node_name, options)
-        await graph.open_child(node, "file", options.file)
+        await graph.open_child(node, cls.primary_role, getattr(options, cls.primary_role))
         node.adopt_children()
         return node
 
     def adopt_children(self) -> None:
         """Take note of the child, once it is there."""
-        self._file = self.children["file"]
+        self._file = self.children[self.primary_role]
         self.refresh_limits()
 
     def prepare_reopen(self, options: Any) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from vhostblk.block import activation, inherit
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.drain import DrainedSection, with_descendants
-from vhostblk.block.edge import Edge
+from vhostblk.block.edge import Edge, flush_node
 from vhostblk.block.errors import BlockError, NodeNotFoundError
 from vhostblk.block.node import BlockNode
 from vhostblk.block.permission_update import check_conflicts, derive, update_permissions
@@ -68,6 +68,11 @@ class Graph:
 
     def __iter__(self) -> Iterator[BlockNode]:
         return iter(list(self._nodes.values()))
+
+    @property
+    def events(self) -> EventBus:
+        """Where nodes tell what happens."""
+        return self._events
 
     @property
     def backends(self) -> list[BlockBackend]:
@@ -189,6 +194,42 @@ class Graph:
                 await _give_up_writing([c.node for c in changes if c.options.read_only], "")
                 for node in reopen.execute(self, changes):
                     await self._close_unused(node)
+
+    async def add_child(self, parent: BlockNode, child: BlockNode) -> None:
+        """Give a node one more child; raises BlockError."""
+        from vhostblk.block import reopen
+
+        name = child.node_name
+        async with self._changing, self.drained([parent]):
+            if not parent.changes_children:
+                raise BlockError(f"The node {parent.node_name} does not support adding a child")
+            if child.parents:
+                raise BlockError(f"The node {name} already has a parent")
+            role = parent.new_role()
+            if parent in with_descendants([child]):
+                raise BlockError(
+                    f"Making '{name}' a {role} child of '{parent.node_name}' would create a cycle"
+                )
+            edge = Edge(parent, role, child)
+            self._attach(edge)
+            parent.children[role] = edge
+            parent.child_added(role)
+            reopen.refresh([parent])
+
+    async def remove_child(self, parent: BlockNode, role: str) -> None:
+        """Take a child away from a node; raises BlockError."""
+        from vhostblk.block import reopen
+
+        async with self._changing, self.drained([parent]):
+            if role not in parent.children:
+                raise BlockError(f"Node '{parent.node_name}' does not have child '{role}'")
+            if not parent.changes_children:
+                raise BlockError(f"The node {parent.node_name} does not support removing a child")
+            parent.check_loss(role)
+            edge = parent.children.pop(role)
+            parent.child_removed(role)
+            reopen.refresh([parent])
+            await self.detach(edge)
 
     async def resize(self, node: BlockNode, size: int) -> None:
         """Change a node's length; all who use it are told at once."""
@@ -341,8 +382,7 @@ async def _flush(nodes: Iterable[BlockNode], prefix: str) -> None:
     """Put what has been written on stable storage; raises BlockError."""
     try:
         for node in nodes:
-            if not node.options.cache.no_flush:
-                await node.flush()
+            await flush_node(node)
     except OSError as error:
         raise BlockError(f"{prefix}{error.strerror}") from error
 

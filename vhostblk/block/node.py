@@ -27,7 +27,7 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.permissions import Perm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
@@ -69,6 +69,10 @@ class BlockLimits:
     #: Longest discard and write-zeroes request; 0: no limit.
     max_discard: int = 0
     max_write_zeroes: int = 0
+    #: Discards and write-zeroes requests are cut at multiples of these (which the request alignment
+    #: divides), so that all but the ends is whole units; 0: the request alignment.
+    discard_alignment: int = 0
+    write_zeroes_alignment: int = 0
     #: Preferred request size, for the guest's topology; 0: unknown.
     optimal_transfer: int = 0
 
@@ -104,6 +108,12 @@ class BlockNode(ABC):
     #: Shows the data of its child "file"; has none of its own.
     is_filter: ClassVar[bool] = False
 
+    #: The child whose data is the node's, in filters and in formats that have a file.
+    primary_role: ClassVar[str] = "file"
+
+    #: Whether children may be added and removed at run time.
+    changes_children: ClassVar[bool] = False
+
     #: Members of the options that `blockdev-reopen` may change, besides those common to all.
     mutable_options: ClassVar[frozenset[str]] = frozenset()
     #: Those among them that do not go back to their default when they are left out.
@@ -133,6 +143,12 @@ class BlockNode(ABC):
         self.granted = (Perm.NONE, Perm.ALL)
         #: Writes in flight, where unaligned ones need read-modify-write (see `block.shaping`).
         self.write_tracker: WriteTracker | None = None
+        #: Takes debug events: those of the layer above about this node, and those of a parent whose
+        #: primary child it is. Set by drivers that act on them (`blkdebug`).
+        self.take_debug_event: Callable[[str], None] | None = None
+        #: How many writes and discards there have been, and at the last flush; see `counts_writes`.
+        self.write_generation = 0
+        self.flushed_generation = 0
 
     @classmethod
     @abstractmethod
@@ -168,8 +184,33 @@ class BlockNode(ABC):
     @property
     def filename(self) -> str:
         """What messages call the image; the file's name where there is one."""
-        child = self.children.get("file")
+        child = self.primary_child
         return child.node.filename if child is not None else f"{self.driver}:"
+
+    @property
+    def primary_child(self) -> Edge | None:
+        """The edge to the child whose data is the node's, where there is one."""
+        return self.children.get(self.primary_role)
+
+    def debug_event(self, event: str) -> None:
+        """Tell the primary child what is about to be done (a `BlkdebugEvent`, "l2_load").
+
+        It makes a difference only where that child is a `blkdebug`, and costs next to nothing else.
+        """
+        child = self.children.get(self.primary_role)
+        if child is not None and child.node.take_debug_event is not None:
+            child.node.take_debug_event(event)
+
+    @property
+    def counts_writes(self) -> bool:
+        """Tell whether writes are counted, so that a flush of nothing stays away from the driver.
+
+        So it is where flushes are watched; elsewhere that isn't worth its cost on the fast path.
+        """
+        child = self.primary_child
+        return self.take_debug_event is not None or (
+            child is not None and child.node.take_debug_event is not None
+        )
 
     def child_permissions(self, role: str, perm: Perm, shared: Perm) -> tuple[Perm, Perm]:
         """Translate what this node's parents take and share into what it does with a child."""
@@ -294,6 +335,31 @@ class BlockNode(ABC):
     @property
     def allocated_size(self) -> int | None:
         """How many bytes the image takes up; None: unknown."""
+        return None
+
+    # Children at run time, where `changes_children`: the graph is drained.
+
+    def new_role(self) -> str:
+        """Return the role that one more child would have; raises BlockError."""
+        raise NotImplementedError
+
+    def child_added(self, role: str) -> None:
+        """Go by one more child from now on. Never fails."""
+        raise NotImplementedError
+
+    def check_loss(self, role: str) -> None:
+        """Raise BlockError where there has to be such a child."""
+        raise NotImplementedError
+
+    def child_removed(self, role: str) -> None:
+        """Go by one child less from now on. Never fails."""
+        raise NotImplementedError
+
+    def exact_name(self, below: Mapping[str, str | None]) -> str | None:
+        """Return a file name that opens just this; None: there is none, or it goes without saying.
+
+        `below` are those of the children, by role.
+        """
         return None
 
     @property

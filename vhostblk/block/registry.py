@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from vhostblk.block.node import BlockNode
 
 _BUILT_IN = {
+    "blkdebug": ("vhostblk.block.drivers.blkdebug", "BlkdebugNode"),
+    "blklogwrites": ("vhostblk.block.drivers.blklogwrites", "BlklogwritesNode"),
+    "blkverify": ("vhostblk.block.drivers.blkverify", "BlkverifyNode"),
     "compress": ("vhostblk.block.drivers.compress", "CompressNode"),
     "copy-before-write": ("vhostblk.block.drivers.copy_before_write", "CopyBeforeWriteNode"),
     "copy-on-read": ("vhostblk.block.drivers.copy_on_read", "CopyOnReadNode"),
@@ -25,6 +28,7 @@ _BUILT_IN = {
     "null-aio": ("vhostblk.block.drivers.null", "NullAioNode"),
     "null-co": ("vhostblk.block.drivers.null", "NullNode"),
     "preallocate": ("vhostblk.block.drivers.preallocate", "PreallocateNode"),
+    "quorum": ("vhostblk.block.drivers.quorum", "QuorumNode"),
     "raw": ("vhostblk.block.drivers.raw", "RawNode"),
     "snapshot-access": ("vhostblk.block.drivers.snapshot_access", "SnapshotAccessNode"),
     "throttle": ("vhostblk.block.drivers.throttle", "ThrottleNode"),

@@ -23,6 +23,7 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.permission_update import update_permissions
 from vhostblk.block.registry import driver_name
 from vhostblk.schema.base import UNSET
+from vhostblk.schema.qdict import bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -60,10 +61,10 @@ def plan(graph: Graph, definitions: Iterable[Any]) -> list[Change]:
 
 def _plan_node(changes: dict[BlockNode, Change], node: BlockNode, given: Any, options: Any) -> None:
     change = changes[node] = Change(node, given, options)
-    if driver_name(options) != node.driver:
-        return  # `_check_options` refuses it
+    if driver_name(options) != node.driver or node.changes_children:
+        return  # `_check_options` or `prepare_reopen` refuses it
     for role, edge in node.children.items():
-        child, ref = edge.node, getattr(options, role)
+        child, ref = edge.node, _child_ref(options, role)
         inline = child.defined_in is node
         if isinstance(ref, str):
             if ref != child.node_name:
@@ -77,6 +78,13 @@ def _plan_node(changes: dict[BlockNode, Change], node: BlockNode, given: Any, op
             if ref.node_name not in (UNSET, child.node_name):
                 raise BlockError("Cannot change the option 'node-name'")
             _plan_node(changes, child, ref, inherit.resolve_child(ref, role, options))
+
+
+def _child_ref(options: Any, role: str) -> Any:
+    """Return what options say of a child; "children.1" is an item of a list."""
+    name, _, index = role.partition(".")
+    ref = getattr(options, name)
+    return ref[int(index)] if index else ref
 
 
 def execute(graph: Graph, changes: list[Change]) -> list[BlockNode]:
@@ -95,7 +103,7 @@ def execute(graph: Graph, changes: list[Change]) -> list[BlockNode]:
             prepared.append(change.node)
             replaced += _replace_children(graph, change, undo)
         writable = _take_options(changes, undo)
-        _refresh(nodes)
+        refresh(nodes)
         for node in nodes:
             node.check_children()
         update_permissions([*nodes, *replaced], writable)
@@ -104,7 +112,7 @@ def execute(graph: Graph, changes: list[Change]) -> list[BlockNode]:
             step()
         for node in prepared:
             node.abort_reopen()
-        _refresh(nodes)
+        refresh(nodes)
         raise
     _commit(changes)
     for old in replaced:
@@ -132,9 +140,14 @@ def _check_options(change: Change) -> None:
 
 
 def _members_but(node: BlockNode, left_out: frozenset[str]) -> Iterator[tuple[str, str, Any]]:
-    """Yield name, wire name and default of a node's options, without children and `left_out`."""
-    for info in msgspec.structs.fields(node.options):
-        if info.name in left_out or info.name in node.children:
+    """Yield name, wire name and default of a node's options, without children and `left_out`.
+
+    They are in the order in which QEMU looks at them.
+    """
+    children = {role.partition(".")[0] for role in node.children}
+    members = msgspec.structs.fields(node.options)
+    for info in sorted(members, key=lambda member: bucket(member.encode_name)):
+        if info.name in left_out or info.encode_name in children:
             continue
         default = inherit.default_of(info.name, info.default)
         yield info.name, info.encode_name, default
@@ -208,10 +221,10 @@ def _take_options(changes: list[Change], undo: list[Callable[[], None]]) -> froz
 def _commit(changes: list[Change]) -> None:
     for change in reversed(changes):
         change.node.commit_reopen()
-    _refresh([change.node for change in changes])
+    refresh([change.node for change in changes])
 
 
-def _refresh(nodes: list[BlockNode]) -> None:
+def refresh(nodes: list[BlockNode]) -> None:
     """Have nodes and all above them take over limits and options from below."""
     for node in with_ancestors(nodes):
         for edge in node.children.values():

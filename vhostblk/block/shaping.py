@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
     from vhostblk.block.iovec import IoVec
     from vhostblk.block.node import BlockNode
+    from vhostblk.block.tracker import TrackedWrite
 
 #: Longest bounce buffer. Guests may send lists that name the same memory again and again; what
 #: they make us allocate has to be bounded.
 BOUNCE_BYTES = 1 << 20
 
 
-def _allocate(nbytes: int, align: int) -> IoVec:
-    """Make a zeroed bounce buffer."""
+def allocate(nbytes: int, align: int = 1) -> IoVec:
+    """Make a zeroed buffer."""
     from vhostblk.block.iovec import IoVec  # brings numpy, which start-up has no need of
 
     return IoVec.allocate(nbytes, align)
@@ -37,6 +38,21 @@ def pieces(offset: int, length: int, longest: int, align: int) -> Iterator[tuple
     stop = offset + length
     while offset < stop:
         end = min(stop, offset // align * align + step) if step else stop
+        yield offset, end - offset
+        offset = end
+
+
+def fragments(offset: int, length: int, longest: int, unit: int) -> Iterator[tuple[int, int]]:
+    """Split a range so that all but its ends is whole units, in runs of at most `longest` bytes.
+
+    `longest` is at least a unit, or 0 for no limit.
+    """
+    step = longest // unit * unit or length
+    stop = offset + length
+    while offset < stop:
+        whole = (stop - offset) // unit * unit
+        end = offset + (-offset % unit or min(whole, step) or stop - offset)
+        end = min(end, stop)
         yield offset, end - offset
         offset = end
 
@@ -67,7 +83,7 @@ async def read(node: BlockNode, offset: int, iov: IoVec) -> None:
         else:
             low = start // align * align
             high = -(-(start + length) // align) * align
-            bounce = _allocate(high - low, node.limits.memory_alignment)
+            bounce = allocate(high - low, node.limits.memory_alignment)
             await node.preadv(low, bounce)
             bounce.slice(start - low, start - low + length).copy_to(part)
 
@@ -75,52 +91,113 @@ async def read(node: BlockNode, offset: int, iov: IoVec) -> None:
 async def write(node: BlockNode, offset: int, iov: IoVec, flags: WriteFlags) -> None:
     """Write any range from any memory."""
     align = node.limits.request_alignment
-    for start, length in pieces(offset, iov.nbytes, _longest(iov, node, align), align):
-        part = iov.slice(start - offset, start - offset + length)
-        if (start | length) & (align - 1):
-            await _read_modify_write(node, start, part, flags)
-            continue
-        if not _fits(part, node):
-            bounce = _allocate(length, node.limits.memory_alignment)
-            part.copy_to(bounce)
-            part = bounce
-        await write_aligned(node, start, part, flags)
+    if (offset | iov.nbytes) & (align - 1):
+        await _read_modify_write(node, offset, iov, flags)
+        return
+    tracked = await _enter(node, offset, iov.nbytes)
+    try:
+        await _write_blocks(node, offset, iov, flags)
+    finally:
+        _leave(node, tracked)
 
 
 async def write_aligned(node: BlockNode, offset: int, iov: IoVec, flags: WriteFlags) -> None:
-    """Write whole blocks, in turn with read-modify-write cycles on them."""
-    tracker = node.write_tracker
-    if tracker is None:
-        await node.pwritev(offset, iov, flags)
-        return
-    stop = offset + iov.nbytes
-    tracked = tracker.try_enter(offset, stop)
-    if tracked is None:
-        tracked = await tracker.enter(offset, stop, serialising=False)
+    """Write whole blocks that need no shaping, in turn with read-modify-write cycles on them."""
+    tracked = await _enter(node, offset, iov.nbytes)
     try:
         await node.pwritev(offset, iov, flags)
     finally:
-        tracker.leave(tracked)
+        _leave(node, tracked)
+
+
+async def _enter(
+    node: BlockNode, offset: int, length: int, *, serialising: bool = False
+) -> TrackedWrite | None:
+    """Wait for the turn of a write to whole blocks, where writes take turns."""
+    tracker = node.write_tracker
+    if tracker is None:
+        return None
+    tracked = None if serialising else tracker.try_enter(offset, offset + length)
+    return tracked or await tracker.enter(offset, offset + length, serialising=serialising)
+
+
+def _tell(node: BlockNode, event: str) -> None:
+    """Tell the node, if it cares, what is about to be done (`bdrv_aligned_pwritev`)."""
+    if node.take_debug_event is not None:
+        node.take_debug_event(event)
+
+
+def _done(node: BlockNode) -> None:
+    """Take note that a write has ended, well or not."""
+    node.write_generation += 1
+    _tell(node, "pwritev_done")
+
+
+def _leave(node: BlockNode, tracked: TrackedWrite | None) -> None:
+    """Undo `_enter`."""
+    if tracked is not None and node.write_tracker is not None:
+        node.write_tracker.leave(tracked)
+
+
+async def _write_blocks(node: BlockNode, offset: int, iov: IoVec, flags: WriteFlags) -> None:
+    """Write whole blocks from any memory."""
+    _tell(node, "pwritev")
+    try:
+        await _write_pieces(node, offset, iov, flags)
+    finally:
+        _done(node)
+
+
+async def _write_pieces(node: BlockNode, offset: int, iov: IoVec, flags: WriteFlags) -> None:
+    align = node.limits.request_alignment
+    for start, length in pieces(offset, iov.nbytes, _longest(iov, node, align), align):
+        part = iov.slice(start - offset, start - offset + length)
+        if not _fits(part, node):
+            bounce = allocate(length, node.limits.memory_alignment)
+            part.copy_to(bounce)
+            part = bounce
+        await node.pwritev(start, part, flags)
 
 
 async def _read_modify_write(node: BlockNode, offset: int, iov: IoVec, flags: WriteFlags) -> None:
-    """Write part of the first and the last block; `iov` is at most `BOUNCE_BYTES` long."""
+    """Write part of the first and the last block, and all between them."""
     align = node.limits.request_alignment
-    stop = offset + iov.nbytes
     low = offset // align * align
-    high = -(-stop // align) * align
-    assert node.write_tracker is not None, "made with the edge"
-    tracked = await node.write_tracker.enter(low, high, serialising=True)
+    high = -(-(offset + iov.nbytes) // align) * align
+    tracked = await _enter(node, low, high - low, serialising=True)
     try:
-        bounce = _allocate(high - low, node.limits.memory_alignment)
-        if offset > low:
-            await node.preadv(low, bounce.slice(0, align))
-        if stop < high and (offset == low or high - low > align):
-            await node.preadv(high - align, bounce.slice(high - align - low, high - low))
-        iov.copy_to(bounce.slice(offset - low, stop - low))
-        await node.pwritev(low, bounce, flags)
+        padded = await _padded(node, offset, iov, low, high)
+        await _write_blocks(node, low, padded, flags)
     finally:
-        node.write_tracker.leave(tracked)
+        _leave(node, tracked)
+
+
+async def _padded(node: BlockNode, offset: int, iov: IoVec, low: int, high: int) -> IoVec:
+    """Return `iov` with what there is before it from `low` on, and after it up to `high`."""
+    align = node.limits.request_alignment
+    head, tail = offset - low, high - offset - iov.nbytes
+    ends = [end for end, missing in (("head", head), ("tail", tail)) if missing]
+    blocks = allocate(min(high - low, len(ends) * align), node.limits.memory_alignment)
+    if blocks.nbytes == high - low:  # that is all of it: read at once
+        await _read_ends(node, ends, low, blocks)
+    else:
+        if head:
+            await _read_ends(node, ["head"], low, blocks.slice(0, align))
+        if tail:
+            last = blocks.slice(blocks.nbytes - align, blocks.nbytes)
+            await _read_ends(node, ["tail"], high - align, last)
+    after = blocks.slice(blocks.nbytes - tail, blocks.nbytes)
+    return blocks.concat([blocks.slice(0, head), iov, after])
+
+
+async def _read_ends(node: BlockNode, ends: list[str], offset: int, iov: IoVec) -> None:
+    """Read the first and the last block of a write, or one of them."""
+    for end in ends:
+        _tell(node, f"pwritev_rmw_{end}")
+    for start, length in pieces(offset, iov.nbytes, node.limits.max_transfer, 1):
+        await node.preadv(start, iov.slice(start - offset, start - offset + length))
+    for end in ends:
+        _tell(node, f"pwritev_rmw_after_{end}")
 
 
 async def write_zeroes(node: BlockNode, offset: int, length: int, flags: WriteFlags) -> None:
@@ -130,54 +207,70 @@ async def write_zeroes(node: BlockNode, offset: int, length: int, flags: WriteFl
     low = -(-offset // align) * align
     high = stop // align * align
     if low >= high:
-        await write_zero_bytes(node, offset, length, flags)
+        await _write_zero_bytes(node, offset, length, flags)
         return
     if offset < low:
-        await write_zero_bytes(node, offset, low - offset, flags)
-    for start, count in pieces(low, high - low, node.limits.max_write_zeroes, align):
-        await _write_zeroes_aligned(node, start, count, flags)
+        await _write_zero_bytes(node, offset, low - offset, flags)
+    tracked = await _enter(node, low, high - low)
+    try:
+        await _write_zero_blocks(node, low, high - low, flags)
+    finally:
+        _leave(node, tracked)
     if high < stop:
-        await write_zero_bytes(node, high, stop - high, flags)
+        await _write_zero_bytes(node, high, stop - high, flags)
 
 
-async def _write_zeroes_aligned(
+async def _write_zero_blocks(node: BlockNode, offset: int, length: int, flags: WriteFlags) -> None:
+    """Make whole blocks read as zeroes."""
+    _tell(node, "pwritev_zero")
+    try:
+        await _write_zero_pieces(node, offset, length, flags)
+    finally:
+        _done(node)
+
+
+async def _write_zero_pieces(node: BlockNode, offset: int, length: int, flags: WriteFlags) -> None:
+    limits = node.limits
+    unit = limits.write_zeroes_alignment or limits.request_alignment
+    for start, count in fragments(offset, length, limits.max_write_zeroes, unit):
+        try:
+            await node.pwrite_zeroes(start, count, flags)
+        except OSError as error:
+            if error.errno != errno.ENOTSUP or flags & WriteFlags.NO_FALLBACK:
+                raise
+            await _write_buffers_of_zeroes(node, start, count, flags & ~WriteFlags.MAY_UNMAP)
+
+
+async def _write_buffers_of_zeroes(
     node: BlockNode, offset: int, length: int, flags: WriteFlags
 ) -> None:
-    tracker = node.write_tracker
-    tracked = None
-    if tracker is not None:
-        tracked = await tracker.enter(offset, offset + length, serialising=False)
-    try:
-        await node.pwrite_zeroes(offset, length, flags)
-        return
-    except OSError as error:
-        if error.errno != errno.ENOTSUP or flags & WriteFlags.NO_FALLBACK:
-            raise
-    finally:
-        if tracker is not None and tracked is not None:
-            tracker.leave(tracked)
-    await write_zero_bytes(node, offset, length, flags)
-
-
-async def write_zero_bytes(node: BlockNode, offset: int, length: int, flags: WriteFlags) -> None:
-    """Write a range full of zeroes."""
-    flags &= ~WriteFlags.MAY_UNMAP
     limits = node.limits
     longest = min(limits.max_transfer or BOUNCE_BYTES, BOUNCE_BYTES)
-    zeroes = _allocate(min(length, longest), limits.memory_alignment)
+    zeroes = allocate(min(length, longest), limits.memory_alignment)
     for start, count in pieces(offset, length, longest, limits.request_alignment):
-        await write(node, start, zeroes.slice(0, count), flags)
+        await node.pwritev(start, zeroes.slice(0, count), flags)
+
+
+async def _write_zero_bytes(node: BlockNode, offset: int, length: int, flags: WriteFlags) -> None:
+    """Write zeroes into one or two blocks."""
+    flags &= ~(WriteFlags.MAY_UNMAP | WriteFlags.NO_FALLBACK)
+    await write(node, offset, allocate(length, node.limits.memory_alignment), flags)
 
 
 async def discard(node: BlockNode, offset: int, length: int) -> None:
     """Forget the whole blocks of a range, as far as the driver can."""
-    align = node.limits.request_alignment
+    limits = node.limits
+    align = limits.request_alignment
     low = -(-offset // align) * align
     high = (offset + length) // align * align
-    for start, count in pieces(low, high - low, node.limits.max_discard, align):
-        try:
-            await node.pdiscard(start, count)
-        except OSError as error:
-            if error.errno != errno.ENOTSUP:
-                raise
-            return
+    try:
+        for start, count in fragments(
+            low, high - low, limits.max_discard, limits.discard_alignment or align
+        ):
+            try:
+                await node.pdiscard(start, count)
+            except OSError as error:
+                if error.errno != errno.ENOTSUP:
+                    raise
+    finally:
+        node.write_generation += 1

@@ -16,6 +16,7 @@ from vhostblk.cli.report import log_statistics
 from vhostblk.cli.short_form import choose_node, image_blockdev, short_export
 from vhostblk.daemon import Daemon
 from vhostblk.errors import VhostblkError
+from vhostblk.fatal import clean_up_with
 from vhostblk.schema.errors import HelpRequestedError
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ async def _serve(arguments: Arguments, readiness: Readiness | None) -> None:
             if await _build_unless_stopped(daemon, arguments):
                 if arguments.pidfile is not None:
                     pidfile = PidFile(arguments.pidfile)
+                    clean_up_with(pidfile.remove)
                 _tell_ready(daemon, readiness)
                 await daemon.stop_requested.wait()
     finally:

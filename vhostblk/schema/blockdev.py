@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from vhostblk.schema import plugins
 from vhostblk.schema.base import UNSET, OpenUnion, QapiStruct, UnsetType
+from vhostblk.schema.errors import OptionError
 
 
 class BlockdevDiscardOptions(Enum):
@@ -57,6 +58,8 @@ class BlockdevOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
     def find_branch(cls, tag: str) -> type[BlockdevOptions] | None:
         """Return the options of a driver; raises OptionError for a plug-in that is broken."""
         where = _DRIVERS.get(tag)
+        if tag in _RESERVED:
+            raise OptionError(f"Driver '{tag}' is not available in vhostblk")
         if where is None:
             return plugins.find_options(tag)
         found: type[BlockdevOptions] = getattr(
@@ -72,6 +75,9 @@ class BlockdevOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
 
 #: Where the options of each driver are: a module of `schema.drivers`, and the struct.
 _DRIVERS = {
+    "blkdebug": ("blkdebug", "BlockdevOptionsBlkdebug"),
+    "blklogwrites": ("blklogwrites", "BlockdevOptionsBlklogwrites"),
+    "blkverify": ("blkverify", "BlockdevOptionsBlkverify"),
     "compress": ("filters", "BlockdevOptionsCompress"),
     "copy-before-write": ("filters", "BlockdevOptionsCbw"),
     "copy-on-read": ("filters", "BlockdevOptionsCor"),
@@ -80,10 +86,14 @@ _DRIVERS = {
     "null-aio": ("null", "BlockdevOptionsNullAio"),
     "null-co": ("null", "BlockdevOptionsNull"),
     "preallocate": ("filters", "BlockdevOptionsPreallocate"),
+    "quorum": ("quorum", "BlockdevOptionsQuorum"),
     "raw": ("raw", "BlockdevOptionsRaw"),
     "snapshot-access": ("filters", "BlockdevOptionsSnapshotAccess"),
     "throttle": ("throttle", "BlockdevOptionsThrottle"),
 }
+
+#: QEMU's drivers that depend on more than a storage daemon has.
+_RESERVED = frozenset({"replication"})
 
 #: A node's name or the definition of a new node.
 BlockdevRef = Annotated[str | BlockdevOptions, Meta(title="BlockdevRef")]

@@ -11,6 +11,7 @@ from msgspec import Meta
 # The title is the type's name in messages. A plain `int` is a signed 64-bit integer.
 Uint16 = Annotated[int, Meta(ge=0, le=0xFFFF, title="uint16_t")]
 Uint32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF, title="uint32_t")]
+Int32 = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31, title="int32_t")]
 Uint64 = Annotated[int, Meta(title="uint64")]
 #: As `Uint64`; keyval strings may have a suffix: `64k`.
 Size = Annotated[int, Meta(title="size")]

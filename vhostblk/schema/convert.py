@@ -29,6 +29,14 @@ S = TypeVar("S", bound=QapiStruct)
 _TRUE = frozenset({"on", "yes", "true", "y"})
 _FALSE = frozenset({"off", "no", "false", "n"})
 
+#: Integers of which not all 64 bits are used; those that may be negative come as signed ones.
+_RANGES = {
+    "uint16_t": (0, 0xFFFF),
+    "uint32_t": (0, 0xFFFF_FFFF),
+    "int32_t": (-(1 << 31), (1 << 31) - 1),
+}
+_SIGNED = frozenset({None, "int32_t"})
+
 
 def from_json(schema: Any, value: object) -> Any:
     """Convert a JSON value to a struct, or to one of a union of structs; raises OptionError."""
@@ -221,8 +229,8 @@ class _Visitor:
             if self._strings
             else _integer_from_json(kind, value, path)
         )
-        limit = {"uint16_t": 0xFFFF, "uint32_t": 0xFFFF_FFFF}.get(kind or "")
-        if limit is not None and number > limit:
+        low, high = _RANGES.get(kind or "", (number, number))
+        if not low <= number <= high:
             raise OptionError(f"Parameter '{_last(path)}' expects {kind}")
         return number
 
@@ -233,7 +241,7 @@ class _Visitor:
 
 
 def _integer_from_string(kind: str | None, text: str, path: str) -> int:
-    parse: Callable[[str], int | None] = parse_int64 if kind is None else parse_uint64
+    parse: Callable[[str], int | None] = parse_int64 if kind in _SIGNED else parse_uint64
     if kind == "size":
         parse = parse_size
     number = parse(text)
@@ -244,13 +252,13 @@ def _integer_from_string(kind: str | None, text: str, path: str) -> int:
 
 def _integer_from_json(kind: str | None, value: object, path: str) -> int:
     is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if kind is None:
+    if kind in _SIGNED:
         if not is_integer or not -(2**63) <= value < 2**63:  # type: ignore[operator]
             raise _wrong_type(path, "integer")
     elif not is_integer or not -(2**63) <= value < 2**64:  # type: ignore[operator]
         raise OptionError(f"Parameter '{path}' expects uint64")
     assert isinstance(value, int)
-    return value if kind is None else value % 2**64
+    return value if kind in _SIGNED else value % 2**64
 
 
 def _join(path: str, name: str) -> str:
@@ -259,7 +267,8 @@ def _join(path: str, name: str) -> str:
 
 def _last(path: str) -> str:
     # What QEMU checks in generated code knows the member's own name only.
-    return path.rpartition(".")[2]
+    name = path.rpartition(".")[2]
+    return "null" if name.endswith("]") or name.isdecimal() else name  # items have no name
 
 
 def _missing(path: str) -> OptionError:

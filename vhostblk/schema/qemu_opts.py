@@ -38,6 +38,14 @@ class QemuOpts:
         self._values = values
         self.id = values.pop("id", None)
 
+    @classmethod
+    def checked(cls, kinds: Mapping[str, str], values: Mapping[str, str]) -> QemuOpts:
+        """Check names and values against a table; raises OptionError."""
+        for name, value in values.items():
+            if name != "id":
+                _check(name, value, kinds)
+        return cls(kinds, dict(values))
+
     def __contains__(self, name: str) -> bool:
         return name in self._values
 
@@ -74,10 +82,7 @@ def parse(text: str, implied_name: str, kinds: Mapping[str, str]) -> QemuOpts:
         raise HelpRequestedError(dict(values))
     if "id" in values and not is_identifier(values["id"]):
         raise OptionError("Parameter 'id' expects an identifier")
-    for name, value in values.items():
-        if name != "id":
-            _check(name, value, kinds)
-    return QemuOpts(kinds, values)
+    return QemuOpts.checked(kinds, values)
 
 
 def _split(text: str, implied_name: str) -> list[tuple[str, str | None]]:

@@ -69,7 +69,7 @@ class RawNode(BlockNode):
             discard_granularity=below.discard_granularity,
             optimal_transfer=below.optimal_transfer,
         )
-        if self.is_window:
+        if self.is_window or self._file.node.take_debug_event is not None:
             self.__dict__.pop("preadv", None)
             self.__dict__.pop("pwritev", None)
         else:
@@ -128,11 +128,13 @@ class RawNode(BlockNode):
         return perm, shared
 
     async def preadv(self, offset: int, iov: IoVec) -> None:
+        self.debug_event("read_aio")
         await self._file.preadv(self.offset + offset, iov)
 
     async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
         if self.length is not None and offset + iov.nbytes > self.length:
             raise os_error(errno.ENOSPC)
+        self.debug_event("write_aio")
         await self._file.pwritev(self.offset + offset, iov, flags)
 
     async def pwrite_zeroes(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from vhostblk.block.errors import BlockError, NodeNotFoundError
+from vhostblk.block.errors import NodeNotFoundError
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
 from vhostblk.qmp.errors import QmpError
 from vhostblk.qmp.registry import command, event
@@ -19,10 +19,13 @@ from vhostblk.schema.block import (
     BlockWriteThreshold,
 )
 from vhostblk.schema.blockdev import BlockdevOptions  # noqa: TC001 (read at run time)
+from vhostblk.schema.drivers.quorum import QuorumFailure, QuorumReportBad
 
 # QEMU emits it for its device models, never for exports; so it is known and does not come.
 event("BLOCK_IO_ERROR", BlockIoError)
 event("BLOCK_WRITE_THRESHOLD", BlockWriteThreshold)
+event("QUORUM_FAILURE", QuorumFailure)
+event("QUORUM_REPORT_BAD", QuorumReportBad)
 
 
 @command("blockdev-add")
@@ -79,7 +82,7 @@ async def block_set_write_threshold(daemon: Daemon, arguments: BlockSetWriteThre
 
 @command("x-blockdev-change", features=("unstable",))
 async def blockdev_change(daemon: Daemon, arguments: BlockdevChange) -> None:
-    """Add or remove a child of a node whose driver can do so; none of them can yet."""
+    """Add or remove a child of a node whose driver can do so (`quorum`)."""
     graph, name = daemon.graph, arguments.parent
     try:
         parent = graph.find(name)
@@ -92,11 +95,10 @@ async def blockdev_change(daemon: Daemon, arguments: BlockdevChange) -> None:
             else "The parameters child and node are in conflict"
         )
     if isinstance(arguments.child, str):
-        if arguments.child not in parent.children:
-            raise BlockError(f"Node '{name}' does not have child '{arguments.child}'")
-        raise BlockError(f"The node {name} does not support removing a child")
+        await graph.remove_child(parent, arguments.child)
+        return
     try:
-        graph.find(_text(arguments.node))
+        child = graph.find(_text(arguments.node))
     except NodeNotFoundError:
         raise QmpError(f"Node '{_text(arguments.node)}' not found") from None
-    raise BlockError(f"The node {name} does not support adding a child")
+    await graph.add_child(parent, child)

@@ -60,7 +60,7 @@ def _node_stats(daemon: Daemon, node: BlockNode) -> BlockStats:
         "file": BlockStatsSpecificFile,
         "host_device": BlockStatsSpecificHostDevice,
     }
-    child = node.children.get("file")
+    child = node.primary_child
     return BlockStats(
         node_name=node.node_name,
         stats=_export_stats(daemon, node),

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log of dm-log-writes (Linux `drivers/md/dm-log-writes.c`): all little-endian, in sectors.
+
+    sector 0      superblock
+    from 1 on     entry, and the sectors of its data, if it is a write; next entry, …
+
+An entry for a flush has no data and no sectors; one for a discard says how many sectors, and has no
+data.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntFlag
+from typing import NamedTuple
+
+MAGIC = 0x6A736677736872
+VERSION = 1
+
+_SUPER = struct.Struct("<QQQI")
+_ENTRY = struct.Struct("<QQQQ")
+
+SUPER_BYTES = _SUPER.size
+ENTRY_BYTES = _ENTRY.size
+
+
+class LogFlag(IntFlag):
+    """What an entry is; none: a write."""
+
+    FLUSH = 1
+    FUA = 2
+    DISCARD = 4
+    MARK = 8
+
+
+#: A number, because the complement of an IntFlag leaves out what it doesn't know.
+ALL_FLAGS = int(LogFlag.FLUSH | LogFlag.FUA | LogFlag.DISCARD | LogFlag.MARK)
+
+
+class LogSuper(NamedTuple):
+    """The superblock."""
+
+    magic: int
+    version: int
+    entries: int
+    sector_size: int
+
+    def pack(self) -> bytes:
+        """Return it as a whole sector."""
+        return _SUPER.pack(*self).ljust(self.sector_size, b"\0")
+
+    @classmethod
+    def unpack(cls, data: bytes) -> LogSuper:
+        """Read the first `SUPER_BYTES`."""
+        return cls(*_SUPER.unpack_from(data))
+
+
+class LogEntry(NamedTuple):
+    """What was done: where, how long (both in sectors), what. `data_length` is that of marks."""
+
+    sector: int
+    sectors: int
+    flags: int
+    data_length: int = 0
+
+    def pack(self, sector_size: int) -> bytes:
+        """Return it as a whole sector."""
+        return _ENTRY.pack(*self).ljust(sector_size, b"\0")
+
+    @classmethod
+    def unpack(cls, data: bytes) -> LogEntry:
+        """Read the first `ENTRY_BYTES`."""
+        return cls(*_ENTRY.unpack_from(data))
+
+    @property
+    def length(self) -> int:
+        """The sectors it takes in the log, with its own."""
+        return 1 if self.flags & LogFlag.DISCARD else 1 + self.sectors
+
+
+def is_sector_size(size: int) -> bool:
+    """Tell whether a log can have such sectors."""
+    return size & (size - 1) == 0 and max(SUPER_BYTES, ENTRY_BYTES) <= size < 1 << 24
