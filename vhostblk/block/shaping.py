@@ -102,7 +102,10 @@ async def write(node: BlockNode, offset: int, iov: IoVec, flags: WriteFlags) -> 
 
 
 async def write_aligned(node: BlockNode, offset: int, iov: IoVec, flags: WriteFlags) -> None:
-    """Write whole blocks that need no shaping, in turn with read-modify-write cycles on them."""
+    """Write whole blocks that the driver takes as they are: the fast path beside read-modify-write.
+
+    For nodes with a write tracker that don't count writes.
+    """
     tracked = await _enter(node, offset, iov.nbytes)
     try:
         await node.pwritev(offset, iov, flags)
@@ -117,8 +120,9 @@ async def _enter(
     tracker = node.write_tracker
     if tracker is None:
         return None
-    tracked = None if serialising else tracker.try_enter(offset, offset + length)
-    return tracked or await tracker.enter(offset, offset + length, serialising=serialising)
+    stop = offset + length
+    tracked = None if serialising else tracker.try_enter(offset, stop)
+    return tracked or await tracker.enter(offset, stop, serialising=serialising)
 
 
 def _tell(node: BlockNode, event: str) -> None:
