@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,3 +101,20 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str] | N
             raise AssertionError(f"ended with {process.returncode}: {process.stderr.read()}")
         assert time.monotonic() < deadline, "took too long"
         time.sleep(0.005)
+
+
+def wait_for_socket(process: subprocess.Popen[str], name: str) -> None:
+    """Wait until a process listens on a Unix socket; its file is there a little earlier."""
+    wait_until(lambda: _listens(process.pid, name), process)
+
+
+def _listens(pid: int, name: str) -> bool:
+    held = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            held.add(str(link.readlink()))
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        _, _, _, flags, _, _, inode, *path = line.split(None, 7)
+        if flags == "00010000" and path == [name] and f"socket:[{inode}]" in held:
+            return True
+    return False

@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.process import PATIENCE, command, environment, refusal, run, running, wait_until
+from tests.cli.process import (
+    PATIENCE,
+    command,
+    environment,
+    refusal,
+    run,
+    running,
+    wait_for_socket,
+    wait_until,
+)
 
 NODE = ("--blockdev", "null-co,node-name=n,size=1048576")
 LISTEN = (
@@ -90,7 +99,7 @@ def test_the_parent_ends_when_clients_may_connect(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signals_as_early_as_possible_leave_nothing(tmp_path: Path, number: signal.Signals) -> None:
     with running(*LISTEN, "--pidfile", "pid", cwd=tmp_path) as daemon:
-        wait_until((tmp_path / "v.sock").exists, daemon)
+        wait_for_socket(daemon, "v.sock")
         daemon.send_signal(number)
         daemon.send_signal(number)
         assert daemon.wait(PATIENCE) == 0
@@ -108,7 +117,7 @@ def test_the_short_form_exports_an_image(tmp_path: Path, writable: str) -> None:
     (tmp_path / "disk.img").write_bytes(bytes(4096))
     address = f"--addr.type=unix,addr.path=v.sock,writable={writable}"
     with running("disk.img", address, cwd=tmp_path) as daemon:
-        wait_until((tmp_path / "v.sock").exists, daemon)
+        wait_for_socket(daemon, "v.sock")
         connect(tmp_path / "v.sock")
         daemon.terminate()
         assert daemon.communicate(timeout=PATIENCE) == ("", "")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.process import refusal, run, running, wait_until
+from tests.cli.process import refusal, run, running, wait_for_socket
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,7 +101,7 @@ def test_a_read_only_file_exported_writable(tmp_path: Path) -> None:
 
 def test_an_image_in_use_by_another_process(tmp_path: Path) -> None:
     with running("disk.img", f"{ADDRESS},writable=on", cwd=tmp_path) as other:
-        wait_until((tmp_path / "v.sock").exists, other)
+        wait_for_socket(other, "v.sock")
         address = "--addr.type=unix,addr.path=w.sock,writable=on"
         said = refusal("disk.img", address, cwd=tmp_path)
     assert said.startswith(f"{address}: ")
@@ -134,12 +134,12 @@ def test_a_window_may_leave_the_odd_end_out(tmp_path: Path) -> None:
     said = refusal("--blockdev", f"{node}1024", "--export", EXPORT, cwd=tmp_path)
     assert "its size of 1000 bytes is not a multiple" in said
     with running("--blockdev", f"{node}512", "--export", EXPORT, cwd=tmp_path) as daemon:
-        wait_until((tmp_path / "v.sock").exists, daemon)
+        wait_for_socket(daemon, "v.sock")
 
 
 def test_a_busy_socket_path(tmp_path: Path) -> None:
     with running(*NODE, "--export", EXPORT, cwd=tmp_path) as other:
-        wait_until((tmp_path / "v.sock").exists, other)
+        wait_for_socket(other, "v.sock")
         said = refusal(*NODE, "--export", EXPORT, cwd=tmp_path)
     assert "v.sock" in said
 

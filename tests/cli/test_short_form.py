@@ -35,8 +35,9 @@ def test_what_the_guest_trims_is_freed(tmp_path: Path) -> None:
     image.write_bytes(os.urandom(4 * MIB))
     memory = Memory()
     address = "--addr.type=unix,addr.path=v.sock,writable=on"
-    with running("disk.img", address, cwd=tmp_path) as daemon:
-        wait_until((tmp_path / "v.sock").exists, daemon)
+    pidfile = tmp_path / "v.pid"
+    with running("disk.img", address, "--pidfile", str(pidfile), cwd=tmp_path) as daemon:
+        wait_until(lambda: pidfile.exists() and pidfile.read_text() != "", daemon)
         before = image.stat().st_blocks
         with Connection.connect(tmp_path / "v.sock", 30) as connection:
             with BlkDriver(connection, memory) as disk:

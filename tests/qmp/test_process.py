@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.process import PATIENCE, refusal, run, running, wait_until
+from tests.cli.process import PATIENCE, refusal, run, running, wait_for_socket, wait_until
 
 CHARDEV = ("--chardev", "socket,id=c,path=q.sock,server=on,wait=off")
 NULL = ("--chardev", "null,id=c")
@@ -28,7 +28,7 @@ def test_quit_tells_of_the_exports_and_leaves_nothing(tmp_path: Path) -> None:
     export = "vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=v.sock"
     options = (*CHARDEV, "--monitor", "c", "--blockdev", "null-co,node-name=n", "--export", export)
     with running(*options, cwd=tmp_path) as daemon:
-        wait_until((tmp_path / "v.sock").exists, daemon)
+        wait_for_socket(daemon, "v.sock")
         with connect(tmp_path / "q.sock") as client, client.makefile("rb") as lines:
             assert "QMP" in json.loads(lines.readline())
             client.sendall(b"{'execute':'qmp_capabilities'}{'execute':'quit','id':1}")
