@@ -44,7 +44,7 @@ def test_quit_tells_of_the_exports_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_qmp_shell(tmp_path: Path) -> None:
     with running(*CHARDEV, "--monitor", "c", cwd=tmp_path) as daemon:
-        wait_until((tmp_path / "q.sock").exists, daemon)
+        wait_for_socket(daemon, "q.sock")
         done = subprocess.run(
             [sys.executable, "-m", "qemu.qmp.qmp_shell", str(tmp_path / "q.sock")],
             input="query-version\nblockdev-add driver=null-co node-name=n size=512\nquit\n",
