@@ -67,11 +67,20 @@ def parse(batch: RequestBatch, size: int, logical_block_size: int) -> BlockReque
     records["iov_count"] = count
     records["length"] = length
 
-    moves_data = (kinds == _IN) | (kinds == _OUT)
-    outside = moves_data & ~_in_range(header["sector"], length, size, logical_block_size)
-    if outside.any():
+    if not _all_in_range(header["sector"], length, size, logical_block_size):
+        moves_data = (kinds == _IN) | (kinds == _OUT)
+        outside = moves_data & ~_in_range(header["sector"], length, size, logical_block_size)
         records["status"][outside] = Status.IOERR
     return BlockRequests(records, framed.iovs, address_of(framed.iovs), batch.memory)
+
+
+def _all_in_range(
+    sector: NDArray[np.uint64], length: NDArray[np.uint64], size: int, logical_block_size: int
+) -> bool:
+    """Tell whether all requests would be in range even if the longest were at the end."""
+    end = int(sector.max()) * SECTOR_SIZE + int(length.max())
+    ragged = int(np.bitwise_or.reduce(length)) | int(np.bitwise_or.reduce(sector)) * SECTOR_SIZE
+    return end <= size // SECTOR_SIZE * SECTOR_SIZE and not ragged & (logical_block_size - 1)
 
 
 def _in_range(
