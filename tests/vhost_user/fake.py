@@ -5,15 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.vhost_user.errors import VhostUserError
+from vhostblk.vhost_user.inflight import make_inflight
 from vhostblk.vhost_user.layout import F_VERSION_1
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhostblk.vhost_user.backend import BackendChannel, RegionDescription, VringConfig
+    from vhostblk.vhost_user.backend import (
+        BackendChannel,
+        InflightDescription,
+        RegionDescription,
+        VringConfig,
+    )
 
 #: A device feature beyond VERSION_1.
 FEATURE = 1 << 9
@@ -84,6 +91,13 @@ class FakeBackend:
 
     async def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
         self._called("remove_region", guest_addr, size, user_addr)
+
+    def make_inflight(self, num_queues: int, queue_size: int) -> InflightDescription:
+        self._called("make_inflight", num_queues, queue_size)
+        return make_inflight(num_queues, queue_size, lambda size: 16 * size)
+
+    def set_inflight(self, inflight: InflightDescription) -> None:
+        self._called("set_inflight", replace(inflight, fd=-1), fds=[inflight.fd])
 
     async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
         self._called("start_vring", config, kick_fd is not None, fds=[kick_fd])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.descriptors import open_fds
 from tests.vhost_user.fake import FEATURE, FakeBackend
-from vhostblk.vhost_user.backend import VringConfig
+from vhostblk.vhost_user.backend import InflightDescription, VringConfig
 from vhostblk.vhost_user.codec import FdList, Message
 from vhostblk.vhost_user.errors import ProtocolError, VhostUserError
 from vhostblk.vhost_user.layout import (
@@ -24,6 +24,7 @@ from vhostblk.vhost_user.layout import (
     F_VERSION_1,
     FLAG_NEED_REPLY,
     HEADER,
+    INFLIGHT,
     MEMORY_HEADER,
     MEMORY_REGION,
     SINGLE_REGION,
@@ -541,8 +542,6 @@ def test_surplus_on_a_query_disconnects(harness: Harness, request_: Request) -> 
         R.SET_STATUS,
         R.GET_STATUS,
         R.IOTLB_MSG,
-        R.GET_INFLIGHT_FD,
-        R.SET_INFLIGHT_FD,
         R.POSTCOPY_ADVISE,
         R.VRING_KICK,
         44,
@@ -553,6 +552,36 @@ def test_messages_that_are_not_offered(harness: Harness, request_: int) -> None:
     assert not harness.acked(request_, bytes(16), 1)
     with pytest.raises(VhostUserError, match="not offered"):
         harness.send(request_, bytes(16), 1)
+
+
+# Requests in flight
+
+
+def test_inflight_memory_is_made_and_comes_back(harness: Harness) -> None:
+    for size in (20, 24):
+        wanted = INFLIGHT.pack(0, 0, 2, 128).ljust(size, b"\0")
+        answer = harness.send(R.GET_INFLIGHT_FD, wanted)
+        reply = answer.reply[HEADER.size :]
+        mmap_size, _, num_queues, queue_size = INFLIGHT.unpack_from(reply)
+        assert (len(reply), num_queues, queue_size) == (size, 2, 128)
+        (fd,) = answer.fds.take_all()
+        assert os.fstat(fd).st_size == mmap_size
+        os.close(fd)
+        harness.send(R.SET_INFLIGHT_FD, reply, 1)
+    made, given = harness.backend.take_calls()[-2:]
+    assert made == ("make_inflight", 2, 128)
+    assert given == ("set_inflight", InflightDescription(mmap_size, 0, 2, 128, -1))
+
+
+@pytest.mark.parametrize("counts", [(0, 128), (3, 128), (1, 0), (1, 32769)])
+@pytest.mark.parametrize("request_", [R.GET_INFLIGHT_FD, R.SET_INFLIGHT_FD])
+def test_inflight_memory_for_queues_that_are_not_there(
+    harness: Harness, request_: int, counts: tuple[int, int]
+) -> None:
+    payload = INFLIGHT.pack(4096, 0, *counts)
+    with pytest.raises(VhostUserError, match=r"INFLIGHT_FD: (\d queues of 2|queue size)"):
+        harness.send(request_, payload, int(request_ == R.SET_INFLIGHT_FD))
+    assert harness.backend.take_calls() == []
 
 
 def random_message(rng: random.Random) -> tuple[int, bytes, int]:

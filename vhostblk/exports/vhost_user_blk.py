@@ -24,6 +24,7 @@ from vhostblk.schema.export import iothread_names
 from vhostblk.schema.socket import FdSocketAddress, UnixSocketAddress
 from vhostblk.trace import points as trace
 from vhostblk.vhost_user.errors import VhostUserError
+from vhostblk.vhost_user.inflight import InflightArea, make_inflight
 from vhostblk.vhost_user.listener import FdAddress, ListenAddress, UnixAddress
 from vhostblk.vhost_user.server import VhostUserServer
 from vhostblk.virtio_blk.eventfd import adopt_eventfd
@@ -31,7 +32,7 @@ from vhostblk.virtio_blk.features import Feature
 from vhostblk.virtio_blk.lane import Lane, choose_lane
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -40,7 +41,12 @@ if TYPE_CHECKING:
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.engine.iothreads import Iothreads
     from vhostblk.schema.export import BlockExportOptionsVhostUserBlk
-    from vhostblk.vhost_user.backend import BackendChannel, RegionDescription, VringConfig
+    from vhostblk.vhost_user.backend import (
+        BackendChannel,
+        InflightDescription,
+        RegionDescription,
+        VringConfig,
+    )
     from vhostblk.vhost_user.memory import GuestMemory, MemoryRegion
     from vhostblk.virtio_blk.express import ExpressQueue
     from vhostblk.virtio_blk.queue import BlkQueue
@@ -144,6 +150,7 @@ class VhostUserBlkBackend:
         self._enabled: set[int] = set()
         self._call_fds: dict[int, int] = {}
         self._err_fds: dict[int, int] = {}
+        self._inflight: InflightArea | None = None
         self._drained = False
         self._channel: BackendChannel | None = None
 
@@ -289,6 +296,26 @@ class VhostUserBlkBackend:
                 for queue in queues:
                     queue.release()
 
+    # Requests in flight.
+
+    def make_inflight(self, num_queues: int, queue_size: int) -> InflightDescription:
+        """Make memory to note them in."""
+        return make_inflight(num_queues, queue_size, self._inflight_bytes())
+
+    def set_inflight(self, inflight: InflightDescription) -> None:
+        """Note them there, and go on with those that are noted already."""
+        try:
+            area = InflightArea(inflight)
+            area.check(self._inflight_bytes())
+        finally:
+            os.close(inflight.fd)
+        self._inflight = area
+
+    def _inflight_bytes(self) -> Callable[[int], int]:
+        from vhostblk.virtqueue.layout import inflight_split_bytes
+
+        return inflight_split_bytes
+
     # Queues.
 
     async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
@@ -310,7 +337,15 @@ class VhostUserBlkBackend:
         from vhostblk.virtqueue.split import SplitQueue
 
         event_idx = bool(self._features & Feature.RING_EVENT_IDX.mask)
-        ring = SplitQueue(config, self.memory, event_idx=event_idx)
+        inflight = None
+        if self._inflight is not None:
+            inflight = self._inflight.part(config.index, self._inflight_bytes())
+        ring = SplitQueue(config, self.memory, event_idx=event_idx, inflight=inflight)
+        if len(ring.left):
+            logger.info(
+                "export '%s': queue %d: %d requests of an earlier process are done again",
+                *(self._options.id, config.index, len(ring.left)),
+            )
         serial = self._options.serial
         device = BlkDevice(
             self._backend,
@@ -480,6 +515,7 @@ class VhostUserBlkBackend:
             fds.clear()
         self._enabled.clear()
         self._memory = None
+        self._inflight = None
         self._channel = None
         self._features = 0
         self._chosen_write_cache = None

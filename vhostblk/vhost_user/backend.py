@@ -48,6 +48,21 @@ class VringConfig:
     next_avail: int
 
 
+@dataclass(frozen=True, slots=True)
+class InflightDescription:
+    """Memory in which a back-end notes the requests in flight ("Inflight description").
+
+    It has a part for each of `num_queues` queues of `queue_size` entries, and lies in the file `fd`
+    at `mmap_offset`, `mmap_size` bytes.
+    """
+
+    mmap_size: int
+    mmap_offset: int
+    num_queues: int
+    queue_size: int
+    fd: int
+
+
 class BackendChannel(Protocol):
     """The back-end's own requests to the front-end (BACKEND_REQ)."""
 
@@ -86,6 +101,18 @@ class Backend(Protocol):
 
     async def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
         """Remove one region (REM_MEM_REG); returns when nothing uses it."""
+
+    def make_inflight(self, num_queues: int, queue_size: int) -> InflightDescription:
+        """Make memory for requests in flight; the descriptor is the caller's.
+
+        There are at most as many queues as `num_queues` says, and 1 to 32768 entries.
+        """
+
+    def set_inflight(self, inflight: InflightDescription) -> None:
+        """Note requests in flight there, in vrings that start from now on.
+
+        What the memory says of a vring that starts is in flight already, from before a crash.
+        """
 
     async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
         """Start processing; without a kick descriptor the avail ring has to be polled."""

@@ -112,6 +112,11 @@ class ProtocolFeature(IntFlag):
     DEVICE_STATE = 1 << 19
 
 
+#: "Inflight description": size and offset of the mapping, number of queues, queue size. C pads it
+#: to a multiple of 8, and some front-ends send it without that.
+INFLIGHT = Struct("=QQHH")
+INFLIGHT_PADDED_SIZE = 24
+
 #: VHOST_USER_F_PROTOCOL_FEATURES ("Communication"): a feature bit of the transport's own.
 F_PROTOCOL_FEATURES = 1 << 30
 

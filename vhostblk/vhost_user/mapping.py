@@ -36,15 +36,16 @@ class Mapping:
     Unmapped when the last reference goes. The descriptor is only borrowed for the call.
     """
 
-    def __init__(self, fd: int, offset: int, size: int) -> None:
+    def __init__(self, fd: int, offset: int, size: int, what: str = "memory region") -> None:
+        """Map; raises VhostUserError, in which `what` names the thing, where it can't be."""
         info = os.fstat(fd)
         if not (stat.S_ISREG(info.st_mode) or stat.S_ISCHR(info.st_mode)):
-            raise VhostUserError("memory region: the descriptor is no memory file")
+            raise VhostUserError(f"{what}: the descriptor is no memory file")
         if offset + size > _MAX_OFFSET:
-            raise VhostUserError(f"memory region: offset {offset:#x} + size {size:#x} overflows")
+            raise VhostUserError(f"{what}: offset {offset:#x} + size {size:#x} overflows")
         if stat.S_ISREG(info.st_mode) and offset + size > info.st_size:
             raise VhostUserError(
-                f"memory region: offset {offset:#x} + size {size:#x} is past the end of its file "
+                f"{what}: offset {offset:#x} + size {size:#x} is past the end of its file "
                 f"({info.st_size:#x} bytes)"
             )
         # The block size of a hugetlbfs file is its page size; elsewhere it merely rounds further.
@@ -61,7 +62,7 @@ class Mapping:
         )
         if address == _MAP_FAILED:
             code = ctypes.get_errno()
-            raise VhostUserError(f"memory region: mmap failed: {os.strerror(code)}")
+            raise VhostUserError(f"{what}: mmap failed: {os.strerror(code)}")
         self._base: int | None = address
         self.address: int = address + (offset - self._start)
 

@@ -170,14 +170,21 @@ class VhostUserServer:
             )
         if answer.failure is not None:
             self._log.warning("%s", answer.failure)
-        reply = answer.reply
-        while reply:
-            try:
-                sent = connection.send(reply, socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                await self._ready(connection, writing=True)
-            else:
-                reply = reply[sent:]
+        await self._send(connection, answer.reply, answer.fds)
+
+    async def _send(self, connection: socket.socket, reply: bytes, fds: FdList) -> None:
+        """Send bytes; the descriptors go with the first of them and are closed here."""
+        try:
+            ancillary = fds.ancillary()
+            while reply:
+                try:
+                    sent = connection.sendmsg([reply], ancillary, socket.MSG_NOSIGNAL)
+                except BlockingIOError:
+                    await self._ready(connection, writing=True)
+                else:
+                    reply, ancillary = reply[sent:], []
+        finally:
+            fds.close()
 
     async def _receive(self, connection: socket.socket, decoder: MessageDecoder) -> Message:
         while True:

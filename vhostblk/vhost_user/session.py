@@ -15,6 +15,8 @@ Semantics where the specification leaves a choice, made as libvhost-user and QEM
   running vring restarts it, with what was set since.
 - RESET_OWNER disables all vrings. Some front-ends (Cloud Hypervisor) then configure the device
   anew without having stopped the vrings, so a vring that is disabled gets stopped for that.
+- What was in flight when an earlier process died counts as taken: the base that the front-end sets
+  for such a vring, which can't know of it, is not used.
 - VERSION_1 is demanded when a vring starts and not before: crosvm first acknowledges bit 30 alone.
 
 A message that fails changes nothing. The front-end is told so where it asked for a reply, and is
@@ -28,13 +30,14 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from vhostblk.vhost_user.backend import RegionDescription, VringConfig
+from vhostblk.vhost_user.backend import InflightDescription, RegionDescription, VringConfig
 from vhostblk.vhost_user.channel import RequestChannel
 from vhostblk.vhost_user.codec import FdList, encode_reply
 from vhostblk.vhost_user.errors import (
     ConfigAccessError,
     DescriptorError,
     FeatureError,
+    InflightError,
     MemoryTableError,
     PayloadSizeError,
     ProtocolError,
@@ -50,6 +53,8 @@ from vhostblk.vhost_user.layout import (
     DESC_ALIGN,
     F_PROTOCOL_FEATURES,
     F_VERSION_1,
+    INFLIGHT,
+    INFLIGHT_PADDED_SIZE,
     MAX_CONFIG_SIZE,
     MAX_FDS,
     MAX_MEM_SLOTS,
@@ -81,6 +86,7 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.CONFIG
+    | ProtocolFeature.INFLIGHT_SHMFD
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
 )
 
@@ -90,10 +96,21 @@ _NACK = 1
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a message: bytes to send, if any, and a line for the log if it failed."""
+    """What became of a message: bytes to send, if any, and a line for the log if it failed.
+
+    `fds` go with the reply; whoever sends it closes them.
+    """
 
     reply: bytes = b""
     failure: str | None = None
+    fds: FdList = field(default_factory=FdList)
+
+
+class _ReplyWithFd(NamedTuple):
+    """A handler's reply that has a descriptor."""
+
+    payload: bytes
+    fd: int
 
 
 @dataclass(slots=True)
@@ -137,6 +154,8 @@ class Session:
             return self._failed(message, rule, error)
         finally:
             message.fds.close()
+        if isinstance(reply, _ReplyWithFd):
+            return Answer(encode_reply(message.request, reply.payload), fds=FdList([reply.fd]))
         if reply is not None:
             return Answer(encode_reply(message.request, reply))
         if self._wants_ack(message):
@@ -248,6 +267,27 @@ class Session:
     async def _rem_mem_reg(self, message: Message) -> None:
         _padding, guest_addr, size, user_addr, _offset = SINGLE_REGION.unpack(message.payload)
         await self._backend.remove_region(guest_addr, size, user_addr)
+
+    # Requests in flight
+
+    async def _get_inflight_fd(self, message: Message) -> _ReplyWithFd:
+        _size, _offset, num_queues, queue_size = self._inflight_fields(message)
+        made = self._backend.make_inflight(num_queues, queue_size)
+        payload = INFLIGHT.pack(made.mmap_size, made.mmap_offset, num_queues, queue_size)
+        return _ReplyWithFd(payload.ljust(len(message.payload), b"\0"), made.fd)
+
+    async def _set_inflight_fd(self, message: Message) -> None:
+        size, offset, num_queues, queue_size = self._inflight_fields(message)
+        (fd,) = message.fds.take_all()
+        self._backend.set_inflight(InflightDescription(size, offset, num_queues, queue_size, fd))
+
+    def _inflight_fields(self, message: Message) -> tuple[int, int, int, int]:
+        size, offset, num_queues, queue_size = INFLIGHT.unpack_from(message.payload)
+        if not 1 <= num_queues <= len(self._vrings):
+            raise InflightError(f"{num_queues} queues of {len(self._vrings)}")
+        if not 1 <= queue_size <= MAX_RING_SIZE:
+            raise InflightError(f"queue size {queue_size}")
+        return size, offset, num_queues, queue_size
 
     # Vrings
 
@@ -408,6 +448,9 @@ class Session:
         self._backend.set_config(offset, data)
 
 
+_Reply = bytes | _ReplyWithFd | None
+
+
 def _only(fds: list[int]) -> int | None:
     return fds[0] if fds else None
 
@@ -425,7 +468,7 @@ class _Rule(NamedTuple):
     The handler returns the payload of the message's own reply, or None where it has none.
     """
 
-    handler: Callable[[Session, Message], Awaitable[bytes | None]]
+    handler: Callable[[Session, Message], Awaitable[_Reply]]
     min_size: int
     max_size: int
     min_fds: int = 0
@@ -446,7 +489,7 @@ class _Rule(NamedTuple):
 
 
 def _fixed(
-    handler: Callable[[Session, Message], Awaitable[bytes | None]],
+    handler: Callable[[Session, Message], Awaitable[_Reply]],
     size: int = 0,
     *,
     fds: tuple[int, int] = (0, 0),
@@ -455,6 +498,7 @@ def _fixed(
     return _Rule(handler, size, size, *fds, reply)
 
 
+_INFLIGHT_SIZES = (INFLIGHT.size, INFLIGHT_PADDED_SIZE)
 _CONFIG_SIZES = (CONFIG_HEADER.size, CONFIG_HEADER.size + MAX_CONFIG_SIZE)
 
 #: "Front-end message types", those that we offer.
@@ -479,6 +523,8 @@ _RULES: dict[int, _Rule] = {
     Request.SET_BACKEND_REQ_FD: _fixed(Session._set_backend_req_fd, fds=(1, 1)),
     Request.GET_CONFIG: _Rule(Session._get_config, *_CONFIG_SIZES, own_reply=True),
     Request.SET_CONFIG: _Rule(Session._set_config, *_CONFIG_SIZES),
+    Request.GET_INFLIGHT_FD: _Rule(Session._get_inflight_fd, *_INFLIGHT_SIZES, own_reply=True),
+    Request.SET_INFLIGHT_FD: _Rule(Session._set_inflight_fd, *_INFLIGHT_SIZES, 1, 1),
     Request.GET_MAX_MEM_SLOTS: _fixed(Session._get_max_mem_slots, reply=True),
     Request.ADD_MEM_REG: _fixed(Session._add_mem_reg, SINGLE_REGION.size, fds=(1, 1)),
     Request.REM_MEM_REG: _fixed(Session._rem_mem_reg, SINGLE_REGION.size, fds=(0, 1)),

@@ -69,7 +69,20 @@ class ExpressQueue:
         self._queue = self._lib.vb_queue_new(iothread.handle, self._config(), regions, count)
         if not self._queue:
             raise VhostUserError("no memory for a queue")
+        self._track()
         iothread.add(self._queue, self)
+
+    def _track(self) -> None:
+        """Note requests in flight where the ring does; that keeps the record mapped."""
+        inflight, left = self._ring.inflight, self._ring.left
+        if inflight is None:
+            return
+        heads = self._ffi.from_buffer("uint16_t *", left)
+        if self._lib.vb_queue_track(
+            self._queue, inflight.address, inflight.counter, len(left), heads
+        ):
+            self._lib.vb_queue_free(self._queue)
+            raise VhostUserError("no memory for a queue")
 
     def _config(self) -> Any:
         device = self._device

@@ -9,6 +9,7 @@
 #define VHOSTBLK_QUEUE_H
 
 #include "extent.h"
+#include "inflight.h"
 #include "io.h"
 #include "iothread.h"
 #include "request.h"
@@ -66,6 +67,7 @@ struct vb_queue {
     struct vb_chain chain; /* scratch */
     struct vb_run run;     /* empty between two sweeps */
     struct vb_slot *slots;
+    struct vb_inflight inflight;
     uint32_t in_flight;
     uint32_t mapped_in_flight;
     uint32_t holds;
