@@ -11,6 +11,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from vhostblk.systemd import activated_fd
 from vhostblk.vhost_user.errors import ListenError
 
 #: `sun_path` of `struct sockaddr_un` is 108 bytes, the last of them a zero.
@@ -29,7 +30,10 @@ class UnixAddress:
 
 @dataclass(frozen=True, slots=True)
 class FdAddress:
-    """Listen on an inherited descriptor (`addr.type=fd`); `str` is its number."""
+    """Listen on an inherited descriptor (`addr.type=fd`).
+
+    `str` is its number, or the name that systemd gives it.
+    """
 
     str: str
 
@@ -125,10 +129,10 @@ def _is_alive(path: str) -> bool:
 
 
 def _listen_fd(name: str) -> Listener:
-    if not (name.isascii() and name.isdecimal()):
+    fd = int(name) if name.isascii() and name.isdecimal() else activated_fd(name)
+    if fd is None:
         raise ListenError(f"Unable to parse FD number {name}")
     try:
-        fd = int(name)
         mode = os.fstat(fd).st_mode
     except (OSError, OverflowError) as error:
         raise ListenError(f"File descriptor '{name}' is not open") from error
