@@ -13,7 +13,7 @@ from vhostblk.vhost_user.inflight import make_inflight
 from vhostblk.vhost_user.layout import F_VERSION_1
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vhostblk.vhost_user.backend import (
         BackendChannel,
@@ -42,6 +42,7 @@ class FakeBackend:
         self.prepared = asyncio.Event()
         self.prepared.set()
         self.preparing = asyncio.Event()
+        self.disconnect: Callable[[str], None] | None = None
         self.config = bytes(range(60))
         self._num_queues = num_queues
 
@@ -114,6 +115,9 @@ class FakeBackend:
 
     def set_vring_err(self, index: int, fd: int | None) -> None:
         self._called("set_vring_err", index, fd is not None, fds=[fd])
+
+    def set_disconnect(self, disconnect: Callable[[str], None] | None) -> None:
+        self.disconnect = disconnect
 
     def set_channel(self, channel: BackendChannel | None) -> None:
         self.channel = channel

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +128,9 @@ class Backend(Protocol):
 
     def set_vring_err(self, index: int, fd: int | None) -> None:
         """Set the eventfd that tells the front-end of a broken vring."""
+
+    def set_disconnect(self, disconnect: Callable[[str], None] | None) -> None:
+        """Set the way to end the session for a reason that no message has brought up."""
 
     def set_channel(self, channel: BackendChannel | None) -> None:
         """Set the way to send requests to the front-end."""

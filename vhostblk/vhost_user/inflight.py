@@ -18,6 +18,8 @@ from vhostblk.vhost_user.mapping import Mapping
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vhostblk.vhost_user.mapping import LossSignal
+
 #: Parts begin at multiples of a cache line, as those of libvhost-user do.
 _ALIGN = 64
 
@@ -62,12 +64,12 @@ class InflightArea:
     Raises VhostUserError where it can't be; the descriptor stays the caller's.
     """
 
-    def __init__(self, described: InflightDescription) -> None:
+    def __init__(self, described: InflightDescription, loss: LossSignal | None = None) -> None:
         self._described = described
         if described.mmap_size == 0:
             raise InflightError("area of 0 bytes")
         self._mapping = Mapping(
-            described.fd, described.mmap_offset, described.mmap_size, "inflight area"
+            described.fd, described.mmap_offset, described.mmap_size, "inflight area", loss
         )
 
     def part(self, index: int, bytes_for: Callable[[int], int]) -> InflightPart | None:

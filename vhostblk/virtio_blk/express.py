@@ -116,6 +116,7 @@ class ExpressQueue:
         await self.wait_idle()
         self._report_errors()  # no more news will tell
         self._uncount()
+        self._runner.close()
         self._iothread.remove(self._queue)
         next_avail: int = self._lib.vb_queue_free(self._queue)
         self._queue = self._ffi.NULL

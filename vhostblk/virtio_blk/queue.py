@@ -87,6 +87,7 @@ class BlkQueue:
             self._kick_fd = None
         self._cancel_sweep()
         await self.wait_idle()
+        self._runner.close()
         return self._ring.next_avail
 
     def hold(self) -> None:

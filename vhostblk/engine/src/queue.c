@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "queue.h"
 
+#include "guard.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -181,6 +183,20 @@ static void take_left(struct vb_queue *queue)
     vb_run_finish(queue);
 }
 
+/* Whether a part of guest memory, or of the record, is no longer there. */
+static bool memory_lost(struct vb_queue *queue)
+{
+    uint32_t losses = __atomic_load_n(&vb_guard_losses, __ATOMIC_ACQUIRE);
+
+    if (losses == queue->losses)
+        return false;
+    queue->losses = losses;
+    for (uint32_t i = 0; i < queue->memory.count; i++)
+        if (vb_guard_address_lost(queue->memory.regions[i].host_addr))
+            return true;
+    return vb_guard_address_lost((uint64_t)(uintptr_t)queue->inflight.region);
+}
+
 bool vb_queue_sweep(struct vb_queue *queue)
 {
     struct vb_ring *ring = &queue->ring;
@@ -197,6 +213,10 @@ bool vb_queue_sweep(struct vb_queue *queue)
     available = vb_ring_available(ring);
     if (!available)
         return false;
+    if (memory_lost(queue)) {
+        break_ring(queue, "guest memory was truncated");
+        return false;
+    }
     if (available > ring->size) {
         break_ring(queue, "the avail index jumped by more than the queue's size");
         return false;

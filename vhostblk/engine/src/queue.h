@@ -75,6 +75,7 @@ struct vb_queue {
     uint32_t inline_count[VB_STAT_KINDS]; /* completed within this turn, for the statistics */
     uint64_t inline_bytes[VB_STAT_KINDS];
     uint64_t heap_bytes; /* of segments that did not fit their slots */
+    uint32_t losses;     /* `vb_guard_losses` when the memory was last looked at */
     uint64_t slow_until; /* no blocking attempts before this time */
     int call_fd, err_fd;
     bool write_through;
