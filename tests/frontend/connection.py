@@ -215,6 +215,18 @@ class Connection:
         """RESET_OWNER."""
         self.tell(Request.RESET_OWNER)
 
+    def reset_device(self) -> None:
+        """RESET_DEVICE."""
+        self.tell(Request.RESET_DEVICE)
+
+    def set_status(self, status: int) -> None:
+        """SET_STATUS."""
+        self.tell(Request.SET_STATUS, U64.pack(status))
+
+    def get_status(self) -> int:
+        """GET_STATUS."""
+        return _u64(self.query(Request.GET_STATUS))
+
     # Memory
 
     def set_mem_table(self, regions: Iterable[RegionDescription]) -> None:

@@ -27,6 +27,7 @@ from tests.virtio_blk.lanes import lane
 from vhostblk.engine import load
 from vhostblk.vhost_user.backend import InflightDescription, RegionDescription
 from vhostblk.vhost_user.layout import (
+    F_PROTOCOL_FEATURES,
     HEADER,
     MAX_MEM_SLOTS,
     U64,
@@ -389,6 +390,35 @@ def test_9_enabled_and_disabled_under_load(scene: Scene) -> None:
             driver.kick()
             driver.connection.set_vring_enable(0, True)
             driver.drain()
+
+
+def test_9_reset_under_load(scene: Scene) -> None:
+    """What was in flight is finished; the device begins anew."""
+    with scene.driver(inflight=True) as driver:
+        for number in range(10):
+            requests = [driver.submit(RequestType.IN, data_in=[4096]) for _ in range(8)]
+            driver.kick()
+            if number % 2:
+                driver.connection.reset_device()
+            else:
+                driver.connection.set_status(0)
+            done = driver.poll()
+            assert {request.status for request, _ in done} <= {Status.OK}
+            assert all(request.status in (Status.OK, 0xFF) for request in requests)
+            driver.connection.set_features(driver.features | F_PROTOCOL_FEATURES)
+            driver.rings[0].attach(driver.connection, 0, base=int(driver.rings[0].used_idx[0]))
+            driver.rings[1].attach(driver.connection, 1)
+            driver.drain()
+
+
+def test_9_status_of_a_device_whose_ring_broke(scene: Scene) -> None:
+    with scene.driver() as driver:
+        driver.connection.set_status(0xF)
+        driver.rings[0].make_available(999)
+        driver.rings[0].kick(force=True)
+        wait_until(lambda: driver.connection.get_status() == 0x4F)
+        driver.connection.set_status(0)
+        assert driver.connection.get_status() == 0
 
 
 def test_9_gone_under_load(scene: Scene) -> None:

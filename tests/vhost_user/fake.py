@@ -37,6 +37,7 @@ class FakeBackend:
         self.calls: list[tuple[Any, ...]] = []
         self.failing: dict[str, Exception] = {}
         self.stop_at = 7
+        self.broken = False
         self.channel: BackendChannel | None = None
         #: Front-ends are served while it is set.
         self.prepared = asyncio.Event()
@@ -71,6 +72,10 @@ class FakeBackend:
     def num_queues(self) -> int:
         return self._num_queues
 
+    @property
+    def needs_reset(self) -> bool:
+        return self.broken
+
     def get_config(self, offset: int, size: int) -> bytes:
         self._called("get_config", offset, size)
         return self.config[offset : offset + size].ljust(size, b"\0")
@@ -97,7 +102,10 @@ class FakeBackend:
         self._called("make_inflight", num_queues, queue_size)
         return make_inflight(num_queues, queue_size, lambda size: 16 * size)
 
-    def set_inflight(self, inflight: InflightDescription) -> None:
+    def set_inflight(self, inflight: InflightDescription | None) -> None:
+        if inflight is None:
+            self._called("set_inflight", None)
+            return
         self._called("set_inflight", replace(inflight, fd=-1), fds=[inflight.fd])
 
     async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:

@@ -501,6 +501,8 @@ SIZES = {
     R.SET_PROTOCOL_FEATURES: 8,
     R.SET_OWNER: 0,
     R.RESET_OWNER: 0,
+    R.RESET_DEVICE: 0,
+    R.SET_STATUS: 8,
     R.SET_VRING_NUM: 8,
     R.SET_VRING_ADDR: 40,
     R.SET_VRING_BASE: 8,
@@ -538,9 +540,6 @@ def test_surplus_on_a_query_disconnects(harness: Harness, request_: Request) -> 
     [
         R.SET_LOG_BASE,
         R.SET_LOG_FD,
-        R.RESET_DEVICE,
-        R.SET_STATUS,
-        R.GET_STATUS,
         R.IOTLB_MSG,
         R.POSTCOPY_ADVISE,
         R.VRING_KICK,
@@ -582,6 +581,41 @@ def test_inflight_memory_for_queues_that_are_not_there(
     with pytest.raises(VhostUserError, match=r"INFLIGHT_FD: (\d queues of 2|queue size)"):
         harness.send(request_, payload, int(request_ == R.SET_INFLIGHT_FD))
     assert harness.backend.take_calls() == []
+
+
+# Reset and status
+
+
+@pytest.mark.parametrize("how", [(R.RESET_DEVICE, b""), (R.SET_STATUS, bytes(8))])
+def test_reset_stops_everything_and_forgets_the_driver(
+    harness: Harness, how: tuple[int, bytes]
+) -> None:
+    harness.send(R.SET_STATUS, U64.pack(0xF))
+    harness.start(1)
+    harness.send(R.SET_VRING_ENABLE, VRING_STATE.pack(1, 1))
+    harness.backend.take_calls()
+    assert harness.acked(*how)
+    calls = harness.backend.take_calls()
+    assert ("stop_vring", 1) in calls
+    assert ("stop_vring", 0) not in calls
+    assert ("set_vring_enabled", 1, False) in calls
+    assert ("set_inflight", None) in calls
+    assert calls[-1] == ("set_features", 0)
+    assert harness.query(R.GET_STATUS) == bytes(8)
+    # Nothing is left of the vring; the connection's own features are.
+    assert not harness.acked(R.SET_VRING_KICK, U64.pack(1), 1)
+    assert VRING_STATE.unpack(harness.query(R.GET_VRING_BASE, VRING_STATE.pack(1, 0))) == (1, 0)
+    harness.send(R.SET_FEATURES, U64.pack(F_VERSION_1 | F_PROTOCOL_FEATURES))
+    harness.start(1)
+
+
+def test_status_is_what_the_driver_wrote_and_what_the_device_needs(harness: Harness) -> None:
+    for status in (1, 3, 0xB, 0xF):
+        harness.send(R.SET_STATUS, U64.pack(status | 0x40))
+        assert harness.query(R.GET_STATUS) == U64.pack(status)
+    harness.backend.broken = True
+    assert harness.query(R.GET_STATUS) == U64.pack(0x4F)
+    assert not harness.acked(R.SET_STATUS, U64.pack(0x100))
 
 
 def random_message(rng: random.Random) -> tuple[int, bytes, int]:

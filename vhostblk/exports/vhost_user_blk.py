@@ -191,6 +191,11 @@ class VhostUserBlkBackend:
         lane = _MODULES if self._lane is Lane.PYTHON else (*_MODULES, _EXPRESS_MODULE)
         await import_modules(*lane)
 
+    @property
+    def needs_reset(self) -> bool:
+        """Tell whether a queue is broken."""
+        return any(queue.broken for queue in self._queues.values())
+
     def get_config(self, offset: int, size: int) -> bytes:
         """Return a part of the configuration space, zeroes past its end."""
         from vhostblk.virtio_blk.config import DeviceProperties, encode_config
@@ -326,8 +331,11 @@ class VhostUserBlkBackend:
         """Make memory to note them in."""
         return make_inflight(num_queues, queue_size, self._inflight_bytes())
 
-    def set_inflight(self, inflight: InflightDescription) -> None:
-        """Note them there, and go on with those that are noted already."""
+    def set_inflight(self, inflight: InflightDescription | None) -> None:
+        """Note them there, and go on with those that are noted already; None: nowhere."""
+        if inflight is None:
+            self._inflight = None
+            return
         try:
             area = InflightArea(inflight, self._watch())
             area.check(self._inflight_bytes())

@@ -84,6 +84,10 @@ class Backend(Protocol):
     async def prepare(self) -> None:
         """Get ready for a front-end, which has connected; nothing else is called before it."""
 
+    @property
+    def needs_reset(self) -> bool:
+        """Tell whether a vring is broken, so that only a reset helps (VIRTIO 1.3, 2.1.2)."""
+
     def get_config(self, offset: int, size: int) -> bytes:
         """Return `size` bytes of configuration space; zeroes past its end."""
 
@@ -108,8 +112,8 @@ class Backend(Protocol):
         There are at most as many queues as `num_queues` says, and 1 to 32768 entries.
         """
 
-    def set_inflight(self, inflight: InflightDescription) -> None:
-        """Note requests in flight there, in vrings that start from now on.
+    def set_inflight(self, inflight: InflightDescription | None) -> None:
+        """Note requests in flight there (None: nowhere), in vrings that start from now on.
 
         What the memory says of a vring that starts is in flight already, from before a crash.
         """

@@ -162,5 +162,9 @@ DESC_ALIGN = 16
 AVAIL_ALIGN = 2
 USED_ALIGN = 4
 
+#: SET_STATUS and GET_STATUS: a byte (VIRTIO 1.3, 2.1), of which this bit is the device's.
+MAX_STATUS = 0xFF
+STATUS_NEEDS_RESET = 0x40
+
 #: GET_MAX_MEM_SLOTS: as many as libvhost-user takes.
 MAX_MEM_SLOTS = 509

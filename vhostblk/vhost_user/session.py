@@ -60,10 +60,12 @@ from vhostblk.vhost_user.layout import (
     MAX_MEM_SLOTS,
     MAX_PAYLOAD,
     MAX_RING_SIZE,
+    MAX_STATUS,
     MAX_TABLE_REGIONS,
     MEMORY_HEADER,
     MEMORY_REGION,
     SINGLE_REGION,
+    STATUS_NEEDS_RESET,
     U64,
     USED_ALIGN,
     VRING_ADDR,
@@ -88,6 +90,8 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.CONFIG
     | ProtocolFeature.INFLIGHT_SHMFD
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.STATUS
 )
 
 _ACK = 0
@@ -137,6 +141,8 @@ class Session:
         self._features = 0
         self._protocol_features = ProtocolFeature(0)
         self._channel: RequestChannel | None = None
+        #: The device status that the driver has written (VIRTIO 1.3, 2.1).
+        self._status = 0
 
     async def handle(self, message: Message) -> Answer:
         """Carry out one message; its descriptors are taken care of in any case.
@@ -232,6 +238,39 @@ class Session:
     async def _reset_owner(self, message: Message) -> None:
         for index in range(len(self._vrings)):
             self._set_enabled(index, False)
+
+    # Reset and status
+
+    async def _reset_device(self, message: Message) -> None:
+        await self._reset()
+
+    async def _set_status(self, message: Message) -> None:
+        (status,) = U64.unpack(message.payload)
+        if status > MAX_STATUS:
+            raise FeatureError(f"device status {status:#x} is no byte")
+        if status == 0:
+            await self._reset()
+        # Whether it needs a reset is the device's to say.
+        self._status = status & ~STATUS_NEEDS_RESET
+
+    async def _get_status(self, message: Message) -> bytes:
+        needs_reset = STATUS_NEEDS_RESET if self._backend.needs_reset else 0
+        return U64.pack(self._status | needs_reset)
+
+    async def _reset(self) -> None:
+        """Stop all vrings and forget what the driver has said; memory and channel stay."""
+        for index, vring in enumerate(self._vrings):
+            if vring.started:
+                await self._stop(index)
+            self._set_enabled(index, False)
+            vring.call.close()
+            self._backend.set_vring_call(index, None)
+            self._backend.set_vring_err(index, None)
+            self._vrings[index] = _Vring()
+        self._backend.set_inflight(None)
+        self._backend.set_features(0)
+        self._features = 0
+        self._status = 0
 
     # Memory
 
@@ -523,6 +562,9 @@ _RULES: dict[int, _Rule] = {
     Request.SET_BACKEND_REQ_FD: _fixed(Session._set_backend_req_fd, fds=(1, 1)),
     Request.GET_CONFIG: _Rule(Session._get_config, *_CONFIG_SIZES, own_reply=True),
     Request.SET_CONFIG: _Rule(Session._set_config, *_CONFIG_SIZES),
+    Request.RESET_DEVICE: _fixed(Session._reset_device),
+    Request.SET_STATUS: _fixed(Session._set_status, U64.size),
+    Request.GET_STATUS: _fixed(Session._get_status, reply=True),
     Request.GET_INFLIGHT_FD: _Rule(Session._get_inflight_fd, *_INFLIGHT_SIZES, own_reply=True),
     Request.SET_INFLIGHT_FD: _Rule(Session._set_inflight_fd, *_INFLIGHT_SIZES, 1, 1),
     Request.GET_MAX_MEM_SLOTS: _fixed(Session._get_max_mem_slots, reply=True),

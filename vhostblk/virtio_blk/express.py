@@ -189,6 +189,11 @@ class ExpressQueue:
         buffer = self._ffi.buffer(self._lib.vb_queue_stats(self._queue), STATS.itemsize)
         return np.frombuffer(buffer, STATS).copy()
 
+    @property
+    def broken(self) -> bool:
+        """Tell whether the ring made no sense."""
+        return bool(self._queue and self._lib.vb_queue_broken(self._queue))
+
     def refresh(self) -> None:
         """Take over the device's size and cache mode, which have changed."""
         backend = self._device.backend

@@ -123,6 +123,11 @@ class BlkQueue:
         """Return what was counted since the start, a `STATS` array of shape (1,)."""
         return self._counters.snapshot()
 
+    @property
+    def broken(self) -> bool:
+        """Tell whether the ring made no sense."""
+        return self._broken
+
     def refresh(self) -> None:
         """Do nothing: size and cache mode are looked at with every request."""
 
