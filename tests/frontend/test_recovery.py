@@ -14,7 +14,7 @@ from tests.frontend.launch import Daemon, Program, raw_file
 from tests.frontend.memory import MIB, Memory
 from tests.virtio_blk.lanes import lane
 from vhostblk.virtio_blk.layout import RequestType, Status
-from vhostblk.virtqueue.layout import INFLIGHT_DESC_SPLIT, inflight_split_bytes
+from vhostblk.virtqueue.layout import INFLIGHT_DESC_SPLIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,7 @@ def image(tmp_path: Path) -> Path:
 
 def in_flight(area: InflightDescription, queue: int = 0) -> int:
     """Count the requests that the back-end has noted."""
-    length = -(-inflight_split_bytes(area.queue_size) // 64) * 64
+    length = area.mmap_size // area.num_queues
     content = np.memmap(_path(area), np.uint8, "r", queue * length + 16, (length - 16,))
     entries = content[: area.queue_size * 16].view(INFLIGHT_DESC_SPLIT)
     return int((entries["inflight"] == 1).sum())

@@ -59,7 +59,7 @@ def test_what_was_made_can_neither_shrink_nor_grow() -> None:
         ({"mmap_offset": 4096}, VhostUserError, "past the end of its file"),
         ({"mmap_size": (1 << 64) - 1}, VhostUserError, "overflows"),
         ({"mmap_offset": (1 << 64) - 1}, VhostUserError, "overflows"),
-        ({"num_queues": 1, "mmap_offset": 4, "mmap_size": 4096}, InflightError, "multiple of 8"),
+        ({"num_queues": 1, "mmap_offset": 4, "mmap_size": 8192}, InflightError, "multiple of 8"),
     ],
 )
 def test_areas_that_make_no_sense(

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 #: Parts begin at multiples of a cache line, as those of libvhost-user do.
 _ALIGN = 64
 
+#: Room that a part has at least. QEMU 10 has been seen to ask for its default queue size, 128, and
+#: then to start rings of 256.
+_MIN_ENTRIES = 1024
+
 
 def _part_bytes(bytes_for: Callable[[int], int], queue_size: int) -> int:
     return -(-bytes_for(queue_size) // _ALIGN) * _ALIGN
@@ -35,7 +39,7 @@ def make_inflight(
 
     `bytes_for(queue_size)` is the length of one queue's part. Raises OSError.
     """
-    size = num_queues * _part_bytes(bytes_for, queue_size)
+    size = num_queues * _part_bytes(bytes_for, max(queue_size, _MIN_ENTRIES))
     fd = os.memfd_create("vhostblk-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size)
@@ -48,14 +52,17 @@ def make_inflight(
 
 
 class InflightPart:
-    """One queue's part: `size` bytes at `address`, mapped as long as this lives."""
+    """One queue's part: `size` bytes at `address`, mapped as long as this lives.
 
-    def __init__(self, mapping: Mapping, address: int, size: int, entries: int) -> None:
+    `queue_size` is the number of descriptors that the front-end has spoken of; there may be room
+    for more.
+    """
+
+    def __init__(self, mapping: Mapping, address: int, size: int, queue_size: int) -> None:
         self._mapping = mapping
         self.address = address
         self.size = size
-        #: Descriptors that it has room for.
-        self.entries = entries
+        self.queue_size = queue_size
 
 
 class InflightArea:
@@ -77,8 +84,8 @@ class InflightArea:
         described = self._described
         if index >= described.num_queues:
             return None
-        size = _part_bytes(bytes_for, described.queue_size)
-        if (index + 1) * size > described.mmap_size:
+        size = described.mmap_size // described.num_queues // _ALIGN * _ALIGN
+        if size < bytes_for(described.queue_size):
             raise InflightError(
                 f"area of {described.mmap_size} bytes for {described.num_queues} queues of "
                 f"{described.queue_size}"

@@ -29,6 +29,7 @@ from vhostblk.virtqueue.layout import (
     INFLIGHT_DESC_SPLIT,
     INFLIGHT_HEADER_SPLIT,
     INFLIGHT_VERSION,
+    inflight_split_bytes,
 )
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ class SplitInflight:
     """
 
     def __init__(self, part: InflightPart, size: int, used_idx: int) -> None:
-        if size > part.entries:
-            raise InflightError(f"room for {part.entries} descriptors, not for {size}")
+        if inflight_split_bytes(size) > part.size:
+            raise InflightError(f"{part.size} bytes have no room for {size} descriptors")
         self._part = part
         raw = np.frombuffer(view_memory(part.address, part.size), np.uint8)
         header = INFLIGHT_HEADER_SPLIT.itemsize
@@ -56,27 +57,29 @@ class SplitInflight:
         #: The number that the next head gets.
         self.counter = 0
         #: Heads that an earlier process left in flight, in the order in which it took them.
-        self.left = self._reconcile(part.entries, size, used_idx)
+        self.left = self._reconcile(part.queue_size, size, used_idx)
 
     @property
     def address(self) -> int:
         """Where the record is."""
         return self._part.address
 
-    def _reconcile(self, entries: int, size: int, used_idx: int) -> NDArray[np.uint16]:
+    def _reconcile(self, queue_size: int, size: int, used_idx: int) -> NDArray[np.uint16]:
         header = self._header[0].copy()
         version = int(header["version"])
         if version not in (0, INFLIGHT_VERSION) or header["features"] != 0:
             raise InflightError(f"record of version {version}, features {header['features']:#x}")
         if version == 0:
             self._desc["inflight"] = 0
-            self._header["desc_num"] = entries
+            self._header["desc_num"] = queue_size
             self._header["last_batch_head"] = 0
             self._header["used_idx"] = used_idx
             self._header["version"] = INFLIGHT_VERSION
             return np.empty(0, np.uint16)
-        if header["desc_num"] != entries:
-            raise InflightError(f"record of {header['desc_num']} descriptors in one of {entries}")
+        if header["desc_num"] != queue_size:
+            raise InflightError(
+                f"record of {header['desc_num']} descriptors in one of {queue_size}"
+            )
         self._last_batch_head = int(header["last_batch_head"])
         shown = (used_idx - int(header["used_idx"])) & 0xFFFF
         if shown > size:
