@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from tests.cli.process import wait_until
 from tests.frontend.blk import BlkDriver
 from tests.frontend.connection import ConnectionClosedError
 from tests.frontend.launch import Daemon, Program, raw_file
@@ -55,6 +56,11 @@ def in_flight(area: InflightDescription, queue: int = 0) -> int:
     return int((entries["inflight"] == 1).sum())
 
 
+def wait_noted(area: InflightDescription, count: int, queue: int = 0) -> None:
+    """Wait until so many are."""
+    wait_until(lambda: in_flight(area, queue) == count)
+
+
 def _path(area: InflightDescription) -> str:
     return f"/proc/self/fd/{area.fd}"
 
@@ -73,8 +79,7 @@ def test_requests_in_flight_at_the_death_are_done_by_the_next_process(
                 driver.submit(OUT, 4096 * (8 * queue + n), data_out=[block], queue=queue)
             for queue in (0, 1):
                 driver.kick(queue)
-                while in_flight(driver.inflight, queue) < 8:
-                    pass
+                wait_noted(driver.inflight, 8, queue)
             first.kill()
             with pytest.raises(ConnectionClosedError):
                 driver.connection.sync()
@@ -123,8 +128,7 @@ def test_lanes_change_with_the_record(lane: Lane, tmp_path: Path, memory: Memory
         assert driver.inflight is not None
         driver.submit(OUT, 0, data_out=[b"y" * 4096])
         driver.kick()
-        while not in_flight(driver.inflight):
-            pass
+        wait_noted(driver.inflight, 1)
         stuck.kill()
         env = {"VHOSTBLK_LANE": other}
         with Daemon(
