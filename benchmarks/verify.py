@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 MAX_PAUSE = 0.3
 #: How many of the connections end in the daemon's death, with --kill.
 KILL_SHARE = 0.3
+#: How long the image may stay locked after the daemon's death.
+LOCK_SECONDS = 10.0
 #: A limit that no run reaches: the fill ends by time only if the device is slow.
 FILL_SECONDS = 3600.0
 
@@ -67,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--rate", type=float, help="requests a second at most; mostly waits for interrupts then")
     add("--patience", type=float, default=5.0, help="seconds until no answer is a failure")
     add("--kill", action="store_true", help="kill the daemon in the middle of runs now and then")
+    add("--recover", action="store_true", help="kill it, and go on with what was in flight")
     add("--switch", action="store_true", help="vhostblk changes lanes and drains all the while")
     add("--seed", type=int, help="of all random choices (default: the time)")
     return parser
@@ -105,22 +108,44 @@ class Verifier:
             if self.random.random() < 0.5:
                 self._check_bases(front_end)
 
-    def killed_session(self, daemon: Daemon) -> None:
+    def killed_session(self, target: Target) -> None:
         """One connection that ends with the daemon's violent death in the middle of a run.
 
         A write that was not answered may or may not have happened; the ledger allows for both.
         """
         with self._connected(self._geometry()) as front_end:
-            timer = threading.Timer(self.random.uniform(0.01, 0.5), daemon.process.kill)
-            timer.start()
-            try:
-                self._count(front_end, replace(self._workload(front_end), seconds=FILL_SECONDS))
-            except RunError as error:
-                if error.kind != "LG_DISCONNECTED":
-                    raise
-            finally:
-                timer.join()
+            self._run_until_killed(front_end, target)
         self.totals.kills += 1
+        target.start()
+
+    def recovered_session(self, target: Target, deadline: float) -> None:
+        """One connection through several violent deaths of the daemon.
+
+        Each new process has to finish what the last one left in flight: nothing may be lost, and
+        the ledger stays exact.
+        """
+        with self._connected(replace(self._geometry(), inflight=True)) as front_end:
+            for _ in range(self.random.randint(1, 20)):
+                if time.monotonic() > deadline:
+                    break
+                self._run_until_killed(front_end, target)
+                target.start()
+                self.totals.kills += 1
+                front_end.reconnect(target.socket, self.options.patience)
+            self._count(front_end, self._workload(front_end))
+            self._check_bases(front_end)
+
+    def _run_until_killed(self, front_end: FrontEnd, target: Target) -> None:
+        assert target.daemon is not None
+        timer = threading.Timer(self.random.uniform(0.0, 0.3), target.daemon.process.kill)
+        timer.start()
+        try:
+            self._count(front_end, replace(self._workload(front_end), seconds=FILL_SECONDS))
+        except RunError as error:
+            if error.kind != "LG_DISCONNECTED":
+                raise
+        finally:
+            timer.join()
 
     def read_all(self) -> None:
         """Read every block once."""
@@ -191,8 +216,9 @@ def _verify(options: argparse.Namespace, target: Target) -> None:
     shown = 0.0
     while time.monotonic() < deadline:
         if options.kill and target.daemon is not None and verifier.random.random() < KILL_SHARE:
-            verifier.killed_session(target.daemon)
-            target.start()
+            verifier.killed_session(target)
+        elif options.recover:
+            verifier.recovered_session(target, deadline)
         else:
             verifier.session(deadline)
         target.require_alive()
@@ -260,8 +286,16 @@ class Target:
     def start(self) -> None:
         """Start the daemon, or start it again after its end."""
         self._stack.close()
-        run_folder = self._run_folder
-        self.daemon = self._stack.enter_context(running(self._backend, self._disk, run_folder))
+        deadline = time.monotonic() + LOCK_SECONDS
+        while self.daemon is None or self.daemon.process.poll() is not None:
+            try:
+                daemon = running(self._backend, self._disk, self._run_folder)
+                self.daemon = self._stack.enter_context(daemon)
+            except DaemonError as error:
+                # The kernel may still be busy with requests of the former process. Until they are
+                # done they keep its file open, and locked.
+                if "lock" not in str(error) or time.monotonic() > deadline:
+                    raise
         self.socket = self.daemon.sockets[0]
 
     def require_alive(self) -> None:

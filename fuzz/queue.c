@@ -42,6 +42,7 @@ struct world {
     uint64_t table[64];
     int32_t flush_error;
     uint32_t size; /* of the ring */
+    uint32_t left;
     uint16_t *avail;
     uint16_t driver_index;
     unsigned holds;
@@ -274,6 +275,37 @@ static void step(struct world *world)
     }
 }
 
+/* Keep a record of what is in flight, in which an earlier process has left something, or none. */
+static struct vb_inflight_region *track(struct world *world)
+{
+    struct vb_inflight_region *record;
+    uint16_t left[64];
+    uint8_t wanted = take_u8(world->input);
+
+    if (wanted & 128)
+        return NULL;
+    record = calloc(1, sizeof(*record) + world->size * sizeof(*record->desc));
+    world->left = wanted % (world->size + 1);
+    for (uint32_t i = 0; i < world->left; i++) {
+        left[i] = (uint16_t)(world->size - 1 - i);
+        record->desc[left[i]].inflight = 1;
+    }
+    CHECK(!vb_queue_track(world->queue, (uint64_t)(uintptr_t)record, wanted, world->left, left));
+    return record;
+}
+
+/* Nothing is in flight, so nothing may be noted, but for what was never taken again. */
+static void audit_record(const struct world *world, const struct vb_inflight_region *record)
+{
+    const struct vb_inflight *inflight = &world->queue->inflight;
+    uint32_t noted = 0;
+
+    for (uint32_t i = 0; i < world->size; i++)
+        noted += record->desc[i].inflight;
+    CHECK(noted <= (uint32_t)(inflight->left_count - inflight->left_taken));
+    CHECK(!inflight->left_taken || record->used_idx == world->queue->ring.next_used);
+}
+
 static void finish(struct world *world)
 {
     stub.benign = true;
@@ -301,7 +333,7 @@ static void audit(const struct world *world, const struct vb_ring *began)
     CHECK(!queue->in_flight && !queue->mapped_in_flight && !queue->heap_bytes);
     CHECK(!queue->unpublished);
     CHECK((uint16_t)(queue->ring.next_used - began->next_used) ==
-          (uint16_t)(queue->ring.next_avail - began->next_avail));
+          (uint16_t)(queue->ring.next_avail - began->next_avail + queue->inflight.left_taken));
     CHECK(*(const uint16_t *)(queue->ring.used + 2) == queue->ring.next_used);
     for (unsigned kind = 0; kind < VB_STAT_KINDS; kind++) {
         uint64_t sum = 0;
@@ -320,6 +352,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct world world = {.input = &input};
     struct vb_queue_config config = {0};
     uint8_t shape = take_u8(&input);
+    struct vb_inflight_region *record;
     void *desc, *used;
 
     make_guest(&world.guest, &input);
@@ -349,6 +382,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     config.write_through = shape & 64;
     world.queue = vb_queue_new(&world.iothread, &config, world.guest.regions, world.guest.count);
     CHECK(world.queue);
+    record = track(&world);
     if (shape & 128)
         vb_queue_set_call(world.queue, CALL_FD);
     world.budget = vb_budget_new();
@@ -359,8 +393,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         step(&world);
     finish(&world);
     audit(&world, &config.ring);
+    if (record)
+        audit_record(&world, record);
     vb_queue_free(world.queue);
     vb_budget_free(world.budget);
+    free(record);
     free(world.iothread.queues);
     free(desc);
     free(world.avail);

@@ -25,6 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--soak", type=int, default=300, help="operations of the soak test (10000: the long form)"
     )
+    parser.addoption(
+        "--kills", type=int, default=3, help="deaths of the daemon in the crash test (100: long)"
+    )
 
 
 @pytest.fixture
@@ -35,6 +38,11 @@ def program(request: pytest.FixtureRequest) -> Program:
 @pytest.fixture
 def soak(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--soak"))
+
+
+@pytest.fixture
+def kills(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--kills"))
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from benchmarks.loadgen.build import Loadgen, load
 from benchmarks.loadgen.protocol import (
     CONFIG_HEADER,
     F_PROTOCOL_FEATURES,
+    INFLIGHT,
     U64,
     VRING_ADDR,
     VRING_STATE,
@@ -58,6 +59,8 @@ class Geometry:
     segments: int = 1
     event_idx: bool = True
     indirect: bool = False
+    #: Have the back-end note requests in flight, for `FrontEnd.reconnect`.
+    inflight: bool = False
     queue_size: int = 0
     #: 0: the smallest power of two that holds `depth` requests, at least 128
 
@@ -155,9 +158,13 @@ class FrontEnd:
         self._queues: list[Any] = []
         with contextlib.ExitStack() as stack:
             self.connection, offered = _connect(path, timeout)
-            stack.callback(self.connection.close)
+            stack.callback(lambda: self.connection.close())
             self.info = self._negotiate(offered)
             self._set_memory_up(stack)
+            self._inflight: tuple[bytes, int] | None = None
+            if geometry.inflight:
+                self._inflight = self._make_inflight(stack)
+            self._share()
             for index in range(geometry.queues):
                 self._start_queue(index, stack)
             self._cleanup = stack.pop_all()
@@ -190,6 +197,34 @@ class FrontEnd:
             reply = self.connection.call(Request.GET_VRING_BASE, VRING_STATE.pack(index, 0))
             bases.append(int(VRING_STATE.unpack(reply)[1]))
         return bases
+
+    def reconnect(self, path: str | os.PathLike[str], timeout: float = 5.0) -> None:
+        """Go on with another process of the back-end: same memory, rings, requests in flight.
+
+        Where the last one stopped nobody knows; like QEMU, this says what the used rings say.
+        """
+        self.connection.close()
+        self.connection, offered = _connect(path, timeout)
+        self._negotiate(offered)
+        self._share()
+        for index, queue in enumerate(self._queues):
+            self._attach(index, queue, self.loadgen.lib.lg_used_index(queue))
+
+    def _make_inflight(self, stack: contextlib.ExitStack) -> tuple[bytes, int]:
+        if not self.info.protocol_features >> ProtocolFeature.INFLIGHT_SHMFD & 1:
+            raise ProtocolError("the device has no INFLIGHT_SHMFD")
+        geometry = self.geometry
+        wanted = INFLIGHT.pack(0, 0, geometry.queues, geometry.ring_size)
+        described, fd = self.connection.call_for_fd(Request.GET_INFLIGHT_FD, wanted)
+        stack.callback(os.close, fd)
+        return described, fd
+
+    def _share(self) -> None:
+        """Hand guest memory, and the record of requests in flight, to the back-end."""
+        self.connection.send(Request.SET_MEM_TABLE, self._region, [self._memory_fd])
+        if self._inflight is not None:
+            described, fd = self._inflight
+            self.connection.send(Request.SET_INFLIGHT_FD, described, [fd])
 
     def _negotiate(self, offered: int) -> DeviceInfo:
         connection = self.connection
@@ -249,8 +284,8 @@ class FrontEnd:
             )
         self._memory = view
         self._address = int(self.loadgen.ffi.cast("uintptr_t", view))
-        region = struct.pack("<IIQQQQ", 1, 0, GUEST_BASE, end, self._address, 0)
-        self.connection.send(Request.SET_MEM_TABLE, region, [fd])
+        self._region = struct.pack("<IIQQQQ", 1, 0, GUEST_BASE, end, self._address, 0)
+        self._memory_fd = fd
 
     def _start_queue(self, index: int, stack: contextlib.ExitStack) -> None:
         layout = self._layouts[index]
@@ -262,17 +297,21 @@ class FrontEnd:
         if self.loadgen.lib.lg_queue_init(queue):
             raise MemoryError("no memory for the slots of a queue")
         stack.callback(self.loadgen.lib.lg_queue_free, queue)
+        self._attach(index, queue, 0)
+        self._queues.append(queue)
+
+    def _attach(self, index: int, queue: Any, base: int) -> None:
+        layout = self._layouts[index]
         send = self.connection.send
         send(Request.SET_VRING_NUM, VRING_STATE.pack(index, self.geometry.ring_size))
-        send(Request.SET_VRING_BASE, VRING_STATE.pack(index, 0))
+        send(Request.SET_VRING_BASE, VRING_STATE.pack(index, base))
         rings = (layout.desc, layout.used, layout.avail)
         addresses = [self._address + offset for offset in rings]
         send(Request.SET_VRING_ADDR, VRING_ADDR.pack(index, 0, *addresses, 0))
-        send(Request.SET_VRING_CALL, U64.pack(index), [call])
-        send(Request.SET_VRING_KICK, U64.pack(index), [kick])
+        send(Request.SET_VRING_CALL, U64.pack(index), [queue.call_fd])
+        send(Request.SET_VRING_KICK, U64.pack(index), [queue.kick_fd])
         if self.info.has(F_PROTOCOL_FEATURES):
             send(Request.SET_VRING_ENABLE, VRING_STATE.pack(index, 1))
-        self._queues.append(queue)
 
     def _make_queue(self, layout: Layout, kick: int, call: int) -> Any:
         geometry = self.geometry

@@ -36,6 +36,8 @@ class Request(IntEnum):
     GET_QUEUE_NUM = 17
     SET_VRING_ENABLE = 18
     GET_CONFIG = 24
+    GET_INFLIGHT_FD = 31
+    SET_INFLIGHT_FD = 32
 
 
 class ProtocolFeature(IntEnum):
@@ -44,6 +46,7 @@ class ProtocolFeature(IntEnum):
     MQ = 0
     REPLY_ACK = 3
     CONFIG = 9
+    INFLIGHT_SHMFD = 12
 
 
 #: Virtio feature bit that stands for "protocol features can be negotiated".
@@ -57,6 +60,8 @@ U64 = struct.Struct("<Q")
 VRING_STATE = struct.Struct("<II")
 VRING_ADDR = struct.Struct("<IIQQQQ")
 CONFIG_HEADER = struct.Struct("<III")
+#: Size and offset of the mapping, queues, queue size, padding.
+INFLIGHT = struct.Struct("<QQHH4x")
 MAX_PAYLOAD = 4096
 
 
@@ -98,6 +103,15 @@ class Connection:
         """Send a message that has a reply; return the reply's payload."""
         self._transmit(request, VERSION, payload, ())
         return self._receive(request)
+
+    def call_for_fd(self, request: Request, payload: bytes) -> tuple[bytes, int]:
+        """`call` for a message whose reply brings a file descriptor, which is the caller's."""
+        self._transmit(request, VERSION, payload, ())
+        header, fds, _, _ = socket.recv_fds(self._socket, HEADER.size, 1)
+        if len(header) != HEADER.size or len(fds) != 1:
+            raise ProtocolError(f"{request.name}: {len(header)} bytes, {len(fds)} descriptors")
+        _, _, size = HEADER.unpack(header)
+        return self._read(min(size, MAX_PAYLOAD), request), fds[0]
 
     def call_u64(self, request: Request) -> int:
         """`call` for the messages whose reply is a number."""

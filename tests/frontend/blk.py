@@ -8,6 +8,7 @@ after requests run one and return what came of it. Chains that no driver would m
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from tests.frontend.connection import Connection
     from tests.frontend.memory import Memory
+    from vhostblk.vhost_user.backend import InflightDescription
 
 #: What a Linux driver acknowledges, and this one too.
 FEATURES = sum(
@@ -110,12 +112,14 @@ class BlkDriver:
         features: int = FEATURES,
         indirect: bool = False,
         start: int = 0,
+        inflight: bool = False,
         timeout: float = 30.0,
     ) -> None:
         """Negotiate, share `memory`, start the queues.
 
         With `indirect` every chain goes through an indirect table. `start` is the ring index to
-        begin with, to see it wrap around.
+        begin with, to see it wrap around. With `inflight` the back-end notes requests in flight, so
+        that `reconnect` can go on with another process.
         """
         self.connection = connection
         self.memory = memory
@@ -128,6 +132,10 @@ class BlkDriver:
             DriverRing(memory, queue_size, event_idx=event_idx, start=start)
             for _ in range(num_queues)
         ]
+        self.inflight: InflightDescription | None = None
+        if inflight:
+            self.inflight = connection.get_inflight_fd(num_queues, queue_size)
+            connection.set_inflight_fd(self.inflight)
         for index, ring in enumerate(self.rings):
             ring.attach(connection, index)
         self._buffers = _Buffers(memory)
@@ -146,9 +154,23 @@ class BlkDriver:
     ) -> None:
         self.close()
 
+    def reconnect(self, connection: Connection) -> None:
+        """Go on with another back-end process, as QEMU does: it knows no more than the rings do."""
+        self.connection.close()
+        self.connection = connection
+        connection.negotiate(self.features)
+        connection.set_mem_table(self.memory.describe())
+        if self.inflight is not None:
+            connection.set_inflight_fd(self.inflight)
+        for index, ring in enumerate(self.rings):
+            ring.attach(connection, index, base=int(ring.used_idx[0]))
+
     def close(self) -> None:
         """Disconnect without ceremony, as a killed VMM does."""
         self.connection.close()
+        if self.inflight is not None:
+            os.close(self.inflight.fd)
+            self.inflight = None
         for ring in self.rings:
             ring.close()
 

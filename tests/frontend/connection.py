@@ -14,12 +14,15 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
+from vhostblk.vhost_user.backend import InflightDescription
 from vhostblk.vhost_user.layout import (
     CONFIG_HEADER,
     F_PROTOCOL_FEATURES,
     FLAG_NEED_REPLY,
     FLAG_REPLY,
     HEADER,
+    INFLIGHT,
+    INFLIGHT_PADDED_SIZE,
     MEMORY_HEADER,
     MEMORY_REGION,
     SINGLE_REGION,
@@ -45,6 +48,7 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.CONFIG
+    | ProtocolFeature.INFLIGHT_SHMFD
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
 )
 
@@ -211,6 +215,18 @@ class Connection:
         """RESET_OWNER."""
         self.tell(Request.RESET_OWNER)
 
+    def reset_device(self) -> None:
+        """RESET_DEVICE."""
+        self.tell(Request.RESET_DEVICE)
+
+    def set_status(self, status: int) -> None:
+        """SET_STATUS."""
+        self.tell(Request.SET_STATUS, U64.pack(status))
+
+    def get_status(self) -> int:
+        """GET_STATUS."""
+        return _u64(self.query(Request.GET_STATUS))
+
     # Memory
 
     def set_mem_table(self, regions: Iterable[RegionDescription]) -> None:
@@ -233,6 +249,28 @@ class Connection:
         """REM_MEM_REG; some front-ends send a descriptor with it."""
         fds = [region.fd] if with_fd else []
         self.tell(Request.REM_MEM_REG, _single_region(region), fds)
+
+    # Requests in flight
+
+    def get_inflight_fd(self, num_queues: int, queue_size: int) -> InflightDescription:
+        """GET_INFLIGHT_FD; the descriptor is the caller's."""
+        payload = INFLIGHT.pack(0, 0, num_queues, queue_size)
+        self.send(Request.GET_INFLIGHT_FD, payload.ljust(INFLIGHT_PADDED_SIZE, b"\0"))
+        header, fds, _, _ = socket.recv_fds(self.socket, HEADER.size, 8)
+        if not header:
+            raise ConnectionClosedError("closed instead of a reply")
+        answered, _, size = HEADER.unpack(header)
+        reply = self.receive_exactly(size)
+        if answered != Request.GET_INFLIGHT_FD or len(fds) != 1 or size != INFLIGHT_PADDED_SIZE:
+            raise FrontendError(f"reply to {answered}, {size} bytes, {len(fds)} descriptors")
+        size, offset, num_queues, queue_size = INFLIGHT.unpack_from(reply)
+        return InflightDescription(size, offset, num_queues, queue_size, fds[0])
+
+    def set_inflight_fd(self, area: InflightDescription) -> None:
+        """SET_INFLIGHT_FD."""
+        fields = (area.mmap_size, area.mmap_offset, area.num_queues, area.queue_size)
+        payload = INFLIGHT.pack(*fields).ljust(INFLIGHT_PADDED_SIZE, b"\0")
+        self.tell(Request.SET_INFLIGHT_FD, payload, [area.fd])
 
     # Vrings
 

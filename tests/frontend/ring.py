@@ -100,10 +100,12 @@ class DriverRing:
         os.close(self.kick_fd)
         os.close(self.call_fd)
 
-    def attach(self, connection: Connection, index: int, *, enable: bool = True) -> None:
+    def attach(
+        self, connection: Connection, index: int, *, enable: bool = True, base: int | None = None
+    ) -> None:
         """Make this the back-end's vring `index`, and start it."""
         connection.set_vring_num(index, self.size)
-        connection.set_vring_base(index, self.last_used & 0xFFFF)
+        connection.set_vring_base(index, self.last_used & 0xFFFF if base is None else base)
         connection.set_vring_addr(
             index,
             self.memory.user_addr(self.desc_addr),

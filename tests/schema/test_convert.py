@@ -264,6 +264,16 @@ def test_qemu_refuses_likewise(option: str, text: str, reason: str) -> None:
         ),
         (
             "export",
+            f"{UNIX},x-vhostblk-socket-mode=0999",
+            "x-vhostblk-socket-mode takes octal permissions such as 0660, not 0999",
+        ),
+        (
+            "export",
+            f"{UNIX},x-vhostblk-socket-mode=4755",
+            "x-vhostblk-socket-mode takes octal permissions such as 0660, not 4755",
+        ),
+        (
+            "export",
             f"{UNIX},x-vhostblk-queue-size=100",
             "x-vhostblk-queue-size must be a power of 2 between 2 and 32768, not 100",
         ),

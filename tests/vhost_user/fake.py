@@ -5,15 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.vhost_user.errors import VhostUserError
+from vhostblk.vhost_user.inflight import make_inflight
 from vhostblk.vhost_user.layout import F_VERSION_1
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from vhostblk.vhost_user.backend import BackendChannel, RegionDescription, VringConfig
+    from vhostblk.vhost_user.backend import (
+        BackendChannel,
+        InflightDescription,
+        RegionDescription,
+        VringConfig,
+    )
 
 #: A device feature beyond VERSION_1.
 FEATURE = 1 << 9
@@ -30,11 +37,13 @@ class FakeBackend:
         self.calls: list[tuple[Any, ...]] = []
         self.failing: dict[str, Exception] = {}
         self.stop_at = 7
+        self.broken = False
         self.channel: BackendChannel | None = None
         #: Front-ends are served while it is set.
         self.prepared = asyncio.Event()
         self.prepared.set()
         self.preparing = asyncio.Event()
+        self.disconnect: Callable[[str], None] | None = None
         self.config = bytes(range(60))
         self._num_queues = num_queues
 
@@ -63,6 +72,10 @@ class FakeBackend:
     def num_queues(self) -> int:
         return self._num_queues
 
+    @property
+    def needs_reset(self) -> bool:
+        return self.broken
+
     def get_config(self, offset: int, size: int) -> bytes:
         self._called("get_config", offset, size)
         return self.config[offset : offset + size].ljust(size, b"\0")
@@ -85,6 +98,16 @@ class FakeBackend:
     async def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
         self._called("remove_region", guest_addr, size, user_addr)
 
+    def make_inflight(self, num_queues: int, queue_size: int) -> InflightDescription:
+        self._called("make_inflight", num_queues, queue_size)
+        return make_inflight(num_queues, queue_size, lambda size: 16 * size)
+
+    def set_inflight(self, inflight: InflightDescription | None) -> None:
+        if inflight is None:
+            self._called("set_inflight", None)
+            return
+        self._called("set_inflight", replace(inflight, fd=-1), fds=[inflight.fd])
+
     async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
         self._called("start_vring", config, kick_fd is not None, fds=[kick_fd])
 
@@ -100,6 +123,9 @@ class FakeBackend:
 
     def set_vring_err(self, index: int, fd: int | None) -> None:
         self._called("set_vring_err", index, fd is not None, fds=[fd])
+
+    def set_disconnect(self, disconnect: Callable[[str], None] | None) -> None:
+        self.disconnect = disconnect
 
     def set_channel(self, channel: BackendChannel | None) -> None:
         self.channel = channel

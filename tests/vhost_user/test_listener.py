@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import socket
 from pathlib import Path
@@ -131,3 +132,29 @@ def test_inherited_descriptor_of_the_wrong_kind(tmp_path: Path) -> None:
         with pytest.raises(ListenError, match="is not a listening socket"):
             listen(FdAddress(str(unbound.fileno())))
         assert unbound.fileno() in open_fds()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
+def test_permissions_of_the_socket_file(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "s"
+    group = os.getgid()
+    listener = listen(UnixAddress(str(path), mode, str(group)))
+    assert (path.stat().st_mode & 0o7777, path.stat().st_gid) == (mode, group)
+    listener.close()
+
+
+def test_group_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    listener = listen(UnixAddress(str(path), group=grp.getgrgid(os.getgid()).gr_name))
+    assert path.stat().st_gid == os.getgid()
+    listener.close()
+
+
+@pytest.mark.parametrize("group", ["no such group", "99999999999999999999"])
+def test_groups_that_cannot_be(tmp_path: Path, group: str) -> None:
+    path = tmp_path / "s"
+    before = open_fds()
+    with pytest.raises(ListenError, match=f"group '?{group}"):
+        listen(UnixAddress(str(path), group=group))
+    assert not path.exists()
+    assert open_fds() <= before

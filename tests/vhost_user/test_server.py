@@ -25,6 +25,7 @@ from tests.frontend.connection import (
 from tests.frontend.loop_thread import LoopThread
 from tests.frontend.memory import Memory
 from tests.vhost_user.fake import FakeBackend
+from vhostblk.vhost_user import server as server_module
 from vhostblk.vhost_user.codec import encode_request
 from vhostblk.vhost_user.layout import (
     F_PROTOCOL_FEATURES,
@@ -408,3 +409,25 @@ def test_stop_waits_for_the_backend(tmp_path: Path) -> None:
             running.loop.loop.call_soon_threadsafe(backend.gate.set)
             stopping.result(30)
         assert [call[0] for call in backend.calls[-2:]] == ["stop_vring", "reset"]
+
+
+@pytest.mark.parametrize("sent", [b"", b"\1", HEADER.pack(Request.SET_OWNER, 1, 8) + b"\0"])
+def test_a_front_end_that_stalls_has_to_go(
+    running: Running, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(server_module, "PATIENCE", 0.05)
+    with running.connect() as stalled, running.connect() as waiting:
+        stalled.send_raw(sent)
+        stalled.wait_closed()
+        waiting.get_features()
+
+
+def test_a_silent_front_end_may_stay(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "PATIENCE", 0.05)
+    with running.connect() as connection:
+        connection.get_features()
+        connection.socket.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            connection.socket.recv(1)
+        connection.socket.settimeout(30)
+        connection.get_features()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.descriptors import open_fds
 from tests.vhost_user.fake import FEATURE, FakeBackend
-from vhostblk.vhost_user.backend import VringConfig
+from vhostblk.vhost_user.backend import InflightDescription, VringConfig
 from vhostblk.vhost_user.codec import FdList, Message
 from vhostblk.vhost_user.errors import ProtocolError, VhostUserError
 from vhostblk.vhost_user.layout import (
@@ -24,6 +24,7 @@ from vhostblk.vhost_user.layout import (
     F_VERSION_1,
     FLAG_NEED_REPLY,
     HEADER,
+    INFLIGHT,
     MEMORY_HEADER,
     MEMORY_REGION,
     SINGLE_REGION,
@@ -500,6 +501,8 @@ SIZES = {
     R.SET_PROTOCOL_FEATURES: 8,
     R.SET_OWNER: 0,
     R.RESET_OWNER: 0,
+    R.RESET_DEVICE: 0,
+    R.SET_STATUS: 8,
     R.SET_VRING_NUM: 8,
     R.SET_VRING_ADDR: 40,
     R.SET_VRING_BASE: 8,
@@ -537,12 +540,7 @@ def test_surplus_on_a_query_disconnects(harness: Harness, request_: Request) -> 
     [
         R.SET_LOG_BASE,
         R.SET_LOG_FD,
-        R.RESET_DEVICE,
-        R.SET_STATUS,
-        R.GET_STATUS,
         R.IOTLB_MSG,
-        R.GET_INFLIGHT_FD,
-        R.SET_INFLIGHT_FD,
         R.POSTCOPY_ADVISE,
         R.VRING_KICK,
         44,
@@ -553,6 +551,71 @@ def test_messages_that_are_not_offered(harness: Harness, request_: int) -> None:
     assert not harness.acked(request_, bytes(16), 1)
     with pytest.raises(VhostUserError, match="not offered"):
         harness.send(request_, bytes(16), 1)
+
+
+# Requests in flight
+
+
+def test_inflight_memory_is_made_and_comes_back(harness: Harness) -> None:
+    for size in (20, 24):
+        wanted = INFLIGHT.pack(0, 0, 2, 128).ljust(size, b"\0")
+        answer = harness.send(R.GET_INFLIGHT_FD, wanted)
+        reply = answer.reply[HEADER.size :]
+        mmap_size, _, num_queues, queue_size = INFLIGHT.unpack_from(reply)
+        assert (len(reply), num_queues, queue_size) == (size, 2, 128)
+        (fd,) = answer.fds.take_all()
+        assert os.fstat(fd).st_size == mmap_size
+        os.close(fd)
+        harness.send(R.SET_INFLIGHT_FD, reply, 1)
+    made, given = harness.backend.take_calls()[-2:]
+    assert made == ("make_inflight", 2, 128)
+    assert given == ("set_inflight", InflightDescription(mmap_size, 0, 2, 128, -1))
+
+
+@pytest.mark.parametrize("counts", [(0, 128), (3, 128), (1, 0), (1, 32769)])
+@pytest.mark.parametrize("request_", [R.GET_INFLIGHT_FD, R.SET_INFLIGHT_FD])
+def test_inflight_memory_for_queues_that_are_not_there(
+    harness: Harness, request_: int, counts: tuple[int, int]
+) -> None:
+    payload = INFLIGHT.pack(4096, 0, *counts)
+    with pytest.raises(VhostUserError, match=r"INFLIGHT_FD: (\d queues of 2|queue size)"):
+        harness.send(request_, payload, int(request_ == R.SET_INFLIGHT_FD))
+    assert harness.backend.take_calls() == []
+
+
+# Reset and status
+
+
+@pytest.mark.parametrize("how", [(R.RESET_DEVICE, b""), (R.SET_STATUS, bytes(8))])
+def test_reset_stops_everything_and_forgets_the_driver(
+    harness: Harness, how: tuple[int, bytes]
+) -> None:
+    harness.send(R.SET_STATUS, U64.pack(0xF))
+    harness.start(1)
+    harness.send(R.SET_VRING_ENABLE, VRING_STATE.pack(1, 1))
+    harness.backend.take_calls()
+    assert harness.acked(*how)
+    calls = harness.backend.take_calls()
+    assert ("stop_vring", 1) in calls
+    assert ("stop_vring", 0) not in calls
+    assert ("set_vring_enabled", 1, False) in calls
+    assert ("set_inflight", None) in calls
+    assert calls[-1] == ("set_features", 0)
+    assert harness.query(R.GET_STATUS) == bytes(8)
+    # Nothing is left of the vring; the connection's own features are.
+    assert not harness.acked(R.SET_VRING_KICK, U64.pack(1), 1)
+    assert VRING_STATE.unpack(harness.query(R.GET_VRING_BASE, VRING_STATE.pack(1, 0))) == (1, 0)
+    harness.send(R.SET_FEATURES, U64.pack(F_VERSION_1 | F_PROTOCOL_FEATURES))
+    harness.start(1)
+
+
+def test_status_is_what_the_driver_wrote_and_what_the_device_needs(harness: Harness) -> None:
+    for status in (1, 3, 0xB, 0xF):
+        harness.send(R.SET_STATUS, U64.pack(status | 0x40))
+        assert harness.query(R.GET_STATUS) == U64.pack(status)
+    harness.backend.broken = True
+    assert harness.query(R.GET_STATUS) == U64.pack(0x4F)
+    assert not harness.acked(R.SET_STATUS, U64.pack(0x100))
 
 
 def random_message(rng: random.Random) -> tuple[int, bytes, int]:

@@ -12,6 +12,7 @@ import logging
 import os
 import select
 import struct
+import threading
 
 import pytest
 
@@ -89,6 +90,44 @@ def test_4_unmapped_data_is_answered() -> None:
             request = b.chain(chain, status=status)
             assert await b.used() == [(request.head, 1)]
             assert request.status == Status.IOERR
+
+    asyncio.run(run())
+
+
+def test_5_descriptors_changed_while_they_are_used() -> None:
+    """What was checked is what is used, whichever of two contents that was."""
+
+    async def run() -> None:
+        node = HandNode()
+        async with bench(node, size=64) as b:
+            stop = threading.Event()
+            far = 1 << 32
+            data = b.memory.allocate(4096)
+
+            def change() -> None:
+                desc = b.ring.desc
+                while not stop.is_set():
+                    desc["addr"][1:3] = HOLE
+                    desc["len"][1:3] = 0xFFFF_FFFF
+                    desc["next"][1:3] = 999
+                    desc["flags"][1:3] = 0xFFFF
+                    desc[1] = (data, 512, DESC_F_NEXT | DESC_F_WRITE, 2)
+                    desc[2] = (status, 1, DESC_F_WRITE, 0)
+
+            head, status = b.bytes_at(header(IN)), b.bytes_at(bytes([UNSET]))
+            assert far <= head
+            thread = threading.Thread(target=change)
+            thread.start()
+            try:
+                for _ in range(300):
+                    b.ring.desc[0] = (head, 16, DESC_F_NEXT, 1)
+                    b.ring.make_available(0)
+                    b.ring._chains[0] = []
+                    b.ring.kick(force=True)
+                    assert (await b.used())[0][0] == 0
+            finally:
+                stop.set()
+                thread.join()
 
     asyncio.run(run())
 

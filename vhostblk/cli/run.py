@@ -11,6 +11,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vhostblk import systemd
 from vhostblk.cli.pidfile import PidFile
 from vhostblk.cli.report import log_statistics
 from vhostblk.cli.short_form import choose_node, image_blockdev, short_export
@@ -73,6 +74,7 @@ async def _serve(arguments: Arguments, readiness: Readiness | None) -> None:
                     clean_up_with(pidfile.remove)
                 _tell_ready(daemon, readiness)
                 await daemon.stop_requested.wait()
+                systemd.notify("STOPPING=1")
     finally:
         if pidfile is not None:
             pidfile.remove()
@@ -157,7 +159,8 @@ def _answering_help(step: Step) -> Iterator[None]:
 
 
 def _tell_ready(daemon: Daemon, readiness: Readiness | None) -> None:
-    """Tell the parent, or the user at a terminal, that clients may connect."""
+    """Tell the parent, systemd, or the user at a terminal, that clients may connect."""
+    systemd.notify("READY=1")
     if readiness is not None:
         readiness.announce()
     elif sys.stderr.isatty():

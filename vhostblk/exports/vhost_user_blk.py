@@ -20,18 +20,20 @@ from vhostblk.exports.base import Export
 from vhostblk.imports import import_modules
 from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.schema.base import UNSET
-from vhostblk.schema.export import iothread_names
+from vhostblk.schema.export import iothread_names, socket_mode
 from vhostblk.schema.socket import FdSocketAddress, UnixSocketAddress
 from vhostblk.trace import points as trace
 from vhostblk.vhost_user.errors import VhostUserError
+from vhostblk.vhost_user.inflight import InflightArea, make_inflight
 from vhostblk.vhost_user.listener import FdAddress, ListenAddress, UnixAddress
+from vhostblk.vhost_user.mapping import LossSignal
 from vhostblk.vhost_user.server import VhostUserServer
 from vhostblk.virtio_blk.eventfd import adopt_eventfd
 from vhostblk.virtio_blk.features import Feature
 from vhostblk.virtio_blk.lane import Lane, choose_lane
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -40,7 +42,12 @@ if TYPE_CHECKING:
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.engine.iothreads import Iothreads
     from vhostblk.schema.export import BlockExportOptionsVhostUserBlk
-    from vhostblk.vhost_user.backend import BackendChannel, RegionDescription, VringConfig
+    from vhostblk.vhost_user.backend import (
+        BackendChannel,
+        InflightDescription,
+        RegionDescription,
+        VringConfig,
+    )
     from vhostblk.vhost_user.memory import GuestMemory, MemoryRegion
     from vhostblk.virtio_blk.express import ExpressQueue
     from vhostblk.virtio_blk.queue import BlkQueue
@@ -144,6 +151,10 @@ class VhostUserBlkBackend:
         self._enabled: set[int] = set()
         self._call_fds: dict[int, int] = {}
         self._err_fds: dict[int, int] = {}
+        self._inflight: InflightArea | None = None
+        #: Tells that the front-end has truncated memory that it shares.
+        self._loss: LossSignal | None = None
+        self._disconnect: Callable[[str], None] | None = None
         self._drained = False
         self._channel: BackendChannel | None = None
 
@@ -179,6 +190,11 @@ class VhostUserBlkBackend:
         """Import what serving takes."""
         lane = _MODULES if self._lane is Lane.PYTHON else (*_MODULES, _EXPRESS_MODULE)
         await import_modules(*lane)
+
+    @property
+    def needs_reset(self) -> bool:
+        """Tell whether a queue is broken."""
+        return any(queue.broken for queue in self._queues.values())
 
     def get_config(self, offset: int, size: int) -> bytes:
         """Return a part of the configuration space, zeroes past its end."""
@@ -250,15 +266,35 @@ class VhostUserBlkBackend:
         """Replace the whole table."""
         from vhostblk.vhost_user.memory import GuestMemory
 
-        await self._change_memory(GuestMemory(_map_all(regions)))
+        await self._change_memory(GuestMemory(_map_all(regions, self._watch())))
 
     async def add_region(self, region: RegionDescription) -> None:
         """Add one region."""
-        await self._change_memory(self.memory.with_region(_map_all([region])[0]))
+        await self._change_memory(self.memory.with_region(_map_all([region], self._watch())[0]))
 
     async def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
         """Remove one region."""
         await self._change_memory(self.memory.without_region(guest_addr, size, user_addr))
+
+    def _watch(self) -> LossSignal:
+        """Return what is to be told when shared memory gets lost."""
+        if self._loss is None:
+            self._loss = LossSignal()
+            asyncio.get_running_loop().add_reader(self._loss.fd, self._memory_lost)
+        return self._loss
+
+    def _unwatch(self) -> None:
+        if self._loss is not None:
+            asyncio.get_running_loop().remove_reader(self._loss.fd)
+            self._loss = None
+
+    def _memory_lost(self) -> None:
+        """End the session of a front-end that pulls its memory away; take no more requests."""
+        self._unwatch()
+        for queue in self._queues.values():
+            queue.hold()
+        if self._disconnect is not None:
+            self._disconnect("it has truncated memory that it shares")
 
     async def _change_memory(self, memory: GuestMemory) -> None:
         """Move the running queues to a new table between two requests."""
@@ -289,6 +325,29 @@ class VhostUserBlkBackend:
                 for queue in queues:
                     queue.release()
 
+    # Requests in flight.
+
+    def make_inflight(self, num_queues: int, queue_size: int) -> InflightDescription:
+        """Make memory to note them in."""
+        return make_inflight(num_queues, queue_size, self._inflight_bytes())
+
+    def set_inflight(self, inflight: InflightDescription | None) -> None:
+        """Note them there, and go on with those that are noted already; None: nowhere."""
+        if inflight is None:
+            self._inflight = None
+            return
+        try:
+            area = InflightArea(inflight, self._watch())
+            area.check(self._inflight_bytes())
+        finally:
+            os.close(inflight.fd)
+        self._inflight = area
+
+    def _inflight_bytes(self) -> Callable[[int], int]:
+        from vhostblk.virtqueue.layout import inflight_split_bytes
+
+        return inflight_split_bytes
+
     # Queues.
 
     async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
@@ -310,7 +369,15 @@ class VhostUserBlkBackend:
         from vhostblk.virtqueue.split import SplitQueue
 
         event_idx = bool(self._features & Feature.RING_EVENT_IDX.mask)
-        ring = SplitQueue(config, self.memory, event_idx=event_idx)
+        inflight = None
+        if self._inflight is not None:
+            inflight = self._inflight.part(config.index, self._inflight_bytes())
+        ring = SplitQueue(config, self.memory, event_idx=event_idx, inflight=inflight)
+        if len(ring.left):
+            logger.info(
+                "export '%s': queue %d: %d requests of an earlier process are done again",
+                *(self._options.id, config.index, len(ring.left)),
+            )
         serial = self._options.serial
         device = BlkDevice(
             self._backend,
@@ -446,6 +513,10 @@ class VhostUserBlkBackend:
 
     # The front-end and the block layer.
 
+    def set_disconnect(self, disconnect: Callable[[str], None] | None) -> None:
+        """Set the way to get rid of the front-end."""
+        self._disconnect = disconnect
+
     def set_channel(self, channel: BackendChannel | None) -> None:
         """Set the way to tell the front-end of changes."""
         self._channel = channel
@@ -479,7 +550,9 @@ class VhostUserBlkBackend:
                 os.close(fd)
             fds.clear()
         self._enabled.clear()
+        self._unwatch()
         self._memory = None
+        self._inflight = None
         self._channel = None
         self._features = 0
         self._chosen_write_cache = None
@@ -489,7 +562,10 @@ class VhostUserBlkBackend:
 def _listen_address(options: BlockExportOptionsVhostUserBlk) -> ListenAddress:
     match options.addr:
         case UnixSocketAddress(path=path):
-            return UnixAddress(path)
+            group = options.socket_group
+            return UnixAddress(
+                path, socket_mode(options), group if isinstance(group, str) else None
+            )
         case FdSocketAddress(fd=fd):
             return FdAddress(fd)
     raise VhostblkError("Only socket address types 'unix' and 'fd' are supported")
@@ -504,12 +580,12 @@ def _replace(fds: dict[int, int], index: int, fd: int | None) -> None:
         os.close(old)
 
 
-def _map_all(regions: Sequence[RegionDescription]) -> list[MemoryRegion]:
+def _map_all(regions: Sequence[RegionDescription], loss: LossSignal) -> list[MemoryRegion]:
     """Map regions and close their descriptors, whatever happens."""
     from vhostblk.vhost_user.memory import MemoryRegion
 
     try:
-        return [MemoryRegion.map(region) for region in regions]
+        return [MemoryRegion.map(region, loss) for region in regions]
     finally:
         for region in regions:
             os.close(region.fd)

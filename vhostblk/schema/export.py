@@ -54,6 +54,9 @@ class BlockExportOptionsVhostUserBlk(
     queue_size: Uint32 | UnsetType = field(name="x-vhostblk-queue-size", default=UNSET)
     #: Spread the queues over these iothreads, in turn.
     iothreads: list[str] | UnsetType = field(name="x-vhostblk-iothreads", default=UNSET)
+    #: Permissions of the socket file, octal, and its group, by name or number.
+    socket_mode: str | UnsetType = field(name="x-vhostblk-socket-mode", default=UNSET)
+    socket_group: str | UnsetType = field(name="x-vhostblk-socket-group", default=UNSET)
     #: Let other processes write the image at the same time, as QEMU's daemon does.
     share_rw: bool = field(name="x-vhostblk-share-rw", default=False)
 
@@ -85,6 +88,7 @@ def check_vhost_user_blk(options: BlockExportOptionsVhostUserBlk) -> None:
         )
     _check_serial(options.serial)
     _check_iothreads(options)
+    _check_socket(options)
 
 
 def _check_block_size(name: str, value: int) -> None:
@@ -104,6 +108,30 @@ def _check_iothreads(options: BlockExportOptionsVhostUserBlk) -> None:
         raise OptionError("x-vhostblk-iothreads must name at least one iothread")
     if options.iothread is not UNSET:
         raise OptionError("iothread and x-vhostblk-iothreads exclude each other")
+
+
+def _check_socket(options: BlockExportOptionsVhostUserBlk) -> None:
+    if isinstance(options.addr, UnixSocketAddress):
+        socket_mode(options)
+        return
+    for name, value in (
+        ("x-vhostblk-socket-mode", options.socket_mode),
+        ("x-vhostblk-socket-group", options.socket_group),
+    ):
+        if value is not UNSET:
+            raise OptionError(f"{name} is for sockets that are created here (addr.type=unix)")
+
+
+def socket_mode(options: BlockExportOptionsVhostUserBlk) -> int | None:
+    """Return the permissions of the socket file; raises OptionError where they make no sense."""
+    text = options.socket_mode
+    if not isinstance(text, str):
+        return None
+    if not (1 <= len(text) <= 4 and set(text) <= set("01234567") and int(text, 8) <= 0o777):
+        raise OptionError(
+            f"x-vhostblk-socket-mode takes octal permissions such as 0660, not {text}"
+        )
+    return int(text, 8)
 
 
 def _check_serial(serial: str | UnsetType) -> None:

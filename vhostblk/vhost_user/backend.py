@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,21 @@ class VringConfig:
     next_avail: int
 
 
+@dataclass(frozen=True, slots=True)
+class InflightDescription:
+    """Memory in which a back-end notes the requests in flight ("Inflight description").
+
+    It has a part for each of `num_queues` queues of `queue_size` entries, and lies in the file `fd`
+    at `mmap_offset`, `mmap_size` bytes.
+    """
+
+    mmap_size: int
+    mmap_offset: int
+    num_queues: int
+    queue_size: int
+    fd: int
+
+
 class BackendChannel(Protocol):
     """The back-end's own requests to the front-end (BACKEND_REQ)."""
 
@@ -69,6 +84,10 @@ class Backend(Protocol):
     async def prepare(self) -> None:
         """Get ready for a front-end, which has connected; nothing else is called before it."""
 
+    @property
+    def needs_reset(self) -> bool:
+        """Tell whether a vring is broken, so that only a reset helps (VIRTIO 1.3, 2.1.2)."""
+
     def get_config(self, offset: int, size: int) -> bytes:
         """Return `size` bytes of configuration space; zeroes past its end."""
 
@@ -87,6 +106,18 @@ class Backend(Protocol):
     async def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
         """Remove one region (REM_MEM_REG); returns when nothing uses it."""
 
+    def make_inflight(self, num_queues: int, queue_size: int) -> InflightDescription:
+        """Make memory for requests in flight; the descriptor is the caller's.
+
+        There are at most as many queues as `num_queues` says, and 1 to 32768 entries.
+        """
+
+    def set_inflight(self, inflight: InflightDescription | None) -> None:
+        """Note requests in flight there (None: nowhere), in vrings that start from now on.
+
+        What the memory says of a vring that starts is in flight already, from before a crash.
+        """
+
     async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
         """Start processing; without a kick descriptor the avail ring has to be polled."""
 
@@ -101,6 +132,9 @@ class Backend(Protocol):
 
     def set_vring_err(self, index: int, fd: int | None) -> None:
         """Set the eventfd that tells the front-end of a broken vring."""
+
+    def set_disconnect(self, disconnect: Callable[[str], None] | None) -> None:
+        """Set the way to end the session for a reason that no message has brought up."""
 
     def set_channel(self, channel: BackendChannel | None) -> None:
         """Set the way to send requests to the front-end."""

@@ -12,6 +12,8 @@ Whoever holds an `FdList` has to close it or to take the descriptors out of it.
 from __future__ import annotations
 
 import os
+import socket
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,6 +52,12 @@ class FdList:
         """Hand the descriptors, and the duty to close them, to the caller."""
         fds, self._fds = self._fds, []
         return fds
+
+    def ancillary(self) -> list[tuple[int, int, bytes]]:
+        """Return them as `sendmsg` takes them; they stay here."""
+        if not self._fds:
+            return []
+        return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", self._fds).tobytes())]
 
     def close(self) -> None:
         """Close what nobody took; may be called again."""

@@ -49,5 +49,9 @@ class MemoryTableError(VhostUserError):
     """A memory table, or one region of it, is not well-formed."""
 
 
+class InflightError(VhostUserError):
+    """The memory for requests in flight is too small, or corrupt."""
+
+
 class ConfigAccessError(VhostUserError):
     """Configuration space was accessed where there is none, or with unknown flags."""

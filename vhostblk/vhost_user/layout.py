@@ -112,6 +112,11 @@ class ProtocolFeature(IntFlag):
     DEVICE_STATE = 1 << 19
 
 
+#: "Inflight description": size and offset of the mapping, number of queues, queue size. C pads it
+#: to a multiple of 8, and some front-ends send it without that.
+INFLIGHT = Struct("=QQHH")
+INFLIGHT_PADDED_SIZE = 24
+
 #: VHOST_USER_F_PROTOCOL_FEATURES ("Communication"): a feature bit of the transport's own.
 F_PROTOCOL_FEATURES = 1 << 30
 
@@ -156,6 +161,10 @@ MAX_RING_SIZE = 32768
 DESC_ALIGN = 16
 AVAIL_ALIGN = 2
 USED_ALIGN = 4
+
+#: SET_STATUS and GET_STATUS: a byte (VIRTIO 1.3, 2.1), of which this bit is the device's.
+MAX_STATUS = 0xFF
+STATUS_NEEDS_RESET = 0x40
 
 #: GET_MAX_MEM_SLOTS: as many as libvhost-user takes.
 MAX_MEM_SLOTS = 509

@@ -11,6 +11,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from vhostblk.systemd import activated_fd
 from vhostblk.vhost_user.errors import ListenError
 
 #: `sun_path` of `struct sockaddr_un` is 108 bytes, the last of them a zero.
@@ -22,14 +23,23 @@ _BACKLOG = 128
 
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
-    """Listen on a path in the file system (`addr.type=unix`)."""
+    """Listen on a path in the file system (`addr.type=unix`).
+
+    Whoever may write the file may connect. `mode` are its permissions (None: as the umask says),
+    `group` the name or number of its group.
+    """
 
     path: str
+    mode: int | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FdAddress:
-    """Listen on an inherited descriptor (`addr.type=fd`); `str` is its number."""
+    """Listen on an inherited descriptor (`addr.type=fd`).
+
+    `str` is its number, or the name that systemd gives it.
+    """
 
     str: str
 
@@ -60,10 +70,10 @@ def listen(address: ListenAddress) -> Listener:
     """Listen at `address`; raises ListenError."""
     if isinstance(address, FdAddress):
         return _listen_fd(address.str)
-    return _listen_unix(address.path)
+    return _listen_unix(address.path, address)
 
 
-def _listen_unix(path: str) -> Listener:
+def _listen_unix(path: str, address: UnixAddress) -> Listener:
     encoded = os.fsencode(path)
     if not encoded:
         raise ListenError("UNIX socket path is empty")
@@ -83,11 +93,39 @@ def _listen_unix(path: str) -> Listener:
     # The absolute path, because a daemon changes its directory before it removes the file.
     listener = Listener(sock, str(Path(path).absolute()))
     try:
+        _set_permissions(path, address)  # nobody can connect before the next line
         sock.listen(_BACKLOG)
+    except ListenError:
+        listener.close()
+        raise
     except OSError as error:
         listener.close()
         raise ListenError(f"Failed to listen on socket {path}: {error.strerror}") from error
     return listener
+
+
+def _set_permissions(path: str, address: UnixAddress) -> None:
+    if address.group is not None:
+        try:
+            os.chown(path, -1, _group_number(address.group))
+        except (OSError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no such group"
+            raise ListenError(
+                f"Failed to give socket {path} to group {address.group}: {reason}"
+            ) from error
+    if address.mode is not None:
+        Path(path).chmod(address.mode)
+
+
+def _group_number(group: str) -> int:
+    if group.isascii() and group.isdecimal():
+        return int(group)
+    import grp
+
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ListenError(f"group '{group}' not found") from None
 
 
 def _remove_stale(path: str) -> None:
@@ -125,10 +163,10 @@ def _is_alive(path: str) -> bool:
 
 
 def _listen_fd(name: str) -> Listener:
-    if not (name.isascii() and name.isdecimal()):
+    fd = int(name) if name.isascii() and name.isdecimal() else activated_fd(name)
+    if fd is None:
         raise ListenError(f"Unable to parse FD number {name}")
     try:
-        fd = int(name)
         mode = os.fstat(fd).st_mode
     except (OSError, OverflowError) as error:
         raise ListenError(f"File descriptor '{name}' is not open") from error

@@ -11,7 +11,9 @@ import ctypes
 import mmap
 import os
 import stat
+from typing import Any
 
+from vhostblk.engine import load
 from vhostblk.vhost_user.errors import VhostUserError
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -30,21 +32,43 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 _MAX_OFFSET = 1 << 63
 
 
+class LossSignal:
+    """An eventfd that is signalled when mapped memory gets lost; closed with the last reference."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
 class Mapping:
     """Bytes [offset, offset + size) of a file, shared and writable, at `address`.
 
     Unmapped when the last reference goes. The descriptor is only borrowed for the call.
+
+    The file's owner can truncate it, and what accesses it then gets SIGBUS. With `loss`, and the
+    compiled engine, it gets zeroes, and `loss` is signalled.
     """
 
-    def __init__(self, fd: int, offset: int, size: int) -> None:
+    def __init__(
+        self,
+        fd: int,
+        offset: int,
+        size: int,
+        what: str = "memory region",
+        loss: LossSignal | None = None,
+    ) -> None:
+        """Map; raises VhostUserError, in which `what` names the thing, where it can't be."""
         info = os.fstat(fd)
         if not (stat.S_ISREG(info.st_mode) or stat.S_ISCHR(info.st_mode)):
-            raise VhostUserError("memory region: the descriptor is no memory file")
+            raise VhostUserError(f"{what}: the descriptor is no memory file")
         if offset + size > _MAX_OFFSET:
-            raise VhostUserError(f"memory region: offset {offset:#x} + size {size:#x} overflows")
+            raise VhostUserError(f"{what}: offset {offset:#x} + size {size:#x} overflows")
         if stat.S_ISREG(info.st_mode) and offset + size > info.st_size:
             raise VhostUserError(
-                f"memory region: offset {offset:#x} + size {size:#x} is past the end of its file "
+                f"{what}: offset {offset:#x} + size {size:#x} is past the end of its file "
                 f"({info.st_size:#x} bytes)"
             )
         # The block size of a hugetlbfs file is its page size; elsewhere it merely rounds further.
@@ -61,11 +85,19 @@ class Mapping:
         )
         if address == _MAP_FAILED:
             code = ctypes.get_errno()
-            raise VhostUserError(f"memory region: mmap failed: {os.strerror(code)}")
+            raise VhostUserError(f"{what}: mmap failed: {os.strerror(code)}")
         self._base: int | None = address
         self.address: int = address + (offset - self._start)
+        self._loss = loss
+        self._guard: Any = None
+        engine = load() if loss is not None else None
+        if engine is not None and loss is not None:
+            self._guard = engine.lib.vb_guard_add(address, self._length, page, loss.fd)
+            self._unguard = engine.lib.vb_guard_remove
 
     def __del__(self) -> None:
+        if getattr(self, "_guard", None):
+            self._unguard(self._guard)
         base = getattr(self, "_base", None)
         if base is not None:
             _libc.munmap(base, self._length)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhostblk.vhost_user.backend import RegionDescription
+    from vhostblk.vhost_user.mapping import LossSignal
 
 _ADDRESS_SPACE = 1 << 64
 
@@ -54,17 +55,17 @@ class MemoryRegion:
     mapping: Mapping
 
     @classmethod
-    def map(cls, described: RegionDescription) -> MemoryRegion:
+    def map(cls, described: RegionDescription, loss: LossSignal | None = None) -> MemoryRegion:
         """Map a region; raises VhostUserError where the description makes no sense.
 
-        The descriptor stays the caller's.
+        The descriptor stays the caller's. `loss` is told when the file gets truncated.
         """
         if described.size == 0:
             raise VhostUserError("memory region: size 0")
         for name in ("guest_addr", "user_addr"):
             if getattr(described, name) + described.size > _ADDRESS_SPACE:
                 raise VhostUserError(f"memory region: {name} + size overflows")
-        mapping = Mapping(described.fd, described.mmap_offset, described.size)
+        mapping = Mapping(described.fd, described.mmap_offset, described.size, loss=loss)
         return cls(described.guest_addr, described.size, described.user_addr, mapping)
 
     def is_at(self, guest_addr: int, size: int, user_addr: int) -> bool:

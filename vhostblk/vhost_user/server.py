@@ -38,6 +38,11 @@ _ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_FDS * 4)
 #: Messages handled before the loop gets a chance to run something else.
 _MESSAGES_A_TURN = 64
 
+#: Seconds that a front-end may take for its first message, for the rest of a message that it has
+#: begun, and for taking a reply; others wait for their turn meanwhile. Between messages it may be
+#: silent for ever: that is what front-ends of running guests do.
+PATIENCE = 10.0
+
 #: Seconds until accepting is tried again when the process is out of file descriptors.
 _ACCEPT_RETRY = 1.0
 
@@ -63,6 +68,8 @@ class VhostUserServer:
         self._task: asyncio.Task[None] | None = None
         self._waiting: asyncio.Future[None] | None = None
         self._stopping = False
+        #: Why the front-end is to be disconnected; the backend's own reason.
+        self._unwanted: str | None = None
         #: A front-end is being served.
         self.connected = False
 
@@ -125,12 +132,16 @@ class VhostUserServer:
             trace.vhost_user_connect(self._name)
         session = Session(self._backend)
         decoder = MessageDecoder()
+        silent = True
         self.connected = True
+        self._unwanted = None
+        self._backend.set_disconnect(self._disconnect)
         try:
             await self._backend.prepare()
             while True:
                 for _ in range(_MESSAGES_A_TURN):
-                    message = await self._receive(connection, decoder)
+                    message = await self._receive(connection, decoder, silent=silent)
+                    silent = False
                     await self._handle(connection, session, message)
                 await asyncio.sleep(0)
         except _FrontendGoneError:
@@ -153,10 +164,17 @@ class VhostUserServer:
 
     async def _reset(self) -> None:
         try:
+            self._backend.set_disconnect(None)
             self._backend.set_channel(None)
             await self._backend.reset()
         except Exception as error:
             self._log.error("reset failed", exc_info=error)
+
+    def _disconnect(self, reason: str) -> None:
+        """End the session: at once where it waits for the socket, else after the message."""
+        self._unwanted = reason
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_exception(VhostUserError(reason))
 
     async def _handle(self, connection: socket.socket, session: Session, message: Message) -> None:
         logger.debug("export '%s': %s", self._name, message.name)
@@ -170,25 +188,45 @@ class VhostUserServer:
             )
         if answer.failure is not None:
             self._log.warning("%s", answer.failure)
-        reply = answer.reply
-        while reply:
-            try:
-                sent = connection.send(reply, socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                await self._ready(connection, writing=True)
-            else:
-                reply = reply[sent:]
+        await self._send(connection, answer.reply, answer.fds)
 
-    async def _receive(self, connection: socket.socket, decoder: MessageDecoder) -> Message:
+    async def _send(self, connection: socket.socket, reply: bytes, fds: FdList) -> None:
+        """Send bytes; the descriptors go with the first of them and are closed here."""
+        deadline: float | None = None
+        try:
+            ancillary = fds.ancillary()
+            while reply:
+                try:
+                    sent = connection.sendmsg([reply], ancillary, socket.MSG_NOSIGNAL)
+                except BlockingIOError:
+                    deadline = deadline or self._deadline()
+                    await self._ready(connection, writing=True, deadline=deadline)
+                else:
+                    reply, ancillary = reply[sent:], []
+        finally:
+            fds.close()
+
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + PATIENCE
+
+    async def _receive(
+        self, connection: socket.socket, decoder: MessageDecoder, *, silent: bool
+    ) -> Message:
+        """Return the next message; `silent`: there has been none so far."""
+        deadline = self._deadline() if silent else None
         while True:
             if self._stopping:
                 raise _StoppedError
+            if self._unwanted is not None:
+                raise VhostUserError(self._unwanted)
             try:
                 data, ancillary, flags, _ = connection.recvmsg(
                     decoder.wanted, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
-                await self._ready(connection, writing=False)
+                if decoder.mid_message:
+                    deadline = deadline or self._deadline()
+                await self._ready(connection, writing=False, deadline=deadline)
                 continue
             fds = _descriptors(ancillary)
             if flags & socket.MSG_CTRUNC:
@@ -205,8 +243,13 @@ class VhostUserServer:
             if message is not None:
                 return message
 
-    async def _ready(self, sock: socket.socket, *, writing: bool) -> None:
-        """Wait until the socket can be read or written, or raise _StoppedError at `stop`."""
+    async def _ready(
+        self, sock: socket.socket, *, writing: bool, deadline: float | None = None
+    ) -> None:
+        """Wait until the socket can be read or written.
+
+        Raises _StoppedError at `stop`, VhostUserError at the deadline (of the loop's clock).
+        """
         loop = asyncio.get_running_loop()
         fd = sock.fileno()
         add, remove = (
@@ -216,10 +259,13 @@ class VhostUserServer:
         )
         waiting = loop.create_future()
         add(fd, _wake, waiting)
+        timer = None if deadline is None else loop.call_at(deadline, _give_up, waiting)
         try:
             await self._wait(waiting)
         finally:
             remove(fd)
+            if timer is not None:
+                timer.cancel()
 
     async def _pause(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -243,6 +289,11 @@ class VhostUserServer:
 def _wake(waiting: asyncio.Future[None]) -> None:
     if not waiting.done():
         waiting.set_result(None)
+
+
+def _give_up(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_exception(VhostUserError(f"it has stalled for {PATIENCE:.0f} seconds"))
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> FdList:

@@ -15,6 +15,8 @@ Semantics where the specification leaves a choice, made as libvhost-user and QEM
   running vring restarts it, with what was set since.
 - RESET_OWNER disables all vrings. Some front-ends (Cloud Hypervisor) then configure the device
   anew without having stopped the vrings, so a vring that is disabled gets stopped for that.
+- What was in flight when an earlier process died counts as taken: the base that the front-end sets
+  for such a vring, which can't know of it, is not used.
 - VERSION_1 is demanded when a vring starts and not before: crosvm first acknowledges bit 30 alone.
 
 A message that fails changes nothing. The front-end is told so where it asked for a reply, and is
@@ -28,13 +30,14 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from vhostblk.vhost_user.backend import RegionDescription, VringConfig
+from vhostblk.vhost_user.backend import InflightDescription, RegionDescription, VringConfig
 from vhostblk.vhost_user.channel import RequestChannel
 from vhostblk.vhost_user.codec import FdList, encode_reply
 from vhostblk.vhost_user.errors import (
     ConfigAccessError,
     DescriptorError,
     FeatureError,
+    InflightError,
     MemoryTableError,
     PayloadSizeError,
     ProtocolError,
@@ -50,15 +53,19 @@ from vhostblk.vhost_user.layout import (
     DESC_ALIGN,
     F_PROTOCOL_FEATURES,
     F_VERSION_1,
+    INFLIGHT,
+    INFLIGHT_PADDED_SIZE,
     MAX_CONFIG_SIZE,
     MAX_FDS,
     MAX_MEM_SLOTS,
     MAX_PAYLOAD,
     MAX_RING_SIZE,
+    MAX_STATUS,
     MAX_TABLE_REGIONS,
     MEMORY_HEADER,
     MEMORY_REGION,
     SINGLE_REGION,
+    STATUS_NEEDS_RESET,
     U64,
     USED_ALIGN,
     VRING_ADDR,
@@ -81,7 +88,10 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.CONFIG
+    | ProtocolFeature.INFLIGHT_SHMFD
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.STATUS
 )
 
 _ACK = 0
@@ -90,10 +100,21 @@ _NACK = 1
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a message: bytes to send, if any, and a line for the log if it failed."""
+    """What became of a message: bytes to send, if any, and a line for the log if it failed.
+
+    `fds` go with the reply; whoever sends it closes them.
+    """
 
     reply: bytes = b""
     failure: str | None = None
+    fds: FdList = field(default_factory=FdList)
+
+
+class _ReplyWithFd(NamedTuple):
+    """A handler's reply that has a descriptor."""
+
+    payload: bytes
+    fd: int
 
 
 @dataclass(slots=True)
@@ -120,6 +141,8 @@ class Session:
         self._features = 0
         self._protocol_features = ProtocolFeature(0)
         self._channel: RequestChannel | None = None
+        #: The device status that the driver has written (VIRTIO 1.3, 2.1).
+        self._status = 0
 
     async def handle(self, message: Message) -> Answer:
         """Carry out one message; its descriptors are taken care of in any case.
@@ -137,6 +160,8 @@ class Session:
             return self._failed(message, rule, error)
         finally:
             message.fds.close()
+        if isinstance(reply, _ReplyWithFd):
+            return Answer(encode_reply(message.request, reply.payload), fds=FdList([reply.fd]))
         if reply is not None:
             return Answer(encode_reply(message.request, reply))
         if self._wants_ack(message):
@@ -214,6 +239,39 @@ class Session:
         for index in range(len(self._vrings)):
             self._set_enabled(index, False)
 
+    # Reset and status
+
+    async def _reset_device(self, message: Message) -> None:
+        await self._reset()
+
+    async def _set_status(self, message: Message) -> None:
+        (status,) = U64.unpack(message.payload)
+        if status > MAX_STATUS:
+            raise FeatureError(f"device status {status:#x} is no byte")
+        if status == 0:
+            await self._reset()
+        # Whether it needs a reset is the device's to say.
+        self._status = status & ~STATUS_NEEDS_RESET
+
+    async def _get_status(self, message: Message) -> bytes:
+        needs_reset = STATUS_NEEDS_RESET if self._backend.needs_reset else 0
+        return U64.pack(self._status | needs_reset)
+
+    async def _reset(self) -> None:
+        """Stop all vrings and forget what the driver has said; memory and channel stay."""
+        for index, vring in enumerate(self._vrings):
+            if vring.started:
+                await self._stop(index)
+            self._set_enabled(index, False)
+            vring.call.close()
+            self._backend.set_vring_call(index, None)
+            self._backend.set_vring_err(index, None)
+            self._vrings[index] = _Vring()
+        self._backend.set_inflight(None)
+        self._backend.set_features(0)
+        self._features = 0
+        self._status = 0
+
     # Memory
 
     async def _set_mem_table(self, message: Message) -> None:
@@ -248,6 +306,27 @@ class Session:
     async def _rem_mem_reg(self, message: Message) -> None:
         _padding, guest_addr, size, user_addr, _offset = SINGLE_REGION.unpack(message.payload)
         await self._backend.remove_region(guest_addr, size, user_addr)
+
+    # Requests in flight
+
+    async def _get_inflight_fd(self, message: Message) -> _ReplyWithFd:
+        _size, _offset, num_queues, queue_size = self._inflight_fields(message)
+        made = self._backend.make_inflight(num_queues, queue_size)
+        payload = INFLIGHT.pack(made.mmap_size, made.mmap_offset, num_queues, queue_size)
+        return _ReplyWithFd(payload.ljust(len(message.payload), b"\0"), made.fd)
+
+    async def _set_inflight_fd(self, message: Message) -> None:
+        size, offset, num_queues, queue_size = self._inflight_fields(message)
+        (fd,) = message.fds.take_all()
+        self._backend.set_inflight(InflightDescription(size, offset, num_queues, queue_size, fd))
+
+    def _inflight_fields(self, message: Message) -> tuple[int, int, int, int]:
+        size, offset, num_queues, queue_size = INFLIGHT.unpack_from(message.payload)
+        if not 1 <= num_queues <= len(self._vrings):
+            raise InflightError(f"{num_queues} queues of {len(self._vrings)}")
+        if not 1 <= queue_size <= MAX_RING_SIZE:
+            raise InflightError(f"queue size {queue_size}")
+        return size, offset, num_queues, queue_size
 
     # Vrings
 
@@ -408,6 +487,9 @@ class Session:
         self._backend.set_config(offset, data)
 
 
+_Reply = bytes | _ReplyWithFd | None
+
+
 def _only(fds: list[int]) -> int | None:
     return fds[0] if fds else None
 
@@ -425,7 +507,7 @@ class _Rule(NamedTuple):
     The handler returns the payload of the message's own reply, or None where it has none.
     """
 
-    handler: Callable[[Session, Message], Awaitable[bytes | None]]
+    handler: Callable[[Session, Message], Awaitable[_Reply]]
     min_size: int
     max_size: int
     min_fds: int = 0
@@ -446,7 +528,7 @@ class _Rule(NamedTuple):
 
 
 def _fixed(
-    handler: Callable[[Session, Message], Awaitable[bytes | None]],
+    handler: Callable[[Session, Message], Awaitable[_Reply]],
     size: int = 0,
     *,
     fds: tuple[int, int] = (0, 0),
@@ -455,6 +537,7 @@ def _fixed(
     return _Rule(handler, size, size, *fds, reply)
 
 
+_INFLIGHT_SIZES = (INFLIGHT.size, INFLIGHT_PADDED_SIZE)
 _CONFIG_SIZES = (CONFIG_HEADER.size, CONFIG_HEADER.size + MAX_CONFIG_SIZE)
 
 #: "Front-end message types", those that we offer.
@@ -479,6 +562,11 @@ _RULES: dict[int, _Rule] = {
     Request.SET_BACKEND_REQ_FD: _fixed(Session._set_backend_req_fd, fds=(1, 1)),
     Request.GET_CONFIG: _Rule(Session._get_config, *_CONFIG_SIZES, own_reply=True),
     Request.SET_CONFIG: _Rule(Session._set_config, *_CONFIG_SIZES),
+    Request.RESET_DEVICE: _fixed(Session._reset_device),
+    Request.SET_STATUS: _fixed(Session._set_status, U64.size),
+    Request.GET_STATUS: _fixed(Session._get_status, reply=True),
+    Request.GET_INFLIGHT_FD: _Rule(Session._get_inflight_fd, *_INFLIGHT_SIZES, own_reply=True),
+    Request.SET_INFLIGHT_FD: _Rule(Session._set_inflight_fd, *_INFLIGHT_SIZES, 1, 1),
     Request.GET_MAX_MEM_SLOTS: _fixed(Session._get_max_mem_slots, reply=True),
     Request.ADD_MEM_REG: _fixed(Session._add_mem_reg, SINGLE_REGION.size, fds=(1, 1)),
     Request.REM_MEM_REG: _fixed(Session._rem_mem_reg, SINGLE_REGION.size, fds=(0, 1)),

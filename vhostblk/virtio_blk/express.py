@@ -69,7 +69,20 @@ class ExpressQueue:
         self._queue = self._lib.vb_queue_new(iothread.handle, self._config(), regions, count)
         if not self._queue:
             raise VhostUserError("no memory for a queue")
+        self._track()
         iothread.add(self._queue, self)
+
+    def _track(self) -> None:
+        """Note requests in flight where the ring does; that keeps the record mapped."""
+        inflight, left = self._ring.inflight, self._ring.left
+        if inflight is None:
+            return
+        heads = self._ffi.from_buffer("uint16_t *", left)
+        if self._lib.vb_queue_track(
+            self._queue, inflight.address, inflight.counter, len(left), heads
+        ):
+            self._lib.vb_queue_free(self._queue)
+            raise VhostUserError("no memory for a queue")
 
     def _config(self) -> Any:
         device = self._device
@@ -103,6 +116,7 @@ class ExpressQueue:
         await self.wait_idle()
         self._report_errors()  # no more news will tell
         self._uncount()
+        self._runner.close()
         self._iothread.remove(self._queue)
         next_avail: int = self._lib.vb_queue_free(self._queue)
         self._queue = self._ffi.NULL
@@ -174,6 +188,11 @@ class ExpressQueue:
         """Return what was counted since the start, a `STATS` array of shape (1,)."""
         buffer = self._ffi.buffer(self._lib.vb_queue_stats(self._queue), STATS.itemsize)
         return np.frombuffer(buffer, STATS).copy()
+
+    @property
+    def broken(self) -> bool:
+        """Tell whether the ring made no sense."""
+        return bool(self._queue and self._lib.vb_queue_broken(self._queue))
 
     def refresh(self) -> None:
         """Take over the device's size and cache mode, which have changed."""

@@ -87,6 +87,7 @@ class BlkQueue:
             self._kick_fd = None
         self._cancel_sweep()
         await self.wait_idle()
+        self._runner.close()
         return self._ring.next_avail
 
     def hold(self) -> None:
@@ -121,6 +122,11 @@ class BlkQueue:
     def statistics(self) -> NDArray[np.void]:
         """Return what was counted since the start, a `STATS` array of shape (1,)."""
         return self._counters.snapshot()
+
+    @property
+    def broken(self) -> bool:
+        """Tell whether the ring made no sense."""
+        return self._broken
 
     def refresh(self) -> None:
         """Do nothing: size and cache mode are looked at with every request."""

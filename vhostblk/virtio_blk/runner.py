@@ -69,12 +69,16 @@ class RequestRunner:
         self._device = device
         self._counters = counters
         self._log = log
-        self._publish = publish
+        self._publish: Callable[[Completed], object] = publish
         self._loop = asyncio.get_running_loop()
         self._publish_handle: asyncio.Handle | None = None
         self._outcomes: list[Outcome] = []
         #: (type, bytes, began) of those among them that succeeded.
         self._succeeded: list[tuple[int, int, int]] = []
+
+    def close(self) -> None:
+        """Let go of the queue: without a cycle guest memory is unmapped as soon as it can be."""
+        self._publish = _publish_nothing
 
     def start(self, requests: BlockRequests) -> None:
         """Start all requests of a burst and publish those that have completed by then.
@@ -212,3 +216,7 @@ def _transpose(outcomes: list[Outcome]) -> Completed:
         np.array(status_addrs, np.uint64),
         np.array(statuses, np.uint8),
     )
+
+
+def _publish_nothing(_completed: Completed) -> None:
+    """Stand in for a queue that has stopped, with nothing in flight."""

@@ -40,3 +40,26 @@ def avail_bytes(size: int) -> int:
 def used_bytes(size: int) -> int:
     """Length of the used ring, avail_event included."""
     return RING_HEADER_SIZE + USED_ELEM.itemsize * size + 2
+
+
+#: struct QueueRegionSplit and struct DescStateSplit of vhost-user's "Inflight I/O tracking".
+INFLIGHT_HEADER_SPLIT = np.dtype(
+    [
+        ("features", "<u8"),
+        ("version", "<u2"),
+        ("desc_num", "<u2"),
+        ("last_batch_head", "<u2"),
+        ("used_idx", "<u2"),
+    ]
+)
+INFLIGHT_DESC_SPLIT = np.dtype(
+    [("inflight", "u1"), ("padding", "u1", (5,)), ("next", "<u2"), ("counter", "<u8")]
+)
+
+#: Version 0 is a record that nobody has written yet.
+INFLIGHT_VERSION = 1
+
+
+def inflight_split_bytes(size: int) -> int:
+    """Length of the record of requests in flight."""
+    return INFLIGHT_HEADER_SPLIT.itemsize + INFLIGHT_DESC_SPLIT.itemsize * size

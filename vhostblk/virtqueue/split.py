@@ -20,12 +20,14 @@ from vhostblk.vhost_user.errors import VringStateError
 from vhostblk.virtqueue import layout
 from vhostblk.virtqueue.barrier import fence, load_acquire_u16, store_release_u16
 from vhostblk.virtqueue.errors import BrokenRingError
+from vhostblk.virtqueue.inflight import SplitInflight
 from vhostblk.virtqueue.walker import walk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhostblk.vhost_user.backend import VringConfig
+    from vhostblk.vhost_user.inflight import InflightPart
     from vhostblk.vhost_user.memory import GuestMemory
     from vhostblk.virtqueue.batch import RequestBatch
 
@@ -33,8 +35,19 @@ if TYPE_CHECKING:
 class SplitQueue:
     """One running split virtqueue. `next_avail` and `next_used` are free-running uint16 indices."""
 
-    def __init__(self, config: VringConfig, memory: GuestMemory, *, event_idx: bool) -> None:
-        """Raises VhostUserError where a ring is not in guest memory or is misaligned there."""
+    def __init__(
+        self,
+        config: VringConfig,
+        memory: GuestMemory,
+        *,
+        event_idx: bool,
+        inflight: InflightPart | None = None,
+    ) -> None:
+        """Note requests in flight in `inflight`, and begin with those that it has already.
+
+        Raises VhostUserError where a ring is not in guest memory or is misaligned there, or where
+        the record of requests in flight is corrupt.
+        """
         self.size = config.size
         self.next_avail = config.next_avail
         self._config = config
@@ -44,6 +57,15 @@ class SplitQueue:
         self._map(memory)
         # What was used before this back-end came is known only to the ring itself.
         self.next_used = load_acquire_u16(self._used_addr + layout.RING_INDEX_OFFSET)
+        self.inflight: SplitInflight | None = None
+        #: Heads that are to be taken once more, before any new ones.
+        self.left = np.empty(0, np.uint16)
+        if inflight is not None:
+            self.inflight = SplitInflight(inflight, config.size, self.next_used)
+            self.left = self.inflight.left
+            # All that was taken is used, or in flight. A front-end that was not told where the
+            # queue stopped can't know more than what is used.
+            self.next_avail = (self.next_used + len(self.left)) & 0xFFFF
 
     def _map(self, memory: GuestMemory) -> None:
         config, size = self._config, self.size
@@ -82,11 +104,15 @@ class SplitQueue:
         }
 
     def pop(self, limit: int) -> RequestBatch | None:
-        """Take up to `limit` available chains; None where there is none.
+        """Take up to `limit` chains: those left in flight, then those available; None: no more.
 
         Raises BrokenRingError on an index that jumped, a head out of range, or a head made
         available while its request is still in flight. Nothing is taken then.
         """
+        if len(self.left):
+            heads, self.left = self.left[:limit], self.left[limit:]
+            self._in_flight[heads] = True
+            return walk(heads, self._desc_addr, self.size, self.memory)
         index = load_acquire_u16(self._avail_addr + layout.RING_INDEX_OFFSET)
         available = (index - self.next_avail) & 0xFFFF
         if available == 0:
@@ -110,6 +136,8 @@ class SplitQueue:
         if self._in_flight.take(heads).any() or (self._marks.take(heads) != order).any():
             raise BrokenRingError("a head was made available while in flight")
         self._in_flight[heads] = True
+        if self.inflight is not None:
+            self.inflight.take(heads)
 
     def push(self, heads: NDArray[np.uint16], lengths: NDArray[np.uint32]) -> bool:
         """Return chains to the driver, in this order; tell whether it wants to be notified.
@@ -125,7 +153,11 @@ class SplitQueue:
         self._in_flight[heads] = False
         old = self.next_used
         self.next_used = (old + count) & 0xFFFF
+        if self.inflight is not None:
+            self.inflight.link(heads)
         store_release_u16(self._used_addr + layout.RING_INDEX_OFFSET, self.next_used)
+        if self.inflight is not None:
+            self.inflight.strike_out(heads, self.next_used)
         fence()
         if self._event_idx:
             wanted = load_acquire_u16(self._used_event_addr)
@@ -134,7 +166,9 @@ class SplitQueue:
         return not load_acquire_u16(self._avail_addr) & layout.AVAIL_F_NO_INTERRUPT
 
     def has_available(self) -> bool:
-        """Tell whether the driver has made something available."""
+        """Tell whether there is something to take."""
+        if len(self.left):
+            return True
         index = load_acquire_u16(self._avail_addr + layout.RING_INDEX_OFFSET)
         return index != self.next_avail
 

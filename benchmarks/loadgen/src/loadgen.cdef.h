@@ -121,6 +121,9 @@ struct lg_worker {
 int lg_queue_init(struct lg_queue *queue);
 void lg_queue_free(struct lg_queue *queue);
 
+/* The index of the used ring, as the device has left it. */
+uint16_t lg_used_index(const struct lg_queue *queue);
+
 /* Run until the time or the limits are over, and every request is answered. Returns the error. */
 int lg_run(struct lg_worker *worker);
 void lg_stop(struct lg_worker *worker);

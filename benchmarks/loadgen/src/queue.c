@@ -376,6 +376,11 @@ static int complete(struct lg_worker *worker, uint32_t number, uint16_t index, u
     return 0;
 }
 
+uint16_t lg_used_index(const struct lg_queue *queue)
+{
+    return atomic_load_explicit(&used_of(queue)->idx, memory_order_acquire);
+}
+
 bool queue_has_used(const struct lg_queue *queue)
 {
     uint16_t idx = atomic_load_explicit(&used_of(queue)->idx, memory_order_acquire);

@@ -283,8 +283,10 @@ struct vb_iothread *vb_iothread_new(const struct vb_iothread_config *config, int
         return NULL;
     }
     sem_init(&start.done, 0, 0);
-    /* Signals are the main thread's. */
+    /* Signals are the main thread's, but for those that an access to memory raises. */
     sigfillset(&all);
+    sigdelset(&all, SIGBUS);
+    sigdelset(&all, SIGSEGV);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     *error = pthread_create(&iothread->thread, NULL, start_thread, &start);
     pthread_sigmask(SIG_SETMASK, &old, NULL);

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "queue.h"
 
+#include "guard.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,6 +46,8 @@ void vb_slot_complete(struct vb_slot *slot, uint8_t status, uint64_t written)
         vb_stats_add(&queue->stats, kind, 1, slot->request.length, iothread->now - slot->begun);
     }
     vb_ring_put_used(&queue->ring, slot->request.head, used);
+    if (queue->inflight.region)
+        queue->inflight.done[queue->unpublished & queue->inflight.mask] = slot->request.head;
     queue->unpublished++;
     queue->in_flight--;
     if (slot->iovs != slot->inline_iovs) {
@@ -83,10 +87,17 @@ static void count_inline(struct vb_queue *queue)
 
 void vb_queue_publish(struct vb_queue *queue)
 {
+    bool wanted;
+
     if (!queue->unpublished)
         return;
     count_inline(queue);
-    if (vb_ring_publish(&queue->ring, queue->unpublished) && queue->call_fd >= 0) {
+    if (queue->inflight.region)
+        vb_inflight_link(&queue->inflight, queue->unpublished);
+    wanted = vb_ring_publish(&queue->ring, queue->unpublished);
+    if (queue->inflight.region)
+        vb_inflight_strike_out(&queue->inflight, queue->unpublished, queue->ring.next_used);
+    if (wanted && queue->call_fd >= 0) {
         queue->stats.notified++;
         eventfd_write(queue->call_fd, 1);
     }
@@ -157,6 +168,35 @@ static void drop_file(struct vb_queue *queue)
     vb_iothread_signal(queue->iothread);
 }
 
+/* Whether an earlier process has left requests that are still to be taken. */
+static bool has_left(const struct vb_queue *queue)
+{
+    return queue->inflight.left_taken < queue->inflight.left_count;
+}
+
+static void take_left(struct vb_queue *queue)
+{
+    struct vb_inflight *inflight = &queue->inflight;
+
+    while (has_left(queue) && queue->heap_bytes < MAX_HEAP_BYTES)
+        take(queue, inflight->left[inflight->left_taken++]);
+    vb_run_finish(queue);
+}
+
+/* Whether a part of guest memory, or of the record, is no longer there. */
+static bool memory_lost(struct vb_queue *queue)
+{
+    uint32_t losses = __atomic_load_n(&vb_guard_losses, __ATOMIC_ACQUIRE);
+
+    if (losses == queue->losses)
+        return false;
+    queue->losses = losses;
+    for (uint32_t i = 0; i < queue->memory.count; i++)
+        if (vb_guard_address_lost(queue->memory.regions[i].host_addr))
+            return true;
+    return vb_guard_address_lost((uint64_t)(uintptr_t)queue->inflight.region);
+}
+
 bool vb_queue_sweep(struct vb_queue *queue)
 {
     struct vb_ring *ring = &queue->ring;
@@ -166,9 +206,17 @@ bool vb_queue_sweep(struct vb_queue *queue)
     /* Without room there is nothing to do before something completes. */
     if (queue->holds || queue->broken || queue->heap_bytes >= MAX_HEAP_BYTES)
         return false;
+    if (has_left(queue)) {
+        take_left(queue);
+        return true;
+    }
     available = vb_ring_available(ring);
     if (!available)
         return false;
+    if (memory_lost(queue)) {
+        break_ring(queue, "guest memory was truncated");
+        return false;
+    }
     if (available > ring->size) {
         break_ring(queue, "the avail index jumped by more than the queue's size");
         return false;
@@ -190,6 +238,8 @@ bool vb_queue_sweep(struct vb_queue *queue)
             break;
         }
         ring->next_avail++;
+        if (queue->inflight.region)
+            vb_inflight_take(&queue->inflight, head);
         take(queue, head);
     }
     vb_run_finish(queue);
@@ -202,7 +252,7 @@ bool vb_queue_arm(struct vb_queue *queue)
         return false;
     queue->kicks_enabled = true;
     vb_ring_enable_kicks(&queue->ring);
-    return vb_ring_available(&queue->ring) != 0;
+    return has_left(queue) || vb_ring_available(&queue->ring) != 0;
 }
 
 /* Calls from Python. */
@@ -236,6 +286,7 @@ static bool list_queue(struct vb_iothread *iothread, struct vb_queue *queue)
 static void destroy(struct vb_queue *queue)
 {
     vb_chain_free(&queue->chain);
+    free(queue->inflight.done);
     free(queue->regions);
     free(queue->slots);
     free(queue);
@@ -271,6 +322,29 @@ struct vb_queue *vb_queue_new(struct vb_iothread *iothread, const struct vb_queu
         return NULL;
     }
     return queue;
+}
+
+int vb_queue_track(struct vb_queue *queue, uint64_t record, uint64_t counter, uint32_t left_count,
+                   const uint16_t *left)
+{
+    uint32_t size = queue->ring.size;
+    uint16_t *heads = calloc(2 * size, sizeof(*heads));
+    uint16_t *mine = heads + size;
+
+    if (!heads)
+        return -ENOMEM;
+    memcpy(mine, left, left_count * sizeof(*left));
+    vb_iothread_enter(queue->iothread);
+    queue->inflight = (struct vb_inflight){
+        .region = (struct vb_inflight_region *)(uintptr_t)record,
+        .counter = counter,
+        .done = heads,
+        .mask = (uint16_t)(size - 1),
+        .left = mine,
+        .left_count = (uint16_t)left_count,
+    };
+    vb_iothread_leave(queue->iothread);
+    return 0;
 }
 
 uint16_t vb_queue_free(struct vb_queue *queue)

@@ -20,6 +20,12 @@ struct vb_queue_config {
 struct vb_queue *vb_queue_new(struct vb_iothread *iothread, const struct vb_queue_config *config,
                               const struct vb_region *regions, uint32_t count);
 
+/* Note requests in flight in a record (`struct vb_inflight_region`) that lives longer than the queue;
+ * `counter` is the number of the next one. The heads in `left` are taken before any new ones. Before
+ * the first release. -ENOMEM: nothing has changed. */
+int vb_queue_track(struct vb_queue *queue, uint64_t record, uint64_t counter, uint32_t left_count,
+                   const uint16_t *left);
+
 /* Free a queue that is held and idle; returns the next avail index. */
 uint16_t vb_queue_free(struct vb_queue *queue);
 

@@ -9,6 +9,7 @@
 #define VHOSTBLK_QUEUE_H
 
 #include "extent.h"
+#include "inflight.h"
 #include "io.h"
 #include "iothread.h"
 #include "request.h"
@@ -66,6 +67,7 @@ struct vb_queue {
     struct vb_chain chain; /* scratch */
     struct vb_run run;     /* empty between two sweeps */
     struct vb_slot *slots;
+    struct vb_inflight inflight;
     uint32_t in_flight;
     uint32_t mapped_in_flight;
     uint32_t holds;
@@ -73,6 +75,7 @@ struct vb_queue {
     uint32_t inline_count[VB_STAT_KINDS]; /* completed within this turn, for the statistics */
     uint64_t inline_bytes[VB_STAT_KINDS];
     uint64_t heap_bytes; /* of segments that did not fit their slots */
+    uint32_t losses;     /* `vb_guard_losses` when the memory was last looked at */
     uint64_t slow_until; /* no blocking attempts before this time */
     int call_fd, err_fd;
     bool write_through;

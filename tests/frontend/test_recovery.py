@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon is killed with requests in flight; the next one finishes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from tests.cli.process import wait_until
+from tests.frontend.blk import BlkDriver
+from tests.frontend.connection import ConnectionClosedError
+from tests.frontend.launch import Daemon, Program, raw_file
+from tests.frontend.memory import MIB, Memory
+from tests.virtio_blk.lanes import lane
+from vhostblk.virtio_blk.layout import RequestType, Status
+from vhostblk.virtqueue.layout import INFLIGHT_DESC_SPLIT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from vhostblk.vhost_user.backend import InflightDescription
+    from vhostblk.virtio_blk.lane import Lane
+
+__all__ = ["lane"]
+
+SIZE = 4 * MIB
+EXPORT = "id=export,node-name=disk,num-queues=2,writable=on"
+#: A disk that answers in an hour.
+STUCK = [f"driver=null-co,node-name=disk,size={SIZE},latency-ns=3600000000000"]
+OUT = RequestType.OUT
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    memory = Memory()
+    yield memory
+    memory.close()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.raw"
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+    return path
+
+
+def in_flight(area: InflightDescription, queue: int = 0) -> int:
+    """Count the requests that the back-end has noted."""
+    length = area.mmap_size // area.num_queues
+    content = np.memmap(_path(area), np.uint8, "r", queue * length + 16, (length - 16,))
+    entries = content[: area.queue_size * 16].view(INFLIGHT_DESC_SPLIT)
+    return int((entries["inflight"] == 1).sum())
+
+
+def wait_noted(area: InflightDescription, count: int, queue: int = 0) -> None:
+    """Wait until so many are."""
+    wait_until(lambda: in_flight(area, queue) == count)
+
+
+def _path(area: InflightDescription) -> str:
+    return f"/proc/self/fd/{area.fd}"
+
+
+@pytest.mark.usefixtures("lane")
+def test_requests_in_flight_at_the_death_are_done_by_the_next_process(
+    tmp_path: Path, image: Path, memory: Memory
+) -> None:
+    blocks = {(queue, n): bytes([1 + 16 * queue + n]) * 4096 for queue in (0, 1) for n in range(8)}
+    with Daemon(Program.VHOSTBLK, tmp_path, STUCK, EXPORT, inherited=False) as first:
+        with BlkDriver(
+            first.connect(), memory, num_queues=2, start=0xFFFC, inflight=True
+        ) as driver:
+            assert driver.inflight is not None
+            for (queue, n), block in blocks.items():
+                driver.submit(OUT, 4096 * (8 * queue + n), data_out=[block], queue=queue)
+            for queue in (0, 1):
+                driver.kick(queue)
+                wait_noted(driver.inflight, 8, queue)
+            first.kill()
+            with pytest.raises(ConnectionClosedError):
+                driver.connection.sync()
+            late = driver.submit(RequestType.FLUSH)
+            driver.kick()
+            with Daemon(Program.VHOSTBLK, tmp_path, raw_file(image), EXPORT, inherited=False) as d:
+                driver.reconnect(d.connect())
+                done = driver.drain(0) + driver.drain(1)
+                assert len(done) == 17
+                assert {request.status for request, _ in done} == {Status.OK}
+                assert late.used_length == 1
+                assert driver.read(0, 8 * 4096) == b"".join(blocks[0, n] for n in range(8))
+                assert driver.read(8 * 4096, 4096, queue=1) == blocks[1, 0]
+                assert in_flight(driver.inflight, 0) == 0
+                assert driver.stop() == [ring.last_used & 0xFFFF for ring in driver.rings]
+                assert d.stop() == 0
+    assert image.read_bytes()[: 16 * 4096] == b"".join(blocks.values())
+
+
+@pytest.mark.usefixtures("lane")
+def test_a_corrupt_record_ends_the_connection_and_nothing_else(
+    tmp_path: Path, image: Path, memory: Memory
+) -> None:
+    with Daemon(Program.VHOSTBLK, tmp_path, raw_file(image), EXPORT, inherited=False) as daemon:
+        with BlkDriver(daemon.connect(), memory, inflight=True) as driver:
+            assert driver.inflight is not None
+            driver.write(0, b"x" * 512)
+            content = np.memmap(_path(driver.inflight), "<u2", "r+")
+            content[4] = 99  # the version
+            with pytest.raises(Exception, match="SET_VRING_KICK"):
+                driver.reconnect(daemon.connect())
+        assert "record of version 99" in daemon.output()
+        other = Memory(((0, 8 * MIB),))
+        with BlkDriver(daemon.connect(), other, inflight=True) as driver:
+            assert driver.read(0, 512) == b"x" * 512
+        other.close()
+
+
+def test_lanes_change_with_the_record(lane: Lane, tmp_path: Path, memory: Memory) -> None:
+    """A record that one lane wrote is read by the other."""
+    other = "express" if lane.value == "python" else "python"
+    image = tmp_path / "disk.raw"
+    image.write_bytes(bytes(SIZE))
+    stuck = Daemon(Program.VHOSTBLK, tmp_path, STUCK, EXPORT, inherited=False)
+    with stuck, BlkDriver(stuck.connect(), memory, inflight=True) as driver:
+        assert driver.inflight is not None
+        driver.submit(OUT, 0, data_out=[b"y" * 4096])
+        driver.kick()
+        wait_noted(driver.inflight, 1)
+        stuck.kill()
+        env = {"VHOSTBLK_LANE": other}
+        with Daemon(
+            Program.VHOSTBLK, tmp_path, raw_file(image), EXPORT, inherited=False, env=env
+        ) as daemon:
+            driver.reconnect(daemon.connect())
+            ((request, _),) = driver.drain()
+            assert request.status == Status.OK
+    assert image.read_bytes()[:4096] == b"y" * 4096

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""systemd's side of a service: sockets that it hands over, and what it wants to be told.
+
+Plain environment variables and a datagram (sd_listen_fds(3), sd_notify(3)), so there is no library
+to link to, and nothing happens where another program is the parent.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+#: The first descriptor that is handed over.
+_FIRST_FD = 3
+
+
+def activated_fd(name: str) -> int | None:
+    """Return the socket that the socket unit calls `name` (`FileDescriptorName=`), None: no such.
+
+    The first one where several are called so.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    try:
+        count = int(os.environ.get("LISTEN_FDS", "0"))
+    except ValueError:
+        return None
+    try:
+        return _FIRST_FD + names[:count].index(name)
+    except ValueError:
+        return None
+
+
+def notify(state: str) -> None:
+    """Tell the service manager, if there is one, of a state such as `READY=1`."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.connect(address)
+            sock.send(state.encode())
+    except OSError:
+        pass  # a manager that doesn't listen can't be told anything
