@@ -96,11 +96,15 @@ def _comparable(answers: list[Any], directory: Path) -> list[Any]:
     return [_without_sizes(answer) for answer in json.loads(text)]
 
 
+def _order(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
 def _without_sizes(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_sizes(item) for key, item in value.items() if key != "actual-size"}
     if isinstance(value, list):  # of nodes: in the order in which they came into being
-        return sorted((_without_sizes(item) for item in value), key=json.dumps)
+        return sorted((_without_sizes(item) for item in value), key=_order)
     return value
 
 

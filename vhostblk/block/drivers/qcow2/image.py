@@ -249,7 +249,7 @@ class Image:
 
     async def relieve(self) -> None:
         """Write metadata where too much of it has piled up. A failure shows at the next flush."""
-        if self.commit.pressing:
+        if self.commit.pressing and not self.unusable:
             try:
                 await self.commit.write()
             except OSError as error:
@@ -282,6 +282,7 @@ class Image:
         if fatal:
             logger.error("qcow2: Marking image as corrupt: %s: %s", name, text)
             self.unusable = True
+            self.writable = False
             self.publisher.revoke_all()
             self.header.incompatible |= Incompatible.CORRUPT
             task = asyncio.get_running_loop().create_task(self._mark_corrupt())

@@ -94,12 +94,12 @@ class Qcow2Node(BlockNode):
         image.on_corruption = self._report_corruption
         image.writable = self.writable_image
         self.refresh_limits()
-        self._schedule_cleaning()
         if image.writable:
             try:
                 await image.prepare_writing()
             except OSError as error:
                 raise BlockError(f"Could not update qcow2 header: {error.strerror}") from error
+        self._schedule_cleaning()
 
     def _schedule_cleaning(self) -> None:
         """Have tables that nobody uses dropped from the cache now and then."""
@@ -181,6 +181,9 @@ class Qcow2Node(BlockNode):
         self.limits = BlockLimits(
             discard_granularity=geometry.cluster_size,
             optimal_transfer=geometry.cluster_size,
+            # So that a long one doesn't keep others waiting, nor too many tables in memory.
+            max_discard=geometry.cluster_size << 12,
+            max_write_zeroes=geometry.cluster_size << 12,
         )
 
     @property
@@ -322,6 +325,7 @@ class Qcow2Node(BlockNode):
 
     async def write_back(self) -> None:
         image = self._image
+        image.check_usable()
         if image.writable:
             async with image.lock:  # what somebody else is writing has to be complete, too
                 image.check_usable()

@@ -67,7 +67,7 @@ class Publisher:
     def update(self, found: L2Slice, low: int, high: int) -> None:
         """Publish entries [low, high) of a slice, as they are now."""
         entries = self.entries
-        if not len(entries):
+        if not len(entries) or self._image.unusable:
             return
         image = self._image
         tables, geometry = image.tables, image.geometry

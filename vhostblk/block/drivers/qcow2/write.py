@@ -125,6 +125,7 @@ class Writer:
     async def _do(self, batch: list[_Request]) -> None:
         plans: dict[int, _Plan] = {}
         try:
+            self._image.check_usable()
             await self._plan_all(batch, plans)
             await self._perform([plan for plan in plans.values() if plan.error is None])
         except Exception as error:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.tables import L2Slice
 
 _ALL_ZERO = ALL_SUBCLUSTERS << SUBCLUSTERS
+
+#: So many clusters are changed before others get a turn on the event loop.
+_TURN = 512
 
 
 class Zeroer:
@@ -42,8 +46,11 @@ class Zeroer:
             return
         if image.header.raw_data_file:
             await self._zero_raw(offset, length, unmap=unmap)
-        stop = offset + length
+        stop, done = offset + length, 0
         while offset < stop:
+            done += 1
+            if done % _TURN == 0:
+                await asyncio.sleep(0)
             inside = offset & (geometry.cluster_size - 1)
             end = min(stop, offset - inside + geometry.cluster_size)
             found, index, entry = await self._entry(offset)
@@ -98,8 +105,11 @@ class Zeroer:
             raise os_error(errno.ENOTSUP)
         if image.header.raw_data_file:
             await self._zero_raw(offset, length, unmap=True)
-        stop = offset + length
+        stop, done = offset + length, 0
         while offset < stop:
+            done += 1
+            if done % _TURN == 0:
+                await asyncio.sleep(0)
             found = await image.reader.slice_at(offset)
             if found is None and image.backing is None:
                 span = image.tables.span_bits
@@ -114,6 +124,8 @@ class Zeroer:
         image = self._image
         bits = image.geometry.cluster_bits
         for cluster in range(first, last):
+            if cluster % _TURN == 0:
+                await asyncio.sleep(0)
             found = await image.reader.slice_at(cluster << bits)
             if found is None:
                 continue
