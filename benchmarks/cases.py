@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,15 @@ CHUNK = 1 << 20
 class Case:
     """One row group of the table.
 
-    `place` is "null", "file" or "memory"; `aio` is what serves the QEMU daemon best in the case;
-    `targets` are the ratios asked for, a depth each.
+    `place` is "null", "file" or "memory"; `image`: "" is raw, "allocated" a qcow2 image full of
+    data, "empty" and "backed" large ones where each write allocates, without or with a backing
+    file. `aio` is what serves the QEMU daemon best in the case; `targets` are the ratios asked for,
+    a depth each.
     """
 
     name: str
     place: str
+    image: str = ""
     depths: tuple[int, ...] = (1, 32, 128)
     write: bool = False
     direct: bool = False
@@ -66,7 +70,31 @@ CASES = (
         sequential=True,
         targets=((1, 1), (8, 1.5)),
     ),
+    Case("qcow2-read", "file", "allocated", depths=(1, 32), targets=((32, 4),)),
+    Case("qcow2-write", "file", "allocated", depths=(1, 32), write=True, targets=((32, 1.2),)),
+    Case(
+        "qcow2-allocate-sequential",
+        "file",
+        "empty",
+        depths=(8,),
+        write=True,
+        block_size=64 << 10,
+        sequential=True,
+        targets=((8, 1),),
+    ),
+    Case(
+        "qcow2-allocate-random",
+        "file",
+        "backed",
+        depths=(32,),
+        write=True,
+        targets=((32, 0.8),),
+    ),
 )
+
+#: Of disks that are never full.
+SPARSE_SIZE = 1 << 40
+BACKED_SIZE = 64 << 30
 
 
 def case_names() -> list[str]:
@@ -96,6 +124,31 @@ def make_image(path: Path, size: int) -> None:
         os.fsync(file.fileno())
 
 
+def make_qcow2(raw: Path, kind: str, size: int) -> Path:
+    """Make a qcow2 image of a kind (see `Case`) beside a raw one; return its path."""
+    path = raw.with_suffix(".qcow2")
+    path.unlink(missing_ok=True)
+    if kind == "allocated":
+        make_image(raw, size)
+        _qemu_img("convert", "-f", "raw", "-O", "qcow2", str(raw), str(path))
+        _settle(path)
+    elif kind == "empty":
+        _qemu_img("create", "-q", "-f", "qcow2", str(path), str(SPARSE_SIZE))
+    else:
+        base = raw.with_suffix(".base")
+        with base.open("wb") as file:
+            file.truncate(BACKED_SIZE)
+        _qemu_img("create", "-q", "-f", "qcow2", "-b", str(base), "-F", "raw", str(path))
+    return path
+
+
+def _qemu_img(*arguments: str) -> None:
+    try:
+        subprocess.run(["qemu-img", *arguments], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise OSError(f"qemu-img: {error}") from error
+
+
 def _has_holes(path: Path) -> bool:
     status = path.stat()
     return status.st_blocks * 512 < status.st_size
@@ -114,6 +167,9 @@ def disk_for(case: Case, name: str, directories: dict[str, Path], size: int) -> 
     if case.place == "null":
         return Disk("null-co", (f"size={size}",), queues=case.queues)
     path = directories[case.place] / f"{name.replace(':', '-')}.img"
+    if case.image:
+        made = make_qcow2(path, case.image, size)
+        return Disk("qcow2", ("file.driver=file", f"file.filename={made}"), queues=case.queues)
     make_image(path, size)
     options = [f"filename={path}"]
     if case.direct:

@@ -158,6 +158,8 @@ def _arguments(backend: Backend, disk: Disk, sockets: Sequence[Path]) -> list[st
         node = [f"driver={disk.driver}", f"node-name=disk{number}", *disk.options]
         if backend.aio and disk.driver == "file":
             node.append(f"aio={backend.aio}")
+        if backend.aio and disk.driver == "qcow2":
+            node.append(f"file.aio={backend.aio}")
         export = [
             "type=vhost-user-blk",
             f"id=export{number}",

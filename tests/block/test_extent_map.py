@@ -274,4 +274,6 @@ def test_a_driver_that_says_nothing_is_asked() -> None:
 
 def test_a_window_of_a_window() -> None:
     whole = ExtentMap(ExtentKind.LINEAR, SIZE, fd=3, offset=512)
-    assert whole.window(1000, 2048).window(24, 512) == replace(whole, offset=1536, size=512)
+    window = whole.window(1000, 2048)
+    assert window is not None
+    assert window.window(24, 512) == replace(whole, offset=1536, size=512)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from vhostblk.block.allocation import links
+from vhostblk.block.inherit import BACKING
 from vhostblk.block.node import BlockNode
 from vhostblk.block.permissions import PERM_NAMES, Perm
 from vhostblk.schema.base import UNSET, UnsetType
@@ -57,7 +58,7 @@ def _exact_name(node: BlockNode) -> str | None:
     names = {role: _exact_name(edge.node) for role, edge in node.children.items()}
     if (name := node.exact_name(names)) is not None:
         return name
-    if options or node.is_filter:
+    if options or node.is_filter or _has_chosen_children(node):
         return None
     if child is None:
         return f"{node.driver}://"
@@ -68,6 +69,16 @@ def _exact_name(node: BlockNode) -> str | None:
 def _is_protocol(node: BlockNode) -> bool:
     """Tell whether a file name leads to a node of this driver."""
     return not node.children or node.driver in ("blkdebug", "blkverify")
+
+
+def _has_chosen_children(node: BlockNode) -> bool:
+    """Tell whether the user, and not the image, says what some of its parts are."""
+    return any(
+        edge.node.defined_in is not node
+        or getattr(node.options, role.replace("-", "_")) is not UNSET
+        for role, edge in node.children.items()
+        if role != "file"
+    )
 
 
 def _full_options(node: BlockNode) -> dict[str, Any]:
@@ -85,11 +96,13 @@ def describe_node(node: BlockNode, *, flat: bool = False) -> BlockDeviceInfo:
     """Return a node's entry in `query-named-block-nodes`; `flat` without what it lies on."""
     cache = node.options.cache
     below = () if flat else tuple(links(node))
+    backing = node.children.get(BACKING)
     return BlockDeviceInfo(
         file=image_name(node),
         node_name=node.node_name,
         ro=node.read_only,
         drv=node.driver,
+        backing_file=UNSET if backing is None else image_name(backing.node),
         backing_file_depth=len(below),
         active=node.active,
         detect_zeroes=node.options.detect_zeroes,
@@ -110,17 +123,18 @@ def _describe_chain(node: BlockNode, below: list[BlockNode]) -> ImageInfo:
 
 def _describe_image(node: BlockNode) -> ImageInfo:
     allocated = node.allocated_size
-    is_file = node.driver in FILE_DRIVERS
-    return ImageInfo(
-        filename=image_name(node),
-        format=node.driver,
-        dirty_flag=False if _has_dirty_flag(node) else UNSET,
-        actual_size=UNSET if allocated is None else allocated,
-        virtual_size=node.size,
-        format_specific=(
-            ImageInfoSpecific(type="file", data=ImageInfoSpecificFile()) if is_file else UNSET
-        ),
-    )
+    members: dict[str, Any] = {
+        "filename": image_name(node),
+        "format": node.driver,
+        "actual_size": UNSET if allocated is None else allocated,
+        "virtual_size": node.size,
+    }
+    if _has_dirty_flag(node):
+        members["dirty_flag"] = False
+    if node.driver in FILE_DRIVERS:
+        members["format_specific"] = ImageInfoSpecific(type="file", data=ImageInfoSpecificFile())
+    members.update(node.image_details)
+    return ImageInfo(**members)
 
 
 def _has_dirty_flag(node: BlockNode) -> bool:

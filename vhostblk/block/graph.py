@@ -75,6 +75,11 @@ class Graph:
         return self._events
 
     @property
+    def opening_depth(self) -> int:
+        """How many nodes, each inside another, are being opened."""
+        return len(self._opening)
+
+    @property
     def backends(self) -> list[BlockBackend]:
         """The block backends that use nodes, the oldest first."""
         return [edge.parent for edge in self._roots if not isinstance(edge.parent, BlockNode)]
@@ -124,6 +129,14 @@ class Graph:
         parent.children[role] = edge
         self._opening[parent.node_name].append(edge)
         return node
+
+    async def close_child(self, parent: BlockNode, role: str) -> None:
+        """Take a child away from a node, which is being opened or drained."""
+        edge = parent.children.pop(role)
+        opening = self._opening.get(parent.node_name, [])
+        if edge in opening:
+            opening.remove(edge)
+        await self.detach(edge)
 
     def attach(self, backend: BlockBackend, node: BlockNode) -> Edge:
         """Make the edge from a block backend to its node; raises BlockError on a conflict."""
@@ -191,9 +204,12 @@ class Graph:
             nodes = [change.node for change in changes]
             async with self.drained(nodes):
                 await _flush(nodes, "Error flushing drive: ")
+                opening = [change.node for change in changes if change.opens_for_writing]
                 await _give_up_writing([c.node for c in changes if c.options.read_only], "")
                 for node in reopen.execute(self, changes):
                     await self._close_unused(node)
+                for node in reversed(opening):
+                    await node.reload_image()
 
     async def add_child(self, parent: BlockNode, child: BlockNode) -> None:
         """Give a node one more child; raises BlockError."""
@@ -267,7 +283,14 @@ class Graph:
 
     async def _activate(self, chosen: list[BlockNode]) -> None:
         async with self.drained(with_descendants(chosen)):
-            activation.activate(activation.to_activate(chosen))
+            nodes = activation.to_activate(chosen)
+            activation.activate(nodes)
+            try:
+                for node in reversed(nodes):
+                    await node.reload_image()
+            except BlockError:
+                activation.inactivate(nodes)
+                raise
 
     async def set_write_threshold(self, node: BlockNode, offset: int) -> None:
         """Announce the first write that goes past `offset`, with BLOCK_WRITE_THRESHOLD; 0: none."""

@@ -31,6 +31,8 @@ _size_p = _ffi.typeof("size_t *")
 
 def address_of(array: NDArray[np.generic]) -> int:
     """Return the address of an array's first byte."""
+    if array.dtype.names is not None:  # whose interface is described in full, which takes long
+        return array.ctypes.data
     address: int = array.__array_interface__["data"][0]
     return address
 

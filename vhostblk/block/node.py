@@ -259,6 +259,11 @@ class BlockNode(ABC):
         """Say what may be done with the node's storage without asking; None: nothing."""
         return None
 
+    @property
+    def grows_with_zeroes(self) -> bool:
+        """Tell whether what `truncate` adds reads as zeroes."""
+        return False
+
     async def truncate(self, size: int) -> None:
         """Change the length to `size` bytes. The text of the OSError is shown to the user."""
         raise OSError(errno.ENOTSUP, "Image format driver does not support resize")
@@ -330,6 +335,18 @@ class BlockNode(ABC):
     def refresh_image(self) -> None:  # noqa: B027
         """Look at the image again, which another process may have changed; raises BlockError."""
 
+    async def write_back(self) -> None:  # noqa: B027
+        """Hand what is cached in memory to the children, which need not put it on storage yet.
+
+        For users who never flush; a flush does it, too.
+        """
+
+    async def reload_image(self) -> None:  # noqa: B027
+        """Read again what the node knows of its image; drained, once it may have changed.
+
+        That is after activation, and when the node has become writable. Raises BlockError.
+        """
+
     # For queries.
 
     @property
@@ -361,6 +378,11 @@ class BlockNode(ABC):
         `below` are those of the children, by role.
         """
         return None
+
+    @property
+    def image_details(self) -> dict[str, Any]:
+        """What an image format has to say in queries: members of `ImageInfo`, by attribute name."""
+        return {}
 
     @property
     def strong_options(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ _BUILT_IN = {
     "null-aio": ("vhostblk.block.drivers.null", "NullAioNode"),
     "null-co": ("vhostblk.block.drivers.null", "NullNode"),
     "preallocate": ("vhostblk.block.drivers.preallocate", "PreallocateNode"),
+    "qcow2": ("vhostblk.block.drivers.qcow2.node", "Qcow2Node"),
     "quorum": ("vhostblk.block.drivers.quorum", "QuorumNode"),
     "raw": ("vhostblk.block.drivers.raw", "RawNode"),
     "snapshot-access": ("vhostblk.block.drivers.snapshot_access", "SnapshotAccessNode"),

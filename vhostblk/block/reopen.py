@@ -47,6 +47,11 @@ class Change:
     #: Names of the nodes that take a child's place, by role.
     children: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def opens_for_writing(self) -> bool:
+        """Whether the node is read-only no longer."""
+        return not self.options.read_only and self.node.read_only
+
 
 def plan(graph: Graph, definitions: Iterable[Any]) -> list[Change]:
     """Return the changes to nodes that these options ask for; raises BlockError."""
@@ -66,7 +71,14 @@ def _plan_node(changes: dict[BlockNode, Change], node: BlockNode, given: Any, op
     for role, edge in node.children.items():
         child, ref = edge.node, _child_ref(options, role)
         inline = child.defined_in is node
-        if isinstance(ref, str):
+        if ref is UNSET:
+            if role == inherit.BACKING:
+                raise BlockError(f"backing is missing for '{node.node_name}'")
+            resolved = inherit.resolve_child(child.given_options, role, options)
+            _plan_node(changes, child, child.given_options, resolved)
+        elif ref is None:
+            raise BlockError(f"Cannot change the option '{role}'")
+        elif isinstance(ref, str):
             if ref != child.node_name:
                 change.children[role] = ref
             elif inline:
@@ -83,7 +95,7 @@ def _plan_node(changes: dict[BlockNode, Change], node: BlockNode, given: Any, op
 def _child_ref(options: Any, role: str) -> Any:
     """Return what options say of a child; "children.1" is an item of a list."""
     name, _, index = role.partition(".")
-    ref = getattr(options, name)
+    ref = getattr(options, name.replace("-", "_"))
     return ref[int(index)] if index else ref
 
 

@@ -10,9 +10,10 @@ a new one.
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from array import array
@@ -27,6 +28,8 @@ class ExtentKind(Enum):
     NULL = "null"
     #: Byte n is byte offset + n of the file.
     LINEAR = "linear"
+    #: One entry a cluster says where it is.
+    TABLE = "table"
 
 
 class Treatment(Enum):
@@ -38,6 +41,47 @@ class Treatment(Enum):
     FILE = "file"
     #: It succeeds and does nothing.
     IGNORE = "ignore"
+
+
+class TableUser(Protocol):
+    """Who goes by a table, at any time and without asking."""
+
+    async def settle(self) -> None:
+        """Wait until what went by the table before now has ended."""
+
+
+class ExtentTable:
+    """Where each cluster of `1 << cluster_bits` bytes is, and what may be done with it.
+
+    An entry is a file offset and, in the low nine bits, flags (`enum vb_extent_entry`); 0: the node
+    is asked. The node changes entries at any time, each at once. One that took something back waits
+    (`settle`) before it puts the storage to another use.
+    """
+
+    def __init__(self, cluster_bits: int, count: int) -> None:
+        self.cluster_bits = cluster_bits
+        self.count = count
+        # Private pages come into being when they are touched.
+        self.memory = mmap.mmap(-1, max(count, 1) * 8, mmap.MAP_PRIVATE | _MAP_NORESERVE)
+        self._users: dict[TableUser, int] = {}
+
+    def add_user(self, user: TableUser) -> None:
+        """Have `user` take part in `settle`; it may be added more than once."""
+        self._users[user] = self._users.get(user, 0) + 1
+
+    def remove_user(self, user: TableUser) -> None:
+        """Undo one `add_user`."""
+        self._users[user] -= 1
+        if not self._users[user]:
+            del self._users[user]
+
+    async def settle(self) -> None:
+        """Wait until no user's operation that began before now is in flight."""
+        for user in list(self._users):
+            await user.settle()
+
+
+_MAP_NORESERVE = 0x4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +104,14 @@ class ExtentMap:
     zero_range: bool = False
     flush: Treatment = Treatment.ASK
     discard: Treatment = Treatment.ASK
+    table: ExtentTable | None = None
     #: One C int, the errno of a flush that failed, shared by all who flush the file.
     flush_error: array[int] | None = None
     #: What reads and writes are accounted for in; those that it lacks the means for are asked.
     budget: EngineBudget | None = None
 
-    def window(self, offset: int, size: int) -> ExtentMap:
-        """Return the map of `size` bytes from `offset` on."""
+    def window(self, offset: int, size: int) -> ExtentMap | None:
+        """Return the map of `size` bytes from `offset` on; None where there is none."""
+        if self.kind is ExtentKind.TABLE and offset:
+            return None
         return replace(self, offset=self.offset + offset, size=size)

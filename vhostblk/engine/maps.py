@@ -31,10 +31,15 @@ def encode_map(ffi: Any, lib: Any, extents: ExtentMap) -> Any:
     kinds = {
         ExtentKind.NULL: lib.VB_EXTENT_NULL,
         ExtentKind.LINEAR: lib.VB_EXTENT_LINEAR,
+        ExtentKind.TABLE: lib.VB_EXTENT_TABLE,
     }
     cell = ffi.NULL
     if extents.flush_error is not None:
         cell = ffi.from_buffer("int32_t *", extents.flush_error)
+    table, cluster_bits = ffi.NULL, 0
+    if extents.table is not None:
+        table = ffi.from_buffer("uint64_t *", extents.table.memory)
+        cluster_bits = extents.table.cluster_bits
     encoded = ffi.new(
         "struct vb_extent_map *",
         {
@@ -46,9 +51,11 @@ def encode_map(ffi: Any, lib: Any, extents: ExtentMap) -> Any:
             "offset": extents.offset,
             "flush_error": cell,
             "budget": ffi.NULL if extents.budget is None else extents.budget.handle,
+            "cluster_bits": cluster_bits,
+            "table": table,
         },
     )
-    _parts[encoded] = (cell, extents.budget)
+    _parts[encoded] = (cell, extents.budget, table)
     return encoded
 
 

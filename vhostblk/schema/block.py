@@ -62,6 +62,17 @@ class BlockWriteThreshold(QapiStruct, kw_only=True, frozen=True):
     write_threshold: Uint64
 
 
+class BlockImageCorrupted(QapiStruct, kw_only=True, frozen=True):
+    """Data of the event `BLOCK_IMAGE_CORRUPTED`."""
+
+    device: str
+    node_name: str | UnsetType = UNSET
+    msg: str
+    offset: int | UnsetType = UNSET
+    size: int | UnsetType = UNSET
+    fatal: bool
+
+
 class IoOperationType(Enum):
     """What a request does."""
 

@@ -41,6 +41,20 @@ class ImageInfoSpecificFile(QapiStruct, kw_only=True, frozen=True):
     extent_size_hint: int | UnsetType = UNSET
 
 
+class ImageInfoSpecificQCow2(QapiStruct, kw_only=True, frozen=True):
+    """What is particular to qcow2 images; version 2 ones have few of these."""
+
+    compat: str
+    data_file: str | UnsetType = UNSET
+    data_file_raw: bool | UnsetType = UNSET
+    extended_l2: bool | UnsetType = UNSET
+    lazy_refcounts: bool | UnsetType = UNSET
+    corrupt: bool | UnsetType = UNSET
+    refcount_bits: int
+    bitmaps: list[Any] | UnsetType = UNSET
+    compression_type: str
+
+
 class ImageInfoSpecific(QapiStruct, kw_only=True, frozen=True):
     """What is particular to a format."""
 

@@ -86,6 +86,7 @@ _DRIVERS = {
     "null-aio": ("null", "BlockdevOptionsNullAio"),
     "null-co": ("null", "BlockdevOptionsNull"),
     "preallocate": ("filters", "BlockdevOptionsPreallocate"),
+    "qcow2": ("qcow2", "BlockdevOptionsQcow2"),
     "quorum": ("quorum", "BlockdevOptionsQuorum"),
     "raw": ("raw", "BlockdevOptionsRaw"),
     "snapshot-access": ("filters", "BlockdevOptionsSnapshotAccess"),
@@ -97,6 +98,8 @@ _RESERVED = frozenset({"replication"})
 
 #: A node's name or the definition of a new node.
 BlockdevRef = Annotated[str | BlockdevOptions, Meta(title="BlockdevRef")]
+#: The same, or null: no node. An empty name means that, too.
+BlockdevRefOrNull = Annotated[str | BlockdevOptions | None, Meta(title="BlockdevRefOrNull")]
 
 
 #: What is not set for a node that is not defined inside another.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from enum import Enum
-from types import UnionType
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from msgspec import NODEFAULT, Meta, Struct
@@ -153,6 +153,10 @@ class _Visitor:
             return self._enum(schema, value, path)
         if get_origin(schema) is list:
             return self._list(get_args(schema)[0], value, path)
+        if value is None and NoneType in get_args(schema):
+            return None
+        if get_origin(schema) in (Union, UnionType) and not is_union(schema):
+            return self._alternate(schema, title, value, path)
         if str in get_args(schema):
             if isinstance(value, str):
                 return value
@@ -164,6 +168,14 @@ class _Visitor:
         if is_union(schema):
             return self._union(schema, value, path)
         return self._struct(schema, value, path, tag_field=None)
+
+    def _alternate(self, schema: Any, title: str | None, value: object, path: str) -> Any:
+        """Convert to what the kind of the value says: an enumeration, or a struct without tag."""
+        kind = Enum if isinstance(value, str) else Struct if isinstance(value, dict) else None
+        for choice in get_args(schema):
+            if kind is not None and isinstance(choice, type) and issubclass(choice, kind):
+                return self.visit(choice, value, path)
+        raise _wrong_type(path, title)
 
     def _list(self, element: Any, value: object, path: str) -> list[Any]:
         if not isinstance(value, list):

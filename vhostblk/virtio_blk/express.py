@@ -28,7 +28,7 @@ from vhostblk.virtio_blk.runner import Completed, RequestRunner
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vhostblk.engine.extents import ExtentMap
+    from vhostblk.engine.extents import ExtentMap, ExtentTable
     from vhostblk.engine.iothread import Iothread
     from vhostblk.ratelimit import RateLimitedLogger
     from vhostblk.vhost_user.memory import GuestMemory
@@ -65,6 +65,8 @@ class ExpressQueue:
         self._holds = 1
         self._counted = False
         self._idle: list[Completion[None]] = []
+        self._settled: list[Completion[None]] = []
+        self._table: ExtentTable | None = None
         regions, count = self._regions(ring.memory)
         self._queue = self._lib.vb_queue_new(iothread.handle, self._config(), regions, count)
         if not self._queue:
@@ -117,6 +119,7 @@ class ExpressQueue:
         self._report_errors()  # no more news will tell
         self._uncount()
         self._runner.close()
+        self._go_by(None)
         self._iothread.remove(self._queue)
         next_avail: int = self._lib.vb_queue_free(self._queue)
         self._queue = self._ffi.NULL
@@ -183,6 +186,34 @@ class ExpressQueue:
             encoded = encode_map(self._ffi, self._lib, extents)
         self._lib.vb_queue_set_map(self._queue, encoded)
         self._map = encoded
+        self._go_by(None if extents is None else extents.table)
+
+    def _go_by(self, table: ExtentTable | None) -> None:
+        """Be among those who go by a table."""
+        if self._table is not None:
+            self._table.remove_user(self)
+        if table is not None:
+            table.add_user(self)
+        self._table = table
+        for settled in self._take_settled():  # idle: nothing goes by any table
+            settled.set_result(None)
+
+    async def settle(self) -> None:
+        """Wait until what went by the table before now has ended; see `ExtentTable`."""
+        while self._queue and self._lib.vb_queue_unsettled(self._queue):
+            await self._settling()
+        if self._queue and self._lib.vb_queue_settle(self._queue):
+            while self._queue and self._lib.vb_queue_unsettled(self._queue):
+                await self._settling()
+
+    def _settling(self) -> Completion[None]:
+        settled: Completion[None] = Completion()
+        self._settled.append(settled)
+        return settled
+
+    def _take_settled(self) -> list[Completion[None]]:
+        waiting, self._settled = self._settled, []
+        return waiting
 
     def statistics(self) -> NDArray[np.void]:
         """Return what was counted since the start, a `STATS` array of shape (1,)."""
@@ -218,6 +249,9 @@ class ExpressQueue:
             self._err_told = True
             text = self._ffi.string(reason).decode()
             self._log.warning("queue %d is broken: %s", self.index, text)
+        if self._settled and not self._lib.vb_queue_unsettled(self._queue):
+            for settled in self._take_settled():
+                settled.set_result(None)
         if (self._idle or self._counted) and not self.in_flight:
             self._uncount()
             waiting, self._idle = self._idle, []

@@ -29,6 +29,10 @@ class FileNode(PosixNode):
         return -(-os.fstat(self.fd).st_size // SECTOR) * SECTOR
 
     @property
+    def grows_with_zeroes(self) -> bool:
+        return True
+
+    @property
     def exact_size(self) -> int:
         return min(self.size, os.fstat(self.fd).st_size)
 

@@ -118,6 +118,10 @@ class RawNode(BlockNode):
         return max(available - self.offset, 0) // SECTOR * SECTOR
 
     @property
+    def grows_with_zeroes(self) -> bool:
+        return not self.is_window and self._file.node.grows_with_zeroes
+
+    @property
     def exact_size(self) -> int:
         return max(min(self.size, self._file.node.exact_size - self.offset), 0)
 

@@ -56,7 +56,9 @@ static void begin_mapped(struct vb_slot *slot)
 {
     slot->state = VB_SLOT_MAPPED;
     slot->map = slot->queue->map;
+    slot->phase = slot->queue->phase;
     slot->queue->mapped_in_flight++;
+    slot->queue->phase_in_flight[slot->phase]++;
 }
 
 static void end_mapped(struct vb_slot *slot)
@@ -65,6 +67,10 @@ static void end_mapped(struct vb_slot *slot)
 
     free(slot->segments);
     slot->segments = NULL;
+    if (!--queue->phase_in_flight[slot->phase] && queue->settling && slot->phase != queue->phase) {
+        queue->settling = false;
+        vb_iothread_signal(queue->iothread);
+    }
     if (!--queue->mapped_in_flight && queue->holds)
         vb_iothread_signal(queue->iothread);
 }

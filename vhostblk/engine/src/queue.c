@@ -463,6 +463,28 @@ void vb_queue_set_map(struct vb_queue *queue, struct vb_extent_map *map)
     vb_iothread_leave(queue->iothread);
 }
 
+uint32_t vb_queue_settle(struct vb_queue *queue)
+{
+    uint32_t count;
+
+    vb_iothread_enter(queue->iothread);
+    count = queue->phase_in_flight[queue->phase];
+    queue->phase ^= 1;
+    queue->settling = count > 0;
+    vb_iothread_leave(queue->iothread);
+    return count;
+}
+
+uint32_t vb_queue_unsettled(struct vb_queue *queue)
+{
+    uint32_t count;
+
+    vb_iothread_enter(queue->iothread);
+    count = queue->phase_in_flight[queue->phase ^ 1];
+    vb_iothread_leave(queue->iothread);
+    return count;
+}
+
 const struct vb_stats *vb_queue_stats(struct vb_queue *queue)
 {
     return &queue->stats;

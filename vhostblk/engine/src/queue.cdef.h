@@ -60,6 +60,12 @@ int vb_queue_move(struct vb_queue *queue, const struct vb_ring *ring,
 void vb_queue_set_map(struct vb_queue *queue, struct vb_extent_map *map);
 uint32_t vb_queue_mapped_in_flight(struct vb_queue *queue);
 
+/* Begin to wait for requests that went by the map's table before now; those that begin later have
+ * seen what was changed in it. Returns how many there are. When `vb_queue_unsettled` gets to 0 the
+ * upcall fd is signalled. Not again before that. */
+uint32_t vb_queue_settle(struct vb_queue *queue);
+uint32_t vb_queue_unsettled(struct vb_queue *queue);
+
 const struct vb_stats *vb_queue_stats(struct vb_queue *queue);
 
 /* Complete requests that went up: `n` heads with the status and the bytes written to each one's

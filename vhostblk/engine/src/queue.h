@@ -39,6 +39,7 @@ struct vb_slot {
     uint64_t done; /* bytes transferred so far */
     uint32_t segment, segment_count;
     uint8_t state;
+    uint8_t phase; /* of the queue when it began to go by the map */
 };
 
 /* Most segments of a run. */
@@ -70,7 +71,10 @@ struct vb_queue {
     struct vb_inflight inflight;
     uint32_t in_flight;
     uint32_t mapped_in_flight;
+    uint32_t phase_in_flight[2]; /* the same by phase: see vb_queue_settle */
     uint32_t holds;
+    uint8_t phase;
+    bool settling;
     uint16_t unpublished;   /* used elements that the driver has not been shown */
     uint32_t inline_count[VB_STAT_KINDS]; /* completed within this turn, for the statistics */
     uint64_t inline_bytes[VB_STAT_KINDS];

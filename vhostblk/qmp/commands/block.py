@@ -13,6 +13,7 @@ from vhostblk.schema.block import (
     BlockdevDel,
     BlockdevReopen,
     BlockdevSetActive,
+    BlockImageCorrupted,
     BlockIoError,
     BlockResize,
     BlockSetWriteThreshold,
@@ -23,6 +24,7 @@ from vhostblk.schema.drivers.quorum import QuorumFailure, QuorumReportBad
 
 # QEMU emits it for its device models, never for exports; so it is known and does not come.
 event("BLOCK_IO_ERROR", BlockIoError)
+event("BLOCK_IMAGE_CORRUPTED", BlockImageCorrupted)
 event("BLOCK_WRITE_THRESHOLD", BlockWriteThreshold)
 event("QUORUM_FAILURE", QuorumFailure)
 event("QUORUM_REPORT_BAD", QuorumReportBad)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that contradict themselves: marked as corrupt, and not written to any more."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from integration.qcow2.tools import opened, qemu_img, qemu_io, read, run, write
+from tests.block.support import fails_with
+from vhostblk.block.errors import BlockError
+from vhostblk.block.permissions import Perm
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZE = 1 << 20
+#: Of an image that QEMU makes with clusters of 64 KiB: the L1 table, and the first L2 table.
+L1, L2 = 0x30000, 0x40000
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def _image(path: Path, place: int, word: int) -> None:
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+    qemu_io(path, "write -q -P 1 0 128k")
+    data = bytearray(path.read_bytes())
+    data[place : place + 8] = word.to_bytes(8, "big")
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("place", "word", "text"),
+    [
+        (L1, 1 << 63 | L2 | 512, "L2 table offset 0x40200 unaligned (L1 index: 0)"),
+        (L2, 1 << 63 | 0x50200, "Cluster allocation offset 0x50200 unaligned"),
+        (L2, 1 << 63 | L1, "overlaps with active L1 table"),
+        (L2, 1 << 63 | L2, "overlaps with active L2 table"),
+    ],
+)
+def test_corrupt_images_are_told_and_left_alone(
+    tmp_path: Path, caplog: Any, place: int, word: int, text: str
+) -> None:
+    path = tmp_path / "disk.qcow2"
+    _image(path, place, word)
+
+    async def main() -> None:
+        async with opened(path) as (_, backend):
+            with fails_with(errno.EIO):
+                await write(backend, 0, b"x" * 512)
+            with fails_with(errno.EIO):
+                await write(backend, 65536, b"x" * 512)
+            with fails_with(errno.EIO):
+                await backend.flush()
+
+    run(main())
+    assert text in caplog.text
+
+    async def again() -> None:
+        with pytest.raises(BlockError, match="Image is corrupt; cannot be opened read/write"):
+            async with opened(path):
+                pass
+        async with opened(path, Perm.CONSISTENT_READ) as (_, backend):
+            assert await read(backend, 65536, 1) == (b"\1" if place == L2 else b"\0")
+
+    if place == L2:
+        run(again())
+
+
+def test_a_backing_file_that_is_the_image_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    form = ["-b", "disk.qcow2", "-F", "qcow2"]
+    qemu_img("create", "-q", "-u", "-f", "qcow2", *form, path, SIZE)
+
+    async def main() -> None:
+        with pytest.raises(BlockError, match="the backing chain is too long"):
+            async with opened(path, Perm.CONSISTENT_READ):
+                pass
+
+    run(main())
+
+
+def test_dirty_images_are_repaired(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    _image(path, 72, 1)  # dirty
+    data = bytearray(path.read_bytes())
+    data[0x20000:0x20010] = bytes(16)  # no refcounts
+    path.write_bytes(data)
+
+    async def main() -> None:
+        async with opened(path) as (_, backend):
+            assert await read(backend, 0, 1) == b"\1"
+
+    run(main())
+    assert "No errors" in qemu_img("check", path)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The header: what is refused and in which words; hostile ones end in one clear error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vhostblk.block.drivers.qcow2 import header, layout
+from vhostblk.block.drivers.qcow2.header import BitmapsExtension, Header, encode, parse
+from vhostblk.block.drivers.qcow2.layout import HEADER, Geometry
+from vhostblk.block.errors import BlockError
+
+V3 = Geometry(version=3, cluster_bits=12, refcount_order=4, extended_l2=False, external_data=False)
+
+
+def make(**members: object) -> Header:
+    values: dict[str, object] = {
+        "size": 1 << 20,
+        "l1_offset": 0x3000,
+        "l1_size": 1,
+        "reftable_offset": 0x1000,
+        "reftable_clusters": 1,
+    }
+    return Header(V3, **{**values, **members})  # type: ignore[arg-type]
+
+
+def patched(field: str, value: int) -> bytes:
+    """Return a good first cluster with one member changed."""
+    data = bytearray(encode(make()))
+    raw = np.frombuffer(data, HEADER, 1).copy()
+    raw[field] = value
+    data[: HEADER.itemsize] = raw.tobytes()
+    return bytes(data)
+
+
+def test_what_was_encoded_is_parsed() -> None:
+    original = make(
+        incompatible=1,
+        compatible=1,
+        autoclear=1,
+        backing_file=b"base.img",
+        backing_format=b"raw",
+        bitmaps=BitmapsExtension(2, 64, 0x5000),
+        unknown_extensions=[(0x12345678, b"kept"), (0x9, b"")],
+    )
+    assert parse(encode(original)) == original
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("magic", 1, "Image is not in qcow2 format"),
+        ("version", 4, "Unsupported qcow2 version 4"),
+        ("cluster_bits", 8, "Unsupported cluster size: 2^8"),
+        ("cluster_bits", 22, "Unsupported cluster size: 2^22"),
+        ("header_length", 103, "qcow2 header too short"),
+        ("header_length", 4097, "qcow2 header exceeds cluster size"),
+        ("backing_file_offset", 4097, "Invalid backing file offset"),
+        ("compression_type", 2, "qcow2: unknown compression type: 2"),
+        (
+            "compression_type",
+            1,
+            "qcow2: Compression type incompatible feature bit must be set",
+        ),
+        (
+            "incompatible_features",
+            8,
+            "qcow2: Compression type incompatible feature bit must not be set",
+        ),
+        (
+            "incompatible_features",
+            1 << 40,
+            "Unsupported qcow2 feature(s): Unknown incompatible feature: 10000000000",
+        ),
+        ("incompatible_features", 16, "Unsupported subcluster size: 128"),
+        (
+            "refcount_order",
+            7,
+            "Reference count entry width too large; may not exceed 64 bits",
+        ),
+        ("crypt_method", 3, "Unsupported encryption method 3"),
+        ("refcount_table_clusters", 0, "Image does not contain a reference count table"),
+        ("refcount_table_clusters", 2049, "Reference count table too large"),
+        ("refcount_table_offset", 100, "Reference count table offset invalid"),
+        ("nb_snapshots", 65537, "Snapshot table too large"),
+        ("snapshots_offset", 1, "Snapshot table offset invalid"),
+        ("l1_size", (32 << 17) + 1, "Active L1 table too large"),
+        ("l1_table_offset", 1 << 63, "Active L1 table offset invalid"),
+        ("size", 1 << 62, "Image is too big"),
+        ("size", 1 << 30, "L1 table is too small"),
+    ],
+)
+def test_refusals_are_those_of_qemu(field: str, value: int, message: str) -> None:
+    with pytest.raises(BlockError) as caught:
+        parse(patched(field, value))
+    assert str(caught.value) == message
+
+
+def test_features_are_named_as_the_image_names_them() -> None:
+    names = np.zeros(1, layout.FEATURE_NAME)
+    names[0] = (0, 7, b"time travel".ljust(46, b"\0"))
+    data = bytearray(patched("incompatible_features", 1 << 7))
+    start = HEADER.itemsize
+    extension = np.array([(layout.EXT_FEATURE_NAMES, 48)], layout.EXTENSION).tobytes()
+    data[start : start + 64] = extension + names.tobytes() + bytes(8)
+    with pytest.raises(BlockError, match=r"^Unsupported qcow2 feature\(s\): time travel$"):
+        parse(bytes(data))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=600), st.integers(0, 4000))
+def test_hostile_headers_end_in_one_error(noise: bytes, place: int) -> None:
+    data = bytearray(encode(make(backing_file=b"x", bitmaps=BitmapsExtension(1, 32, 0))))
+    end = min(len(data), place + len(noise))
+    data[place:end] = noise[: end - place]
+    try:
+        parsed = parse(bytes(data).ljust(2 << 20, b"\0"))
+    except BlockError:
+        return
+    assert header.cluster_size_of(bytes(data)) == parsed.geometry.cluster_size
+    assert not parsed.incompatible >> 5
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(min_size=HEADER.itemsize, max_size=512))
+def test_noise_is_refused(noise: bytes) -> None:
+    with pytest.raises(BlockError):
+        parse(noise)

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`qcow2`: QEMU's image format, versions 2 and 3 (`docs/interop/qcow2.txt` in QEMU's sources).
+
+What is where: `layout` (facts of the format), `header` (parsing, pure), `options` (what the user
+chose), `tables` (the L1 table and cached slices of L2 tables), `mapping` (what L2 entries mean),
+`refcounts` and `allocator` (which clusters of the file are in use), `commit` (the order in which
+metadata gets to the file), `write` and `read` (the data path), `publish` (the extent map),
+`snapshots`, `bitmaps`, `resize`, `check`, `create`, and `node` (the driver, which joins them).
+"""

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding free host clusters, and growing the refcount structures and the file.
+
+Clusters that have never been in use lie past `high_water`; if the file grows by a hole, they read
+as zeroes, so that nothing has to be written into them but the guest's data.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from vhostblk.block.drivers.qcow2.layout import MAX_CLUSTER_OFFSET, MAX_REFTABLE_BYTES
+from vhostblk.block.drivers.qcow2.refcounts import RefBlock
+from vhostblk.block.edge import os_error
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vhostblk.block.drivers.qcow2.image import Image
+
+#: The file grows by so much at least, and at most.
+MIN_GROWTH, MAX_GROWTH = 1 << 20, 64 << 20
+
+
+class Run(NamedTuple):
+    """Consecutive host clusters."""
+
+    first: int
+    length: int
+    #: Never used before: a hole, which reads as zeroes.
+    fresh: bool = False
+
+
+class Allocator:
+    """Takes clusters into use; called by whoever holds the image's lock."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._geometry = image.geometry
+        #: No cluster before this one is free.
+        self.hint = 0
+        #: Clusters from here on have never been in use.
+        self.high_water = image.geometry.clusters(image.file.node.size)
+        #: The file is longer than it has to be.
+        self._grown = False
+
+    async def allocate(self, count: int) -> list[Run]:
+        """Take `count` clusters; refcounts are 1 afterwards. Raises OSError, having taken none."""
+        runs: list[Run] = []
+        position = self.hint
+        try:
+            while count:
+                first, length = await self._find(position, count, alone=False)
+                fresh = await self._take(first, length)
+                runs.append(Run(first, length, fresh))
+                position = first + length
+                count -= length
+        except OSError:
+            for run in runs:
+                await self._image.refcounts.change(run.first, run.length, -1)
+            raise
+        self.hint = position
+        return runs
+
+    async def allocate_together(self, count: int) -> Run:
+        """Take `count` consecutive clusters."""
+        position = self.hint
+        while True:
+            first, length = await self._find(position, count, alone=True)
+            if length == count:
+                break
+            position = first + length
+        fresh = await self._take(first, count)
+        if first == self.hint:
+            self.hint = first + count
+        return Run(first, count, fresh)
+
+    def released(self, cluster: int) -> None:
+        """Note that a cluster is free again."""
+        self.hint = min(self.hint, cluster)
+
+    async def _find(self, start: int, count: int, *, alone: bool) -> tuple[int, int]:
+        """Return the first free clusters from `start` on, at most `count` and at least one.
+
+        `alone`: a run that ends at another cluster in use, or in `count`.
+        """
+        refcounts, bits = self._image.refcounts, self._geometry.refblock_bits
+        size = 1 << bits
+        while True:
+            index = start >> bits
+            block = await refcounts.block(index)
+            if block is None:
+                await self._add_block(index, start)
+                continue
+            low = start & (size - 1)
+            window = min(size, low + 2 * count + 256)
+            free = np.flatnonzero(block.values[low:window] == 0)
+            if not len(free):
+                start = (index << bits) + window
+                continue
+            first = int(free[0])
+            length = int(_leading_run(free[:count]))
+            found = (index << bits) + low + first
+            if alone and length < count and low + first + length == size:
+                length = await self._extend(found, length, count)
+            return found, length
+
+    async def _extend(self, first: int, length: int, count: int) -> int:
+        """Go on with a run that reaches the end of a refcount block."""
+        bits = self._geometry.refblock_bits
+        while length < count:
+            start = first + length
+            block = await self._image.refcounts.block(start >> bits)
+            if block is None:
+                await self._add_block(start >> bits, start)
+                continue
+            low = start & ((1 << bits) - 1)
+            values = block.values[low : low + count - length]
+            used = np.flatnonzero(values)
+            more = int(used[0]) if len(used) else len(values)
+            length += more
+            if len(used):
+                break
+        return length
+
+    async def _take(self, first: int, count: int) -> bool:
+        """Take free clusters; tell whether they are fresh."""
+        geometry = self._geometry
+        if (first + count) << geometry.cluster_bits > MAX_CLUSTER_OFFSET:
+            raise os_error(errno.EFBIG)
+        self._image.overlap.check_allocation(first, count)
+        await self._grow_file(first + count)
+        await self._image.refcounts.change(first, count, 1)
+        fresh = first >= self.high_water and self._image.grows_with_zeroes
+        self.high_water = max(self.high_water, first + count)
+        return fresh
+
+    async def extend(self, clusters: int) -> None:
+        """Make the file so many clusters long; all of them count as used."""
+        await self._grow_file(clusters)
+        self.high_water = max(self.high_water, clusters)
+
+    async def trim(self) -> None:
+        """Take back what the file has grown by in advance."""
+        image = self._image
+        if not self._grown:
+            return
+        self._grown = False
+        end = self.high_water << self._geometry.cluster_bits
+        if image.file.node.size > end:
+            await image.file.truncate(end)
+
+    async def _grow_file(self, clusters: int) -> None:
+        """Make the file long enough for so many clusters."""
+        image = self._image
+        end = clusters << self._geometry.cluster_bits
+        size = image.file.node.size
+        if end <= size:
+            return
+        step = min(max(size >> 3, MIN_GROWTH), MAX_GROWTH)
+        wanted = end + step
+        try:
+            await image.file.truncate(wanted)
+            self._grown = True
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:
+                raise
+            # Not for resizing: then it grows by writing, or is full.
+
+    async def _add_block(self, index: int, start: int) -> None:
+        """Add the refcount block `index`, all of whose clusters are free, among them itself."""
+        image, geometry = self._image, self._geometry
+        refcounts, bits = image.refcounts, geometry.refblock_bits
+        if index >= len(refcounts.table):
+            await self._grow_table(index)
+            return
+        own = max(index << bits, start, 1)
+        values = np.zeros(1 << bits, block_dtype(geometry.refcount_order))
+        image.overlap.check_allocation(own, 1)
+        await self._grow_file(own + 1)
+        self.high_water = max(self.high_water, own + 1)
+        block = RefBlock(index, own << geometry.cluster_bits, values)
+        values[own & ((1 << bits) - 1)] = 1
+        block.touch(0, 1 << bits)
+        refcounts.add(block)
+        refcounts.table[index] = own << geometry.cluster_bits
+        refcounts.dirty_entries.add(index)
+        image.overlap.metadata_added(own, 1, "refcount_block")
+
+    async def _grow_table(self, index: int) -> None:
+        """Move the refcount table to a larger place, past all that is in use.
+
+        The new table and the blocks that cover it and themselves lie together.
+        """
+        image, geometry = self._image, self._geometry
+        refcounts, bits = image.refcounts, geometry.refblock_bits
+        per_cluster = geometry.cluster_size >> 3
+        start = max(index << bits, self.high_water)
+        table_clusters = blocks = 0
+        while True:
+            last = (start + table_clusters + blocks - 1) >> bits
+            needed_blocks = last - (start >> bits) + 1
+            entries = max(last + 1, len(refcounts.table) * 3 // 2)
+            needed_table = -(-entries // per_cluster)
+            if (needed_blocks, needed_table) == (blocks, table_clusters):
+                break
+            blocks, table_clusters = needed_blocks, max(needed_table, table_clusters)
+        if table_clusters * geometry.cluster_size > MAX_REFTABLE_BYTES:
+            raise os_error(errno.EFBIG)
+        total = table_clusters + blocks
+        image.overlap.check_allocation(start, total)
+        await self._grow_file(start + total)
+        self.high_water = max(self.high_water, start + total)
+        table = np.zeros(table_clusters * per_cluster, np.uint64)
+        table[: len(refcounts.table)] = refcounts.table
+        new_blocks = []
+        for number in range(blocks):
+            at = start + table_clusters + number
+            block_index = (start >> bits) + number
+            if table[block_index]:
+                raise os_error(errno.EIO)
+            block = RefBlock(
+                block_index,
+                at << geometry.cluster_bits,
+                np.zeros(1 << bits, block_dtype(geometry.refcount_order)),
+            )
+            table[block_index] = block.host
+            low = max(start, block_index << bits) - (block_index << bits)
+            high = min(start + total, (block_index + 1) << bits) - (block_index << bits)
+            block.values[low:high] = 1
+            block.touch(0, 1 << bits)
+            new_blocks.append(block)
+        await image.commit.move_reftable(table, start << geometry.cluster_bits, new_blocks)
+        image.overlap.metadata_added(start, table_clusters, "refcount_table")
+        image.overlap.metadata_added(start + table_clusters, blocks, "refcount_block")
+
+
+def _leading_run(places: NDArray[Any]) -> int:
+    """Return how many of the sorted numbers follow each other from the first on."""
+    gaps = np.flatnonzero(np.diff(places) != 1)
+    return int(gaps[0]) + 1 if len(gaps) else len(places)
+
+
+def block_dtype(order: int) -> np.dtype[Any]:
+    """Return the type of a refcount block's numbers in memory."""
+    return np.dtype(f"u{max(1, 1 << order >> 3)}")

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing metadata to the file, in an order that leaves a consistent image at any point.
+
+Changed tables stay in memory until a flush, or until there are too many. Then:
+
+1. guest data and refcounts (which have only grown so far) are put on stable storage, the refcount
+   table's entries after the blocks that they point to;
+2. L2 entries, which now refer to clusters that are in use and have their data;
+3. L1 entries, once the L2 tables that they point to are there;
+4. clusters that nothing in the file refers to any more, once nobody uses them, are free: their
+   refcounts drop, in memory, to be written with the next step 1.
+
+So a crash costs clusters that are in use without need, and nothing else. With lazy refcounts the
+blocks are not written in step 1; the image is marked dirty, and whoever opens it next repairs it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from vhostblk.block.drivers.qcow2.layout import HEADER, Incompatible
+from vhostblk.block.drivers.qcow2.transfer import run_all, write_array, write_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vhostblk.block.drivers.qcow2.image import Image
+    from vhostblk.block.drivers.qcow2.refcounts import RefBlock
+    from vhostblk.block.drivers.qcow2.tables import L2Slice
+    from vhostblk.block.edge import Edge
+
+#: So many bytes of clusters are given up before metadata is written without a flush.
+FREE_BYTES = 64 << 20
+
+_REFTABLE_FIELD = int(HEADER.fields["refcount_table_offset"][1])  # type: ignore[index]
+
+
+class Freed(NamedTuple):
+    """Host clusters that are no longer referred to, once; `discard`: the file may forget them."""
+
+    first: int
+    length: int
+    discard: bool
+
+
+class Commit:
+    """What is to be written, and in which order. The image's lock is held for all of it."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._freed: list[Freed] = []
+        #: Ranges of an external data file that it may forget: offset, length.
+        self._forgotten: list[tuple[int, int]] = []
+        self._freed_clusters = 0
+        #: Data or refcounts have been written that L2 entries will rely on.
+        self.unsynced = False
+
+    @property
+    def dirty(self) -> bool:
+        """Whether anything in memory is newer than in the file, and has to get there."""
+        image = self._image
+        tables = image.tables
+        return bool(
+            self._freed
+            or self._forgotten
+            or tables.l1_high > tables.l1_low
+            or any(found.dirty for found in tables.slices.values())
+            or (not self._lazy and self._refcounts_dirty)
+        )
+
+    @property
+    def _refcounts_dirty(self) -> bool:
+        refcounts = self._image.refcounts
+        return bool(
+            refcounts.dirty_entries or any(block.dirty for block in refcounts.blocks.values())
+        )
+
+    @property
+    def _lazy(self) -> bool:
+        return self._image.settings.lazy_refcounts
+
+    def free(self, first: int, count: int = 1, *, discard: bool = False) -> None:
+        """Give up one reference to each of these clusters, once the file no longer has it."""
+        self._freed_clusters += count
+        if self._freed:
+            last = self._freed[-1]
+            if last.first + last.length == first and last.discard == discard:
+                self._freed[-1] = last._replace(length=last.length + count)
+                return
+        self._freed.append(Freed(first, count, discard))
+
+    def forget(self, offset: int, length: int) -> None:
+        """Let the external data file forget a range, once nothing refers to it."""
+        self._forgotten.append((offset, length))
+
+    @property
+    def pressing(self) -> bool:
+        """Whether so much has piled up that it should be written without a flush."""
+        image = self._image
+        tables = image.tables
+        return (
+            self._freed_clusters << image.geometry.cluster_bits > FREE_BYTES
+            or len(tables.slices) > tables.limit
+            or len(image.refcounts.blocks) > image.refcounts.limit
+        )
+
+    async def write(self) -> None:
+        """Write everything, as said above."""
+        image = self._image
+        await self._mark_dirty()
+        if not self._lazy or len(image.refcounts.blocks) > image.refcounts.limit:
+            await self._write_refcounts()
+        await self._write_tables()
+        if self._freed or self._forgotten:
+            await self._release()
+
+    async def write_all(self) -> None:
+        """Write also what can wait, so that nothing is left in memory; then the image is clean."""
+        image = self._image
+        while self.dirty or self._refcounts_dirty:
+            await self.write()
+            await self._write_refcounts()
+        if image.header.incompatible & Incompatible.DIRTY:
+            await image.file.flush()
+            image.header.incompatible &= ~int(Incompatible.DIRTY)
+            await image.write_features()
+            await image.file.flush()
+
+    async def close(self) -> None:
+        """Leave nothing in memory, and no more room at the file's end than there has to be."""
+        await self.write_all()
+        await self._image.allocator.trim()
+
+    async def _mark_dirty(self) -> None:
+        """Say that refcounts in the file may be wrong, before they are."""
+        image = self._image
+        if not self._lazy or image.header.incompatible & Incompatible.DIRTY:
+            return
+        if not self._refcounts_dirty:
+            return
+        image.header.incompatible |= int(Incompatible.DIRTY)
+        try:
+            await image.write_features()
+            await image.file.flush()
+        except OSError:
+            image.header.incompatible &= ~int(Incompatible.DIRTY)
+            raise
+
+    async def _write_refcounts(self) -> None:
+        image = self._image
+        refcounts = image.refcounts
+        dirty = refcounts.dirty_blocks()
+        if dirty:
+            self.unsynced = True
+            for block in dirty:
+                offset, raw = refcounts.encode(block)
+                await write_array(image.file, offset, raw)
+                block.low = block.high = 0
+        if refcounts.dirty_entries:
+            await image.file.flush()
+            for index in sorted(refcounts.dirty_entries):
+                place = image.header.reftable_offset + 8 * index
+                await write_array(
+                    image.file, place, refcounts.table[index : index + 1].astype(">u8")
+                )
+            refcounts.dirty_entries.clear()
+            self.unsynced = True
+
+    async def sync(self) -> None:
+        """Put data and metadata written so far on stable storage."""
+        self.unsynced = False  # what is written from now on is not covered
+        try:
+            await self.flush_files()
+        except BaseException:
+            self.unsynced = True
+            raise
+
+    async def flush_files(self) -> None:
+        """Flush the children. For those who don't hold the lock: `unsynced` stays what it is."""
+        image = self._image
+        if image.data is not image.file:
+            await image.data.flush()
+        await image.file.flush()
+
+    async def _write_tables(self) -> None:
+        image = self._image
+        tables = image.tables
+        dirty = tables.dirty_slices()
+        if dirty:
+            if self.unsynced:
+                await self.sync()
+            await run_all([self._write_slice(found) for found in dirty])
+            self.unsynced = True
+        if tables.l1_high > tables.l1_low:
+            if self.unsynced:
+                await self.sync()
+            low, high = tables.l1_low, tables.l1_high
+            raw = tables.l1[low:high].astype(">u8")
+            await write_array(image.file, image.header.l1_offset + 8 * low, raw)
+            tables.l1_low = tables.l1_high = 0
+            self.unsynced = True
+
+    async def _write_slice(self, found: L2Slice) -> None:
+        per_entry = self._image.tables.words_per_entry
+        # Whole sectors, which devices write at once or not at all.
+        low = found.low * per_entry // 64 * 64
+        high = -(-found.high * per_entry // 64) * 64
+        words = found.words[low:high].copy()
+        before = (found.low, found.high)
+        found.low = found.high = 0
+        found.pins += 1  # until then the file has something older
+        try:
+            await write_array(self._image.file, found.host + 8 * low, words)
+        except OSError:
+            found.touch(*before)
+            raise
+        finally:
+            found.pins -= 1
+
+    async def _release(self) -> None:
+        """Let go of clusters that the file no longer refers to."""
+        image = self._image
+        freed, self._freed, self._freed_clusters = self._freed, [], 0
+        try:
+            if self.unsynced:
+                await self.sync()
+            await image.publisher.settle()
+        except BaseException:
+            self._freed = freed + self._freed
+            raise
+        image.reader.forget_compressed()
+        forgotten, self._forgotten = self._forgotten, []
+        for offset, length in forgotten:
+            await self._discard(image.data, offset, length)
+        for run in freed:
+            free = await image.refcounts.change(run.first, run.length, -1)
+            for first, count in _runs(free):
+                image.allocator.released(first)
+                if run.discard:
+                    await self.discard(first, count)
+
+    async def discard(self, first: int, count: int) -> None:
+        """Have the file forget clusters that are free."""
+        bits = self._image.geometry.cluster_bits
+        await self._discard(self._image.file, first << bits, count << bits)
+
+    async def _discard(self, edge: Edge, offset: int, length: int) -> None:
+        """Have a file forget a range; it need not."""
+        try:
+            await edge.pdiscard(offset, length)
+        except OSError:
+            return
+
+    async def move_reftable(
+        self, table: NDArray[np.uint64], offset: int, blocks: list[RefBlock]
+    ) -> None:
+        """Go over to another refcount table, with new blocks that cover it; all at once."""
+        image = self._image
+        refcounts, geometry = image.refcounts, image.geometry
+        for block in blocks:
+            place, raw = refcounts.encode(block)
+            await write_array(image.file, place, raw)
+            block.low = block.high = 0
+        await self._write_refcounts()
+        await write_array(image.file, offset, table.astype(">u8"))
+        await image.file.flush()
+        clusters = len(table) * 8 >> geometry.cluster_bits
+        pointer = offset.to_bytes(8, "big") + clusters.to_bytes(4, "big")
+        await write_bytes(image.file, _REFTABLE_FIELD, pointer)
+        await image.file.flush()
+        old, old_clusters = image.header.reftable_offset, image.header.reftable_clusters
+        image.header.reftable_offset, image.header.reftable_clusters = offset, clusters
+        refcounts.table = table
+        refcounts.dirty_entries.clear()
+        for block in blocks:
+            refcounts.add(block)
+        image.overlap.metadata_removed(old >> geometry.cluster_bits, old_clusters)
+        self.free(old >> geometry.cluster_bits, old_clusters)
+
+
+def _runs(clusters: list[int]) -> list[tuple[int, int]]:
+    """Join consecutive numbers: first, count."""
+    runs: list[tuple[int, int]] = []
+    for cluster in clusters:
+        if runs and runs[-1][0] + runs[-1][1] == cluster:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((cluster, 1))
+    return runs

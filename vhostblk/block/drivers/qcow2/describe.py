@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What queries say of an image (`ImageInfo`, `ImageInfoSpecificQCow2`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vhostblk.block.drivers.qcow2.backing import full_name
+from vhostblk.block.drivers.qcow2.layout import COMPRESSION_ZSTD, Incompatible
+from vhostblk.block.errors import BlockError
+from vhostblk.schema.block_query import ImageInfoSpecific, ImageInfoSpecificQCow2
+
+if TYPE_CHECKING:
+    from vhostblk.block.drivers.qcow2.image import Image
+
+
+def describe(image: Image, filename: str) -> dict[str, Any]:
+    """Return members of `ImageInfo`."""
+    header, geometry = image.header, image.geometry
+    members: dict[str, Any] = {
+        "cluster_size": geometry.cluster_size,
+        "dirty_flag": bool(header.incompatible & Incompatible.DIRTY),
+        "format_specific": ImageInfoSpecific(type="qcow2", data=_specific(image)),
+    }
+    if header.backing_file:
+        name = header.backing_file.decode(errors="replace")
+        members["backing_filename"] = name
+        try:
+            members["full_backing_filename"] = full_name(name, filename)
+        except BlockError:
+            pass  # then there is none
+        if header.backing_format is not None:
+            members["backing_filename_format"] = header.backing_format.decode(errors="replace")
+    return members
+
+
+def _specific(image: Image) -> ImageInfoSpecificQCow2:
+    header, geometry = image.header, image.geometry
+    compression = "zstd" if header.compression_type == COMPRESSION_ZSTD else "zlib"
+    if header.version < 3:
+        return ImageInfoSpecificQCow2(
+            compat="0.10", refcount_bits=geometry.refcount_bits, compression_type=compression
+        )
+    members: dict[str, Any] = {}
+    if geometry.external_data:
+        members["data_file_raw"] = header.raw_data_file
+        if header.data_file is not None:
+            members["data_file"] = header.data_file.decode(errors="replace")
+    return ImageInfoSpecificQCow2(
+        compat="1.1",
+        lazy_refcounts=header.lazy_refcounts,
+        corrupt=bool(header.incompatible & Incompatible.CORRUPT),
+        extended_l2=geometry.extended_l2,
+        refcount_bits=geometry.refcount_bits,
+        compression_type=compression,
+        **members,
+    )

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The header and its extensions: the first cluster of an image.
+
+See the sections "General" to "Data encryption" of the specification.
+
+`parse` is a pure function of that cluster and checks all that can be told from it alone, in QEMU's
+order and words; `encode` is its inverse. What is unknown is kept and written back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from vhostblk.block.drivers.qcow2 import layout
+from vhostblk.block.drivers.qcow2.layout import (
+    EXTENSION,
+    HEADER,
+    INT64_MAX,
+    Autoclear,
+    Geometry,
+    Incompatible,
+)
+from vhostblk.block.errors import BlockError
+
+#: What has to be read before the cluster size is known.
+PROBE_BYTES = HEADER.itemsize
+
+#: Names of feature bits that are written to images: (type, bit, name).
+FEATURE_NAMES = (
+    (0, 0, "dirty bit"),
+    (0, 1, "corrupt bit"),
+    (0, 2, "external data file"),
+    (0, 3, "compression type"),
+    (0, 4, "extended L2 entries"),
+    (1, 0, "lazy refcounts"),
+    (2, 0, "bitmaps"),
+    (2, 1, "raw external data"),
+)
+
+
+class BitmapsExtension(NamedTuple):
+    """Where the directory of persistent bitmaps is."""
+
+    number: int
+    size: int
+    offset: int
+
+
+@dataclass
+class Header:
+    """What the first cluster says; offsets and sizes in bytes, names as in the specification."""
+
+    geometry: Geometry
+    size: int
+    l1_offset: int
+    l1_size: int
+    reftable_offset: int
+    reftable_clusters: int
+    snapshots_offset: int = 0
+    nb_snapshots: int = 0
+    incompatible: int = 0
+    compatible: int = 0
+    autoclear: int = 0
+    crypt_method: int = 0
+    compression_type: int = 0
+    header_length: int = HEADER.itemsize
+    unknown_fields: bytes = b""
+    backing_file: bytes | None = None
+    backing_format: bytes | None = None
+    data_file: bytes | None = None
+    #: The extension's content.
+    encryption: bytes | None = None
+    bitmaps: BitmapsExtension | None = None
+    #: Bitmaps were there, but somebody who doesn't know them has written since.
+    stale_bitmaps: bool = False
+    unknown_extensions: list[tuple[int, bytes]] = field(default_factory=list)
+
+    @property
+    def version(self) -> int:
+        """2 or 3."""
+        return self.geometry.version
+
+    @property
+    def lazy_refcounts(self) -> bool:
+        """Whether the image asks for lazy refcounts."""
+        return bool(self.compatible & layout.Compatible.LAZY_REFCOUNTS)
+
+    @property
+    def raw_data_file(self) -> bool:
+        """Whether the data file is a raw image of the disk."""
+        return bool(self.autoclear & Autoclear.DATA_FILE_RAW)
+
+
+def cluster_size_of(data: bytes) -> int:
+    """Return the cluster size from the first `PROBE_BYTES` bytes; raises BlockError."""
+    raw = np.frombuffer(data, HEADER, 1)[0]
+    if int(raw["magic"]) != layout.MAGIC:
+        raise BlockError("Image is not in qcow2 format")
+    if int(raw["version"]) not in (2, 3):
+        raise BlockError(f"Unsupported qcow2 version {int(raw['version'])}")
+    bits = int(raw["cluster_bits"])
+    if not layout.MIN_CLUSTER_BITS <= bits <= layout.MAX_CLUSTER_BITS:
+        raise BlockError(f"Unsupported cluster size: 2^{bits}")
+    return 1 << bits
+
+
+def parse(data: bytes) -> Header:
+    """Parse the first cluster; raises BlockError."""
+    cluster_size = cluster_size_of(data)
+    raw = {name: int(np.frombuffer(data, HEADER, 1)[0][name]) for name in _NUMBERS}
+    version = raw["version"]
+    if version == 2:
+        raw.update(dict.fromkeys(("incompatible_features", "compatible_features"), 0))
+        raw.update(autoclear_features=0, refcount_order=4, header_length=72)
+    elif raw["header_length"] < layout.V3_HEADER_LENGTH:
+        raise BlockError("qcow2 header too short")
+    length = raw["header_length"]
+    if length > cluster_size:
+        raise BlockError("qcow2 header exceeds cluster size")
+    backing_offset = raw["backing_file_offset"]
+    if backing_offset > cluster_size:
+        raise BlockError("Invalid backing file offset")
+    compression = raw["compression_type"] if length > layout.V3_HEADER_LENGTH else 0
+    incompatible = raw["incompatible_features"]
+    _check_compression(compression, incompatible)
+    extensions = _Extensions(data, length, backing_offset or cluster_size)
+    if unknown := incompatible & ~int(Incompatible.ALL):
+        raise BlockError(_unsupported_features(unknown, extensions))
+    geometry = Geometry(
+        version=version,
+        cluster_bits=raw["cluster_bits"],
+        refcount_order=raw["refcount_order"],
+        extended_l2=bool(incompatible & Incompatible.EXTENDED_L2),
+        external_data=bool(incompatible & Incompatible.DATA_FILE),
+    )
+    if geometry.subcluster_bits < layout.MIN_CLUSTER_BITS:
+        raise BlockError(f"Unsupported subcluster size: {geometry.subcluster_size}")
+    if raw["refcount_order"] > 6:
+        raise BlockError("Reference count entry width too large; may not exceed 64 bits")
+    if raw["crypt_method"] > layout.CRYPT_LUKS:
+        raise BlockError(f"Unsupported encryption method {raw['crypt_method']}")
+    header = Header(
+        geometry,
+        size=raw["size"] // 512 * 512,
+        l1_offset=raw["l1_table_offset"],
+        l1_size=raw["l1_size"],
+        reftable_offset=raw["refcount_table_offset"],
+        reftable_clusters=raw["refcount_table_clusters"],
+        snapshots_offset=raw["snapshots_offset"],
+        nb_snapshots=raw["nb_snapshots"],
+        incompatible=incompatible,
+        compatible=raw["compatible_features"],
+        autoclear=raw["autoclear_features"],
+        crypt_method=raw["crypt_method"],
+        compression_type=compression,
+        header_length=length,
+        unknown_fields=data[HEADER.itemsize : length],
+    )
+    _check_tables(header)
+    _take_extensions(header, extensions)
+    if backing_offset:
+        header.backing_file = _backing_name(data, backing_offset, raw["backing_file_size"])
+    return header
+
+
+_NUMBERS = tuple(name for name in HEADER.names or () if name != "padding")
+
+
+def _check_compression(kind: int, incompatible: int) -> None:
+    if kind not in (layout.COMPRESSION_ZLIB, layout.COMPRESSION_ZSTD):
+        raise BlockError(f"qcow2: unknown compression type: {kind}")
+    flagged = bool(incompatible & Incompatible.COMPRESSION)
+    if flagged != (kind != layout.COMPRESSION_ZLIB):
+        raise BlockError(
+            "qcow2: Compression type incompatible feature bit must "
+            f"{'not ' if flagged else ''}be set"
+        )
+
+
+def check_table(
+    geometry: Geometry, offset: int, entries: int, entry_size: int, limit: int, name: str
+) -> None:
+    """Raise BlockError where a table can't be where and as large as the image says."""
+    if entries > limit // entry_size:
+        raise BlockError(f"{name} too large")
+    if offset > INT64_MAX - entries * entry_size or offset & (geometry.cluster_size - 1):
+        raise BlockError(f"{name} offset invalid")
+
+
+def _check_tables(header: Header) -> None:
+    geometry = header.geometry
+    if not header.reftable_clusters:
+        raise BlockError("Image does not contain a reference count table")
+    check_table(
+        geometry,
+        header.reftable_offset,
+        header.reftable_clusters,
+        geometry.cluster_size,
+        layout.MAX_REFTABLE_BYTES,
+        "Reference count table",
+    )
+    check_table(
+        geometry,
+        header.snapshots_offset,
+        header.nb_snapshots,
+        layout.SNAPSHOT_HEADER.itemsize,
+        layout.SNAPSHOT_HEADER.itemsize * layout.MAX_SNAPSHOTS,
+        "Snapshot table",
+    )
+    check_table(
+        geometry, header.l1_offset, header.l1_size, 8, layout.MAX_L1_BYTES, "Active L1 table"
+    )
+    needed = geometry.l1_entries(header.size)
+    if needed > 0x7FFF_FFFF:
+        raise BlockError("Image is too big")
+    if header.l1_size < needed:
+        raise BlockError("L1 table is too small")
+
+
+class _Extensions:
+    """Walks the extensions in [start, stop) of the first cluster."""
+
+    def __init__(self, data: bytes, start: int, stop: int) -> None:
+        self._data, self._start, self._stop = data, start, stop
+
+    def walk(self) -> list[tuple[int, bytes]]:
+        """Return magic numbers and contents; raises BlockError."""
+        found: list[tuple[int, bytes]] = []
+        position, stop = self._start, self._stop
+        while position < stop:
+            if position + EXTENSION.itemsize > stop:
+                raise BlockError("Header extension too large")
+            extension = np.frombuffer(self._data, EXTENSION, 1, position)[0]
+            magic, length = int(extension["magic"]), int(extension["length"])
+            position += EXTENSION.itemsize
+            if length > stop - position:
+                raise BlockError("Header extension too large")
+            if magic == layout.EXT_END:
+                break
+            found.append((magic, self._data[position : position + length]))
+            position += -(-length // 8) * 8
+        return found
+
+
+def _unsupported_features(unknown: int, extensions: _Extensions) -> str:
+    """Name incompatible features, with the names that the image has for them."""
+    names: dict[int, str] = {}
+    try:
+        for magic, content in extensions.walk():
+            if magic == layout.EXT_FEATURE_NAMES:
+                count = len(content) // layout.FEATURE_NAME.itemsize
+                for entry in np.frombuffer(content, layout.FEATURE_NAME, count):
+                    if int(entry["type"]) == 0:
+                        text = bytes(entry["name"]).split(b"\0", 1)[0].decode("ascii", "replace")
+                        names.setdefault(int(entry["bit"]), text if text.isprintable() else "")
+    except BlockError:
+        names.clear()
+    listed = [names[bit] for bit in range(64) if unknown >> bit & 1 and names.get(bit)]
+    unnamed = unknown & ~sum(1 << bit for bit in range(64) if names.get(bit))
+    if unnamed:
+        listed.append(f"Unknown incompatible feature: {unnamed:x}")
+    return f"Unsupported qcow2 feature(s): {', '.join(listed)}"
+
+
+def _take_extensions(header: Header, extensions: _Extensions) -> None:
+    for magic, content in extensions.walk():
+        if magic == layout.EXT_BACKING_FORMAT:
+            if len(content) >= 16:
+                raise BlockError(f"ERROR: ext_backing_format: len={len(content)} too large (>=16)")
+            header.backing_format = content
+        elif magic == layout.EXT_DATA_FILE:
+            header.data_file = content
+        elif magic == layout.EXT_BITMAPS:
+            _take_bitmaps(header, content)
+        elif magic == layout.EXT_ENCRYPTION:
+            if header.crypt_method != layout.CRYPT_LUKS:
+                raise BlockError(
+                    "CRYPTO header extension only expected with LUKS encryption method"
+                )
+            header.encryption = content
+        elif magic != layout.EXT_FEATURE_NAMES:
+            header.unknown_extensions.append((magic, content))
+
+
+def _take_bitmaps(header: Header, content: bytes) -> None:
+    if len(content) != layout.BITMAPS_EXTENSION.itemsize:
+        raise BlockError("bitmaps_ext: Invalid extension length")
+    if not header.autoclear & Autoclear.BITMAPS:
+        header.stale_bitmaps = True
+        return
+    raw = np.frombuffer(content, layout.BITMAPS_EXTENSION, 1)[0]
+    found = BitmapsExtension(
+        int(raw["nb_bitmaps"]), int(raw["directory_size"]), int(raw["directory_offset"])
+    )
+    if int(raw["reserved"]):
+        raise BlockError("bitmaps_ext: Reserved field is not zero")
+    if found.number > layout.MAX_BITMAPS:
+        raise BlockError(
+            f"bitmaps_ext: Image has {found.number} bitmaps, exceeding the QEMU supported maximum "
+            f"of {layout.MAX_BITMAPS}"
+        )
+    if not found.number:
+        raise BlockError("found bitmaps extension with zero bitmaps")
+    if found.offset & (header.geometry.cluster_size - 1) or found.offset > INT64_MAX // 2:
+        raise BlockError("bitmaps_ext: invalid bitmap directory offset")
+    if found.size > layout.MAX_BITMAP_DIRECTORY_BYTES:
+        raise BlockError(
+            f"bitmaps_ext: bitmap directory size ({found.size}) exceeds the maximum supported "
+            f"size ({layout.MAX_BITMAP_DIRECTORY_BYTES})"
+        )
+    header.bitmaps = found
+
+
+def _backing_name(data: bytes, offset: int, length: int) -> bytes:
+    if length > min(layout.MAX_BACKING_NAME, len(data) - offset):
+        raise BlockError("Backing file name too long")
+    return data[offset : offset + length].split(b"\0", 1)[0]
+
+
+def encode(header: Header) -> bytes:
+    """Return the first cluster, one cluster long; raises BlockError where it has no room."""
+    geometry = header.geometry
+    is_v2 = header.version == 2
+    raw = np.zeros(1, HEADER)
+    length = layout.V2_HEADER_LENGTH if is_v2 else max(header.header_length, HEADER.itemsize)
+    values = {
+        "magic": layout.MAGIC,
+        "version": header.version,
+        "cluster_bits": geometry.cluster_bits,
+        "size": header.size,
+        "crypt_method": header.crypt_method,
+        "l1_size": header.l1_size,
+        "l1_table_offset": header.l1_offset,
+        "refcount_table_offset": header.reftable_offset,
+        "refcount_table_clusters": header.reftable_clusters,
+        "nb_snapshots": header.nb_snapshots,
+        "snapshots_offset": header.snapshots_offset,
+        "incompatible_features": header.incompatible,
+        "compatible_features": header.compatible,
+        "autoclear_features": header.autoclear,
+        "refcount_order": geometry.refcount_order,
+        "header_length": length,
+        "compression_type": header.compression_type,
+    }
+    for name, value in values.items():
+        raw[name] = value
+    tail = b"".join(_encode_extension(magic, content) for magic, content in _extensions(header))
+    tail += bytes(EXTENSION.itemsize)
+    front = raw.tobytes()[:length] + (b"" if is_v2 else header.unknown_fields)
+    if header.backing_file is not None:
+        offset = np.zeros(1, ">u8")
+        offset[0] = len(front) + len(tail)
+        size = np.array([len(header.backing_file)], ">u4")
+        front = front[:8] + offset.tobytes() + size.tobytes() + front[20:]
+        tail += header.backing_file
+    if len(front) + len(tail) > geometry.cluster_size:
+        raise BlockError("Could not update qcow2 header: No space left on device")
+    return (front + tail).ljust(geometry.cluster_size, b"\0")
+
+
+def _extensions(header: Header) -> list[tuple[int, bytes]]:
+    found: list[tuple[int, bytes]] = []
+    if header.backing_format is not None:
+        found.append((layout.EXT_BACKING_FORMAT, header.backing_format))
+    if header.data_file is not None:
+        found.append((layout.EXT_DATA_FILE, header.data_file))
+    if header.encryption is not None:
+        found.append((layout.EXT_ENCRYPTION, header.encryption))
+    if header.version >= 3:
+        names = np.zeros(len(FEATURE_NAMES), layout.FEATURE_NAME)
+        for index, (kind, bit, text) in enumerate(FEATURE_NAMES):
+            names[index] = (kind, bit, text.encode().ljust(46, b"\0"))
+        found.append((layout.EXT_FEATURE_NAMES, names.tobytes()))
+    if header.bitmaps is not None:
+        bitmaps = np.zeros(1, layout.BITMAPS_EXTENSION)
+        bitmaps["nb_bitmaps"], bitmaps["directory_size"], bitmaps["directory_offset"] = (
+            header.bitmaps
+        )
+        found.append((layout.EXT_BITMAPS, bitmaps.tobytes()))
+    return found + header.unknown_extensions
+
+
+def _encode_extension(magic: int, content: bytes) -> bytes:
+    head = np.array([(magic, len(content))], EXTENSION).tobytes()
+    return head + content.ljust(-(-len(content) // 8) * 8, b"\0")

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Image`: an open image, all parts of the driver joined together.
+
+Who may change what: reads and writes to allocated clusters go on side by side, by the published
+table. Everything that changes metadata (allocation, zeroes, discards, writing tables back) holds
+`lock`, one at a time, and so sees and leaves a consistent state. A host cluster that is given up
+waits in `commit` until the file no longer refers to it and nobody uses it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from vhostblk.block.drivers.qcow2 import compressed, header, layout
+from vhostblk.block.drivers.qcow2.allocator import Allocator
+from vhostblk.block.drivers.qcow2.bitmaps import parse_directory
+from vhostblk.block.drivers.qcow2.commit import Commit
+from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK, Autoclear, Incompatible
+from vhostblk.block.drivers.qcow2.overlap import Overlap
+from vhostblk.block.drivers.qcow2.publish import Publisher
+from vhostblk.block.drivers.qcow2.read import Reader
+from vhostblk.block.drivers.qcow2.refcounts import Refcounts
+from vhostblk.block.drivers.qcow2.snapshots import (
+    Incomplete,
+    SnapshotTable,
+    check_l1,
+    parse_table,
+)
+from vhostblk.block.drivers.qcow2.tables import L2Cache
+from vhostblk.block.drivers.qcow2.transfer import Mutex, read_array, read_bytes, write_bytes
+from vhostblk.block.drivers.qcow2.write import Writer
+from vhostblk.block.drivers.qcow2.zero import Zeroer
+from vhostblk.block.errors import BlockError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vhostblk.block.drivers.qcow2.header import Header
+    from vhostblk.block.drivers.qcow2.mapping import Entry
+    from vhostblk.block.drivers.qcow2.options import Settings
+    from vhostblk.block.drivers.qcow2.tables import L2Slice
+    from vhostblk.block.edge import Edge
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_INCOMPATIBLE_OFFSET = int(layout.HEADER.fields["incompatible_features"][1])  # type: ignore[index]
+_SNAPSHOT_CHUNK = 64 << 10
+
+
+class Image:
+    """An open image. `file` holds the metadata, `data` the guest's data (often the same)."""
+
+    def __init__(
+        self, file: Edge, data: Edge, backing: Edge | None, parsed: Header, settings: Settings
+    ) -> None:
+        self.file = file
+        self.data = data
+        self.backing = backing
+        self.header = parsed
+        self.geometry = parsed.geometry
+        self.settings = settings
+        self.writable = False
+        self.lock = Mutex()
+        self.snapshots = SnapshotTable()
+        self.on_corruption: Callable[[str, int, int, bool], object] = _no_listener
+        self._signalled = False
+        self._marking: set[asyncio.Task[None]] = set()
+        #: Set once metadata turned out to be wrong while writing: nothing goes on from there.
+        self.unusable = False
+        self.tables: L2Cache
+        self.refcounts: Refcounts
+        self.overlap: Overlap
+        self.publisher: Publisher
+        self.reader: Reader
+        self.allocator: Allocator
+        self.commit: Commit
+        self.writer: Writer
+        self.zeroer: Zeroer
+
+    @property
+    def size(self) -> int:
+        """The disk's length in bytes."""
+        return self.header.size
+
+    @property
+    def data_limit(self) -> int:
+        """Where data clusters end at the latest."""
+        if self.geometry.external_data:
+            return 1 << 62
+        return self.file.node.size
+
+    @property
+    def grows_with_zeroes(self) -> bool:
+        """Whether the file, made longer, reads as zeroes there."""
+        return self.file.node.grows_with_zeroes
+
+    async def load(self) -> None:
+        """Read tables and make the parts; raises BlockError."""
+        parsed, geometry = self.header, self.geometry
+        try:
+            l1 = await read_array(self.file, parsed.l1_offset, parsed.l1_size, ">u8")
+            entries = parsed.reftable_clusters << geometry.cluster_bits >> 3
+            reftable = await read_array(self.file, parsed.reftable_offset, entries, ">u8")
+            self.snapshots = await self._read_snapshots()
+        except OSError as error:
+            raise BlockError(f"Could not read qcow2 metadata: {error.strerror}") from error
+        settings = self.settings
+        self.tables = L2Cache(
+            self.file,
+            geometry,
+            l1.astype(np.uint64),
+            settings.l2_slice_size,
+            settings.l2_slices,
+        )
+        self.refcounts = Refcounts(
+            self.file, geometry, reftable.astype(np.uint64), settings.refblocks
+        )
+        self.refcounts.corrupt = self.corruption
+        self.overlap = Overlap(self)
+        self.overlap.collect()
+        self.reader = Reader(self)
+        self.allocator = Allocator(self)
+        self.commit = Commit(self)
+        self.writer = Writer(self)
+        self.zeroer = Zeroer(self)
+        self.new_publisher()
+
+    def new_publisher(self) -> None:
+        """Start a table of its own for the disk's present size; no operation is in flight."""
+        self.publisher = Publisher(self)
+        self.tables.on_load = self.publisher.load
+        self.tables.on_evict = self.publisher.evict
+        self.tables.limit = self.publisher.slice_limit(self.settings.l2_slices)
+        for found in self.tables.slices.values():
+            self.publisher.load(found)
+
+    def take_settings(self, settings: Settings) -> None:
+        """Go by other settings; no slice is dirty, and nothing in flight."""
+        self.settings = settings
+        if settings.l2_slice_size != self.tables.slice_size:
+            self.tables.clear()
+        self.tables.configure(
+            settings.l2_slice_size, self.publisher.slice_limit(settings.l2_slices)
+        )
+        self.refcounts.limit = settings.refblocks
+        self.overlap.collect()
+
+    async def _read_snapshots(self) -> SnapshotTable:
+        """Read the snapshot table; entries are parsed from ever longer parts of it."""
+        parsed = self.header
+        if not parsed.nb_snapshots:
+            return SnapshotTable()
+        length = _SNAPSHOT_CHUNK
+        while True:
+            data = await read_bytes(self.file, parsed.snapshots_offset, length)
+            try:
+                table = parse_table(data, parsed.nb_snapshots, parsed.size)
+            except Incomplete:
+                if length > layout.MAX_SNAPSHOTS_BYTES:
+                    raise BlockError("Snapshot table is too big") from None
+                length *= 4
+                continue
+            for each in table.entries:
+                check_l1(self.geometry, each)
+            return table
+
+    async def prepare_writing(self) -> None:
+        """Do what has to be done before the image changes; raises BlockError, OSError.
+
+        Features that we don't know are cleared, as they may not be true any more; bitmaps that
+        somebody let become stale go; refcounts that may be wrong are repaired.
+        """
+        parsed = self.header
+        unknown = parsed.autoclear & ~int(Autoclear.ALL)
+        if unknown or parsed.stale_bitmaps:
+            parsed.autoclear &= int(Autoclear.ALL)
+            parsed.stale_bitmaps = False
+            await self.update_header()
+        if parsed.bitmaps is not None:
+            await self._refuse_bitmaps(parsed.bitmaps)
+        if parsed.incompatible & Incompatible.DIRTY:
+            from vhostblk.block.drivers.qcow2.check import check
+
+            logger.warning("%s: repairing, as it was not closed", self.file.node.filename)
+            try:
+                await check(self, repair=True)
+            except OSError as error:
+                raise BlockError(f"Could not repair dirty image: {error.strerror}") from error
+
+    async def _refuse_bitmaps(self, extension: header.BitmapsExtension) -> None:
+        """Refuse to write where a bitmap would have to know of it."""
+        raw = await read_bytes(self.file, extension.offset, extension.size)
+        for bitmap in parse_directory(raw, extension.number):
+            if bitmap.records and not bitmap.in_use:
+                name = bitmap.name.decode(errors="replace")
+                raise BlockError(
+                    f"qcow2: '{self.file.node.filename}': writing to images with active persistent "
+                    f"bitmaps is not supported (bitmap '{name}')"
+                )
+
+    # Changing tables; the lock is held.
+
+    async def ensure_table(self, offset: int) -> L2Slice:
+        """Return the L2 slice for a guest offset, in a table of the active disk's own."""
+        tables, bits = self.tables, self.geometry.cluster_bits
+        found = await self.reader.slice_at(offset)
+        index = offset >> (bits + self.geometry.l2_bits)
+        word = int(tables.l1[index])
+        if found is not None and word & COPIED:
+            return found
+        run = await self.allocator.allocate_together(1)
+        host = run.first << bits
+        if found is None:
+            if not run.fresh:
+                await self.file.pwrite_zeroes(host, self.geometry.cluster_size)
+        else:
+            await self._load_whole_table(index)
+            tables.move_table(index, host)
+            self.commit.free((word & OFFSET_MASK) >> bits, discard=self.settings.discard_other)
+        self.commit.unsynced = True
+        tables.set_l1(index, host | COPIED)
+        self.overlap.metadata_added(run.first, 1, "active_l2")
+        moved = await tables.load(offset >> tables.span_bits)
+        assert moved is not None
+        return moved
+
+    async def _load_whole_table(self, index: int) -> None:
+        """Have all slices of an L2 table in the cache."""
+        tables = self.tables
+        first = index << tables.per_table_bits
+        slices: list[L2Slice] = []
+        try:
+            for number in range(first, first + (1 << tables.per_table_bits)):
+                found = await tables.load(number)
+                assert found is not None
+                found.pins += 1
+                slices.append(found)
+        finally:
+            for found in slices:
+                found.pins -= 1
+
+    async def relieve(self) -> None:
+        """Write metadata where too much of it has piled up. A failure shows at the next flush."""
+        if self.commit.pressing and not self.unusable:
+            try:
+                await self.commit.write()
+            except OSError as error:
+                logger.warning("%s: %s", self.file.node.filename, error.strerror)
+
+    def give_up(self, entry: Entry, *, discard: bool | None = None) -> None:
+        """Let go of what an L2 entry that has been replaced referred to."""
+        if discard is None:
+            discard = self.settings.discard_other
+        bits = self.geometry.cluster_bits
+        if entry.compressed:
+            offset, length = self.geometry.compressed_range(entry.word)
+            first = offset >> bits
+            self.commit.free(first, (offset + length - 1 >> bits) - first + 1, discard=discard)
+        elif entry.host >= 0 and self.geometry.external_data:
+            if discard and not self.header.raw_data_file:
+                self.commit.forget(entry.host, self.geometry.cluster_size)
+        elif entry.host >= 0:
+            self.commit.free(entry.host >> bits, discard=discard)
+
+    # Corruption.
+
+    def corruption(self, text: str, offset: int = -1, size: int = -1) -> None:
+        """Report that the image contradicts itself; one that is written to becomes unusable."""
+        fatal = self.writable
+        if self._signalled and (not fatal or self.header.incompatible & Incompatible.CORRUPT):
+            return
+        self._signalled = True
+        name = self.file.node.filename
+        if fatal:
+            logger.error("qcow2: Marking image as corrupt: %s: %s", name, text)
+            self.unusable = True
+            self.writable = False
+            self.publisher.revoke_all()
+            self.header.incompatible |= Incompatible.CORRUPT
+            task = asyncio.get_running_loop().create_task(self._mark_corrupt())
+            self._marking.add(task)
+            task.add_done_callback(self._marking.discard)
+        else:
+            logger.error("qcow2: Image is corrupt: %s: %s", name, text)
+        self.on_corruption(text, offset, size, fatal)
+
+    async def _mark_corrupt(self) -> None:
+        if self.header.version < 3:
+            return
+        try:
+            await self.write_features()
+            await self.file.flush()
+        except OSError as error:
+            logger.error("%s: can't be marked as corrupt: %s", self.file.node.filename, error)
+
+    async def settled(self) -> None:
+        """Wait for what goes on in the background."""
+        while self._marking:
+            await asyncio.wait(set(self._marking))
+
+    async def write_features(self) -> None:
+        """Write the incompatible feature bits."""
+        features = self.header.incompatible.to_bytes(8, "big")
+        await write_bytes(self.file, _INCOMPATIBLE_OFFSET, features)
+
+    async def update_header(self) -> None:
+        """Write the first cluster, as `header` has it now; raises BlockError or OSError."""
+        await write_bytes(self.file, 0, header.encode(self.header))
+
+    def check_usable(self) -> None:
+        """Raise OSError where the image was found corrupt."""
+        if self.unusable:
+            raise OSError(errno.EIO, "qcow2: image is corrupt")
+
+    # Helpers.
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """Run what takes long on a thread."""
+        return await asyncio.get_running_loop().run_in_executor(None, function)
+
+
+def _no_listener(_text: str, _offset: int, _size: int, _fatal: bool) -> None:
+    pass
+
+
+async def read_header(file: Edge) -> Header:
+    """Read and parse the first cluster; raises BlockError."""
+    try:
+        probe = await read_bytes(file, 0, header.PROBE_BYTES)
+        data = await read_bytes(file, 0, header.cluster_size_of(probe))
+    except OSError as error:
+        raise BlockError(f"Could not read qcow2 header: {os.strerror(error.errno or 5)}") from error
+    parsed = header.parse(data)
+    compressed.check_available(parsed.compression_type)
+    return parsed

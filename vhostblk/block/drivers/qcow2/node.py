@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Qcow2Node`: the driver, by the contract of block nodes.
+
+What is common is short: a request whose clusters the published table covers goes to the data file
+at once. The rest is looked up (`read`), or takes its turn with what changes metadata (`write`).
+"""
+
+# ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+from vhostblk.block import inherit
+from vhostblk.block.drivers.qcow2.backing import DATA_FILE, open_backing, open_data_file
+from vhostblk.block.drivers.qcow2.image import Image, read_header
+from vhostblk.block.drivers.qcow2.layout import Incompatible
+from vhostblk.block.drivers.qcow2.mapping import READ, READ_ZERO, Kind
+from vhostblk.block.drivers.qcow2.options import settle
+from vhostblk.block.errors import BlockError
+from vhostblk.block.iovec import IoVec
+from vhostblk.block.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.permissions import Perm
+from vhostblk.schema.base import UNSET
+from vhostblk.schema.block import BlockImageCorrupted
+
+if TYPE_CHECKING:
+    from vhostblk.block.drivers.qcow2.snapshots import Snapshot
+    from vhostblk.block.edge import Edge
+    from vhostblk.block.graph import Graph
+    from vhostblk.engine.extents import ExtentMap
+
+logger = logging.getLogger(__name__)
+
+_OFFSET = ~511
+
+
+class Qcow2Node(BlockNode):
+    """A qcow2 image: children "file", and perhaps "data-file" and "backing"."""
+
+    driver = "qcow2"
+    mutable_options = frozenset(
+        {
+            "lazy_refcounts",
+            "pass_discard_request",
+            "pass_discard_snapshot",
+            "pass_discard_other",
+            "discard_no_unref",
+            "overlap_check",
+            "cache_size",
+            "l2_cache_size",
+            "l2_cache_entry_size",
+            "refcount_cache_size",
+            "cache_clean_interval",
+        }
+    )
+
+    def __init__(self, node_name: str, options: Any) -> None:
+        super().__init__(node_name, options)
+        self.read_only = options.read_only
+        self._graph: Graph
+        self._image: Image
+        self._cleaning: asyncio.TimerHandle | None = None
+
+    # Opening and closing.
+
+    @classmethod
+    async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
+        node = cls(node_name, options)
+        node._graph = graph
+        await graph.open_child(node, "file", options.file)
+        parsed = await read_header(node.children["file"])
+        if parsed.crypt_method:
+            raise BlockError(f"qcow2: encrypted images are not supported ('{node.filename}')")
+        if parsed.incompatible & Incompatible.CORRUPT and not node.read_only:
+            raise BlockError("qcow2: Image is corrupt; cannot be opened read/write")
+        await open_data_file(node, graph, parsed)
+        settings = settle(options, parsed)
+        await open_backing(node, graph, parsed)
+        await node._take_image(Image(*node._edges(), parsed, settings))
+        return node
+
+    def _edges(self) -> tuple[Edge, Edge, Edge | None]:
+        """Return the ways to metadata, data and backing file."""
+        file = self.children["file"]
+        return file, self.children.get(DATA_FILE, file), self.children.get(inherit.BACKING)
+
+    async def _take_image(self, image: Image) -> None:
+        await image.load()
+        self._image = image
+        image.on_corruption = self._report_corruption
+        image.writable = self.writable_image
+        self.refresh_limits()
+        if image.writable:
+            try:
+                await image.prepare_writing()
+            except OSError as error:
+                raise BlockError(f"Could not update qcow2 header: {error.strerror}") from error
+        self._schedule_cleaning()
+
+    def _schedule_cleaning(self) -> None:
+        """Have tables that nobody uses dropped from the cache now and then."""
+        if self._cleaning is not None:
+            self._cleaning.cancel()
+            self._cleaning = None
+        interval = self._image.settings.clean_interval
+        if interval:
+            loop = asyncio.get_running_loop()
+            self._cleaning = loop.call_later(interval, self._clean)
+
+    def _clean(self) -> None:
+        self._image.tables.clean_unused()
+        self._schedule_cleaning()
+
+    def _report_corruption(self, text: str, offset: int, size: int, fatal: bool) -> None:
+        self._graph.events.emit(
+            "BLOCK_IMAGE_CORRUPTED",
+            BlockImageCorrupted(
+                device="",
+                node_name=self.node_name,
+                msg=text,
+                offset=UNSET if offset < 0 else offset,
+                size=UNSET if size < 0 else size,
+                fatal=fatal,
+            ),
+        )
+
+    @property
+    def writable_image(self) -> bool:
+        """Tell whether metadata may be written."""
+        return not self.read_only and self.active
+
+    async def close(self) -> None:
+        if self._cleaning is not None:
+            self._cleaning.cancel()
+        try:
+            await self.give_up_writing()
+        except OSError as error:
+            logger.error("%s: closing: %s", self.filename, error.strerror)
+        await self._image.settled()
+
+    async def give_up_writing(self) -> None:
+        image = self._image
+        if image.writable and not image.unusable:
+            async with image.lock:
+                await image.commit.close()
+
+    async def reload_image(self) -> None:
+        """Start anew with what is in the file now; the children stay."""
+        parsed = await read_header(self.children["file"])
+        if parsed.geometry.external_data != self._image.geometry.external_data:
+            raise BlockError("qcow2: the image has come to have, or lost, an external data file")
+        if parsed.crypt_method:
+            raise BlockError(f"qcow2: encrypted images are not supported ('{self.filename}')")
+        await self._image.settled()
+        try:
+            await self._take_image(Image(*self._edges(), parsed, settle(self.options, parsed)))
+        except BlockError:
+            self._image.unusable = True
+            raise
+
+    # Reopening.
+
+    def prepare_reopen(self, options: Any) -> None:
+        settle(options, self._image.header)
+        corrupt = self._image.header.incompatible & Incompatible.CORRUPT
+        if corrupt and not options.read_only:
+            raise BlockError("qcow2: Image is corrupt; cannot be opened read/write")
+
+    def take_options(self, options: Any) -> None:
+        super().take_options(options)
+        self._image.take_settings(settle(options, self._image.header))
+        self._image.writable = self.writable_image
+        self._schedule_cleaning()
+
+    def refresh_limits(self) -> None:
+        geometry = self._image.geometry
+        self.limits = BlockLimits(
+            discard_granularity=geometry.cluster_size,
+            optimal_transfer=geometry.cluster_size,
+            # So that a long one doesn't keep others waiting, nor too many tables in memory.
+            max_discard=geometry.cluster_size << 12,
+            max_write_zeroes=geometry.cluster_size << 12,
+        )
+
+    @property
+    def size(self) -> int:
+        return self._image.size
+
+    @property
+    def cluster_size(self) -> int:
+        return self._image.geometry.cluster_size
+
+    @property
+    def allocated_size(self) -> int | None:
+        return self.children["file"].node.allocated_size
+
+    @property
+    def image_details(self) -> dict[str, Any]:
+        from vhostblk.block.drivers.qcow2.describe import describe
+
+        return describe(self._image, self.filename)
+
+    def child_permissions(self, role: str, perm: Perm, shared: Perm) -> tuple[Perm, Perm]:
+        """Take what QEMU takes: metadata needs the file for itself, backing files are only read."""
+        if role == inherit.BACKING:
+            kept = Perm.WRITE | Perm.RESIZE if shared & Perm.WRITE else Perm.NONE
+            return perm & Perm.CONSISTENT_READ, kept | Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED
+        if role == DATA_FILE:
+            if perm & Perm.WRITE_UNCHANGED:
+                perm |= Perm.WRITE
+            if perm & Perm.WRITE:
+                perm |= Perm.RESIZE
+            return perm, shared & ~Perm.RESIZE
+        if role != "file":
+            return Perm.CONSISTENT_READ, Perm.ALL
+        if not self.read_only:  # metadata may be written though the guest writes nothing
+            perm |= Perm.WRITE | Perm.RESIZE
+        return perm | Perm.CONSISTENT_READ, shared & ~(Perm.WRITE | Perm.RESIZE)
+
+    # Reading.
+
+    async def preadv(self, offset: int, iov: IoVec) -> None:
+        image = self._image
+        publisher = image.publisher
+        phase = publisher.begin()
+        try:
+            bits, entries = publisher.unit_bits, publisher.entries
+            first, last = offset >> bits, (offset + iov.nbytes - 1) >> bits
+            if first == last and first < len(entries):
+                entry = int(entries[first])
+                if entry & READ:
+                    inside = offset & ((1 << bits) - 1)
+                    await image.data.preadv((entry & _OFFSET) + inside, iov)
+                    return
+                if entry & READ_ZERO:
+                    iov.fill(0)
+                    return
+            await image.reader.read(offset, iov)
+        finally:
+            publisher.end(phase)
+
+    async def block_status(self, offset: int, length: int) -> Extent:
+        image = self._image
+        # Only as far as one slice goes: callers ask again.
+        span = 1 << image.tables.span_bits
+        piece = (await image.reader.pieces(offset, min(length, span - (offset & (span - 1)))))[0]
+        status = BlockStatus.NONE
+        where = piece.host if piece.kind is not Kind.COMPRESSED else -1
+        if piece.kind in (Kind.DATA, Kind.COMPRESSED):
+            status = BlockStatus.DATA | BlockStatus.ALLOCATED
+        elif piece.kind is Kind.ZERO:
+            status = BlockStatus.ZERO | BlockStatus.ALLOCATED
+        elif image.backing is None:
+            status = BlockStatus.ZERO
+        if where >= 0:
+            status |= BlockStatus.OFFSET_VALID
+        if offset + piece.length == self.size:
+            status |= BlockStatus.EOF
+        return Extent(piece.length, status, max(where, 0), image.data.node)
+
+    # Writing.
+
+    async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
+        image = self._image
+        publisher = image.publisher
+        phase = publisher.begin()
+        try:
+            host = publisher.overwritable(offset, iov.nbytes)
+            if host >= 0:
+                await image.data.pwritev(host, iov)
+                image.commit.unsynced = True
+                return
+        finally:
+            publisher.end(phase)
+        image.check_usable()
+        await image.writer.write(offset, iov)
+
+    async def pwrite_zeroes(
+        self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
+    ) -> None:
+        image = self._image
+        image.check_usable()
+        unit = image.geometry.subcluster_size
+        stop = offset + length
+        low, high = -(-offset // unit) * unit, stop // unit * unit
+        if stop == image.size:
+            high = stop
+        if low >= high:
+            await self._zero_bytes(offset, stop)
+            return
+        async with image.lock:
+            await image.zeroer.zero(low, high - low, unmap=bool(flags & WriteFlags.MAY_UNMAP))
+            await image.relieve()
+        await self._zero_bytes(offset, low)
+        await self._zero_bytes(high, stop)
+
+    async def _zero_bytes(self, start: int, stop: int) -> None:
+        """Write zeroes to a part of a cluster, unless there is nothing else."""
+        if start < stop and not await self._image.zeroer.reads_zero(start, stop - start):
+            step = 1 << 20
+            for low in range(start, stop, step):
+                await self.pwritev(low, IoVec.allocate(min(step, stop - low)))
+
+    async def pdiscard(self, offset: int, length: int) -> None:
+        image = self._image
+        image.check_usable()
+        size = image.geometry.cluster_size
+        stop = offset + length
+        low, high = -(-offset // size) * size, stop // size * size
+        if stop == image.size:
+            high = stop
+        if low < high:
+            async with image.lock:
+                await image.zeroer.discard(low, high - low)
+                await image.relieve()
+
+    async def flush(self) -> None:
+        image = self._image
+        await self.write_back()
+        await image.commit.flush_files()
+
+    async def write_back(self) -> None:
+        image = self._image
+        image.check_usable()
+        if image.writable:
+            async with image.lock:  # what somebody else is writing has to be complete, too
+                image.check_usable()
+                if image.commit.dirty:
+                    await image.commit.write()
+
+    # Internal snapshots.
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return the internal snapshots, the oldest first."""
+        return list(self._image.snapshots.entries)
+
+    async def create_snapshot(self, name: str) -> Snapshot:
+        """Make an internal snapshot, between requests; raises BlockError or OSError."""
+        from vhostblk.block.drivers.qcow2 import snapshot_changes
+
+        image = self._image
+        now = time.time_ns()
+        async with self._graph.drained([self]), image.lock:
+            image.check_usable()
+            raw = name.encode(errors="surrogateescape")
+            if snapshot_changes.find(image, None, raw) is not None:
+                raise BlockError(
+                    f"Snapshot with name '{name}' already exists on device '{self.node_name}'"
+                )
+            return await snapshot_changes.create(image, raw, *divmod(now, 10**9))
+
+    async def delete_snapshot(self, *, id: str | None = None, name: str | None = None) -> Snapshot:  # noqa: A002
+        """Delete the internal snapshot with this id and name; raises BlockError or OSError."""
+        from vhostblk.block.drivers.qcow2 import snapshot_changes
+
+        image = self._image
+        async with self._graph.drained([self]), image.lock:
+            image.check_usable()
+            found = snapshot_changes.find(
+                image,
+                None if id is None else id.encode(errors="surrogateescape"),
+                None if name is None else name.encode(errors="surrogateescape"),
+            )
+            if found is None:
+                raise BlockError(
+                    f"Snapshot with id '{id or 'null'}' and name '{name or 'null'}' does not exist "
+                    f"on device '{self.node_name}'"
+                )
+            await snapshot_changes.delete(image, found)
+            return found
+
+    async def truncate(self, size: int) -> None:
+        from vhostblk.block.drivers.qcow2.resize import resize, zero_new_part
+
+        image = self._image
+        image.check_usable()
+        old_size = image.size
+        async with image.lock:
+            await resize(image, size)
+            if size > old_size:
+                await zero_new_part(image, old_size)
+        border = min(
+            -(-old_size // image.geometry.cluster_size) * image.geometry.cluster_size, size
+        )
+        await self._zero_bytes(old_size, border)
+
+    def extent_map(self) -> ExtentMap | None:
+        return self._image.publisher.extent_map()

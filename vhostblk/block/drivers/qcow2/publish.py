@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The extent map: L2 slices as the engine reads them.
+
+The driver's own fast path goes by the same table, so that what an L2 entry allows is worked out
+once, for a whole slice. An entry comes into being when its slice is loaded, or when a write that
+allocated it is complete, and goes when the slice is evicted or its meaning changes. Taking an
+entry back never waits; `settle` is what waits, before the host cluster gets another use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhostblk.block.completion import Completion
+from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK
+from vhostblk.block.drivers.qcow2.mapping import OVERWRITE, READ, map_entries
+from vhostblk.engine.extents import ExtentKind, ExtentMap, ExtentTable, Treatment
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vhostblk.block.drivers.qcow2.image import Image
+    from vhostblk.block.drivers.qcow2.tables import L2Slice
+
+#: Longest table; disks with more subclusters have none. Pages are only used when touched.
+_MAX_ENTRIES = 1 << 30
+#: Most memory that entries take, besides those of the two slices that a cache has at least.
+TABLE_BYTES = 256 << 20
+_PAGE = 4096
+
+
+class Publisher:
+    """Keeps the table in step with the cached slices."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        geometry = image.geometry
+        self.unit_bits = geometry.subcluster_bits
+        count = -(-image.size >> geometry.subcluster_bits)
+        self._table: ExtentTable | None = None
+        #: The entries, shape (subclusters of the disk,).
+        self.entries: NDArray[np.uint64] = np.zeros(0, np.uint64)
+        if 0 < count <= _MAX_ENTRIES:
+            try:
+                self._table = ExtentTable(geometry.subcluster_bits, count)
+            except (OSError, MemoryError, ValueError):
+                return  # no address space: then all is looked up
+            self.entries = np.frombuffer(self._table.memory, np.uint64)
+        #: Operations of the Python lane in flight, by phase.
+        self._busy = [0, 0]
+        self.phase = 0
+        self._settled: Completion[None] | None = None
+
+    def slice_limit(self, slices: int) -> int:
+        """Return how many slices may be kept, of those that the user wants."""
+        spread = 8 << self._image.tables.span_bits >> self.unit_bits
+        return max(min(slices, TABLE_BYTES // spread), 2)
+
+    # Entries.
+
+    def load(self, found: L2Slice) -> None:
+        """Publish a slice."""
+        self.update(found, 0, 1 << self._image.tables.slice_bits)
+
+    def update(self, found: L2Slice, low: int, high: int) -> None:
+        """Publish entries [low, high) of a slice, as they are now."""
+        entries = self.entries
+        if not len(entries) or self._image.unusable:
+            return
+        image = self._image
+        tables, geometry = image.tables, image.geometry
+        first_cluster = (found.number << tables.slice_bits) + low
+        per_entry = tables.words_per_entry
+        mapped = map_entries(
+            geometry,
+            found.words[low * per_entry : high * per_entry],
+            first_cluster,
+            base=0,
+            limit=image.data_limit,
+            has_backing=image.backing is not None,
+            forbidden=image.overlap.offsets(),
+        )
+        start = first_cluster << (geometry.cluster_bits - self.unit_bits)
+        room = len(entries) - start
+        if room > 0:
+            entries[start : start + len(mapped)] = mapped[:room]
+
+    def changed(self, found: L2Slice, index: int, cluster: int, word: int) -> None:
+        """Publish a cluster that has been written, at a place known to be right."""
+        if self._image.geometry.extended_l2:
+            self.update(found, index, index + 1)
+        elif cluster < len(self.entries):
+            self.entries[cluster] = (word & OFFSET_MASK) | READ | OVERWRITE
+
+    def revoke(self, found: L2Slice, low: int, high: int) -> None:
+        """Take entries [low, high) of a slice back."""
+        image = self._image
+        first = (found.number << image.tables.slice_bits) + low
+        shift = image.geometry.cluster_bits - self.unit_bits
+        self.entries[first << shift : first + (high - low) << shift] = 0
+
+    def evict(self, found: L2Slice) -> None:
+        """Take a slice back, and give whole pages back to the system."""
+        tables = self._image.tables
+        self.revoke(found, 0, 1 << tables.slice_bits)
+        if self._table is None:
+            return
+        span = 8 << tables.span_bits >> self.unit_bits
+        start = found.number * span
+        end = min(start + span, len(self._table.memory))
+        if span % _PAGE == 0 and start + _PAGE <= end:
+            import mmap
+
+            self._table.memory.madvise(mmap.MADV_DONTNEED, start, (end - start) // _PAGE * _PAGE)
+
+    def revoke_all(self) -> None:
+        """Take everything back."""
+        tables = self._image.tables
+        for found in tables.slices.values():
+            self.revoke(found, 0, 1 << tables.slice_bits)
+
+    def overwritable(self, offset: int, length: int) -> int:
+        """Return where a range lies in the data file, if it may just be overwritten; else -1."""
+        bits, entries = self.unit_bits, self.entries
+        first, last = offset >> bits, (offset + length - 1) >> bits
+        if not self._image.writable or last >= len(entries):
+            return -1
+        entry = int(entries[first])
+        if not entry & OVERWRITE:
+            return -1
+        if last > first:
+            run = entries[first : last + 1]
+            expected = np.uint64(entry) + (
+                np.arange(last - first + 1, dtype=np.uint64) << np.uint64(bits)
+            )
+            if not (run == expected).all():
+                return -1
+        return (entry & ~511) + (offset & ((1 << bits) - 1))
+
+    # Operations in flight.
+
+    def begin(self) -> int:
+        """Count an operation that goes by the table; return what `end` is to be given."""
+        phase = self.phase
+        self._busy[phase] += 1
+        return phase
+
+    def end(self, phase: int) -> None:
+        """Count its end."""
+        self._busy[phase] -= 1
+        if self._settled is not None and phase != self.phase and not self._busy[phase]:
+            settled, self._settled = self._settled, None
+            settled.set_result(None)
+
+    async def settle(self) -> None:
+        """Wait until what went by the table before now has ended, in both lanes.
+
+        Called by one coroutine at a time, which is not in flight itself.
+        """
+        former = self.phase
+        self.phase = 1 - former
+        if self._busy[former]:
+            self._settled = Completion()
+            await self._settled
+        if self._table is not None:
+            await self._table.settle()
+
+    # The map.
+
+    def extent_map(self) -> ExtentMap | None:
+        """Return the map, where the data file is one that the engine can use."""
+        image = self._image
+        below = image.data.extent_map()
+        if self._table is None or below is None or below.kind is not ExtentKind.LINEAR:
+            return None
+        if below.offset:
+            return None
+        return ExtentMap(
+            ExtentKind.TABLE,
+            image.size,
+            fd=below.fd,
+            alignment=below.alignment,
+            writable=below.writable and image.writable,
+            buffered=below.buffered,
+            flush=Treatment.ASK,
+            discard=Treatment.ASK,
+            table=self._table,
+        )

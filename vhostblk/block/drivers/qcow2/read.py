@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding out what a guest range is, and reading it."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, NamedTuple
+
+from vhostblk.block.drivers.qcow2 import compressed
+from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK
+from vhostblk.block.drivers.qcow2.mapping import Entry, Kind, take_apart
+from vhostblk.block.drivers.qcow2.transfer import read_bytes, run_all
+from vhostblk.block.edge import os_error
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+    from vhostblk.block.drivers.qcow2.image import Image
+    from vhostblk.block.drivers.qcow2.tables import L2Slice
+    from vhostblk.block.iovec import IoVec
+
+#: Decompressed clusters kept for reads that follow.
+_KEPT_CLUSTERS = 4
+
+
+class Piece(NamedTuple):
+    """A run of guest bytes of one kind.
+
+    `host`: where data is in the data file; of compressed data the L2 entry; -1: nowhere.
+    """
+
+    kind: Kind
+    offset: int
+    length: int
+    host: int
+
+
+class Reader:
+    """Reads guest data through the L2 tables."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._kept: dict[int, bytes] = {}
+
+    async def slice_at(self, offset: int) -> L2Slice | None:
+        """Return the L2 slice for a guest offset; None where there is no L2 table."""
+        image = self._image
+        tables = image.tables
+        number = offset >> tables.span_bits
+        found = tables.slices.get(number)
+        if found is not None:
+            found.used = True
+            return found
+        index = number >> tables.per_table_bits
+        if index >= len(tables.l1):
+            return None
+        table = int(tables.l1[index]) & OFFSET_MASK
+        if table & (image.geometry.cluster_size - 1):
+            image.corruption(f"L2 table offset {table:#x} unaligned (L1 index: {index:#x})")
+            raise os_error(errno.EIO)
+        if not table:
+            return None
+        return await tables.load(number)
+
+    def entry_at(self, found: L2Slice, index: int, cluster: int) -> Entry:
+        """Return entry `index` of a slice, which maps guest cluster `cluster`.
+
+        Raises OSError(EIO) where it is invalid; the image is corrupt then.
+        """
+        image = self._image
+        geometry, words = image.geometry, found.words
+        if geometry.extended_l2:
+            entry = take_apart(geometry, int(words[2 * index]), int(words[2 * index + 1]))
+        else:
+            entry = take_apart(geometry, int(words[index]), 0)
+        where = f"(L2 offset: {found.host:#x}, L2 index: {index:#x})"
+        if not entry.valid:
+            image.corruption(_invalid(entry, geometry.version) + where)
+            raise os_error(errno.EIO)
+        if entry.host >= 0:
+            if entry.host & (geometry.cluster_size - 1):
+                image.corruption(f"Cluster allocation offset {entry.host:#x} unaligned {where}")
+                raise os_error(errno.EIO)
+            guest = cluster << geometry.cluster_bits
+            if geometry.external_data and entry.host != guest:
+                image.corruption(
+                    f"External data file host cluster offset {entry.host:#x} does not match guest "
+                    f"cluster offset: {guest:#x}{where[1:]}"
+                )
+                raise os_error(errno.EIO)
+        return entry
+
+    async def pieces(self, offset: int, length: int) -> list[Piece]:
+        """Split a guest range into runs of one kind, contiguous in the data file."""
+        image = self._image
+        geometry, tables = image.geometry, image.tables
+        result: list[Piece] = []
+        stop = offset + length
+        while offset < stop:
+            found = await self.slice_at(offset)
+            end = min(stop, ((offset >> tables.span_bits) + 1) << tables.span_bits)
+            if found is None:
+                if not (offset >> tables.span_bits) >> tables.per_table_bits >= len(tables.l1):
+                    table_span = tables.span_bits + tables.per_table_bits
+                    end = min(stop, ((offset >> table_span) + 1) << table_span)
+                _append(result, Piece(Kind.UNALLOCATED, offset, end - offset, -1))
+                offset = end
+                continue
+            mask = (1 << tables.slice_bits) - 1
+            while offset < end:
+                cluster = offset >> geometry.cluster_bits
+                entry = self.entry_at(found, cluster & mask, cluster)
+                offset = self._cluster_pieces(result, entry, offset, end)
+        return result
+
+    def _cluster_pieces(self, result: list[Piece], entry: Entry, offset: int, end: int) -> int:
+        """Add what [offset, end) has in the cluster of `offset`; return where that ends."""
+        geometry = self._image.geometry
+        start = offset & -geometry.cluster_size
+        end = min(end, start + geometry.cluster_size)
+        if entry.compressed:
+            result.append(Piece(Kind.COMPRESSED, offset, end - offset, entry.word))
+            return end
+        while offset < end:
+            inside = offset - start
+            kind = entry.kind(inside >> geometry.subcluster_bits)
+            border = start + ((inside >> geometry.subcluster_bits) + 1 << geometry.subcluster_bits)
+            piece_end = min(end, border)
+            host = -1 if entry.host < 0 else entry.host + inside
+            _append(result, Piece(kind, offset, piece_end - offset, host))
+            offset = piece_end
+        return end
+
+    async def read(self, offset: int, iov: IoVec) -> None:
+        """Read any guest range."""
+        found = await self.pieces(offset, iov.nbytes)
+        if len(found) == 1:
+            await self._read_piece(found[0], iov)
+            return
+        await run_all(
+            [
+                self._read_piece(
+                    piece, iov.slice(piece.offset - offset, piece.offset - offset + piece.length)
+                )
+                for piece in found
+            ]
+        )
+
+    def _read_piece(self, piece: Piece, iov: IoVec) -> Coroutine[Any, Any, None]:
+        image = self._image
+        if piece.kind is Kind.DATA:
+            return image.data.preadv(piece.host, iov)
+        if piece.kind is Kind.COMPRESSED:
+            return self._read_compressed(piece, iov)
+        if piece.kind is Kind.UNALLOCATED and image.backing is not None:
+            return image.backing.preadv(piece.offset, iov)
+        return _fill(iov)
+
+    async def _read_compressed(self, piece: Piece, iov: IoVec) -> None:
+        image = self._image
+        size = image.geometry.cluster_size
+        kept = self._kept
+        data = kept.get(piece.host)
+        if data is None:
+            offset, length = image.geometry.compressed_range(piece.host)
+            packed = await read_bytes(image.file, offset, length)
+            data = await image.in_thread(
+                lambda: compressed.decompress(image.header.compression_type, packed, size)
+            )
+            while len(kept) >= _KEPT_CLUSTERS:
+                del kept[next(iter(kept))]
+            kept[piece.host] = data
+        inside = piece.offset & (size - 1)
+        iov.copy_from(memoryview(data)[inside : inside + piece.length])
+
+    def forget_compressed(self) -> None:
+        """Forget decompressed clusters: the file's space may get another use."""
+        self._kept = {}  # those in flight still have the old one
+
+
+async def _fill(iov: IoVec) -> None:
+    iov.fill(0)
+
+
+def _append(result: list[Piece], piece: Piece) -> None:
+    """Add a piece, or make the last one longer."""
+    if result:
+        last = result[-1]
+        goes_on = last.host + last.length == piece.host if last.host >= 0 else piece.host < 0
+        if last.kind is piece.kind and goes_on:
+            result[-1] = last._replace(length=last.length + piece.length)
+            return
+    result.append(piece)
+
+
+def _invalid(entry: Entry, version: int) -> str:
+    if entry.compressed:
+        return "Compressed cluster entry found in image with external data file "
+    if version < 3:
+        return "Zero cluster entry found in pre-v3 image "
+    return "Invalid cluster entry found  "

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reference counts of host clusters (section "Host cluster management").
+
+A refcount block in memory is an array with one number a cluster, whatever the width in the file.
+What is dirty is written by `commit`, and only decreased there, once nothing in the file refers to
+the cluster any more: so counts in the file are never too low, except with lazy refcounts.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vhostblk.block.drivers.qcow2.layout import REFTABLE_OFFSET_MASK
+from vhostblk.block.drivers.qcow2.transfer import read_array
+from vhostblk.block.edge import os_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from vhostblk.block.drivers.qcow2.layout import Geometry
+    from vhostblk.block.edge import Edge
+
+
+def unpack(raw: NDArray[np.uint8], order: int) -> NDArray[Any]:
+    """Turn the bytes of a refcount block into numbers of 2**order bits, at least 8 in memory."""
+    if order >= 3:
+        stored = np.dtype(f">u{1 << order - 3}")
+        return raw.view(stored).astype(stored.newbyteorder("="))
+    # Parts of a byte: the first one is in the low bits.
+    width = 1 << order
+    shifts = np.arange(0, 8, width, dtype=np.uint8)
+    parts: NDArray[Any] = (raw[:, None] >> shifts[None, :]) & np.uint8((1 << width) - 1)
+    return parts.reshape(-1)
+
+
+def pack(values: NDArray[Any], order: int) -> NDArray[np.uint8]:
+    """Undo `unpack`."""
+    if order >= 3:
+        return values.astype(f">u{1 << order - 3}").view(np.uint8)
+    width = 1 << order
+    shifts = np.arange(0, 8, width, dtype=np.uint8)
+    parts = values.astype(np.uint8).reshape(-1, 8 // width) << shifts[None, :]
+    packed: NDArray[np.uint8] = np.bitwise_or.reduce(parts, axis=1)
+    return packed
+
+
+class RefBlock:
+    """Counts of consecutive clusters; [low, high) have changed since they were written."""
+
+    __slots__ = ("high", "host", "index", "low", "used", "values")
+
+    def __init__(self, index: int, host: int, values: NDArray[Any]) -> None:
+        self.index = index
+        self.host = host
+        self.values = values
+        self.low = self.high = 0
+        self.used = True
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is something to write."""
+        return self.high > self.low
+
+    def touch(self, low: int, high: int) -> None:
+        """Note that counts [low, high) have changed."""
+        if self.high > self.low:
+            self.low, self.high = min(self.low, low), max(self.high, high)
+        else:
+            self.low, self.high = low, high
+
+
+class Refcounts:
+    """The refcount table and cached blocks; used by one coroutine at a time."""
+
+    def __init__(
+        self, edge: Edge, geometry: Geometry, table: NDArray[np.uint64], limit: int
+    ) -> None:
+        self._edge = edge
+        self._geometry = geometry
+        #: In native byte order; entries in `dirty_entries` have changed.
+        self.table = table
+        self.dirty_entries: set[int] = set()
+        self.blocks: dict[int, RefBlock] = {}
+        #: How many blocks are kept.
+        self.limit = limit
+        #: Called with a text where the image contradicts itself; raises OSError.
+        self.corrupt: Callable[[str], None] = _corrupt
+
+    def block_offset(self, index: int) -> int:
+        """Return where a block is in the file; 0: nowhere."""
+        if index >= len(self.table):
+            return 0
+        offset = int(self.table[index]) & REFTABLE_OFFSET_MASK
+        if offset & (self._geometry.cluster_size - 1):
+            self.corrupt(f"Refblock offset {offset:#x} unaligned (reftable index: {index:#x})")
+        return offset
+
+    async def block(self, index: int) -> RefBlock | None:
+        """Return a block; None where there is none, and all its clusters are free."""
+        found = self.blocks.get(index)
+        if found is not None:
+            found.used = True
+            return found
+        offset = self.block_offset(index)
+        if not offset:
+            return None
+        raw = await read_array(self._edge, offset, self._geometry.cluster_size, np.uint8)
+        block = RefBlock(index, offset, unpack(raw, self._geometry.refcount_order))
+        self.add(block)
+        return block
+
+    def add(self, block: RefBlock) -> None:
+        """Keep a block, and make room for it."""
+        self.blocks[block.index] = block
+        for _ in range(2):
+            for old in list(self.blocks.values()):
+                if len(self.blocks) <= self.limit:
+                    return
+                if old is block or old.dirty:
+                    continue
+                if old.used:
+                    old.used = False
+                else:
+                    del self.blocks[old.index]
+
+    async def get(self, cluster: int) -> int:
+        """Return the count of a cluster."""
+        bits = self._geometry.refblock_bits
+        block = await self.block(cluster >> bits)
+        return 0 if block is None else int(block.values[cluster & ((1 << bits) - 1)])
+
+    async def change(self, first: int, count: int, by: int) -> list[int]:
+        """Add +1 or -1 to the counts of consecutive clusters; return those that became free.
+
+        Where one can't be changed, those before it are, and OSError is raised.
+        """
+        geometry, freed = self._geometry, []
+        bits, mask = geometry.refblock_bits, (1 << geometry.refblock_bits) - 1
+        cluster, stop = first, first + count
+        while cluster < stop:
+            block = await self.block(cluster >> bits)
+            low = cluster & mask
+            high = min(low + stop - cluster, mask + 1)
+            if block is None:
+                self.corrupt(f"Cluster {cluster:#x} is in use and has no refcount")
+                raise os_error(errno.EIO)
+            part = block.values[low:high]
+            if by > 0:
+                if (part == geometry.refcount_max).any():
+                    raise os_error(errno.ERANGE)
+                part += part.dtype.type(1)
+            else:
+                if (part == 0).any():
+                    self.corrupt(f"Cluster {cluster:#x} is in use and has refcount 0")
+                    raise os_error(errno.EIO)
+                part -= part.dtype.type(1)
+                freed += (np.flatnonzero(part == 0) + cluster).tolist()
+            block.touch(low, high)
+            cluster += high - low
+        return freed
+
+    def dirty_blocks(self) -> list[RefBlock]:
+        """Return what is to be written, in the order of the file."""
+        dirty = [block for block in self.blocks.values() if block.dirty]
+        return sorted(dirty, key=lambda block: block.host)
+
+    def encode(self, block: RefBlock) -> tuple[int, NDArray[np.uint8]]:
+        """Return offset and bytes of what has changed in a block, whole sectors."""
+        order = self._geometry.refcount_order
+        per_sector = 4096 >> order
+        low = block.low // per_sector * per_sector
+        high = -(-block.high // per_sector) * per_sector
+        return block.host + (low << order >> 3), pack(block.values[low:high], order)
+
+
+def _corrupt(_text: str) -> None:
+    raise os_error(errno.EIO)

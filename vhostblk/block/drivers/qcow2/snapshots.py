@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The snapshot table (section "Snapshots"): parsing and encoding, pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhostblk.block.drivers.qcow2 import layout
+from vhostblk.block.drivers.qcow2.layout import SNAPSHOT_EXTRA, SNAPSHOT_HEADER
+from vhostblk.block.errors import BlockError
+
+if TYPE_CHECKING:
+    from vhostblk.block.drivers.qcow2.layout import Geometry
+
+#: Without an instruction counter.
+NO_ICOUNT = (1 << 64) - 1
+
+
+@dataclass
+class Snapshot:
+    """One internal snapshot; sizes in bytes, times as in the file."""
+
+    id: bytes
+    name: bytes
+    l1_offset: int
+    l1_size: int
+    disk_size: int
+    vm_state_size: int = 0
+    date_sec: int = 0
+    date_nsec: int = 0
+    vm_clock_nsec: int = 0
+    icount: int = NO_ICOUNT
+    #: How much extra data the file has; what of it is unknown.
+    extra_size: int = SNAPSHOT_EXTRA.itemsize
+    unknown_extra: bytes = b""
+
+
+@dataclass
+class SnapshotTable:
+    """All snapshots, and how long the table is in the file."""
+
+    entries: list[Snapshot] = field(default_factory=list)
+    table_bytes: int = 0
+
+
+class Incomplete(Exception):  # noqa: N818 (no error: the reader fetches more)
+    """More bytes are needed to parse the table."""
+
+
+def parse_table(data: bytes, count: int, disk_size: int) -> SnapshotTable:
+    """Parse `count` entries at the start of `data`; raises BlockError, or Incomplete."""
+    table = SnapshotTable()
+    position = 0
+    for index in range(count):
+        position = -(-position // 8) * 8
+        entry, position = _parse_entry(data, position, index, disk_size)
+        table.entries.append(entry)
+        if position > layout.MAX_SNAPSHOTS_BYTES:
+            raise BlockError("Snapshot table is too big")
+    table.table_bytes = position
+    return table
+
+
+def _parse_entry(data: bytes, position: int, index: int, disk_size: int) -> tuple[Snapshot, int]:
+    def take(nbytes: int) -> bytes:
+        nonlocal position
+        if position + nbytes > len(data):
+            raise Incomplete
+        position += nbytes
+        return data[position - nbytes : position]
+
+    raw = np.frombuffer(take(SNAPSHOT_HEADER.itemsize), SNAPSHOT_HEADER)[0]
+    extra_size = int(raw["extra_data_size"])
+    if extra_size > layout.MAX_SNAPSHOT_EXTRA_DATA:
+        raise BlockError(f"Too much extra metadata in snapshot table entry {index}")
+    extra = take(extra_size)
+    known = np.frombuffer(extra.ljust(SNAPSHOT_EXTRA.itemsize, b"\0")[:24], SNAPSHOT_EXTRA)[0]
+    snapshot = Snapshot(
+        id=take(int(raw["id_size"])),
+        name=take(int(raw["name_size"])),
+        l1_offset=int(raw["l1_table_offset"]),
+        l1_size=int(raw["l1_size"]),
+        disk_size=int(known["disk_size"]) if extra_size >= 16 else disk_size,
+        vm_state_size=int(known["vm_state_size"]) if extra_size >= 8 else int(raw["vm_state_size"]),
+        date_sec=int(raw["date_sec"]),
+        date_nsec=int(raw["date_nsec"]),
+        vm_clock_nsec=int(raw["vm_clock_nsec"]),
+        icount=int(known["icount"]) if extra_size >= 24 else NO_ICOUNT,
+        extra_size=extra_size,
+        unknown_extra=extra[SNAPSHOT_EXTRA.itemsize :],
+    )
+    return snapshot, position
+
+
+def encode_table(entries: list[Snapshot]) -> bytes:
+    """Return the table, each entry with all extra data that is known."""
+    parts: list[bytes] = []
+    for each in entries:
+        extra = np.array([(each.vm_state_size, each.disk_size, each.icount)], SNAPSHOT_EXTRA)
+        tail = extra.tobytes() + each.unknown_extra
+        raw = np.zeros(1, SNAPSHOT_HEADER)
+        values = {
+            "l1_table_offset": each.l1_offset,
+            "l1_size": each.l1_size,
+            "id_size": len(each.id),
+            "name_size": len(each.name),
+            "date_sec": each.date_sec,
+            "date_nsec": each.date_nsec,
+            "vm_clock_nsec": each.vm_clock_nsec,
+            "vm_state_size": each.vm_state_size if each.vm_state_size < 1 << 32 else 0,
+            "extra_data_size": len(tail),
+        }
+        for name, value in values.items():
+            raw[name] = value
+        entry = raw.tobytes() + tail + each.id + each.name
+        parts.append(entry.ljust(-(-len(entry) // 8) * 8, b"\0"))
+    return b"".join(parts)
+
+
+def check_l1(geometry: Geometry, snapshot: Snapshot) -> None:
+    """Raise BlockError where a snapshot's L1 table can't be where it is said to be."""
+    from vhostblk.block.drivers.qcow2.header import check_table
+
+    check_table(
+        geometry,
+        snapshot.l1_offset,
+        snapshot.l1_size,
+        8,
+        layout.MAX_L1_BYTES,
+        "Snapshot L1 table",
+    )

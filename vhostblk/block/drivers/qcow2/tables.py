@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The L1 table and cached slices of L2 tables.
+
+The L1 table is in memory as a whole. L2 tables are cached in slices, as they are in the file
+(`>u8`), with the range of entries that has changed. Changed and pinned slices stay; others go when
+the cache is full. Slices are numbered through the whole disk.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vhostblk.block.completion import Completion
+from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK
+from vhostblk.block.drivers.qcow2.transfer import read_array
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vhostblk.block.drivers.qcow2.layout import Geometry
+    from vhostblk.block.edge import Edge
+
+
+class L2Slice:
+    """Entries of an L2 table; [low, high) have changed since they were written."""
+
+    __slots__ = ("high", "host", "low", "number", "pins", "used", "words")
+
+    def __init__(self, number: int, host: int, words: NDArray[Any]) -> None:
+        self.number = number
+        #: Offset in the file.
+        self.host = host
+        self.words = words
+        self.low = self.high = 0
+        self.pins = 0
+        self.used = True
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is something to write."""
+        return self.high > self.low
+
+    def touch(self, low: int, high: int) -> None:
+        """Note that entries [low, high) have changed."""
+        if self.high > self.low:
+            self.low, self.high = min(self.low, low), max(self.high, high)
+        else:
+            self.low, self.high = low, high
+
+
+class L2Cache:
+    """Slices by number. `on_load` and `on_evict` hear of what comes and goes."""
+
+    def __init__(
+        self, edge: Edge, geometry: Geometry, l1: NDArray[np.uint64], slice_size: int, limit: int
+    ) -> None:
+        self._edge = edge
+        self._geometry = geometry
+        #: The L1 table, in native byte order; [l1_low, l1_high) have changed.
+        self.l1 = l1
+        self.l1_low = self.l1_high = 0
+        self.configure(slice_size, limit)
+        self.slices: dict[int, L2Slice] = {}
+        self._loading: dict[int, list[Completion[None]]] = {}
+        self.on_load: Callable[[L2Slice], object] = _ignore
+        self.on_evict: Callable[[L2Slice], object] = _ignore
+
+    def configure(self, slice_size: int, limit: int) -> None:
+        """Set the slices' length in bytes, and how many are kept; the cache is empty."""
+        geometry = self._geometry
+        self.slice_size = slice_size
+        self.limit = limit
+        #: Binary logarithms of the entries of a slice, and of the guest bytes that it maps.
+        self.slice_bits = (slice_size >> geometry.entry_bits).bit_length() - 1
+        self.span_bits = self.slice_bits + geometry.cluster_bits
+        self.per_table_bits = geometry.l2_bits - self.slice_bits
+        self.words_per_entry = 2 if geometry.extended_l2 else 1
+
+    def table_of(self, number: int) -> int:
+        """Return the offset of the L2 table that a slice is part of; 0: there is none."""
+        index = number >> self.per_table_bits
+        return int(self.l1[index]) & OFFSET_MASK if index < len(self.l1) else 0
+
+    async def load(self, number: int) -> L2Slice | None:
+        """Return a slice; None where there is no L2 table. The L1 entry has been checked."""
+        while True:
+            found = self.slices.get(number)
+            if found is not None:
+                found.used = True
+                return found
+            if number not in self._loading:
+                break
+            ready: Completion[None] = Completion()
+            self._loading[number].append(ready)
+            await ready
+        table = self.table_of(number)
+        if not table:
+            return None
+        waiting = self._loading[number] = []
+        try:
+            host = table + self._place(number)
+            words = await read_array(self._edge, host, self.slice_size // 8, ">u8")
+            loaded = L2Slice(number, host, words)
+            self.insert(loaded)
+        finally:
+            del self._loading[number]
+            for ready in waiting:
+                ready.set_result(None)
+        return loaded
+
+    def _place(self, number: int) -> int:
+        return (number & ((1 << self.per_table_bits) - 1)) * self.slice_size
+
+    def insert(self, loaded: L2Slice) -> None:
+        """Add a slice, and make room for it."""
+        self.slices[loaded.number] = loaded
+        self.on_load(loaded)
+        if len(self.slices) > self.limit:
+            self._make_room(loaded)
+
+    def _make_room(self, newest: L2Slice) -> None:
+        """Let go of slices that have not been used since the last time round."""
+        for _ in range(2):
+            for old in list(self.slices.values()):
+                if len(self.slices) <= self.limit:
+                    return
+                if old is newest or old.dirty or old.pins:
+                    continue
+                if old.used:
+                    old.used = False
+                else:
+                    self.evict(old)
+
+    def evict(self, old: L2Slice) -> None:
+        """Forget a slice."""
+        del self.slices[old.number]
+        self.on_evict(old)
+
+    def clear(self) -> None:
+        """Forget all slices, none of which is dirty."""
+        for old in list(self.slices.values()):
+            self.evict(old)
+
+    def clean_unused(self) -> None:
+        """Let go of what has not been used since the last call."""
+        for old in list(self.slices.values()):
+            if old.dirty or old.pins:
+                continue
+            if old.used:
+                old.used = False
+            else:
+                self.evict(old)
+
+    def set_l1(self, index: int, value: int) -> None:
+        """Change an L1 entry."""
+        self.l1[index] = value
+        if self.l1_high > self.l1_low:
+            self.l1_low, self.l1_high = min(self.l1_low, index), max(self.l1_high, index + 1)
+        else:
+            self.l1_low, self.l1_high = index, index + 1
+
+    def move_table(self, index: int, host: int) -> None:
+        """Let the cached slices of an L1 entry's table belong to another place in the file.
+
+        All their entries are to be written there.
+        """
+        first = index << self.per_table_bits
+        for number in range(first, first + (1 << self.per_table_bits)):
+            found = self.slices.get(number)
+            if found is not None:
+                found.host = host + self._place(number)
+                found.low, found.high = 0, 1 << self.slice_bits
+
+    def dirty_slices(self) -> list[L2Slice]:
+        """Return what is to be written, in the order of the file."""
+        dirty = [each for each in self.slices.values() if each.dirty]
+        return sorted(dirty, key=lambda each: each.host)
+
+
+def _ignore(_slice: L2Slice) -> None:
+    pass

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading and writing metadata, and waiting for several transfers at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vhostblk.block.completion import Completion, drive
+from vhostblk.block.iovec import IOVEC, IoVec, address_of
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+    from numpy.typing import DTypeLike, NDArray
+
+    from vhostblk.block.edge import Edge
+
+
+def iov_of(array: NDArray[Any]) -> IoVec:
+    """Describe a contiguous array's memory, and keep it alive."""
+    segments = np.zeros(1, IOVEC)
+    segments["base"] = address_of(array)
+    segments["len"] = array.nbytes
+    return IoVec(segments, 0, 1, array.nbytes, address_of(segments), (segments, array))
+
+
+async def read_array(edge: Edge, offset: int, count: int, dtype: DTypeLike) -> NDArray[Any]:
+    """Read `count` items; what lies past the end of the file reads as zeroes."""
+    array = np.empty(count, dtype)
+    if array.nbytes:
+        await edge.preadv(offset, iov_of(array))
+    return array
+
+
+async def read_bytes(edge: Edge, offset: int, length: int) -> bytes:
+    """Read `length` bytes."""
+    return (await read_array(edge, offset, length, np.uint8)).tobytes()
+
+
+async def write_array(edge: Edge, offset: int, array: NDArray[Any]) -> None:
+    """Write an array, as it is now."""
+    if array.nbytes:
+        await edge.pwritev(offset, iov_of(np.ascontiguousarray(array)))
+
+
+async def write_bytes(edge: Edge, offset: int, data: bytes) -> None:
+    """Write bytes."""
+    await write_array(edge, offset, np.frombuffer(bytearray(data), np.uint8))
+
+
+class _Gathered:
+    """Counts transfers in flight."""
+
+    __slots__ = ("done", "errors", "left")
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+        self.errors: list[BaseException | None] = [None] * count
+        self.done: Completion[None] = Completion()
+
+
+async def gather(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> list[BaseException | None]:
+    """Run coroutines side by side; return what each failed with, once all have ended."""
+    gathered = _Gathered(len(coroutines))
+
+    def start(index: int, coroutine: Coroutine[Any, Any, Any]) -> None:
+        def ended(_result: object, error: BaseException | None) -> None:
+            gathered.errors[index] = error
+            gathered.left -= 1
+            if not gathered.left:
+                gathered.done.set_result(None)
+
+        drive(coroutine, ended)
+
+    for index, coroutine in enumerate(coroutines):
+        start(index, coroutine)
+    if coroutines:
+        await gathered.done
+    return gathered.errors
+
+
+async def run_all(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> None:
+    """Run coroutines side by side; once all have ended, raise the first error."""
+    if len(coroutines) == 1:
+        await coroutines[0]
+        return
+    for error in await gather(coroutines):
+        if error is not None:
+            raise error
+
+
+class Mutex:
+    """Lets one coroutine in at a time, in the order of arrival."""
+
+    __slots__ = ("_held", "_waiting")
+
+    def __init__(self) -> None:
+        self._held = False
+        self._waiting: deque[Completion[None]] = deque()
+
+    async def __aenter__(self) -> None:
+        if not self._held:
+            self._held = True
+            return
+        turn: Completion[None] = Completion()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except BaseException:  # cancelled, when the turn had come
+            self._pass_on()
+            raise
+
+    async def __aexit__(self, *_exception: object) -> None:
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._waiting:
+            # Not on this stack: many may wait.
+            asyncio.get_running_loop().call_soon(self._waiting.popleft().set_result, None)
+        else:
+            self._held = False

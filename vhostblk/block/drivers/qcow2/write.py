@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes that change metadata: allocation and copy-on-write.
+
+Writes that arrive in one turn of the event loop are done together: all host clusters that they
+need are allocated as runs, what is contiguous in the file is one transfer, and a cluster that
+several of them fill between them is not filled up by us first. For each guest cluster a `_Plan`
+says where it will be and what else than the guests' data has to be written there. L2 entries change
+when all data is written, so until then everybody sees the former content.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vhostblk.block.completion import Completion, drive
+from vhostblk.block.drivers.qcow2.layout import ALL_SUBCLUSTERS, COPIED, SUBCLUSTERS
+from vhostblk.block.drivers.qcow2.mapping import Entry, Kind
+from vhostblk.block.drivers.qcow2.transfer import gather
+from vhostblk.block.iovec import IOVEC, IoVec, address_of
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable
+
+    from vhostblk.block.drivers.qcow2.image import Image
+    from vhostblk.block.drivers.qcow2.tables import L2Slice
+
+#: Of what is done together: requests, and bytes of the clusters that they touch.
+_BATCH_REQUESTS = 256
+_BATCH_BYTES = 32 << 20
+#: From here on zeroes are made by the file system's means rather than written.
+_LONG_ZEROES = 32 << 10
+
+
+class _Request:
+    """A guest's write that waits for its turn."""
+
+    __slots__ = ("done", "error", "iov", "offset", "stop")
+
+    def __init__(self, offset: int, iov: IoVec) -> None:
+        self.offset = offset
+        self.stop = offset + iov.nbytes
+        self.iov = iov
+        self.done: Completion[None] = Completion()
+        self.error: BaseException | None = None
+
+
+class _Plan:
+    """What becomes of one guest cluster."""
+
+    __slots__ = ("cluster", "entry", "error", "fills", "found", "fresh", "host", "index", "needed",
+                 "new", "requests")  # fmt: skip
+
+    def __init__(self, cluster: int, found: L2Slice, index: int, entry: Entry) -> None:
+        self.cluster = cluster
+        self.found = found
+        self.index = index
+        self.entry = entry
+        self.requests: list[_Request] = []
+        #: A host cluster is allocated for it, or it stays where it is.
+        self.new = False
+        self.host = entry.host
+        #: The host cluster reads as zeroes, as far as nobody has written to it.
+        self.fresh = False
+        #: Subclusters that will have their data in the host cluster, besides those that have.
+        self.needed = 0
+        #: Ranges of the guest to be filled in: start, stop, what they have (ZERO: zeroes).
+        self.fills: list[tuple[int, int, Kind]] = []
+        self.error: BaseException | None = None
+
+
+class _Transfer:
+    """A run of bytes to write to the data file, for these plans."""
+
+    __slots__ = ("host", "iovs", "length", "plans")
+
+    def __init__(self, host: int, length: int, iov: IoVec | None, plan: _Plan) -> None:
+        self.host = host
+        self.length = length
+        #: None: zeroes.
+        self.iovs = None if iov is None else [iov]
+        self.plans = [plan]
+
+
+class Writer:
+    """Does writes that the published table does not allow."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._pending: list[_Request] = []
+        self._running = False
+        self._zeroes: IoVec | None = None
+        self._scratch = np.empty(0, np.uint8)
+
+    async def write(self, offset: int, iov: IoVec) -> None:
+        """Write a range, in turn with other changes."""
+        request = _Request(offset, iov)
+        self._pending.append(request)
+        if not self._running:
+            self._running = True
+            asyncio.get_running_loop().call_soon(self._start)
+        await request.done
+
+    def _start(self) -> None:
+        drive(self._run(), _raise)
+
+    async def _run(self) -> None:
+        while self._pending:
+            async with self._image.lock:
+                await self._do(self._take_batch())
+        self._running = False
+
+    def _take_batch(self) -> list[_Request]:
+        taken, touched = 0, 0
+        for request in self._pending[:_BATCH_REQUESTS]:
+            touched += request.iov.nbytes + self._image.geometry.cluster_size
+            if taken and touched > _BATCH_BYTES:
+                break
+            taken += 1
+        batch, self._pending = self._pending[:taken], self._pending[taken:]
+        return batch
+
+    async def _do(self, batch: list[_Request]) -> None:
+        plans: dict[int, _Plan] = {}
+        try:
+            self._image.check_usable()
+            await self._plan_all(batch, plans)
+            await self._perform([plan for plan in plans.values() if plan.error is None])
+        except Exception as error:
+            for request in batch:
+                request.error = request.error or error
+        for plan in plans.values():
+            plan.found.pins -= 1
+            for request in plan.requests if plan.error is not None else ():
+                request.error = request.error or plan.error
+        for request in batch:
+            if request.error is None:
+                request.done.set_result(None)
+            else:
+                request.done.set_exception(request.error)
+        await self._image.relieve()
+
+    # Planning.
+
+    async def _plan_all(self, batch: list[_Request], plans: dict[int, _Plan]) -> None:
+        bits = self._image.geometry.cluster_bits
+        for request in batch:
+            for cluster in range(request.offset >> bits, (request.stop - 1 >> bits) + 1):
+                plan = plans.get(cluster)
+                if plan is None:
+                    try:
+                        plan = plans[cluster] = await self._plan(cluster)
+                    except OSError as error:
+                        request.error = error
+                        break
+                plan.requests.append(request)
+        for cluster in sorted(plans):
+            self._work_out(plans[cluster])
+        await self._allocate([plans[cluster] for cluster in sorted(plans) if plans[cluster].new])
+
+    async def _plan(self, cluster: int) -> _Plan:
+        image = self._image
+        tables = image.tables
+        found = await image.ensure_table(cluster << image.geometry.cluster_bits)
+        index = cluster & ((1 << tables.slice_bits) - 1)
+        entry = image.reader.entry_at(found, index, cluster)
+        found.pins += 1
+        return _Plan(cluster, found, index, entry)
+
+    def _work_out(self, plan: _Plan) -> None:
+        """Decide whether the cluster stays where it is, and what has to be filled in."""
+        geometry, entry = self._image.geometry, plan.entry
+        start = plan.cluster << geometry.cluster_bits
+        stop = start + geometry.cluster_size
+        covered = _union(
+            (max(request.offset, start), min(request.stop, stop)) for request in plan.requests
+        )
+        touched = 0
+        for low, high in covered:
+            first = low - start >> geometry.subcluster_bits
+            last = high - 1 - start >> geometry.subcluster_bits
+            touched |= (2 << last) - (1 << first)
+        plan.new = not geometry.external_data and (entry.host < 0 or not entry.copied)
+        if plan.new:
+            kept = ALL_SUBCLUSTERS if geometry.extended_l2 else 1
+            plan.needed = touched | (kept if entry.compressed else entry.data)
+        else:
+            if geometry.external_data:
+                plan.host = start
+            plan.needed = touched & ~entry.data
+        self._find_fills(plan, start, covered)
+
+    def _find_fills(self, plan: _Plan, start: int, covered: list[tuple[int, int]]) -> None:
+        """Find what the needed subclusters have that nobody writes."""
+        geometry, entry = self._image.geometry, plan.entry
+        has_backing = self._image.backing is not None
+        size, needed, number = geometry.subcluster_size, plan.needed, 0
+        while needed >> number:
+            if needed >> number & 1:
+                low, kind = start + number * size, entry.kind(number)
+                if kind is Kind.UNALLOCATED and not has_backing:
+                    kind = Kind.ZERO
+                for gap in _gaps(low, low + size, covered):
+                    last = plan.fills[-1] if plan.fills else None
+                    if last is not None and last[1] == gap[0] and last[2] is kind:
+                        plan.fills[-1] = (last[0], gap[1], kind)
+                    else:
+                        plan.fills.append((*gap, kind))
+            number += 1
+
+    async def _allocate(self, plans: list[_Plan]) -> None:
+        if not plans:
+            return
+        bits = self._image.geometry.cluster_bits
+        waiting = iter(plans)
+        for run in await self._image.allocator.allocate(len(plans)):
+            for cluster in range(run.first, run.first + run.length):
+                plan = next(waiting)
+                plan.host = cluster << bits
+                plan.fresh = run.fresh
+
+    # Doing.
+
+    async def _perform(self, plans: list[_Plan]) -> None:
+        """Write data, then change the L2 entries. What fails is noted in the plans."""
+        image = self._image
+        sources = await self._read_fills(plans)
+        transfers = _join(self._transfers(plans, sources))
+        try:
+            for plan in plans:
+                if not plan.new:  # else it was checked when it was allocated
+                    image.overlap.check_data(plan.host, 1)
+        except OSError as refusal:
+            for plan in plans:
+                plan.error = refusal
+            transfers = []
+        failures = await gather([self._transfer(each) for each in transfers])
+        image.commit.unsynced = True
+        for transfer, failure in zip(transfers, failures, strict=True):
+            for plan in transfer.plans if failure is not None else ():
+                plan.error = plan.error or failure
+        for plan in plans:
+            if plan.error is not None:
+                await self._undo(plan)
+        self._link([plan for plan in plans if plan.error is None and plan.needed])
+
+    async def _undo(self, plan: _Plan) -> None:
+        """Give back a host cluster that nothing refers to yet."""
+        if plan.new:
+            cluster = plan.host >> self._image.geometry.cluster_bits
+            await self._image.refcounts.change(cluster, 1, -1)
+            self._image.allocator.released(cluster)
+
+    async def _read_fills(self, plans: list[_Plan]) -> dict[int, IoVec]:
+        """Read what has to be copied, all at once; by guest offset."""
+        wanted = [
+            (plan, start, stop, kind)
+            for plan in plans
+            for start, stop, kind in plan.fills
+            if kind is not Kind.ZERO
+        ]
+        buffers = self._scratch_parts([stop - start for _, start, stop, _ in wanted])
+        reads: list[Coroutine[Any, Any, None]] = []
+        sources: dict[int, IoVec] = {}
+        image = self._image
+        for (_, start, _, kind), iov in zip(wanted, buffers, strict=True):
+            sources[start] = iov
+            if kind is Kind.UNALLOCATED and image.backing is not None:
+                reads.append(image.backing.preadv(start, iov))
+            else:
+                reads.append(image.reader.read(start, iov))
+        for (plan, *_), error in zip(wanted, await gather(reads), strict=True):
+            if error is not None:
+                plan.error = plan.error or error
+        return sources
+
+    def _scratch_parts(self, lengths: list[int]) -> list[IoVec]:
+        """Return buffers of these lengths. They are used again by the next batch."""
+        starts = np.cumsum([0, *(-(-length // 4096) * 4096 for length in lengths)])
+        total = int(starts[-1])
+        if total > self._scratch.nbytes:
+            self._scratch = np.empty(total + 4096, np.uint8)
+        first = -(-address_of(self._scratch) // 4096) * 4096
+        if first + total > address_of(self._scratch) + self._scratch.nbytes:
+            self._scratch = np.empty(total + 4096, np.uint8)
+            first = -(-address_of(self._scratch) // 4096) * 4096
+        segments = np.zeros(len(lengths), IOVEC)
+        segments["base"] = starts[:-1] + first
+        segments["len"] = lengths
+        where, owner = address_of(segments), (segments, self._scratch)
+        return [
+            IoVec(segments, index, 1, length, where + 16 * index, owner)
+            for index, length in enumerate(lengths)
+        ]
+
+    def _transfers(self, plans: list[_Plan], sources: dict[int, IoVec]) -> list[_Transfer]:
+        geometry = self._image.geometry
+        found: list[_Transfer] = []
+        for plan in plans:
+            if plan.error is not None:
+                continue
+            start = plan.cluster << geometry.cluster_bits
+            stop = start + geometry.cluster_size
+            for request in plan.requests:
+                low, high = max(request.offset, start), min(request.stop, stop)
+                part = request.iov.slice(low - request.offset, high - request.offset)
+                found.append(_Transfer(plan.host + low - start, high - low, part, plan))
+            for low, high, kind in plan.fills:
+                if kind is not Kind.ZERO:
+                    source = sources[low]
+                    if plan.fresh and source.is_zero():
+                        continue
+                elif plan.fresh:
+                    continue
+                elif high - low >= _LONG_ZEROES:
+                    found.append(_Transfer(plan.host + low - start, high - low, None, plan))
+                    continue
+                else:
+                    source = self._zero_bytes(high - low)
+                found.append(_Transfer(plan.host + low - start, high - low, source, plan))
+        return found
+
+    def _zero_bytes(self, length: int) -> IoVec:
+        if self._zeroes is None:
+            self._zeroes = IoVec.allocate(_LONG_ZEROES, 4096)
+        return self._zeroes.slice(0, length)
+
+    def _transfer(self, transfer: _Transfer) -> Coroutine[Any, Any, None]:
+        data = self._image.data
+        if transfer.iovs is None:
+            return data.pwrite_zeroes(transfer.host, transfer.length)
+        iov = transfer.iovs[0] if len(transfer.iovs) == 1 else IoVec.concat(transfer.iovs)
+        return data.pwritev(transfer.host, iov)
+
+    def _link(self, plans: list[_Plan]) -> None:
+        """Let L2 entries say where the data is now, and give up what they said before."""
+        image = self._image
+        geometry = image.geometry
+        for plan in plans:
+            entry, found, index = plan.entry, plan.found, plan.index
+            word = plan.host | COPIED
+            if geometry.extended_l2:
+                data = plan.needed if plan.new else entry.data | plan.needed
+                zero = 0 if entry.compressed else entry.zero & ~plan.needed
+                found.words[2 * index] = word
+                found.words[2 * index + 1] = data | zero << SUBCLUSTERS
+            else:
+                found.words[index] = word
+            found.touch(index, index + 1)
+            image.publisher.changed(found, index, plan.cluster, word)
+            if plan.new:
+                image.give_up(entry)
+
+
+def _union(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return sorted ranges that don't touch each other."""
+    result: list[tuple[int, int]] = []
+    for low, high in sorted(ranges):
+        if result and low <= result[-1][1]:
+            result[-1] = (result[-1][0], max(result[-1][1], high))
+        else:
+            result.append((low, high))
+    return result
+
+
+def _gaps(low: int, high: int, covered: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return what of [low, high) is not covered."""
+    result: list[tuple[int, int]] = []
+    for start, stop in covered:
+        if stop <= low or start >= high:
+            continue
+        if start > low:
+            result.append((low, start))
+        low = stop
+    if low < high:
+        result.append((low, high))
+    return result
+
+
+def _join(transfers: list[_Transfer]) -> list[_Transfer]:
+    """Make one transfer of those that lie one behind the other."""
+    result: list[_Transfer] = []
+    for transfer in sorted(transfers, key=lambda each: each.host):
+        last = result[-1] if result else None
+        if last is not None and last.host + last.length == transfer.host:
+            if last.iovs is not None and transfer.iovs is not None:
+                last.iovs += transfer.iovs
+                last.length += transfer.length
+                last.plans += transfer.plans
+                continue
+            if last.iovs is None and transfer.iovs is None:
+                last.length += transfer.length
+                last.plans += transfer.plans
+                continue
+        result.append(transfer)
+    return result
+
+
+def _raise(_result: object, error: BaseException | None) -> None:
+    if error is not None:
+        raise error

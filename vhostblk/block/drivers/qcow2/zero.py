@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Zeroes and discards: changes of L2 entries only, for whole clusters or subclusters."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import TYPE_CHECKING
+
+from vhostblk.block.drivers.qcow2.layout import (
+    ALL_SUBCLUSTERS,
+    SUBCLUSTERS,
+    ZERO,
+)
+from vhostblk.block.drivers.qcow2.mapping import Entry, Kind
+from vhostblk.block.edge import os_error
+from vhostblk.block.node import WriteFlags
+
+if TYPE_CHECKING:
+    from vhostblk.block.drivers.qcow2.image import Image
+    from vhostblk.block.drivers.qcow2.tables import L2Slice
+
+_ALL_ZERO = ALL_SUBCLUSTERS << SUBCLUSTERS
+
+#: So many clusters are changed before others get a turn on the event loop.
+_TURN = 512
+
+
+class Zeroer:
+    """Makes ranges read as zeroes, and forgets ranges; the image's lock is held."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+
+    async def zero(self, offset: int, length: int, *, unmap: bool) -> None:
+        """Make whole subclusters read as zeroes.
+
+        Raises OSError(ENOTSUP), perhaps on the way, where the image has no means to say so.
+        """
+        image = self._image
+        geometry = image.geometry
+        if geometry.version < 3:
+            if image.backing is not None:
+                raise os_error(errno.ENOTSUP)
+            await self.discard(offset, length)
+            return
+        if image.header.raw_data_file:
+            await self._zero_raw(offset, length, unmap=unmap)
+        stop, done = offset + length, 0
+        while offset < stop:
+            done += 1
+            if done % _TURN == 0:
+                await asyncio.sleep(0)
+            inside = offset & (geometry.cluster_size - 1)
+            end = min(stop, offset - inside + geometry.cluster_size)
+            found, index, entry = await self._entry(offset)
+            if inside or (end - offset < geometry.cluster_size and end != image.size):
+                self._zero_subclusters(found, index, entry, offset, end)
+            else:
+                self._zero_cluster(found, index, entry, unmap)
+            offset = end
+
+    async def _zero_raw(self, offset: int, length: int, *, unmap: bool) -> None:
+        """Keep a data file that is a raw image of the disk what it is."""
+        flags = WriteFlags.MAY_UNMAP if unmap else WriteFlags.NONE
+        await self._image.data.pwrite_zeroes(offset, length, flags)
+        self._image.commit.unsynced = True
+
+    async def _entry(self, offset: int) -> tuple[L2Slice, int, Entry]:
+        image = self._image
+        found = await image.ensure_table(offset)
+        cluster = offset >> image.geometry.cluster_bits
+        index = cluster & ((1 << image.tables.slice_bits) - 1)
+        return found, index, image.reader.entry_at(found, index, cluster)
+
+    def _zero_cluster(self, found: L2Slice, index: int, entry: Entry, unmap: bool) -> None:
+        image = self._image
+        allocated = entry.compressed or entry.host >= 0
+        give_up = entry.compressed or (unmap and allocated)
+        if give_up and image.settings.discard_no_unref and not entry.compressed:
+            give_up = False
+        word = 0 if give_up or not allocated else entry.word & ~ZERO
+        self._set(found, index, entry, word, _ALL_ZERO)
+        if give_up:
+            image.give_up(entry, discard=image.settings.discard_request)
+
+    def _zero_subclusters(
+        self, found: L2Slice, index: int, entry: Entry, start: int, stop: int
+    ) -> None:
+        geometry = self._image.geometry
+        if entry.compressed or not geometry.extended_l2:
+            raise os_error(errno.ENOTSUP)
+        inside = start & (geometry.cluster_size - 1)
+        first = inside >> geometry.subcluster_bits
+        last = inside + stop - start - 1 >> geometry.subcluster_bits
+        mask = (2 << last) - (1 << first)
+        bitmap = entry.data & ~mask | (entry.zero | mask) << SUBCLUSTERS
+        self._set(found, index, entry, entry.word, bitmap)
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Forget whole clusters."""
+        image = self._image
+        geometry = image.geometry
+        if geometry.version < 3 and image.backing is not None:
+            raise os_error(errno.ENOTSUP)
+        if image.header.raw_data_file:
+            await self._zero_raw(offset, length, unmap=True)
+        stop, done = offset + length, 0
+        while offset < stop:
+            done += 1
+            if done % _TURN == 0:
+                await asyncio.sleep(0)
+            found = await image.reader.slice_at(offset)
+            if found is None and image.backing is None:
+                span = image.tables.span_bits
+                offset = ((offset >> span) + 1) << span
+                continue
+            found, index, entry = await self._entry(offset)
+            self._discard_cluster(found, index, entry)
+            offset += geometry.cluster_size
+
+    async def forget(self, first: int, last: int) -> None:
+        """Let go of guest clusters [first, last) altogether: they will be past the disk's end."""
+        image = self._image
+        bits = image.geometry.cluster_bits
+        for cluster in range(first, last):
+            if cluster % _TURN == 0:
+                await asyncio.sleep(0)
+            found = await image.reader.slice_at(cluster << bits)
+            if found is None:
+                continue
+            index = cluster & ((1 << image.tables.slice_bits) - 1)
+            words = image.tables.words_per_entry
+            if not found.words[index * words : (index + 1) * words].any():
+                continue
+            found, index, entry = await self._entry(cluster << bits)
+            found.words[index * words : (index + 1) * words] = 0
+            found.touch(index, index + 1)
+            image.publisher.update(found, index, index + 1)
+            image.give_up(entry, discard=image.settings.discard_other)
+
+    def _discard_cluster(self, found: L2Slice, index: int, entry: Entry) -> None:
+        image = self._image
+        geometry = image.geometry
+        allocated = entry.compressed or entry.host >= 0
+        if not allocated and image.backing is None:
+            return
+        if not allocated and entry.zero == (ALL_SUBCLUSTERS if geometry.extended_l2 else 1):
+            return
+        keep = image.settings.discard_no_unref and not entry.compressed
+        word = entry.word & ~ZERO if keep else 0
+        self._set(found, index, entry, word, _ALL_ZERO)
+        if allocated and not keep:
+            image.give_up(entry, discard=image.settings.discard_request)
+
+    def _set(self, found: L2Slice, index: int, entry: Entry, word: int, bitmap: int) -> None:
+        """Change an L2 entry; `bitmap` says what reads as zeroes, also for standard entries."""
+        image = self._image
+        geometry = image.geometry
+        if geometry.extended_l2:
+            before = (int(found.words[2 * index]), int(found.words[2 * index + 1]))
+            if before == (word, bitmap):
+                return
+            found.words[2 * index], found.words[2 * index + 1] = word, bitmap
+        else:
+            if geometry.version >= 3:
+                word |= ZERO
+            if int(found.words[index]) == word:
+                return
+            found.words[index] = word
+        found.touch(index, index + 1)
+        image.publisher.update(found, index, index + 1)
+
+    async def reads_zero(self, offset: int, length: int) -> bool:
+        """Tell whether a range has nothing but zeroes already, by the tables."""
+        image = self._image
+        for piece in await image.reader.pieces(offset, length):
+            if piece.kind is Kind.ZERO:
+                continue
+            if piece.kind is not Kind.UNALLOCATED or image.backing is not None:
+                return False
+        return True
