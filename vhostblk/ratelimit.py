@@ -7,11 +7,11 @@ those left out.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import logging
     from collections.abc import Callable
 
 #: Lines let through at once, and seconds until one more is.
@@ -38,14 +38,12 @@ class RateLimitedLogger:
     def warning(self, message: str, *arguments: object) -> None:
         """Log that a peer did something wrong, or a request failed."""
         if self._admit():
-            text = f"%s{message}%s"
-            self._logger.warning(text, self._prefix, *arguments, self._left_out())
+            self._log(logging.WARNING, message, arguments)
 
     def error(self, message: str, *arguments: object, exc_info: BaseException) -> None:
         """Log an error of our own, with its traceback."""
         if self._admit():
-            text = f"%s{message}%s"
-            self._logger.error(text, self._prefix, *arguments, self._left_out(), exc_info=exc_info)
+            self._log(logging.ERROR, message, arguments, exc_info)
 
     def _admit(self) -> bool:
         now = self._clock()
@@ -57,6 +55,21 @@ class RateLimitedLogger:
         self._tokens -= 1
         return True
 
-    def _left_out(self) -> str:
-        count, self._suppressed = self._suppressed, 0
-        return f" ({count} similar messages left out)" if count else ""
+    def _log(
+        self,
+        level: int,
+        message: str,
+        arguments: tuple[object, ...],
+        exc_info: BaseException | None = None,
+    ) -> None:
+        left_out, self._suppressed = self._suppressed, 0
+        note = f" ({left_out} similar messages left out)" if left_out else ""
+        parts = {
+            "subject": self._prefix.removesuffix(": "),
+            "bare_message": message % arguments if arguments else message,
+            "left_out": left_out,
+        }
+        text = f"%s{message}%s"
+        self._logger.log(
+            level, text, self._prefix, *arguments, note, exc_info=exc_info, extra=parts
+        )

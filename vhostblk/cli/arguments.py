@@ -28,6 +28,7 @@ OPTIONS = {
     "pidfile": True,
     "trace": True,
     "version": False,
+    "x-vhostblk-log": True,
 }
 SHORT_OPTIONS = {"h": "help", "T": "trace", "V": "version"}
 
@@ -36,6 +37,9 @@ UNAVAILABLE = frozenset({"nbd-server"})
 
 #: Begins the export properties of the short form.
 ADDRESS_PREFIX = "--addr."
+
+#: What `--x-vhostblk-log` takes; see `vhostblk.log`.
+FORMS = ("text", "json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class Arguments:
     address: Step | None = None
     daemonize: bool = False
     pidfile: str | None = None
+    #: The form of the log.
+    log: str = "text"
     #: "help" or "version": print that and do nothing else.
     show: str | None = None
 
@@ -144,6 +150,10 @@ def _take(arguments: Arguments, name: str, value: str, location: str) -> None:
         arguments.daemonize = True
     elif name == "pidfile":
         arguments.pidfile = value
+    elif name == "x-vhostblk-log":
+        if value not in FORMS:
+            raise UsageError(f"{location}: the form of the log is one of {', '.join(FORMS)}")
+        arguments.log = value
     elif name == "trace":
         arguments.traces.append(Step(name, value, location))
     else:

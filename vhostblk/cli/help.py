@@ -65,6 +65,8 @@ Export disk images to virtual machines.
   -T, --trace [[enable=]<pattern>][,events=<file>][,file=<file>]
                          turn trace points on, or off after '-'
   -T help                list the trace points
+  --x-vhostblk-log text|json
+                         the form of the log: lines, or a JSON object a line
 
   --addr.type=...        short form: export one image (opened raw, read-only
                          unless writable=on, and then with discard=unmap), or

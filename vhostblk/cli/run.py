@@ -40,7 +40,7 @@ class _HelpPrintedError(Exception):
 
 def run(arguments: Arguments, readiness: Readiness | None) -> int:
     """Serve until a signal comes; raises VhostblkError when start-up or the end fails."""
-    logging.basicConfig(format="vhostblk: %(message)s")
+    _set_up_logging(arguments.log)
     try:
         for step in arguments.traces:
             _set_up_tracing(step)
@@ -50,6 +50,17 @@ def run(arguments: Arguments, readiness: Readiness | None) -> int:
     except OSError as error:  # the last flush, say
         raise VhostblkError(f"while closing: {error.strerror or error}") from error
     return 0
+
+
+def _set_up_logging(form: str) -> None:
+    handler = logging.StreamHandler()
+    if form == "json":
+        from vhostblk.log import JsonFormatter
+
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("vhostblk: %(message)s"))
+    logging.basicConfig(handlers=[handler])
 
 
 def _set_up_tracing(step: Step) -> None:
