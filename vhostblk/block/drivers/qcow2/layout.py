@@ -155,6 +155,11 @@ MAX_BACKING_NAME = 1023
 INT64_MAX = (1 << 63) - 1
 
 
+def in_hex(value: int) -> str:
+    """Write a number as C's `%#x` does, which is how messages have them."""
+    return f"{value:#x}" if value else "0"
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Sizes that follow from the header; bits are binary logarithms of bytes or entries."""

@@ -7,7 +7,7 @@ import errno
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhostblk.block.drivers.qcow2 import compressed
-from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK
+from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK, in_hex
 from vhostblk.block.drivers.qcow2.mapping import Entry, Kind, take_apart
 from vhostblk.block.drivers.qcow2.transfer import read_bytes, run_all
 from vhostblk.block.edge import os_error
@@ -57,7 +57,7 @@ class Reader:
             return None
         table = int(tables.l1[index]) & OFFSET_MASK
         if table & (image.geometry.cluster_size - 1):
-            image.corruption(f"L2 table offset {table:#x} unaligned (L1 index: {index:#x})")
+            image.corruption(f"L2 table offset {table:#x} unaligned (L1 index: {in_hex(index)})")
             raise os_error(errno.EIO)
         if not table:
             return None
@@ -74,7 +74,7 @@ class Reader:
             entry = take_apart(geometry, int(words[2 * index]), int(words[2 * index + 1]))
         else:
             entry = take_apart(geometry, int(words[index]), 0)
-        where = f"(L2 offset: {found.host:#x}, L2 index: {index:#x})"
+        where = f"(L2 offset: {found.host:#x}, L2 index: {in_hex(index)})"
         if not entry.valid:
             image.corruption(_invalid(entry, geometry.version) + where)
             raise os_error(errno.EIO)
@@ -86,7 +86,7 @@ class Reader:
             if geometry.external_data and entry.host != guest:
                 image.corruption(
                     f"External data file host cluster offset {entry.host:#x} does not match guest "
-                    f"cluster offset: {guest:#x}{where[1:]}"
+                    f"cluster offset: {in_hex(guest)}{where[1:]}"
                 )
                 raise os_error(errno.EIO)
         return entry

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vhostblk.block.drivers.qcow2.layout import REFTABLE_OFFSET_MASK
+from vhostblk.block.drivers.qcow2.layout import REFTABLE_OFFSET_MASK, in_hex
 from vhostblk.block.drivers.qcow2.transfer import read_array
 from vhostblk.block.edge import os_error
 
@@ -97,7 +97,7 @@ class Refcounts:
             return 0
         offset = int(self.table[index]) & REFTABLE_OFFSET_MASK
         if offset & (self._geometry.cluster_size - 1):
-            self.corrupt(f"Refblock offset {offset:#x} unaligned (reftable index: {index:#x})")
+            self.corrupt(f"Refblock offset {offset:#x} unaligned (reftable index: {in_hex(index)})")
         return offset
 
     async def block(self, index: int) -> RefBlock | None:
