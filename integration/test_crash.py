@@ -52,8 +52,8 @@ def start_again(server: Server) -> None:
 def wait_connected(server: Server) -> None:
     """Wait until the daemon has the guest's memory.
 
-    QEMU before 8.2 never comes back from a connection that ends before its first answer (its commit
-    "vhost-user: fix lost reconnect"), so the daemon isn't killed there.
+    QEMU 7.2 was seen never to come back from a connection that ends before its first answer, so the
+    daemon isn't killed there.
     """
     maps = Path(f"/proc/{server.pid}/maps")
     deadline = time.monotonic() + 30
