@@ -86,6 +86,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("--rate", action="append", type=int, help="requests a second of the fixed-rate runs")
     add("--no-throughput", action="store_true", help="leave the throughput cases out")
     add("--no-resources", action="store_true", help="leave CPU time, memory and idle out")
+    add(
+        "--bare",
+        action="store_true",
+        help="measure a bare loop of system calls on one thread in each round, too: the limit",
+    )
     add("--quick", action="store_true", help="a minute: short runs, small images")
     add("--output", type=Path, default=ROOT / ".cache" / "benchmarks", help="for JSON and SVG")
     return parser
@@ -143,6 +148,7 @@ def _settings(options: argparse.Namespace, directories: dict[str, Path], client:
         rates=tuple(options.rate or (5000, 50000)),
         client=client,
         aio=options.aio,
+        bare=options.bare,
     )
 
 

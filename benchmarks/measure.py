@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from benchmarks.cases import Case, disk_for
+from benchmarks.cases import Case, disk_for, make_image
 from benchmarks.daemons import Backend, Daemon, DaemonError, Disk, running
 from benchmarks.libblkio.client import run_bench
+from benchmarks.loadgen.bare import bare_rate
 from benchmarks.loadgen.client import FrontEnd, Geometry
 from benchmarks.loadgen.protocol import ProtocolError
 from benchmarks.loadgen.run import Result, RunError, Workload, run
@@ -44,6 +45,8 @@ class Settings:
     client: str = "loadgen"
     #: The QEMU daemon's aio for every case, instead of the case's own.
     aio: str | None = None
+    #: Measure in each round what a bare loop of system calls does, too.
+    bare: bool = False
 
 
 @dataclass
@@ -70,12 +73,16 @@ class Point:
 
 @dataclass
 class Row:
-    """One row of the table: a case at a depth, a point for each back-end."""
+    """One row of the table: a case at a depth, a point for each back-end.
+
+    `bare` are the calls a second of a bare loop of system calls, a sample each round.
+    """
 
     case: Case
     depth: int
     points: dict[str, Point]
     rate: int | None = None
+    bare: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -167,6 +174,26 @@ def _measure_libblkio(
     )
 
 
+def _measure_bare(case: Case, depth: int, settings: Settings, seed: int) -> list[float]:
+    """Measure the bare loop on an image of its own; nothing where that says nothing."""
+    if not settings.bare or case.place == "null" or case.image:
+        return []
+    path = settings.directories[case.place] / "bare.img"
+    if seed == 1:
+        make_image(path, settings.size)
+    rate = bare_rate(
+        path,
+        seconds=settings.seconds,
+        block_size=case.block_size,
+        buffers=depth,
+        write=case.write,
+        sequential=case.sequential,
+        direct=case.direct,
+        seed=seed,
+    )
+    return [rate]
+
+
 def measure_case(
     case: Case, settings: Settings, progress: Progress, rates: Sequence[int | None] = (None,)
 ) -> list[Row]:
@@ -176,6 +203,7 @@ def measure_case(
         for depth in case.depths:
             for rate in rates:
                 points = {daemon.backend.name: Point() for daemon in daemons}
+                bare: list[float] = []
                 for turn in range(settings.rounds):
                     for daemon in daemons:
                         name = daemon.backend.name
@@ -188,7 +216,9 @@ def measure_case(
                                 f"{case.name} depth {depth}: {name}: {error}"
                             ) from error
                         points[name].add(*sample)
-                rows.append(Row(case, depth, points, rate))
+                    if rate is None:
+                        bare += _measure_bare(case, depth, settings, turn + 1)
+                rows.append(Row(case, depth, points, rate, bare))
     return rows
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import platform
+import statistics
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,9 @@ def _throughput_table(report: Report) -> str:
         header += [f"{name} k/s", "p50 us", "p99 us"]
     if len(report.backends) > 1:
         header += ["ratio", "target"]
+    with_bare = any(row.bare for row in report.throughput)
+    if with_bare:
+        header += ["bare k/s", "of bare"]
     table = [header]
     for row in report.throughput:
         cells = [row.case.name, str(row.case.queues), str(row.depth)]
@@ -74,8 +78,18 @@ def _throughput_table(report: Report) -> str:
         if len(report.backends) > 1:
             times, target = ratio(row, report.backends), row.case.target(row.depth)
             cells += [f"{times:.2f}" if times else "-", f"{target:g}" if target else "-"]
+        if with_bare:
+            cells += _bare_cells(row, report.backends[0])
         table.append(cells)
     return format_table(table)
+
+
+def _bare_cells(row: Row, backend: str) -> list[str]:
+    """The bare loop's rate, and the back-end's by it."""
+    if not row.bare:
+        return ["-", "-"]
+    bare = statistics.median(row.bare)
+    return [thousands(bare), f"{row.points[backend].median('iops') / bare:.2f}"]
 
 
 def _paced_table(report: Report) -> str:
@@ -132,6 +146,7 @@ def _row(row: Row, backends: Sequence[str]) -> dict[str, Any]:
         "rate": row.rate,
         "ratio": ratio(row, backends),
         "target": row.case.target(row.depth),
+        "bare": row.bare,
         "points": {name: dataclasses.asdict(point) for name, point in row.points.items()},
     }
 

@@ -137,3 +137,23 @@ void lg_pattern_fill(uint8_t *data, uint32_t size, uint64_t seed, uint64_t block
                      uint32_t generation);
 int lg_pattern_check(const uint8_t *data, uint32_t size, uint64_t seed, uint64_t block,
                      uint32_t generation, uint64_t *found);
+
+/* A loop of plain system calls on a file; `slots` buffers take turns. */
+struct lg_bare {
+    int fd;
+    uint8_t *buffers;
+    uint32_t slots;
+    uint32_t block_size;
+    uint64_t blocks;
+    bool write;
+    bool sequential;
+    uint64_t seed;
+    uint64_t duration_ns;
+
+    /* results */
+    uint64_t calls;
+    uint64_t ns;
+};
+
+/* Returns -1 with errno set if a call failed, or did less than a whole block (EIO). */
+int lg_bare_run(struct lg_bare *bare);

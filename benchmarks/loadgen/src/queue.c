@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "queue.h"
+#include "random.h"
 #include "ring.h"
 
 #define SECTOR_BITS 9
@@ -146,24 +147,10 @@ bool queue_exhausted(const struct lg_queue *queue)
 
 void queue_start(struct lg_queue *queue, uint64_t now)
 {
-    queue->random = queue->workload.seed * 2 + 1;
+    queue->random = random_start(queue->workload.seed);
     queue->position = 0;
     queue->started = 0;
     queue->due = now;
-}
-
-static uint64_t next_random(struct lg_queue *queue)
-{
-    uint64_t value = queue->random += 0x9e3779b97f4a7c15ull;
-    value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9ull;
-    value = (value ^ (value >> 27)) * 0x94d049bb133111ebull;
-    return value ^ (value >> 31);
-}
-
-/* `random` scaled to 0 ... limit - 1 */
-static uint64_t scale(uint64_t random, uint64_t limit)
-{
-    return (uint64_t)(((unsigned __int128)random * limit) >> 64);
 }
 
 static uint8_t choose_operation(struct lg_queue *queue)
@@ -172,7 +159,7 @@ static uint8_t choose_operation(struct lg_queue *queue)
 
     if (!workload->write_permille && !workload->zeroes_permille && !workload->flush_permille)
         return LG_READ;
-    uint64_t dice = scale(next_random(queue), 1000);
+    uint64_t dice = random_below(&queue->random, 1000);
     if (dice < workload->write_permille)
         return LG_WRITE;
     dice -= workload->write_permille;
@@ -196,7 +183,7 @@ static bool choose_block(struct lg_queue *queue, uint64_t *block)
                 return false;
             queue->position = offset + 1 < workload->blocks ? offset + 1 : 0;
         } else {
-            offset = scale(next_random(queue), workload->blocks);
+            offset = random_below(&queue->random, workload->blocks);
         }
         *block = workload->first_block + offset * workload->block_stride;
         if (!queue->ledger || !queue->ledger->busy[*block])
