@@ -66,7 +66,13 @@ class Disturber:
             else:
                 await self._switch()
             if self._count_file is not None:
-                self._count_file.write_text(json.dumps(self._counts))
+                self._save(self._count_file)
+
+    def _save(self, path: Path) -> None:
+        """Write the counts; whoever kills this process still finds the last ones."""
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(self._counts))
+        new.replace(path)
 
     async def _switch(self) -> None:
         self._lane = Lane.PYTHON if self._lane is Lane.EXPRESS else Lane.EXPRESS
