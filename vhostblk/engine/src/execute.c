@@ -150,6 +150,12 @@ static void queue_transfer(struct vb_slot *slot)
         queue_op(slot, VB_IO_WRITE, slot->queue->write_through ? RWF_DSYNC : 0);
 }
 
+/* The part of what was transferred after which the rest is still aligned. */
+static int64_t whole_blocks(const struct vb_slot *slot, int64_t bytes)
+{
+    return bytes & -(int64_t)(slot->map->alignment ? slot->map->alignment : 1);
+}
+
 static void transfer_alone(struct vb_slot *slot)
 {
     ssize_t result = attempt(slot->queue, slot, slot->op.iovs, slot->op.count);
@@ -159,7 +165,7 @@ static void transfer_alone(struct vb_slot *slot)
         return;
     }
     if (result > 0)
-        skip_segments(slot, result);
+        skip_segments(slot, whole_blocks(slot, result));
     queue_transfer(slot);
 }
 
@@ -425,7 +431,7 @@ static void continue_transfer(struct vb_slot *slot)
         finish_mapped(slot, 0);
         return;
     }
-    whole = result & -(int64_t)(slot->map->alignment ? slot->map->alignment : 1);
+    whole = whole_blocks(slot, result);
     if (op->opcode == VB_IO_READ && (!result || whole != result)) {
         /* The file ends here, maybe inside a block. */
         skip_segments(slot, result);
