@@ -49,6 +49,8 @@ class Allocator:
 
     async def allocate(self, count: int) -> list[Run]:
         """Take `count` clusters; refcounts are 1 afterwards. Raises OSError, having taken none."""
+        if self._image.overlap.incomplete:
+            await self._image.overlap.complete()
         runs: list[Run] = []
         position = self.hint
         try:
@@ -67,6 +69,8 @@ class Allocator:
 
     async def allocate_together(self, count: int) -> Run:
         """Take `count` consecutive clusters."""
+        if self._image.overlap.incomplete:
+            await self._image.overlap.complete()
         position = self.hint
         while True:
             first, length = await self._find(position, count, alone=True)
