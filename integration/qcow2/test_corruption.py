@@ -95,3 +95,24 @@ def test_dirty_images_are_repaired(tmp_path: Path) -> None:
 
     run(main())
     assert "No errors" in qemu_img("check", path)
+
+
+def test_tables_of_snapshots_are_checked_if_wanted(tmp_path: Path, caplog: Any) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+    qemu_io(path, "write -q -P 1 0 128k")
+    qemu_img("snapshot", "-c", "s", path)
+    qemu_io(path, "write -q -P 1 64k 64k")  # the disk has an L2 table of its own
+    data = bytearray(path.read_bytes())
+    table = int.from_bytes(data[L1 : L1 + 8], "big") & ~(1 << 63)
+    data[table : table + 8] = (1 << 63 | L2).to_bytes(8, "big")
+    path.write_bytes(data)
+
+    async def main() -> None:
+        async with opened(path, overlap_check="all") as (_, backend):
+            with fails_with(errno.EIO):
+                await write(backend, 0, b"x" * 512)
+
+    run(main())
+    assert "overlaps with inactive L2 table" in caplog.text
+    assert path.read_bytes()[L2 : L2 + 8] == data[L2 : L2 + 8]

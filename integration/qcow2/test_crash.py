@@ -23,12 +23,15 @@ from vhostblk.block.graph import Graph
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
 SIZE = (5 << 19) + 1536
 CUTS = 4
 
 
 def _bursts(rng: random.Random) -> list[list[Operation]]:
-    kinds = ["write"] * 6 + ["zero", "unmap", "discard"]
+    kinds = ["write"] * 6 + ["compressed"] * 2 + ["zero", "unmap", "discard"]
     lengths = [512, 4096, 65536, 131072]
     return [
         [
@@ -47,7 +50,7 @@ def _bursts(rng: random.Random) -> list[list[Operation]]:
 class _Flushed:
     """The disk as it was when a flush had completed, and where the log was then."""
 
-    def __init__(self, position: int, data: list[int]) -> None:
+    def __init__(self, position: int, data: NDArray[np.int16]) -> None:
         self.position = position
         self.data = data
 
@@ -65,23 +68,21 @@ async def _record(
     backend = BlockBackend("test", RW)
     backend.attach(graph, node)
     model = Model(disk)
-    flushed = [_Flushed(0, list(model.data))]
+    flushed = [_Flushed(0, model.data.copy())]
     for burst in _bursts(rng):
-        touched = list(model.data)
+        touched = model.data.copy()
         await perform(backend, model, burst)
         # Until the next flush these bytes are what they were or what they are.
-        for index, (old, new) in enumerate(zip(touched, model.data, strict=True)):
-            if old != new:
-                flushed[-1].data[index] = -1
+        flushed[-1].data[touched != model.data] = -1
         if rng.random() < 0.5:
             await backend.flush()
-            flushed.append(_Flushed(len(file.log), list(model.data)))
+            flushed.append(_Flushed(len(file.log), model.data.copy()))
     await backend.detach()
     await graph.close()
     return file.log, flushed
 
 
-def _verify(path: Path, directory: Path, expected: list[int], *, lazy: bool) -> None:
+def _verify(path: Path, directory: Path, expected: NDArray[np.int16], *, lazy: bool) -> None:
     done = subprocess.run(
         ["qemu-img", "check", "-f", "qcow2", *(["-r", "all"] if lazy else []), str(path)],
         capture_output=True,

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -26,10 +28,13 @@ from integration.qcow2.tools import (
     sectors_by_qemu,
     write,
 )
+from vhostblk.block.iovec import IoVec
 from vhostblk.block.node import WriteFlags
 from vhostblk.block.permissions import Perm
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from vhostblk.block.backend import BlockBackend
 
 FORMATS = [
@@ -65,7 +70,9 @@ def operations() -> st.SearchStrategy[list[list[Operation]]]:
     length = st.one_of(
         st.integers(1, 3000), st.sampled_from([512, 4096, 16384, 65536, 131072, 600_000])
     )
-    kind = st.sampled_from(["write"] * 6 + ["zero", "unmap", "discard", "read", "flush"])
+    kind = st.sampled_from(
+        ["write"] * 6 + ["compressed"] * 2 + ["zero", "unmap", "discard", "read", "flush"]
+    )
     operation = st.tuples(kind, place, length, st.integers(1, 255))
     return st.lists(st.lists(operation, min_size=1, max_size=8), min_size=1, max_size=8)
 
@@ -74,22 +81,26 @@ class Model:
     """What the disk has to have; discarded bytes are unknown (-1)."""
 
     def __init__(self, data: bytes) -> None:
-        self.data: list[int] = list(data)
+        self.data: NDArray[np.int16] = np.frombuffer(data, np.uint8).astype(np.int16)
 
     def matches(self, offset: int, data: bytes) -> bool:
         known = self.data[offset : offset + len(data)]
-        return all(want in (-1, got) for want, got in zip(known, data, strict=True))
+        return bool(((known == -1) | (known == np.frombuffer(data, np.uint8))).all())
 
     def fill(self, offset: int, length: int, byte: int) -> None:
-        self.data[offset : offset + length] = [byte] * length
+        self.data[offset : offset + length] = byte
 
 
 async def perform(backend: BlockBackend, model: Model, burst: list[Operation]) -> None:
     """Do operations of a burst that don't overlap side by side, others not at all."""
     taken: list[tuple[int, int]] = []
     running: list[Any] = []
-    for kind, offset, wanted, byte in burst:
-        length = min(wanted, SIZE - offset)
+    for kind, at, wanted, byte in burst:
+        offset, length = at, min(wanted, SIZE - at)
+        if kind == "compressed":
+            size = backend.node.cluster_size
+            offset = at // size * size
+            length = min(-(-length // size) * size, SIZE - offset)
         if any(offset < stop and start < offset + length for start, stop in taken):
             continue
         taken.append((offset, offset + length))
@@ -105,6 +116,11 @@ async def _one(
         model.fill(offset, length, byte)
     elif kind == "read":
         assert model.matches(offset, await read(backend, offset, length))
+    elif kind == "compressed":
+        data = _compressible(length, byte, backend.node.cluster_size)
+        iov = IoVec.from_buffers([bytearray(data)])
+        await backend.pwritev(offset, iov, WriteFlags.WRITE_COMPRESSED)
+        model.data[offset : offset + length] = np.frombuffer(data, np.uint8)
     elif kind == "flush":
         await backend.flush()
     elif kind == "discard":
@@ -114,6 +130,16 @@ async def _one(
         flags = WriteFlags.MAY_UNMAP if kind == "unmap" else WriteFlags.NONE
         await backend.pwrite_zeroes(offset, length, flags)
         model.fill(offset, length, 0)
+
+
+def _compressible(length: int, byte: int, cluster: int) -> bytes:
+    """Return data with clusters that get much shorter, hardly, or not at all."""
+    rng = random.Random(byte)
+    pattern = b"".join(
+        rng.randbytes(noise) + bytes([byte]) * (cluster - noise)
+        for noise in (0, cluster // 2, cluster * 9 // 10, cluster, 20)
+    )
+    return (pattern * (length // len(pattern) + 1))[:length]
 
 
 def _create(directory: Path, form: str, state: str) -> tuple[Path, bytes]:

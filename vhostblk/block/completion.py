@@ -101,10 +101,6 @@ class Completion(Generic[T]):
         """Refuse: the kernel still owns the buffers of an operation in flight."""
         return False
 
-    def when_done(self, callback: Callable[[], object]) -> None:
-        """Call `callback()` directly, on the stack of whoever finishes this."""
-        self._callback = callback
-
 
 async def outcomes(coroutines: Sequence[Coroutine[Any, Any, object]]) -> list[OSError | None]:
     """Run I/O coroutines side by side; return the OSError of each, or None for those that succeed.

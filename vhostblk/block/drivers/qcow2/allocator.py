@@ -46,9 +46,13 @@ class Allocator:
         self.high_water = image.geometry.clusters(image.file.node.size)
         #: The file is longer than it has to be.
         self._grown = False
+        #: From this byte on the rest of a cluster has room for compressed data; 0: there is none.
+        self._packed_end = 0
 
     async def allocate(self, count: int) -> list[Run]:
         """Take `count` clusters; refcounts are 1 afterwards. Raises OSError, having taken none."""
+        if self._image.overlap.incomplete:
+            await self._image.overlap.complete()
         runs: list[Run] = []
         position = self.hint
         try:
@@ -67,6 +71,8 @@ class Allocator:
 
     async def allocate_together(self, count: int) -> Run:
         """Take `count` consecutive clusters."""
+        if self._image.overlap.incomplete:
+            await self._image.overlap.complete()
         position = self.hint
         while True:
             first, length = await self._find(position, count, alone=True)
@@ -78,9 +84,53 @@ class Allocator:
             self.hint = first + count
         return Run(first, count, fresh)
 
+    async def allocate_bytes(self, nbytes: int) -> int:
+        """Return where there is room for compressed data, less than a cluster; raises OSError.
+
+        Each host cluster that it lies in has one reference more.
+        """
+        geometry, refcounts = self._geometry, self._image.refcounts
+        bits, start = geometry.cluster_bits, self._packed_end
+        shared = start >> bits
+        if start and await refcounts.get(shared) == geometry.refcount_max:
+            start = 0
+        room = -start & (geometry.cluster_size - 1)
+        new = 0
+        if nbytes > room:
+            new = (await self.allocate_together(1)).first
+            if not start or new != shared + 1:
+                start, room = new << bits, 0
+        try:
+            if start + nbytes > geometry.compressed_limit:
+                raise os_error(errno.EFBIG)
+            if room:
+                await refcounts.change(shared, 1, 1)
+        except OSError:
+            if new:
+                await self.free_bytes(new << bits, 1)
+            raise
+        end = start + nbytes
+        self._packed_end = end if end & (geometry.cluster_size - 1) else 0
+        return start
+
+    async def free_bytes(self, offset: int, nbytes: int) -> None:
+        """Undo `allocate_bytes`: nothing in the file refers to them."""
+        bits = self._geometry.cluster_bits
+        first = offset >> bits
+        for cluster in await self._image.refcounts.change(
+            first, (offset + nbytes - 1 >> bits) - first + 1, -1
+        ):
+            self.released(cluster)
+
     def released(self, cluster: int) -> None:
         """Note that a cluster is free again."""
         self.hint = min(self.hint, cluster)
+        if cluster == self._packed_end >> self._geometry.cluster_bits:
+            self._packed_end = 0
+
+    def forget_places(self) -> None:
+        """Look for free clusters everywhere: refcounts have been put right."""
+        self.hint = self._packed_end = 0
 
     async def _find(self, start: int, count: int, *, alone: bool) -> tuple[int, int]:
         """Return the first free clusters from `start` on, at most `count` and at least one.

@@ -67,7 +67,7 @@ async def check(image: Image, *, repair: bool) -> CheckResult:
     if not image.geometry.external_data:
         await check_flags(image, once, result, repair)
     if repair:
-        image.allocator.hint = 0
+        image.allocator.forget_places()
         image.overlap.collect()
         await image.commit.write_all()
     return result

@@ -64,7 +64,7 @@ class Commit:
         return bool(
             self._freed
             or self._forgotten
-            or tables.l1_high > tables.l1_low
+            or tables.l1_changes.dirty
             or any(found.dirty for found in tables.slices.values())
             or (not self._lazy and self._refcounts_dirty)
         )
@@ -156,7 +156,7 @@ class Commit:
             for block in dirty:
                 offset, raw = refcounts.encode(block)
                 await write_array(image.file, offset, raw)
-                block.low = block.high = 0
+                block.clean()
         if refcounts.dirty_entries:
             await image.file.flush()
             for index in sorted(refcounts.dirty_entries):
@@ -192,13 +192,13 @@ class Commit:
                 await self.sync()
             await run_all([self._write_slice(found) for found in dirty])
             self.unsynced = True
-        if tables.l1_high > tables.l1_low:
+        if tables.l1_changes.dirty:
             if self.unsynced:
                 await self.sync()
-            low, high = tables.l1_low, tables.l1_high
+            low, high = tables.l1_changes.low, tables.l1_changes.high
             raw = tables.l1[low:high].astype(">u8")
             await write_array(image.file, image.header.l1_offset + 8 * low, raw)
-            tables.l1_low = tables.l1_high = 0
+            tables.l1_changes.clean()
             self.unsynced = True
 
     async def _write_slice(self, found: L2Slice) -> None:
@@ -208,7 +208,7 @@ class Commit:
         high = -(-found.high * per_entry // 64) * 64
         words = found.words[low:high].copy()
         before = (found.low, found.high)
-        found.low = found.high = 0
+        found.clean()
         found.pins += 1  # until then the file has something older
         try:
             await write_array(self._image.file, found.host + 8 * low, words)
@@ -261,7 +261,7 @@ class Commit:
         for block in blocks:
             place, raw = refcounts.encode(block)
             await write_array(image.file, place, raw)
-            block.low = block.high = 0
+            block.clean()
         await self._write_refcounts()
         await write_array(image.file, offset, table.astype(">u8"))
         await image.file.flush()

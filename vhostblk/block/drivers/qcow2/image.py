@@ -144,8 +144,11 @@ class Image:
 
     def take_settings(self, settings: Settings) -> None:
         """Go by other settings; no slice is dirty, and nothing in flight."""
-        self.settings = settings
-        if settings.l2_slice_size != self.tables.slice_size:
+        former, self.settings = self.settings, settings
+        if (
+            settings.l2_slice_size != self.tables.slice_size
+            or settings.overlap != former.overlap  # which entries are published depends on it
+        ):
             self.tables.clear()
         self.tables.configure(
             settings.l2_slice_size, self.publisher.slice_limit(settings.l2_slices)
@@ -224,6 +227,7 @@ class Image:
         else:
             await self._load_whole_table(index)
             tables.move_table(index, host)
+            self.overlap.metadata_removed((word & OFFSET_MASK) >> bits, 1)
             self.commit.free((word & OFFSET_MASK) >> bits, discard=self.settings.discard_other)
         self.commit.unsynced = True
         tables.set_l1(index, host | COPIED)

@@ -211,6 +211,11 @@ class Geometry:
         sectors = (entry >> shift & ((1 << (self.cluster_bits - 8)) - 1)) + 1
         return offset, sectors * COMPRESSED_SECTOR - (offset & (COMPRESSED_SECTOR - 1))
 
+    @property
+    def compressed_limit(self) -> int:
+        """Where in the file compressed data ends at the latest: its entry has no room for more."""
+        return 1 << 62 - (self.cluster_bits - 8)
+
     def compressed_entry(self, offset: int, length: int) -> int:
         """Return the L2 entry of compressed data."""
         shift = 62 - (self.cluster_bits - 8)

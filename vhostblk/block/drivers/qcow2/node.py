@@ -61,6 +61,7 @@ class Qcow2Node(BlockNode):
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)
         self.read_only = options.read_only
+        self.native_flags = WriteFlags.WRITE_COMPRESSED | WriteFlags.WRITE_UNCHANGED
         self._graph: Graph
         self._image: Image
         self._cleaning: asyncio.TimerHandle | None = None
@@ -266,6 +267,12 @@ class Qcow2Node(BlockNode):
 
     async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
         image = self._image
+        if flags and flags & WriteFlags.WRITE_COMPRESSED:
+            from vhostblk.block.drivers.qcow2.write_compressed import write_compressed
+
+            image.check_usable()
+            await write_compressed(image, offset, iov)
+            return
         publisher = image.publisher
         phase = publisher.begin()
         try:

@@ -3,16 +3,19 @@
 
 An image may say that guest data lies where its own tables are, or that a cluster is free which is
 not. Data clusters are checked when their L2 slice is loaded, all at once; allocations when made.
+The L2 tables of snapshots are only known from the file: they are looked up when first needed.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK, REFTABLE_OFFSET_MASK
+from vhostblk.block.drivers.qcow2.transfer import read_array
 from vhostblk.block.edge import os_error
 
 if TYPE_CHECKING:
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhostblk.block.drivers.qcow2.image import Image
+
+logger = logging.getLogger(__name__)
+
+#: So many L1 entries of snapshots are looked at; an image can have too many for that.
+_MAX_INACTIVE_ENTRIES = 16 << 20
 
 #: Option members and what messages call the structure.
 NAMES = {
@@ -45,10 +53,13 @@ class Overlap:
         #: Added since: cluster and structure.
         self._added: dict[int, str] = {}
         self._offsets: NDArray[np.int64] | None = None
+        #: The L2 tables of snapshots are to be checked and not known: `complete` is to be called.
+        self.incomplete = False
 
     def collect(self) -> None:
         """Take stock of the metadata that is known from tables in memory."""
         image = self._image
+        self.incomplete = bool("inactive_l2" in image.settings.overlap and image.snapshots.entries)
         header, geometry = image.header, image.geometry
         bits = geometry.cluster_bits
         self._added.clear()
@@ -84,11 +95,26 @@ class Overlap:
 
     _data_exempt = False
 
-    def set_inactive_l2(self, clusters: NDArray[np.int64]) -> None:
-        """Note the L2 tables of snapshots, where they are to be checked."""
-        if "inactive_l2" in self._image.settings.overlap:
-            self._clusters["inactive_l2"] = np.unique(clusters)
-            self._offsets = None
+    async def complete(self) -> None:
+        """Look up the L2 tables of snapshots; raises OSError."""
+        image, left = self._image, _MAX_INACTIVE_ENTRIES
+        found = np.zeros(0, np.int64)
+        for offset, size in dict.fromkeys(
+            (each.l1_offset, each.l1_size) for each in image.snapshots.entries
+        ):
+            left -= size
+            if left < 0:
+                logger.warning(
+                    "%s: the snapshots' L1 tables are too long for overlap-check to know them all",
+                    image.file.node.filename,
+                )
+                break
+            table = await read_array(image.file, offset, size, ">u8")
+            targets = _targets(table.astype(np.uint64), OFFSET_MASK, image.geometry.cluster_bits)
+            found = np.union1d(found, targets)
+        self._clusters["inactive_l2"] = found
+        self._offsets = None
+        self.incomplete = False
 
     def offsets(self) -> NDArray[np.int64]:
         """Return the sorted offsets of clusters on which no guest data may lie."""
@@ -108,12 +134,13 @@ class Overlap:
             self._offsets = None
 
     def metadata_removed(self, first: int, count: int) -> None:
-        """Note that clusters don't hold metadata any more."""
+        """Note that clusters don't hold metadata of the active disk any more."""
         last = first + count
         for cluster in range(first, last):
             self._added.pop(cluster, None)
         for name, clusters in self._clusters.items():
-            self._clusters[name] = clusters[(clusters < first) | (clusters >= last)]
+            if not name.startswith("inactive"):
+                self._clusters[name] = clusters[(clusters < first) | (clusters >= last)]
         self._offsets = None
 
     def structure_at(self, first: int, count: int) -> str | None:

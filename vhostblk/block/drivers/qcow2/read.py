@@ -61,6 +61,8 @@ class Reader:
             raise os_error(errno.EIO)
         if not table:
             return None
+        if image.overlap.incomplete and image.writable:
+            await image.overlap.complete()
         return await tables.load(number)
 
     def entry_at(self, found: L2Slice, index: int, cluster: int) -> Entry:

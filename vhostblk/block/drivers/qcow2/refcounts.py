@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vhostblk.block.drivers.qcow2.dirty import DirtyRange
 from vhostblk.block.drivers.qcow2.layout import REFTABLE_OFFSET_MASK, in_hex
 from vhostblk.block.drivers.qcow2.transfer import read_array
 from vhostblk.block.edge import os_error
@@ -49,29 +50,17 @@ def pack(values: NDArray[Any], order: int) -> NDArray[np.uint8]:
     return packed
 
 
-class RefBlock:
-    """Counts of consecutive clusters; [low, high) have changed since they were written."""
+class RefBlock(DirtyRange):
+    """Counts of consecutive clusters."""
 
-    __slots__ = ("high", "host", "index", "low", "used", "values")
+    __slots__ = ("host", "index", "used", "values")
 
     def __init__(self, index: int, host: int, values: NDArray[Any]) -> None:
+        super().__init__()
         self.index = index
         self.host = host
         self.values = values
-        self.low = self.high = 0
         self.used = True
-
-    @property
-    def dirty(self) -> bool:
-        """Whether there is something to write."""
-        return self.high > self.low
-
-    def touch(self, low: int, high: int) -> None:
-        """Note that counts [low, high) have changed."""
-        if self.high > self.low:
-            self.low, self.high = min(self.low, low), max(self.high, high)
-        else:
-            self.low, self.high = low, high
 
 
 class Refcounts:

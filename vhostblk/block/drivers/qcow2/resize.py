@@ -103,7 +103,7 @@ async def _give_up_rest(image: Image, size: int) -> None:
             ):
                 found = tables.slices.get(number)
                 if found is not None:
-                    found.low = found.high = 0
+                    found.clean()
                     tables.evict(found)
             tables.set_l1(index, 0)
             image.overlap.metadata_removed(table >> geometry.cluster_bits, 1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.completion import Completion
+from vhostblk.block.drivers.qcow2.dirty import DirtyRange
 from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK
 from vhostblk.block.drivers.qcow2.transfer import read_array
 
@@ -24,31 +25,19 @@ if TYPE_CHECKING:
     from vhostblk.block.edge import Edge
 
 
-class L2Slice:
-    """Entries of an L2 table; [low, high) have changed since they were written."""
+class L2Slice(DirtyRange):
+    """Entries of an L2 table."""
 
-    __slots__ = ("high", "host", "low", "number", "pins", "used", "words")
+    __slots__ = ("host", "number", "pins", "used", "words")
 
     def __init__(self, number: int, host: int, words: NDArray[Any]) -> None:
+        super().__init__()
         self.number = number
         #: Offset in the file.
         self.host = host
         self.words = words
-        self.low = self.high = 0
         self.pins = 0
         self.used = True
-
-    @property
-    def dirty(self) -> bool:
-        """Whether there is something to write."""
-        return self.high > self.low
-
-    def touch(self, low: int, high: int) -> None:
-        """Note that entries [low, high) have changed."""
-        if self.high > self.low:
-            self.low, self.high = min(self.low, low), max(self.high, high)
-        else:
-            self.low, self.high = low, high
 
 
 class L2Cache:
@@ -59,9 +48,9 @@ class L2Cache:
     ) -> None:
         self._edge = edge
         self._geometry = geometry
-        #: The L1 table, in native byte order; [l1_low, l1_high) have changed.
+        #: The L1 table, in native byte order, and what of it has changed.
         self.l1 = l1
-        self.l1_low = self.l1_high = 0
+        self.l1_changes = DirtyRange()
         self.configure(slice_size, limit)
         self.slices: dict[int, L2Slice] = {}
         self._loading: dict[int, list[Completion[None]]] = {}
@@ -157,10 +146,7 @@ class L2Cache:
     def set_l1(self, index: int, value: int) -> None:
         """Change an L1 entry."""
         self.l1[index] = value
-        if self.l1_high > self.l1_low:
-            self.l1_low, self.l1_high = min(self.l1_low, index), max(self.l1_high, index + 1)
-        else:
-            self.l1_low, self.l1_high = index, index + 1
+        self.l1_changes.touch(index, index + 1)
 
     def move_table(self, index: int, host: int) -> None:
         """Let the cached slices of an L1 entry's table belong to another place in the file.
@@ -172,7 +158,7 @@ class L2Cache:
             found = self.slices.get(number)
             if found is not None:
                 found.host = host + self._place(number)
-                found.low, found.high = 0, 1 << self.slice_bits
+                found.touch(0, 1 << self.slice_bits)
 
     def dirty_slices(self) -> list[L2Slice]:
         """Return what is to be written, in the order of the file."""
