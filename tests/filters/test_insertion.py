@@ -13,34 +13,25 @@ import pytest
 from tests.filters.drivers import CLUSTER, CowNode, CowOptions, register
 from tests.frontend.blk import BlkDriver
 from tests.frontend.connection import Connection
-from tests.frontend.loop_thread import LoopThread
+from tests.frontend.loop_thread import loop
 from tests.frontend.memory import Memory
 from tests.qmp_block.support import execute
-from vhostblk import engine
+from tests.virtio_blk.lanes import lane
 from vhostblk.block.iovec import IoVec
 from vhostblk.daemon import Daemon
 from vhostblk.virtio_blk.layout import RequestType, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.frontend.loop_thread import LoopThread
 
 SIZE = 4 << 20
 BLOCK = 4096
 
+__all__ = ["lane", "loop"]  # fixtures
 
-@pytest.fixture(params=["python", "express"])
-def lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "express" and engine.load() is None:
-        pytest.skip("no compiled engine")
-    monkeypatch.setenv("VHOSTBLK_LANE", request.param)
-    return str(request.param)
-
-
-@pytest.fixture
-def loop() -> Iterator[LoopThread]:
-    with LoopThread() as thread:
-        yield thread
+pytestmark = pytest.mark.usefixtures("lane")
 
 
 class Writer(threading.Thread):
@@ -123,7 +114,7 @@ def writable_in_map(daemon: Daemon) -> bool | None:
     return None if extents is None else extents.writable
 
 
-def test_copy_before_write_sees_every_write(lane: str, tmp_path: Path, loop: LoopThread) -> None:
+def test_copy_before_write_sees_every_write(tmp_path: Path, loop: LoopThread) -> None:
     path, target = tmp_path / "disk.img", tmp_path / "target.img"
     path.write_bytes(bytes(SIZE))
     target.write_bytes(bytes(SIZE))
@@ -182,7 +173,7 @@ async def snapshot(daemon: Daemon) -> bytes:
 
 
 def test_copy_on_read_copies_all_and_undoes_nothing(
-    lane: str, tmp_path: Path, loop: LoopThread, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, loop: LoopThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(monkeypatch)
     base = tmp_path / "base.img"

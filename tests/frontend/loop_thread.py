@@ -7,8 +7,10 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pytest
+
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterator
     from types import TracebackType
 
 T = TypeVar("T")
@@ -38,3 +40,10 @@ class LoopThread:
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float = 30.0) -> T:
         """Run a coroutine on the loop; returns its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
+
+
+@pytest.fixture
+def loop() -> Iterator[LoopThread]:
+    """A fixture for tests to import: a loop that runs."""
+    with LoopThread() as thread:
+        yield thread

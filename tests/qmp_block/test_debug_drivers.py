@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.block.test_blklogwrites import replay
-from tests.frontend.blk import BlkDriver, RequestError
-from tests.frontend.connection import Connection
-from tests.frontend.memory import Memory
+from tests.frontend.blk import RequestError
+from tests.frontend.loop_thread import loop
+from tests.qmp_block.load import SIZE, serving, verify_under_changes, write_and_verify
 from tests.qmp_block.support import execute
-from tests.qmp_block.test_under_load import SIZE, lane, loop, write_and_verify
+from tests.virtio_blk.lanes import lane
 from vhostblk.daemon import Daemon
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from tests.frontend.loop_thread import LoopThread
 
 __all__ = ["lane", "loop"]  # fixtures
+
+pytestmark = pytest.mark.usefixtures("lane")
 
 
 def daemon_on(directory: Path, *more: dict[str, Any]) -> Daemon:
@@ -69,39 +72,23 @@ async def change_until(daemon: Daemon, done: asyncio.Event) -> int:
     raise AssertionError
 
 
-def test_filters_come_and_go(lane: str, loop: LoopThread, tmp_path: Path) -> None:
+def test_filters_come_and_go(loop: LoopThread, tmp_path: Path) -> None:
     daemon = daemon_on(tmp_path, DEBUG, LOG, top("disk"))
-    loop.run(daemon.__aenter__())
-    try:
-        memory = Memory()
-        done = asyncio.Event()
-        changing = asyncio.run_coroutine_threadsafe(change_until(daemon, done), loop.loop)
-        with BlkDriver(Connection.connect(tmp_path / "e.sock"), memory) as driver:
-            write_and_verify(driver)
-            loop.loop.call_soon_threadsafe(done.set)
-            assert changing.result(30) >= 1
-        memory.close()
-    finally:
-        loop.run(daemon.close())
+    with serving(daemon, loop, tmp_path / "e.sock") as driver:
+        assert verify_under_changes(driver, loop, partial(change_until, daemon)) >= 1
 
 
-def test_what_is_logged_is_all_there_is(lane: str, loop: LoopThread, tmp_path: Path) -> None:
+def test_what_is_logged_is_all_there_is(loop: LoopThread, tmp_path: Path) -> None:
     """A filter that must see every write sees every write, from the moment it is there."""
     daemon = daemon_on(tmp_path, LOG, top("disk"))
-    loop.run(daemon.__aenter__())
-    try:
-        memory = Memory()
-        with BlkDriver(Connection.connect(tmp_path / "e.sock"), memory) as driver:
-            driver.write(0, b"\x01" * 4096)
-            before = (tmp_path / "disk").read_bytes()
-            insert = execute(daemon, "blockdev-reopen", {"options": [top("log")]})
-            assert loop.run(insert) == {"return": {}}
-            write_and_verify(driver)
-            remove = execute(daemon, "blockdev-reopen", {"options": [top("disk")]})
-            assert loop.run(remove) == {"return": {}}
-        memory.close()
-    finally:
-        loop.run(daemon.close())
+    with serving(daemon, loop, tmp_path / "e.sock") as driver:
+        driver.write(0, b"\x01" * 4096)
+        before = (tmp_path / "disk").read_bytes()
+        insert = execute(daemon, "blockdev-reopen", {"options": [top("log")]})
+        assert loop.run(insert) == {"return": {}}
+        write_and_verify(driver)
+        remove = execute(daemon, "blockdev-reopen", {"options": [top("disk")]})
+        assert loop.run(remove) == {"return": {}}
     disk = bytearray(before)
     replay((tmp_path / "journal").read_bytes(), disk)
     assert disk == (tmp_path / "disk").read_bytes()
@@ -118,38 +105,22 @@ async def change_children_until(daemon: Daemon, done: asyncio.Event) -> int:
     raise AssertionError
 
 
-def test_children_of_a_quorum_come_and_go(lane: str, loop: LoopThread, tmp_path: Path) -> None:
+def test_children_of_a_quorum_come_and_go(loop: LoopThread, tmp_path: Path) -> None:
     quorum = {**QUORUM, "read-pattern": "fifo"}  # the copy is out of date
     daemon = daemon_on(tmp_path, quorum, top("q"))
-    loop.run(daemon.__aenter__())
-    try:
-        memory = Memory()
-        done = asyncio.Event()
-        changing = asyncio.run_coroutine_threadsafe(change_children_until(daemon, done), loop.loop)
-        with BlkDriver(Connection.connect(tmp_path / "e.sock"), memory) as driver:
-            write_and_verify(driver)
-            loop.loop.call_soon_threadsafe(done.set)
-            assert changing.result(30) >= 1
-        memory.close()
-    finally:
-        loop.run(daemon.close())
+    with serving(daemon, loop, tmp_path / "e.sock") as driver:
+        assert verify_under_changes(driver, loop, partial(change_children_until, daemon)) >= 1
 
 
-def test_rules_concern_the_express_lane_too(lane: str, loop: LoopThread, tmp_path: Path) -> None:
+def test_rules_concern_the_express_lane_too(loop: LoopThread, tmp_path: Path) -> None:
     rule = {"event": "write_aio", "errno": 28, "once": True}
     daemon = daemon_on(tmp_path, {**DEBUG, "inject-error": [rule]}, top("disk"))
-    loop.run(daemon.__aenter__())
-    try:
-        memory = Memory()
-        with BlkDriver(Connection.connect(tmp_path / "e.sock"), memory) as driver:
-            driver.write(0, b"\x01" * 512)
-            insert = execute(daemon, "blockdev-reopen", {"options": [top("d")]})
-            assert loop.run(insert) == {"return": {}}
-            assert driver.read(0, 512) == b"\x01" * 512
-            with pytest.raises(RequestError):
-                driver.write(0, b"\x02" * 512)
-            driver.write(0, b"\x03" * 512)
-            assert driver.read(0, 512) == b"\x03" * 512
-        memory.close()
-    finally:
-        loop.run(daemon.close())
+    with serving(daemon, loop, tmp_path / "e.sock") as driver:
+        driver.write(0, b"\x01" * 512)
+        insert = execute(daemon, "blockdev-reopen", {"options": [top("d")]})
+        assert loop.run(insert) == {"return": {}}
+        assert driver.read(0, 512) == b"\x01" * 512
+        with pytest.raises(RequestError):
+            driver.write(0, b"\x02" * 512)
+        driver.write(0, b"\x03" * 512)
+        assert driver.read(0, 512) == b"\x03" * 512

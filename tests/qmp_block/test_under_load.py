@@ -5,40 +5,24 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import random
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.frontend.blk import BlkDriver
-from tests.frontend.connection import Connection
-from tests.frontend.loop_thread import LoopThread
-from tests.frontend.memory import Memory
+from tests.frontend.loop_thread import loop
+from tests.qmp_block.load import BLOCK, SIZE, serving, verify_under_changes
 from tests.qmp_block.support import execute
-from vhostblk import engine
+from tests.virtio_blk.lanes import lane
 from vhostblk.daemon import Daemon
-from vhostblk.virtio_blk.layout import RequestType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SIZE = 1 << 20
-BLOCK = 4096
+    from tests.frontend.loop_thread import LoopThread
 
-
-@pytest.fixture(params=["python", "express"])
-def lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "express" and engine.load() is None:
-        pytest.skip("no compiled engine")
-    monkeypatch.setenv("VHOSTBLK_LANE", request.param)
-    return str(request.param)
-
-
-@pytest.fixture
-def loop() -> Iterator[LoopThread]:
-    with LoopThread() as thread:
-        yield thread
+__all__ = ["lane", "loop"]  # fixtures
 
 
 def changes(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -74,7 +58,8 @@ async def change_until(daemon: Daemon, path: Path, done: asyncio.Event) -> int:
     return succeeded
 
 
-def test_changes_under_load(lane: str, tmp_path: Path, loop: LoopThread) -> None:
+@pytest.mark.usefixtures("lane")
+def test_changes_under_load(tmp_path: Path, loop: LoopThread) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(SIZE))
     daemon = Daemon(
@@ -93,37 +78,6 @@ def test_changes_under_load(lane: str, tmp_path: Path, loop: LoopThread) -> None
             }
         ],
     )
-    loop.run(daemon.__aenter__())
-    try:
-        memory = Memory()
-        done = asyncio.Event()
-        changing = asyncio.run_coroutine_threadsafe(change_until(daemon, path, done), loop.loop)
-        with BlkDriver(Connection.connect(tmp_path / "e.sock"), memory) as driver:
-            write_and_verify(driver)
-            loop.loop.call_soon_threadsafe(done.set)
-            assert changing.result(30) >= 4
-            assert driver.capacity == 2 * SIZE
-        memory.close()
-    finally:
-        loop.run(daemon.close())
-
-
-def write_and_verify(driver: BlkDriver) -> None:
-    """Write each block many times, sixteen at a time; check each after each round."""
-    chosen = random.Random(4)
-    blocks = SIZE // BLOCK
-    for _ in range(8):
-        data = [chosen.randbytes(8) * (BLOCK // 8) for _ in range(blocks)]
-        data[3] = bytes(BLOCK)
-        order = chosen.sample(range(blocks), blocks)
-
-        def write(
-            number: int, order: list[int] = order, data: list[bytes] = data
-        ) -> tuple[int, int, bytes]:
-            block = order[number]
-            return RequestType.OUT, block * BLOCK, data[block]
-
-        driver.run_at_depth(16, blocks, write)
-        driver.flush()
-        for block in range(0, blocks, 16):
-            assert driver.read(block * BLOCK, 16 * BLOCK) == b"".join(data[block : block + 16])
+    with serving(daemon, loop, tmp_path / "e.sock") as driver:
+        assert verify_under_changes(driver, loop, partial(change_until, daemon, path)) >= 4
+        assert driver.capacity == 2 * SIZE
