@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from vhostblk.vhost_user.backend import InflightDescription, RegionDescription, VringConfig
 from vhostblk.vhost_user.channel import RequestChannel
@@ -75,10 +75,9 @@ from vhostblk.vhost_user.layout import (
     ProtocolFeature,
     Request,
 )
+from vhostblk.vhost_user.rules import Answer, ReplyWithFd, Rule, fixed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from vhostblk.vhost_user.backend import Backend
     from vhostblk.vhost_user.codec import Message
 
@@ -96,25 +95,6 @@ PROTOCOL_FEATURES = (
 
 _ACK = 0
 _NACK = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of a message: bytes to send, if any, and a line for the log if it failed.
-
-    `fds` go with the reply; whoever sends it closes them.
-    """
-
-    reply: bytes = b""
-    failure: str | None = None
-    fds: FdList = field(default_factory=FdList)
-
-
-class _ReplyWithFd(NamedTuple):
-    """A handler's reply that has a descriptor."""
-
-    payload: bytes
-    fd: int
 
 
 @dataclass(slots=True)
@@ -160,7 +140,7 @@ class Session:
             return self._failed(message, rule, error)
         finally:
             message.fds.close()
-        if isinstance(reply, _ReplyWithFd):
+        if isinstance(reply, ReplyWithFd):
             return Answer(encode_reply(message.request, reply.payload), fds=FdList([reply.fd]))
         if reply is not None:
             return Answer(encode_reply(message.request, reply))
@@ -172,7 +152,7 @@ class Session:
         return message.need_reply and ProtocolFeature.REPLY_ACK in self._protocol_features
 
     def _failed(
-        self, message: Message, rule: _Rule | None, error: VhostUserError | OSError
+        self, message: Message, rule: Rule | None, error: VhostUserError | OSError
     ) -> Answer:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         line = f"{message.name}: {reason}"
@@ -309,11 +289,11 @@ class Session:
 
     # Requests in flight
 
-    async def _get_inflight_fd(self, message: Message) -> _ReplyWithFd:
+    async def _get_inflight_fd(self, message: Message) -> ReplyWithFd:
         _size, _offset, num_queues, queue_size = self._inflight_fields(message)
         made = self._backend.make_inflight(num_queues, queue_size)
         payload = INFLIGHT.pack(made.mmap_size, made.mmap_offset, num_queues, queue_size)
-        return _ReplyWithFd(payload.ljust(len(message.payload), b"\0"), made.fd)
+        return ReplyWithFd(payload.ljust(len(message.payload), b"\0"), made.fd)
 
     async def _set_inflight_fd(self, message: Message) -> None:
         size, offset, num_queues, queue_size = self._inflight_fields(message)
@@ -487,9 +467,6 @@ class Session:
         self._backend.set_config(offset, data)
 
 
-_Reply = bytes | _ReplyWithFd | None
-
-
 def _only(fds: list[int]) -> int | None:
     return fds[0] if fds else None
 
@@ -501,73 +478,37 @@ def _check_config_range(offset: int, size: int) -> None:
         )
 
 
-class _Rule(NamedTuple):
-    """What a message must look like, and what carries it out.
-
-    The handler returns the payload of the message's own reply, or None where it has none.
-    """
-
-    handler: Callable[[Session, Message], Awaitable[_Reply]]
-    min_size: int
-    max_size: int
-    min_fds: int = 0
-    max_fds: int = 0
-    own_reply: bool = False
-
-    def check(self, message: Message) -> None:
-        """Check the payload's size and the number of descriptors."""
-        size = len(message.payload)
-        if not self.min_size <= size <= self.max_size:
-            expected = self.min_size if size < self.min_size else self.max_size
-            raise PayloadSizeError(f"payload of {size} bytes where {expected} are expected")
-        if not self.min_fds <= len(message.fds) <= self.max_fds:
-            expected = self.min_fds if len(message.fds) < self.min_fds else self.max_fds
-            raise DescriptorError(
-                f"{len(message.fds)} file descriptors where {expected} are expected"
-            )
-
-
-def _fixed(
-    handler: Callable[[Session, Message], Awaitable[_Reply]],
-    size: int = 0,
-    *,
-    fds: tuple[int, int] = (0, 0),
-    reply: bool = False,
-) -> _Rule:
-    return _Rule(handler, size, size, *fds, reply)
-
-
 _INFLIGHT_SIZES = (INFLIGHT.size, INFLIGHT_PADDED_SIZE)
 _CONFIG_SIZES = (CONFIG_HEADER.size, CONFIG_HEADER.size + MAX_CONFIG_SIZE)
 
 #: "Front-end message types", those that we offer.
-_RULES: dict[int, _Rule] = {
-    Request.NONE: _Rule(Session._goodbye, 0, MAX_PAYLOAD, 0, MAX_FDS),
-    Request.GET_FEATURES: _fixed(Session._get_features, reply=True),
-    Request.SET_FEATURES: _fixed(Session._set_features, U64.size),
-    Request.SET_OWNER: _fixed(Session._set_owner),
-    Request.RESET_OWNER: _fixed(Session._reset_owner),
-    Request.SET_MEM_TABLE: _Rule(Session._set_mem_table, 0, MAX_PAYLOAD, 0, MAX_FDS),
-    Request.SET_VRING_NUM: _fixed(Session._set_vring_num, VRING_STATE.size),
-    Request.SET_VRING_ADDR: _fixed(Session._set_vring_addr, VRING_ADDR.size),
-    Request.SET_VRING_BASE: _fixed(Session._set_vring_base, VRING_STATE.size),
-    Request.GET_VRING_BASE: _fixed(Session._get_vring_base, VRING_STATE.size, reply=True),
-    Request.SET_VRING_KICK: _fixed(Session._set_vring_kick, U64.size, fds=(0, 1)),
-    Request.SET_VRING_CALL: _fixed(Session._set_vring_call, U64.size, fds=(0, 1)),
-    Request.SET_VRING_ERR: _fixed(Session._set_vring_err, U64.size, fds=(0, 1)),
-    Request.GET_PROTOCOL_FEATURES: _fixed(Session._get_protocol_features, reply=True),
-    Request.SET_PROTOCOL_FEATURES: _fixed(Session._set_protocol_features, U64.size),
-    Request.GET_QUEUE_NUM: _fixed(Session._get_queue_num, reply=True),
-    Request.SET_VRING_ENABLE: _fixed(Session._set_vring_enable, VRING_STATE.size),
-    Request.SET_BACKEND_REQ_FD: _fixed(Session._set_backend_req_fd, fds=(1, 1)),
-    Request.GET_CONFIG: _Rule(Session._get_config, *_CONFIG_SIZES, own_reply=True),
-    Request.SET_CONFIG: _Rule(Session._set_config, *_CONFIG_SIZES),
-    Request.RESET_DEVICE: _fixed(Session._reset_device),
-    Request.SET_STATUS: _fixed(Session._set_status, U64.size),
-    Request.GET_STATUS: _fixed(Session._get_status, reply=True),
-    Request.GET_INFLIGHT_FD: _Rule(Session._get_inflight_fd, *_INFLIGHT_SIZES, own_reply=True),
-    Request.SET_INFLIGHT_FD: _Rule(Session._set_inflight_fd, *_INFLIGHT_SIZES, 1, 1),
-    Request.GET_MAX_MEM_SLOTS: _fixed(Session._get_max_mem_slots, reply=True),
-    Request.ADD_MEM_REG: _fixed(Session._add_mem_reg, SINGLE_REGION.size, fds=(1, 1)),
-    Request.REM_MEM_REG: _fixed(Session._rem_mem_reg, SINGLE_REGION.size, fds=(0, 1)),
+_RULES: dict[int, Rule] = {
+    Request.NONE: Rule(Session._goodbye, 0, MAX_PAYLOAD, 0, MAX_FDS),
+    Request.GET_FEATURES: fixed(Session._get_features, reply=True),
+    Request.SET_FEATURES: fixed(Session._set_features, U64.size),
+    Request.SET_OWNER: fixed(Session._set_owner),
+    Request.RESET_OWNER: fixed(Session._reset_owner),
+    Request.SET_MEM_TABLE: Rule(Session._set_mem_table, 0, MAX_PAYLOAD, 0, MAX_FDS),
+    Request.SET_VRING_NUM: fixed(Session._set_vring_num, VRING_STATE.size),
+    Request.SET_VRING_ADDR: fixed(Session._set_vring_addr, VRING_ADDR.size),
+    Request.SET_VRING_BASE: fixed(Session._set_vring_base, VRING_STATE.size),
+    Request.GET_VRING_BASE: fixed(Session._get_vring_base, VRING_STATE.size, reply=True),
+    Request.SET_VRING_KICK: fixed(Session._set_vring_kick, U64.size, fds=(0, 1)),
+    Request.SET_VRING_CALL: fixed(Session._set_vring_call, U64.size, fds=(0, 1)),
+    Request.SET_VRING_ERR: fixed(Session._set_vring_err, U64.size, fds=(0, 1)),
+    Request.GET_PROTOCOL_FEATURES: fixed(Session._get_protocol_features, reply=True),
+    Request.SET_PROTOCOL_FEATURES: fixed(Session._set_protocol_features, U64.size),
+    Request.GET_QUEUE_NUM: fixed(Session._get_queue_num, reply=True),
+    Request.SET_VRING_ENABLE: fixed(Session._set_vring_enable, VRING_STATE.size),
+    Request.SET_BACKEND_REQ_FD: fixed(Session._set_backend_req_fd, fds=(1, 1)),
+    Request.GET_CONFIG: Rule(Session._get_config, *_CONFIG_SIZES, own_reply=True),
+    Request.SET_CONFIG: Rule(Session._set_config, *_CONFIG_SIZES),
+    Request.RESET_DEVICE: fixed(Session._reset_device),
+    Request.SET_STATUS: fixed(Session._set_status, U64.size),
+    Request.GET_STATUS: fixed(Session._get_status, reply=True),
+    Request.GET_INFLIGHT_FD: Rule(Session._get_inflight_fd, *_INFLIGHT_SIZES, own_reply=True),
+    Request.SET_INFLIGHT_FD: Rule(Session._set_inflight_fd, *_INFLIGHT_SIZES, 1, 1),
+    Request.GET_MAX_MEM_SLOTS: fixed(Session._get_max_mem_slots, reply=True),
+    Request.ADD_MEM_REG: fixed(Session._add_mem_reg, SINGLE_REGION.size, fds=(1, 1)),
+    Request.REM_MEM_REG: fixed(Session._rem_mem_reg, SINGLE_REGION.size, fds=(0, 1)),
 }
