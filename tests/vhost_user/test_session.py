@@ -18,6 +18,7 @@ from vhostblk.vhost_user.backend import InflightDescription, VringConfig
 from vhostblk.vhost_user.errors import ProtocolError, VhostUserError
 from vhostblk.vhost_user.layout import (
     CONFIG_HEADER,
+    F_LOG_ALL,
     F_PROTOCOL_FEATURES,
     F_VERSION_1,
     HEADER,
@@ -41,7 +42,7 @@ R = Request
 
 def test_features_offered_include_the_transport_bit(fresh: Harness) -> None:
     (features,) = U64.unpack(fresh.query(R.GET_FEATURES))
-    assert features == F_VERSION_1 | FEATURE | F_PROTOCOL_FEATURES
+    assert features == F_VERSION_1 | FEATURE | F_PROTOCOL_FEATURES | F_LOG_ALL
 
 
 def test_features_reach_the_backend_without_the_transport_bit(fresh: Harness) -> None:
@@ -289,6 +290,7 @@ SIZES = {
     R.SET_VRING_ENABLE: 8,
     R.SET_BACKEND_REQ_FD: 0,
     R.ADD_MEM_REG: 40,
+    R.SET_LOG_BASE: 16,
     R.REM_MEM_REG: 40,
 }
 
@@ -315,8 +317,6 @@ def test_surplus_on_a_query_disconnects(harness: Harness, request_: Request) -> 
 @pytest.mark.parametrize(
     "request_",
     [
-        R.SET_LOG_BASE,
-        R.SET_LOG_FD,
         R.IOTLB_MSG,
         R.POSTCOPY_ADVISE,
         R.VRING_KICK,

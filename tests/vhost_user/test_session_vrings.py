@@ -140,10 +140,15 @@ def test_base_set_while_running_counts_at_the_restart(harness: Harness) -> None:
     assert harness.backend.take_calls()[1][1].next_avail == 20
 
 
-def test_addresses_set_while_running_for_dirty_logging_change_nothing(harness: Harness) -> None:
+def test_addresses_set_while_running_change_nothing_else_than_dirty_logging(
+    harness: Harness,
+) -> None:
     harness.start()
-    assert harness.acked(R.SET_VRING_ADDR, VRING_ADDR.pack(0, 1, 0x1000, 0x3000, 0x2000, 0x3000))
-    assert harness.backend.take_calls() == []
+    for _ in range(2):
+        harness.acked(R.SET_VRING_ADDR, VRING_ADDR.pack(0, 1, 0x4000, 0x6000, 0x5000, 0x3000))
+    assert harness.backend.take_calls() == [("set_vring_log", 0, 0x3000)]
+    assert harness.acked(R.SET_VRING_ADDR, VRING_ADDR.pack(0, 0, 0x4000, 0x6000, 0x5000, 0x3000))
+    assert harness.backend.take_calls() == [("set_vring_log", 0, None)]
 
 
 def test_a_vring_that_fails_to_start_can_be_started_later(harness: Harness) -> None:
