@@ -18,12 +18,32 @@ if TYPE_CHECKING:
     from vhostblk.vhost_user.backend import (
         BackendChannel,
         InflightDescription,
+        LogDescription,
         RegionDescription,
         VringConfig,
     )
 
 #: A device feature beyond VERSION_1.
 FEATURE = 1 << 9
+
+
+class FakeDirtyLogging:
+    """The part of a `FakeBackend` that notes writes."""
+
+    def __init__(self, backend: FakeBackend) -> None:
+        self._backend = backend
+
+    async def set_log(self, described: LogDescription) -> None:
+        size, offset = described.mmap_size, described.mmap_offset
+        self._backend.called("set_log", size, offset, fds=[described.fd])
+
+    async def set_logging(self, enabled: bool) -> None:
+        if enabled != self._backend.logging:
+            self._backend.called("set_logging", enabled)
+            self._backend.logging = enabled
+
+    async def set_event(self, fd: int) -> None:
+        self._backend.called("set_event", fds=[fd])
 
 
 class FakeBackend:
@@ -46,8 +66,11 @@ class FakeBackend:
         self.disconnect: Callable[[str], None] | None = None
         self.config = bytes(range(60))
         self._num_queues = num_queues
+        self.logging = False
+        self.dirty_logging: FakeDirtyLogging | None = FakeDirtyLogging(self)
 
-    def _called(self, name: str, *arguments: object, fds: Sequence[int | None] = ()) -> None:
+    def called(self, name: str, *arguments: object, fds: Sequence[int | None] = ()) -> None:
+        """Take a call down."""
         for fd in fds:
             if fd is not None:
                 os.close(fd)
@@ -77,52 +100,55 @@ class FakeBackend:
         return self.broken
 
     def get_config(self, offset: int, size: int) -> bytes:
-        self._called("get_config", offset, size)
+        self.called("get_config", offset, size)
         return self.config[offset : offset + size].ljust(size, b"\0")
 
     def set_config(self, offset: int, data: bytes) -> None:
-        self._called("set_config", offset, data)
+        self.called("set_config", offset, data)
         if offset != 32:
             raise VhostUserError("read-only")
 
     def set_features(self, features: int) -> None:
-        self._called("set_features", features)
+        self.called("set_features", features)
 
     async def set_memory(self, regions: Sequence[RegionDescription]) -> None:
         plain = [(r.guest_addr, r.size, r.user_addr, r.mmap_offset) for r in regions]
-        self._called("set_memory", plain, fds=[region.fd for region in regions])
+        self.called("set_memory", plain, fds=[region.fd for region in regions])
 
     async def add_region(self, region: RegionDescription) -> None:
-        self._called("add_region", region.guest_addr, region.size, fds=[region.fd])
+        self.called("add_region", region.guest_addr, region.size, fds=[region.fd])
 
     async def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
-        self._called("remove_region", guest_addr, size, user_addr)
+        self.called("remove_region", guest_addr, size, user_addr)
 
     def make_inflight(self, num_queues: int, queue_size: int) -> InflightDescription:
-        self._called("make_inflight", num_queues, queue_size)
+        self.called("make_inflight", num_queues, queue_size)
         return make_inflight(num_queues, queue_size, lambda size: 16 * size)
 
     def set_inflight(self, inflight: InflightDescription | None) -> None:
         if inflight is None:
-            self._called("set_inflight", None)
+            self.called("set_inflight", None)
             return
-        self._called("set_inflight", replace(inflight, fd=-1), fds=[inflight.fd])
+        self.called("set_inflight", replace(inflight, fd=-1), fds=[inflight.fd])
 
     async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
-        self._called("start_vring", config, kick_fd is not None, fds=[kick_fd])
+        self.called("start_vring", config, kick_fd is not None, fds=[kick_fd])
+
+    async def set_vring_log(self, index: int, log_addr: int | None) -> None:
+        self.called("set_vring_log", index, log_addr)
 
     async def stop_vring(self, index: int) -> int:
-        self._called("stop_vring", index)
+        self.called("stop_vring", index)
         return self.stop_at
 
     def set_vring_enabled(self, index: int, enabled: bool) -> None:
-        self._called("set_vring_enabled", index, enabled)
+        self.called("set_vring_enabled", index, enabled)
 
     def set_vring_call(self, index: int, fd: int | None) -> None:
-        self._called("set_vring_call", index, fd is not None, fds=[fd])
+        self.called("set_vring_call", index, fd is not None, fds=[fd])
 
     def set_vring_err(self, index: int, fd: int | None) -> None:
-        self._called("set_vring_err", index, fd is not None, fds=[fd])
+        self.called("set_vring_err", index, fd is not None, fds=[fd])
 
     def set_disconnect(self, disconnect: Callable[[str], None] | None) -> None:
         self.disconnect = disconnect
@@ -131,4 +157,4 @@ class FakeBackend:
         self.channel = channel
 
     async def reset(self) -> None:
-        self._called("reset")
+        self.called("reset")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _vhost_user_blk() -> Callable[[Any, BlockBackend, Iothreads], Export]:
-    from vhostblk.exports.vhost_user_blk import VhostUserBlkExport
+    from vhostblk.exports.vhost_user_export import VhostUserBlkExport
 
     return VhostUserBlkExport
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vhost-user-blk export: a block backend as a virtio disk, over a vhost-user socket.
+"""The device behind a vhost-user-blk export's server: a block backend as a virtio disk.
 
-`VhostUserBlkExport` is the export; `VhostUserBlkBackend` is the device behind its server: it owns
-guest memory and the queues of the front-end that is connected. numpy and all that needs it are
-imported with the first front-end, so that start-up stays short.
+`VhostUserBlkBackend` owns guest memory and the queues of the front-end that is connected. numpy and
+all that needs it are imported with the first front-end, so that start-up stays short.
 """
 
 from __future__ import annotations
@@ -13,21 +12,18 @@ import logging
 import os
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from vhostblk.errors import VhostblkError
-from vhostblk.exports.base import Export
+from vhostblk.exports import dirty_logging
 from vhostblk.imports import import_modules
 from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.schema.base import UNSET
-from vhostblk.schema.export import iothread_names, socket_mode
-from vhostblk.schema.socket import FdSocketAddress, UnixSocketAddress
+from vhostblk.schema.export import iothread_names
 from vhostblk.trace import points as trace
 from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.vhost_user.inflight import InflightArea, make_inflight
-from vhostblk.vhost_user.listener import FdAddress, ListenAddress, UnixAddress
 from vhostblk.vhost_user.mapping import LossSignal
-from vhostblk.vhost_user.server import VhostUserServer
 from vhostblk.virtio_blk.eventfd import adopt_eventfd
 from vhostblk.virtio_blk.features import Feature
 from vhostblk.virtio_blk.lane import Lane, choose_lane
@@ -73,56 +69,6 @@ _MODULES = (
 _EXPRESS_MODULE = "vhostblk.virtio_blk.express"
 
 
-class VhostUserBlkExport(Export):
-    """One vhost-user-blk device, for one front-end at a time."""
-
-    type: ClassVar[str] = "vhost-user-blk"
-
-    def __init__(
-        self,
-        options: BlockExportOptionsVhostUserBlk,
-        backend: BlockBackend,
-        iothreads: Iothreads,
-    ) -> None:
-        """Raises VhostblkError where the node can't be shown as such a device."""
-        super().__init__(options.id, backend)
-        block = options.logical_block_size
-        size = backend.node.exact_size
-        if size % block:
-            raise VhostblkError(
-                f"Cannot export '{backend.node.filename}': its size of {size} bytes is "
-                f"not a multiple of the logical block size, {block}"
-            )
-        self.device = VhostUserBlkBackend(options, backend, iothreads)
-        self._server = VhostUserServer(_listen_address(options), self.device, options.id)
-
-    async def start(self) -> None:
-        """Begin to listen."""
-        await self._server.start()
-        if trace.blk_exp_start.enabled:
-            trace.blk_exp_start(self.id, self.backend.node.node_name)
-        self.backend.add_drain_listener(self.device)
-        self.backend.on_resize(self.device.resized)
-
-    async def stop(self) -> None:
-        """Disconnect the front-end, with its requests finished, and stop listening."""
-        if trace.blk_exp_stop.enabled:
-            trace.blk_exp_stop(self.id, self.backend.node.node_name)
-        await self._server.stop()
-        self.backend.remove_drain_listener(self.device)
-        if self.backend.writable:
-            await self.backend.flush()
-
-    @property
-    def clients(self) -> int:
-        """Tell whether a front-end is connected."""
-        return int(self._server.connected)
-
-    def statistics(self) -> dict[int, dict[str, Any]]:
-        """Return what each queue has done since the export started."""
-        return self.device.statistics()
-
-
 class VhostUserBlkBackend:
     """The device behind the server; see `vhostblk.vhost_user.backend.Backend` for the contract."""
 
@@ -156,6 +102,12 @@ class VhostUserBlkBackend:
         self._loss: LossSignal | None = None
         self._disconnect: Callable[[str], None] | None = None
         self._drained = False
+        #: Notes writes to guest memory; None where that can't be done.
+        self.dirty_logging: dirty_logging.DirtyLogging | None = None
+        if dirty_logging.available():
+            self.dirty_logging = dirty_logging.DirtyLogging(
+                self._quiet_queues, lambda: self.memory, self._watch
+            )
         self._channel: BackendChannel | None = None
 
     # What is offered.
@@ -298,6 +250,8 @@ class VhostUserBlkBackend:
 
     async def _change_memory(self, memory: GuestMemory) -> None:
         """Move the running queues to a new table between two requests."""
+        if self.dirty_logging is not None:
+            self.dirty_logging.check_memory(memory)
         async with self._quiet_queues() as queues:
             if trace.vhost_user_blk_set_memory.enabled:
                 trace.vhost_user_blk_set_memory(self._options.id, len(queues))
@@ -355,6 +309,8 @@ class VhostUserBlkBackend:
         kick = None if kick_fd is None else adopt_eventfd(kick_fd, "kick")
         async with self._changing:
             try:
+                if self.dirty_logging is not None:
+                    self.dirty_logging.check_vring(config)
                 queue = self._make_queue(config, kick)
             except BaseException:
                 if kick is not None:
@@ -401,6 +357,8 @@ class VhostUserBlkBackend:
             queue.hold()
         self._queues[index] = queue
         queue.set_extents(self._extents())
+        if self.dirty_logging is not None:
+            queue.set_log(self.dirty_logging.begin(self._configs[index]))
         queue.set_err(self._err_fds.get(index))
         if trace.vhost_user_blk_start_queue.enabled:
             trace.vhost_user_blk_start_queue(self._options.id, index, self._lane.value)
@@ -472,10 +430,19 @@ class VhostUserBlkBackend:
                     self._start_queue(self._make_queue(config, kick))
                     raise
 
+    async def set_vring_log(self, index: int, log_addr: int | None) -> None:
+        """Note writes to a used ring in the dirty log, or not."""
+        assert self.dirty_logging is not None
+        config = replace(self._configs[index], log_addr=log_addr)
+        await self.dirty_logging.set_vring_log(config)
+        self._configs[index] = config
+
     async def stop_vring(self, index: int) -> int:
         """Finish what is in flight; return the next avail index."""
         async with self._changing:
             next_avail = await self._retire(self._queues[index])
+            if self.dirty_logging is not None:
+                self.dirty_logging.end(index)
             self.set_vring_call(index, None)
             return next_avail
 
@@ -553,22 +520,12 @@ class VhostUserBlkBackend:
         self._unwatch()
         self._memory = None
         self._inflight = None
+        if self.dirty_logging is not None:
+            self.dirty_logging.reset()
         self._channel = None
         self._features = 0
         self._chosen_write_cache = None
         self._set_write_cache()
-
-
-def _listen_address(options: BlockExportOptionsVhostUserBlk) -> ListenAddress:
-    match options.addr:
-        case UnixSocketAddress(path=path):
-            group = options.socket_group
-            return UnixAddress(
-                path, socket_mode(options), group if isinstance(group, str) else None
-            )
-        case FdSocketAddress(fd=fd):
-            return FdAddress(fd)
-    raise VhostblkError("Only socket address types 'unix' and 'fd' are supported")
 
 
 def _replace(fds: dict[int, int], index: int, fd: int | None) -> None:

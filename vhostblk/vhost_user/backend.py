@@ -37,7 +37,8 @@ class RegionDescription:
 class VringConfig:
     """A vring as it starts: addresses are front-end user addresses ("A vring address description").
 
-    `next_avail` is the index of the next available-ring entry to process.
+    `next_avail` is the index of the next available-ring entry to process. Writes to the used ring
+    are noted in the dirty log as if it were at the guest address `log_addr`; None: they are not.
     """
 
     index: int
@@ -46,6 +47,7 @@ class VringConfig:
     avail_addr: int
     used_addr: int
     next_avail: int
+    log_addr: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,28 @@ class InflightDescription:
     num_queues: int
     queue_size: int
     fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogDescription:
+    """A migration's dirty log ("Log description"): `mmap_size` bytes of `fd` at `mmap_offset`."""
+
+    mmap_size: int
+    mmap_offset: int
+    fd: int
+
+
+class DirtyLogging(Protocol):
+    """Notes writes to guest memory for a migration ("Migration"); may change while vrings run."""
+
+    async def set_log(self, described: LogDescription) -> None:
+        """Use a log; raises VhostUserError where it is too small for what is to be noted."""
+
+    async def set_logging(self, enabled: bool) -> None:
+        """Note what requests write, or not (LOG_ALL); without a log, once there is one."""
+
+    async def set_event(self, fd: int) -> None:
+        """Set the eventfd that tells the front-end of changes."""
 
 
 class BackendChannel(Protocol):
@@ -80,6 +104,10 @@ class Backend(Protocol):
     @property
     def num_queues(self) -> int:
         """How many queues a front-end may use."""
+
+    @property
+    def dirty_logging(self) -> DirtyLogging | None:
+        """The way to have writes noted for a migration; None: there is none."""
 
     async def prepare(self) -> None:
         """Get ready for a front-end, which has connected; nothing else is called before it."""
@@ -120,6 +148,9 @@ class Backend(Protocol):
 
     async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
         """Start processing; without a kick descriptor the avail ring has to be polled."""
+
+    async def set_vring_log(self, index: int, log_addr: int | None) -> None:
+        """Note writes to the used ring of a running vring there, or not; see `VringConfig`."""
 
     async def stop_vring(self, index: int) -> int:
         """Finish what is in flight, close the kick and call descriptors, return `next_avail`."""

@@ -53,5 +53,9 @@ class InflightError(VhostUserError):
     """The memory for requests in flight is too small, or corrupt."""
 
 
+class DirtyLogError(VhostUserError):
+    """A migration's dirty log is too small for what has to be noted."""
+
+
 class ConfigAccessError(VhostUserError):
     """Configuration space was accessed where there is none, or with unknown flags."""

@@ -120,6 +120,9 @@ INFLIGHT_PADDED_SIZE = 24
 #: VHOST_USER_F_PROTOCOL_FEATURES ("Communication"): a feature bit of the transport's own.
 F_PROTOCOL_FEATURES = 1 << 30
 
+#: VHOST_F_LOG_ALL ("Migration"): note writes to guest memory in the dirty log.
+F_LOG_ALL = 1 << 26
+
 #: VIRTIO_F_VERSION_1 (VIRTIO 1.3, section 6): little-endian rings, the only ones there are here.
 F_VERSION_1 = 1 << 32
 
@@ -131,6 +134,15 @@ VRING_STATE = Struct("=II")
 
 #: "A vring address description": index, flags, descriptor, used, available, log.
 VRING_ADDR = Struct("=IIQQQQ")
+
+#: Its flags, VHOST_VRING_F_LOG: note writes to the used ring, at the log address.
+VRING_F_LOG = 1 << 0
+
+#: "Log description": size and offset of the mapping.
+LOG = Struct("=QQ")
+
+#: Bytes of guest memory that a bit of the dirty log stands for (VHOST_LOG_PAGE).
+LOG_PAGE = 4096
 
 #: "Memory regions description": number of regions, padding; then the regions.
 MEMORY_HEADER = Struct("=II")

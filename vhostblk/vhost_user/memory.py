@@ -150,6 +150,13 @@ class GuestMemory:
         size = self._size.take(index)
         return offset + self._host.take(index), np.where(offset < size, size - offset, np.uint64(0))
 
+    def guest_addresses(self, hosts: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """Return the guest addresses of host addresses, all of which are in the table."""
+        order = np.argsort(self._host)
+        index = order[np.searchsorted(self._host[order], hosts, side="right") - 1]
+        addresses: NDArray[np.uint64] = hosts - self._shift.take(index)
+        return addresses
+
     def translate_user(self, user_addr: int, length: int) -> int:
         """Return the host address of a ring; raises VhostUserError where it is not mapped."""
         for region in self.regions:

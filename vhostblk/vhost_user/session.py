@@ -11,8 +11,9 @@ Semantics where the specification leaves a choice, made as libvhost-user and QEM
   front-ends differ in that; only REPLY_ACK changes what is sent back, so only it has to be.
 - A vring starts with SET_VRING_KICK, not with the first kick.
 - Size, addresses and base are noted when set and used when the vring starts. Setting them while it
-  runs is allowed (dirty logging does) and means nothing until it starts again. SET_VRING_KICK on a
-  running vring restarts it, with what was set since.
+  runs is allowed (dirty logging does) and means nothing until it starts again, but for what the
+  addresses say of dirty logging. SET_VRING_KICK on a running vring restarts it, with what was set
+  since.
 - RESET_OWNER disables all vrings. Some front-ends (Cloud Hypervisor) then configure the device
   anew without having stopped the vrings, so a vring that is disabled gets stopped for that.
 - What was in flight when an earlier process died counts as taken: the base that the front-end sets
@@ -28,9 +29,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from vhostblk.vhost_user.backend import InflightDescription, RegionDescription, VringConfig
+from vhostblk.vhost_user.backend import (
+    InflightDescription,
+    LogDescription,
+    RegionDescription,
+    VringConfig,
+)
 from vhostblk.vhost_user.channel import RequestChannel
 from vhostblk.vhost_user.codec import FdList, encode_reply
 from vhostblk.vhost_user.errors import (
@@ -51,10 +57,12 @@ from vhostblk.vhost_user.layout import (
     CONFIG_HEADER,
     CONFIG_MIGRATION,
     DESC_ALIGN,
+    F_LOG_ALL,
     F_PROTOCOL_FEATURES,
     F_VERSION_1,
     INFLIGHT,
     INFLIGHT_PADDED_SIZE,
+    LOG,
     MAX_CONFIG_SIZE,
     MAX_FDS,
     MAX_MEM_SLOTS,
@@ -69,22 +77,23 @@ from vhostblk.vhost_user.layout import (
     U64,
     USED_ALIGN,
     VRING_ADDR,
+    VRING_F_LOG,
     VRING_INDEX_MASK,
     VRING_NOFD,
     VRING_STATE,
     ProtocolFeature,
     Request,
 )
+from vhostblk.vhost_user.rules import Answer, ReplyWithFd, Rule, fixed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from vhostblk.vhost_user.backend import Backend
+    from vhostblk.vhost_user.backend import Backend, DirtyLogging
     from vhostblk.vhost_user.codec import Message
 
-#: Protocol features offered to every front-end.
+#: Protocol features offered to every front-end; LOG_SHMFD: where the back-end can note its writes.
 PROTOCOL_FEATURES = (
     ProtocolFeature.MQ
+    | ProtocolFeature.LOG_SHMFD
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.CONFIG
@@ -98,25 +107,6 @@ _ACK = 0
 _NACK = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of a message: bytes to send, if any, and a line for the log if it failed.
-
-    `fds` go with the reply; whoever sends it closes them.
-    """
-
-    reply: bytes = b""
-    failure: str | None = None
-    fds: FdList = field(default_factory=FdList)
-
-
-class _ReplyWithFd(NamedTuple):
-    """A handler's reply that has a descriptor."""
-
-    payload: bytes
-    fd: int
-
-
 @dataclass(slots=True)
 class _Vring:
     """What the front-end has said of one vring."""
@@ -124,6 +114,8 @@ class _Vring:
     size: int = 0
     #: Descriptor table, avail ring, used ring, as front-end user addresses.
     addresses: tuple[int, int, int] | None = None
+    #: Where writes to the used ring are noted in the dirty log, a guest address.
+    log_addr: int | None = None
     base: int = 0
     base_set_since_start: bool = False
     started: bool = False
@@ -140,6 +132,11 @@ class Session:
         self._vrings = [_Vring() for _ in range(backend.num_queues)]
         self._features = 0
         self._protocol_features = ProtocolFeature(0)
+        self._offered = F_PROTOCOL_FEATURES | F_LOG_ALL
+        self._protocol_offered = PROTOCOL_FEATURES
+        if backend.dirty_logging is None:
+            self._offered = F_PROTOCOL_FEATURES
+            self._protocol_offered &= ~ProtocolFeature.LOG_SHMFD
         self._channel: RequestChannel | None = None
         #: The device status that the driver has written (VIRTIO 1.3, 2.1).
         self._status = 0
@@ -160,7 +157,7 @@ class Session:
             return self._failed(message, rule, error)
         finally:
             message.fds.close()
-        if isinstance(reply, _ReplyWithFd):
+        if isinstance(reply, ReplyWithFd):
             return Answer(encode_reply(message.request, reply.payload), fds=FdList([reply.fd]))
         if reply is not None:
             return Answer(encode_reply(message.request, reply))
@@ -172,7 +169,7 @@ class Session:
         return message.need_reply and ProtocolFeature.REPLY_ACK in self._protocol_features
 
     def _failed(
-        self, message: Message, rule: _Rule | None, error: VhostUserError | OSError
+        self, message: Message, rule: Rule | None, error: VhostUserError | OSError
     ) -> Answer:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         line = f"{message.name}: {reason}"
@@ -197,29 +194,33 @@ class Session:
     # Features
 
     async def _get_features(self, message: Message) -> bytes:
-        return U64.pack(self._backend.device_features | F_PROTOCOL_FEATURES)
+        return U64.pack(self._backend.device_features | self._offered)
 
     async def _set_features(self, message: Message) -> None:
         (features,) = U64.unpack(message.payload)
-        surplus = features & ~(self._backend.device_features | F_PROTOCOL_FEATURES)
+        surplus = features & ~(self._backend.device_features | self._offered)
         if surplus:
             raise FeatureError(f"features {surplus:#x} were not offered")
-        if any(vring.started for vring in self._vrings):
-            if features == self._features:
-                return
+        running = any(vring.started for vring in self._vrings)
+        others_change = bool((features ^ self._features) & ~F_LOG_ALL)
+        if running and others_change:
             await self._stop_disabled_vrings()
-        self._backend.set_features(features & ~F_PROTOCOL_FEATURES)
+        if self._backend.dirty_logging is not None:
+            await self._backend.dirty_logging.set_logging(bool(features & F_LOG_ALL))
         self._features = features
+        if running and not others_change:
+            return
+        self._backend.set_features(features & ~(F_PROTOCOL_FEATURES | F_LOG_ALL))
         if not features & F_PROTOCOL_FEATURES:
             for index in range(len(self._vrings)):
                 self._set_enabled(index, True)
 
     async def _get_protocol_features(self, message: Message) -> bytes:
-        return U64.pack(PROTOCOL_FEATURES)
+        return U64.pack(self._protocol_offered)
 
     async def _set_protocol_features(self, message: Message) -> None:
         (features,) = U64.unpack(message.payload)
-        surplus = features & ~PROTOCOL_FEATURES
+        surplus = features & ~self._protocol_offered
         if surplus:
             raise FeatureError(f"protocol features {surplus:#x} were not offered")
         self._protocol_features = ProtocolFeature(features)
@@ -268,6 +269,8 @@ class Session:
             self._backend.set_vring_err(index, None)
             self._vrings[index] = _Vring()
         self._backend.set_inflight(None)
+        if self._backend.dirty_logging is not None:
+            await self._backend.dirty_logging.set_logging(False)
         self._backend.set_features(0)
         self._features = 0
         self._status = 0
@@ -307,13 +310,33 @@ class Session:
         _padding, guest_addr, size, user_addr, _offset = SINGLE_REGION.unpack(message.payload)
         await self._backend.remove_region(guest_addr, size, user_addr)
 
+    # Dirty log
+
+    def _dirty_logging(self) -> DirtyLogging:
+        if self._backend.dirty_logging is None:
+            raise UnknownRequestError("not supported, and not offered")
+        return self._backend.dirty_logging
+
+    async def _set_log_base(self, message: Message) -> bytes | None:
+        logging = self._dirty_logging()
+        size, offset = LOG.unpack(message.payload)
+        (fd,) = message.fds.take_all()
+        await logging.set_log(LogDescription(size, offset, fd))
+        # Only front-ends that know of the descriptor expect the reply.
+        return U64.pack(_ACK) if ProtocolFeature.LOG_SHMFD in self._protocol_features else None
+
+    async def _set_log_fd(self, message: Message) -> None:
+        logging = self._dirty_logging()
+        (fd,) = message.fds.take_all()
+        await logging.set_event(fd)
+
     # Requests in flight
 
-    async def _get_inflight_fd(self, message: Message) -> _ReplyWithFd:
+    async def _get_inflight_fd(self, message: Message) -> ReplyWithFd:
         _size, _offset, num_queues, queue_size = self._inflight_fields(message)
         made = self._backend.make_inflight(num_queues, queue_size)
         payload = INFLIGHT.pack(made.mmap_size, made.mmap_offset, num_queues, queue_size)
-        return _ReplyWithFd(payload.ljust(len(message.payload), b"\0"), made.fd)
+        return ReplyWithFd(payload.ljust(len(message.payload), b"\0"), made.fd)
 
     async def _set_inflight_fd(self, message: Message) -> None:
         size, offset, num_queues, queue_size = self._inflight_fields(message)
@@ -343,8 +366,7 @@ class Session:
         vring.size = size
 
     async def _set_vring_addr(self, message: Message) -> None:
-        # The flag asks for dirty logging, and means nothing as long as LOG_ALL isn't offered.
-        index, _flags, desc, used, avail, _log = VRING_ADDR.unpack(message.payload)
+        index, flags, desc, used, avail, log = VRING_ADDR.unpack(message.payload)
         vring = self._vring(index)
         for name, address, align in (
             ("descriptor table", desc, DESC_ALIGN),
@@ -355,7 +377,11 @@ class Session:
                 raise VringStateError(
                     f"vring {index}: {name} at {address:#x}, not a multiple of {align}"
                 )
+        log_addr = log if flags & VRING_F_LOG and self._backend.dirty_logging is not None else None
+        if vring.started and log_addr != vring.log_addr:
+            await self._backend.set_vring_log(index, log_addr)
         vring.addresses = (desc, avail, used)
+        vring.log_addr = log_addr
 
     async def _set_vring_base(self, message: Message) -> None:
         index, base = VRING_STATE.unpack(message.payload)
@@ -407,7 +433,7 @@ class Session:
         if restarted:
             await self._restartable_stop(index)
         desc, avail, used = vring.addresses
-        config = VringConfig(index, vring.size, desc, avail, used, vring.base)
+        config = VringConfig(index, vring.size, desc, avail, used, vring.base, vring.log_addr)
         await self._backend.start_vring(config, _only(fds.take_all()))
         vring.started = True
         vring.base_set_since_start = False
@@ -487,9 +513,6 @@ class Session:
         self._backend.set_config(offset, data)
 
 
-_Reply = bytes | _ReplyWithFd | None
-
-
 def _only(fds: list[int]) -> int | None:
     return fds[0] if fds else None
 
@@ -501,73 +524,39 @@ def _check_config_range(offset: int, size: int) -> None:
         )
 
 
-class _Rule(NamedTuple):
-    """What a message must look like, and what carries it out.
-
-    The handler returns the payload of the message's own reply, or None where it has none.
-    """
-
-    handler: Callable[[Session, Message], Awaitable[_Reply]]
-    min_size: int
-    max_size: int
-    min_fds: int = 0
-    max_fds: int = 0
-    own_reply: bool = False
-
-    def check(self, message: Message) -> None:
-        """Check the payload's size and the number of descriptors."""
-        size = len(message.payload)
-        if not self.min_size <= size <= self.max_size:
-            expected = self.min_size if size < self.min_size else self.max_size
-            raise PayloadSizeError(f"payload of {size} bytes where {expected} are expected")
-        if not self.min_fds <= len(message.fds) <= self.max_fds:
-            expected = self.min_fds if len(message.fds) < self.min_fds else self.max_fds
-            raise DescriptorError(
-                f"{len(message.fds)} file descriptors where {expected} are expected"
-            )
-
-
-def _fixed(
-    handler: Callable[[Session, Message], Awaitable[_Reply]],
-    size: int = 0,
-    *,
-    fds: tuple[int, int] = (0, 0),
-    reply: bool = False,
-) -> _Rule:
-    return _Rule(handler, size, size, *fds, reply)
-
-
 _INFLIGHT_SIZES = (INFLIGHT.size, INFLIGHT_PADDED_SIZE)
 _CONFIG_SIZES = (CONFIG_HEADER.size, CONFIG_HEADER.size + MAX_CONFIG_SIZE)
 
 #: "Front-end message types", those that we offer.
-_RULES: dict[int, _Rule] = {
-    Request.NONE: _Rule(Session._goodbye, 0, MAX_PAYLOAD, 0, MAX_FDS),
-    Request.GET_FEATURES: _fixed(Session._get_features, reply=True),
-    Request.SET_FEATURES: _fixed(Session._set_features, U64.size),
-    Request.SET_OWNER: _fixed(Session._set_owner),
-    Request.RESET_OWNER: _fixed(Session._reset_owner),
-    Request.SET_MEM_TABLE: _Rule(Session._set_mem_table, 0, MAX_PAYLOAD, 0, MAX_FDS),
-    Request.SET_VRING_NUM: _fixed(Session._set_vring_num, VRING_STATE.size),
-    Request.SET_VRING_ADDR: _fixed(Session._set_vring_addr, VRING_ADDR.size),
-    Request.SET_VRING_BASE: _fixed(Session._set_vring_base, VRING_STATE.size),
-    Request.GET_VRING_BASE: _fixed(Session._get_vring_base, VRING_STATE.size, reply=True),
-    Request.SET_VRING_KICK: _fixed(Session._set_vring_kick, U64.size, fds=(0, 1)),
-    Request.SET_VRING_CALL: _fixed(Session._set_vring_call, U64.size, fds=(0, 1)),
-    Request.SET_VRING_ERR: _fixed(Session._set_vring_err, U64.size, fds=(0, 1)),
-    Request.GET_PROTOCOL_FEATURES: _fixed(Session._get_protocol_features, reply=True),
-    Request.SET_PROTOCOL_FEATURES: _fixed(Session._set_protocol_features, U64.size),
-    Request.GET_QUEUE_NUM: _fixed(Session._get_queue_num, reply=True),
-    Request.SET_VRING_ENABLE: _fixed(Session._set_vring_enable, VRING_STATE.size),
-    Request.SET_BACKEND_REQ_FD: _fixed(Session._set_backend_req_fd, fds=(1, 1)),
-    Request.GET_CONFIG: _Rule(Session._get_config, *_CONFIG_SIZES, own_reply=True),
-    Request.SET_CONFIG: _Rule(Session._set_config, *_CONFIG_SIZES),
-    Request.RESET_DEVICE: _fixed(Session._reset_device),
-    Request.SET_STATUS: _fixed(Session._set_status, U64.size),
-    Request.GET_STATUS: _fixed(Session._get_status, reply=True),
-    Request.GET_INFLIGHT_FD: _Rule(Session._get_inflight_fd, *_INFLIGHT_SIZES, own_reply=True),
-    Request.SET_INFLIGHT_FD: _Rule(Session._set_inflight_fd, *_INFLIGHT_SIZES, 1, 1),
-    Request.GET_MAX_MEM_SLOTS: _fixed(Session._get_max_mem_slots, reply=True),
-    Request.ADD_MEM_REG: _fixed(Session._add_mem_reg, SINGLE_REGION.size, fds=(1, 1)),
-    Request.REM_MEM_REG: _fixed(Session._rem_mem_reg, SINGLE_REGION.size, fds=(0, 1)),
+_RULES: dict[int, Rule] = {
+    Request.NONE: Rule(Session._goodbye, 0, MAX_PAYLOAD, 0, MAX_FDS),
+    Request.GET_FEATURES: fixed(Session._get_features, reply=True),
+    Request.SET_FEATURES: fixed(Session._set_features, U64.size),
+    Request.SET_OWNER: fixed(Session._set_owner),
+    Request.RESET_OWNER: fixed(Session._reset_owner),
+    Request.SET_MEM_TABLE: Rule(Session._set_mem_table, 0, MAX_PAYLOAD, 0, MAX_FDS),
+    Request.SET_LOG_BASE: Rule(Session._set_log_base, LOG.size, LOG.size, 1, 1, own_reply=True),
+    Request.SET_LOG_FD: Rule(Session._set_log_fd, 0, U64.size, 1, 1),
+    Request.SET_VRING_NUM: fixed(Session._set_vring_num, VRING_STATE.size),
+    Request.SET_VRING_ADDR: fixed(Session._set_vring_addr, VRING_ADDR.size),
+    Request.SET_VRING_BASE: fixed(Session._set_vring_base, VRING_STATE.size),
+    Request.GET_VRING_BASE: fixed(Session._get_vring_base, VRING_STATE.size, reply=True),
+    Request.SET_VRING_KICK: fixed(Session._set_vring_kick, U64.size, fds=(0, 1)),
+    Request.SET_VRING_CALL: fixed(Session._set_vring_call, U64.size, fds=(0, 1)),
+    Request.SET_VRING_ERR: fixed(Session._set_vring_err, U64.size, fds=(0, 1)),
+    Request.GET_PROTOCOL_FEATURES: fixed(Session._get_protocol_features, reply=True),
+    Request.SET_PROTOCOL_FEATURES: fixed(Session._set_protocol_features, U64.size),
+    Request.GET_QUEUE_NUM: fixed(Session._get_queue_num, reply=True),
+    Request.SET_VRING_ENABLE: fixed(Session._set_vring_enable, VRING_STATE.size),
+    Request.SET_BACKEND_REQ_FD: fixed(Session._set_backend_req_fd, fds=(1, 1)),
+    Request.GET_CONFIG: Rule(Session._get_config, *_CONFIG_SIZES, own_reply=True),
+    Request.SET_CONFIG: Rule(Session._set_config, *_CONFIG_SIZES),
+    Request.RESET_DEVICE: fixed(Session._reset_device),
+    Request.SET_STATUS: fixed(Session._set_status, U64.size),
+    Request.GET_STATUS: fixed(Session._get_status, reply=True),
+    Request.GET_INFLIGHT_FD: Rule(Session._get_inflight_fd, *_INFLIGHT_SIZES, own_reply=True),
+    Request.SET_INFLIGHT_FD: Rule(Session._set_inflight_fd, *_INFLIGHT_SIZES, 1, 1),
+    Request.GET_MAX_MEM_SLOTS: fixed(Session._get_max_mem_slots, reply=True),
+    Request.ADD_MEM_REG: fixed(Session._add_mem_reg, SINGLE_REGION.size, fds=(1, 1)),
+    Request.REM_MEM_REG: fixed(Session._rem_mem_reg, SINGLE_REGION.size, fds=(0, 1)),
 }

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vhostblk.ratelimit import RateLimitedLogger
     from vhostblk.vhost_user.memory import GuestMemory
     from vhostblk.virtio_blk.device import BlkDevice
+    from vhostblk.virtqueue.queue_log import QueueLog
     from vhostblk.virtqueue.split import SplitQueue
 
 
@@ -62,6 +63,8 @@ class ExpressQueue:
         self._runner = RequestRunner(device, log, self._publish)
         self._memory = ring.memory
         self._map: Any = self._ffi.NULL
+        #: Kept, for the engine uses its memory.
+        self._log_used: QueueLog | None = None
         self._holds = 1
         self._counted = False
         self._idle: list[Completion[None]] = []
@@ -178,6 +181,11 @@ class ExpressQueue:
     def kick_copy(self) -> int | None:
         """Return a duplicate of the kick descriptor, for a queue that takes this one's place."""
         return None if self._kick_fd is None else os.dup(self._kick_fd)
+
+    def set_log(self, log: QueueLog | None) -> None:
+        """Note what is written to guest memory, or not; held and idle, or just made."""
+        self._lib.vb_queue_set_log(self._queue, self._ffi.NULL if log is None else log.encoded)
+        self._log_used = log
 
     def set_extents(self, extents: ExtentMap | None) -> None:
         """Go by another map (None: all requests come up); held and idle, or just made."""

@@ -24,6 +24,7 @@ from vhostblk.virtio_blk import eventfd
 from vhostblk.virtio_blk.request import parse
 from vhostblk.virtio_blk.runner import Completed, RequestRunner
 from vhostblk.virtio_blk.statistics import Counters
+from vhostblk.virtio_blk.written import WrittenMemory
 from vhostblk.virtqueue.errors import BrokenRingError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from vhostblk.ratelimit import RateLimitedLogger
     from vhostblk.vhost_user.memory import GuestMemory
     from vhostblk.virtio_blk.device import BlkDevice
+    from vhostblk.virtqueue.queue_log import QueueLog
     from vhostblk.virtqueue.split import SplitQueue
 
 #: How often a ring without a kick descriptor is looked at, in seconds.
@@ -69,6 +71,8 @@ class BlkQueue:
         self._counters = Counters()
         self._runner = RequestRunner(device, log, self._publish, self._counters)
         self._idle: list[Completion[None]] = []
+        #: Notes what requests write, while that is wanted.
+        self._written: WrittenMemory | None = None
 
     # The life of the queue.
 
@@ -115,6 +119,13 @@ class BlkQueue:
     def kick_copy(self) -> int | None:
         """Return a duplicate of the kick descriptor, for a queue that takes this one's place."""
         return None if self._kick_fd is None else os.dup(self._kick_fd)
+
+    def set_log(self, log: QueueLog | None) -> None:
+        """Note what is written to guest memory, or not; held and idle, or just made."""
+        self._ring.set_log(log)
+        self._written = None
+        if log is not None and log.data:
+            self._written = WrittenMemory(log)
 
     def set_extents(self, extents: ExtentMap | None) -> None:
         """Ignore the map: on this lane everything is asked."""
@@ -184,7 +195,10 @@ class BlkQueue:
         self._counters.sweeps += 1
         if trace.virtio_blk_burst.enabled:
             trace.virtio_blk_burst(self.index, len(batch), self.in_flight)
-        self._runner.start(parse(batch, device.backend.size, device.logical_block_size))
+        requests = parse(batch, device.backend.size, device.logical_block_size)
+        if self._written is not None:
+            self._written.begin(requests)
+        self._runner.start(requests)
         self._schedule_sweep()
 
     def _break(self, error: BrokenRingError) -> None:
@@ -206,6 +220,8 @@ class BlkQueue:
             lengths[~answered] = 0
             addrs, statuses = addrs[answered], statuses[answered]
         memory.span[addrs - memory.span_base] = statuses
+        if self._written is not None:
+            self._written.end(completed, memory)
         notify = self._ring.push(completed.heads, lengths)
         if notify and self._call_fd is not None:
             self._counters.notified += 1

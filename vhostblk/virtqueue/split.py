@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vhostblk.vhost_user.inflight import InflightPart
     from vhostblk.vhost_user.memory import GuestMemory
     from vhostblk.virtqueue.batch import RequestBatch
+    from vhostblk.virtqueue.queue_log import QueueLog
 
 
 class SplitQueue:
@@ -55,6 +56,7 @@ class SplitQueue:
         self._in_flight = np.zeros(config.size, np.bool_)
         self._marks = np.zeros(config.size, np.int64)
         self._map(memory)
+        self._log: QueueLog | None = None
         # What was used before this back-end came is known only to the ring itself.
         self.next_used = load_acquire_u16(self._used_addr + layout.RING_INDEX_OFFSET)
         self.inflight: SplitInflight | None = None
@@ -82,7 +84,8 @@ class SplitQueue:
             layout.USED_ELEM
         )
         self._used_event_addr = avail + header + 2 * size
-        self._avail_event_addr = used + header + layout.USED_ELEM.itemsize * size
+        self._event_offset = header + layout.USED_ELEM.itemsize * size
+        self._avail_event_addr = used + self._event_offset
 
     def move(self, memory: GuestMemory) -> None:
         """Go on in a new memory table; nothing may be in flight.
@@ -90,6 +93,12 @@ class SplitQueue:
         Raises VhostUserError where a ring is not in it, and stays in the old one.
         """
         self._map(memory)
+
+    def set_log(self, log: QueueLog | None) -> None:
+        """Note writes to the used ring from now on, or not; all of it is noted at once."""
+        self._log = log
+        if log is not None:
+            log.mark_used(0, layout.used_bytes(self.size))
 
     def addresses(self) -> dict[str, int]:
         """Return the ring as the members of the engine's `struct vb_ring`."""
@@ -155,7 +164,12 @@ class SplitQueue:
         self.next_used = (old + count) & 0xFFFF
         if self.inflight is not None:
             self.inflight.link(heads)
+        if self._log is not None:
+            self._log_elements(self._log, old, count)
         store_release_u16(self._used_addr + layout.RING_INDEX_OFFSET, self.next_used)
+        if self._log is not None:
+            self._log.mark_used(layout.RING_INDEX_OFFSET, 2)
+            self._log.signal()
         if self.inflight is not None:
             self.inflight.strike_out(heads, self.next_used)
         fence()
@@ -164,6 +178,12 @@ class SplitQueue:
             # 2.7.7.2: notify if used_event was passed by this very push.
             return (self.next_used - wanted - 1) & 0xFFFF < count
         return not load_acquire_u16(self._avail_addr) & layout.AVAIL_F_NO_INTERRUPT
+
+    def _log_elements(self, log: QueueLog, old: int, count: int) -> None:
+        first, size = old & (self.size - 1), layout.USED_ELEM.itemsize
+        before_end = min(count, self.size - first)
+        log.mark_used(layout.RING_HEADER_SIZE + size * first, size * before_end)
+        log.mark_used(layout.RING_HEADER_SIZE, size * (count - before_end))
 
     def has_available(self) -> bool:
         """Tell whether there is something to take."""
@@ -178,9 +198,13 @@ class SplitQueue:
             store_release_u16(self._avail_event_addr, self.next_avail)
         else:
             store_release_u16(self._used_addr, 0)
+        if self._log is not None:
+            self._log.mark_used(self._event_offset if self._event_idx else 0, 2)
         fence()
 
     def disable_notifications(self) -> None:
         """Ask for no kicks; with EVENT_IDX the event index that lies behind says so already."""
         if not self._event_idx:
             store_release_u16(self._used_addr, layout.USED_F_NO_NOTIFY)
+            if self._log is not None:
+                self._log.mark_used(0, 2)

@@ -105,6 +105,9 @@ static void skip_segments(struct vb_slot *slot, uint64_t bytes)
         op->count--;
     }
     if (op->count) {
+        /* What remains is noted when the request completes. */
+        if (slot->request.type == VB_T_IN)
+            vb_queue_log_data(slot->queue, (uint64_t)(uintptr_t)iovs->iov_base, bytes);
         iovs->iov_base = (char *)iovs->iov_base + bytes;
         iovs->iov_len -= bytes;
     }

@@ -22,6 +22,21 @@ static void break_ring(struct vb_queue *queue, const char *reason)
     vb_iothread_signal(queue->iothread);
 }
 
+/* Note what a request has written: its status, and the data of one that reads. Of a read that failed
+ * any part may have been written. */
+static void log_request(const struct vb_slot *slot, uint8_t status, uint64_t written)
+{
+    const struct vb_request *request = &slot->request;
+    const struct vb_queue *queue = slot->queue;
+
+    if (request->status_addr)
+        vb_dirty_log_mark_host(&queue->log, &queue->memory, request->status_addr, 1);
+    if (request->status == VB_STATUS_PENDING &&
+        (request->type == VB_T_IN || request->type == VB_T_GET_ID))
+        vb_dirty_log_mark_segments(&queue->log, &queue->memory, slot->iovs, request->iov_count,
+                                   status == VB_S_OK ? written : UINT64_MAX);
+}
+
 void vb_slot_complete(struct vb_slot *slot, uint8_t status, uint64_t written)
 {
     struct vb_queue *queue = slot->queue;
@@ -35,6 +50,8 @@ void vb_slot_complete(struct vb_slot *slot, uint8_t status, uint64_t written)
         if (status == VB_S_OK)
             used = written < UINT32_MAX ? (uint32_t)written + 1 : UINT32_MAX;
     }
+    if (__builtin_expect(queue->log.data, 0))
+        log_request(slot, status, written);
     if (kind == VB_STAT_KINDS || slot->request.status != VB_STATUS_PENDING) {
         queue->stats.invalid += slot->request.type != VB_T_GET_ID;
     } else if (status != VB_S_OK) {
@@ -85,6 +102,18 @@ static void count_inline(struct vb_queue *queue)
     }
 }
 
+static void log_used_elements(struct vb_queue *queue)
+{
+    uint32_t size = queue->ring.size, bytes = sizeof(struct vb_used_elem);
+    uint32_t count = queue->unpublished < size ? queue->unpublished : size;
+    uint32_t first = (uint16_t)(queue->ring.next_used - count) & (size - 1);
+    uint32_t before_end = count < size - first ? count : size - first;
+
+    vb_queue_log_used(queue, VB_USED_ELEMENTS + (uint64_t)first * bytes,
+                      (uint64_t)before_end * bytes);
+    vb_queue_log_used(queue, VB_USED_ELEMENTS, (uint64_t)(count - before_end) * bytes);
+}
+
 void vb_queue_publish(struct vb_queue *queue)
 {
     bool wanted;
@@ -94,9 +123,14 @@ void vb_queue_publish(struct vb_queue *queue)
     count_inline(queue);
     if (queue->inflight.region)
         vb_inflight_link(&queue->inflight, queue->unpublished);
+    if (__builtin_expect(queue->log.used, 0))
+        log_used_elements(queue);
     wanted = vb_ring_publish(&queue->ring, queue->unpublished);
+    vb_queue_log_used(queue, VB_USED_INDEX, sizeof(uint16_t));
     if (queue->inflight.region)
         vb_inflight_strike_out(&queue->inflight, queue->unpublished, queue->ring.next_used);
+    if (__builtin_expect(queue->log.data | queue->log.used, 0) && queue->log.event_fd >= 0)
+        eventfd_write(queue->log.event_fd, 1);
     if (wanted && queue->call_fd >= 0) {
         queue->stats.notified++;
         eventfd_write(queue->call_fd, 1);
@@ -194,7 +228,8 @@ static bool memory_lost(struct vb_queue *queue)
     for (uint32_t i = 0; i < queue->memory.count; i++)
         if (vb_guard_address_lost(queue->memory.regions[i].host_addr))
             return true;
-    return vb_guard_address_lost((uint64_t)(uintptr_t)queue->inflight.region);
+    return vb_guard_address_lost((uint64_t)(uintptr_t)queue->inflight.region) ||
+           vb_guard_address_lost(queue->log.bits);
 }
 
 bool vb_queue_sweep(struct vb_queue *queue)
@@ -224,6 +259,7 @@ bool vb_queue_sweep(struct vb_queue *queue)
     queue->stats.sweeps++;
     if (queue->kicks_enabled) {
         vb_ring_disable_kicks(ring);
+        vb_queue_log_used(queue, 0, sizeof(uint16_t));
         queue->kicks_enabled = false;
     }
     while (available-- && queue->heap_bytes < MAX_HEAP_BYTES) {
@@ -246,12 +282,21 @@ bool vb_queue_sweep(struct vb_queue *queue)
     return true;
 }
 
+/* With EVENT_IDX it is behind the ring's elements, else in the flags. */
+static void log_kick_request(struct vb_queue *queue)
+{
+    uint64_t end = VB_USED_ELEMENTS + (uint64_t)queue->ring.size * sizeof(struct vb_used_elem);
+
+    vb_queue_log_used(queue, queue->ring.event_idx ? end : 0, sizeof(uint16_t));
+}
+
 bool vb_queue_arm(struct vb_queue *queue)
 {
     if (queue->holds || queue->broken || queue->heap_bytes >= MAX_HEAP_BYTES)
         return false;
     queue->kicks_enabled = true;
     vb_ring_enable_kicks(&queue->ring);
+    log_kick_request(queue);
     return has_left(queue) || vb_ring_available(&queue->ring) != 0;
 }
 
@@ -450,6 +495,16 @@ int vb_queue_move(struct vb_queue *queue, const struct vb_ring *ring,
     }
     vb_iothread_leave(queue->iothread);
     return result;
+}
+
+void vb_queue_set_log(struct vb_queue *queue, const struct vb_dirty_log *log)
+{
+    uint64_t bytes = VB_USED_ELEMENTS + (uint64_t)queue->ring.size * sizeof(struct vb_used_elem);
+
+    vb_iothread_enter(queue->iothread);
+    queue->log = log ? *log : (struct vb_dirty_log){.event_fd = -1};
+    vb_queue_log_used(queue, 0, bytes + sizeof(uint16_t));
+    vb_iothread_leave(queue->iothread);
 }
 
 void vb_queue_set_map(struct vb_queue *queue, struct vb_extent_map *map)

@@ -54,6 +54,10 @@ void vb_queue_set_device_size(struct vb_queue *queue, uint64_t size);
 int vb_queue_move(struct vb_queue *queue, const struct vb_ring *ring,
                   const struct vb_region *regions, uint32_t count);
 
+/* Note writes to guest memory (NULL: not); held and idle. With a used ring to note, all of it is noted
+ * at once. */
+void vb_queue_set_log(struct vb_queue *queue, const struct vb_dirty_log *log);
+
 /* Use a map from now on (NULL: everything goes up). Requests that used the former one may still be
  * in flight: `vb_queue_mapped_in_flight` tells how many (a file that the engine still has counts,
  * too). While the queue is held, reaching 0 signals the upcall fd. */

@@ -8,6 +8,7 @@
 #ifndef VHOSTBLK_QUEUE_H
 #define VHOSTBLK_QUEUE_H
 
+#include "dirty_log.h"
 #include "extent.h"
 #include "inflight.h"
 #include "io.h"
@@ -69,6 +70,7 @@ struct vb_queue {
     struct vb_run run;     /* empty between two sweeps */
     struct vb_slot *slots;
     struct vb_inflight inflight;
+    struct vb_dirty_log log;
     uint32_t in_flight;
     uint32_t mapped_in_flight;
     uint32_t phase_in_flight[2]; /* the same by phase: see vb_queue_settle */
@@ -115,6 +117,20 @@ void vb_slot_fail(struct vb_slot *slot, int error);
 
 /* Hand a request to Python: `upcall.c`. */
 void vb_slot_go_up(struct vb_slot *slot);
+
+/* Note a write to the used ring, `offset` bytes from its beginning. */
+static inline void vb_queue_log_used(struct vb_queue *queue, uint64_t offset, uint64_t length)
+{
+    if (__builtin_expect(queue->log.used, 0))
+        vb_dirty_log_mark(&queue->log, queue->log.used_addr + offset, length);
+}
+
+/* Note what has been written to guest memory at a host address, for a request. */
+static inline void vb_queue_log_data(struct vb_queue *queue, uint64_t host, uint64_t length)
+{
+    if (__builtin_expect(queue->log.data, 0))
+        vb_dirty_log_mark_host(&queue->log, &queue->memory, host, length);
+}
 
 static inline unsigned vb_stat_kind(uint32_t type)
 {

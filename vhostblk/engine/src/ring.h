@@ -57,6 +57,9 @@ struct vb_used_elem {
     uint32_t len;
 };
 
+/* Places in the used ring, in bytes. */
+enum { VB_USED_INDEX = 2, VB_USED_ELEMENTS = 4 };
+
 /* Walk the chain at `head`, which is below ring->size. False: out of memory. */
 bool vb_chain_walk(struct vb_chain *chain, const struct vb_ring *ring, struct vb_memory *memory,
                    uint16_t head);

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forms of the session's table: what a message must look like, and what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vhostblk.vhost_user.codec import FdList
+from vhostblk.vhost_user.errors import DescriptorError, PayloadSizeError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from vhostblk.vhost_user.codec import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a message: bytes to send, if any, and a line for the log if it failed.
+
+    `fds` go with the reply; whoever sends it closes them.
+    """
+
+    reply: bytes = b""
+    failure: str | None = None
+    fds: FdList = field(default_factory=FdList)
+
+
+class ReplyWithFd(NamedTuple):
+    """A handler's reply that has a descriptor."""
+
+    payload: bytes
+    fd: int
+
+
+#: What a handler returns: the payload of the message's own reply, or None where it has none.
+Reply = bytes | ReplyWithFd | None
+
+
+class Rule(NamedTuple):
+    """What a message must look like, and what carries it out: `handler(session, message)`."""
+
+    handler: Callable[[Any, Message], Awaitable[Reply]]
+    min_size: int
+    max_size: int
+    min_fds: int = 0
+    max_fds: int = 0
+    own_reply: bool = False
+
+    def check(self, message: Message) -> None:
+        """Check the payload's size and the number of descriptors."""
+        size = len(message.payload)
+        if not self.min_size <= size <= self.max_size:
+            expected = self.min_size if size < self.min_size else self.max_size
+            raise PayloadSizeError(f"payload of {size} bytes where {expected} are expected")
+        if not self.min_fds <= len(message.fds) <= self.max_fds:
+            expected = self.min_fds if len(message.fds) < self.min_fds else self.max_fds
+            raise DescriptorError(
+                f"{len(message.fds)} file descriptors where {expected} are expected"
+            )
+
+
+def fixed(
+    handler: Callable[[Any, Message], Awaitable[Reply]],
+    size: int = 0,
+    *,
+    fds: tuple[int, int] = (0, 0),
+    reply: bool = False,
+) -> Rule:
+    """Make the rule of a message whose payload has one size."""
+    return Rule(handler, size, size, *fds, reply)
