@@ -16,7 +16,7 @@ help:
 	@echo 'make reference    the same guests against qemu-storage-daemon, to test the tests'
 	@echo 'make bench        benchmarks against qemu-storage-daemon'
 	@echo 'make sanitize     tests of the engine under ASan and UBSan'
-	@echo 'make fuzz         fuzz the engine and qcow2 images, a minute each'
+	@echo 'make fuzz         fuzz the engine, qcow2 images and vhost-user sessions, a minute each'
 	@echo 'make setup        only install what the above need'
 	@echo 'make clean        remove everything that was built'
 
@@ -52,6 +52,7 @@ sanitize: setup
 fuzz:
 	fuzz/run 60
 	PYTHONPATH=. $(VENV)/bin/python -m integration.qcow2.fuzz 60
+	PYTHON=$(CURDIR)/$(VENV)/bin/python fuzz/run-python 60
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

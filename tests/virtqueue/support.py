@@ -64,6 +64,10 @@ class Guest:
     def walk(self, descriptors: Sequence[Desc], heads: Sequence[int] = (0,)) -> list[Chain]:
         """Write the table and walk it, having made sure that the reference sees the same."""
         write_table(self.memory, self.table, descriptors)
+        return self.check(heads)
+
+    def check(self, heads: Sequence[int]) -> list[Chain]:
+        """Walk what is in memory, with all walkers; the reference sees the same."""
         table, size = self.table_host(), self.queue_size
         array = np.array(heads, np.uint16)
         chains = chains_of(walk(array, table, size, self.mapped))

@@ -182,6 +182,9 @@ class Allocator:
         if (first + count) << geometry.cluster_bits > MAX_CLUSTER_OFFSET:
             raise os_error(errno.EFBIG)
         self._image.overlap.check_allocation(first, count)
+        if first == 0:  # the header's, whatever its refcount says; entries with 0 refer to nothing
+            self._image.corruption("Preventing invalid allocation of clusters at offset 0", 0)
+            raise os_error(errno.EIO)
         await self._grow_file(first + count)
         await self._image.refcounts.change(first, count, 1)
         fresh = first >= self.high_water and self._image.grows_with_zeroes

@@ -19,6 +19,7 @@ from vhostblk.block.drivers.qcow2.layout import (
     COPIED,
     MAX_REFTABLE_BYTES,
     OFFSET_MASK,
+    REFTABLE_OFFSET_MASK,
 )
 from vhostblk.block.drivers.qcow2.refcounts import RefBlock
 from vhostblk.block.drivers.qcow2.references import gather_references
@@ -49,7 +50,7 @@ async def check(image: Image, *, repair: bool) -> CheckResult:
     result = CheckResult(corruptions=wrong)
     clusters, expected = tally.counts()
     bits = image.geometry.refblock_bits
-    covered = set(np.flatnonzero(image.refcounts.table).tolist())
+    covered = set(np.flatnonzero(image.refcounts.table & np.uint64(REFTABLE_OFFSET_MASK)).tolist())
     needed = set(np.unique(clusters >> bits).tolist())
     once = clusters[expected == 1]
     if repair:
