@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 import subprocess
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from vhostblk.block.drivers.qcow2.node import Qcow2Node
 
 SIZE = (5 << 19) + 1536
 CUTS = 4
@@ -55,9 +58,27 @@ class _Flushed:
         self.data = data
 
 
-async def _record(
-    before: bytes, disk: bytes, rng: random.Random
-) -> tuple[list[Change], list[_Flushed]]:
+class _Recorded(NamedTuple):
+    """What a run has written, and what can be expected of it."""
+
+    log: list[Change]
+    flushed: list[_Flushed]
+    #: Parts of the log in which snapshots are made and deleted: the bits "copied" and the refcounts
+    #: of an image can't change at the same time, which a check finds and repairs.
+    snapshots: list[range]
+
+
+async def _change_snapshots(node: Qcow2Node, model: Model, disk: bytes, what: str) -> None:
+    if what == "apply":
+        await node.apply_snapshot(name="s")
+        model.data = Model(disk).data
+    elif any(each.name == b"t" for each in node.snapshots()):
+        await node.delete_snapshot(name="t")
+    else:
+        await node.create_snapshot("t")
+
+
+async def _record(before: bytes, disk: bytes, rng: random.Random, snapshot: bool) -> _Recorded:
     graph = Graph()
     file = RecordingNode(before)
     graph._nodes["record"] = file  # not by a driver's name: it is no driver
@@ -68,23 +89,32 @@ async def _record(
     backend = BlockBackend("test", RW)
     backend.attach(graph, node)
     model = Model(disk)
-    flushed = [_Flushed(0, model.data.copy())]
+    flushed, snapshots = [_Flushed(0, model.data.copy())], []
     for burst in _bursts(rng):
         touched = model.data.copy()
         await perform(backend, model, burst)
         # Until the next flush these bytes are what they were or what they are.
         flushed[-1].data[touched != model.data] = -1
+        if snapshot and rng.random() < 0.3:
+            what, start, touched = rng.choice(["apply", "change"]), len(file.log), model.data.copy()
+            with suppress(OSError):  # the refcounts may be too narrow
+                await _change_snapshots(node, model, disk, what)
+            flushed[-1].data[touched != model.data] = -1
+            if what == "change":
+                await backend.flush()
+                snapshots.append(range(start, len(file.log)))
+            flushed.append(_Flushed(len(file.log), model.data.copy()))
         if rng.random() < 0.5:
             await backend.flush()
             flushed.append(_Flushed(len(file.log), model.data.copy()))
     await backend.detach()
     await graph.close()
-    return file.log, flushed
+    return _Recorded(file.log, flushed, snapshots)
 
 
-def _verify(path: Path, directory: Path, expected: NDArray[np.int16], *, lazy: bool) -> None:
+def _verify(path: Path, directory: Path, expected: NDArray[np.int16], *, repair: bool) -> None:
     done = subprocess.run(
-        ["qemu-img", "check", "-f", "qcow2", *(["-r", "all"] if lazy else []), str(path)],
+        ["qemu-img", "check", "-f", "qcow2", *(["-r", "all"] if repair else []), str(path)],
         capture_output=True,
         text=True,
         check=False,
@@ -107,9 +137,10 @@ def test_a_crash_at_any_point_costs_nothing(tmp_path: Path, form: str, snapshot:
         qemu_img("snapshot", "-c", "s", path)
     before = path.read_bytes()
     rng = random.Random(f"{form} {snapshot}")
-    log, flushed = run(_record(before, content(path, tmp_path / "raw"), rng))
+    recorded = run(_record(before, content(path, tmp_path / "raw"), rng, snapshot))
     for _ in range(CUTS):
-        cut = rng.randrange(len(log) + 1)
-        path.write_bytes(crash(before, log[:cut], rng))
-        known = [each for each in flushed if each.position <= cut][-1]
-        _verify(path, tmp_path, known.data, lazy="lazy" in form)
+        cut = rng.randrange(len(recorded.log) + 1)
+        path.write_bytes(crash(before, recorded.log[:cut], rng))
+        known = [each for each in recorded.flushed if each.position <= cut][-1]
+        repair = "lazy" in form or any(cut in part for part in recorded.snapshots)
+        _verify(path, tmp_path, known.data, repair=repair)

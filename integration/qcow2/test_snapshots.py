@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
-from integration.qcow2.tools import check, content, opened, qemu_img, read, run, write
+from integration.qcow2.tools import check, content, opened, qemu_img, qemu_io, read, run, write
+from tests.block.support import fails_with
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
+from vhostblk.block.errors import BlockError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,6 +62,98 @@ def test_snapshots_keep_what_the_disk_had(tmp_path: Path, form: str) -> None:
     check(path)
     qemu_img("snapshot", "-d", "first", path)
     check(path)
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["compat=0.10", "cluster_size=512", "cluster_size=4k,refcount_bits=32", "extended_l2=on"],
+)
+def test_going_back_is_what_qemu_does(tmp_path: Path, form: str) -> None:
+    path, other, raw = tmp_path / "disk.qcow2", tmp_path / "other.qcow2", tmp_path / "raw"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", form, path, SIZE)
+    qemu_io(path, "write -q -c -P 1 0 512k", "write -q -P 2 600k 300k", "write -q -z 700k 64k")
+    qemu_img("snapshot", "-c", "first", path)
+    grown = SIZE if "0.10" in form else SIZE + (3 << 20)
+    if grown > SIZE:
+        qemu_img("resize", "-q", path, grown)
+    qemu_io(path, "write -q -P 3 400k 300k", f"write -q -P 4 {grown - 4096} 4096")
+    shutil.copy(path, other)
+    last = content(path, raw)
+
+    async def main() -> bytes:
+        async with opened(path, discard="unmap") as (node, backend):
+            assert isinstance(node, Qcow2Node)
+            assert await read(backend, 0, grown) == last
+            await write(backend, 5000, b"not yet written back")
+            await node.apply_snapshot(name="first")
+            assert node.size == backend.size == SIZE
+            return await read(backend, 0, SIZE)
+
+    seen = run(main())
+    check(path)
+    qemu_img("snapshot", "-a", "first", other)
+    assert content(path, raw) == content(other, tmp_path / "raw2") == seen
+
+    async def again() -> bytes:
+        async with opened(path, discard="unmap") as (node, backend):
+            assert isinstance(node, Qcow2Node)
+            with pytest.raises(BlockError, match="Snapshot with id 'null' and name 'second' does"):
+                await node.apply_snapshot(name="second")
+            await write(backend, 0, b"e" * 1_000_000)
+            await node.apply_snapshot(id="1")
+            await write(backend, 0, b"f" * 1000)
+            await node.delete_snapshot(name="first")
+            await write(backend, 650_000, b"g" * 1000)
+            return await read(backend, 0, SIZE)
+
+    changed = run(again())
+    assert changed[1000:650_000] == seen[1000:650_000]
+    check(path)
+    assert content(path, raw) == changed
+
+
+def test_going_back_needs_data_in_the_file_and_no_bitmaps(tmp_path: Path) -> None:
+    path, external = tmp_path / "disk.qcow2", tmp_path / "external.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+    qemu_img("snapshot", "-c", "s", path)
+    qemu_img("bitmap", "--add", "--disable", path, "b")
+    form = f"data_file={tmp_path / 'data'}"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", form, external, SIZE)
+
+    async def main() -> None:
+        async with opened(path) as (node, _):
+            assert isinstance(node, Qcow2Node)
+            with pytest.raises(OSError, match="Device has active dirty bitmaps"):
+                await node.apply_snapshot(name="s")
+        async with opened(external) as (node, _):
+            assert isinstance(node, Qcow2Node)
+            with fails_with(errno.ENOTSUP):
+                await node.create_snapshot("s")
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("size", "code"), [(1000, errno.EINVAL), (1 << 62, errno.EFBIG), (1 << 63, errno.EINVAL)]
+)
+def test_snapshots_of_impossible_sizes_are_refused(tmp_path: Path, size: int, code: int) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+    qemu_io(path, "write -q -P 1 0 64k")
+    qemu_img("snapshot", "-c", "s", path)
+    data = bytearray(path.read_bytes())
+    place = int.from_bytes(data[64:72], "big") + 40 + 8  # the entry's extra data: the disk's size
+    data[place : place + 8] = size.to_bytes(8, "big")
+    path.write_bytes(data)
+
+    async def main() -> None:
+        async with opened(path) as (node, backend):
+            assert isinstance(node, Qcow2Node)
+            with fails_with(code):
+                await node.apply_snapshot(name="s")
+            assert await read(backend, 0, 2) == b"\1\1"
+
+    run(main())
 
 
 def test_refcounts_that_are_too_narrow_are_told(tmp_path: Path) -> None:

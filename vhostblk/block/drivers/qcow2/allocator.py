@@ -84,6 +84,11 @@ class Allocator:
             self.hint = first + count
         return Run(first, count, fresh)
 
+    async def free(self, run: Run) -> None:
+        """Undo `allocate_together`: nothing in the file refers to them."""
+        for cluster in await self._image.refcounts.change(run.first, run.length, -1):
+            self.released(cluster)
+
     async def allocate_bytes(self, nbytes: int) -> int:
         """Return where there is room for compressed data, less than a cluster; raises OSError.
 
@@ -107,7 +112,7 @@ class Allocator:
                 await refcounts.change(shared, 1, 1)
         except OSError:
             if new:
-                await self.free_bytes(new << bits, 1)
+                await self.free(Run(new, 1))
             raise
         end = start + nbytes
         self._packed_end = end if end & (geometry.cluster_size - 1) else 0
@@ -117,10 +122,7 @@ class Allocator:
         """Undo `allocate_bytes`: nothing in the file refers to them."""
         bits = self._geometry.cluster_bits
         first = offset >> bits
-        for cluster in await self._image.refcounts.change(
-            first, (offset + nbytes - 1 >> bits) - first + 1, -1
-        ):
-            self.released(cluster)
+        await self.free(Run(first, (offset + nbytes - 1 >> bits) - first + 1))
 
     def released(self, cluster: int) -> None:
         """Note that a cluster is free again."""

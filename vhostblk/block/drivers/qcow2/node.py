@@ -20,6 +20,7 @@ from vhostblk.block.drivers.qcow2.image import Image, read_header
 from vhostblk.block.drivers.qcow2.layout import Incompatible
 from vhostblk.block.drivers.qcow2.mapping import READ, READ_ZERO, Kind
 from vhostblk.block.drivers.qcow2.options import settle
+from vhostblk.block.edge import notify_resize
 from vhostblk.block.errors import BlockError
 from vhostblk.block.iovec import IoVec
 from vhostblk.block.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
@@ -360,6 +361,33 @@ class Qcow2Node(BlockNode):
                 )
             return await snapshot_changes.create(image, raw, *divmod(now, 10**9))
 
+    async def apply_snapshot(self, *, id: str | None = None, name: str | None = None) -> Snapshot:  # noqa: A002
+        """Go back to the internal snapshot with this id and name; raises BlockError or OSError."""
+        from vhostblk.block.drivers.qcow2 import snapshot_apply
+
+        image = self._image
+        async with self._graph.drained([self]), image.lock:
+            image.check_usable()
+            found = self._find_snapshot(id, name)
+            await snapshot_apply.apply(image, found)
+            notify_resize(self)
+            return found
+
+    def _find_snapshot(self, number: str | None, name: str | None) -> Snapshot:
+        from vhostblk.block.drivers.qcow2 import snapshot_changes
+
+        found = snapshot_changes.find(
+            self._image,
+            None if number is None else number.encode(errors="surrogateescape"),
+            None if name is None else name.encode(errors="surrogateescape"),
+        )
+        if found is None:
+            raise BlockError(
+                f"Snapshot with id '{number or 'null'}' and name '{name or 'null'}' does not exist "
+                f"on device '{self.node_name}'"
+            )
+        return found
+
     async def delete_snapshot(self, *, id: str | None = None, name: str | None = None) -> Snapshot:  # noqa: A002
         """Delete the internal snapshot with this id and name; raises BlockError or OSError."""
         from vhostblk.block.drivers.qcow2 import snapshot_changes
@@ -367,16 +395,7 @@ class Qcow2Node(BlockNode):
         image = self._image
         async with self._graph.drained([self]), image.lock:
             image.check_usable()
-            found = snapshot_changes.find(
-                image,
-                None if id is None else id.encode(errors="surrogateescape"),
-                None if name is None else name.encode(errors="surrogateescape"),
-            )
-            if found is None:
-                raise BlockError(
-                    f"Snapshot with id '{id or 'null'}' and name '{name or 'null'}' does not exist "
-                    f"on device '{self.node_name}'"
-                )
+            found = self._find_snapshot(id, name)
             await snapshot_changes.delete(image, found)
             return found
 

@@ -41,23 +41,26 @@ async def create(image: Image, name: bytes, seconds: int, nanoseconds: int) -> S
     if len(entries) >= MAX_SNAPSHOTS:
         raise os_error(errno.EFBIG)
     if image.geometry.external_data:
-        # Data can't be in two places.
-        raise OSError(errno.ENOTSUP, "image has an external data file")
+        raise os_error(errno.ENOTSUP)  # data can't be in two places
     await image.commit.write_all()
     tally = Tally()
     if await add_tree(tally, image, image.tables.l1):
         raise OSError(errno.EIO, "the image is corrupt")
     clusters, weights = tally.counts()
-    await _change_refcounts(image, clusters, weights, check_only=True)
+    await change_refcounts(image, clusters, weights, check_only=True)
     bits = image.geometry.cluster_bits
     run = await image.allocator.allocate_together(
         max(image.geometry.clusters(8 * image.header.l1_size), 1)
     )
     await write_array(image.file, run.first << bits, image.tables.l1.astype(">u8"))
-    await _change_refcounts(image, clusters, weights, check_only=False)
+    await change_refcounts(image, clusters, weights, check_only=False)
     await image.commit.write()
     await image.commit.sync()
-    await _clear_copied(image)
+    image.tables.clear()
+    await clear_copied(image, image.tables.l1)
+    image.tables.l1_changes.touch(0, len(image.tables.l1))
+    await image.commit.write()
+    await image.commit.sync()
     snapshot = Snapshot(
         id=str(max((_number(each.id) for each in entries), default=0) + 1).encode(),
         name=name,
@@ -75,16 +78,18 @@ async def create(image: Image, name: bytes, seconds: int, nanoseconds: int) -> S
 async def delete(image: Image, snapshot: Snapshot) -> None:
     """Delete a snapshot; raises OSError."""
     geometry = image.geometry
+    if geometry.external_data:
+        raise os_error(errno.ENOTSUP)
     await image.commit.write_all()
     raw = await read_array(image.file, snapshot.l1_offset, snapshot.l1_size, ">u8")
     tally = Tally()
     await add_tree(tally, image, raw.astype(np.uint64))
     tally.add_range(geometry.cluster_bits, snapshot.l1_offset, 8 * snapshot.l1_size)
     clusters, weights = tally.counts()
-    await _change_refcounts(image, clusters, -weights, check_only=True)
+    await change_refcounts(image, clusters, -weights, check_only=True)
     await _write_table(image, [each for each in image.snapshots.entries if each is not snapshot])
     await image.publisher.settle()
-    await _change_refcounts(image, clusters, -weights, check_only=False)
+    await change_refcounts(image, clusters, -weights, check_only=False)
     await image.commit.write_all()
     # What only the disk has now may be changed in place again.
     references, _ = await gather_references(image)
@@ -108,7 +113,7 @@ def _number(text: bytes) -> int:
     return int(digits[:18] or b"0")
 
 
-async def _change_refcounts(
+async def change_refcounts(
     image: Image, clusters: NDArray[np.int64], by: NDArray[np.int64], *, check_only: bool
 ) -> None:
     """Add to refcounts; raises OSError where one can't be changed, if only checked for nothing."""
@@ -134,13 +139,12 @@ async def _change_refcounts(
                 await image.commit.discard(cluster, 1)
 
 
-async def _clear_copied(image: Image) -> None:
-    """Have nothing of the active disk changed in place."""
-    tables, geometry = image.tables, image.geometry
-    tables.clear()
-    for index in np.flatnonzero(tables.l1 & np.uint64(OFFSET_MASK)).tolist():
-        word = int(tables.l1[index])
-        offset = word & OFFSET_MASK
+async def clear_copied(image: Image, l1: NDArray[np.uint64]) -> None:
+    """Have nothing that an L1 table leads to changed in place; it has been checked."""
+    geometry = image.geometry
+    l1 &= ~np.uint64(COPIED)
+    for offset in l1[l1 & np.uint64(OFFSET_MASK) != 0].tolist():
+        offset &= OFFSET_MASK
         raw = await read_array(image.file, offset, geometry.cluster_size // 8, ">u8")
         words = raw.astype(np.uint64)
         entries = words[0::2] if geometry.extended_l2 else words
@@ -149,10 +153,7 @@ async def _clear_copied(image: Image) -> None:
         if flagged.any():
             entries[flagged] &= ~np.uint64(COPIED)
             await write_array(image.file, offset, words.astype(">u8"))
-        tables.set_l1(index, word & ~COPIED)
     image.commit.unsynced = True
-    await image.commit.write()
-    await image.commit.sync()
 
 
 async def _write_table(image: Image, entries: list[Snapshot]) -> None:
