@@ -25,6 +25,13 @@ def test_long_options_may_be_abbreviated() -> None:
     assert arguments.daemonize
 
 
+def test_own_options_leave_abbreviations_of_qemus_alone() -> None:
+    for own in ("--run-as", "--sandbox"):
+        for end in range(3, len(own) + 1):
+            parse([own[:end], "x"])
+    assert parse(["--sandbox=off"]).sandbox == Step("sandbox", "off", "--sandbox=off")
+
+
 def test_an_argument_may_look_like_an_option() -> None:
     assert parse(["--blockdev", "--export"]).steps[0].value == "--export"
 

@@ -75,6 +75,11 @@ class Chardev(ABC):
         """What `chardev-add` returns of the device: `{"pty": "/dev/pts/3"}`."""
         return {}
 
+    @property
+    def made_files(self) -> list[str]:
+        """List the files that `close` will remove."""
+        return []
+
     async def start(self) -> None:  # noqa: B027 (most have nothing to do)
         """Open, listen or connect, and wait for the peer where the options say so.
 

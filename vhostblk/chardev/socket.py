@@ -59,6 +59,11 @@ class SocketChardev(StreamChardev):
         """Where it listens, or connects to."""
         return self._address
 
+    @property
+    def made_files(self) -> list[str]:
+        """The files of the sockets that it listens on."""
+        return [listener.path for listener in self._listeners if listener.path is not None]
+
     async def start(self) -> None:
         """Listen and perhaps wait for a client, or connect."""
         if not self._server:

@@ -26,11 +26,16 @@ OPTIONS = {
     "nbd-server": True,
     "object": True,
     "pidfile": True,
+    "run-as": True,
+    "sandbox": True,
     "trace": True,
     "version": False,
     "x-vhostblk-log": True,
 }
 SHORT_OPTIONS = {"h": "help", "T": "trace", "V": "version"}
+
+#: Those that the QEMU storage daemon doesn't have; they don't make its abbreviations ambiguous.
+OWN_OPTIONS = frozenset({"run-as", "sandbox", "x-vhostblk-log"})
 
 #: Options of the QEMU storage daemon that vhostblk does not have.
 UNAVAILABLE = frozenset({"nbd-server"})
@@ -64,6 +69,9 @@ class Arguments:
     address: Step | None = None
     daemonize: bool = False
     pidfile: str | None = None
+    #: What the process gives up, and whom it becomes.
+    sandbox: Step | None = None
+    run_as: Step | None = None
     #: The form of the log.
     log: str = "text"
     #: "help" or "version": print that and do nothing else.
@@ -111,6 +119,8 @@ def _long_option(word: str, words: list[str]) -> tuple[str, str, str]:
     if not matches:
         raise UsageError(f"unrecognized option '--{given}'")
     if len(matches) > 1:
+        matches = [name for name in matches if name not in OWN_OPTIONS] or matches
+    if len(matches) > 1:
         possible = " ".join(f"'--{name}'" for name in matches)
         raise UsageError(f"option '--{given}' is ambiguous; possibilities: {possible}")
     name = matches[0]
@@ -150,6 +160,10 @@ def _take(arguments: Arguments, name: str, value: str, location: str) -> None:
         arguments.daemonize = True
     elif name == "pidfile":
         arguments.pidfile = value
+    elif name == "sandbox":
+        arguments.sandbox = Step(name, value, location)
+    elif name == "run-as":
+        arguments.run_as = Step(name, value, location)
     elif name == "x-vhostblk-log":
         if value not in FORMS:
             raise UsageError(f"{location}: the form of the log is one of {', '.join(FORMS)}")

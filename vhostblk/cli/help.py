@@ -62,6 +62,13 @@ Export disk images to virtual machines.
   --daemonize            go to the background once start-up is complete
   --pidfile <path>       write the process ID to a file after start-up
 
+  --sandbox on|off[,spawn=allow|deny][,files=auto|allow|deny]
+            [,directory=<path> | ,directory.0=<path>[,directory.1=<path>...]]
+                         what the process may still do once it runs (default:
+                         on); directory= are those where QMP may open files
+  --run-as <user>[:<group>]
+                         become this user once everything is open
+
   -T, --trace [[enable=]<pattern>][,events=<file>][,file=<file>]
                          turn trace points on, or off after '-'
   -T help                list the trace points

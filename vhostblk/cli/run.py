@@ -19,12 +19,14 @@ from vhostblk.daemon import Daemon
 from vhostblk.errors import VhostblkError
 from vhostblk.fatal import clean_up_with
 from vhostblk.schema.errors import HelpRequestedError
+from vhostblk.schema.options import sandbox_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vhostblk.cli.arguments import Arguments, Step
     from vhostblk.cli.daemonize import Readiness
+    from vhostblk.sandbox.apply import Sandbox
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,8 @@ def run(arguments: Arguments, readiness: Readiness | None) -> int:
     try:
         for step in arguments.traces:
             _set_up_tracing(step)
-        asyncio.run(_serve(arguments, readiness))
+        sandbox = _sandbox(arguments)
+        asyncio.run(_serve(arguments, readiness, sandbox))
     except _HelpPrintedError:
         pass
     except OSError as error:  # the last flush, say
@@ -70,8 +73,29 @@ def _set_up_tracing(step: Step) -> None:
         options.apply(step.value, lambda text: logger.warning("warning: %s", text))
 
 
-async def _serve(arguments: Arguments, readiness: Readiness | None) -> None:
+def _sandbox(arguments: Arguments) -> Sandbox:
+    """Enter the sandbox."""
+    from vhostblk.sandbox.apply import Sandbox
+
+    options = identity = None
+    if (step := arguments.run_as) is not None:
+        from vhostblk.sandbox import identity as identities
+
+        with _located(step.location):
+            identity = identities.find(step.value)
+    if (step := arguments.sandbox) is not None:
+        with _located(step.location), _answering_help(step):
+            options = sandbox_options(step.value)
+    monitored = any(step.option == "monitor" for step in arguments.steps)
+    sandbox = Sandbox(options, identity, monitored=monitored)
+    with _located("--sandbox"):
+        sandbox.enter()
+    return sandbox
+
+
+async def _serve(arguments: Arguments, readiness: Readiness | None, sandbox: Sandbox) -> None:
     daemon = Daemon()
+    sandbox.prepare_loop()
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, daemon.request_stop)
@@ -83,6 +107,8 @@ async def _serve(arguments: Arguments, readiness: Readiness | None) -> None:
                 if arguments.pidfile is not None:
                     pidfile = PidFile(arguments.pidfile)
                     clean_up_with(pidfile.remove)
+                with _located("--run-as" if arguments.sandbox is None else "--sandbox"):
+                    sandbox.close_files(daemon, arguments.pidfile)
                 _tell_ready(daemon, readiness)
                 await daemon.stop_requested.wait()
                 systemd.notify("STOPPING=1")

@@ -36,6 +36,11 @@ class Export(ABC):
         """Tell how many clients are connected; the export isn't removed under them unasked."""
         return 0
 
+    @property
+    def made_files(self) -> list[str]:
+        """List the files that `stop` will remove."""
+        return []
+
     def statistics(self) -> dict[int, dict[str, Any]]:
         """Return what each queue has done, by its index, in the form of `schema.export`."""
         return {}

@@ -65,6 +65,11 @@ class VhostUserBlkExport(Export):
         """Tell whether a front-end is connected."""
         return int(self._server.connected)
 
+    @property
+    def made_files(self) -> list[str]:
+        """The socket's file."""
+        return self._server.made_files
+
     def statistics(self) -> dict[int, dict[str, Any]]:
         """Return what each queue has done since the export started."""
         return self.device.statistics()

@@ -19,6 +19,7 @@ from vhostblk.schema.export import (
 )
 from vhostblk.schema.identifiers import is_identifier
 from vhostblk.schema.objects import IothreadProperties, ObjectOptions, check_iothread
+from vhostblk.schema.sandbox import SandboxFiles, SandboxOptions
 from vhostblk.schema.throttle import initial_limits
 
 if TYPE_CHECKING:
@@ -64,6 +65,17 @@ def object_options(options: Options) -> ObjectOptions:
 def monitor_options(options: Options) -> MonitorOptions:
     """Return the definition of a monitor; raises OptionError."""
     return cast("MonitorOptions", _convert(MonitorOptions, "chardev", options))
+
+
+def sandbox_options(options: Options) -> SandboxOptions:
+    """Return what the process is to give up; one directory may be named without an index."""
+    tree, converter = _read(options, "enable")
+    if isinstance(tree, dict) and isinstance(tree.get("directory"), str):
+        tree = {**tree, "directory": [tree["directory"]]}
+    checked = cast("SandboxOptions", converter(SandboxOptions, tree))
+    if checked.files is SandboxFiles.ALLOW and checked.directory is not UNSET:
+        raise OptionError("directory= says which files may be opened, files=allow that all may")
+    return checked
 
 
 def _convert(schema: Any, implied_key: str, options: Options) -> Any:

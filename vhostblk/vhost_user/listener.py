@@ -53,17 +53,18 @@ class Listener:
     def __init__(self, sock: socket.socket, path: str | None = None) -> None:
         sock.setblocking(False)
         self.socket = sock
-        self._path = path
+        #: What `close` removes; None: nothing.
+        self.path = path
         self._identity = _identity(path) if path is not None else None
 
     def close(self) -> None:
         """Stop listening; remove the socket file unless another has taken its place."""
         self.socket.close()
-        if self._path is not None and self._identity is not None:
-            if _identity(self._path) == self._identity:
+        if self.path is not None and self._identity is not None:
+            if _identity(self.path) == self._identity:
                 with contextlib.suppress(OSError):
-                    Path(self._path).unlink()
-            self._path = None
+                    Path(self.path).unlink()
+            self.path = None
 
 
 def listen(address: ListenAddress) -> Listener:

@@ -78,6 +78,12 @@ class VhostUserServer:
         """Tell whether front-ends can connect."""
         return self._listener is not None
 
+    @property
+    def made_files(self) -> list[str]:
+        """The files that `stop` will remove."""
+        path = None if self._listener is None else self._listener.path
+        return [] if path is None else [path]
+
     async def start(self) -> None:
         """Listen; front-ends may connect once this returns. Raises ListenError."""
         self._stopping = False

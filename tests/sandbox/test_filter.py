@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The filter of system calls, run by a model of the kernel's interpreter."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from tests.sandbox.bpf import run
+from vhostblk.sandbox.layout import ARCHITECTURES, LAST_NUMBER
+from vhostblk.sandbox.seccomp import ALWAYS, SPAWN, program
+
+ALLOW = 0x7FFF0000
+EPERM = 0x00050000 | errno.EPERM
+ENOSYS = 0x00050000 | errno.ENOSYS
+KILL = 0x80000000
+
+#: CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD: what threads are made with.
+THREAD = 0x10F00
+SIGCHLD = 17
+
+machines = pytest.mark.parametrize("machine", sorted(ARCHITECTURES))
+
+
+@machines
+@pytest.mark.parametrize("spawn", [True, False])
+def test_what_is_denied(machine: str, spawn: bool) -> None:
+    architecture = ARCHITECTURES[machine]
+    code = program(architecture, spawn=spawn)
+    for name in (*ALWAYS, *SPAWN):
+        number = architecture.numbers.get(name)
+        if number is not None:
+            expected = ALLOW if spawn and name in SPAWN else EPERM
+            assert run(code, number, architecture.audit) == expected, name
+
+
+@machines
+def test_all_else_is_allowed(machine: str) -> None:
+    architecture = ARCHITECTURES[machine]
+    code = program(architecture, spawn=False)
+    named = set(architecture.numbers.values())
+    for number in range(LAST_NUMBER + 1):
+        if number not in named:
+            assert run(code, number, architecture.audit) == ALLOW, number
+
+
+@machines
+def test_threads_but_no_processes(machine: str) -> None:
+    architecture = ARCHITECTURES[machine]
+    clone, clone3 = architecture.numbers["clone"], architecture.numbers["clone3"]
+    strict, open_ = program(architecture, spawn=False), program(architecture, spawn=True)
+    assert run(strict, clone, architecture.audit, THREAD) == ALLOW
+    assert run(strict, clone, architecture.audit, SIGCHLD) == EPERM
+    assert run(strict, clone3, architecture.audit) == ENOSYS
+    assert run(open_, clone, architecture.audit, SIGCHLD) == ALLOW
+    assert run(open_, clone3, architecture.audit) == ALLOW
+
+
+@machines
+def test_input_for_a_terminal(machine: str) -> None:
+    architecture = ARCHITECTURES[machine]
+    code = program(architecture, spawn=True)
+    ioctl = architecture.numbers["ioctl"]
+    # The kernel looks at the lower half of the request only, and so must the filter.
+    for request in (0x5412, 0x541C, 0x5412 | 1 << 32):
+        assert run(code, ioctl, architecture.audit, 0, request) == EPERM
+    assert run(code, ioctl, architecture.audit, 0, 0x5413) == ALLOW
+
+
+@machines
+def test_what_is_newer_than_the_table_is_missing(machine: str) -> None:
+    architecture = ARCHITECTURES[machine]
+    code = program(architecture, spawn=True)
+    # 0x40000000: x32's numbers, another way to the same calls.
+    for number in (LAST_NUMBER + 1, 0x40000000 | 59, 0xFFFFFFFF):
+        assert run(code, number, architecture.audit) == ENOSYS
+
+
+@machines
+def test_another_architecture_ends_the_process(machine: str) -> None:
+    i386 = 0x40000003
+    assert run(program(ARCHITECTURES[machine], spawn=True), 11, i386) == KILL

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sandbox of the daemon's process, in two steps.
+
+`enter` comes before anything is opened, when there is one thread: no new privileges, no
+capabilities but those that opening images and sockets may take, the filter of system calls. None of
+these gets in the way of what QMP may ask for later, so they are always there.
+
+`close_files` comes when all that the command line names is open: the change of user, and Landlock.
+Landlock would get in the way: users of the storage daemon add nodes with any path over QMP. So it
+is put up where no monitor exists that could ask, or where the user says in which directories files
+may be opened.
+
+What the kernel doesn't have is told in the log; it is an error only where the user has asked for
+just that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import asdict
+
+from vhostblk.sandbox import capabilities, landlock, seccomp
+from vhostblk.sandbox.errors import SandboxError
+from vhostblk.sandbox.kernel import Kernel
+from vhostblk.sandbox.landlock import Rule
+from vhostblk.sandbox.layout import PR_SET_NO_NEW_PRIVS
+from vhostblk.schema.base import UNSET
+from vhostblk.schema.sandbox import SandboxAction, SandboxFiles, SandboxOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import ThreadPoolExecutor
+
+    from vhostblk.daemon import Daemon
+    from vhostblk.sandbox.identity import Identity
+
+logger = logging.getLogger(__name__)
+
+#: What modules imported later read, the C library and the engine.
+_SYSTEM = (
+    *("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/etc/passwd", "/etc/group"),
+    *("/etc/nsswitch.conf", "/etc/hosts", "/etc/resolv.conf", "/etc/host.conf", "/etc/gai.conf"),
+    *("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/sys"),
+)
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+
+
+class Sandbox:
+    """What this process gives up, and when."""
+
+    def __init__(
+        self,
+        options: SandboxOptions | None,
+        identity: Identity | None = None,
+        *,
+        monitored: bool,
+        kernel: Kernel | None = None,
+    ) -> None:
+        """`options` are None where the user gave none; `monitored`: QMP may ask for files."""
+        self._asked = options is not None
+        self._options = options or SandboxOptions()
+        self._identity = identity
+        self._kernel = kernel or Kernel()
+        self._executor: ThreadPoolExecutor | None = None
+        directories = self._options.directory
+        self._directories = [] if directories is UNSET else list(directories)
+        files = self._options.files
+        if files is SandboxFiles.AUTO:
+            closed = bool(self._directories) or not monitored
+            files = SandboxFiles.DENY if closed else SandboxFiles.ALLOW
+        self._closes_files = self._options.enable and files is SandboxFiles.DENY
+        self._files_asked = self._options.files is SandboxFiles.DENY or bool(self._directories)
+
+    def enter(self) -> None:
+        """Do what doesn't depend on what will be opened; raises SandboxError."""
+        for directory in self._directories:
+            if not Path(directory).is_dir():
+                raise SandboxError(f"directory={directory}: no such directory")
+        if not self._options.enable:
+            logger.info("sandbox: off; programs can be started, and all capabilities are kept")
+            return
+        kept = capabilities.FILES | capabilities.MEMORY | capabilities.NETWORK
+        if self._identity is not None:
+            kept |= capabilities.IDENTITY
+        spawn = self._options.spawn is SandboxAction.ALLOW
+        kernel = self._kernel
+        self._attempt("no_new_privs", lambda: kernel.call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        self._attempt("capabilities", lambda: capabilities.keep_only(kernel, kept))
+        self._attempt("seccomp", lambda: seccomp.install(kernel, spawn=spawn))
+        if spawn:
+            logger.info("sandbox: programs can be started (spawn=allow)")
+
+    def _attempt(self, what: str, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            level = logging.WARNING if self._asked else logging.INFO
+            logger.log(level, "sandbox: %s not to be had: %s", what, error.strerror)
+
+    def prepare_loop(self) -> None:
+        """Be ready to restrict all threads: those of the loop's pool can be replaced then."""
+        if self._closes_files:
+            self._replace_pool()
+
+    def close_files(self, daemon: Daemon, pidfile: str | None) -> None:
+        """Become another user, and open only what is known from here on; raises SandboxError."""
+        rules = list(_rules(daemon, pidfile, self._directories)) if self._closes_files else []
+        if self._identity is not None:
+            from vhostblk.sandbox.identity import become
+
+            become(self._identity)
+        if not self._closes_files:
+            if self._options.enable:
+                logger.info("sandbox: any file can be opened: a monitor may ask for it")
+            return
+        self._replace_pool()
+        try:
+            version = landlock.restrict(self._kernel, rules)
+        except OSError as error:
+            if self._files_asked:
+                raise SandboxError(f"Landlock is not to be had: {error.strerror}") from error
+            level = logging.WARNING if self._asked else logging.INFO
+            logger.log(level, "sandbox: any file can be opened: no Landlock: %s", error.strerror)
+            return
+        others = _other_threads()
+        logger.info("sandbox: Landlock %d, %d rules", version, len(rules))
+        if others:
+            logger.info("sandbox: %d threads are older than that: %s", len(others), others)
+
+    def _replace_pool(self) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        former, self._executor = self._executor, ThreadPoolExecutor(thread_name_prefix="asyncio")
+        asyncio.get_running_loop().set_default_executor(self._executor)
+        if former is not None:
+            former.shutdown()
+
+
+def _other_threads() -> list[str]:
+    """List the threads beside this one, without the kernel's helpers for io_uring."""
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        if task.name != str(os.getpid()):
+            name = (task / "comm").read_text().strip()
+            if not name.startswith("iou-"):
+                names.append(name)
+    return names
+
+
+def _rules(daemon: Daemon, pidfile: str | None, directories: Iterable[str]) -> Iterator[Rule]:
+    """Say what may still be opened."""
+    for path in {sys.prefix, sys.base_prefix, *_SYSTEM, *filter(None, sys.path)}:
+        yield Rule(path, landlock.READ)
+    for path in _DEVICES:
+        yield Rule(path, landlock.WRITE)
+    for directory in directories:
+        yield Rule(directory, landlock.MANAGE)
+    for path in _named_files(daemon):
+        yield Rule(path, landlock.MANAGE if Path(path).is_dir() else landlock.WRITE)
+    made = [path for device in daemon.chardevs for path in device.made_files]
+    for export in daemon.exports.values():
+        made += export.made_files
+    if pidfile is not None:
+        made.append(pidfile)
+    for directory in {str(Path(path).absolute().parent) for path in made}:
+        yield Rule(directory, landlock.REMOVE)
+
+
+def _named_files(daemon: Daemon) -> set[str]:
+    """List the files that nodes' options name: those whose drivers open them again, too."""
+    found = set()
+    for node in daemon.graph:
+        options: Any = node.options
+        for value in asdict(options).values():
+            if isinstance(value, str) and "\0" not in value and os.path.lexists(value):
+                found.add(value)
+    return found

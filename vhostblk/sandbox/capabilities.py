@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Capabilities: what is left of root's power, or of what a service manager has granted."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import TYPE_CHECKING
+
+from vhostblk.sandbox.layout import (
+    CAP_CHOWN,
+    CAP_DAC_OVERRIDE,
+    CAP_DAC_READ_SEARCH,
+    CAP_FOWNER,
+    CAP_IPC_LOCK,
+    CAP_NET_BIND_SERVICE,
+    CAP_SETGID,
+    CAP_SETUID,
+    CAP_SYS_RESOURCE,
+    CAPABILITY_VERSION_3,
+    PR_CAP_AMBIENT,
+    PR_CAP_AMBIENT_CLEAR_ALL,
+    PR_CAPBSET_DROP,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vhostblk.sandbox.kernel import Kernel
+
+#: Opening images and sockets that belong to others, giving a socket to a group.
+FILES = frozenset({CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_CHOWN, CAP_FOWNER})
+#: Locked memory for io_uring on kernels before 5.12.
+MEMORY = frozenset({CAP_IPC_LOCK, CAP_SYS_RESOURCE})
+#: Character devices at ports below 1024.
+NETWORK = frozenset({CAP_NET_BIND_SERVICE})
+#: Becoming another user.
+IDENTITY = frozenset({CAP_SETUID, CAP_SETGID})
+
+_HEADER = struct.Struct("=Ii")
+#: effective, permitted, inheritable; the lower and the upper half of the sets.
+_SETS = struct.Struct("=6I")
+
+
+def keep_only(kernel: Kernel, kept: Iterable[int]) -> None:
+    """Drop all others, for good, from this thread and those it will start. Raises OSError."""
+    mask = sum(1 << capability for capability in kept)
+    _drop_bounds(kernel, mask)
+    header = _HEADER.pack(CAPABILITY_VERSION_3, 0)
+    buffer = ctypes.create_string_buffer(_SETS.size)
+    kernel.call("capget", header, buffer)
+    low_effective, low_permitted, _, effective, permitted, _ = _SETS.unpack(buffer.raw)
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    sets = _SETS.pack(low_effective & low, low_permitted & low, 0, effective & high,
+                      permitted & high, 0)  # fmt: skip
+    kernel.call("capset", header, sets)
+
+
+def _drop_bounds(kernel: Kernel, mask: int) -> None:
+    """Drop what a program that is executed could get, as far as that is allowed."""
+    try:
+        kernel.call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+        for capability in range(64):
+            if not mask >> capability & 1:
+                kernel.call("prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)
+    except OSError:
+        pass  # past the last one (EINVAL); without CAP_SETPCAP (EPERM) there is little to drop

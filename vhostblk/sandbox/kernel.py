@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""System calls that have no wrapper in Python."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from vhostblk.sandbox.layout import ARCHITECTURES
+
+if TYPE_CHECKING:
+    from vhostblk.sandbox.layout import Architecture
+
+
+class Kernel:
+    """The kernel that this process runs on; `architecture` is None where its calls are unknown."""
+
+    def __init__(self) -> None:
+        self.architecture: Architecture | None = ARCHITECTURES.get(os.uname().machine)
+        self._call = ctypes.CDLL(None, use_errno=True).syscall
+        self._call.restype = ctypes.c_long
+
+    def call(self, name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char]) -> int:
+        """Call; arguments are numbers, or memory to point to. Raises OSError."""
+        number = self.architecture.numbers.get(name) if self.architecture else None
+        if number is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        words = [
+            ctypes.c_ulong(argument & 0xFFFFFFFFFFFFFFFF) if isinstance(argument, int) else argument
+            for argument in arguments
+        ]
+        result: int = self._call(ctypes.c_long(number), *words)
+        if result < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return result
