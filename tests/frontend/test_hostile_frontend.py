@@ -22,7 +22,6 @@ from tests.frontend.memory import MIB, Memory
 from tests.frontend.ring import Segment
 from tests.frontend.scene import Scene
 from tests.virtio_blk.lanes import lane
-from vhostblk.engine import load
 from vhostblk.vhost_user.backend import InflightDescription, RegionDescription
 from vhostblk.vhost_user.layout import (
     F_PROTOCOL_FEATURES,
@@ -123,7 +122,6 @@ def test_3_as_many_slots_as_there_are_and_one_more(scene: Scene) -> None:
         refused(lambda: connection.add_mem_reg(region(4096, guest=1 << 40, user=1 << 40, fd=fd)))
 
 
-@pytest.mark.skipif(load() is None, reason="needs the engine's signal handler")
 @pytest.mark.parametrize("kicked", [True, False])
 def test_3_memory_truncated_after_it_was_mapped(scene: Scene, kicked: bool) -> None:
     """SIGBUS ends that session, and nothing else."""
@@ -145,7 +143,6 @@ def test_3_memory_truncated_after_it_was_mapped(scene: Scene, kicked: bool) -> N
     assert "truncated memory" in scene.daemon.output()
 
 
-@pytest.mark.skipif(load() is None, reason="needs the engine's signal handler")
 def test_3_memory_truncated_under_load(scene: Scene) -> None:
     """A region of data goes; the one with the rings stays."""
     with scene.driver() as driver, memfd(MIB) as fd:
@@ -161,7 +158,6 @@ def test_3_memory_truncated_under_load(scene: Scene) -> None:
         driver.connection.wait_closed()
 
 
-@pytest.mark.skipif(load() is None, reason="needs the engine's signal handler")
 def test_5_inflight_area_truncated_after_it_was_mapped(scene: Scene) -> None:
     with memfd(1 << 16) as fd, scene.driver() as driver:
         driver.connection.set_inflight_fd(InflightDescription(1 << 16, 0, 2, 128, fd))

@@ -14,6 +14,7 @@ from tests.cli.process import wait_until
 from tests.frontend.blk import FEATURES, BlkDriver
 from tests.frontend.connection import FrontendError, make_eventfd
 from tests.frontend.memory import Memory
+from tests.frontend.scene import Scene
 from vhostblk.vhost_user.backend import InflightDescription, RegionDescription
 from vhostblk.vhost_user.layout import (
     FLAG_REPLY,
@@ -28,9 +29,9 @@ from vhostblk.vhost_user.layout import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.frontend.connection import Connection
-    from tests.frontend.scene import Scene
 
 #: The list speaks of 100,000, which take half a minute.
 MESSAGES = int(os.environ.get("VHOSTBLK_TEST_MESSAGES", "10000"))
@@ -112,6 +113,34 @@ def test_2_no_descriptor_is_leaked_by_thousands_of_messages(scene: Scene) -> Non
         # Not more than there are for one of each.
         assert scene.holds()[0] < scene.before[0] + 32
     os.close(call)
+
+
+def test_3_memory_truncated_where_there_is_no_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rings and data go while requests are there; the session ends, the daemon doesn't."""
+    monkeypatch.setenv("VHOSTBLK_ENGINE", "off")
+    monkeypatch.setenv("VHOSTBLK_LANE", "python")
+    scene = Scene(tmp_path)
+    try:
+        for _ in range(3):
+            memory = Memory(((0, 1 << 24),))
+            fd = os.dup(memory.describe()[0].fd)
+            with BlkDriver(scene.connect(), memory, num_queues=2) as driver:
+                for _ in range(20):
+                    driver.submit(0, data_in=[4096])
+                driver.rings[0].publish()
+                os.truncate(fd, 0)
+                for ring in driver.rings:  # to touch them here would kill us, too
+                    os.eventfd_write(ring.kick_fd, 1)
+                driver.connection.wait_closed()
+            os.close(fd)
+            memory.close()
+            scene.check()
+        assert "truncated memory" in scene.daemon.output()
+        scene.close()
+    finally:
+        scene.daemon.kill()
 
 
 def test_3_memory_of_huge_pages(scene: Scene) -> None:
