@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,11 +18,10 @@ import pytest
 from tests.cli.process import wait_until
 from tests.frontend.blk import FEATURES, BlkDriver
 from tests.frontend.connection import Connection, FrontendError, make_eventfd
-from tests.frontend.launch import Daemon, Program
 from tests.frontend.memory import MIB, Memory
 from tests.frontend.ring import Segment
+from tests.frontend.scene import Scene
 from tests.virtio_blk.lanes import lane
-from vhostblk.engine import load
 from vhostblk.vhost_user.backend import InflightDescription, RegionDescription
 from vhostblk.vhost_user.layout import (
     F_PROTOCOL_FEATURES,
@@ -39,102 +36,11 @@ from vhostblk.virtio_blk.layout import RequestType, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 __all__ = ["lane"]
 
 pytestmark = pytest.mark.usefixtures("lane")
-
-SIZE = 4 * MIB
-NODE = [f"driver=null-co,node-name=disk,size={SIZE},read-zeroes=on"]
-EXPORT = "id=victim,node-name=disk,num-queues=2,writable=on"
-
-
-class Bystander:
-    """A front-end of the other export, which checks in a thread that it is served."""
-
-    def __init__(self, path: Path) -> None:
-        self.memory = Memory(((0, 8 * MIB),))
-        self.driver = BlkDriver(Connection.connect(path), self.memory)
-        self.requests = 0
-        self.error: Exception | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            while not self._stop.is_set():
-                assert self.driver.read(0, 4096) == bytes(4096)
-                self.requests += 1
-        except Exception as error:
-            self.error = error
-
-    def served(self) -> None:
-        """Return when it has been served some more."""
-        target = self.requests + 5
-        wait_until(lambda: self.requests >= target or self.error is not None)
-        assert self.error is None, self.error
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.driver.close()
-        self.memory.close()
-
-
-class Scene:
-    """The daemon, its victim export, and the bystander."""
-
-    def __init__(self, directory: Path) -> None:
-        other = directory / "other.sock"
-        extra = ["--blockdev", "driver=null-co,node-name=more,size=1048576,read-zeroes=on"]
-        extra += [
-            "--export",
-            f"vhost-user-blk,id=o,node-name=more,addr.type=unix,addr.path={other}",
-        ]
-        self.daemon = Daemon(
-            Program.VHOSTBLK, directory, NODE, EXPORT, inherited=False, extra=extra
-        )
-        self.connect().close()
-        self.bystander = Bystander(other)
-        with self.driver() as warm_up:  # threads and buffers that stay
-            warm_up.read(0, 512)
-        self.wait_free()
-        self.before = self.holds()
-
-    def connect(self) -> Connection:
-        return self.daemon.connect()
-
-    @contextmanager
-    def driver(self, **options: bool) -> Iterator[BlkDriver]:
-        memory = Memory()
-        with BlkDriver(self.connect(), memory, num_queues=2, **options) as driver:
-            yield driver
-        memory.close()
-
-    def wait_free(self) -> None:
-        """Wait until the daemon is done with the last front-end."""
-        with self.connect() as connection:
-            connection.sync()
-
-    def holds(self) -> tuple[int, int]:
-        """Count the daemon's open descriptors and its mappings of shared memory."""
-        process = Path(f"/proc/{self.daemon.process.pid}")
-        maps = (process / "maps").read_text()
-        return len(list((process / "fd").iterdir())), maps.count("memfd:")
-
-    def check(self) -> None:
-        """The daemon lives, holds no more than before, and serves everybody."""
-        self.bystander.served()
-        with self.driver() as driver:
-            assert driver.read(0, 4096) == bytes(4096)
-        self.wait_free()
-        wait_until(lambda: self.holds() <= self.before)
-        assert self.daemon.process.poll() is None, self.daemon.output()
-
-    def close(self) -> None:
-        self.bystander.close()
-        assert self.daemon.stop() == 0, self.daemon.output()
 
 
 @pytest.fixture
@@ -216,7 +122,6 @@ def test_3_as_many_slots_as_there_are_and_one_more(scene: Scene) -> None:
         refused(lambda: connection.add_mem_reg(region(4096, guest=1 << 40, user=1 << 40, fd=fd)))
 
 
-@pytest.mark.skipif(load() is None, reason="needs the engine's signal handler")
 @pytest.mark.parametrize("kicked", [True, False])
 def test_3_memory_truncated_after_it_was_mapped(scene: Scene, kicked: bool) -> None:
     """SIGBUS ends that session, and nothing else."""
@@ -238,7 +143,6 @@ def test_3_memory_truncated_after_it_was_mapped(scene: Scene, kicked: bool) -> N
     assert "truncated memory" in scene.daemon.output()
 
 
-@pytest.mark.skipif(load() is None, reason="needs the engine's signal handler")
 def test_3_memory_truncated_under_load(scene: Scene) -> None:
     """A region of data goes; the one with the rings stays."""
     with scene.driver() as driver, memfd(MIB) as fd:
@@ -254,7 +158,6 @@ def test_3_memory_truncated_under_load(scene: Scene) -> None:
         driver.connection.wait_closed()
 
 
-@pytest.mark.skipif(load() is None, reason="needs the engine's signal handler")
 def test_5_inflight_area_truncated_after_it_was_mapped(scene: Scene) -> None:
     with memfd(1 << 16) as fd, scene.driver() as driver:
         driver.connection.set_inflight_fd(InflightDescription(1 << 16, 0, 2, 128, fd))

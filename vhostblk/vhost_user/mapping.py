@@ -11,10 +11,14 @@ import ctypes
 import mmap
 import os
 import stat
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from vhostblk.engine import load
 from vhostblk.vhost_user.errors import VhostUserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -48,8 +52,8 @@ class Mapping:
 
     Unmapped when the last reference goes. The descriptor is only borrowed for the call.
 
-    The file's owner can truncate it, and what accesses it then gets SIGBUS. With `loss`, and the
-    compiled engine, it gets zeroes, and `loss` is signalled.
+    The file's owner can truncate it, and what accesses it then gets SIGBUS. With `loss` it gets
+    zeroes, and `loss` is signalled.
     """
 
     def __init__(
@@ -89,15 +93,25 @@ class Mapping:
         self._base: int | None = address
         self.address: int = address + (offset - self._start)
         self._loss = loss
-        self._guard: Any = None
-        engine = load() if loss is not None else None
-        if engine is not None and loss is not None:
-            self._guard = engine.lib.vb_guard_add(address, self._length, page, loss.fd)
-            self._unguard = engine.lib.vb_guard_remove
+        self._unguard = _nothing if loss is None else _guard(address, self._length, page, loss)
 
     def __del__(self) -> None:
-        if getattr(self, "_guard", None):
-            self._unguard(self._guard)
         base = getattr(self, "_base", None)
         if base is not None:
+            self._unguard()
             _libc.munmap(base, self._length)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _guard(address: int, length: int, page: int, loss: LossSignal) -> Callable[[], object]:
+    """Have SIGBUS handled in a mapping; return what ends that."""
+    engine = load()
+    if engine is not None:
+        guard = engine.lib.vb_guard_add(address, length, page, loss.fd)
+        return partial(engine.lib.vb_guard_remove, guard) if guard else _nothing
+    from vhostblk.vhost_user.guard import Guard
+
+    return Guard(address, length, page, loss.fd).remove

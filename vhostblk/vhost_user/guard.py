@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Surviving SIGBUS where the engine isn't there to do it: guest memory that its owner truncates.
+
+What `engine/src/guard.c` does, in Python. Front-ends seldom seal their memory against shrinking
+(QEMU seals a `memory-backend-memfd`, and can't seal the file of a `memory-backend-file`), and no
+look at a file's size before an access helps against a truncation after it. So the signal has to be
+handled, by replacing the page that was touched with one of zeroes.
+
+A Python function as the handler is sound here, and would not be elsewhere: the signal is raised by
+the access itself, so the thread is inside a copy to or from guest memory, in numpy or the like,
+where the interpreter's state is whole. It may or may not hold the GIL; ctypes takes it if need be.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Action(ctypes.Structure):
+    """`struct sigaction` of glibc and musl on 64-bit Linux."""
+
+    _fields_ = (
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_ubyte * 128),
+        ("flags", ctypes.c_int),
+        ("restorer", ctypes.c_void_p),
+    )
+
+
+_libc.sigaction.argtypes = (ctypes.c_int, ctypes.POINTER(_Action), ctypes.POINTER(_Action))
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
+    *(ctypes.c_int, ctypes.c_int, ctypes.c_int64),
+)
+
+_SA_SIGINFO = 4
+_MAP_FIXED = 0x10
+_MAP_FAILED = ctypes.c_void_p(-1).value
+_PROTECTION = mmap.PROT_READ | mmap.PROT_WRITE
+_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
+
+#: `siginfo_t`: why (above 0: the kernel saw it happen), and where.
+_CODE_OFFSET, _ADDRESS_OFFSET = 8, 16
+
+_ONE = (1).to_bytes(8, "little")
+
+
+class Guard:
+    """Guards `length` bytes mapped at `start`; `fd` is an eventfd, signalled with the first loss.
+
+    `page` is the size of their pages.
+    """
+
+    def __init__(self, start: int, length: int, page: int, fd: int) -> None:
+        self._range = range(start, start + length)
+        self._page = page
+        self._fd = fd
+        self._lost = False
+        _install()
+        _guards.append(self)
+
+    def remove(self) -> None:
+        """Guard no more; call this before the memory is unmapped."""
+        _guards.remove(self)
+
+    def replace_page(self, address: int) -> bool:
+        """Replace the page at `address` with zeroes, if it is one of these."""
+        if address not in self._range:
+            return False
+        start = address // self._page * self._page
+        if _libc.mmap(start, self._page, _PROTECTION, _FLAGS, -1, 0) == _MAP_FAILED:
+            return False
+        if not self._lost:
+            self._lost = True
+            os.write(self._fd, _ONE)
+        return True
+
+
+_guards: list[Guard] = []
+_former = _Action()
+_installed = False
+
+
+def _handle(_number: int, info: int, _context: int) -> None:
+    """Mend what was touched; else leave the signal to whom it was left before.
+
+    Returning repeats the access, so whatever goes wrong must not come back here.
+    """
+    try:
+        if ctypes.c_int.from_address(info + _CODE_OFFSET).value > 0:
+            address = ctypes.c_uint64.from_address(info + _ADDRESS_OFFSET).value
+            if any(guard.replace_page(address) for guard in _guards):
+                return
+            _libc.sigaction(signal.SIGBUS, _former, None)
+            return
+    except BaseException:
+        _libc.sigaction(signal.SIGBUS, _Action(), None)
+        return
+    _libc.sigaction(signal.SIGBUS, _former, None)
+    os.kill(os.getpid(), signal.SIGBUS)
+
+
+_handler = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(_handle)
+
+
+def _install() -> None:
+    global _installed
+    if not _installed:
+        action = _Action(handler=ctypes.cast(_handler, ctypes.c_void_p), flags=_SA_SIGINFO)
+        if _libc.sigaction(signal.SIGBUS, action, _former):
+            raise OSError(ctypes.get_errno(), "sigaction failed")
+        _installed = True
