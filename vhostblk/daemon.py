@@ -216,6 +216,13 @@ class Daemon:
         """Close a node that nothing uses."""
         await self.graph.remove(node_name)
 
+    def create_image(self, job_id: str, options: Options) -> None:
+        """Start a job that creates an image."""
+        from vhostblk.block.create import CreateJob
+        from vhostblk.schema.options import create_options
+
+        self.jobs.start(CreateJob(job_id, create_options(options), self.graph))
+
     async def add_export(self, options: Options) -> Export:
         """Start an export; clients may connect once this returns."""
         checked = export_options(options)
