@@ -34,6 +34,7 @@ from vhostblk.events import EventBus
 from vhostblk.exports.hints import qemu_arguments
 from vhostblk.exports.registry import start_export
 from vhostblk.exports.totals import total
+from vhostblk.jobs.registry import Jobs
 from vhostblk.schema.control import MonitorMode
 from vhostblk.schema.export import BlockExportDeleted, iothread_names
 from vhostblk.schema.objects import IothreadProperties
@@ -86,6 +87,8 @@ class Daemon:
         #: What happens to nodes and exports; monitors listen.
         self.events = EventBus()
         self.graph = Graph(self.events)
+        #: What goes on in the background.
+        self.jobs = Jobs(self.events)
         self._initial = (list(objects), list(blockdevs), list(exports))
         self._iothreads = Iothreads()
         self._objects: dict[str, ObjectOptions] = {}
@@ -212,6 +215,13 @@ class Daemon:
     async def remove_blockdev(self, node_name: str) -> None:
         """Close a node that nothing uses."""
         await self.graph.remove(node_name)
+
+    def create_image(self, job_id: str, options: Options) -> None:
+        """Start a job that creates an image."""
+        from vhostblk.block.create import CreateJob
+        from vhostblk.schema.options import create_options
+
+        self.jobs.start(CreateJob(job_id, create_options(options), self.graph))
 
     async def add_export(self, options: Options) -> Export:
         """Start an export; clients may connect once this returns."""
@@ -351,10 +361,11 @@ class Daemon:
                 await self.remove_export(export_id)
             except Exception as error:
                 errors.append(error)
-        try:
-            await self.graph.close()
-        except Exception as error:
-            errors.append(error)
+        for part in (self.jobs, self.graph):
+            try:
+                await part.close()
+            except Exception as error:
+                errors.append(error)
         if self._monitors is not None:
             self._monitors.close()  # only now: clients are told of the exports
             self._monitors = None

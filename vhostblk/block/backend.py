@@ -20,6 +20,7 @@ from vhostblk.block.drain import with_descendants
 from vhostblk.block.edge import os_error
 from vhostblk.block.node import BlockLimits, WriteFlags
 from vhostblk.block.permissions import Perm
+from vhostblk.schema.common import PreallocMode
 from vhostblk.trace import points as trace
 
 if TYPE_CHECKING:
@@ -181,9 +182,9 @@ class BlockBackend:
         """Describe a run at `offset`, of at most `length` bytes."""
         return await self.edge.block_status(offset, length)
 
-    async def truncate(self, size: int) -> None:
+    async def truncate(self, size: int, mode: PreallocMode = PreallocMode.OFF) -> None:
         """Change the node's length."""
-        await self.edge.truncate(size)
+        await self.edge.truncate(size, mode)
 
     def extent_map(self) -> ExtentMap | None:
         """Say what may be done with the storage without asking, until the next drained section."""

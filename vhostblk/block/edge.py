@@ -23,6 +23,7 @@ from vhostblk.block.permissions import Perm
 from vhostblk.block.tracker import WriteTracker
 from vhostblk.engine.extents import ExtentMap, Treatment
 from vhostblk.schema.blockdev import BlockdevDetectZeroesOptions, BlockdevDiscardOptions
+from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -56,6 +57,7 @@ class Edge:
         "_node_preadv",
         "_node_pwritev",
         "_plain_flags",
+        "flushes",
         "frozen",
         "node",
         "parent",
@@ -79,6 +81,8 @@ class Edge:
         self.node = node
         #: Must go on leading to this node.
         self.frozen = False
+        #: False while it doesn't matter what a crash leaves: an image is being created.
+        self.flushes = True
         self.perm = perm
         self.shared = shared
         self.shared_outside = shared_outside
@@ -236,7 +240,8 @@ class Edge:
 
     async def flush(self) -> None:
         """Put completed writes on stable storage."""
-        await flush_node(self.node)
+        if self.flushes:
+            await flush_node(self.node)
 
     async def block_status(self, offset: int, length: int) -> Extent:
         """Describe a run at `offset`, of at most `length` bytes."""
@@ -272,8 +277,11 @@ class Edge:
             discard=discard,
         )
 
-    async def truncate(self, size: int) -> None:
-        """Change the node's length to `size` bytes, and tell all who use it."""
+    async def truncate(self, size: int, mode: PreallocMode = PreallocMode.OFF) -> None:
+        """Change the node's length to `size` bytes, and tell all who use it.
+
+        With a mode, what is added gets storage.
+        """
         if size < 0:
             raise os_error(errno.EINVAL)
         if size > MAX_SIZE:
@@ -286,7 +294,10 @@ class Edge:
         if self.node.read_only:
             raise OSError(errno.EACCES, "Image is read-only")
         old_size = self.node.size
-        await self.node.truncate(size)
+        if mode is PreallocMode.OFF:
+            await self.node.truncate(size)
+        else:
+            await self.node.grow(size, mode)
         if self.node.size != old_size:
             notify_resize(self.node)
 

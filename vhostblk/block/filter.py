@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
     from vhostblk.engine.extents import ExtentMap
+    from vhostblk.schema.common import PreallocMode
 
 
 class FilterNode(BlockNode):
@@ -108,3 +109,6 @@ class FilterNode(BlockNode):
 
     async def truncate(self, size: int) -> None:
         await self._file.truncate(size)
+
+    async def grow(self, size: int, mode: PreallocMode) -> None:
+        await self._file.truncate(size, mode)

@@ -138,6 +138,24 @@ class Graph:
             opening.remove(edge)
         await self.detach(edge)
 
+    @asynccontextmanager
+    async def borrowed(self, ref: Any) -> AsyncIterator[BlockNode]:
+        """Keep an existing node, or one defined here, which goes away afterwards unless it is used.
+
+        Raises BlockError.
+        """
+        holder = BlockBackend("", Perm.NONE)
+        async with self._changing:
+            if isinstance(ref, str):
+                node = self._lookup(ref, device=ref)
+            else:
+                node = await self._open(inherit.resolve(ref))
+            holder.attach(self, node)
+        try:
+            yield node
+        finally:
+            await holder.detach()
+
     def attach(self, backend: BlockBackend, node: BlockNode) -> Edge:
         """Make the edge from a block backend to its node; raises BlockError on a conflict."""
         edge = Edge(backend, "root", node)

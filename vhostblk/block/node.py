@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vhostblk.block.iovec import IoVec
     from vhostblk.block.tracker import WriteTracker
     from vhostblk.engine.extents import ExtentMap
+    from vhostblk.schema.common import PreallocMode
 
 
 class WriteFlags(IntFlag):
@@ -267,6 +268,13 @@ class BlockNode(ABC):
     async def truncate(self, size: int) -> None:
         """Change the length to `size` bytes. The text of the OSError is shown to the user."""
         raise OSError(errno.ENOTSUP, "Image format driver does not support resize")
+
+    async def grow(self, size: int, mode: PreallocMode) -> None:
+        """Make the node longer, and give what is added storage; `mode` is not OFF.
+
+        The text of the OSError is shown to the user, and then the length is what it was.
+        """
+        raise OSError(errno.ENOTSUP, f"Unsupported preallocation mode '{mode.value}'")
 
     # Access to a snapshot that the node keeps (`snapshot-access`).
 

@@ -17,6 +17,15 @@ Uint64 = Annotated[int, Meta(title="uint64")]
 Size = Annotated[int, Meta(title="size")]
 
 
+class PreallocMode(Enum):
+    """How much storage what is added to an image gets at once."""
+
+    OFF = "off"
+    METADATA = "metadata"
+    FALLOC = "falloc"
+    FULL = "full"
+
+
 class OnOffAuto(Enum):
     """`OnOffAuto`."""
 

@@ -25,6 +25,8 @@ from vhostblk.schema.throttle import initial_limits
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vhostblk.schema.create import BlockdevCreateOptions
+
     #: What the Python API takes.
     Options = QapiStruct | Mapping[str, object] | str
 
@@ -35,6 +37,13 @@ def blockdev_options(options: Options) -> BlockdevOptions:
     if checked.node_name is UNSET:
         raise OptionError("'node-name' must be specified for the root node")
     return checked
+
+
+def create_options(options: Options) -> BlockdevCreateOptions:
+    """Return what image is to be created; raises OptionError."""
+    from vhostblk.schema.create import BlockdevCreateOptions
+
+    return cast("BlockdevCreateOptions", _convert(BlockdevCreateOptions, "driver", options))
 
 
 def export_options(options: Options) -> BlockExportOptions:

@@ -8,10 +8,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from typing import TYPE_CHECKING
 
 from vhostblk.block.drivers.posix import SECTOR, PosixNode
+from vhostblk.block.drivers.preallocation import resize
 from vhostblk.block.errors import BlockError
 from vhostblk.block.node import BlockStatus, Extent
+
+if TYPE_CHECKING:
+    from vhostblk.schema.common import PreallocMode
 
 
 class FileNode(PosixNode):
@@ -38,6 +43,10 @@ class FileNode(PosixNode):
 
     def _discard_granularity(self) -> int:
         return os.fstat(self.fd).st_blksize
+
+    async def grow(self, size: int, mode: PreallocMode) -> None:
+        await resize(self.fd, size, mode, self._aio.call)
+        self._size = self._read_size()
 
     async def block_status(self, offset: int, length: int) -> Extent:
         is_data, found = await self._aio.call(lambda: find_run(self.fd, offset, length))

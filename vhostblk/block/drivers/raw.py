@@ -18,6 +18,7 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
 from vhostblk.block.permissions import Perm
 from vhostblk.schema.base import UNSET
+from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
     from vhostblk.block.edge import Edge
@@ -166,8 +167,11 @@ class RawNode(BlockNode):
         return below and below.window(self.offset, self.size)
 
     async def truncate(self, size: int) -> None:
+        await self.grow(size, PreallocMode.OFF)
+
+    async def grow(self, size: int, mode: PreallocMode) -> None:
         if self.length is not None:
             raise OSError(errno.ENOTSUP, "Cannot resize fixed-size raw disks")
         if size > MAX_SIZE - self.offset:
             raise OSError(errno.EINVAL, "Disk size too large for the chosen offset")
-        await self._file.truncate(self.offset + size)
+        await self._file.truncate(self.offset + size, mode)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhostblk.block.drivers.qcow2.image import Image
+    from vhostblk.schema.common import PreallocMode
 
 #: The file grows by so much at least, and at most.
 MIN_GROWTH, MAX_GROWTH = 1 << 20, 64 << 20
@@ -197,6 +198,22 @@ class Allocator:
         """Make the file so many clusters long; all of them count as used."""
         await self._grow_file(clusters)
         self.high_water = max(self.high_water, clusters)
+
+    async def reserve(self, clusters: int, mode: PreallocMode) -> None:
+        """Make the file so many clusters long, with storage for them; what stays unused is trimmed.
+
+        Raises OSError.
+        """
+        image = self._image
+        end = clusters << self._geometry.cluster_bits
+        await self.trim()  # holes don't become storage
+        if end > image.file.node.size:
+            try:
+                await image.file.truncate(end, mode)
+            except OSError as error:
+                text = f"Failed to resize underlying file: {error.strerror}"
+                raise OSError(error.errno, text) from error
+            self._grown = True
 
     async def trim(self) -> None:
         """Take back what the file has grown by in advance."""

@@ -10,25 +10,30 @@ at once. The rest is looked up (`read`), or takes its turn with what changes met
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block import inherit
+from vhostblk.block.drivers.preallocation import no_pause
 from vhostblk.block.drivers.qcow2.backing import DATA_FILE, open_backing, open_data_file
 from vhostblk.block.drivers.qcow2.image import Image, read_header
-from vhostblk.block.drivers.qcow2.layout import Incompatible
+from vhostblk.block.drivers.qcow2.layout import MAX_BACKING_NAME, Incompatible
 from vhostblk.block.drivers.qcow2.mapping import READ, READ_ZERO, Kind
 from vhostblk.block.drivers.qcow2.options import settle
-from vhostblk.block.edge import notify_resize
+from vhostblk.block.edge import notify_resize, os_error
 from vhostblk.block.errors import BlockError
 from vhostblk.block.iovec import IoVec
 from vhostblk.block.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
 from vhostblk.block.permissions import Perm
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block import BlockImageCorrupted
+from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from vhostblk.block.drivers.qcow2.snapshots import Snapshot
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
@@ -340,6 +345,32 @@ class Qcow2Node(BlockNode):
                 if image.commit.dirty:
                     await image.commit.write()
 
+    # What the header says of the backing file.
+
+    async def change_backing_file(self, name: str, kind: str | None) -> None:
+        """Have the image name another backing file, and its format; raises OSError.
+
+        Which node is in use as the backing file stays as it is.
+        """
+        image = self._image
+        raw = name.encode(errors="surrogateescape")
+        if len(raw) > MAX_BACKING_NAME or image.header.raw_data_file:
+            raise os_error(errno.EINVAL)
+        async with image.lock:
+            image.check_usable()
+            before = (image.header.backing_file, image.header.backing_format)
+            image.header.backing_file = raw
+            image.header.backing_format = None if kind is None else kind.encode()
+            try:
+                await image.update_header()
+                await image.file.flush()
+            except BlockError as error:  # no room
+                image.header.backing_file, image.header.backing_format = before
+                raise os_error(errno.ENOSPC) from error
+            except OSError:
+                image.header.backing_file, image.header.backing_format = before
+                raise
+
     # Internal snapshots.
 
     def snapshots(self) -> list[Snapshot]:
@@ -400,14 +431,19 @@ class Qcow2Node(BlockNode):
             return found
 
     async def truncate(self, size: int) -> None:
+        await self.grow(size, PreallocMode.OFF)
+
+    async def grow(
+        self, size: int, mode: PreallocMode, pause: Callable[[], Awaitable[None]] = no_pause
+    ) -> None:
         from vhostblk.block.drivers.qcow2.resize import resize, zero_new_part
 
         image = self._image
         image.check_usable()
         old_size = image.size
         async with image.lock:
-            await resize(image, size)
-            if size > old_size:
+            await resize(image, size, mode, pause)
+            if size > old_size and mode is PreallocMode.OFF:
                 await zero_new_part(image, old_size)
         border = min(
             -(-old_size // image.geometry.cluster_size) * image.geometry.cluster_size, size

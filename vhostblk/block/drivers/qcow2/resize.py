@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vhostblk.block.drivers.qcow2.layout import HEADER, MAX_L1_BYTES, OFFSET_MASK
+from vhostblk.block.drivers.qcow2.preallocate import preallocate
 from vhostblk.block.drivers.qcow2.transfer import write_array, write_bytes
+from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
+    from vhostblk.block.drivers.preallocation import Pause
     from vhostblk.block.drivers.qcow2.image import Image
 
 _SECTOR = 512
@@ -19,26 +23,54 @@ _SIZE_FIELD = int(HEADER.fields["size"][1])  # type: ignore[index]
 _L1_FIELDS = int(HEADER.fields["l1_size"][1])  # type: ignore[index]
 
 
-async def resize(image: Image, size: int) -> None:
-    """Change the disk's length; raises OSError, with a text for the user."""
+async def resize(image: Image, size: int, mode: PreallocMode, pause: Pause) -> None:
+    """Change the disk's length; raises OSError, with a text for the user.
+
+    With a mode, what is added gets its place in the file; where that fails the length stays what it
+    is. So does, without one, what has a raw data file: nobody can tell it from the disk.
+    """
     header = image.header
+    if mode is not PreallocMode.OFF and size < image.size:
+        raise OSError(errno.EINVAL, "Preallocation can't be used for shrinking an image")
     if size % _SECTOR:
         raise OSError(errno.EINVAL, f"The new size must be a multiple of {_SECTOR}")
     if header.nb_snapshots and header.version < 3:
         raise OSError(errno.ENOTSUP, "Can't resize a v2 image which has snapshots")
     if header.bitmaps is not None:
         raise OSError(errno.ENOTSUP, "Cannot resize qcow2 images with persistent bitmaps")
-    if size < image.size:
+    old_size = image.size
+    if size < old_size:
         await _give_up_rest(image, size)
     else:
         await _make_room(image, image.geometry.l1_entries(size))
+        await _grow_data(image, size, mode)
+    await _set_size(image, size)
+    if image.geometry.external_data and size < old_size:
+        await image.data.truncate(size)
+    if mode is PreallocMode.OFF and header.raw_data_file and size > old_size:
+        mode = PreallocMode.METADATA
+    if mode is PreallocMode.OFF:
+        return
+    try:
+        await preallocate(image, old_size, mode, pause)
+    except BaseException:
+        await _give_up_rest(image, old_size)
+        await _set_size(image, old_size)
+        raise
+
+
+async def _grow_data(image: Image, size: int, mode: PreallocMode) -> None:
+    """Make the external data file as long as the disk will be."""
+    if image.geometry.external_data and image.data.node.size != size:
+        await image.data.truncate(size, PreallocMode.OFF if mode is PreallocMode.METADATA else mode)
+
+
+async def _set_size(image: Image, size: int) -> None:
     await image.commit.write()
     await image.commit.sync()
     await write_bytes(image.file, _SIZE_FIELD, size.to_bytes(8, "big"))
     await image.file.flush()
-    if header.raw_data_file:
-        await image.data.truncate(size)
-    header.size = size
+    image.header.size = size
     image.tables.clear()
     image.new_publisher()
 
@@ -63,7 +95,7 @@ async def _make_room(image: Image, entries: int) -> None:
     if entries <= header.l1_size:
         return
     if entries * 8 > MAX_L1_BYTES:
-        raise OSError(errno.EFBIG, "The image size is too large for the cluster size")
+        raise OSError(errno.EFBIG, f"Failed to grow the L1 table: {os.strerror(errno.EFBIG)}")
     await image.commit.write()
     table = np.zeros(entries, np.uint64)
     table[: len(tables.l1)] = tables.l1

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Creating images: the job behind `blockdev-create`, and what it needs of drivers.
+
+A driver that creates images has a module with a coroutine `create(options, graph, pause)`; it
+raises BlockError or OSError. `pause` is awaited now and then by what takes long.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vhostblk.block.errors import BlockError
+from vhostblk.block.registry import driver_name
+from vhostblk.jobs.job import Job
+from vhostblk.schema.jobs import JobType
+
+if TYPE_CHECKING:
+    from vhostblk.block.graph import Graph
+    from vhostblk.schema.create import BlockdevCreateOptions
+
+_CREATORS = {
+    "file": "vhostblk.block.drivers.create_file",
+    "qcow2": "vhostblk.block.drivers.qcow2.create",
+}
+
+
+class CreateJob(Job):
+    """Creates an image. It stays until it is dismissed, so that its user learns what became of it.
+
+    Raises BlockError where the driver can't create images.
+    """
+
+    type = JobType.CREATE
+
+    def __init__(self, job_id: str, options: BlockdevCreateOptions, graph: Graph) -> None:
+        super().__init__(job_id, auto_dismiss=False)
+        self._options = options
+        self._graph = graph
+        self._module = _CREATORS.get(driver_name(options))
+        if self._module is None:
+            raise BlockError("Driver does not support blockdev-create")
+
+    async def run(self) -> None:
+        """Create it."""
+        self.expect(1)
+        try:
+            creator: Any = importlib.import_module(self._module or "")
+            await creator.create(self._options, self._graph, self.pause_point)
+        finally:
+            self.advance(1)

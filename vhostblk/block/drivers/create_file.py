@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Creating files for `blockdev-create`.
+
+A file that is there already is emptied first, unless somebody else uses it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import stat
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vhostblk.block.drivers.preallocation import resize
+from vhostblk.block.errors import BlockError, ImageLockedError
+from vhostblk.block.locking import ImageLock, ofd_locks_available
+from vhostblk.block.permissions import Perm
+from vhostblk.schema.base import UnsetType
+from vhostblk.schema.common import PreallocMode
+
+if TYPE_CHECKING:
+    from vhostblk.block.drivers.preallocation import Pause
+    from vhostblk.block.graph import Graph
+    from vhostblk.schema.create import BlockdevCreateOptionsFile
+
+logger = logging.getLogger(__name__)
+
+_UINT32_MAX = 0xFFFF_FFFF
+_DEFAULT_EXTENT_SIZE_HINT = 1 << 20
+
+# ioctl(2) requests, from <linux/fs.h>.
+_GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
+_NOCOW = 0x0080_0000
+_FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820
+#: `struct fsxattr`: flags, extent size, and what is left as it is.
+_FSXATTR = struct.Struct("=II20s")
+_XFLAG_EXTSIZE = 0x0000_0800
+
+
+async def create(options: BlockdevCreateOptionsFile, _graph: Graph, pause: Pause) -> None:
+    """Create a file; raises BlockError or OSError, and then leaves none that was not there."""
+    hint = options.extent_size_hint
+    explicit = not isinstance(hint, UnsetType)
+    extent_size = _DEFAULT_EXTENT_SIZE_HINT if isinstance(hint, UnsetType) else hint
+    if extent_size > _UINT32_MAX:
+        raise BlockError("Extent size hint is too large")
+    path = options.filename
+    fd, is_new = await asyncio.to_thread(_open, path)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise BlockError(f"'file' driver requires '{path}' to be a regular file")
+        if ofd_locks_available():
+            lock = ImageLock(fd, path)
+            lock.acquire(Perm.WRITE | Perm.RESIZE, Perm.ALL & ~Perm.RESIZE)
+        await resize(fd, 0, PreallocMode.OFF, asyncio.to_thread)
+        if options.nocow:
+            _switch_cow_off(fd)
+        _hint_extent_size(fd, extent_size, warn=explicit and extent_size > 0)
+        await resize(fd, options.size, options.preallocation, asyncio.to_thread, pause)
+    except BaseException as error:
+        if is_new and not isinstance(error, ImageLockedError):  # else somebody else has it by now
+            _remove(path, fd)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _open(path: str) -> tuple[int, bool]:
+    """Open a file for writing; tell whether it was made thereby."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        try:
+            return os.open(path, flags | os.O_EXCL, 0o644), True
+        except FileExistsError:
+            return os.open(path, flags, 0o644), False
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise BlockError(f"Could not create '{path}': {reason}") from error
+
+
+def _remove(path: str, fd: int) -> None:
+    """Remove a file, if it is still the one that is open."""
+    try:
+        ours, there = os.fstat(fd), os.lstat(path)
+        if (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino):
+            Path(path).unlink()
+    except OSError as error:
+        logger.warning("'%s' can't be removed: %s", path, error.strerror)
+
+
+def _switch_cow_off(fd: int) -> None:
+    """Have btrfs write in place; other file systems need not know."""
+    try:
+        raw = fcntl.ioctl(fd, _GETFLAGS, bytes(8))
+        flags = int.from_bytes(raw[:4], "little") | _NOCOW
+        fcntl.ioctl(fd, _SETFLAGS, flags.to_bytes(8, "little"))
+    except OSError:
+        return
+
+
+def _hint_extent_size(fd: int, size: int, *, warn: bool) -> None:
+    """Have XFS allocate in pieces of `size` bytes, against fragmentation."""
+    try:
+        flags, _, rest = _FSXATTR.unpack(fcntl.ioctl(fd, _FSGETXATTR, bytes(_FSXATTR.size)))
+        fcntl.ioctl(fd, _FSSETXATTR, _FSXATTR.pack(flags | _XFLAG_EXTSIZE, size, rest))
+    except OSError as error:
+        if warn:
+            logger.warning("Failed to set extent size hint: %s", error.strerror)

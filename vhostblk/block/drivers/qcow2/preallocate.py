@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Giving guest clusters their place in the file before anybody writes to them.
+
+The image's lock is held. With extended L2 entries a cluster has its place and still shows what lies
+below; otherwise it reads as zeroes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhostblk.block.drivers.qcow2.layout import COPIED
+from vhostblk.schema.common import PreallocMode
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vhostblk.block.drivers.preallocation import Pause
+    from vhostblk.block.drivers.qcow2.image import Image
+    from vhostblk.block.drivers.qcow2.tables import L2Slice
+
+
+async def preallocate(image: Image, old_size: int, mode: PreallocMode, pause: Pause) -> None:
+    """Map all clusters from `old_size` on, with storage as `mode` says; raises OSError."""
+    geometry, tables = image.geometry, image.tables
+    first, last = geometry.clusters(old_size), geometry.clusters(image.size)
+    if not geometry.external_data:
+        await image.allocator.reserve(_estimate(image, last - first), _of_file(mode))
+    per_slice = 1 << tables.slice_bits
+    for cluster in range(first // per_slice * per_slice, last, per_slice):
+        low, high = max(first - cluster, 0), min(last - cluster, per_slice)
+        found = await image.ensure_table((cluster + low) << geometry.cluster_bits)
+        found.pins += 1
+        try:
+            await _map(image, found, cluster, low, high)
+        finally:
+            found.pins -= 1
+        image.commit.unsynced = True
+        await image.relieve()
+        await pause()
+
+
+def _of_file(mode: PreallocMode) -> PreallocMode:
+    """Return what the file does for it: what is only mapped needs a longer file."""
+    return PreallocMode.OFF if mode is PreallocMode.METADATA else mode
+
+
+async def _map(image: Image, found: L2Slice, cluster: int, low: int, high: int) -> None:
+    """Give entries [low, high) of a slice, whose first guest cluster is given, their clusters."""
+    geometry = image.geometry
+    words = found.words.reshape(-1, image.tables.words_per_entry)
+    places = low + np.flatnonzero(~words[low:high].any(axis=1))
+    if not len(places):
+        return
+    if geometry.external_data:
+        hosts = (cluster + places).astype(np.uint64)
+    else:
+        hosts = await _allocate(image, len(places))
+    words[places, 0] = (hosts << np.uint64(geometry.cluster_bits)) | np.uint64(COPIED)
+    found.touch(int(places[0]), int(places[-1]) + 1)
+    image.publisher.update(found, int(places[0]), int(places[-1]) + 1)
+
+
+async def _allocate(image: Image, count: int) -> NDArray[np.uint64]:
+    """Allocate clusters that read as zeroes; shape (count,)."""
+    bits = image.geometry.cluster_bits
+    parts = []
+    for run in await image.allocator.allocate(count):
+        if not run.fresh:
+            await image.file.pwrite_zeroes(run.first << bits, run.length << bits)
+        parts.append(np.arange(run.first, run.first + run.length, dtype=np.uint64))
+    return np.concatenate(parts)
+
+
+def _estimate(image: Image, clusters: int) -> int:
+    """Return how many clusters the file has afterwards, at most."""
+    geometry = image.geometry
+    tables = (clusters >> geometry.l2_bits) + 2
+    total = image.allocator.high_water + clusters + tables
+    blocks = (total >> geometry.refblock_bits) + 2
+    table = (8 * (total + blocks) >> geometry.refblock_bits + geometry.cluster_bits) + 2
+    # A refcount table that has to grow does so by half, with blocks of its own.
+    return total + blocks + 2 * table
