@@ -105,7 +105,7 @@ VERSION = Difference(
     holds=lambda ours, theirs: ours["return"].keys() == theirs["return"].keys(),
 )
 COMMANDS = Difference(
-    "vhostblk lacks commands of what it doesn't have yet (jobs, bitmaps, snapshots, images' "
+    "vhostblk lacks commands of what it doesn't have yet (jobs, snapshots, images' "
     "creation), and has its own.",
     holds=lambda ours, theirs: all(
         info in theirs["return"]

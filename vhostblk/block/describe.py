@@ -16,6 +16,7 @@ from vhostblk.schema.base import UNSET, UnsetType
 from vhostblk.schema.block_query import (
     BlockdevCacheInfo,
     BlockDeviceInfo,
+    BlockDirtyInfo,
     BlockPermission,
     ImageInfo,
     ImageInfoSpecific,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vhostblk.block.backend import BlockBackend
+    from vhostblk.block.dirty_bitmap import DirtyBitmap
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
 
@@ -109,6 +111,19 @@ def describe_node(node: BlockNode, *, flat: bool = False) -> BlockDeviceInfo:
         image=_describe_chain(node, [edge.node for edge in below]),
         cache=BlockdevCacheInfo(writeback=True, direct=cache.direct, no_flush=cache.no_flush),
         write_threshold=node.write_threshold,
+        dirty_bitmaps=[_describe_bitmap(each) for each in node.bitmaps] or UNSET,
+    )
+
+
+def _describe_bitmap(bitmap: DirtyBitmap) -> BlockDirtyInfo:
+    return BlockDirtyInfo(
+        name=UNSET if bitmap.name is None else bitmap.name,
+        count=bitmap.count,
+        granularity=bitmap.granularity,
+        recording=bitmap.recording,
+        busy=bitmap.busy,
+        persistent=bitmap.persistent,
+        inconsistent=bitmap.inconsistent or UNSET,
     )
 
 

@@ -101,7 +101,7 @@ class Edge:
             node.write_tracker = WriteTracker()
         self._node_preadv = node.preadv
         self._node_pwritev: Callable[..., Coroutine[object, object, None]] = node.pwritev
-        if node.write_tracker is not None:
+        if node.write_tracker is not None or node.recorders:
             self._node_pwritev = partial(shaping.write_aligned, node)
         #: Flags that a write may have on the fast path; -1 where there is none.
         self._plain_flags = int(node.native_flags)
@@ -265,6 +265,8 @@ class Edge:
             discard = Treatment.ASK  # to be refused
         elif options.discard is not BlockdevDiscardOptions.UNMAP:
             discard = Treatment.IGNORE
+        elif self.node.recorders and discard is Treatment.FILE:
+            discard = Treatment.ASK
         return replace(
             node_map,
             writable=(
@@ -272,6 +274,7 @@ class Edge:
                 and self.writable
                 and not self._detect_zeroes
                 and not self.node.write_threshold
+                and not self.node.recorders
             ),
             flush=flush,
             discard=discard,
@@ -319,7 +322,9 @@ async def flush_node(node: BlockNode) -> None:
 
 
 def notify_resize(node: BlockNode) -> None:
-    """Tell everyone above that a node has another size now."""
+    """Tell its bitmaps, and everyone above, that a node has another size now."""
+    for bitmap in node.bitmaps:
+        bitmap.resize(node.size)
     for edge in list(node.parents):
         if isinstance(edge.parent, BlockNode):
             notify_resize(edge.parent)

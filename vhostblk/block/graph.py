@@ -201,6 +201,12 @@ class Graph:
     # Changing nodes in use.
 
     @asynccontextmanager
+    async def exclusive(self) -> AsyncIterator[None]:
+        """Have no other command change the graph inside the block."""
+        async with self._changing:
+            yield
+
+    @asynccontextmanager
     async def drained(self, nodes: Iterable[BlockNode]) -> AsyncIterator[None]:
         """Have no request in flight to any of these nodes inside the block."""
         section = DrainedSection(nodes)
@@ -223,8 +229,15 @@ class Graph:
             async with self.drained(nodes):
                 await _flush(nodes, "Error flushing drive: ")
                 opening = [change.node for change in changes if change.opens_for_writing]
-                await _give_up_writing([c.node for c in changes if c.options.read_only], "")
-                for node in reopen.execute(self, changes):
+                closing = [change.node for change in changes if change.options.read_only]
+                try:
+                    await _give_up_writing(closing, "")
+                    replaced = reopen.execute(self, changes)
+                except BaseException:
+                    for node in closing:
+                        await node.resume_writing()
+                    raise
+                for node in replaced:
                     await self._close_unused(node)
                 for node in reversed(opening):
                     await node.reload_image()

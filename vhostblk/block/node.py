@@ -29,6 +29,7 @@ from vhostblk.block.permissions import Perm
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from vhostblk.block.dirty_bitmap import DirtyBitmap
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
@@ -147,6 +148,9 @@ class BlockNode(ABC):
         #: Takes debug events: those of the layer above about this node, and those of a parent whose
         #: primary child it is. Set by drivers that act on them (`blkdebug`).
         self.take_debug_event: Callable[[str], None] | None = None
+        #: Dirty bitmaps, the newest first, and those of them that record; see `block.node_bitmaps`.
+        self.bitmaps: list[DirtyBitmap] = []
+        self.recorders: tuple[DirtyBitmap, ...] = ()
         #: How many writes and discards there have been, and at the last flush; see `counts_writes`.
         self.write_generation = 0
         self.flushed_generation = 0
@@ -212,6 +216,13 @@ class BlockNode(ABC):
         return self.take_debug_event is not None or (
             child is not None and child.node.take_debug_event is not None
         )
+
+    def record_change(self, offset: int, length: int) -> None:
+        """Note in the bitmaps that record that bytes have changed, or may have."""
+        for bitmap in self.recorders:
+            if offset + length > bitmap.size:
+                bitmap.resize(self.size)
+            bitmap.mark(offset, length)
 
     def child_permissions(self, role: str, perm: Perm, shared: Perm) -> tuple[Perm, Perm]:
         """Translate what this node's parents take and share into what it does with a child."""
@@ -290,6 +301,17 @@ class BlockNode(ABC):
         """Keep a range of the snapshot no more."""
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
+    # Dirty bitmaps that the image keeps.
+
+    async def check_new_bitmap(self, name: str, granularity: int) -> None:
+        """Raise BlockError where the image can't keep a bitmap of this name and granularity."""
+        raise BlockError(
+            f"Can't store persistent bitmaps to {self.node_name}: {os.strerror(errno.ENOTSUP)}"
+        )
+
+    async def remove_stored_bitmap(self, name: str) -> None:  # noqa: B027
+        """Take a bitmap out of the image, if it is there; raises BlockError or OSError."""
+
     # Reopening (`block.reopen`): prepare, take options, check; then commit or abort. No request is
     # in flight and nothing of it may suspend.
 
@@ -330,6 +352,9 @@ class BlockNode(ABC):
 
         No request is in flight and all is flushed. Raises OSError where that can't be done.
         """
+
+    async def resume_writing(self) -> None:  # noqa: B027
+        """Undo `give_up_writing()`: the node stays writable after all."""
 
     async def settle(self) -> None:  # noqa: B027
         """Wait until what the node does of its own accord is done: requests that no user waits for.

@@ -104,12 +104,13 @@ async def write(node: BlockNode, offset: int, iov: IoVec, flags: WriteFlags) -> 
 async def write_aligned(node: BlockNode, offset: int, iov: IoVec, flags: WriteFlags) -> None:
     """Write whole blocks that the driver takes as they are: the fast path beside read-modify-write.
 
-    For nodes with a write tracker that don't count writes.
+    For nodes with a write tracker, or bitmaps that record, that don't count writes.
     """
     tracked = await _enter(node, offset, iov.nbytes)
     try:
         await node.pwritev(offset, iov, flags)
     finally:
+        node.record_change(offset, iov.nbytes)
         _leave(node, tracked)
 
 
@@ -131,9 +132,10 @@ def _tell(node: BlockNode, event: str) -> None:
         node.take_debug_event(event)
 
 
-def _done(node: BlockNode) -> None:
+def _done(node: BlockNode, offset: int, length: int) -> None:
     """Take note that a write has ended, well or not."""
     node.write_generation += 1
+    node.record_change(offset, length)
     _tell(node, "pwritev_done")
 
 
@@ -149,7 +151,7 @@ async def _write_blocks(node: BlockNode, offset: int, iov: IoVec, flags: WriteFl
     try:
         await _write_pieces(node, offset, iov, flags)
     finally:
-        _done(node)
+        _done(node, offset, iov.nbytes)
 
 
 async def _write_pieces(node: BlockNode, offset: int, iov: IoVec, flags: WriteFlags) -> None:
@@ -230,7 +232,7 @@ async def _write_zero_blocks(node: BlockNode, offset: int, length: int, flags: W
     try:
         await _write_zero_pieces(node, offset, length, flags)
     finally:
-        _done(node)
+        _done(node, offset, length)
 
 
 async def _write_zero_pieces(node: BlockNode, offset: int, length: int, flags: WriteFlags) -> None:
@@ -278,3 +280,4 @@ async def discard(node: BlockNode, offset: int, length: int) -> None:
                     raise
     finally:
         node.write_generation += 1
+        node.record_change(offset, length)

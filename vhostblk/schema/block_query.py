@@ -13,7 +13,7 @@ from msgspec import field
 
 from vhostblk.schema.base import UNSET, QapiStruct, UnsetType
 from vhostblk.schema.blockdev import BlockdevDetectZeroesOptions  # noqa: TC001 (read at run time)
-from vhostblk.schema.common import Uint64  # noqa: TC001 (read at run time)
+from vhostblk.schema.common import Uint32, Uint64  # noqa: TC001 (read at run time)
 
 
 def _as_written(name: str) -> str:
@@ -41,6 +41,21 @@ class ImageInfoSpecificFile(QapiStruct, kw_only=True, frozen=True):
     extent_size_hint: int | UnsetType = UNSET
 
 
+class Qcow2BitmapInfoFlags(Enum):
+    """What an image says of a bitmap."""
+
+    IN_USE = "in-use"
+    AUTO = "auto"
+
+
+class Qcow2BitmapInfo(QapiStruct, kw_only=True, frozen=True):
+    """A bitmap that an image keeps."""
+
+    name: str
+    granularity: Uint32
+    flags: list[Qcow2BitmapInfoFlags]
+
+
 class ImageInfoSpecificQCow2(QapiStruct, kw_only=True, frozen=True):
     """What is particular to qcow2 images; version 2 ones have few of these."""
 
@@ -51,7 +66,7 @@ class ImageInfoSpecificQCow2(QapiStruct, kw_only=True, frozen=True):
     lazy_refcounts: bool | UnsetType = UNSET
     corrupt: bool | UnsetType = UNSET
     refcount_bits: int
-    bitmaps: list[Any] | UnsetType = UNSET
+    bitmaps: list[Qcow2BitmapInfo] | UnsetType = UNSET
     compression_type: str
 
 
@@ -88,7 +103,24 @@ class BlockdevCacheInfo(QapiStruct, kw_only=True, frozen=True):
     no_flush: bool
 
 
-class BlockDeviceInfo(QapiStruct, kw_only=True, frozen=True, rename={"node_name": "node-name"}):
+class BlockDirtyInfo(QapiStruct, kw_only=True, frozen=True):
+    """A dirty bitmap; `count` in bytes, of whole granules."""
+
+    name: str | UnsetType = UNSET
+    count: int
+    granularity: Uint32
+    recording: bool
+    busy: bool
+    persistent: bool
+    inconsistent: bool | UnsetType = UNSET
+
+
+class BlockDeviceInfo(
+    QapiStruct,
+    kw_only=True,
+    frozen=True,
+    rename={"node_name": "node-name", "dirty_bitmaps": "dirty-bitmaps"},
+):
     """A node. The `bps` and `iops` are limits of the device; nodes by themselves have none."""
 
     file: str
@@ -109,6 +141,7 @@ class BlockDeviceInfo(QapiStruct, kw_only=True, frozen=True, rename={"node_name"
     image: ImageInfo
     cache: BlockdevCacheInfo
     write_threshold: int = 0
+    dirty_bitmaps: list[BlockDirtyInfo] | UnsetType = UNSET
 
 
 class BlockInfo(QapiStruct, kw_only=True, frozen=True):

@@ -170,12 +170,14 @@ class _Visitor:
         return self._struct(schema, value, path, tag_field=None)
 
     def _alternate(self, schema: Any, title: str | None, value: object, path: str) -> Any:
-        """Convert to what the kind of the value says: an enumeration, or a struct without tag."""
+        """Convert to what the kind of the value says: string, enumeration, or untagged struct."""
+        if isinstance(value, str) and str in get_args(schema):
+            return value
         kind = Enum if isinstance(value, str) else Struct if isinstance(value, dict) else None
         for choice in get_args(schema):
             if kind is not None and isinstance(choice, type) and issubclass(choice, kind):
                 return self.visit(choice, value, path)
-        raise _wrong_type(path, title)
+        raise _wrong_type(_last(path), title)
 
     def _list(self, element: Any, value: object, path: str) -> list[Any]:
         if not isinstance(value, list):

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`DirtyBitmap`: which parts of a disk have changed since some moment.
+
+One bit a granule of `1 << granularity_bits` bytes, in 64-bit words whose lowest bit comes first: as
+bitmaps are stored in qcow2 images, and hashed by `x-debug-block-dirty-bitmap-sha256`. Offsets,
+lengths and counts are in bytes. Bits past the end of the disk are never set.
+
+Operations work on whole words, so their time goes by the bitmap's size, not by what is set in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+MIN_GRANULARITY_BITS, MAX_GRANULARITY_BITS = 9, 31
+#: Longest name of a bitmap, in bytes.
+MAX_NAME = 1023
+
+#: Bits, or words, that are looked at in one go.
+_CHUNK_BITS = 1 << 20
+_CHUNK_WORDS = 1 << 12
+_WORD = np.dtype("<u8")
+_ALL = (1 << 64) - 1
+
+
+@dataclass(eq=False)
+class DirtyBitmap:
+    """A bitmap of a disk of `size` bytes; raises MemoryError or ValueError where it is too large.
+
+    `name` is None for those that users don't see by name.
+    """
+
+    name: str | None
+    granularity_bits: int
+    size: int
+    #: Takes no note of writes.
+    disabled: bool = False
+    #: Kept in the image when it is closed.
+    persistent: bool = False
+    #: Was in use when the image was last left, so its content is unknown; may only be removed.
+    inconsistent: bool = False
+    #: In use by an operation; may not be changed by commands.
+    busy: bool = False
+    #: The image may not be written, so neither may this.
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        #: At least one word, shape (words,); pages come into being when they are touched.
+        self.words: NDArray[np.uint64] = np.zeros(self._word_count(), _WORD)
+
+    @property
+    def granularity(self) -> int:
+        """Bytes a bit stands for."""
+        return 1 << self.granularity_bits
+
+    @property
+    def granules(self) -> int:
+        """How many bits count."""
+        return -(-self.size >> self.granularity_bits)
+
+    @property
+    def recording(self) -> bool:
+        """Whether it takes note of writes."""
+        return not self.disabled
+
+    def _word_count(self) -> int:
+        return max(-(-self.granules >> 6), 1)
+
+    # Changing.
+
+    def mark(self, offset: int, length: int) -> None:
+        """Note that bytes have changed; what lies past the end is left out."""
+        self._put(*self._granules_of(offset, length), True)
+
+    def unmark(self, offset: int, length: int) -> None:
+        """Forget about bytes; a granule is forgotten with any of its bytes."""
+        self._put(*self._granules_of(offset, length), False)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.words.fill(0)
+
+    def _granules_of(self, offset: int, length: int) -> tuple[int, int]:
+        stop = min(offset + length, self.size)
+        if offset >= stop:
+            return 0, 0
+        return offset >> self.granularity_bits, -(-stop >> self.granularity_bits)
+
+    def _put(self, first: int, last: int, value: bool) -> None:
+        """Set or clear bits [first, last)."""
+        if first >= last:
+            return
+        low, high = first >> 6, (last - 1) >> 6
+        head, tail = _ALL << (first & 63) & _ALL, _ALL >> (63 - ((last - 1) & 63))
+        if low == high:
+            self._change(low, head & tail, value)
+            return
+        self._change(low, head, value)
+        self.words[low + 1 : high] = _ALL if value else 0
+        self._change(high, tail, value)
+
+    def _change(self, index: int, mask: int, value: bool) -> None:
+        word = int(self.words[index])
+        self.words[index] = word | mask if value else word & ~mask
+
+    def resize(self, size: int) -> None:
+        """Go over to another size of the disk; what is new is clean."""
+        former, granules = self.words, self.granules
+        self.size = size
+        if self.granules < granules:
+            self._put(self.granules, granules, False)
+        if self._word_count() != len(former):
+            self.words = np.zeros(self._word_count(), _WORD)
+            kept = min(len(former), len(self.words))
+            self.words[:kept] = former[:kept]
+
+    def merge(self, other: DirtyBitmap) -> None:
+        """Note all that another bitmap of a disk of the same size has noted."""
+        if other.granularity_bits == self.granularity_bits:
+            self.words |= other.words
+            return
+        shift = other.granularity_bits - self.granularity_bits
+        # A chunk is whole bytes of both bitmaps.
+        step = max(_CHUNK_BITS >> shift, 8) if shift > 0 else max(_CHUNK_BITS, 8 << -shift)
+        theirs, ours = other.words.view(np.uint8), self.words.view(np.uint8)
+        for first in range(0, other.granules, step):
+            part = theirs[first >> 3 : (first + step) >> 3]
+            if not part.any():
+                continue
+            bits = np.unpackbits(part, bitorder="little")
+            if shift > 0:
+                bits = np.repeat(bits, 1 << shift)
+                start = first << shift >> 3
+            else:
+                padded = np.zeros(-(-len(bits) >> -shift) << -shift, np.uint8)
+                padded[: len(bits)] = bits
+                bits = padded.reshape(-1, 1 << -shift).max(axis=1)
+                start = first >> -shift >> 3
+            packed = np.packbits(bits, bitorder="little")[: len(ours) - start]
+            ours[start : start + len(packed)] |= packed
+        self._clip()
+
+    def _clip(self) -> None:
+        """Clear what lies past the last granule."""
+        granules = self.granules
+        index, used = granules >> 6, granules & 63
+        if index < len(self.words):
+            self._change(index, _ALL >> used << used, False)
+            self.words[index + 1 :] = 0
+
+    # Looking.
+
+    @property
+    def count(self) -> int:
+        """How many bytes have changed, in whole granules."""
+        total, data = 0, self.words.view(np.uint8)
+        for start in range(0, len(data), _CHUNK_WORDS * 8):
+            chunk = data[start : start + _CHUNK_WORDS * 8].tobytes()
+            total += int.from_bytes(chunk, "little").bit_count()
+        return total << self.granularity_bits
+
+    def is_dirty(self, offset: int) -> bool:
+        """Tell whether a byte has changed."""
+        granule = offset >> self.granularity_bits
+        return bool(int(self.words[granule >> 6]) >> (granule & 63) & 1)
+
+    def next_dirty(self, offset: int = 0) -> int | None:
+        """Return the first byte from `offset` on that has changed."""
+        return self._next(offset, True)
+
+    def next_clean(self, offset: int = 0) -> int | None:
+        """Return the first byte from `offset` on that has not changed."""
+        return self._next(offset, False)
+
+    def next_area(self, offset: int, stop: int, longest: int = 1 << 62) -> tuple[int, int] | None:
+        """Return the first run of changed bytes in [offset, stop): where, and at most how long."""
+        start = self.next_dirty(offset)
+        if start is None or start >= min(stop, self.size):
+            return None
+        end = self.next_clean(start)
+        end = min(self.size if end is None else end, stop, self.size)
+        return start, min(end - start, longest)
+
+    def areas(self, offset: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
+        """Yield all runs of changed bytes: where, and how long."""
+        end = self.size if stop is None else stop
+        while (area := self.next_area(offset, end)) is not None:
+            yield area
+            offset = area[0] + area[1]
+
+    def _next(self, offset: int, dirty: bool) -> int | None:
+        first, granules = offset >> self.granularity_bits, self.granules
+        if offset >= self.size:
+            return None
+        index = first >> 6
+        word = int(self.words[index]) ^ (0 if dirty else _ALL)
+        word = word >> (first & 63) << (first & 63)
+        if not word:
+            found = self._next_word(index + 1, dirty)
+            if found is None:
+                return None
+            index, word = found
+        granule = index << 6 | (word & -word).bit_length() - 1
+        return None if granule >= granules else max(granule << self.granularity_bits, offset)
+
+    def _next_word(self, index: int, dirty: bool) -> tuple[int, int] | None:
+        """Return the first word with a bit that is sought, and these bits."""
+        without = np.uint64(0 if dirty else _ALL)
+        while index < len(self.words):
+            found = np.flatnonzero(self.words[index : index + _CHUNK_WORDS] != without)
+            if len(found):
+                index += int(found[0])
+                return index, int(self.words[index]) ^ int(without)
+            index += _CHUNK_WORDS
+        return None
+
+    def sha256(self) -> str:
+        """Return the hash of all words, in hexadecimal digits."""
+        return hashlib.sha256(memoryview(self.words)).hexdigest()
+
+    # Storing, in parts of whole words (`offset` and `length` in bytes of the bitmap itself).
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the bitmap takes when it is stored."""
+        return -(-self.granules >> 6) << 3
+
+    def part(self, offset: int, length: int) -> NDArray[np.uint8]:
+        """Return bytes of the stored form; shorter at the end."""
+        return self.words.view(np.uint8)[: self.nbytes][offset : offset + length]
+
+    def load_part(self, offset: int, length: int, data: NDArray[np.uint8] | None) -> None:
+        """Take over bytes of the stored form, or set all bits there; `finish_load` comes last."""
+        mine = self.part(offset, length)
+        mine[:] = 0xFF if data is None else data[: len(mine)]
+
+    def finish_load(self) -> None:
+        """Make sure that what was loaded keeps to the size."""
+        self._clip()
