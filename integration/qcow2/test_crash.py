@@ -19,6 +19,7 @@ from integration.qcow2.test_write import FORMATS, Model, Operation, perform
 from integration.qcow2.tools import content, qemu_img, qemu_io, run
 from tests.block.support import RW, options
 from vhostblk.block.backend import BlockBackend
+from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.graph import Graph
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from vhostblk.block.drivers.qcow2.node import Qcow2Node
 
 SIZE = (5 << 19) + 1536
 CUTS = 4
@@ -86,6 +86,7 @@ async def _record(before: bytes, disk: bytes, rng: random.Random, snapshot: bool
     node = await graph.add(
         options(driver="qcow2", node_name="disk", file="record", discard="unmap", **members)
     )
+    assert isinstance(node, Qcow2Node)
     backend = BlockBackend("test", RW)
     backend.attach(graph, node)
     model = Model(disk)

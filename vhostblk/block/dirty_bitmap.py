@@ -225,7 +225,7 @@ class DirtyBitmap:
 
     def sha256(self) -> str:
         """Return the hash of all words, in hexadecimal digits."""
-        return hashlib.sha256(memoryview(self.words)).hexdigest()
+        return hashlib.sha256(self.words.data).hexdigest()
 
     # Storing, in parts of whole words (`offset` and `length` in bytes of the bitmap itself).
 
