@@ -180,7 +180,8 @@ class Edge:
             await self.pwrite_zeroes(offset, iov.nbytes, flags)
             return
         size = self.node.size
-        await shaping.write(self.node, offset, iov, flags & self.node.native_flags)
+        if iov.nbytes:
+            await shaping.write(self.node, offset, iov, flags & self.node.native_flags)
         await self._finish_write(flags, size)
 
     async def pwrite_zeroes(
