@@ -253,6 +253,11 @@ class Edge:
             return Extent(length, BlockStatus.ZERO | BlockStatus.EOF)
         return await self.node.block_status(offset, inside)
 
+    def known_zero(self, offset: int, length: int) -> bool:
+        """Tell at once whether a range reads as zeroes, as it does past the end of a file."""
+        inside = min(length, self.node.size - offset)
+        return inside <= 0 or self.node.known_zero(offset, inside)
+
     def extent_map(self) -> ExtentMap | None:
         """Return the node's map as far as this edge's permissions and the node's options let it."""
         node_map = self.node.extent_map()

@@ -267,6 +267,10 @@ class BlockNode(ABC):
         """Describe a run at `offset`, of at most `length` bytes."""
         return Extent(length, BlockStatus.DATA | BlockStatus.ALLOCATED)
 
+    def known_zero(self, offset: int, length: int) -> bool:
+        """Tell at once whether a range reads as zeroes; False: it is not known without waiting."""
+        return False
+
     def extent_map(self) -> ExtentMap | None:
         """Say what may be done with the node's storage without asking; None: nothing."""
         return None

@@ -63,6 +63,11 @@ class FileNode(PosixNode):
             status |= BlockStatus.EOF
         return Extent(found, status, offset, self)
 
+    def known_zero(self, offset: int, length: int) -> bool:
+        # Not on a thread, which would take far longer than the file system's look at its extents.
+        is_data, found = find_run(self.fd, offset, length)
+        return not is_data and found == length
+
 
 def find_run(fd: int, offset: int, length: int) -> tuple[bool, int]:
     """Tell whether there is data at `offset`, and how far it is so within `length` bytes."""

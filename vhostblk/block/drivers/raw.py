@@ -162,6 +162,9 @@ class RawNode(BlockNode):
             status |= BlockStatus.EOF
         return replace(extent, status=status)
 
+    def known_zero(self, offset: int, length: int) -> bool:
+        return self._file.known_zero(self.offset + offset, length)
+
     def extent_map(self) -> ExtentMap | None:
         below = self._file.extent_map()
         return below and below.window(self.offset, self.size)

@@ -269,6 +269,16 @@ class Qcow2Node(BlockNode):
             status |= BlockStatus.EOF
         return Extent(piece.length, status, max(where, 0), image.data.node)
 
+    def known_zero(self, offset: int, length: int) -> bool:
+        image = self._image
+        bits, entries = image.publisher.unit_bits, image.publisher.entries
+        first, last = offset >> bits, (offset + length - 1) >> bits
+        if last < len(entries) and (entries[first : last + 1] & READ_ZERO).all():
+            return True
+        return image.reader.known_absent(offset, length) and (
+            image.backing is None or image.backing.known_zero(offset, length)
+        )
+
     # Writing.
 
     async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:

@@ -93,6 +93,20 @@ class Reader:
                 raise os_error(errno.EIO)
         return entry
 
+    def known_absent(self, offset: int, length: int) -> bool:
+        """Tell whether the tables in memory say that the image itself has nothing of a range."""
+        tables, bits = self._image.tables, self._image.geometry.cluster_bits
+        number = offset >> tables.span_bits
+        if number != (offset + length - 1) >> tables.span_bits:
+            return False
+        found = tables.slices.get(number)
+        if found is None:
+            index = number >> tables.per_table_bits
+            return index < len(tables.l1) and not int(tables.l1[index]) & OFFSET_MASK
+        mask, step = (1 << tables.slice_bits) - 1, tables.words_per_entry
+        first, last = offset >> bits & mask, (offset + length - 1) >> bits & mask
+        return not found.words[first * step : (last + 1) * step].any()
+
     async def pieces(self, offset: int, length: int) -> list[Piece]:
         """Split a guest range into runs of one kind, contiguous in the data file."""
         image = self._image

@@ -11,7 +11,7 @@ when all data is written, so until then everybody sees the former content.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from vhostblk.block.drivers.qcow2.transfer import gather
 from vhostblk.block.iovec import IOVEC, IoVec, address_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Coroutine, Iterable, Iterator
 
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.tables import L2Slice
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 #: Of what is done together: requests, and bytes of the clusters that they touch.
 _BATCH_REQUESTS = 256
 _BATCH_BYTES = 32 << 20
+#: Fills so near to each other are read at once, with what is between them.
+_NEAR = 16 << 10
 #: From here on zeroes are made by the file system's means rather than written.
 _LONG_ZEROES = 32 << 10
 
@@ -69,6 +71,16 @@ class _Plan:
         #: Ranges of the guest to be filled in: start, stop, what they have (ZERO: zeroes).
         self.fills: list[tuple[int, int, Kind]] = []
         self.error: BaseException | None = None
+
+
+class _Copy(NamedTuple):
+    """A range of the guest to be read at once, and the fills in it."""
+
+    plan: _Plan
+    start: int
+    stop: int
+    kind: Kind
+    parts: list[tuple[int, int]]
 
 
 class _Transfer:
@@ -197,6 +209,8 @@ class Writer:
         geometry, entry = self._image.geometry, plan.entry
         has_backing = self._image.backing is not None
         size, needed, number = geometry.subcluster_size, plan.needed, 0
+        if has_backing and needed and covered != [(start, start + geometry.cluster_size)]:
+            has_backing = not self._backing_is_zero(start, geometry.cluster_size)
         while needed >> number:
             if needed >> number & 1:
                 low, kind = start + number * size, entry.kind(number)
@@ -209,6 +223,10 @@ class Writer:
                     else:
                         plan.fills.append((*gap, kind))
             number += 1
+
+    def _backing_is_zero(self, start: int, length: int) -> bool:
+        backing = self._image.backing
+        return backing is None or backing.known_zero(start, length)
 
     async def _allocate(self, plans: list[_Plan]) -> None:
         if not plans:
@@ -255,31 +273,37 @@ class Writer:
 
     async def _read_fills(self, plans: list[_Plan]) -> dict[int, IoVec]:
         """Read what has to be copied, all at once; by guest offset."""
-        wanted = [
-            (plan, start, stop, kind)
-            for plan in plans
-            for start, stop, kind in plan.fills
-            if kind is not Kind.ZERO
-        ]
-        buffers = self._scratch_parts([stop - start for _, start, stop, _ in wanted])
+        wanted = [copy for plan in plans for copy in _copies(plan)]
+        if not wanted:
+            return {}
+        buffers = self._scratch_parts(wanted)
         reads: list[Coroutine[Any, Any, None]] = []
         sources: dict[int, IoVec] = {}
         image = self._image
-        for (_, start, _, kind), iov in zip(wanted, buffers, strict=True):
-            sources[start] = iov
-            if kind is Kind.UNALLOCATED and image.backing is not None:
-                reads.append(image.backing.preadv(start, iov))
+        for copy in wanted:
+            iov = next(buffers)
+            if copy.kind is Kind.UNALLOCATED and image.backing is not None:
+                reads.append(image.backing.preadv(copy.start, iov))
             else:
-                reads.append(image.reader.read(start, iov))
-        for (plan, *_), error in zip(wanted, await gather(reads), strict=True):
+                reads.append(image.reader.read(copy.start, iov))
+            for start, _ in copy.parts:
+                sources[start] = next(buffers)
+        for copy, error in zip(wanted, await gather(reads), strict=True):
             if error is not None:
-                plan.error = plan.error or error
+                copy.plan.error = copy.plan.error or error
         return sources
 
-    def _scratch_parts(self, lengths: list[int]) -> list[IoVec]:
-        """Return buffers of these lengths. They are used again by the next batch."""
-        starts = np.cumsum([0, *(-(-length // 4096) * 4096 for length in lengths)])
-        total = int(starts[-1])
+    def _scratch_parts(self, copies: list[_Copy]) -> Iterator[IoVec]:
+        """Return a buffer for each copy, each followed by its parts.
+
+        They are used again by the next batch.
+        """
+        total, starts, lengths = 0, [], []
+        for copy in copies:
+            for low, high in [(copy.start, copy.stop), *copy.parts]:
+                starts.append(total + low - copy.start)
+                lengths.append(high - low)
+            total += -(-(copy.stop - copy.start) // 4096) * 4096
         if total > self._scratch.nbytes:
             self._scratch = np.empty(total + 4096, np.uint8)
         first = -(-address_of(self._scratch) // 4096) * 4096
@@ -287,13 +311,15 @@ class Writer:
             self._scratch = np.empty(total + 4096, np.uint8)
             first = -(-address_of(self._scratch) // 4096) * 4096
         segments = np.zeros(len(lengths), IOVEC)
-        segments["base"] = starts[:-1] + first
+        segments["base"] = np.array(starts) + first
         segments["len"] = lengths
         where, owner = address_of(segments), (segments, self._scratch)
-        return [
-            IoVec(segments, index, 1, length, where + 16 * index, owner)
-            for index, length in enumerate(lengths)
-        ]
+        return iter(
+            [
+                IoVec(segments, index, 1, length, where + 16 * index, owner)
+                for index, length in enumerate(lengths)
+            ]
+        )
 
     def _transfers(self, plans: list[_Plan], sources: dict[int, IoVec]) -> list[_Transfer]:
         geometry = self._image.geometry
@@ -352,6 +378,21 @@ class Writer:
             image.publisher.changed(found, index, plan.cluster, word)
             if plan.new:
                 image.give_up(entry)
+
+
+def _copies(plan: _Plan) -> list[_Copy]:
+    """Return what has to be read to fill up a cluster."""
+    found: list[_Copy] = []
+    for start, stop, kind in plan.fills:
+        if kind is Kind.ZERO:
+            continue
+        last = found[-1] if found else None
+        if last is not None and last.kind is kind and start - last.stop <= _NEAR:
+            last.parts.append((start, stop))
+            found[-1] = last._replace(stop=stop)
+        else:
+            found.append(_Copy(plan, start, stop, kind, [(start, stop)]))
+    return found
 
 
 def _union(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
