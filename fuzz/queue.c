@@ -22,6 +22,10 @@ void vb_iothread_leave(struct vb_iothread *iothread)
 {
 }
 
+void vb_iothread_leave_asleep(struct vb_iothread *iothread)
+{
+}
+
 void vb_iothread_signal(struct vb_iothread *iothread)
 {
 }

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import os
 import select
 
 import pytest
 
-from tests.engine.support import Rig
+from tests.engine.support import EngineQueue, Rig, Upcall
 from tests.frontend.ring import Segment
 from tests.virtio_blk.support import MIB, UNSET, header, pattern
 from vhostblk.block.iovec import view_memory
@@ -160,3 +161,69 @@ def test_memory_for_segments_is_bounded() -> None:
         for upcall in rest:
             queue.complete(upcall)
         queue.used(offered)
+
+
+def announced(rig: Rig) -> bool:
+    return bool(select.select([rig.news_fd], [], [], 0)[0])
+
+
+def answered(queue: EngineQueue, upcalls: list[Upcall]) -> list[int]:
+    """Answer requests; return their sectors."""
+    for upcall in upcalls:
+        queue.complete(upcall, 1)
+    return [upcall.sector for upcall in upcalls]
+
+
+def test_python_looks_in_the_place_of_the_thread() -> None:
+    """What comes while Python looks goes up without a kick, and without news."""
+    with Rig() as rig:
+        queue = rig.queue(event_idx=True)
+        queue.request(IN, 0, want=512)
+        queue.complete(*rig.wait_upcalls())
+        assert rig.lib.vb_upcalls_look(rig.thread) == 1
+        queue.request(IN, 1, want=512)  # may be kicked still, as the thread had asked for that
+        assert rig.lib.vb_upcalls_look(rig.thread) == 1
+        assert answered(queue, rig.take_all()) == [1]
+        if announced(rig):  # of sector 0
+            os.eventfd_read(rig.news_fd)
+        for sector in range(2, 6):
+            queue.request(IN, sector, want=512, kick=False)
+            assert not queue.ring.publish()
+            assert rig.lib.vb_upcalls_look(rig.thread) == 1
+            assert answered(queue, rig.take_all()) == [sector]
+            assert not announced(rig)
+
+
+def test_thread_looks_again_when_python_looks_no_more() -> None:
+    with Rig() as rig:
+        queue = rig.queue(event_idx=True)
+        rig.lib.vb_upcalls_look(rig.thread)
+        queue.request(IN, 1, want=512)
+        rig.lib.vb_upcalls_look(rig.thread)
+        assert answered(queue, rig.take_all()) == [1]
+        queue.request(IN, 2, want=512)  # unseen: it came after the last look
+        rig.lib.vb_upcalls_look_no_more(rig.thread)
+        assert answered(queue, rig.wait_upcalls()) == [2]
+        queue.request(IN, 3, want=512)
+        assert answered(queue, rig.wait_upcalls()) == [3]
+
+
+def test_ring_that_is_polled_is_polled_again() -> None:
+    with Rig() as rig:
+        queue = rig.queue(kick=False)
+        rig.lib.vb_upcalls_look(rig.thread)
+        rig.lib.vb_upcalls_look_no_more(rig.thread)
+        queue.request(IN, 1, want=512)
+        assert answered(queue, rig.wait_upcalls()) == [1]
+
+
+def test_thread_lets_python_look_only_for_queues_without_a_map() -> None:
+    with Rig() as rig:
+        mapped = rig.queue(ExtentMap(kind=ExtentKind.NULL, size=MIB, writable=True))
+        assert rig.lib.vb_upcalls_look(rig.thread) == 0
+        queue = rig.queue()
+        assert rig.lib.vb_upcalls_look(rig.thread) == 1
+        assert mapped.run(IN, 1, want=512).status == Status.OK
+        queue.request(IN, 1, want=512)
+        assert rig.lib.vb_upcalls_look(rig.thread) == 1
+        assert answered(queue, rig.take_all()) == [1]

@@ -8,7 +8,7 @@ guest memory, which changes under our hands: what is read twice may differ.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from _cffi_backend import FFI
@@ -27,6 +27,8 @@ _ffi = FFI()
 _char_p = _ffi.typeof("char *")
 #: A `struct iovec` is two of these: base and length.
 _size_p = _ffi.typeof("size_t *")
+#: Adding an address to it costs half as much as casting.
+_nowhere = _ffi.cast(_char_p, 0)
 
 
 def address_of(array: NDArray[np.generic]) -> int:
@@ -39,14 +41,16 @@ def address_of(array: NDArray[np.generic]) -> int:
 
 def view_memory(address: int, length: int) -> memoryview:
     """See `length` bytes at `address` as a writable memoryview; the caller keeps them mapped."""
-    return memoryview(_ffi.buffer(_ffi.cast(_char_p, address), length))
+    return memoryview(_ffi.buffer(_nowhere + address, length))
 
 
 class IoVec(Struct, eq=False, gc=False):
     """Segments `first` to `first + count` of an `IOVEC` array, `nbytes` bytes altogether.
 
     It is a window, so that the thousands of lists in a burst share one array. `address` is that of
-    the first `struct iovec`. `owner` keeps both the array and the memory alive.
+    the first `struct iovec`. `owner` keeps both the array and the memory alive. `only` is the
+    address of the only segment, or 0 where there are others or it isn't known: looking it up takes
+    as long as copying a few KiB.
     """
 
     _array: NDArray[np.void]
@@ -55,6 +59,7 @@ class IoVec(Struct, eq=False, gc=False):
     nbytes: int
     address: int
     owner: object
+    only: int = 0
 
     @classmethod
     def from_segments(cls, array: NDArray[np.void], owner: object) -> IoVec:
@@ -131,26 +136,30 @@ class IoVec(Struct, eq=False, gc=False):
 
     def to_bytes(self) -> bytes:
         """Copy the content out."""
-        pairs = _ffi.cast(_size_p, self.address)
         if self.count == 1:
-            only: bytes = _ffi.buffer(_ffi.cast(_char_p, pairs[0]), pairs[1])[:]
+            only: bytes = _ffi.buffer(self._at(), self.nbytes)[:]
             return only
         return b"".join(self.memoryviews())
 
+    def _at(self) -> Any:
+        """Return a `char *` to the only segment."""
+        return _nowhere + (self.only or _ffi.cast(_size_p, self.address)[0])
+
     def copy_from(self, data: Buffer) -> None:
         """Copy `data`, which is not longer than this, to the front."""
-        source = memoryview(data).cast("B")
+        source = data if type(data) is bytes else memoryview(data).cast("B")
         left = len(source)
         if left > self.nbytes:
             raise ValueError(f"{left} bytes into {self.nbytes}")
-        pairs = _ffi.cast(_size_p, self.address)
         if self.count == 1:
-            _ffi.memmove(_ffi.cast(_char_p, pairs[0]), source, left)
+            _ffi.memmove(self._at(), source, left)
             return
+        pairs = _ffi.cast(_size_p, self.address)
+        source = memoryview(source)
         done = 0
         for index in range(0, 2 * self.count, 2):
             part = source[done : done + pairs[index + 1]]
-            _ffi.memmove(_ffi.cast(_char_p, pairs[index]), part, len(part))
+            _ffi.memmove(_nowhere + pairs[index], part, len(part))
             done += len(part)
 
     def copy_to(self, other: IoVec) -> None:

@@ -106,7 +106,10 @@ async def write_aligned(node: BlockNode, offset: int, iov: IoVec, flags: WriteFl
 
     For nodes with a write tracker, or bitmaps that record, that don't count writes.
     """
-    tracked = await _enter(node, offset, iov.nbytes)
+    tracker, stop = node.write_tracker, offset + iov.nbytes
+    tracked = None if tracker is None else tracker.try_enter(offset, stop)
+    if tracked is None and tracker is not None:
+        tracked = await tracker.enter(offset, stop, serialising=False)
     try:
         await node.pwritev(offset, iov, flags)
     finally:

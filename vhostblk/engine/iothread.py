@@ -3,7 +3,8 @@
 
 The thread runs queues on its own. What it has to say (requests that go up, a queue that has become
 idle, a broken ring) it announces on one eventfd, which the event loop watches; `Iothread` then lets
-every queue look at its own state and hands each its upcalls.
+every queue look at its own state and hands each its upcalls. Where all requests of a queue go up,
+the event loop then looks for more in the thread's place, for as long as that pays (`polling.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vhostblk.engine import load
+from vhostblk.engine.polling import DEFAULT_MAX_NS, Lookout
 from vhostblk.errors import VhostblkError
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class QueueListener(Protocol):
 class IothreadOptions:
     """The properties of an `iothread` object; times in nanoseconds."""
 
-    poll_max_ns: int = 32768
+    poll_max_ns: int = DEFAULT_MAX_NS
     poll_grow: int = 0
     poll_shrink: int = 0
     aio_max_batch: int = 0
@@ -66,6 +68,8 @@ class Iothread:
         self._loop = asyncio.get_running_loop()
         self._upcall_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._buffers: _UpcallBuffers | None = None
+        self._lookout = Lookout(options.poll_max_ns)
+        self._look_handle: asyncio.Handle | None = None
         config = self.ffi.new(
             "struct vb_iothread_config *",
             {
@@ -98,6 +102,7 @@ class Iothread:
         self.lib.vb_iothread_set_poll(
             self.handle, options.poll_max_ns, options.poll_grow, options.poll_shrink
         )
+        self._lookout.max_ns = options.poll_max_ns
 
     def add(self, queue: Any, listener: QueueListener) -> None:
         """Tell `listener` what happens to `queue`, a `struct vb_queue *`."""
@@ -114,6 +119,8 @@ class Iothread:
         """Stop the thread; no queue is left."""
         assert not self._queues, "queues still on the iothread"
         self._loop.remove_reader(self._upcall_fd)
+        if self._look_handle is not None:
+            self._look_handle.cancel()
         self.lib.vb_iothread_free(self.handle)
         os.close(self._upcall_fd)
 
@@ -122,14 +129,34 @@ class Iothread:
             os.eventfd_read(self._upcall_fd)
         except BlockingIOError:
             return
-        if self._buffers is None:
-            self._buffers = _UpcallBuffers(self.ffi)
-        while self._take_upcalls(self._buffers):
-            pass
+        if self._take_upcalls() and self._look_handle is None:
+            self._lookout.woken()
+            self._look_handle = self._loop.call_soon(self._look)
         for listener in list(self._queues.values()):
             listener.engine_news()
 
-    def _take_upcalls(self, buffers: _UpcallBuffers) -> bool:
+    def _look(self) -> None:
+        """Look for more, and once more in the loop's next turn."""
+        self._look_handle = None
+        if not self.lib.vb_upcalls_look(self.handle):
+            return
+        if self._take_upcalls():
+            self._lookout.found()
+        elif not self._lookout.goes_on():
+            self.lib.vb_upcalls_look_no_more(self.handle)
+            return
+        self._look_handle = self._loop.call_soon(self._look)
+
+    def _take_upcalls(self) -> bool:
+        """Hand out all upcalls; tell whether there were any."""
+        if self._buffers is None:
+            self._buffers = _UpcallBuffers(self.ffi)
+        any_taken = False
+        while self._take_some_upcalls(self._buffers):
+            any_taken = True
+        return any_taken
+
+    def _take_some_upcalls(self, buffers: _UpcallBuffers) -> bool:
         count: int = self.lib.vb_upcalls_take(
             self.handle,
             UPCALL_REQUESTS,
@@ -168,6 +195,7 @@ class _UpcallBuffers:
         used = int(records["iov_first"][-1] + records["iov_count"][-1])
         iovs = self._iovs[:used].copy()
         queues = self._queues[:count]
-        return [
-            (key, records[queues == key].copy(), iovs) for key in dict.fromkeys(queues.tolist())
-        ]
+        keys = dict.fromkeys(queues.tolist())
+        if len(keys) == 1:
+            return [(key, records.copy(), iovs) for key in keys]
+        return [(key, records[queues == key].copy(), iovs) for key in keys]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,9 @@ REQUEST = np.dtype(
         ("reserved", "u1"),
     ]
 )
+
+#: The same to `struct`, which turns records into tuples in a third of the time.
+RECORD = struct.Struct("<QQQIIIHBB")
 
 #: Kinds of requests that are counted apart: the order of `enum vb_stat_kind`.
 STAT_KINDS = ("read", "write", "flush", "unmap")

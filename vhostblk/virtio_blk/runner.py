@@ -18,13 +18,14 @@ import numpy as np
 
 from vhostblk.block.completion import drive, follow
 from vhostblk.block.iovec import IoVec
+from vhostblk.engine.layouts import RECORD
 from vhostblk.virtio_blk.device import status_of
 from vhostblk.virtio_blk.discard import RefusedError
 from vhostblk.virtio_blk.layout import SECTOR_SIZE, RequestType, Status
 from vhostblk.virtio_blk.request import PENDING, BlockRequests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -93,13 +94,16 @@ class RequestRunner:
         backend.begin(len(records))
         began = perf_counter_ns()
         at_once: list[int] = []
-        record: tuple[int, int, int, int, int, int, int, int, int]
-        for row, record in enumerate(records.tolist()):
-            sector, length, status_addr, kind, first, count, head, status, _ = record
+        bases: list[int] = iovs["base"].tolist()
+        fields: Iterator[tuple[int, ...]] = RECORD.iter_unpack(records)
+        for row, (sector, length, status_addr, kind, first, count, head, status, _) in enumerate(
+            fields
+        ):
             if status != PENDING:
                 self._refuse(head, status_addr, status)
                 continue
-            iov = IoVec(iovs, first, count, length, address + 16 * first, owner)
+            only = bases[first] if count == 1 else 0
+            iov = IoVec(iovs, first, count, length, address + 16 * first, owner, only)
             if kind == _IN:
                 coroutine = preadv(sector * SECTOR_SIZE, iov)
             elif kind != _OUT:

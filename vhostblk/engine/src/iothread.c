@@ -50,6 +50,12 @@ void vb_iothread_leave(struct vb_iothread *iothread)
     eventfd_write(iothread->wake_fd, 1);
 }
 
+void vb_iothread_leave_asleep(struct vb_iothread *iothread)
+{
+    atomic_fetch_sub(&iothread->callers, 1);
+    pthread_mutex_unlock(&iothread->lock);
+}
+
 void vb_iothread_signal(struct vb_iothread *iothread)
 {
     if (!iothread->upcall_signalled) {
@@ -145,6 +151,8 @@ static int arm(struct sleeper *sleeper, struct vb_iothread *iothread)
     for (uint32_t i = 0; i < iothread->queue_count; i++) {
         struct vb_queue *queue = iothread->queues[i];
 
+        if (vb_queue_looked_for(queue))
+            continue;
         if (vb_queue_arm(queue))
             return -2;
         if (queue->config.kick_fd < 0 && !queue->holds && !queue->broken)

@@ -45,12 +45,14 @@ struct vb_iothread {
     struct vb_slot *upcalls;
     struct vb_slot **upcalls_end;
     bool upcall_signalled;
+    bool looked_for; /* Python is looking for them: see `vb_upcalls_look` */
     struct vb_iothread_config config;
 };
 
-/* Hold the thread between two turns; `leave` wakes it where it sleeps. */
+/* Hold the thread between two turns; `leave` wakes it where it sleeps, `leave_asleep` does not. */
 void vb_iothread_enter(struct vb_iothread *iothread);
 void vb_iothread_leave(struct vb_iothread *iothread);
+void vb_iothread_leave_asleep(struct vb_iothread *iothread);
 
 /* Tell Python that there is something to look at. Under the lock. */
 void vb_iothread_signal(struct vb_iothread *iothread);

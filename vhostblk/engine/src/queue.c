@@ -212,7 +212,7 @@ static void take_left(struct vb_queue *queue)
 {
     struct vb_inflight *inflight = &queue->inflight;
 
-    while (has_left(queue) && queue->heap_bytes < MAX_HEAP_BYTES)
+    while (has_left(queue) && !vb_queue_full(queue))
         take(queue, inflight->left[inflight->left_taken++]);
     vb_run_finish(queue);
 }
@@ -232,14 +232,24 @@ static bool memory_lost(struct vb_queue *queue)
            vb_guard_address_lost(queue->log.bits);
 }
 
+bool vb_queue_full(const struct vb_queue *queue)
+{
+    return queue->heap_bytes >= MAX_HEAP_BYTES;
+}
+
 bool vb_queue_sweep(struct vb_queue *queue)
+{
+    drop_file(queue);
+    return !vb_queue_looked_for(queue) && vb_queue_take(queue);
+}
+
+bool vb_queue_take(struct vb_queue *queue)
 {
     struct vb_ring *ring = &queue->ring;
     uint16_t available;
 
-    drop_file(queue);
     /* Without room there is nothing to do before something completes. */
-    if (queue->holds || queue->broken || queue->heap_bytes >= MAX_HEAP_BYTES)
+    if (queue->holds || queue->broken || vb_queue_full(queue))
         return false;
     if (has_left(queue)) {
         take_left(queue);
@@ -262,7 +272,7 @@ bool vb_queue_sweep(struct vb_queue *queue)
         vb_queue_log_used(queue, 0, sizeof(uint16_t));
         queue->kicks_enabled = false;
     }
-    while (available-- && queue->heap_bytes < MAX_HEAP_BYTES) {
+    while (available-- && !vb_queue_full(queue)) {
         uint16_t head = vb_ring_head(ring, ring->next_avail);
 
         if (head >= ring->size) {
@@ -292,7 +302,7 @@ static void log_kick_request(struct vb_queue *queue)
 
 bool vb_queue_arm(struct vb_queue *queue)
 {
-    if (queue->holds || queue->broken || queue->heap_bytes >= MAX_HEAP_BYTES)
+    if (queue->holds || queue->broken || vb_queue_full(queue))
         return false;
     queue->kicks_enabled = true;
     vb_ring_enable_kicks(&queue->ring);

@@ -91,8 +91,19 @@ struct vb_queue {
     struct vb_stats stats;
 };
 
-/* Take what is available and start it; true where there was something. Under the lock. */
+/* Take what is available and start it; true where there was something. Under the lock. A sweep is the
+ * iothread's, and lets go of a file that is kept no longer. */
+bool vb_queue_take(struct vb_queue *queue);
 bool vb_queue_sweep(struct vb_queue *queue);
+
+/* Whether Python looks after its ring for now; see `vb_upcalls_look`. */
+static inline bool vb_queue_looked_for(const struct vb_queue *queue)
+{
+    return queue->iothread->looked_for && !queue->map;
+}
+
+/* Whether it takes no more for now, for the memory that requests in flight need. */
+bool vb_queue_full(const struct vb_queue *queue);
 
 /* Show the driver what has completed. Under the lock. */
 void vb_queue_publish(struct vb_queue *queue);

@@ -13,7 +13,47 @@ void vb_slot_go_up(struct vb_slot *slot)
     *iothread->upcalls_end = slot;
     iothread->upcalls_end = &slot->next_up;
     queue->stats.upcalls++;
-    vb_iothread_signal(iothread);
+    if (!iothread->looked_for)
+        vb_iothread_signal(iothread);
+}
+
+uint32_t vb_upcalls_look(struct vb_iothread *iothread)
+{
+    uint32_t unmapped = 0;
+
+    vb_iothread_enter(iothread);
+    iothread->now = vb_now();
+    iothread->looked_for = true;
+    for (uint32_t i = 0; i < iothread->queue_count; i++) {
+        struct vb_queue *queue = iothread->queues[i];
+
+        if (queue->map)
+            continue;
+        unmapped++;
+        vb_queue_take(queue);
+        vb_queue_publish(queue);
+    }
+    iothread->looked_for = unmapped > 0;
+    vb_iothread_leave_asleep(iothread);
+    return unmapped;
+}
+
+void vb_upcalls_look_no_more(struct vb_iothread *iothread)
+{
+    bool more = false;
+
+    vb_iothread_enter(iothread);
+    iothread->looked_for = false;
+    for (uint32_t i = 0; i < iothread->queue_count; i++) {
+        struct vb_queue *queue = iothread->queues[i];
+
+        if (!queue->map)
+            more |= vb_queue_arm(queue) || queue->config.kick_fd < 0;
+    }
+    if (more)
+        vb_iothread_leave(iothread);
+    else
+        vb_iothread_leave_asleep(iothread);
 }
 
 uint32_t vb_upcalls_take(struct vb_iothread *iothread, uint32_t limit, struct vb_request *records,
@@ -38,15 +78,18 @@ uint32_t vb_upcalls_take(struct vb_iothread *iothread, uint32_t limit, struct vb
         if (!iothread->upcalls)
             iothread->upcalls_end = &iothread->upcalls;
     }
-    vb_iothread_leave(iothread);
+    vb_iothread_leave_asleep(iothread);
     return taken;
 }
 
 void vb_queue_complete(struct vb_queue *queue, uint32_t n, const uint16_t *heads,
                        const uint8_t *statuses, const uint32_t *written)
 {
+    bool waited_for;
+
     vb_iothread_enter(queue->iothread);
     queue->iothread->now = vb_now();
+    waited_for = queue->holds || vb_queue_full(queue);
     for (uint32_t i = 0; i < n; i++) {
         struct vb_slot *slot = &queue->slots[heads[i] & (queue->ring.size - 1)];
 
@@ -54,5 +97,8 @@ void vb_queue_complete(struct vb_queue *queue, uint32_t n, const uint16_t *heads
             vb_slot_complete(slot, statuses[i], written[i]);
     }
     vb_queue_publish(queue);
-    vb_iothread_leave(queue->iothread);
+    if (waited_for)
+        vb_iothread_leave(queue->iothread);
+    else
+        vb_iothread_leave_asleep(queue->iothread);
 }

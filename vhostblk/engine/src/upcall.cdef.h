@@ -6,3 +6,9 @@
  * until that is 0. A first request with more segments than iov_limit is a caller's error. */
 uint32_t vb_upcalls_take(struct vb_iothread *iothread, uint32_t limit, struct vb_request *records,
                          struct vb_queue **queues, uint32_t iov_limit, uint64_t *iovs);
+
+/* Look, in the thread's place, for requests of queues that go by no map, for these all go up: it saves
+ * waking the thread. Returns how many such queues there are. Where there are some, the thread leaves
+ * them alone, and upcalls of others are not announced, until `vb_upcalls_look_no_more`. */
+uint32_t vb_upcalls_look(struct vb_iothread *iothread);
+void vb_upcalls_look_no_more(struct vb_iothread *iothread);
