@@ -27,6 +27,11 @@ def qcow2(**options: Any) -> Call:
     return create("qcow2", **{"file": "f", "size": MIB, **options})
 
 
+def amend(node: str = "q", driver: str = "qcow2", **members: Any) -> Call:
+    options = {"driver": driver, **members}
+    return "x-blockdev-amend", {"job-id": "j", "node-name": node, "options": options}
+
+
 SCRIPT: list[Call] = [
     create("file", filename="{dir}/a", size=MIB),
     create("file", filename="{dir}/b", size=MIB, preallocation="metadata"),
@@ -77,6 +82,16 @@ SCRIPT: list[Call] = [
     ("blockdev-add", {"driver": "qcow2", "node-name": "q", "file": "f"}),
     qcow2(),
     qcow2(file="q"),
+    amend(),
+    amend(encrypt={"format": "luks", "state": "inactive"}),
+    amend(encrypt={"format": "luks"}),
+    amend(encrypt={"format": "qcow"}),
+    amend(compat="0.10"),
+    amend(driver="raw"),
+    amend(driver="bogus"),
+    amend("f"),
+    amend("f", driver="file"),
+    amend("x"),
     ("blockdev-del", {"node-name": "f"}),
     ("query-jobs", {}),
     *(

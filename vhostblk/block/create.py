@@ -10,12 +10,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vhostblk.block.drivers.preallocation import no_pause
 from vhostblk.block.errors import BlockError
 from vhostblk.block.registry import driver_name
 from vhostblk.jobs.job import Job
 from vhostblk.schema.jobs import JobType
 
 if TYPE_CHECKING:
+    from vhostblk.block.drivers.preallocation import Pause
     from vhostblk.block.graph import Graph
     from vhostblk.schema.create import BlockdevCreateOptions
 
@@ -23,6 +25,19 @@ _CREATORS = {
     "file": "vhostblk.block.drivers.create_file",
     "qcow2": "vhostblk.block.drivers.qcow2.create",
 }
+
+
+def creates_images(driver: str) -> bool:
+    """Tell whether a driver creates images."""
+    return driver in _CREATORS
+
+
+async def create_image(
+    options: BlockdevCreateOptions, graph: Graph, pause: Pause = no_pause
+) -> None:
+    """Create an image; raises BlockError or OSError."""
+    creator: Any = importlib.import_module(_CREATORS[driver_name(options)])
+    await creator.create(options, graph, pause)
 
 
 class CreateJob(Job):
@@ -37,15 +52,13 @@ class CreateJob(Job):
         super().__init__(job_id, auto_dismiss=False)
         self._options = options
         self._graph = graph
-        self._module = _CREATORS.get(driver_name(options))
-        if self._module is None:
+        if not creates_images(driver_name(options)):
             raise BlockError("Driver does not support blockdev-create")
 
     async def run(self) -> None:
         """Create it."""
         self.expect(1)
         try:
-            creator: Any = importlib.import_module(self._module or "")
-            await creator.create(self._options, self._graph, self.pause_point)
+            await create_image(self._options, self._graph, self.pause_point)
         finally:
             self.advance(1)

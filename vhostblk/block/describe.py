@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 #: What tells files from formats is the file's own.
 FILE_DRIVERS = frozenset({"file", "host_device"})
 
+#: Members of `ImageInfo` that nodes without a format have from below.
+_PASSED_ON = ("cluster_size", "dirty_flag")
+
 #: Those whose child's name opens what the child shows, not what they show.
 _NAMED_BY_CHILD = frozenset({"copy-before-write", "snapshot-access"})
 
@@ -75,17 +78,28 @@ def _is_protocol(node: BlockNode) -> bool:
 
 def _has_chosen_children(node: BlockNode) -> bool:
     """Tell whether the user, and not the image, says what some of its parts are."""
-    return any(
+    return _has_other_backing(node) or any(
         edge.node.defined_in is not node
         or getattr(node.options, role.replace("-", "_")) is not UNSET
         for role, edge in node.children.items()
-        if role != "file"
+        if role not in ("file", BACKING)
     )
+
+
+def _has_other_backing(node: BlockNode) -> bool:
+    """Tell whether a node lies on anything else than what its image says."""
+    backing = node.children.get(BACKING)
+    name = "" if backing is None else image_name(backing.node)
+    return name != node.auto_backing_name
 
 
 def _full_options(node: BlockNode) -> dict[str, Any]:
     full = {"driver": node.driver, **node.strong_options}
+    if node.auto_backing_name and BACKING not in node.children:
+        full[BACKING] = None
     for role, edge in node.children.items():
+        if role == BACKING and not _has_other_backing(node):
+            continue
         below, name = _full_options(edge.node), role.partition(".")[0]
         if name == role:
             full[role] = below
@@ -146,10 +160,19 @@ def _describe_image(node: BlockNode) -> ImageInfo:
     }
     if _has_dirty_flag(node):
         members["dirty_flag"] = False
+        below = _informant(node).image_details
+        members.update({name: below[name] for name in _PASSED_ON if name in below})
     if node.driver in FILE_DRIVERS:
         members["format_specific"] = ImageInfoSpecific(type="file", data=ImageInfoSpecificFile())
     members.update(node.image_details)
     return ImageInfo(**members)
+
+
+def _informant(node: BlockNode) -> BlockNode:
+    """Return the node below, or this one, that knows how the image is made."""
+    while not node.image_details and (child := node.primary_child) is not None:
+        node = child.node
+    return node
 
 
 def _has_dirty_flag(node: BlockNode) -> bool:

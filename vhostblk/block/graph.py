@@ -38,6 +38,7 @@ from vhostblk.trace import points as trace
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
+    from vhostblk.block.reopen import Change
     from vhostblk.schema.block import IoOperationType
 
 #: What QEMU takes as an identifier, and its length limit for node names.
@@ -179,6 +180,7 @@ class Graph:
             node = self.find_exactly(name)
             if any(not isinstance(edge.parent, BlockNode) for edge in node.parents):
                 raise BlockError(f"Node {name} is in use")
+            check_not_backing(node)
             if name not in self._owned:
                 raise BlockError(f"Node {name} is not owned by the monitor")
             if node.parents:
@@ -224,23 +226,50 @@ class Graph:
         from vhostblk.block import reopen
 
         async with self._changing:
-            changes = reopen.plan(self, definitions)
-            nodes = [change.node for change in changes]
-            async with self.drained(nodes):
-                await _flush(nodes, "Error flushing drive: ")
-                opening = [change.node for change in changes if change.opens_for_writing]
-                closing = [change.node for change in changes if change.options.read_only]
-                try:
-                    await _give_up_writing(closing, "")
-                    replaced = reopen.execute(self, changes)
-                except BaseException:
-                    for node in closing:
-                        await node.resume_writing()
-                    raise
-                for node in replaced:
-                    await self._close_unused(node)
-                for node in reversed(opening):
-                    await node.reload_image()
+            await self._reopen(reopen.plan(self, definitions))
+
+    async def _reopen(self, changes: list[Change]) -> None:
+        from vhostblk.block import reopen
+
+        nodes = [change.node for change in changes]
+        async with self.drained(nodes):
+            await _flush(nodes, "Error flushing drive: ")
+            opening = [change.node for change in changes if change.opens_for_writing]
+            closing = [change.node for change in changes if change.options.read_only]
+            try:
+                await _give_up_writing(closing, "")
+                replaced = reopen.execute(self, changes)
+            except BaseException:
+                for node in closing:
+                    await node.resume_writing()
+                raise
+            for node in replaced:
+                await self._close_unused(node)
+            for node in reversed(opening):
+                await node.reload_image()
+
+    @asynccontextmanager
+    async def changing(self) -> AsyncIterator[None]:
+        """Have no other command change the graph inside the block."""
+        async with self._changing:
+            yield
+
+    async def make_read_only(self, node: BlockNode, *, read_only: bool = True) -> None:
+        """Make a node read-only, or writable, and nothing else; inside `changing()`.
+
+        Raises BlockError.
+        """
+        from vhostblk.block import reopen
+
+        if node.read_only != read_only:
+            await self._reopen(reopen.plan_read_only(node, read_only=read_only))
+
+    async def append(self, base: BlockNode, overlay: BlockNode) -> None:
+        """Put an overlay on a node, for all who use that (an external snapshot)."""
+        from vhostblk.block.actions import perform
+        from vhostblk.block.overlay import OverlayAction
+
+        await perform(self, [OverlayAction(self, base, overlay)])
 
     async def add_child(self, parent: BlockNode, child: BlockNode) -> None:
         """Give a node one more child; raises BlockError."""
@@ -430,6 +459,16 @@ class Graph:
             update_permissions([node])
             raise
         edge.refresh()
+
+
+def check_not_backing(node: BlockNode) -> None:
+    """Raise BlockError where a node is the backing image of another."""
+    for edge in node.parents:
+        if isinstance(edge.parent, BlockNode) and edge.role == inherit.BACKING:
+            raise BlockError(
+                f"Node '{node.node_name}' is busy: node is used as backing hd of "
+                f"'{edge.parent.node_name}'"
+            )
 
 
 async def _flush(nodes: Iterable[BlockNode], prefix: str) -> None:

@@ -101,6 +101,18 @@ class Extent:
     node: BlockNode | None = None
 
 
+@dataclass
+class CheckResult:
+    """What a check of an image has found, in QEMU's terms (`ImageCheck`)."""
+
+    #: What contradicts itself: in qcow2, refcounts lower than references, or wrong flags.
+    corruptions: int = 0
+    #: Space that nothing refers to.
+    leaks: int = 0
+    corruptions_fixed: int = 0
+    leaks_fixed: int = 0
+
+
 class BlockNode(ABC):
     """One node of the block graph. See the module's text for who checks what."""
 
@@ -112,6 +124,9 @@ class BlockNode(ABC):
 
     #: The child whose data is the node's, in filters and in formats that have a file.
     primary_role: ClassVar[str] = "file"
+
+    #: Whether it can have a child "backing", which has what the image itself does not.
+    supports_backing: ClassVar[bool] = False
 
     #: Whether children may be added and removed at run time.
     changes_children: ClassVar[bool] = False
@@ -135,6 +150,8 @@ class BlockNode(ABC):
         #: The node in whose options this one was defined, and what was said there.
         self.defined_in: BlockNode | None = None
         self.given_options = options
+        #: The name of the child "backing" that opening the image again would lead to; "": none.
+        self.auto_backing_name = ""
         #: Writes past this offset are announced, once; 0: none. See `Graph.set_write_threshold`.
         self.write_threshold = 0
         self.on_threshold: Callable[[BlockNode, int], object] | None = None
@@ -408,6 +425,24 @@ class BlockNode(ABC):
     def child_removed(self, role: str) -> None:
         """Go by one child less from now on. Never fails."""
         raise NotImplementedError
+
+    def backing_changed(self) -> None:
+        """Go by the present child "backing", or by none; where supported, and drained.
+
+        Never fails.
+        """
+        raise NotImplementedError
+
+    async def change_backing_file(self, name: str, driver: str | None) -> None:
+        """Have the image name another backing file, and its format; raises OSError.
+
+        The child "backing" stays what it is.
+        """
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    async def check_image(self, *, repair: bool) -> CheckResult:
+        """Check the image's structures, and put them right if asked to; raises OSError."""
+        raise OSError(errno.ENOTSUP, "This image format does not support checks")
 
     def exact_name(self, below: Mapping[str, str | None]) -> str | None:
         """Return a file name that opens just this; None: there is none, or it goes without saying.

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from vhostblk.block import inherit
 from vhostblk.block.drain import users_of, with_ancestors, with_descendants
@@ -28,6 +29,7 @@ from vhostblk.schema.qdict import bucket
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
     from vhostblk.block.node import BlockNode
 
@@ -90,6 +92,24 @@ def _plan_node(changes: dict[BlockNode, Change], node: BlockNode, given: Any, op
             if ref.node_name not in (UNSET, child.node_name):
                 raise BlockError("Cannot change the option 'node-name'")
             _plan_node(changes, child, ref, inherit.resolve_child(ref, role, options))
+
+
+def plan_read_only(node: BlockNode, *, read_only: bool) -> list[Change]:
+    """Return the changes that make a node read-only, or writable again, and nothing else.
+
+    What is defined inside it follows, as far as it was not said otherwise there.
+    """
+    changes = [Change(node, node.given_options, replace(node.options, read_only=read_only))]
+    for change in changes:
+        for role, edge in change.node.children.items():
+            child = edge.node
+            if child.defined_in is not change.node:
+                continue
+            resolved = inherit.resolve_child(child.given_options, role, change.options)
+            if resolved.read_only != child.read_only:
+                options = replace(child.options, read_only=resolved.read_only)
+                changes.append(Change(child, child.given_options, options))
+    return changes
 
 
 def _child_ref(options: Any, role: str) -> Any:
@@ -184,17 +204,16 @@ def _replace_children(
             raise BlockError(
                 f"Cannot change frozen '{role}' link from '{node.node_name}' to '{old.node_name}'"
             )
-        undo.append(_moved(node, role, new))
+        undo.append(moved(node.children[role], new))
         replaced.append(old)
     return replaced
 
 
-def _moved(node: BlockNode, role: str, new: BlockNode) -> Callable[[], None]:
+def moved(edge: Edge, new: BlockNode) -> Callable[[], None]:
     """Let an edge lead to another node; return the way back.
 
     The edge itself stays, as its parent may hold on to its methods.
     """
-    edge = node.children[role]
     old = edge.node
     place = old.parents.index(edge)
     granted = (edge.perm, edge.shared, edge.shared_outside)

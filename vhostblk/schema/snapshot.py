@@ -1,9 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands on internal snapshots (`qapi/block-core.json`)."""
+"""Commands on snapshots (`qapi/block-core.json`)."""
 
 from __future__ import annotations
 
+from enum import Enum
+
 from vhostblk.schema.base import UNSET, QapiStruct, UnsetType
+
+
+class NewImageMode(Enum):
+    """Whether the file of a snapshot is made."""
+
+    EXISTING = "existing"
+    ABSOLUTE_PATHS = "absolute-paths"
+
+
+class BlockdevSnapshot(QapiStruct, kw_only=True, frozen=True):
+    """Arguments of `blockdev-snapshot`."""
+
+    node: str
+    overlay: str
+
+
+class BlockdevSnapshotSync(QapiStruct, kw_only=True, frozen=True):
+    """Arguments of `blockdev-snapshot-sync`."""
+
+    device: str | UnsetType = UNSET
+    node_name: str | UnsetType = UNSET
+    snapshot_file: str
+    snapshot_node_name: str | UnsetType = UNSET
+    format: str | UnsetType = UNSET
+    mode: NewImageMode = NewImageMode.ABSOLUTE_PATHS
+
+
+class ChangeBackingFile(QapiStruct, kw_only=True, frozen=True):
+    """Arguments of `change-backing-file`."""
+
+    device: str
+    image_node_name: str
+    backing_file: str
 
 
 class BlockdevSnapshotInternal(QapiStruct, kw_only=True, frozen=True):

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from vhostblk.block.errors import BlockError
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
 from vhostblk.qmp.registry import command
+from vhostblk.schema.amend import BlockdevAmend, BlockdevCheck, ImageCheck
+from vhostblk.schema.base import UNSET, UnsetType
 from vhostblk.schema.create import BlockdevCreate  # noqa: TC001 (read at run time)
 
 
@@ -12,3 +15,38 @@ from vhostblk.schema.create import BlockdevCreate  # noqa: TC001 (read at run ti
 async def blockdev_create(daemon: Daemon, arguments: BlockdevCreate) -> None:
     """Start a job that creates an image."""
     daemon.create_image(arguments.job_id, arguments.options)
+
+
+@command("x-blockdev-amend", features=("unstable",))
+async def blockdev_amend(daemon: Daemon, arguments: BlockdevAmend) -> None:
+    """Start a job that changes what an image was created with."""
+    from vhostblk.block.amend import AmendJob
+
+    node = daemon.graph.find(arguments.node_name)
+    daemon.jobs.start(AmendJob(arguments.job_id, node, arguments.options))
+
+
+@command("x-vhostblk-blockdev-check", features=("unstable",))
+async def blockdev_check(daemon: Daemon, arguments: BlockdevCheck) -> ImageCheck:
+    """Check an image, and repair it if that is asked for; its users wait meanwhile."""
+    node = daemon.graph.find_exactly(arguments.node_name)
+    if arguments.repair and node.read_only:
+        raise BlockError(f"Node '{node.node_name}' is read only")
+    try:
+        found = await node.check_image(repair=arguments.repair)
+    except OSError as error:
+        raise BlockError(error.strerror or str(error)) from error
+    return ImageCheck(
+        filename=node.filename,
+        format=node.driver,
+        check_errors=0,
+        corruptions=_some(found.corruptions - found.corruptions_fixed),
+        leaks=_some(found.leaks - found.leaks_fixed),
+        corruptions_fixed=_some(found.corruptions_fixed),
+        leaks_fixed=_some(found.leaks_fixed),
+    )
+
+
+def _some(count: int) -> int | UnsetType:
+    """Leave zero out, as QEMU does."""
+    return count or UNSET

@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands on internal snapshots."""
+"""Commands on snapshots: internal ones, and overlays."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from vhostblk.block.errors import NodeNotFoundError
+from vhostblk.block.graph import check_not_backing
 from vhostblk.block.node import BlockNode
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
 from vhostblk.qmp.errors import QmpError
 from vhostblk.qmp.registry import command
-from vhostblk.schema.base import UNSET
+from vhostblk.schema.base import UNSET, UnsetType
 from vhostblk.schema.snapshot import (
+    BlockdevSnapshot,
     BlockdevSnapshotDeleteInternal,
     BlockdevSnapshotInternal,
+    BlockdevSnapshotSync,
+    ChangeBackingFile,
+    NewImageMode,
     SnapshotInfo,
 )
 
@@ -40,6 +45,59 @@ def _snapshot_node(daemon: Daemon, name: str) -> Qcow2Node:
         )
     found: Qcow2Node = node  # type: ignore[assignment]  # told by its driver
     return found
+
+
+def _find(daemon: Daemon, name: str | UnsetType, device: str | UnsetType = UNSET) -> BlockNode:
+    """Return a node; there are no devices that could be meant instead."""
+    name = name if isinstance(name, str) else ""
+    try:
+        return daemon.graph.find_exactly(name)
+    except NodeNotFoundError:
+        shown = device if isinstance(device, str) else ""
+        raise QmpError(f"Cannot find device='{shown}' nor node-name='{name}'") from None
+
+
+@command("blockdev-snapshot", features=("allow-write-only-overlay",))
+async def blockdev_snapshot(daemon: Daemon, arguments: BlockdevSnapshot) -> None:
+    """Put a node that lies on nothing yet on another, in the place of that."""
+    base = _find(daemon, arguments.node, arguments.node)
+    check_not_backing(base)
+    overlay = _find(daemon, arguments.overlay, arguments.overlay)
+    await daemon.graph.append(base, overlay)
+
+
+@command("blockdev-snapshot-sync")
+async def blockdev_snapshot_sync(daemon: Daemon, arguments: BlockdevSnapshotSync) -> None:
+    """Make a file, open it, and put it on a node in the place of that."""
+    from vhostblk.block.overlay import snapshot_to_file
+
+    base = _find(daemon, arguments.node_name, arguments.device)
+    check_not_backing(base)
+    name = arguments.snapshot_node_name
+    if not isinstance(name, str):
+        raise QmpError("New overlay node-name missing")
+    if any(node.node_name == name for node in daemon.graph):
+        raise QmpError("New overlay node-name already in use")
+    await snapshot_to_file(
+        daemon.graph,
+        base,
+        arguments.snapshot_file,
+        driver=arguments.format if isinstance(arguments.format, str) else "qcow2",
+        node_name=name,
+        create=arguments.mode is not NewImageMode.EXISTING,
+    )
+
+
+@command("change-backing-file")
+async def change_backing_file(daemon: Daemon, arguments: ChangeBackingFile) -> None:
+    """Have an image name another backing file, for whoever opens it next."""
+    from vhostblk.block.overlay import rename_backing_file
+
+    top = _find(daemon, arguments.device, arguments.device)
+    if any(isinstance(edge.parent, BlockNode) for edge in top.parents):
+        raise QmpError("Need a root block node")
+    image = _find(daemon, arguments.image_node_name)
+    await rename_backing_file(daemon.graph, top, image, arguments.backing_file)
 
 
 @command("blockdev-snapshot-internal-sync")

@@ -25,23 +25,12 @@ from vhostblk.block.drivers.qcow2.refcounts import RefBlock
 from vhostblk.block.drivers.qcow2.references import gather_references
 from vhostblk.block.drivers.qcow2.transfer import read_array, write_array
 from vhostblk.block.edge import os_error
+from vhostblk.block.node import CheckResult
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhostblk.block.drivers.qcow2.image import Image
-
-
-@dataclass
-class CheckResult:
-    """What was found, in QEMU's terms (`ImageCheck`)."""
-
-    #: Clusters that have a lower refcount than references, or wrong flags; entries that can't be.
-    corruptions: int = 0
-    #: Clusters that nothing refers to, as often as the refcount says.
-    leaks: int = 0
-    corruptions_fixed: int = 0
-    leaks_fixed: int = 0
 
 
 async def check(image: Image, *, repair: bool) -> CheckResult:

@@ -150,7 +150,7 @@ MAX_BITMAPS = 65535
 MAX_BITMAP_DIRECTORY_BYTES = 1024 * MAX_BITMAPS
 MAX_BITMAP_NAME = 1023
 MAX_CLUSTER_OFFSET = (1 << 56) - 1
-MAX_BACKING_NAME = 1023
+MAX_BACKING_NAME, MAX_FORMAT_NAME = 1023, 15
 #: Longest data file name: what the first cluster has room for is checked, too.
 INT64_MAX = (1 << 63) - 1
 

@@ -19,7 +19,7 @@ from vhostblk.block import inherit
 from vhostblk.block.drivers.preallocation import no_pause
 from vhostblk.block.drivers.qcow2.backing import DATA_FILE, open_backing, open_data_file
 from vhostblk.block.drivers.qcow2.image import Image, read_header
-from vhostblk.block.drivers.qcow2.layout import MAX_BACKING_NAME, Incompatible
+from vhostblk.block.drivers.qcow2.layout import MAX_BACKING_NAME, MAX_FORMAT_NAME, Incompatible
 from vhostblk.block.drivers.qcow2.mapping import READ, READ_ZERO, Kind
 from vhostblk.block.drivers.qcow2.options import settle
 from vhostblk.block.edge import notify_resize, os_error
@@ -34,9 +34,11 @@ from vhostblk.schema.common import PreallocMode
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from vhostblk.block.drivers.qcow2.header import Header
     from vhostblk.block.drivers.qcow2.snapshots import Snapshot
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
+    from vhostblk.block.node import CheckResult
     from vhostblk.engine.extents import ExtentMap
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Qcow2Node(BlockNode):
     """A qcow2 image: children "file", and perhaps "data-file" and "backing"."""
 
     driver = "qcow2"
+    supports_backing = True
     mutable_options = frozenset(
         {
             "lazy_refcounts",
@@ -87,8 +90,18 @@ class Qcow2Node(BlockNode):
         await open_data_file(node, graph, parsed)
         settings = settle(options, parsed)
         await open_backing(node, graph, parsed)
+        node._note_backing_name(parsed)
         await node._take_image(Image(*node._edges(), parsed, settings))
         return node
+
+    def _note_backing_name(self, parsed: Header) -> None:
+        from vhostblk.block.describe import image_name
+
+        backing = self.children.get(inherit.BACKING)
+        if backing is not None and self.options.backing is UNSET:
+            self.auto_backing_name = image_name(backing.node)
+        elif parsed.backing_file:
+            self.auto_backing_name = parsed.backing_file.decode(errors="replace")
 
     def _edges(self) -> tuple[Edge, Edge, Edge | None]:
         """Return the ways to metadata, data and backing file."""
@@ -355,22 +368,35 @@ class Qcow2Node(BlockNode):
                 if image.commit.dirty:
                     await image.commit.write()
 
+    async def check_image(self, *, repair: bool) -> CheckResult:
+        from vhostblk.block.drivers.qcow2.check import check
+
+        image = self._image
+        async with self._graph.drained([self]), image.lock:
+            image.check_usable()
+            if image.writable:
+                await image.commit.write_all()
+            image.tables.clear()
+            return await check(image, repair=repair)
+
+    def backing_changed(self) -> None:
+        self._image.backing = self.children.get(inherit.BACKING)
+        self._image.new_publisher()
+
     # What the header says of the backing file.
 
-    async def change_backing_file(self, name: str, kind: str | None) -> None:
-        """Have the image name another backing file, and its format; raises OSError.
-
-        Which node is in use as the backing file stays as it is.
-        """
+    async def change_backing_file(self, name: str, driver: str | None) -> None:
         image = self._image
         raw = name.encode(errors="surrogateescape")
+        if driver is not None and len(driver.encode()) > MAX_FORMAT_NAME:
+            raise os_error(errno.EINVAL)
         if len(raw) > MAX_BACKING_NAME or image.header.raw_data_file:
             raise os_error(errno.EINVAL)
         async with image.lock:
             image.check_usable()
             before = (image.header.backing_file, image.header.backing_format)
             image.header.backing_file = raw
-            image.header.backing_format = None if kind is None else kind.encode()
+            image.header.backing_format = None if driver is None else driver.encode()
             try:
                 await image.update_header()
                 await image.file.flush()
@@ -380,6 +406,7 @@ class Qcow2Node(BlockNode):
             except OSError:
                 image.header.backing_file, image.header.backing_format = before
                 raise
+        self.auto_backing_name = name
 
     # Internal snapshots.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.drivers.qcow2.check import CheckResult, check_flags
+from vhostblk.block.drivers.qcow2.check import check_flags
 from vhostblk.block.drivers.qcow2.layout import (
     COMPRESSED,
     COPIED,
@@ -26,6 +26,7 @@ from vhostblk.block.drivers.qcow2.references import Tally, add_tree, gather_refe
 from vhostblk.block.drivers.qcow2.snapshots import Snapshot, encode_table
 from vhostblk.block.drivers.qcow2.transfer import read_array, write_array, write_bytes
 from vhostblk.block.edge import os_error
+from vhostblk.block.node import CheckResult
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""External snapshots: an overlay takes a node's place, and the node becomes its backing image.
+
+All users of the node, block backends and nodes alike, come to use the overlay; their edges stay the
+same objects. Then the node is only read any more, and is made read-only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vhostblk.block import reopen
+from vhostblk.block.activation import grant_backend
+from vhostblk.block.allocation import links, next_image
+from vhostblk.block.create import create_image
+from vhostblk.block.describe import image_name
+from vhostblk.block.drain import users_of, with_descendants
+from vhostblk.block.drivers.qcow2.backing import full_name
+from vhostblk.block.edge import Edge, flush_node
+from vhostblk.block.errors import BlockError
+from vhostblk.block.graph import check_not_backing
+from vhostblk.block.inherit import BACKING
+from vhostblk.block.node import BlockNode
+from vhostblk.block.permission_update import check_conflicts, cumulative, update_permissions
+from vhostblk.block.permissions import Perm
+from vhostblk.schema.blockdev import BlockdevOptions
+from vhostblk.schema.convert import from_json
+from vhostblk.schema.create import BlockdevCreateOptionsFile, BlockdevCreateOptionsQcow2
+from vhostblk.schema.drivers.file import BlockdevOptionsFile
+from vhostblk.schema.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vhostblk.block.graph import Graph
+
+logger = logging.getLogger(__name__)
+
+SECTOR = 512
+
+
+class OverlayAction:
+    """`blockdev-snapshot`: put `overlay`, which has no backing image, on `base`; an `Action`."""
+
+    def __init__(self, graph: Graph, base: BlockNode, overlay: BlockNode) -> None:
+        self._graph = graph
+        self._base = base
+        self._overlay = overlay
+        self._undo: list[Callable[[], None]] = []
+
+    def nodes(self) -> list[BlockNode]:
+        """Return both."""
+        return [self._base, self._overlay]
+
+    async def prepare(self) -> None:
+        """Change the graph."""
+        base = self._base
+        check_not_backing(base)
+        if not base.read_only and base.active:
+            try:
+                await flush_node(base)
+            except OSError as error:
+                raise BlockError(
+                    f"Write to node '{base.node_name}' failed: {error.strerror}"
+                ) from error
+        self._check()
+        try:
+            self._append()
+        except BaseException:
+            self._take_back()
+            raise
+        self._refresh()
+
+    def _check(self) -> None:
+        base, overlay = self._base, self._overlay
+        if cumulative(overlay)[0] & Perm.CONSISTENT_READ:
+            raise BlockError("The overlay is already in use")
+        if overlay.is_filter:
+            raise BlockError("Filters cannot be used as overlays")
+        if BACKING in overlay.children:
+            raise BlockError("The overlay already has a backing image")
+        if not overlay.supports_backing:
+            raise BlockError("The overlay does not support backing images")
+        if overlay in with_descendants([base]):
+            raise BlockError(
+                f"Making '{base.node_name}' a {BACKING} child of '{overlay.node_name}' would "
+                "create a cycle"
+            )
+        if overlay.active and not base.active:
+            raise BlockError(
+                f"Inactive '{base.node_name}' can't be a {BACKING} child of active "
+                f"'{overlay.node_name}'"
+            )
+
+    def _append(self) -> None:
+        base, overlay = self._base, self._overlay
+        below = with_descendants([overlay])
+        moved = [edge for edge in base.parents if edge.parent not in below]
+        for edge in moved:
+            if edge.frozen:
+                raise BlockError(
+                    f"Cannot change frozen '{edge.role}' link from "
+                    f"{edge.parent.description} to '{base.node_name}'"
+                )
+            self._undo.append(reopen.moved(edge, overlay))
+        backing = Edge(overlay, BACKING, base)
+        base.parents.append(backing)
+        overlay.children[BACKING] = backing
+        overlay.backing_changed()
+        self._undo.append(self._remove_backing)
+        for edge in moved:
+            if not isinstance(edge.parent, BlockNode):
+                grant_backend(edge)
+            elif edge.parent.active and not overlay.active:
+                raise BlockError(
+                    f"Inactive '{overlay.node_name}' can't be a {edge.role} child of active "
+                    f"'{edge.parent.node_name}'"
+                )
+            check_conflicts(edge)
+        update_permissions([overlay, base])
+
+    def _remove_backing(self) -> None:
+        edge = self._overlay.children.pop(BACKING)
+        self._base.parents.remove(edge)
+        self._overlay.backing_changed()
+
+    def _take_back(self) -> None:
+        for step in reversed(self._undo):
+            step()
+        self._undo.clear()
+        update_permissions([self._base, self._overlay])
+        self._refresh()
+
+    def _refresh(self) -> None:
+        reopen.refresh([self._base, self._overlay])
+        for backend in users_of([self._base, self._overlay]):
+            backend.child_resized()
+
+    async def abort(self) -> None:
+        """Change the graph back."""
+        self._take_back()
+
+    async def commit(self) -> None:
+        """Make the node read-only; that it fails does no harm, as nobody writes to it."""
+        try:
+            await self._graph.make_read_only(self._base)
+        except BlockError as error:
+            logger.warning("node '%s' stays writable: %s", self._base.node_name, error)
+
+
+async def rename_backing_file(graph: Graph, top: BlockNode, image: BlockNode, name: str) -> None:
+    """`change-backing-file`: have an image in the chain of `top` name another backing file.
+
+    The format is that of the node that it lies on now. A read-only image is writable meanwhile.
+    Raises BlockError.
+    """
+    below = next_image(image)
+    if below is None:
+        raise BlockError("not allowing backing file change on an image without a backing file")
+    if image is not top and all(edge.node is not image for edge in links(top)):
+        raise BlockError(f"'{top.node_name}' and image file are not in the same chain")
+    async with graph.changing():
+        was_read_only = image.read_only
+        await graph.make_read_only(image, read_only=False)
+        try:
+            await image.change_backing_file(name, below.driver)
+        except OSError as error:
+            raise BlockError(
+                f"Could not change backing file to '{name}': {error.strerror}"
+            ) from error
+        finally:
+            await graph.make_read_only(image, read_only=was_read_only)
+
+
+async def snapshot_to_file(
+    graph: Graph, base: BlockNode, filename: str, *, driver: str, node_name: str, create: bool
+) -> None:
+    """`blockdev-snapshot-sync`: put an overlay in a file on `base`; raises BlockError.
+
+    `create`: the file is made, with `base` as its backing file. Where that fails it is removed.
+    """
+    path = full_name(filename, "")
+    if create:
+        _check_creatable(driver)
+    is_new = create and not await asyncio.to_thread(os.path.lexists, path)
+    try:
+        if create:
+            await _create(graph, path, base.size)
+        async with graph.borrowed(_definition(base, path, driver, node_name)) as overlay:
+            if create:
+                await _name_backing_file(overlay, base)
+            await graph.append(base, overlay)
+    except BaseException:
+        if is_new:
+            await asyncio.to_thread(Path(path).unlink, missing_ok=True)
+        raise
+
+
+def _check_creatable(driver: str) -> None:
+    from vhostblk.schema.create import BlockdevCreateOptions
+
+    if BlockdevCreateOptions.find_branch(driver) is None:
+        raise BlockError(f"Unknown file format '{driver}'")
+    if driver in ("raw", "file"):
+        raise BlockError(f"Backing file not supported for file format '{driver}'")
+    if driver != "qcow2":
+        raise BlockError(f"Format driver '{driver}' does not support image creation")
+
+
+async def _create(graph: Graph, path: str, size: int) -> None:
+    """Make a qcow2 image of the size that a disk has."""
+    file = BlockdevCreateOptionsFile(filename=path, size=0)
+    image = BlockdevCreateOptionsQcow2(
+        file=BlockdevOptionsFile(filename=path), size=-(-size // SECTOR) * SECTOR
+    )
+    try:
+        for options in (file, image):
+            await create_image(options, graph)
+    except OSError as error:
+        raise BlockError(error.strerror or str(error)) from error
+
+
+async def _name_backing_file(overlay: BlockNode, base: BlockNode) -> None:
+    name = image_name(base)
+    try:
+        await overlay.change_backing_file(name, base.driver)
+    except OSError as error:
+        raise BlockError(
+            f"Could not assign backing file '{name}' with format '{base.driver}': {error.strerror}"
+        ) from error
+
+
+def _definition(base: BlockNode, path: str, driver: str, node_name: str) -> Any:
+    """Return the options of an overlay that treats storage as the node below does."""
+    options = base.options
+    tree: dict[str, Any] = {
+        "driver": driver,
+        "node-name": node_name,
+        "file": {"driver": "file", "filename": path},
+        "read-only": base.read_only,
+        "discard": options.discard.value,
+        "cache": {"direct": options.cache.direct, "no-flush": options.cache.no_flush},
+    }
+    if driver == "qcow2":
+        tree["backing"] = None
+    try:
+        return from_json(BlockdevOptions, tree)
+    except OptionError as error:
+        raise BlockError(str(error)) from error
