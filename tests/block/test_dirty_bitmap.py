@@ -80,10 +80,10 @@ def test_runs_are_found(
 ) -> None:
     bitmap = DirtyBitmap("b", bits, size)
     model = changed(bitmap, changes)
-    found = list(bitmap.areas(start, stop))
+    found, last = list(bitmap.areas(start, stop)), min(stop, size)
     assert {sector for area in found for sector in sectors(*area)} == {
         sector
-        for sector in (sectors(start, min(stop, size) - start) if start < stop else ())
+        for sector in (sectors(start, last - start) if start < last else ())
         if sector << 9 >> bits in model
     }
     for (offset, length), (after, _) in pairwise(found):

@@ -12,6 +12,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from vhostblk.block import node_bitmaps
 from vhostblk.block.drain import users_of
 from vhostblk.block.errors import BlockError
 from vhostblk.block.node import BlockNode
@@ -76,6 +77,9 @@ def inactivate(nodes: list[BlockNode]) -> None:
     """Make nodes inactive; drained, flushed, and checked by `to_inactivate`. Never fails."""
     for node in nodes:
         node.active = False
+        # The image has them; another process may change them there.
+        node.bitmaps = [each for each in node.bitmaps if not each.persistent]
+        node_bitmaps.refresh(node)
         for edge in _backend_edges(node):
             edge.perm, edge.shared, edge.shared_outside = Perm.NONE, Perm.ALL, Perm.ALL
     update_permissions(nodes)

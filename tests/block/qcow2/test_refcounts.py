@@ -3,12 +3,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vhostblk.block.drivers.qcow2.bitmaps import Bitmap, encode_directory, parse_directory
+from vhostblk.block.drivers.qcow2.bitmaps import (
+    Bitmap,
+    encode_directory,
+    parse_directory,
+    table_is_good,
+)
+from vhostblk.block.drivers.qcow2.layout import Geometry
 from vhostblk.block.drivers.qcow2.refcounts import pack, unpack
 from vhostblk.block.drivers.qcow2.snapshots import (
     Incomplete,
@@ -66,28 +75,63 @@ def test_hostile_snapshot_tables_end_in_an_error(data: bytes, count: int) -> Non
     assert len(table.entries) == count
 
 
+GEOMETRY = Geometry(3, 16, 4, extended_l2=False, external_data=False)
 bitmap_entries = st.builds(
     Bitmap,
-    name=names,
-    table_offset=st.integers(0, 1 << 60),
-    table_size=st.integers(0, 1 << 20),
-    flags=st.integers(0, 7),
-    type=st.just(1),
+    name=names.filter(lambda name: b"\0" not in name),
+    table_offset=st.integers(1, 1 << 30).map(lambda cluster: cluster << 16),
+    table_size=st.integers(2, 1 << 13),
+    flags=st.integers(0, 3),
     granularity_bits=st.integers(9, 31),
-    extra=names,
 )
 
 
 @given(st.lists(bitmap_entries, min_size=1, max_size=5))
 def test_bitmap_directories_are_parsed(entries: list[Bitmap]) -> None:
-    assert parse_directory(encode_directory(entries), len(entries)) == entries
+    data = encode_directory(entries)
+    assert parse_directory(data, len(entries), GEOMETRY, 1 << 29) == entries
+    for count, text in ((len(entries) - 1, "^More"), (len(entries) + 1, "^Less")):
+        with pytest.raises(BlockError, match=text):
+            parse_directory(data, count, GEOMETRY, 1 << 29)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"table_offset": 0},
+        {"table_offset": 4096},
+        {"table_size": 0},
+        {"table_size": (1 << 13) + 1},
+        {"table_size": 1},
+        {"flags": 4},
+        {"granularity_bits": 8},
+        {"granularity_bits": 32},
+        {"name": b"x" * 1024},
+    ],
+)
+def test_entries_of_a_directory_that_can_t_be_are_refused(members: dict[str, Any]) -> None:
+    good = Bitmap(b"b", 1 << 16, 2, 0, 9)
+    bad = replace(good, **members)
+    with pytest.raises(BlockError, match=r"^Bitmap '[bx]*' doesn't satisfy the constraints$"):
+        parse_directory(encode_directory([good, bad]), 2, GEOMETRY, 1 << 29)
 
 
 @settings(max_examples=200)
 @given(st.binary(max_size=300), st.integers(0, 5))
 def test_hostile_bitmap_directories_end_in_an_error(data: bytes, count: int) -> None:
     try:
-        found = parse_directory(data, count)
+        found = parse_directory(data, count, GEOMETRY, 1 << 20)
     except BlockError:
         return
     assert len(found) == count
+
+
+@given(st.lists(st.one_of(st.integers(0, (1 << 64) - 1), st.integers(0, 511)), max_size=4))
+def test_tables_of_bitmaps_are_checked(words: list[int]) -> None:
+    expected = all(
+        not word & 0xFF00_0000_0000_01FE
+        and not word & 0x00FF_FFFF_FFFF_FE00 & 0xFFFF
+        and (word < 1 << 16 or not word & 1)
+        for word in words
+    )
+    assert table_is_good(np.array(words, np.uint64), GEOMETRY) == expected

@@ -1,15 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Persistent dirty bitmaps (section "Bitmaps"): the directory, parsed and encoded, pure."""
+"""Persistent dirty bitmaps (section "Bitmaps"): directory and tables, parsed and encoded, pure.
+
+As in QEMU, what the specification lets newer programs add (flags, types, extra data) is refused
+rather than carried along: nobody knows what a write would have to do to it.
+"""
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vhostblk.block.drivers.qcow2 import layout
-from vhostblk.block.drivers.qcow2.layout import BITMAP_ENTRY
 from vhostblk.block.errors import BlockError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from vhostblk.block.drivers.qcow2.layout import Geometry
+
+_ENTRY = struct.Struct(">QIIBBHI")
+_TYPE_DIRTY = 1
+_KNOWN_FLAGS = layout.BITMAP_IN_USE | layout.BITMAP_AUTO
+#: Table entries: either an offset, or a flag that all bits are set; the rest is reserved.
+_RESERVED = np.uint64(0xFF00_0000_0000_01FE)
+_OFFSET = np.uint64(layout.OFFSET_MASK)
+_ALL_ONES = np.uint64(1)
 
 
 @dataclass
@@ -21,9 +41,12 @@ class Bitmap:
     #: In entries.
     table_size: int
     flags: int
-    type: int
     granularity_bits: int
-    extra: bytes = b""
+
+    @property
+    def text(self) -> str:
+        """The name as users see it."""
+        return self.name.decode(errors="replace")
 
     @property
     def in_use(self) -> bool:
@@ -36,55 +59,92 @@ class Bitmap:
         return bool(self.flags & layout.BITMAP_AUTO)
 
 
-def parse_directory(data: bytes, count: int) -> list[Bitmap]:
-    """Parse the directory of `count` bitmaps; raises BlockError."""
+def parse_directory(data: bytes, count: int, geometry: Geometry, size: int) -> list[Bitmap]:
+    """Parse the directory of `count` bitmaps of a disk of `size` bytes; raises BlockError."""
+    if not data:
+        raise BlockError("Requested bitmap directory size is zero")
     found: list[Bitmap] = []
     position = 0
     while position < len(data):
-        if position + BITMAP_ENTRY.itemsize > len(data):
+        start = position + _ENTRY.size
+        if start > len(data):
             raise BlockError("Broken bitmap directory")
-        raw = np.frombuffer(data, BITMAP_ENTRY, 1, position)[0]
-        extra, name = int(raw["extra_data_size"]), int(raw["name_size"])
-        start = position + BITMAP_ENTRY.itemsize
-        end = start + extra + name
-        if len(found) == count or end > len(data) or name > layout.MAX_BITMAP_NAME:
-            raise BlockError("Broken bitmap directory")
-        table_size = int(raw["table_size"])
-        if table_size > 0x0800_0000 // 8 or not 9 <= int(raw["granularity_bits"]) <= 31:
-            raise BlockError("Broken bitmap directory")
-        found.append(
-            Bitmap(
-                name=data[start + extra : end],
-                table_offset=int(raw["table_offset"]),
-                table_size=table_size,
-                flags=int(raw["flags"]),
-                type=int(raw["type"]),
-                granularity_bits=int(raw["granularity_bits"]),
-                extra=data[start : start + extra],
-            )
+        if len(found) == count:
+            raise BlockError("More bitmaps found than specified in header extension")
+        table_offset, table_size, flags, kind, granularity_bits, name_size, extra = (
+            _ENTRY.unpack_from(data, position)
         )
-        position = -(-end // 8) * 8
+        position = -(-(start + extra + name_size) // 8) * 8
+        if position > len(data):
+            raise BlockError("Broken bitmap directory")
+        if extra:
+            raise BlockError("Bitmap extra data is not supported")
+        name = data[start : start + name_size].split(b"\0", 1)[0]
+        bitmap = Bitmap(name, table_offset, table_size, flags, granularity_bits)
+        if kind != _TYPE_DIRTY or name_size > layout.MAX_BITMAP_NAME:
+            raise _bad_entry(bitmap)
+        _check_entry(bitmap, geometry, size)
+        found.append(bitmap)
     if len(found) != count:
-        raise BlockError("Broken bitmap directory")
+        raise BlockError("Less bitmaps found than specified in header extension")
     return found
 
 
-def encode_directory(bitmaps: list[Bitmap]) -> bytes:
+def _bad_entry(bitmap: Bitmap) -> BlockError:
+    return BlockError(f"Bitmap '{bitmap.text}' doesn't satisfy the constraints")
+
+
+def _check_entry(bitmap: Bitmap, geometry: Geometry, size: int) -> None:
+    stored = bitmap.table_size << geometry.cluster_bits
+    if (
+        not bitmap.table_size
+        or not bitmap.table_offset
+        or bitmap.table_offset & (geometry.cluster_size - 1)
+        or bitmap.table_offset > layout.MAX_CLUSTER_OFFSET
+        or not layout.MIN_GRANULARITY_BITS <= bitmap.granularity_bits <= layout.MAX_GRANULARITY_BITS
+        or bitmap.flags & ~_KNOWN_FLAGS
+        or stored > layout.MAX_BITMAP_BYTES
+        # Of those in use the size may be wrong as well.
+        or (not bitmap.in_use and size > stored << 3 + bitmap.granularity_bits)
+    ):
+        raise _bad_entry(bitmap)
+
+
+def entry_size(name: bytes) -> int:
+    """Return how many bytes of the directory a bitmap takes."""
+    return -(-(_ENTRY.size + len(name)) // 8) * 8
+
+
+def encode_directory(bitmaps: Iterable[Bitmap]) -> bytes:
     """Undo `parse_directory`."""
     parts: list[bytes] = []
     for each in bitmaps:
-        raw = np.zeros(1, BITMAP_ENTRY)
-        values = {
-            "table_offset": each.table_offset,
-            "table_size": each.table_size,
-            "flags": each.flags,
-            "type": each.type,
-            "granularity_bits": each.granularity_bits,
-            "name_size": len(each.name),
-            "extra_data_size": len(each.extra),
-        }
-        for name, value in values.items():
-            raw[name] = value
-        entry = raw.tobytes() + each.extra + each.name
-        parts.append(entry.ljust(-(-len(entry) // 8) * 8, b"\0"))
+        entry = _ENTRY.pack(
+            each.table_offset,
+            each.table_size,
+            each.flags,
+            _TYPE_DIRTY,
+            each.granularity_bits,
+            len(each.name),
+            0,
+        )
+        parts.append((entry + each.name).ljust(entry_size(each.name), b"\0"))
     return b"".join(parts)
+
+
+def table_is_good(table: NDArray[np.uint64], geometry: Geometry) -> bool:
+    """Tell whether a bitmap's table has only entries that can be."""
+    offsets = table & _OFFSET
+    misplaced = (offsets & np.uint64(geometry.cluster_size - 1)) != 0
+    contradictory = (offsets != 0) & ((table & _ALL_ONES) != 0)
+    return not ((table & _RESERVED) != 0).any() and not (misplaced | contradictory).any()
+
+
+def table_offsets(table: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return where clusters of a bitmap are; 0: nowhere, as all their bits are alike."""
+    return table & _OFFSET
+
+
+def table_ones(table: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Tell of which clusters all bits are set."""
+    return (table & _ALL_ONES) != 0

@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any
 from vhostblk.block.drivers.qcow2.backing import full_name
 from vhostblk.block.drivers.qcow2.layout import COMPRESSION_ZSTD, Incompatible
 from vhostblk.block.errors import BlockError
-from vhostblk.schema.block_query import ImageInfoSpecific, ImageInfoSpecificQCow2
+from vhostblk.schema.block_query import (
+    ImageInfoSpecific,
+    ImageInfoSpecificQCow2,
+    Qcow2BitmapInfo,
+    Qcow2BitmapInfoFlags,
+)
 
 if TYPE_CHECKING:
+    from vhostblk.block.drivers.qcow2.bitmaps import Bitmap
     from vhostblk.block.drivers.qcow2.image import Image
 
 
@@ -42,6 +48,8 @@ def _specific(image: Image) -> ImageInfoSpecificQCow2:
             compat="0.10", refcount_bits=geometry.refcount_bits, compression_type=compression
         )
     members: dict[str, Any] = {}
+    if image.bitmaps.entries:
+        members["bitmaps"] = [_describe_bitmap(each) for each in image.bitmaps.entries]
     if geometry.external_data:
         members["data_file_raw"] = header.raw_data_file
         if header.data_file is not None:
@@ -55,3 +63,10 @@ def _specific(image: Image) -> ImageInfoSpecificQCow2:
         compression_type=compression,
         **members,
     )
+
+
+def _describe_bitmap(bitmap: Bitmap) -> Qcow2BitmapInfo:
+    flags = [Qcow2BitmapInfoFlags.IN_USE] if bitmap.in_use else []
+    if bitmap.records:
+        flags.append(Qcow2BitmapInfoFlags.AUTO)
+    return Qcow2BitmapInfo(name=bitmap.text, granularity=1 << bitmap.granularity_bits, flags=flags)

@@ -28,6 +28,9 @@ from vhostblk.block.errors import BlockError
 #: What has to be read before the cluster size is known.
 PROBE_BYTES = HEADER.itemsize
 
+#: Headers of clusters of this size or less have no room for the names of features.
+_NO_NAMES = 4096
+
 #: Names of feature bits that are written to images: (type, bit, name).
 FEATURE_NAMES = (
     (0, 0, "dirty bit"),
@@ -363,23 +366,24 @@ def encode(header: Header) -> bytes:
 
 def _extensions(header: Header) -> list[tuple[int, bytes]]:
     found: list[tuple[int, bytes]] = []
+    if header.bitmaps is not None:
+        # First, so that it is in one sector with the feature bit that makes it valid.
+        bitmaps = np.zeros(1, layout.BITMAPS_EXTENSION)
+        bitmaps["nb_bitmaps"], bitmaps["directory_size"], bitmaps["directory_offset"] = (
+            header.bitmaps
+        )
+        found.append((layout.EXT_BITMAPS, bitmaps.tobytes()))
     if header.backing_format is not None:
         found.append((layout.EXT_BACKING_FORMAT, header.backing_format))
     if header.data_file is not None:
         found.append((layout.EXT_DATA_FILE, header.data_file))
     if header.encryption is not None:
         found.append((layout.EXT_ENCRYPTION, header.encryption))
-    if header.version >= 3:
+    if header.version >= 3 and header.geometry.cluster_size > _NO_NAMES:
         names = np.zeros(len(FEATURE_NAMES), layout.FEATURE_NAME)
         for index, (kind, bit, text) in enumerate(FEATURE_NAMES):
             names[index] = (kind, bit, text.encode().ljust(46, b"\0"))
         found.append((layout.EXT_FEATURE_NAMES, names.tobytes()))
-    if header.bitmaps is not None:
-        bitmaps = np.zeros(1, layout.BITMAPS_EXTENSION)
-        bitmaps["nb_bitmaps"], bitmaps["directory_size"], bitmaps["directory_offset"] = (
-            header.bitmaps
-        )
-        found.append((layout.EXT_BITMAPS, bitmaps.tobytes()))
     return found + header.unknown_extensions
 
 

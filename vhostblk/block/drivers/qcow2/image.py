@@ -19,7 +19,7 @@ import numpy as np
 
 from vhostblk.block.drivers.qcow2 import compressed, header, layout
 from vhostblk.block.drivers.qcow2.allocator import Allocator
-from vhostblk.block.drivers.qcow2.bitmaps import parse_directory
+from vhostblk.block.drivers.qcow2.bitmap_store import BitmapStore
 from vhostblk.block.drivers.qcow2.commit import Commit
 from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK, Autoclear, Incompatible
 from vhostblk.block.drivers.qcow2.overlap import Overlap
@@ -70,6 +70,7 @@ class Image:
         self.writable = False
         self.lock = Mutex()
         self.snapshots = SnapshotTable()
+        self.bitmaps = BitmapStore(self)
         self.on_corruption: Callable[[str, int, int, bool], object] = _no_listener
         self._signalled = False
         self._marking: set[asyncio.Task[None]] = set()
@@ -110,6 +111,7 @@ class Image:
             entries = parsed.reftable_clusters << geometry.cluster_bits >> 3
             reftable = await read_array(self.file, parsed.reftable_offset, entries, ">u8")
             self.snapshots = await self._read_snapshots()
+            await self.bitmaps.load_directory()
         except OSError as error:
             raise BlockError(f"Could not read qcow2 metadata: {error.strerror}") from error
         settings = self.settings
@@ -187,8 +189,6 @@ class Image:
             parsed.autoclear &= int(Autoclear.ALL)
             parsed.stale_bitmaps = False
             await self.update_header()
-        if parsed.bitmaps is not None:
-            await self._refuse_bitmaps(parsed.bitmaps)
         if parsed.incompatible & Incompatible.DIRTY:
             from vhostblk.block.drivers.qcow2.check import check
 
@@ -197,17 +197,6 @@ class Image:
                 await check(self, repair=True)
             except OSError as error:
                 raise BlockError(f"Could not repair dirty image: {error.strerror}") from error
-
-    async def _refuse_bitmaps(self, extension: header.BitmapsExtension) -> None:
-        """Refuse to write where a bitmap would have to know of it."""
-        raw = await read_bytes(self.file, extension.offset, extension.size)
-        for bitmap in parse_directory(raw, extension.number):
-            if bitmap.records and not bitmap.in_use:
-                name = bitmap.name.decode(errors="replace")
-                raise BlockError(
-                    f"qcow2: '{self.file.node.filename}': writing to images with active persistent "
-                    f"bitmaps is not supported (bitmap '{name}')"
-                )
 
     # Changing tables; the lock is held.
 

@@ -125,18 +125,7 @@ SNAPSHOT_EXTRA = np.dtype([("vm_state_size", ">u8"), ("disk_size", ">u8"), ("ico
 
 # Bitmaps.
 
-BITMAP_ENTRY = np.dtype(
-    [
-        ("table_offset", ">u8"),
-        ("table_size", ">u4"),
-        ("flags", ">u4"),
-        ("type", "u1"),
-        ("granularity_bits", "u1"),
-        ("name_size", ">u2"),
-        ("extra_data_size", ">u4"),
-    ]
-)
-BITMAP_IN_USE, BITMAP_AUTO, BITMAP_EXTRA_COMPATIBLE = 1, 2, 4
+BITMAP_IN_USE, BITMAP_AUTO = 1, 2
 
 # Limits, those of QEMU (`block/qcow2.h`).
 
@@ -149,6 +138,8 @@ MAX_SNAPSHOT_EXTRA_DATA = 1024
 MAX_BITMAPS = 65535
 MAX_BITMAP_DIRECTORY_BYTES = 1024 * MAX_BITMAPS
 MAX_BITMAP_NAME = 1023
+MAX_BITMAP_BYTES = 512 << 20
+MIN_GRANULARITY_BITS, MAX_GRANULARITY_BITS = 9, 31
 MAX_CLUSTER_OFFSET = (1 << 56) - 1
 MAX_BACKING_NAME, MAX_FORMAT_NAME = 1023, 15
 #: Longest data file name: what the first cluster has room for is checked, too.

@@ -15,7 +15,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block import inherit
+from vhostblk.block import inherit, node_bitmaps
 from vhostblk.block.drivers.preallocation import no_pause
 from vhostblk.block.drivers.qcow2.backing import DATA_FILE, open_backing, open_data_file
 from vhostblk.block.drivers.qcow2.image import Image, read_header
@@ -119,7 +119,32 @@ class Qcow2Node(BlockNode):
                 await image.prepare_writing()
             except OSError as error:
                 raise BlockError(f"Could not update qcow2 header: {error.strerror}") from error
+        if self.active:
+            await self._load_bitmaps()
         self._schedule_cleaning()
+
+    async def _load_bitmaps(self) -> None:
+        """Take over the bitmaps that the image keeps, in place of those that it kept before."""
+        image = self._image
+        former = {each.name: each for each in self.bitmaps if each.persistent}
+        loaded = await image.bitmaps.load()
+        names = {each.name for each in loaded}
+        bitmaps = [each for each in self.bitmaps if not each.persistent or each.name not in names]
+        for bitmap in loaded:
+            if any(each.name == bitmap.name for each in bitmaps):
+                raise BlockError(f"Bitmap already exists: {bitmap.name}")
+            known = former.get(bitmap.name)
+            if known is not None and not bitmap.inconsistent:
+                bitmap.disabled = known.disabled
+            bitmap.read_only = not image.writable
+            bitmaps.insert(0, bitmap)
+        if image.writable:
+            try:
+                await image.bitmaps.mark_in_use()
+            except OSError as error:
+                raise BlockError(f"Can't update bitmap directory: {error.strerror}") from error
+        self.bitmaps = bitmaps
+        node_bitmaps.refresh(self)
 
     def _schedule_cleaning(self) -> None:
         """Have tables that nobody uses dropped from the cache now and then."""
@@ -164,9 +189,62 @@ class Qcow2Node(BlockNode):
 
     async def give_up_writing(self) -> None:
         image = self._image
-        if image.writable and not image.unusable:
+        if not image.writable or image.unusable:
+            return
+        failed: OSError | None = None
+        async with image.lock:
+            try:
+                await image.bitmaps.store(self.bitmaps)
+            except OSError as error:
+                failed = error  # all else is put in order nevertheless
+            else:
+                self._lock_bitmaps(locked=True)
+            await image.commit.close()
+        if failed is not None:
+            raise OSError(
+                failed.errno,
+                f"Lost persistent bitmaps during inactivation of node '{self.node_name}': "
+                f"{failed.strerror}",
+            )
+
+    async def resume_writing(self) -> None:
+        image = self._image
+        if not image.writable or image.unusable:
+            return
+        try:
             async with image.lock:
-                await image.commit.close()
+                await image.bitmaps.mark_in_use()
+        except OSError as error:
+            image.unusable = True  # or the bitmaps would come to lack what is written
+            logger.error("%s: bitmaps can't be used: %s", self.filename, error.strerror)
+            return
+        self._lock_bitmaps(locked=False)
+
+    def _lock_bitmaps(self, *, locked: bool) -> None:
+        """Say of the bitmaps that are kept whether they may change."""
+        for bitmap in self.bitmaps:
+            if bitmap.persistent:
+                bitmap.read_only = locked
+        node_bitmaps.refresh(self)
+
+    async def check_new_bitmap(self, name: str, granularity: int) -> None:
+        if node_bitmaps.find(self, name) is not None:
+            raise BlockError(f"Bitmap already exists: {name}")
+        try:
+            self._image.bitmaps.check_new(name, granularity, self.bitmaps)
+        except BlockError as error:
+            raise BlockError(
+                f"Can't make bitmap '{name}' persistent in '{self.node_name}': {error}"
+            ) from error
+
+    async def remove_stored_bitmap(self, name: str) -> None:
+        image = self._image
+        async with image.lock:
+            try:
+                image.check_usable()
+                await image.bitmaps.remove(name)
+            except OSError as error:
+                raise BlockError(f"Failed to update bitmap extension: {error.strerror}") from error
 
     async def reload_image(self) -> None:
         """Start anew with what is in the file now; the children stay."""
@@ -477,6 +555,7 @@ class Qcow2Node(BlockNode):
 
         image = self._image
         image.check_usable()
+        image.bitmaps.check_resize(self.bitmaps)
         old_size = image.size
         async with image.lock:
             await resize(image, size, mode, pause)

@@ -139,16 +139,13 @@ def _add_clusters(tally: Tally, image: Image, words: NDArray[np.uint64], weight:
 
 
 async def _add_bitmaps(tally: Tally, image: Image) -> int:
-    from vhostblk.block.drivers.qcow2.bitmaps import parse_directory
-
     extension = image.header.bitmaps
     if extension is None:
         return 0
     bits = image.geometry.cluster_bits
     tally.add_range(bits, extension.offset, extension.size)
-    raw = await read_array(image.file, extension.offset, extension.size, np.uint8)
     wrong = 0
-    for bitmap in parse_directory(raw.tobytes(), extension.number):
+    for bitmap in image.bitmaps.entries:
         tally.add_range(bits, bitmap.table_offset, 8 * bitmap.table_size)
         table = await read_array(image.file, bitmap.table_offset, bitmap.table_size, ">u8")
         wrong += _add_pointers(tally, image, table.astype(np.uint64), OFFSET_MASK)

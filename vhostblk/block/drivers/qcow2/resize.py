@@ -36,8 +36,6 @@ async def resize(image: Image, size: int, mode: PreallocMode, pause: Pause) -> N
         raise OSError(errno.EINVAL, f"The new size must be a multiple of {_SECTOR}")
     if header.nb_snapshots and header.version < 3:
         raise OSError(errno.ENOTSUP, "Can't resize a v2 image which has snapshots")
-    if header.bitmaps is not None:
-        raise OSError(errno.ENOTSUP, "Cannot resize qcow2 images with persistent bitmaps")
     old_size = image.size
     if size < old_size:
         await _give_up_rest(image, size)
