@@ -28,6 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kills", type=int, default=3, help="deaths of the daemon in the crash test (100: long)"
     )
+    parser.addoption(
+        "--migrations", type=int, default=2, help="in the migration test, there and back (20: long)"
+    )
 
 
 @pytest.fixture
@@ -43,6 +46,11 @@ def soak(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def kills(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--kills"))
+
+
+@pytest.fixture
+def migrations(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--migrations"))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shlex
 import socket
 import subprocess
+import time
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Self
 
@@ -80,12 +81,15 @@ class Machine:
         cpus: int = 1,
         memory: int = 256,
         arguments: tuple[str, ...] = (),
+        incoming: bool = False,
     ) -> None:
+        """With `incoming` the guest does not boot, but comes from another machine: `migrate`."""
         self._directory = directory
         self._disks = disks
         self._cpus = cpus
         self._memory = memory
         self._extra = arguments
+        self._incoming = incoming
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._sockets: list[socket.socket] = []
@@ -95,7 +99,8 @@ class Machine:
     def __enter__(self) -> Self:
         self.start()
         try:
-            self.agent.wait_ready(BOOT_TIMEOUT)
+            if not self._incoming:
+                self.agent.wait_ready(BOOT_TIMEOUT)
         except BaseException:
             self.kill()
             raise
@@ -134,6 +139,8 @@ class Machine:
         command += ["-mon", "chardev=monitor,mode=control"]
         for disk in self._disks:
             command += disk.arguments()
+        if self._incoming:
+            command += ["-incoming", "defer"]
         return [*command, *self._extra]
 
     def start(self) -> None:
@@ -179,6 +186,32 @@ class Machine:
             raise GuestError(f"the guest does not switch off{self.explain()}") from None
         if status:
             raise GuestError(f"QEMU ended with status {status}{self.explain()}")
+
+    def migrate(self, target: Machine, timeout: float = 120.0) -> None:
+        """Move the guest to a machine that has been made for that, and end this one's QEMU.
+
+        A step that runs in the background goes on; `finish` it there.
+        """
+        address = f"unix:{target._directory}/migration.sock"
+        target.monitor.execute("migrate-incoming", {"uri": address})
+        self.monitor.execute("migrate", {"uri": address})
+        deadline = time.monotonic() + timeout
+        while (status := self.monitor.execute("query-migrate"))["status"] != "completed":
+            if status["status"] in ("failed", "cancelled") or time.monotonic() > deadline:
+                raise GuestError(f"no migration: {status}{self.explain()}{target.explain()}")
+            time.sleep(0.02)
+        while not target.monitor.execute("query-status")["running"]:
+            if time.monotonic() > deadline:
+                raise GuestError(f"the guest doesn't go on{target.explain()}")
+            time.sleep(0.02)
+        self.end()
+        target.agent.go_on_from(self.agent)
+        self.kill()
+
+    def end(self) -> None:
+        """End QEMU at once, and keep what it has said."""
+        self._running().kill()
+        self._running().wait()
 
     def alive(self) -> bool:
         """Tell whether QEMU runs."""

@@ -23,6 +23,7 @@ from vhostblk.virtio_blk.features import Feature
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from vhostblk.block.graph import Graph
     from vhostblk.block.node import BlockNode
     from vhostblk.vhost_user.backend import RegionDescription
 
@@ -45,11 +46,19 @@ def export_options(**members: Any) -> BlockExportOptionsVhostUserBlk:
 
 
 def make_backend(
-    node: BlockNode | None = None, iothreads: Iothreads | None = None, **members: Any
+    node: BlockNode | None = None,
+    iothreads: Iothreads | None = None,
+    graph: Graph | None = None,
+    **members: Any,
 ) -> VhostUserBlkBackend:
-    """Make the device of an export, with nothing connected."""
+    """Make the device of an export, with nothing connected; `graph` is the node's."""
     options = export_options(**members)
-    backend = attach(node or HandNode(), writable=options.writable)
+    backend = attach(
+        node or HandNode(),
+        writable=options.writable,
+        graph=graph,
+        allow_inactive=options.allow_inactive,
+    )
     backend.enable_write_cache = not options.writethrough
     return VhostUserBlkBackend(options, backend, iothreads or Iothreads())
 

@@ -513,8 +513,6 @@ INACTIVE = Case(
         Step(command, arguments, but.NO_INACTIVE_NODES)
         for command, arguments in (
             ("blockdev-add", _file(active=False)),
-            ("block-export-add", _export(node_name="f", allow_inactive=True)),
-            ("query-named-block-nodes", {"flat": True}),
             ("block-export-add", _export(node_name="f", allow_inactive=False)),
             ("query-named-block-nodes", {"flat": True}),
             ("blockdev-set-active", _INACTIVE_NODE),

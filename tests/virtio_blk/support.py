@@ -104,11 +104,18 @@ class HandNode(BlockNode):
         await self._turn("flush")
 
 
-def attach(node: BlockNode, *, writable: bool = True) -> BlockBackend:
+def attach(
+    node: BlockNode,
+    *,
+    writable: bool = True,
+    graph: Graph | None = None,
+    allow_inactive: bool = False,
+) -> BlockBackend:
     """Make a block backend on a node."""
     perm = Perm.CONSISTENT_READ | (Perm.WRITE if writable else Perm.NONE)
     backend = BlockBackend("disk", perm)
-    backend.attach(Graph(), node)
+    backend.allow_inactive = allow_inactive
+    backend.attach(graph or Graph(), node)
     return backend
 
 

@@ -22,6 +22,7 @@ from vhostblk.block.permissions import Perm, names_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vhostblk.block.backend import BlockBackend
     from vhostblk.block.edge import Edge
 
 
@@ -29,9 +30,9 @@ class InactivationError(BlockError):
     """A user needs the node active; the text is the reason only."""
 
 
-def may_stay(perm: Perm) -> bool:
-    """Tell whether a user with these permissions can be on an inactive node."""
-    return not perm & ~Perm.CONSISTENT_READ
+def may_stay(user: BlockBackend) -> bool:
+    """Tell whether a user can be on an inactive node: it only reads, or waits for an active one."""
+    return user.allow_inactive or not user.perm & ~Perm.CONSISTENT_READ
 
 
 def has_active_parent(node: BlockNode) -> bool:
@@ -53,7 +54,7 @@ def to_inactivate(nodes: Iterable[BlockNode]) -> list[BlockNode]:
         ):
             continue  # if its last active parent is chosen yet, that one brings it back
         for edge in node.parents:
-            if not isinstance(edge.parent, BlockNode) and not may_stay(edge.parent.perm):
+            if not isinstance(edge.parent, BlockNode) and not may_stay(edge.parent):
                 raise InactivationError(os.strerror(errno.EPERM))
         chosen.append(node)
         pending += [edge.node for edge in node.children.values()]
@@ -114,7 +115,7 @@ def grant_backend(edge: Edge) -> None:
     if edge.node.active:
         edge.perm, edge.shared = backend.perm, backend.shared
         edge.shared_outside = backend.shared_outside
-    elif may_stay(backend.perm):
+    elif may_stay(backend):
         edge.perm, edge.shared, edge.shared_outside = Perm.NONE, Perm.ALL, Perm.ALL
     else:
         names = names_of(backend.perm)

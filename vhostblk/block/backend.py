@@ -67,6 +67,8 @@ class BlockBackend:
                 shared_outside &= ~(Perm.WRITE | Perm.RESIZE)
         self.shared_outside = shared_outside & shared
         self.in_flight = 0
+        #: Uses the node only when it is active, and bears with its becoming inactive.
+        self.allow_inactive = False
         self._edge: Edge | None = None
         self._graph: Graph | None = None
         self._known_size = 0
@@ -185,6 +187,15 @@ class BlockBackend:
     async def truncate(self, size: int, mode: PreallocMode = PreallocMode.OFF) -> None:
         """Change the node's length."""
         await self.edge.truncate(size, mode)
+
+    async def set_active(self, *, active: bool) -> None:
+        """Take the image back from another process, or leave it to others; raises BlockError.
+
+        See `Graph.set_active`.
+        """
+        assert self._graph is not None, "not attached"
+        if self.node.active != active:
+            await self._graph.set_active(self.node.node_name, active=active)
 
     def extent_map(self) -> ExtentMap | None:
         """Say what may be done with the storage without asking, until the next drained section."""

@@ -3,7 +3,8 @@
 
 It is turned into the options of the long form: an image becomes a `raw` node over `file` or
 `host_device`, read-only unless the export is writable. A writable one gives back to the host what
-the guest discards, which the long form has to ask for.
+the guest discards, which the long form has to ask for. With `allow-inactive=on` the image is left
+to other processes until a front-end starts the disk.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from msgspec.structs import replace
 
 from vhostblk.block.node import BlockNode
 from vhostblk.cli.errors import UsageError
+from vhostblk.schema.base import UNSET
 from vhostblk.schema.blockdev import BlockdevDiscardOptions
 from vhostblk.schema.drivers.file import BlockdevOptionsFile, BlockdevOptionsHostDevice
 from vhostblk.schema.drivers.raw import BlockdevOptionsRaw
@@ -49,13 +51,15 @@ def image_blockdev(image: str, export: BlockExportOptions) -> BlockdevOptionsRaw
         protocol = BlockdevOptionsHostDevice
     else:
         raise UsageError(f"'{image}' is neither a regular file nor a block device")
+    active = False if export.allow_inactive else UNSET
     name = NAME if export.node_name == _NO_NODE else export.node_name
     discard = BlockdevDiscardOptions.UNMAP if export.writable else BlockdevDiscardOptions.IGNORE
     return BlockdevOptionsRaw(
         node_name=name,
         read_only=not export.writable,
         discard=discard,
-        file=protocol(filename=image),
+        file=protocol(filename=image, active=active),
+        active=active,
     )
 
 

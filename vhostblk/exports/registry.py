@@ -67,13 +67,14 @@ def _check_lane(options: BlockExportOptions) -> None:
 
 
 async def _activate_node(options: BlockExportOptions, graph: Graph) -> None:
-    """Take the image back from another process; it stays so where the export then fails."""
+    """Take the image back from another process; it stays so where the export then fails.
+
+    An export that allows an inactive node does so itself, when a front-end starts a queue.
+    """
     node = graph.find(options.node_name)
     if options.writable and node.read_only:
         raise BlockError("Cannot export read-only node as writable")
-    if options.allow_inactive:  # in QEMU, only NBD exports do
-        raise BlockError("Export type does not support inactive exports")
-    if not node.active:
+    if not node.active and not options.allow_inactive:
         await graph.set_active(node.node_name, active=True)
 
 
@@ -87,5 +88,6 @@ def _attach_backend(options: BlockExportOptions, graph: Graph) -> BlockBackend:
             shared_outside &= ~(Perm.WRITE | Perm.RESIZE)
     backend = BlockBackend(options.id, perm, Perm.ALL, shared_outside)
     backend.enable_write_cache = not options.writethrough
+    backend.allow_inactive = options.allow_inactive
     backend.attach(graph, node)
     return backend

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk.errors import VhostblkError
 from vhostblk.exports import dirty_logging
+from vhostblk.exports.ownership import ImageOwnership
 from vhostblk.imports import import_modules
 from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.schema.base import UNSET
@@ -83,6 +84,7 @@ class VhostUserBlkBackend:
         self._lane = choose_lane()
         self._backend = backend
         self._log = RateLimitedLogger(logger, f"export '{options.id}': ")
+        self._ownership = ImageOwnership(backend, self._log)
         self._default_write_cache = backend.enable_write_cache
         #: What the driver wrote to `writeback`, if it did.
         self._chosen_write_cache: bool | None = None
@@ -307,6 +309,12 @@ class VhostUserBlkBackend:
     async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
         """Start a queue."""
         kick = None if kick_fd is None else adopt_eventfd(kick_fd, "kick")
+        try:
+            await self._ownership.take()
+        except VhostblkError:
+            if kick is not None:
+                os.close(kick)
+            raise
         async with self._changing:
             try:
                 if self.dirty_logging is not None:
@@ -444,7 +452,9 @@ class VhostUserBlkBackend:
             if self.dirty_logging is not None:
                 self.dirty_logging.end(index)
             self.set_vring_call(index, None)
-            return next_avail
+        if not self._queues:
+            await self._ownership.leave()
+        return next_avail
 
     def set_vring_enabled(self, index: int, enabled: bool) -> None:
         """Let a queue be processed or not."""
@@ -512,6 +522,7 @@ class VhostUserBlkBackend:
         """Forget the front-end: finish its requests, close its descriptors, unmap its memory."""
         for index in list(self._queues):
             await self.stop_vring(index)
+        await self._ownership.leave()  # also where a queue could not be started
         for fds in (self._call_fds, self._err_fds):
             for fd in fds.values():
                 os.close(fd)

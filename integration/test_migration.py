@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest moves between two QEMUs, each with a daemon of its own, on one image, under verified I/O.
+
+fio in the guest writes blocks with checksums and reads them back all the while. Nobody tells the
+daemons anything: each has the image while the guest is there. `pytest integration/test_migration.py
+--migrations=20` is the long form.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from benchmarks.guest_fio import GUEST_MEMORY, FioMachine
+from integration.guest import image
+from integration.guest.machine import VhostUserDisk
+from integration.guest.server import Export, Program, Server, serve
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FIO = """
+fio --name=move --filename=/dev/vda --size=24m --rw=randwrite --bs=4k --direct=1 \
+    --ioengine=libaio --iodepth=32 --numjobs=2 --offset_increment=24m --group_reporting \
+    --verify=crc32c --verify_fatal=1 --verify_backlog=256 --time_based --runtime={seconds}
+"""
+
+#: Seconds of I/O for each migration, and before it.
+SECONDS, BEFORE = 5, 1.0
+
+
+def daemon(program: Program, disk: Path, directory: Path, lane: str) -> Server:
+    """Serve the image; it is left to others while no guest is there."""
+    export = Export(disk, queues=2)
+    server = serve(program, export, directory)
+    if program is Program.VHOSTBLK:
+        server.arguments = [
+            *server.arguments[:1],
+            server.arguments[1] + ",active=off",
+            *server.arguments[2:3],
+            server.arguments[3] + ",active=off",
+            *server.arguments[4:5],
+            server.arguments[5] + ",allow-inactive=on",
+        ]
+    server.environment["VHOSTBLK_LANE"] = lane
+    return server
+
+
+@pytest.mark.parametrize("lane", ["express", "python"])
+def test_guest_moves_there_and_back(
+    directory: Path, program: Program, migrations: int, lane: str
+) -> None:
+    disk = image.create(directory / "disk.img", 48 * image.MIB)
+    homes = [directory / "a", directory / "b"]
+    with ExitStack() as stack:
+        for home in homes:
+            stack.enter_context(daemon(program, disk, home, lane))
+        guest = stack.enter_context(machine(directory / "guest0", homes[0]))
+        for number in range(1, migrations + 1):
+            target = stack.enter_context(
+                machine(directory / f"guest{number}", homes[number % 2], incoming=True)
+            )
+            guest.run_in_background(FIO.format(seconds=SECONDS), "fio")
+            time.sleep(BEFORE)
+            guest.migrate(target)
+            guest = target
+            output = guest.finish(120).output
+            assert "err= 0" in output, output
+        assert guest.run("dmesg | grep -c 'I/O error' || true") == "0"
+        guest.power_off()
+
+
+def machine(directory: Path, home: Path, *, incoming: bool = False) -> FioMachine:
+    disk = VhostUserDisk(home / "v.sock", queues=2)
+    return FioMachine(directory, disk, cpus=2, memory=GUEST_MEMORY, incoming=incoming)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two daemons and one image: each has it while its front-end's queues run, and no longer."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.block.locks import locked_bytes
+from tests.block.support import options
+from tests.exports.support import Frontend, frontend
+from tests.virtio_blk.support import MIB, pattern
+from vhostblk.block.errors import BlockError
+from vhostblk.block.graph import Graph
+from vhostblk.vhost_user.errors import VhostUserError
+from vhostblk.virtio_blk.layout import RequestType, Status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("lane")
+
+IN, OUT = RequestType.IN, RequestType.OUT
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(MIB))
+    return path
+
+
+def image_start(image: Path) -> bytes:
+    with image.open("rb") as file:
+        return file.read(512)
+
+
+@asynccontextmanager
+async def daemon(image: Path) -> AsyncIterator[tuple[Frontend, Graph]]:
+    """A graph of its own, an export that allows its node to be inactive, and a front-end."""
+    graph = Graph()
+    await graph.add(options(driver="file", node_name="f", filename=str(image), active=False))
+    node = await graph.add(options(driver="raw", node_name="disk", file="f", active=False))
+    async with frontend(node, graph=graph, allow_inactive=True) as front:
+        await front.connect()
+        yield front, graph
+    await front.block_backend.detach()
+    await graph.close()
+
+
+def test_image_goes_from_one_to_the_other_and_back(image: Path) -> None:
+    async def main() -> None:
+        async with daemon(image) as (here, _), daemon(image) as (there, _):
+            assert not locked_bytes(image)
+            for turn in range(2):
+                for owner, other in ((here, there), (there, here)):
+                    await owner.start()
+                    content = owner.request(IN, want=512)
+                    assert await owner.done(content) == Status.OK
+                    with pytest.raises(VhostUserError, match="another process using the image"):
+                        await other.start()
+                    data = pattern(512, turn + (owner is here))
+                    assert await owner.done(owner.request(OUT, send=data)) == Status.OK
+                    await owner.device.stop_vring(0)
+                    assert not locked_bytes(image)
+                    assert image_start(image) == data
+
+    asyncio.run(main())
+
+
+def test_image_is_kept_until_the_last_queue_has_stopped(image: Path) -> None:
+    async def main() -> None:
+        async with daemon(image) as (front, _):
+            await front.start(0)
+            await front.start(1)
+            await front.device.stop_vring(0)
+            assert locked_bytes(image)
+            assert await front.done(front.request(OUT, send=bytes(512), index=1)) == Status.OK
+            await front.device.stop_vring(1)
+            assert not locked_bytes(image)
+
+    asyncio.run(main())
+
+
+def test_front_end_that_leaves_leaves_the_image(image: Path) -> None:
+    async def main() -> None:
+        async with daemon(image) as (front, _):
+            await front.start()
+            await front.device.reset()
+            assert not locked_bytes(image)
+
+    asyncio.run(main())
+
+
+def test_node_stays_active_while_queues_run(image: Path) -> None:
+    async def main() -> None:
+        async with daemon(image) as (front, graph):
+            await front.start()
+            with pytest.raises(BlockError, match="Operation not permitted"):
+                await graph.set_active("disk", active=False)
+            assert await front.done(front.request(OUT, send=bytes(512))) == Status.OK
+
+    asyncio.run(main())
