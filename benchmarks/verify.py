@@ -48,6 +48,7 @@ class Totals:
     reads: int = 0
     connections: int = 0
     kills: int = 0
+    handovers: int = 0
     interrupts: int = 0
 
 
@@ -70,6 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--patience", type=float, default=5.0, help="seconds until no answer is a failure")
     add("--kill", action="store_true", help="kill the daemon in the middle of runs now and then")
     add("--recover", action="store_true", help="kill it, and go on with what was in flight")
+    add("--handover", action="store_true", help="have new daemons take over in the middle of runs")
     add("--switch", action="store_true", help="vhostblk changes lanes and drains all the while")
     add("--seed", type=int, help="of all random choices (default: the time)")
     return parser
@@ -132,6 +134,25 @@ class Verifier:
                 target.start()
                 self.totals.kills += 1
                 front_end.reconnect(target.socket, self.options.patience)
+            self._count(front_end, self._workload(front_end))
+            self._check_bases(front_end)
+
+    def handed_over_session(self, target: Target, deadline: float) -> None:
+        """One connection through several daemons, each of which takes over from the one before."""
+        inflight = self.random.random() < 0.5
+        with self._connected(replace(self._geometry(), inflight=inflight)) as front_end:
+            for _ in range(self.random.randint(1, 10)):
+                if time.monotonic() > deadline:
+                    break
+                failures: list[Exception] = []
+                taking = threading.Timer(self.random.uniform(0.0, 0.2), target.take_over, [failures])
+                taking.start()
+                while taking.is_alive():
+                    self._count(front_end, self._workload(front_end))
+                taking.join()
+                if failures:
+                    raise failures[0]
+                self.totals.handovers += 1
             self._count(front_end, self._workload(front_end))
             self._check_bases(front_end)
 
@@ -217,6 +238,8 @@ def _verify(options: argparse.Namespace, target: Target) -> None:
     while time.monotonic() < deadline:
         if options.kill and target.daemon is not None and verifier.random.random() < KILL_SHARE:
             verifier.killed_session(target)
+        elif options.handover:
+            verifier.handed_over_session(target, deadline)
         elif options.recover:
             verifier.recovered_session(target, deadline)
         else:
@@ -233,7 +256,7 @@ def _show(totals: Totals, seconds: float, disturbances: str) -> None:
     print(
         f"{seconds:7.1f} s  {totals.requests:,} requests, {totals.reads:,} reads checked, "
         f"{totals.connections:,} connections, {totals.interrupts:,} interrupts, "
-        f"{totals.kills} kills{disturbances}",
+        f"{totals.kills} kills, {totals.handovers} hand-overs{disturbances}",
         flush=True,
     )
 
