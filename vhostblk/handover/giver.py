@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.edge import flush_node
@@ -106,10 +107,11 @@ class Giver:
             guards: list[LockGuard] = []
             try:
                 guards = _make_guards(daemon)
+                since = time.monotonic()
                 for export_id in list(daemon.exports):
                     carried[export_id] = await daemon.suspend_export(export_id)
                 await daemon.graph.close()
-                await channel.send(*_state(carried, guards))
+                await channel.send(*_state(carried, guards, since))
                 await _expect(channel, Ready)
                 self._leave()
                 self.given = True
@@ -223,7 +225,7 @@ def _listening(listener: Listener, fds: Fds) -> Listening:
     return Listening(fd=fds.add(listener.socket.fileno()), path=listener.path)
 
 
-def _state(carried: dict[str, Carried], guards: list[LockGuard]) -> tuple[State, Fds]:
+def _state(carried: dict[str, Carried], guards: list[LockGuard], since: float) -> tuple[State, Fds]:
     fds = Fds()
     exports = [
         ExportState(
@@ -242,4 +244,4 @@ def _state(carried: dict[str, Carried], guards: list[LockGuard]) -> tuple[State,
         for export_id, one in carried.items()
     ]
     kept = [Guard(fd=fds.add(guard.fd), locked=sorted(guard.locked)) for guard in guards]
-    return State(exports=exports, guards=kept), fds
+    return State(exports=exports, guards=kept, since=since), fds

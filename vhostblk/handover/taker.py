@@ -7,6 +7,7 @@ import asyncio
 import errno
 import logging
 import socket
+import time
 from typing import TYPE_CHECKING
 
 from vhostblk.block.locking import LockGuard
@@ -120,6 +121,8 @@ class Taker:
             raise
         for export in daemon.exports.values():
             export.backend.resume()
+        waited = (time.monotonic() - state.since) * 1000
+        logger.info("hand-over: taken over; front-ends waited for %.0f ms", waited)
         for listener, path in self._listeners:
             if listener.socket.fileno() >= 0:
                 listener.own(path)

@@ -105,6 +105,8 @@ class State(_Message, kw_only=True, frozen=True):
 
     exports: list[ExportState]
     guards: list[Guard]
+    #: When front-ends began to wait, in seconds of CLOCK_MONOTONIC.
+    since: float
 
 
 class Ready(_Message, kw_only=True, frozen=True):
