@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
+import subprocess
 import sys
 import tempfile
 import threading
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.compare import parse_backend
-from benchmarks.daemons import ROOT, Backend, Daemon, DaemonError, Disk, running
+from benchmarks.daemons import ROOT, Backend, Daemon, DaemonError, Disk, running, stop
 from benchmarks.loadgen.build import BuildError
 from benchmarks.loadgen.client import F_FLUSH, F_WRITE_ZEROES, FrontEnd, Geometry
 from benchmarks.loadgen.protocol import ProtocolError
@@ -36,6 +38,8 @@ MAX_PAUSE = 0.3
 KILL_SHARE = 0.3
 #: How long the image may stay locked after the daemon's death.
 LOCK_SECONDS = 10.0
+#: How long a hand-over may take, the start of the new daemon included.
+HANDOVER_SECONDS = 60.0
 #: A limit that no run reaches: the fill ends by time only if the device is slow.
 FILL_SECONDS = 3600.0
 
@@ -48,6 +52,7 @@ class Totals:
     reads: int = 0
     connections: int = 0
     kills: int = 0
+    handovers: int = 0
     interrupts: int = 0
 
 
@@ -70,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--patience", type=float, default=5.0, help="seconds until no answer is a failure")
     add("--kill", action="store_true", help="kill the daemon in the middle of runs now and then")
     add("--recover", action="store_true", help="kill it, and go on with what was in flight")
+    add("--handover", action="store_true", help="have new daemons take over in the middle of runs")
     add("--switch", action="store_true", help="vhostblk changes lanes and drains all the while")
     add("--seed", type=int, help="of all random choices (default: the time)")
     return parser
@@ -132,6 +138,27 @@ class Verifier:
                 target.start()
                 self.totals.kills += 1
                 front_end.reconnect(target.socket, self.options.patience)
+            self._count(front_end, self._workload(front_end))
+            self._check_bases(front_end)
+
+    def handed_over_session(self, target: Target, deadline: float) -> None:
+        """One connection through several daemons, each of which takes over from the one before."""
+        inflight = self.random.random() < 0.5
+        with self._connected(replace(self._geometry(), inflight=inflight)) as front_end:
+            for _ in range(self.random.randint(1, 10)):
+                if time.monotonic() > deadline:
+                    break
+                failures: list[Exception] = []
+                taking = threading.Timer(
+                    self.random.uniform(0.0, 0.2), target.take_over, [failures]
+                )
+                taking.start()
+                while taking.is_alive():
+                    self._count(front_end, self._workload(front_end))
+                taking.join()
+                if failures:
+                    raise failures[0]
+                self.totals.handovers += 1
             self._count(front_end, self._workload(front_end))
             self._check_bases(front_end)
 
@@ -217,6 +244,8 @@ def _verify(options: argparse.Namespace, target: Target) -> None:
     while time.monotonic() < deadline:
         if options.kill and target.daemon is not None and verifier.random.random() < KILL_SHARE:
             verifier.killed_session(target)
+        elif options.handover:
+            verifier.handed_over_session(target, deadline)
         elif options.recover:
             verifier.recovered_session(target, deadline)
         else:
@@ -233,7 +262,7 @@ def _show(totals: Totals, seconds: float, disturbances: str) -> None:
     print(
         f"{seconds:7.1f} s  {totals.requests:,} requests, {totals.reads:,} reads checked, "
         f"{totals.connections:,} connections, {totals.interrupts:,} interrupts, "
-        f"{totals.kills} kills{disturbances}",
+        f"{totals.kills} kills, {totals.handovers} hand-overs{disturbances}",
         flush=True,
     )
 
@@ -262,6 +291,10 @@ class Target:
             self._backend = parse_backend(options.backend, iothread=not options.no_iothread)
             if options.switch:
                 self._backend = self._switching_backend()
+            self._handover = self._run_folder / "handover"
+            if options.handover:
+                words = ("--handover", str(self._handover))
+                self._backend = replace(self._backend, command=(*self._backend.command, *words))
             self._disk = _disk(options, folder)
             self._stack = stack.enter_context(contextlib.ExitStack())
             self.start()
@@ -298,6 +331,27 @@ class Target:
                     raise
         self.socket = self.daemon.sockets[0]
 
+    def take_over(self, failures: list[Exception]) -> None:
+        """Have a new daemon take over from the one that runs; tell there where that fails."""
+        assert self.daemon is not None
+        try:
+            with self.daemon.log.open("ab") as log:
+                process = subprocess.Popen(
+                    [*self._backend.command, "--takeover", str(self._handover)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, **dict(self._backend.environment)},
+                )
+            self._stack.callback(stop, process, self._backend.grace)
+            former, self.daemon.process = self.daemon.process, process
+            status = former.wait(HANDOVER_SECONDS)
+            self.daemon.require_alive()
+            if status:
+                raise DaemonError(f"the former daemon ended with {status}")
+        except (OSError, DaemonError, subprocess.TimeoutExpired) as error:
+            failures.append(error)
+
     def require_alive(self) -> None:
         """Raise DaemonError if our daemon has ended."""
         if self.daemon is not None:
@@ -314,7 +368,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         word = "MISMATCH" if error.kind in MISMATCHES else "FAILURE"
         print(f"{word}: {error}", file=sys.stderr)
         return 1
-    except (DaemonError, ProtocolError, BuildError, OSError, ValueError) as error:
+    except (
+        DaemonError,
+        ProtocolError,
+        BuildError,
+        OSError,
+        ValueError,
+        subprocess.TimeoutExpired,
+    ) as error:
         print(f"benchmarks.verify: {error}", file=sys.stderr)
         return 1
     print("no mismatch")

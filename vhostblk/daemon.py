@@ -98,6 +98,9 @@ class Daemon:
         self._monitors: Monitors | None = None
         #: Held while a QMP command in band is executed; who builds the daemon keeps them off.
         self.command_lock = asyncio.Lock()
+        #: Exports are kept ready to move to another process, front-ends and all; set before there
+        #: are any.
+        self.movable = False
         #: Set by `request_stop`; whoever entered the daemon then leaves it.
         self.stop_requested = asyncio.Event()
 
@@ -223,8 +226,12 @@ class Daemon:
 
         self.jobs.start(CreateJob(job_id, create_options(options), self.graph))
 
-    async def add_export(self, options: Options) -> Export:
-        """Start an export; clients may connect once this returns."""
+    async def add_export(self, options: Options, carried: Any = None) -> Export:
+        """Start an export; clients may connect once this returns.
+
+        With `carried` go on where another process's export has stopped, once `export.backend` is
+        resumed.
+        """
         checked = export_options(options)
         if checked.id in self._exports:
             raise BlockError(f"Block export id '{checked.id}' is already in use")
@@ -235,11 +242,26 @@ class Daemon:
         entry = self._exports[checked.id] = _ExportEntry(checked)
         try:
             entry.hint = qemu_arguments(checked)  # before the export takes the descriptor over
-            entry.export = await start_export(checked, self.graph, self._iothreads)
+            entry.export = await start_export(
+                checked, self.graph, self._iothreads, carried, movable=self.movable
+            )
         except BaseException:
             del self._exports[checked.id]
             raise
         return entry.export
+
+    def export_options(self, export_id: str) -> BlockExportOptions:
+        """Return what an export was made with."""
+        return self._exports[export_id].options
+
+    async def suspend_export(self, export_id: str) -> Any:
+        """Take an export away from under its clients; return what `add_export` takes."""
+        export = self._exports[export_id].export
+        assert export is not None
+        carried = await export.suspend()
+        del self._exports[export_id]
+        await export.backend.detach()
+        return carried
 
     def is_shutting_down(self, export_id: str) -> bool:
         """Tell whether an export is being removed."""

@@ -80,7 +80,7 @@ async def main() -> dict[str, object]:
     named, other = f"{directory}/named.img", f"{directory}/other.img"
     async with Daemon(blockdevs=[f"file,filename={named},node-name=n"]) as daemon:
         await asyncio.to_thread(lambda: None)
-        sandbox.close_files(daemon, f"{directory}/sub/pid")
+        sandbox.close_files(daemon, [f"{directory}/sub/pid"])
         return {
             "exec": attempt(lambda: os.execv("/no/such/program", ["program"])),
             "fork": attempt(fork),

@@ -70,6 +70,10 @@ class Graph:
     def __iter__(self) -> Iterator[BlockNode]:
         return iter(list(self._nodes.values()))
 
+    def is_owned(self, node: BlockNode) -> bool:
+        """Tell whether the user added the node, as opposed to its parent."""
+        return node.node_name in self._owned
+
     @property
     def events(self) -> EventBus:
         """Where nodes tell what happens."""

@@ -54,6 +54,35 @@ def lock_bytes(perm: Perm, shared: Perm) -> frozenset[int]:
     )
 
 
+class LockGuard:
+    """Locks held on an open file of its own, while an image moves from one process to another.
+
+    Whoever closes the image first makes a guard; both processes look through it for other locks.
+    It is gone when both have closed it.
+    """
+
+    def __init__(self, fd: int, locked: frozenset[int]) -> None:
+        """Take over `fd`, on which the bytes `locked` are locked."""
+        self.fd = fd
+        self.locked = locked
+        info = os.fstat(fd)
+        self._key = (info.st_dev, info.st_ino)
+
+    def trust(self) -> None:
+        """Look through this guard, in this process, until it is closed."""
+        _guards[self._key] = self
+
+    def close(self) -> None:
+        """Let go."""
+        if _guards.get(self._key) is self:
+            del _guards[self._key]
+        os.close(self.fd)
+
+
+#: By device and inode.
+_guards: dict[tuple[int, int], LockGuard] = {}
+
+
 class ImageLock:
     """The locks that one open file holds; `path` is for messages."""
 
@@ -92,6 +121,18 @@ class ImageLock:
             raise
         old._release(old._held)
 
+    def make_guard(self) -> LockGuard:
+        """Hold the same on another open file of the image; raises OSError or BlockError."""
+        fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            held = ImageLock(fd, self._path)
+            for byte in sorted(self._held):
+                held._set(byte, fcntl.F_RDLCK)
+            return LockGuard(fd, self._held)
+        except BaseException:
+            os.close(fd)
+            raise
+
     def set_fd(self, fd: int) -> None:
         """Follow the open file to another descriptor number."""
         self._fd = fd
@@ -129,7 +170,25 @@ class ImageLock:
         self._held -= unwanted
 
     def _held_by_other(self, byte: int) -> bool:
-        """Tell whether another open file has a lock there that an exclusive one would run into."""
+        """Tell whether another open file has a lock there that an exclusive one would run into.
+
+        A guard doesn't count: its lock is taken away for the look. Meanwhile it is our own locks,
+        set before, that keep others out.
+        """
+        if not self._locked_by_other(byte):
+            return False
+        info = os.fstat(self._fd)
+        guard = _guards.get((info.st_dev, info.st_ino)) if _guards else None
+        if guard is None or byte not in guard.locked:
+            return True
+        lifted = ImageLock(guard.fd, self._path)
+        lifted._release(frozenset({byte}))
+        try:
+            return self._locked_by_other(byte)
+        finally:
+            lifted._set(byte, fcntl.F_RDLCK)
+
+    def _locked_by_other(self, byte: int) -> bool:
         request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
         try:
             answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, request)

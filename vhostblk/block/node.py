@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
+    from vhostblk.block.locking import LockGuard
     from vhostblk.block.tracker import WriteTracker
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.schema.common import PreallocMode
@@ -385,6 +386,13 @@ class BlockNode(ABC):
 
     def refresh_limits(self) -> None:  # noqa: B027
         """Work out again what depends on the children and their limits."""
+
+    def make_guard(self) -> LockGuard | None:
+        """Keep the image locked, as it is now, beyond this node's life; None: it isn't locked.
+
+        Raises OSError or BlockError where the image couldn't be opened again.
+        """
+        return None
 
     def refresh_image(self) -> None:  # noqa: B027
         """Look at the image again, which another process may have changed; raises BlockError."""

@@ -23,6 +23,8 @@ from vhostblk.errors import VhostblkError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vhostblk.vhost_user.listener import Listener
+
 #: Bytes that may wait for the peer before `write` refuses more.
 HIGH_WATER = 256 << 10
 
@@ -76,8 +78,8 @@ class Chardev(ABC):
         return {}
 
     @property
-    def made_files(self) -> list[str]:
-        """List the files that `close` will remove."""
+    def listeners(self) -> list[Listener]:
+        """The sockets on which it waits for peers."""
         return []
 
     async def start(self) -> None:  # noqa: B027 (most have nothing to do)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vhostblk.schema.chardev import ChardevBackend
+    from vhostblk.vhost_user.listener import Listener
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ class Chardevs:
     def __init__(self) -> None:
         #: False: standard input and output are going to be closed.
         self.stdio_available = True
+        #: Sockets of another process's devices, by id and where they listen, for those made here.
+        self.inherited: dict[tuple[str, str], list[Listener]] = {}
         #: None: being started.
         self._devices: dict[str, Chardev | None] = {}
 
@@ -62,6 +65,7 @@ class Chardevs:
         self._devices[chardev_id] = None
         try:
             device = self._make(chardev_id, backend)
+            self._inherit(device)
             try:
                 _open_log(device, backend)
                 await device.start()
@@ -73,6 +77,14 @@ class Chardevs:
             raise
         self._devices[chardev_id] = device
         return device
+
+    def _inherit(self, device: Chardev) -> None:
+        if self.inherited:
+            from vhostblk.chardev.socket import SocketChardev
+
+            if isinstance(device, SocketChardev):
+                listeners = self.inherited.pop((device.label, device.listens_at), [])
+                device.inherit(listeners)
 
     async def begin_change(self, chardev_id: str) -> None:
         """Remove a device that nobody uses, so that another one can take its name and place.

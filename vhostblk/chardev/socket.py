@@ -60,9 +60,18 @@ class SocketChardev(StreamChardev):
         return self._address
 
     @property
-    def made_files(self) -> list[str]:
-        """The files of the sockets that it listens on."""
-        return [listener.path for listener in self._listeners if listener.path is not None]
+    def listeners(self) -> list[Listener]:
+        """The sockets on which it waits for peers."""
+        return self._listeners
+
+    @property
+    def listens_at(self) -> str:
+        """Where, as `query-chardev` says it."""
+        return addresses.filename(self._address)
+
+    def inherit(self, listeners: list[Listener]) -> None:
+        """Use sockets that listen already; before `start`."""
+        self._listeners = listeners
 
     async def start(self) -> None:
         """Listen and perhaps wait for a client, or connect."""
@@ -72,7 +81,7 @@ class SocketChardev(StreamChardev):
             else:
                 self._adopt(await addresses.connect(self._address))
             return
-        self._listeners = await addresses.listen(self._address)
+        self._listeners = self._listeners or await addresses.listen(self._address)
         self._address = addresses.local_address(self._listeners[0].socket, self._address)
         self._filename = self._disconnected_filename()
         self._start_accepting()

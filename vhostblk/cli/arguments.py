@@ -21,6 +21,7 @@ OPTIONS = {
     "chardev": True,
     "daemonize": False,
     "export": True,
+    "handover": True,
     "help": False,
     "monitor": True,
     "nbd-server": True,
@@ -28,6 +29,7 @@ OPTIONS = {
     "pidfile": True,
     "run-as": True,
     "sandbox": True,
+    "takeover": True,
     "trace": True,
     "version": False,
     "x-vhostblk-log": True,
@@ -35,7 +37,7 @@ OPTIONS = {
 SHORT_OPTIONS = {"h": "help", "T": "trace", "V": "version"}
 
 #: Those that the QEMU storage daemon doesn't have; they don't make its abbreviations ambiguous.
-OWN_OPTIONS = frozenset({"run-as", "sandbox", "x-vhostblk-log"})
+OWN_OPTIONS = frozenset({"handover", "run-as", "sandbox", "takeover", "x-vhostblk-log"})
 
 #: Options of the QEMU storage daemon that vhostblk does not have.
 UNAVAILABLE = frozenset({"nbd-server"})
@@ -72,6 +74,9 @@ class Arguments:
     #: What the process gives up, and whom it becomes.
     sandbox: Step | None = None
     run_as: Step | None = None
+    #: Sockets: where a new process may take over, and where there may be one to take over from.
+    handover: Step | None = None
+    takeover: Step | None = None
     #: The form of the log.
     log: str = "text"
     #: "help" or "version": print that and do nothing else.
@@ -164,6 +169,10 @@ def _take(arguments: Arguments, name: str, value: str, location: str) -> None:
         arguments.sandbox = Step(name, value, location)
     elif name == "run-as":
         arguments.run_as = Step(name, value, location)
+    elif name == "handover":
+        arguments.handover = Step(name, value, location)
+    elif name == "takeover":
+        arguments.takeover = Step(name, value, location)
     elif name == "x-vhostblk-log":
         if value not in FORMS:
             raise UsageError(f"{location}: the form of the log is one of {', '.join(FORMS)}")

@@ -37,8 +37,15 @@ class PidFile:
                 f"cannot create PID file: Failed to write pid file: {error.strerror}"
             ) from error
 
+    def leave(self) -> None:
+        """Give the lock back, and leave the file to who takes it next."""
+        os.close(self._fd)
+        self._fd = -1
+
     def remove(self) -> None:
         """Delete the file, if it is still the one that was made, and give the lock back."""
+        if self._fd < 0:
+            return
         try:
             ours = os.fstat(self._fd)
             there = self._path.lstat()

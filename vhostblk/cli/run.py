@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vhostblk import systemd
+from vhostblk.cli.handover import Handover
 from vhostblk.cli.pidfile import PidFile
 from vhostblk.cli.report import log_statistics
 from vhostblk.cli.short_form import choose_node, image_blockdev, short_export
@@ -95,6 +97,7 @@ def _sandbox(arguments: Arguments) -> Sandbox:
 
 async def _serve(arguments: Arguments, readiness: Readiness | None, sandbox: Sandbox) -> None:
     daemon = Daemon()
+    handover = Handover(daemon, _value(arguments.takeover), _value(arguments.handover))
     sandbox.prepare_loop()
     loop = asyncio.get_running_loop()
     for number in STOP_SIGNALS:
@@ -103,23 +106,50 @@ async def _serve(arguments: Arguments, readiness: Readiness | None, sandbox: San
     try:
         async with daemon:
             loop.add_signal_handler(STATISTICS_SIGNAL, log_statistics, daemon)
-            if await _build_unless_stopped(daemon, arguments):
-                if arguments.pidfile is not None:
-                    pidfile = PidFile(arguments.pidfile)
-                    clean_up_with(pidfile.remove)
+            if await _build_unless_stopped(daemon, arguments, handover):
+                pidfile = _make_pidfile(arguments.pidfile, handover)
+                with _located(_location(arguments.handover)):
+                    handover.serve(pidfile.leave if pidfile is not None else lambda: None)
+                made = handover.made_files
+                made += [] if arguments.pidfile is None else [arguments.pidfile]
                 with _located("--run-as" if arguments.sandbox is None else "--sandbox"):
-                    sandbox.close_files(daemon, arguments.pidfile)
-                _tell_ready(daemon, readiness)
+                    sandbox.close_files(daemon, made)
+                _tell_ready(daemon, readiness, handover)
                 await daemon.stop_requested.wait()
-                systemd.notify("STOPPING=1")
+                if not handover.given:
+                    systemd.notify("STOPPING=1")
+                await handover.close()
     finally:
         if pidfile is not None:
             pidfile.remove()
 
 
-async def _build_unless_stopped(daemon: Daemon, arguments: Arguments) -> bool:
+def _value(step: Step | None) -> str | None:
+    return None if step is None else step.value
+
+
+def _location(step: Step | None) -> str:
+    return "" if step is None else step.location
+
+
+def _make_pidfile(path: str | None, handover: Handover) -> PidFile | None:
+    """Write the file; where guests depend on us already, its failure is not the end."""
+    if path is None:
+        return None
+    try:
+        pidfile = PidFile(path)
+    except VhostblkError as error:
+        if not handover.taken:
+            raise
+        logger.error("%s", error)
+        return None
+    clean_up_with(pidfile.remove)
+    return pidfile
+
+
+async def _build_unless_stopped(daemon: Daemon, arguments: Arguments, handover: Handover) -> bool:
     """Build the daemon; False when a signal put an end to that."""
-    building = asyncio.create_task(_build(daemon, arguments))
+    building = asyncio.create_task(_build(daemon, arguments, handover))
     stopping = asyncio.create_task(daemon.stop_requested.wait())
     await asyncio.wait({building, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
@@ -131,15 +161,26 @@ async def _build_unless_stopped(daemon: Daemon, arguments: Arguments) -> bool:
     return not daemon.stop_requested.is_set()
 
 
-async def _build(daemon: Daemon, arguments: Arguments) -> None:
+async def _build(daemon: Daemon, arguments: Arguments, handover: Handover) -> None:
     """Carry out the options in the order given, the short form last; QMP commands have to wait."""
     daemon.chardevs.stdio_available = not arguments.daemonize
     async with daemon.command_lock:
-        await _carry_out(daemon, arguments)
+        with _located(_location(arguments.takeover)):
+            taking_over = await handover.begin()
+        if not taking_over:
+            await _carry_out(daemon, arguments.steps)
+            if arguments.address is not None:
+                await _build_short_form(daemon, arguments.image, arguments.address)
+            return
+        # All else is as the other daemon has it.
+        monitors = [step for step in arguments.steps if step.option in ("chardev", "monitor")]
+        await _carry_out(daemon, monitors)
+        with _located(_location(arguments.takeover)):
+            await handover.finish()
 
 
-async def _carry_out(daemon: Daemon, arguments: Arguments) -> None:
-    for step in arguments.steps:
+async def _carry_out(daemon: Daemon, steps: list[Step]) -> None:
+    for step in steps:
         with _located(step.location), _answering_help(step):
             if step.option == "chardev":
                 await daemon.add_chardev(step.value)
@@ -151,8 +192,6 @@ async def _carry_out(daemon: Daemon, arguments: Arguments) -> None:
                 await daemon.add_blockdev(step.value)
             else:
                 await daemon.add_export(step.value)
-    if arguments.address is not None:
-        await _build_short_form(daemon, arguments.image, arguments.address)
 
 
 async def _build_short_form(daemon: Daemon, image: str | None, address: Step) -> None:
@@ -195,9 +234,9 @@ def _answering_help(step: Step) -> Iterator[None]:
         raise _HelpPrintedError from None
 
 
-def _tell_ready(daemon: Daemon, readiness: Readiness | None) -> None:
+def _tell_ready(daemon: Daemon, readiness: Readiness | None, handover: Handover) -> None:
     """Tell the parent, systemd, or the user at a terminal, that clients may connect."""
-    systemd.notify("READY=1")
+    systemd.notify(f"MAINPID={os.getpid()}\nREADY=1" if handover.taken else "READY=1")
     if readiness is not None:
         readiness.announce()
     elif sys.stderr.isatty():

@@ -6,6 +6,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vhostblk.errors import VhostblkError
+
 if TYPE_CHECKING:
     from vhostblk.block.backend import BlockBackend
 
@@ -21,11 +23,16 @@ class Export(ABC):
         self.backend = backend
 
     @abstractmethod
-    async def start(self) -> None:
+    async def start(self, carried: Any = None, *, movable: bool = False) -> None:
         """Begin to listen; clients may connect once this returns.
 
-        Raises VhostblkError, and then leaves nothing behind.
+        With `carried` go on where another export's `suspend` has stopped, which may be called here
+        if this one is `movable`. Raises VhostblkError, and then leaves nothing behind.
         """
+
+    async def suspend(self) -> Any:
+        """Stop, and leave clients connected; return what `start` takes elsewhere."""
+        raise VhostblkError(f"Exports of type '{self.type}' can't be handed over")
 
     @abstractmethod
     async def stop(self) -> None:

@@ -36,11 +36,19 @@ EXPORT_TYPES: dict[str, Callable[[], Callable[[Any, BlockBackend, Iothreads], Ex
 }
 
 
-async def start_export(options: BlockExportOptions, graph: Graph, iothreads: Iothreads) -> Export:
+async def start_export(
+    options: BlockExportOptions,
+    graph: Graph,
+    iothreads: Iothreads,
+    carried: Any = None,
+    *,
+    movable: bool = False,
+) -> Export:
     """Attach a block backend to the node, make the export and start it.
 
-    Raises VhostblkError, and then leaves nothing behind. Whoever stops the export then detaches
-    `export.backend`.
+    With `carried`, from another process's export, its block backend is quiesced: whoever knows that
+    the other one has given up resumes it. Raises VhostblkError, and then leaves nothing behind.
+    Whoever stops the export then detaches `export.backend`.
     """
     if options.fixed_iothread:
         _check_lane(options)
@@ -49,7 +57,9 @@ async def start_export(options: BlockExportOptions, graph: Graph, iothreads: Iot
     try:
         tag = options.__struct_config__.tag
         export = EXPORT_TYPES[str(tag)]()(options, backend, iothreads)
-        await export.start()
+        if carried is not None:
+            backend.quiesce()
+        await export.start(carried, movable=movable)
     except BaseException:
         await backend.detach()
         raise

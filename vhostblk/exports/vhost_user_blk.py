@@ -70,6 +70,12 @@ _MODULES = (
 _EXPRESS_MODULE = "vhostblk.virtio_blk.express"
 
 
+async def prepare(lane: Lane) -> None:
+    """Import what serving on a lane takes."""
+    modules = _MODULES if lane is Lane.PYTHON else (*_MODULES, _EXPRESS_MODULE)
+    await import_modules(*modules)
+
+
 class VhostUserBlkBackend:
     """The device behind the server; see `vhostblk.vhost_user.backend.Backend` for the contract."""
 
@@ -142,8 +148,7 @@ class VhostUserBlkBackend:
 
     async def prepare(self) -> None:
         """Import what serving takes."""
-        lane = _MODULES if self._lane is Lane.PYTHON else (*_MODULES, _EXPRESS_MODULE)
-        await import_modules(*lane)
+        await prepare(self._lane)
 
     @property
     def needs_reset(self) -> bool:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vhostblk.block.backend import BlockBackend
     from vhostblk.engine.iothreads import Iothreads
     from vhostblk.schema.export import BlockExportOptionsVhostUserBlk
+    from vhostblk.vhost_user.server import Carried
 
 
 class VhostUserBlkExport(Export):
@@ -43,12 +44,16 @@ class VhostUserBlkExport(Export):
         self.device = VhostUserBlkBackend(options, backend, iothreads)
         self._server = VhostUserServer(_listen_address(options), self.device, options.id)
 
-    async def start(self) -> None:
+    async def start(self, carried: Carried | None = None, *, movable: bool = False) -> None:
         """Begin to listen."""
-        await self._server.start()
+        self.backend.add_drain_listener(self.device)
+        try:
+            await self._server.start(carried, movable=movable)
+        except BaseException:
+            self.backend.remove_drain_listener(self.device)
+            raise
         if trace.blk_exp_start.enabled:
             trace.blk_exp_start(self.id, self.backend.node.node_name)
-        self.backend.add_drain_listener(self.device)
         self.backend.on_resize(self.device.resized)
 
     async def stop(self) -> None:
@@ -59,6 +64,14 @@ class VhostUserBlkExport(Export):
         self.backend.remove_drain_listener(self.device)
         if self.backend.writable:
             await self.backend.flush()
+
+    async def suspend(self) -> Carried:
+        """Finish requests and flush; the front-end stays connected."""
+        carried = await self._server.suspend()
+        self.backend.remove_drain_listener(self.device)
+        if self.backend.writable:
+            await self.backend.flush()
+        return carried
 
     @property
     def clients(self) -> int:

@@ -108,9 +108,12 @@ class Sandbox:
         if self._closes_files:
             self._replace_pool()
 
-    def close_files(self, daemon: Daemon, pidfile: str | None) -> None:
-        """Become another user, and open only what is known from here on; raises SandboxError."""
-        rules = list(_rules(daemon, pidfile, self._directories)) if self._closes_files else []
+    def close_files(self, daemon: Daemon, made: Iterable[str] = ()) -> None:
+        """Become another user, and open only what is known from here on; raises SandboxError.
+
+        `made` are files to be removed at the end, beside those of the daemon.
+        """
+        rules = list(_rules(daemon, made, self._directories)) if self._closes_files else []
         if self._identity is not None:
             from vhostblk.sandbox.identity import become
 
@@ -153,7 +156,7 @@ def _other_threads() -> list[str]:
     return names
 
 
-def _rules(daemon: Daemon, pidfile: str | None, directories: Iterable[str]) -> Iterator[Rule]:
+def _rules(daemon: Daemon, others: Iterable[str], directories: Iterable[str]) -> Iterator[Rule]:
     """Say what may still be opened."""
     for path in {sys.prefix, sys.base_prefix, *_SYSTEM, *filter(None, sys.path)}:
         yield Rule(path, landlock.READ)
@@ -163,12 +166,11 @@ def _rules(daemon: Daemon, pidfile: str | None, directories: Iterable[str]) -> I
         yield Rule(directory, landlock.MANAGE)
     for path in _named_files(daemon):
         yield Rule(path, landlock.MANAGE if Path(path).is_dir() else landlock.WRITE)
-    made = [path for device in daemon.chardevs for path in device.made_files]
+    listeners = [listener for device in daemon.chardevs for listener in device.listeners]
+    made = [listener.path for listener in listeners if listener.path is not None]
     for export in daemon.exports.values():
         made += export.made_files
-    if pidfile is not None:
-        made.append(pidfile)
-    for directory in {str(Path(path).absolute().parent) for path in made}:
+    for directory in {str(Path(path).absolute().parent) for path in (*made, *others)}:
         yield Rule(directory, landlock.REMOVE)
 
 

@@ -30,7 +30,7 @@ from vhostblk.vhost_user.layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 class FdList:
@@ -43,6 +43,9 @@ class FdList:
 
     def __len__(self) -> int:
         return len(self._fds)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._fds)
 
     def extend(self, fds: Iterable[int]) -> None:
         """Become responsible for more."""

@@ -54,6 +54,12 @@ class Listener:
         sock.setblocking(False)
         self.socket = sock
         #: What `close` removes; None: nothing.
+        self.path: str | None = None
+        self._identity: tuple[int, int] | None = None
+        self.own(path)
+
+    def own(self, path: str | None) -> None:
+        """Have `close` remove the socket file at `path`, or (None) none."""
         self.path = path
         self._identity = _identity(path) if path is not None else None
 

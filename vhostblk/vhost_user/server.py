@@ -16,20 +16,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.trace import points as trace
-from vhostblk.vhost_user.codec import FdList, MessageDecoder
+from vhostblk.vhost_user.codec import FdList, Message, MessageDecoder
 from vhostblk.vhost_user.errors import ProtocolError, VhostUserError
-from vhostblk.vhost_user.layout import MAX_FDS
+from vhostblk.vhost_user.journal import Journal, as_message
+from vhostblk.vhost_user.layout import HEADER, MAX_FDS, VERSION, VRING_STATE, Request
 from vhostblk.vhost_user.listener import listen
 from vhostblk.vhost_user.session import Session
 
 if TYPE_CHECKING:
     from vhostblk.vhost_user.backend import Backend
-    from vhostblk.vhost_user.codec import Message
     from vhostblk.vhost_user.listener import ListenAddress, Listener
+    from vhostblk.vhost_user.rules import Answer
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,32 @@ class _FrontendGoneError(Exception):
     """The front-end closed its end, between two messages."""
 
 
+class _ReplayError(VhostUserError):
+    """What a front-end said to another server can't be said here."""
+
+
+class _SuspendedError(Exception):
+    """`suspend` was called while the server waited for the socket, between two messages."""
+
+
+@dataclass(slots=True)
+class Carried:
+    """What moves to another server, perhaps of another process: sockets, and what has been said."""
+
+    listener: Listener
+    connection: socket.socket | None
+    journal: Journal
+    #: Done when all has been said again.
+    replayed: asyncio.Future[None] | None = None
+
+    def close(self) -> None:
+        """Hang up, and listen no more."""
+        if self.connection is not None:
+            self.connection.close()
+        self.journal.close()
+        self.listener.close()
+
+
 class VhostUserServer:
     """Serves one `Backend` to the front-ends that connect to one address."""
 
@@ -72,6 +100,11 @@ class VhostUserServer:
         self._unwanted: str | None = None
         #: A front-end is being served.
         self.connected = False
+        #: Set where the session may have to move.
+        self._journal: Journal | None = None
+        self._suspending = False
+        #: The front-end's connection, while it is served, and after `suspend`.
+        self._connection: socket.socket | None = None
 
     @property
     def running(self) -> bool:
@@ -84,13 +117,27 @@ class VhostUserServer:
         path = None if self._listener is None else self._listener.path
         return [] if path is None else [path]
 
-    async def start(self) -> None:
-        """Listen; front-ends may connect once this returns. Raises ListenError."""
-        self._stopping = False
-        self._listener = listen(self._address)
-        self._task = asyncio.get_running_loop().create_task(
-            self._run(self._listener), name=f"vhost-user server {self._name}"
+    async def start(self, carried: Carried | None = None, *, movable: bool = False) -> None:
+        """Listen; front-ends may connect once this returns. Raises ListenError.
+
+        With `carried` go on where another server has stopped; raises VhostUserError where that
+        can't be, and closes it. `movable`: `suspend` may be called.
+        """
+        self._stopping = self._suspending = False
+        self._connection = None
+        self._journal = Journal() if movable else None
+        loop = asyncio.get_running_loop()
+        listener = listen(self._address) if carried is None else carried.listener
+        if carried is not None:
+            carried.replayed = loop.create_future()
+        self._listener = listener
+        self._task = loop.create_task(
+            self._run(listener, carried), name=f"vhost-user server {self._name}"
         )
+        if carried is not None and carried.replayed is not None:
+            await asyncio.wait({self._task, carried.replayed}, return_when=asyncio.FIRST_COMPLETED)
+            if self._task.done():
+                await self._task
 
     async def stop(self) -> None:
         """Disconnect the front-end, reset the backend, stop listening, remove the socket file."""
@@ -101,19 +148,49 @@ class VhostUserServer:
         if task is not None:
             await task
 
-    async def _run(self, listener: Listener) -> None:
+    async def suspend(self) -> Carried:
+        """Stop between two messages, with all requests finished, and leave the front-end connected.
+
+        The backend is as new afterwards, and has been told that the vrings stop.
+        """
+        assert self._listener is not None
+        assert self._task is not None
+        assert self._journal is not None
+        self._suspending = True
+        if self._waiting is not None:
+            _wake(self._waiting)
+        task, self._task = self._task, None
+        await task
+        carried = Carried(self._listener, self._connection, self._journal)
+        self._listener = self._connection = self._journal = None
+        return carried
+
+    async def _run(self, listener: Listener, carried: Carried | None) -> None:
         try:
-            while not self._stopping:
+            if carried is not None:
+                await self._resume(carried)
+            while not self._stopping and not self._suspending:
                 connection = await self._accept(listener.socket)
                 if connection is not None:
                     with connection:
                         await self._serve(connection)
                     await asyncio.sleep(0)  # others get their turn in a storm of connections, too
-        except _StoppedError:
+        except (_StoppedError, _SuspendedError):
             pass
         finally:
-            listener.close()
-            self._listener = None
+            if not self._suspending:
+                listener.close()
+                self._listener = None
+
+    async def _resume(self, carried: Carried) -> None:
+        """Serve the front-end that was carried here, if there is one."""
+        with carried.journal:
+            if carried.connection is not None:
+                with carried.connection as connection:
+                    connection.setblocking(False)
+                    await self._serve(connection, carried)
+            elif carried.replayed is not None:
+                carried.replayed.set_result(None)
 
     async def _accept(self, listening: socket.socket) -> socket.socket | None:
         """Wait for a front-end; None where it was gone again, or nothing can be accepted now."""
@@ -131,32 +208,37 @@ class VhostUserServer:
             return connection
         return None
 
-    async def _serve(self, connection: socket.socket) -> None:
-        """Serve one front-end until it leaves, breaks the rules, or `stop` is called."""
-        logger.info("export '%s': front-end connected", self._name)
+    async def _serve(self, connection: socket.socket, carried: Carried | None = None) -> None:
+        """Serve one front-end until it leaves, breaks the rules, or `stop` is called.
+
+        With `carried` first say again what it has said; raises VhostUserError where that fails.
+        """
+        word = "connected" if carried is None else "taken over"
+        logger.info("export '%s': front-end %s", self._name, word)
         if trace.vhost_user_connect.enabled:
             trace.vhost_user_connect(self._name)
         session = Session(self._backend)
         decoder = MessageDecoder()
-        silent = True
         self.connected = True
         self._unwanted = None
         self._backend.set_disconnect(self._disconnect)
         try:
             await self._backend.prepare()
-            while True:
-                for _ in range(_MESSAGES_A_TURN):
-                    message = await self._receive(connection, decoder, silent=silent)
-                    silent = False
-                    await self._handle(connection, session, message)
-                await asyncio.sleep(0)
+            if carried is not None:
+                await self._replay(session, carried)
+            await self._converse(connection, session, decoder, silent=carried is None)
         except _FrontendGoneError:
             logger.info("export '%s': front-end disconnected", self._name)
+        except _ReplayError:
+            raise
         except VhostUserError as error:
             self._log.warning("front-end disconnected: %s", error)
         except OSError as error:  # reset by its end, or its end closed before the reply
             self._log.warning("front-end disconnected: %s", error.strerror)
         except _StoppedError:
+            raise
+        except _SuspendedError:
+            await self._keep(connection, session)
             raise
         except Exception as error:
             self._log.error("front-end disconnected: internal error", exc_info=error)
@@ -165,8 +247,53 @@ class VhostUserServer:
             session.close()
             await self._reset()
             self.connected = False
+            if self._journal is not None and self._connection is None:
+                self._journal.close()
             if trace.vhost_user_disconnect.enabled:
                 trace.vhost_user_disconnect(self._name)
+
+    async def _converse(
+        self,
+        connection: socket.socket,
+        session: Session,
+        decoder: MessageDecoder,
+        *,
+        silent: bool,
+    ) -> None:
+        """Carry out messages; `silent`: there has been none so far."""
+        while True:
+            for _ in range(_MESSAGES_A_TURN):
+                message = await self._receive(connection, decoder, silent=silent)
+                silent = False
+                await self._handle(connection, session, message)
+            await asyncio.sleep(0)
+
+    async def _replay(self, session: Session, carried: Carried) -> None:
+        """Say again what the front-end has said; raises _ReplayError."""
+        try:
+            for said in carried.journal.said():
+                answer = await self._carry_out(session, as_message(said))
+                answer.fds.close()
+                if answer.failure is not None:
+                    raise _ReplayError(answer.failure)
+        except (VhostUserError, OSError) as error:
+            raise _ReplayError(str(error)) from error
+        carried.journal.close()
+        if carried.replayed is not None:
+            carried.replayed.set_result(None)
+
+    async def _keep(self, connection: socket.socket, session: Session) -> None:
+        """Stop the vrings, note where they are to go on, and keep the connection."""
+        assert self._journal is not None
+        try:
+            for index in self._journal.running:
+                payload = VRING_STATE.pack(index, 0)
+                request = Message(Request.GET_VRING_BASE, VERSION, payload, FdList())
+                answer = await session.handle(request)
+                self._journal.set_base(answer.reply[HEADER.size :])
+            self._connection = connection.dup()
+        except (VhostUserError, OSError) as error:
+            self._log.warning("front-end disconnected: %s", error)
 
     async def _reset(self) -> None:
         try:
@@ -187,7 +314,7 @@ class VhostUserServer:
         if trace.vhost_user_read.enabled:
             size, fds = len(message.payload), len(message.fds)
             trace.vhost_user_read(self._name, message.name, message.request, size, fds)
-        answer = await session.handle(message)
+        answer = await self._carry_out(session, message)
         if trace.vhost_user_write.enabled:
             trace.vhost_user_write(
                 self._name, message.name, message.request, len(answer.reply), answer.failure
@@ -195,6 +322,26 @@ class VhostUserServer:
         if answer.failure is not None:
             self._log.warning("%s", answer.failure)
         await self._send(connection, answer.reply, answer.fds)
+
+    async def _carry_out(self, session: Session, message: Message) -> Answer:
+        """Carry out a message, and note it where sessions may have to move."""
+        if self._journal is None:
+            return await session.handle(message)
+        try:
+            copy = self._journal.copy(message)
+        except OSError:
+            message.fds.close()
+            raise
+        try:
+            answer = await session.handle(message)
+        except BaseException:
+            copy.fds.close()
+            raise
+        if answer.failure is None:
+            self._journal.note(copy, answer.reply[HEADER.size :])
+        else:
+            copy.fds.close()
+        return answer
 
     async def _send(self, connection: socket.socket, reply: bytes, fds: FdList) -> None:
         """Send bytes; the descriptors go with the first of them and are closed here."""
@@ -225,6 +372,8 @@ class VhostUserServer:
                 raise _StoppedError
             if self._unwanted is not None:
                 raise VhostUserError(self._unwanted)
+            if self._suspending and not decoder.mid_message:
+                raise _SuspendedError
             try:
                 data, ancillary, flags, _ = connection.recvmsg(
                     decoder.wanted, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vhostblk.block.completion import Completion
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
+    from vhostblk.block.locking import LockGuard
 
 logger = logging.getLogger(__name__)
 
@@ -245,6 +246,10 @@ class PosixNode(BlockNode):
         if self._new_fd >= 0:
             os.close(self._new_fd)
             self._new_fd = -1
+
+    def make_guard(self) -> LockGuard | None:
+        os.close(self._open_file(writable=self._fd_writable, direct=self.direct))
+        return None if self._lock is None else self._lock.make_guard()
 
     def refresh_image(self) -> None:
         try:

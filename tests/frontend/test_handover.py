@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A new daemon takes over from the running one; the front-end stays connected and sees a pause."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cli.process import ROOT, wait_until
+from tests.frontend.blk import BlkDriver
+from tests.frontend.launch import Daemon, Program, raw_file
+from tests.frontend.memory import MIB, Memory
+from tests.virtio_blk.lanes import lane
+from vhostblk.virtio_blk.layout import RequestType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+__all__ = ["lane"]
+
+SIZE = 4 * MIB
+EXPORT = "id=export,node-name=disk,num-queues=2,writable=on"
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    memory = Memory()
+    yield memory
+    memory.close()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.raw"
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+    return path
+
+
+@contextmanager
+def first(directory: Path, image: Path, *extra: str) -> Iterator[Daemon]:
+    """Run a daemon that can be taken over from."""
+    words = ("--handover", str(directory / "handover"), "--pidfile", str(directory / "pid"), *extra)
+    blockdevs = raw_file(image)
+    with Daemon(
+        Program.VHOSTBLK, directory, blockdevs, EXPORT, inherited=False, extra=words
+    ) as daemon:
+        wait_until(lambda: (directory / "handover").exists())
+        yield daemon
+
+
+@contextmanager
+def taker(directory: Path, *extra: str, env: dict[str, str] | None = None) -> Iterator[Taker]:
+    started = Taker(directory, extra, env or {})
+    try:
+        yield started
+    finally:
+        started.process.terminate()
+        started.process.wait(30)
+
+
+class Taker:
+    """A daemon that takes over, and can be taken over from."""
+
+    def __init__(self, directory: Path, extra: Sequence[str], env: dict[str, str]) -> None:
+        self._log = directory / "taker.err"
+        self._pidfile = directory / "pid"
+        words = ("--takeover", str(directory / "handover"), "--handover")
+        arguments = [*words, str(directory / "handover"), "--pidfile", str(self._pidfile), *extra]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "vhostblk", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+            )
+
+    def wait_ready(self) -> None:
+        wait_until(self._is_ready)
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, self.output()
+        return self._pidfile.read_text() == f"{self.process.pid}\n"
+
+    def output(self) -> str:
+        return self._log.read_text()
+
+
+@pytest.mark.usefixtures("lane")
+@pytest.mark.parametrize("inflight", [True, False])
+def test_a_session_goes_on_in_the_next_process(
+    tmp_path: Path, image: Path, memory: Memory, inflight: bool
+) -> None:
+    with first(tmp_path, image) as old:
+        with BlkDriver(old.connect(), memory, num_queues=2, inflight=inflight) as driver:
+            driver.write(0, b"a" * 4096)
+            driver.write(4096, b"b" * 4096, queue=1)
+            with taker(tmp_path) as new:
+                new.wait_ready()
+                assert old.process.wait(30) == 0
+                assert old.output() == ""
+                assert driver.read(0, 8192, queue=1) == b"a" * 4096 + b"b" * 4096
+                driver.write(8192, b"c" * 4096)
+                # Another one, which takes over from a daemon that has taken over itself.
+                with taker(tmp_path) as last:
+                    last.wait_ready()
+                    assert new.process.wait(30) == 0
+                    assert driver.read(8192, 4096, queue=1) == b"c" * 4096
+                    expected = [ring.last_used & 0xFFFF for ring in driver.rings]
+                    assert driver.stop() == expected
+                    driver.connection.sync()
+                    last.process.terminate()
+                    assert last.process.wait(30) == 0
+                    assert last.output() == ""
+    assert image.read_bytes()[:12288] == b"a" * 4096 + b"b" * 4096 + b"c" * 4096
+    assert {path.name for path in tmp_path.iterdir() if path.is_socket()} == set()
+    assert not (tmp_path / "pid").exists()
+
+
+def test_where_nobody_is_there_to_take_over_from(tmp_path: Path, image: Path) -> None:
+    words = ("--takeover", str(tmp_path / "none"))
+    with Daemon(
+        Program.VHOSTBLK, tmp_path, raw_file(image), EXPORT, inherited=False, extra=words
+    ) as daemon:
+        daemon.connect().close()
+        assert daemon.stop() == 0
+
+
+@pytest.mark.usefixtures("lane")
+def test_a_taker_that_dies_changes_nothing(tmp_path: Path, image: Path, memory: Memory) -> None:
+    with first(tmp_path, image) as old:
+        with BlkDriver(old.connect(), memory, num_queues=2, inflight=True) as driver:
+            driver.write(0, b"a" * 4096)
+            script = f"""
+import os, signal
+from vhostblk.handover.wire import Channel, Ready
+async def die(self, message, fds=None, former=Channel.send):
+    if isinstance(message, Ready):
+        os.kill(os.getpid(), signal.SIGKILL)
+    await former(self, message, fds)
+Channel.send = die
+from vhostblk.cli import main
+main(["--takeover", {str(tmp_path / "handover")!r}])
+"""
+            done = subprocess.run(
+                [sys.executable, "-c", script],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stderr=subprocess.PIPE,
+                check=False,
+                timeout=60,
+            )
+            assert done.returncode == -signal.SIGKILL, done.stderr
+            assert driver.read(0, 4096) == b"a" * 4096
+            driver.write(4096, b"b" * 4096, queue=1)
+            wait_until(lambda: "failed: the other process is gone" in old.output())
+            with taker(tmp_path) as new:
+                new.wait_ready()
+                assert driver.read(4096, 4096) == b"b" * 4096
+                driver.run(RequestType.FLUSH)
+
+
+def test_what_cant_be_made_again_is_refused(tmp_path: Path, image: Path) -> None:
+    """A node whose file has gone: the daemon notices before it has let go of anything."""
+    with first(tmp_path, image) as old:
+        image.rename(tmp_path / "elsewhere")
+        with taker(tmp_path) as new:
+            assert new.process.wait(30) == 1
+            reason = f"node 'disk-file': Could not open '{image}': No such file or directory"
+            assert new.output().endswith(f"{reason}\n")
+        assert old.process.poll() is None
+        old.connect().close()

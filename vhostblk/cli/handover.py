@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`--handover` and `--takeover`: this process in the middle, perhaps, of a row of processes.
+
+The modules behind it are imported only where one of the options is given.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vhostblk.daemon import Daemon
+    from vhostblk.handover.giver import Giver
+    from vhostblk.handover.taker import Taker
+
+#: Only the owner may take over.
+_MODE = 0o600
+
+
+class Handover:
+    """Taking over at the start, and handing over later; paths are None where not asked for."""
+
+    def __init__(self, daemon: Daemon, takeover: str | None, handover: str | None) -> None:
+        self._daemon = daemon
+        self._takeover = takeover
+        self._path = None if handover is None else str(Path(handover).absolute())
+        self._taker: Taker | None = None
+        self._giver: Giver | None = None
+        daemon.movable = handover is not None
+
+    async def begin(self) -> bool:
+        """Tell whether there is a daemon to take over from; raises VhostblkError."""
+        if self._takeover is None:
+            return False
+        from vhostblk.handover import taker
+
+        self._taker = await taker.find(self._takeover)
+        if self._taker is not None:
+            await self._taker.begin(self._daemon)
+        return self._taker is not None
+
+    async def finish(self) -> None:
+        """Take over; raises VhostblkError, and then the other daemon goes on."""
+        assert self._taker is not None
+        await self._taker.finish(self._daemon)
+
+    @property
+    def taken(self) -> bool:
+        """Tell whether this process has taken over."""
+        return self._taker is not None
+
+    @property
+    def given(self) -> bool:
+        """Tell whether another process has taken over from this one."""
+        return self._giver is not None and self._giver.given
+
+    @property
+    def made_files(self) -> list[str]:
+        """List the files that `close` will remove."""
+        return [] if self._path is None else [self._path]
+
+    def serve(self, leave: Callable[[], object]) -> None:
+        """Wait for who takes over; `leave()` is called then. Raises ListenError."""
+        taker = self._taker
+        inherits = taker is not None and taker.handover_path == self._path
+        if taker is not None and not inherits:
+            taker.handover.close()
+        if self._path is None:
+            return
+        from vhostblk.handover.giver import Giver
+        from vhostblk.vhost_user.listener import UnixAddress, listen
+
+        if taker is not None and inherits:
+            listener = taker.handover
+        else:
+            listener = listen(UnixAddress(self._path, _MODE))
+        self._giver = Giver(self._daemon, listener, leave)
+        self._giver.start()
+
+    async def close(self) -> None:
+        """Wait no more."""
+        if self._giver is not None:
+            await self._giver.close()

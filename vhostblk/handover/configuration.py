@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a daemon consists of now, as the options that make it again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from vhostblk.block import inherit
+from vhostblk.handover.errors import HandoverError
+from vhostblk.schema.base import UNSET
+from vhostblk.schema.throttle import ThrottleGroupProperties
+
+if TYPE_CHECKING:
+    from vhostblk.block.graph import Graph
+    from vhostblk.block.node import BlockNode
+    from vhostblk.daemon import Daemon
+
+
+def objects(daemon: Daemon) -> list[dict[str, Any]]:
+    """Return the definitions of all objects."""
+    described = []
+    for object_id, options in daemon.objects.items():
+        plain = msgspec.to_builtins(options)
+        if isinstance(options, ThrottleGroupProperties):
+            limits = msgspec.to_builtins(daemon.graph.throttle_groups.find(object_id).limits)
+            kind = options.__struct_config__.tag
+            plain = {"qom-type": kind, "id": object_id, "limits": limits}
+        described.append(plain)
+    return described
+
+
+def exports(daemon: Daemon) -> list[dict[str, Any]]:
+    """Return the definitions of all exports; raises HandoverError where they are changing."""
+    for export_id in daemon.exports:
+        if daemon.is_shutting_down(export_id):
+            raise HandoverError(f"export '{export_id}' is being removed")
+    return [msgspec.to_builtins(daemon.export_options(export_id)) for export_id in daemon.exports]
+
+
+def blockdevs(daemon: Daemon) -> list[dict[str, Any]]:
+    """Return the definitions of the nodes that the user added, children first.
+
+    Raises HandoverError where the graph is not what these definitions make.
+    """
+    graph = daemon.graph
+    exported = {export.backend for export in daemon.exports.values()}
+    for backend in graph.backends:
+        if backend not in exported:
+            raise HandoverError(f"{backend.description} uses node '{backend.node.node_name}'")
+    ordered: dict[str, BlockNode] = {}
+    for node in graph:
+        _check(node)
+        if graph.is_owned(node):
+            _put(graph, node, ordered)
+    return [msgspec.to_builtins(node.options) for node in ordered.values()]
+
+
+def _put(graph: Graph, node: BlockNode, ordered: dict[str, BlockNode]) -> None:
+    """Enter a node behind what it lies on."""
+    for edge in node.children.values():
+        _put(graph, edge.node, ordered)
+    if graph.is_owned(node):
+        ordered.setdefault(node.node_name, node)
+
+
+def _check(node: BlockNode) -> None:
+    """Raise HandoverError where opening the node anew would give another one."""
+    name = node.node_name
+    if not node.active:
+        raise HandoverError(f"node '{name}' is inactive")
+    if node.write_threshold:
+        raise HandoverError(f"node '{name}' has a write threshold")
+    for role, edge in node.children.items():
+        child, reference = edge.node, _reference(node.options, role)
+        if isinstance(reference, str):
+            same = reference == child.node_name
+        else:
+            same = child.defined_in is node and (
+                reference is UNSET or _same(child, role, reference, node.options)
+            )
+        if not same:
+            raise HandoverError(
+                f"node '{name}': its child '{role}' is '{child.node_name}', which its options "
+                "don't say"
+            )
+
+
+def _reference(options: Any, role: str) -> Any:
+    """Return what a node's options say of a child; UNSET: nothing, the image says it."""
+    name, _, index = role.partition(".")
+    value = getattr(options, name.replace("-", "_"), UNSET)
+    if index.isdecimal() and isinstance(value, list):
+        return value[int(index)] if int(index) < len(value) else None
+    return value
+
+
+def _same(child: BlockNode, role: str, reference: Any, parent: Any) -> bool:
+    """Tell whether an inline child is what its definition makes."""
+    made = inherit.resolve_child(reference, role, parent)
+    return bool(msgspec.to_builtins(made) == msgspec.to_builtins(child.options))

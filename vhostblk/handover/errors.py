@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of hand-overs."""
+
+from __future__ import annotations
+
+from vhostblk.errors import VhostblkError
+
+
+class HandoverError(VhostblkError):
+    """The hand-over can't be, or has come to nothing."""

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The running daemon's side: it waits for takers, and goes on as before where one fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+import time
+from typing import TYPE_CHECKING, Any
+
+from vhostblk.block.edge import flush_node
+from vhostblk.errors import VhostblkError
+from vhostblk.handover import configuration
+from vhostblk.handover.errors import HandoverError
+from vhostblk.handover.wire import (
+    VERSION,
+    Channel,
+    ChardevListening,
+    Commit,
+    Configuration,
+    ExportState,
+    Failure,
+    Fds,
+    Guard,
+    Hello,
+    Listening,
+    Prepared,
+    Ready,
+    SaidMessage,
+    State,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vhostblk.block.locking import LockGuard
+    from vhostblk.daemon import Daemon
+    from vhostblk.vhost_user.listener import Listener
+    from vhostblk.vhost_user.server import Carried
+
+logger = logging.getLogger(__name__)
+
+_CREDENTIALS = struct.Struct("=3i")  # struct ucred: pid, uid, gid
+
+
+class Giver:
+    """Hands a daemon over to the first taker that succeeds, and then stops the daemon."""
+
+    def __init__(self, daemon: Daemon, listener: Listener, leave: Callable[[], object]) -> None:
+        """`leave()` lets go of what else only one process can have: the process ID file."""
+        self._daemon = daemon
+        self._listener = listener
+        self._leave = leave
+        self._task: asyncio.Task[None] | None = None
+        #: The taker serves; nothing here may be touched any more.
+        self.given = False
+
+    def start(self) -> None:
+        """Wait for takers."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="hand-over")
+
+    async def close(self) -> None:
+        """Wait no more."""
+        if self._task is not None and not self.given:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._listener.close()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self.given:
+            connection, _ = await loop.sock_accept(self._listener.socket)
+            if not _is_trusted(connection):
+                logger.warning("hand-over: refused: another user")
+                connection.close()
+                continue
+            channel = Channel(connection)
+            try:
+                await self._give(channel)
+            except VhostblkError as error:
+                logger.warning("hand-over failed: %s", error)
+                with contextlib.suppress(HandoverError):
+                    await channel.send(Failure(reason=str(error)))
+            except Exception as error:
+                logger.error("hand-over failed: internal error", exc_info=error)
+            finally:
+                channel.close()
+        self._daemon.request_stop()
+
+    async def _give(self, channel: Channel) -> None:
+        hello, fds = await channel.receive(Hello)
+        fds.close()
+        if hello.version != VERSION:
+            raise HandoverError(f"it speaks version {hello.version}, and this is {VERSION}")
+        daemon = self._daemon
+        async with daemon.command_lock:
+            blockdevs = configuration.blockdevs(daemon)
+            exports = configuration.exports(daemon)
+            await channel.send(*self._describe(blockdevs, exports))
+            await _expect(channel, Prepared)
+            await _flush(daemon)  # so that there is less to flush in the pause
+            carried: dict[str, Carried] = {}
+            guards: list[LockGuard] = []
+            try:
+                guards = _make_guards(daemon)
+                since = time.monotonic()
+                for export_id in list(daemon.exports):
+                    carried[export_id] = await daemon.suspend_export(export_id)
+                await daemon.graph.close()
+                await channel.send(*_state(carried, guards, since))
+                await _expect(channel, Ready)
+                self._leave()
+                self.given = True
+                await channel.send(Commit())
+            except BaseException:
+                if not self.given:
+                    await self._go_on(blockdevs, exports, carried)
+                raise
+            finally:
+                for guard in guards:
+                    guard.close()
+            self._let_go(carried)
+
+    def _describe(
+        self, blockdevs: list[dict[str, Any]], exports: list[dict[str, Any]]
+    ) -> tuple[Configuration, Fds]:
+        from vhostblk.chardev.socket import SocketChardev
+
+        fds = Fds()
+        chardevs = [
+            ChardevListening(
+                chardev=device.label,
+                address=device.listens_at,
+                sockets=[_listening(listener, fds) for listener in device.listeners],
+            )
+            for device in self._daemon.chardevs
+            if isinstance(device, SocketChardev)
+        ]
+        described = Configuration(
+            objects=configuration.objects(self._daemon),
+            blockdevs=blockdevs,
+            exports=exports,
+            chardevs=chardevs,
+            handover=_listening(self._listener, fds),
+        )
+        return described, fds
+
+    async def _go_on(
+        self,
+        blockdevs: list[dict[str, Any]],
+        exports: list[dict[str, Any]],
+        carried: dict[str, Carried],
+    ) -> None:
+        """Open everything again, and serve the front-ends as before."""
+        daemon = self._daemon
+        there = {node.node_name for node in daemon.graph}
+        try:
+            for blockdev in blockdevs:
+                if blockdev["node-name"] not in there:
+                    await daemon.add_blockdev(blockdev)
+            for export in exports:
+                if export["id"] in carried:
+                    again = await daemon.add_export(export, carried[export["id"]])
+                    again.backend.resume()
+        except VhostblkError as error:
+            logger.error("hand-over: can't go on as before: %s", error)
+            daemon.request_stop()  # a supervisor starts anew, and front-ends come back
+        else:
+            logger.info("hand-over: going on as before")
+
+    def _let_go(self, carried: dict[str, Carried]) -> None:
+        """Close what the taker has by now; files stay where they are."""
+        self._listener.own(None)
+        for device in self._daemon.chardevs:
+            for listener in device.listeners:
+                listener.own(None)
+        for one in carried.values():
+            one.listener.own(None)
+            one.close()
+
+
+def _is_trusted(connection: socket.socket) -> bool:
+    """Tell whether it is our own user, or root, who asks."""
+    size = _CREDENTIALS.size
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    _, uid, _ = _CREDENTIALS.unpack(raw)
+    return uid in (0, os.geteuid())
+
+
+async def _expect(channel: Channel, kind: type[Prepared | Ready]) -> None:
+    _, fds = await channel.receive(kind)
+    fds.close()
+
+
+async def _flush(daemon: Daemon) -> None:
+    """Put what has been written on stable storage, while the guests go on."""
+    try:
+        for node in daemon.graph:
+            await flush_node(node)
+    except OSError as error:
+        raise HandoverError(f"flush failed: {error.strerror}") from error
+
+
+def _make_guards(daemon: Daemon) -> list[LockGuard]:
+    """Keep the images locked; raises HandoverError where one can't be opened again."""
+    guards: list[LockGuard] = []
+    for node in daemon.graph:
+        try:
+            guard = node.make_guard()
+        except (OSError, VhostblkError) as error:
+            for made in guards:
+                made.close()
+            raise HandoverError(f"node '{node.node_name}': {error}") from error
+        if guard is not None:
+            guard.trust()
+            guards.append(guard)
+    return guards
+
+
+def _listening(listener: Listener, fds: Fds) -> Listening:
+    return Listening(fd=fds.add(listener.socket.fileno()), path=listener.path)
+
+
+def _state(carried: dict[str, Carried], guards: list[LockGuard], since: float) -> tuple[State, Fds]:
+    fds = Fds()
+    exports = [
+        ExportState(
+            id=export_id,
+            listening=_listening(one.listener, fds),
+            connection=None if one.connection is None else fds.add(one.connection.fileno()),
+            said=[
+                SaidMessage(
+                    request=said.request,
+                    payload=said.payload,
+                    fds=[fds.add(fd) for fd in said.fds],
+                )
+                for said in one.journal.said()
+            ],
+        )
+        for export_id, one in carried.items()
+    ]
+    kept = [Guard(fd=fds.add(guard.fd), locked=sorted(guard.locked)) for guard in guards]
+    return State(exports=exports, guards=kept, since=since), fds

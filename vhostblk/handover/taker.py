@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The new daemon's side: it makes what the running one has, and takes its place."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from vhostblk.block.locking import LockGuard
+from vhostblk.block.registry import driver_class
+from vhostblk.errors import VhostblkError
+from vhostblk.exports import vhost_user_blk
+from vhostblk.handover.errors import HandoverError
+from vhostblk.handover.wire import (
+    VERSION,
+    Channel,
+    Commit,
+    Configuration,
+    Failure,
+    Fds,
+    Hello,
+    Prepared,
+    Ready,
+    State,
+)
+from vhostblk.vhost_user.codec import FdList
+from vhostblk.vhost_user.journal import Journal, Said
+from vhostblk.vhost_user.listener import Listener
+from vhostblk.vhost_user.server import Carried
+from vhostblk.virtio_blk.lane import choose_lane
+
+if TYPE_CHECKING:
+    from vhostblk.daemon import Daemon
+    from vhostblk.handover.wire import ExportState, Listening
+
+logger = logging.getLogger(__name__)
+
+#: Nobody is there to take over from.
+_NOBODY = (errno.ENOENT, errno.ECONNREFUSED)
+
+
+async def find(path: str) -> Taker | None:
+    """Turn to the daemon that waits at `path`; None where there is none. Raises HandoverError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(path)
+    except OSError as error:
+        sock.close()
+        if error.errno in _NOBODY:
+            logger.info("hand-over: nobody at %s to take over from", path)
+            return None
+        raise HandoverError(error.strerror or str(error)) from error
+    channel = Channel(sock)
+    try:
+        await channel.send(Hello(version=VERSION))
+        configuration, fds = await channel.receive(Configuration)
+    except HandoverError:
+        channel.close()
+        raise
+    return Taker(channel, configuration, fds)
+
+
+class Taker:
+    """Takes a daemon's place; `begin`, then the monitors, then `finish`."""
+
+    def __init__(self, channel: Channel, configuration: Configuration, fds: Fds) -> None:
+        self._channel = channel
+        self._configuration = configuration
+        self._fds = fds
+        #: Listeners, and the files that become theirs once the other process has let go.
+        self._listeners: list[tuple[Listener, str | None]] = []
+        self._guards: list[LockGuard] = []
+        #: Where the other process waits for takers, and this one may from now on.
+        self.handover = self._listener(configuration.handover, fds)
+        self.handover_path = configuration.handover.path
+
+    def _listener(self, listening: Listening, fds: Fds) -> Listener:
+        listener = Listener(socket.socket(fileno=fds.take(listening.fd)))
+        self._listeners.append((listener, listening.path))
+        return listener
+
+    async def begin(self, daemon: Daemon) -> None:
+        """Make what doesn't disturb the other process; raises VhostblkError."""
+        try:
+            for chardev in self._configuration.chardevs:
+                daemon.chardevs.inherited[chardev.chardev, chardev.address] = [
+                    self._listener(listening, self._fds) for listening in chardev.sockets
+                ]
+            for options in self._configuration.objects:
+                daemon.add_object(options)
+            for blockdev in self._configuration.blockdevs:
+                await asyncio.to_thread(driver_class, blockdev["driver"])
+            await vhost_user_blk.prepare(choose_lane())
+        except VhostblkError as error:
+            await self._fail(error)
+            raise
+
+    async def finish(self, daemon: Daemon) -> None:
+        """Take over; raises VhostblkError, and then the other process goes on."""
+        for unwanted in daemon.chardevs.inherited.values():
+            for listener in unwanted:
+                listener.close()
+        daemon.chardevs.inherited.clear()
+        try:
+            await self._channel.send(Prepared())
+            state, fds = await self._channel.receive(State)
+            try:
+                await self._build(daemon, state, fds)
+            finally:
+                fds.close()
+            await self._channel.send(Ready())
+            _, fds = await self._channel.receive(Commit)
+            fds.close()
+        except VhostblkError as error:
+            await self._undo(daemon)
+            await self._fail(error)
+            raise
+        for export in daemon.exports.values():
+            export.backend.resume()
+        waited = (time.monotonic() - state.since) * 1000
+        logger.info("hand-over: taken over; front-ends waited for %.0f ms", waited)
+        for listener, path in self._listeners:
+            if listener.socket.fileno() >= 0:
+                listener.own(path)
+        self._close()
+
+    async def _build(self, daemon: Daemon, state: State, fds: Fds) -> None:
+        for guard in state.guards:
+            taken = LockGuard(fds.take(guard.fd), frozenset(guard.locked))
+            self._guards.append(taken)
+            taken.trust()
+        carried = {export.id: self._carried(export, fds) for export in state.exports}
+        for blockdev in self._configuration.blockdevs:
+            await daemon.add_blockdev(blockdev)
+        for export in self._configuration.exports:
+            if export["id"] not in carried:
+                raise HandoverError(f"export '{export['id']}' is missing")
+            await daemon.add_export(export, carried[export["id"]])
+
+    def _carried(self, export: ExportState, fds: Fds) -> Carried:
+        listener = self._listener(export.listening, fds)
+        connection = None
+        if export.connection is not None:
+            connection = socket.socket(fileno=fds.take(export.connection))
+        said = [
+            Said(one.request, one.payload, FdList([fds.take(place) for place in one.fds]))
+            for one in export.said
+        ]
+        return Carried(listener, connection, Journal.of(said))
+
+    async def _undo(self, daemon: Daemon) -> None:
+        """Close the images, before the other process opens them again."""
+        for export_id in list(daemon.exports):
+            await daemon.remove_export(export_id)
+        await daemon.graph.close()
+
+    async def _fail(self, error: VhostblkError) -> None:
+        try:
+            await self._channel.send(Failure(reason=str(error)))
+        except HandoverError:
+            pass
+        self._close()
+        for listener, _ in self._listeners:
+            listener.close()
+
+    def _close(self) -> None:
+        for guard in self._guards:
+            guard.close()
+        self._guards.clear()
+        self._fds.close()
+        self._channel.close()
