@@ -129,8 +129,12 @@ class VhostUserBlkBackend:
             offered.append(Feature.MQ)
         if self._options.writable:
             offered += [Feature.DISCARD, Feature.WRITE_ZEROES]
+            if self._backend.node.erases_securely:
+                offered.append(Feature.SECURE_ERASE)
         else:
             offered.append(Feature.RO)
+        if self._backend.node.has_lifetime:
+            offered.append(Feature.LIFETIME)
         return sum(feature.mask for feature in offered)
 
     @property
@@ -162,6 +166,7 @@ class VhostUserBlkBackend:
                 queue_size=DEFAULT_QUEUE_SIZE if queue_size is UNSET else queue_size,
                 discard_granularity=limits.discard_granularity,
                 optimal_transfer=limits.optimal_transfer,
+                secure_erase=bool(self.device_features & Feature.SECURE_ERASE.mask),
             ),
             write_cache=self._backend.enable_write_cache,
         )
