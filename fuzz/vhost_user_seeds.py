@@ -8,7 +8,15 @@ from pathlib import Path
 from struct import pack
 
 from fuzz import vhost_user as fuzz
-from vhostblk.vhost_user.layout import FLAG_NEED_REPLY, ProtocolFeature, Request
+from vhostblk.vhost_user.layout import (
+    FLAG_NEED_REPLY,
+    FLAG_REPLY,
+    HEADER,
+    VERSION,
+    BackendRequest,
+    ProtocolFeature,
+    Request,
+)
 from vhostblk.vhost_user.session import PROTOCOL_FEATURES
 
 #: Choices of descriptors (`_Frontend.fds`).
@@ -77,6 +85,11 @@ def _requests(*kinds: int) -> bytes:
     )
 
 
+def _answer(request: BackendRequest) -> bytes:
+    data = HEADER.pack(request, VERSION | FLAG_REPLY, 8) + bytes(8)
+    return bytes([fuzz.ANSWER, len(data)]) + data
+
+
 def _stop(index: int = 0) -> bytes:
     return _message(Request.GET_VRING_BASE, pack("=II", index, 0))
 
@@ -132,7 +145,8 @@ def seeds() -> dict[str, bytes]:
                 _rings() + _message(Request.VRING_KICK, pack("=II", 0, 0), ack=True),
                 _message(Request.SET_VRING_ENABLE, pack("=II", 0, 1), ack=True),
                 _requests(0, 1) + _message(Request.VRING_KICK, pack("=II", 0, 0)),
-                bytes([fuzz.TURN, 9]) + _stop(),
+                bytes([fuzz.TURN, 9]) + _answer(BackendRequest.VRING_CALL) + _requests(0),
+                _answer(BackendRequest.VRING_CALL) + bytes([fuzz.ANSWER, 0]) + _stop(),
             )
         ),
         "no-event-idx": _hello(1 << 32) + _start() + _requests(0, 1, 4) + _stop(),
