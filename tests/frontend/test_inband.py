@@ -161,6 +161,21 @@ def test_answers_to_nothing_cost_the_channel_alone(guest: Guest) -> None:
     guest.read()
 
 
+def test_what_got_no_answer_is_sent_again_on_another_channel(guest: Guest) -> None:
+    connection, driver = guest.connection, guest.driver
+    driver.submit(RequestType.IN, data_in=[512])
+    driver.rings[0].publish()
+    driver.rings[0]._arm()
+    connection.kick()
+    assert connection.receive() == (BackendRequest.VRING_CALL, 0)
+    connection.channel.close()
+    connection.channel = connection.open_channel()
+    assert connection.receive() == (BackendRequest.VRING_CALL, 0)
+    connection.acknowledge(BackendRequest.VRING_CALL)
+    driver.poll()
+    guest.read()
+
+
 def test_features_that_it_needs(scene: Scene) -> None:
     for missing in (ProtocolFeature.BACKEND_REQ, ProtocolFeature.REPLY_ACK):
         with scene.connect() as connection:

@@ -67,10 +67,11 @@ class InbandNotifications:
         return os.dup(notice.fd)
 
     def set_channel(self, channel: RequestChannel) -> None:
-        """Send messages there from now on, also those that had nowhere to go."""
+        """Send messages there from now on, also those that had nowhere to go, or got no answer."""
         self._channel = channel
         self._sent.clear()
         for notice in self._notices.values():
+            notice.due |= notice.unanswered
             notice.unanswered = False
         channel.expect_replies(self._answered)
         self._send_due()
