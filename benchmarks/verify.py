@@ -76,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--kill", action="store_true", help="kill the daemon in the middle of runs now and then")
     add("--recover", action="store_true", help="kill it, and go on with what was in flight")
     add("--handover", action="store_true", help="have new daemons take over in the middle of runs")
+    add("--kills", type=int, help="with --recover: at depth 32, until it was killed so often")
     add("--switch", action="store_true", help="vhostblk changes lanes and drains all the while")
     add("--seed", type=int, help="of all random choices (default: the time)")
     return parser
@@ -132,7 +133,7 @@ class Verifier:
         """
         with self._connected(replace(self._geometry(), inflight=True)) as front_end:
             for _ in range(self.random.randint(1, 20)):
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or self.killed_enough:
                     break
                 self._run_until_killed(front_end, target)
                 target.start()
@@ -174,6 +175,11 @@ class Verifier:
         finally:
             timer.join()
 
+    @property
+    def killed_enough(self) -> bool:
+        """Tell whether the daemon was killed as often as it was to be."""
+        return self.options.kills is not None and self.totals.kills >= self.options.kills
+
     def read_all(self) -> None:
         """Read every block once."""
         geometry = Geometry(depth=32, block_size=self.options.block_size)
@@ -194,7 +200,7 @@ class Verifier:
         segments = [count for count in (1, 2, 4) if self.options.block_size % (512 * count) == 0]
         return Geometry(
             queues=self.random.randint(1, self.options.queues),
-            depth=choose([1, 2, 8, 32, 128]),
+            depth=choose([1, 2, 8, 32, 128]) if self.options.kills is None else 32,
             block_size=self.options.block_size,
             segments=choose(segments),
             event_idx=self.random.random() < 0.8,
@@ -241,7 +247,7 @@ def _verify(options: argparse.Namespace, target: Target) -> None:
     verifier = Verifier(options, target, seed)
     verifier.fill()
     shown = 0.0
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not verifier.killed_enough:
         if options.kill and target.daemon is not None and verifier.random.random() < KILL_SHARE:
             verifier.killed_session(target)
         elif options.handover:
@@ -360,7 +366,10 @@ class Target:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Verify; return the exit status: 0 all right, 1 mismatch or failure."""
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.kills is not None and not options.recover:
+        parser.error("--kills goes with --recover")
     try:
         with contextlib.ExitStack() as stack:
             _verify(options, Target(options, stack))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import gc
 import os
 import socket
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 EXPRESS, WRITABLE, SLOW, MANY_QUEUES = (1 << bit for bit in range(4))
 
 #: Steps by their first byte; below WRITE it is a message's number.
-WRITE, KICK, TURN, TRUNCATE, RAW, DRAIN, RESIZED, REQUEST = range(0xE0, 0xE8)
+WRITE, KICK, TURN, TRUNCATE, RAW, DRAIN, RESIZED, REQUEST, ANSWER = range(0xE0, 0xE9)
 
 #: A message after its number: flags (low half) and which descriptors (high half), payload length.
 MESSAGE = Struct("BB")
@@ -229,6 +230,7 @@ class _Run:
             DRAIN: self._drain,
             RESIZED: self._resized,
             REQUEST: self._request,
+            ANSWER: self._answer,
         }
 
     def _disconnect(self, _reason: str) -> None:
@@ -327,6 +329,17 @@ class _Run:
         async with self._backend.drained():
             await asyncio.sleep(0)
         return 0
+
+    async def _answer(self, rest: memoryview) -> int:
+        """Write to the back-end's own channel: answers, or anything; without bytes, close it."""
+        length = rest[0] if rest else 0
+        with contextlib.suppress(OSError):  # closed, or full
+            if length:
+                self._frontend.near.send(bytes(rest[1 : 1 + length]), socket.MSG_DONTWAIT)
+            else:
+                self._frontend.near.shutdown(socket.SHUT_WR)
+        await asyncio.sleep(0)
+        return 1 + length
 
     async def _resized(self, _rest: memoryview) -> int:
         self._device.resized()

@@ -8,7 +8,16 @@ from pathlib import Path
 from struct import pack
 
 from fuzz import vhost_user as fuzz
-from vhostblk.vhost_user.layout import FLAG_NEED_REPLY, ProtocolFeature, Request
+from vhostblk.vhost_user.layout import (
+    FLAG_NEED_REPLY,
+    FLAG_REPLY,
+    HEADER,
+    VERSION,
+    BackendRequest,
+    ProtocolFeature,
+    Request,
+)
+from vhostblk.vhost_user.session import PROTOCOL_FEATURES
 
 #: Choices of descriptors (`_Frontend.fds`).
 _KICK, _MEMORY, _SMALL, _BOTH, _SOCKET, _INFLIGHT, _CALL = 1, 2, 3, 5, 6, 11, 12
@@ -29,8 +38,10 @@ _GUEST = (0, fuzz.MEMORY_BYTES, fuzz.USER, 0)
 _EXTRA = (1 << 32, 8 * 4096, 0x4000_0000, 0)
 
 
-def _hello(features: int = _FEATURES) -> bytes:
-    protocol = sum(feature for feature in ProtocolFeature if feature & 0x1B229)
+_PROTOCOL = PROTOCOL_FEATURES & ~ProtocolFeature.LOG_SHMFD & ~ProtocolFeature.INBAND_NOTIFICATIONS
+
+
+def _hello(features: int = _FEATURES, protocol: int = _PROTOCOL) -> bytes:
     return b"".join(
         (
             _message(Request.GET_FEATURES),
@@ -45,13 +56,21 @@ def _hello(features: int = _FEATURES) -> bytes:
     )
 
 
-def _start(index: int = 0, base: int = 0) -> bytes:
+def _rings(index: int = 0, base: int = 0) -> bytes:
     desc, avail, used = (fuzz.USER + at for at in (fuzz.DESC, fuzz.AVAIL, fuzz.USED))
     return b"".join(
         (
             _message(Request.SET_VRING_NUM, pack("=II", index, fuzz.RING)),
             _message(Request.SET_VRING_BASE, pack("=II", index, base)),
             _message(Request.SET_VRING_ADDR, pack("=IIQQQQ", index, 0, desc, used, avail, 0)),
+        )
+    )
+
+
+def _start(index: int = 0, base: int = 0) -> bytes:
+    return b"".join(
+        (
+            _rings(index, base),
             _message(Request.SET_VRING_CALL, pack("=Q", index), _CALL),
             _message(Request.SET_VRING_KICK, pack("=Q", index), _KICK, ack=True),
             _message(Request.SET_VRING_ENABLE, pack("=II", index, 1), ack=True),
@@ -64,6 +83,11 @@ def _requests(*kinds: int) -> bytes:
         bytes([fuzz.REQUEST]) + fuzz.ORDER.pack(kind, number, 1, number) + bytes([fuzz.TURN, 3])
         for number, kind in enumerate(kinds)
     )
+
+
+def _answer(request: BackendRequest) -> bytes:
+    data = HEADER.pack(request, VERSION | FLAG_REPLY, 8) + bytes(8)
+    return bytes([fuzz.ANSWER, len(data)]) + data
 
 
 def _stop(index: int = 0) -> bytes:
@@ -112,6 +136,17 @@ def seeds() -> dict[str, bytes]:
                 _requests(0) + _message(Request.SET_VRING_ENABLE, pack("=II", 0, 1), ack=True),
                 _start() + _message(Request.SET_VRING_ERR, pack("=Q", 0), _CALL, ack=True),
                 _message(Request.RESET_OWNER, ack=True),
+            )
+        ),
+        "inband": b"".join(
+            (
+                _hello(_FEATURES, _PROTOCOL | ProtocolFeature.INBAND_NOTIFICATIONS),
+                _message(Request.SET_BACKEND_REQ_FD, b"", _SOCKET, ack=True),
+                _rings() + _message(Request.VRING_KICK, pack("=II", 0, 0), ack=True),
+                _message(Request.SET_VRING_ENABLE, pack("=II", 0, 1), ack=True),
+                _requests(0, 1) + _message(Request.VRING_KICK, pack("=II", 0, 0)),
+                bytes([fuzz.TURN, 9]) + _answer(BackendRequest.VRING_CALL) + _requests(0),
+                _answer(BackendRequest.VRING_CALL) + bytes([fuzz.ANSWER, 0]) + _stop(),
             )
         ),
         "no-event-idx": _hello(1 << 32) + _start() + _requests(0, 1, 4) + _stop(),

@@ -498,6 +498,10 @@ def test_host_device(loop_device: str, aio: str, o_direct: bool) -> None:
         backend.attach(graph, node)
         assert backend.size == MIB
         assert backend.limits.request_alignment == (512 if o_direct else 1)
+        assert not node.erases_securely
+        assert (node.has_lifetime, await node.lifetime()) == (False, None)
+        with fails_with(errno.ENOTSUP):
+            await backend.psecure_erase(0, 4096)
         await write_bytes(backend, 1000, b"x" * 100)
         assert await read_bytes(backend, 999, 102) == b"\xe7" + b"x" * 100 + b"\x4c"
         await backend.pwrite_zeroes(4096, 8192)

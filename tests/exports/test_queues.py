@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -259,13 +260,36 @@ def test_broken_ring_signals_the_error_descriptor(caplog: pytest.LogCaptureFixtu
     assert "export 'e': queue 0 is broken: " in caplog.text
 
 
+class Channel:
+    """Counts what a front-end is told."""
+
+    told = 0
+
+    def config_changed(self) -> None:
+        self.told += 1
+
+
+def test_other_limits_of_a_changed_graph_are_told_to_the_front_end() -> None:
+    node = HandNode()
+    device, channel = make_backend(node), Channel()
+    device.set_channel(channel)
+
+    def drain() -> int:
+        device.drained_begin()
+        device.drained_end()
+        return channel.told
+
+    assert drain() == 0  # nothing has been read
+    before = device.get_config(0, 60)
+    assert drain() == 0
+    node.limits = replace(node.limits, discard_granularity=65536)
+    assert drain() == 1
+    assert drain() == 1
+    assert device.get_config(0, 60) != before
+    assert drain() == 1
+
+
 def test_resize_is_told_to_the_front_end() -> None:
-    class Channel:
-        told = 0
-
-        def config_changed(self) -> None:
-            self.told += 1
-
     device, channel = make_backend(), Channel()
     typed: BackendChannel = channel
     device.resized()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import array
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from vhostblk.vhost_user.backend import InflightDescription
 from vhostblk.vhost_user.layout import (
@@ -75,7 +75,7 @@ class Connection:
         self.protocol_features = ProtocolFeature(0)
 
     @classmethod
-    def connect(cls, path: str | Path, timeout: float = 30.0) -> Connection:
+    def connect(cls, path: str | Path, timeout: float = 30.0) -> Self:
         """Connect to a back-end that listens at `path`; `timeout` is for what comes after."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

@@ -18,6 +18,7 @@ from vhostblk.vhost_user.layout import (
     VERSION,
     VRING_ADDR,
     VRING_STATE,
+    ProtocolFeature,
     Request,
 )
 from vhostblk.vhost_user.session import PROTOCOL_FEATURES, Session
@@ -68,7 +69,9 @@ class Harness:
         return bool(value == 0)
 
     def negotiate(self) -> None:
-        self.send(R.SET_PROTOCOL_FEATURES, U64.pack(PROTOCOL_FEATURES))
+        # Messages have an event loop each here; in-band notifications would have to outlive it.
+        features = PROTOCOL_FEATURES & ~ProtocolFeature.INBAND_NOTIFICATIONS
+        self.send(R.SET_PROTOCOL_FEATURES, U64.pack(features))
         self.send(R.SET_FEATURES, U64.pack(F_VERSION_1 | F_PROTOCOL_FEATURES))
 
     def configure(self, index: int = 0, base: int = 0) -> None:

@@ -318,7 +318,6 @@ def test_surplus_on_a_query_disconnects(harness: Harness, request_: Request) -> 
     [
         R.IOTLB_MSG,
         R.POSTCOPY_ADVISE,
-        R.VRING_KICK,
         44,
         0xFFFFFFFF,
     ],

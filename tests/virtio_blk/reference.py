@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vhostblk.virtio_blk.request import BlockRequests
 
 _HEADER = struct.Struct("<IIQ")
-_INTO_GUEST = (RequestType.IN, RequestType.GET_ID)
+_INTO_GUEST = (RequestType.IN, RequestType.GET_ID, RequestType.GET_LIFETIME)
 
 
 class Request(NamedTuple):

@@ -176,6 +176,10 @@ class BlockBackend:
         """Forget a range."""
         await self.edge.pdiscard(offset, length)
 
+    async def psecure_erase(self, offset: int, length: int) -> None:
+        """Forget a range for good; raises ENOTSUP where the node can't."""
+        await self.edge.psecure_erase(offset, length)
+
     async def flush(self) -> None:
         """Put completed writes on stable storage."""
         await self.edge.flush()

@@ -215,6 +215,16 @@ class Edge:
         finally:
             tracker.leave(tracked)
 
+    async def psecure_erase(self, offset: int, length: int) -> None:
+        """Forget a range for good; not a hint, hence whatever the option `discard` says."""
+        self._check_write(offset, length)
+        node = self.node
+        try:
+            await node.psecure_erase(offset, length)
+        finally:
+            node.write_generation += 1
+            node.record_change(offset, length)
+
     def _check_write(self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE) -> None:
         unchanged = flags & WriteFlags.WRITE_UNCHANGED and self.perm & Perm.WRITE_UNCHANGED
         if not self.writable and (not unchanged or self.node.read_only):

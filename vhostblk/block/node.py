@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
+    from vhostblk.block.lifetime import Lifetime
     from vhostblk.block.locking import LockGuard
     from vhostblk.block.tracker import WriteTracker
     from vhostblk.engine.extents import ExtentMap
@@ -277,6 +278,24 @@ class BlockNode(ABC):
     async def pdiscard(self, offset: int, length: int) -> None:
         """Forget a range; its content is undefined afterwards. A hint: ENOTSUP is ignored above."""
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    @property
+    def erases_securely(self) -> bool:
+        """Tell whether `psecure_erase` works."""
+        return False
+
+    async def psecure_erase(self, offset: int, length: int) -> None:
+        """Forget a range such that nobody can read it again, not from the storage itself either."""
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    @property
+    def has_lifetime(self) -> bool:
+        """Tell whether `lifetime` has something to say."""
+        return False
+
+    async def lifetime(self) -> Lifetime | None:
+        """Say how worn the storage is."""
+        return None
 
     async def flush(self) -> None:  # noqa: B027
         """Put every completed write on stable storage."""

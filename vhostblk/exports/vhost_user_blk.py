@@ -117,6 +117,8 @@ class VhostUserBlkBackend:
                 self._quiet_queues, lambda: self.memory, self._watch
             )
         self._channel: BackendChannel | None = None
+        #: The configuration space as the front-end has read it last.
+        self._shown_config: bytes | None = None
 
     # What is offered.
 
@@ -137,8 +139,12 @@ class VhostUserBlkBackend:
             offered.append(Feature.MQ)
         if self._options.writable:
             offered += [Feature.DISCARD, Feature.WRITE_ZEROES]
+            if self._backend.node.erases_securely:
+                offered.append(Feature.SECURE_ERASE)
         else:
             offered.append(Feature.RO)
+        if self._backend.node.has_lifetime:
+            offered.append(Feature.LIFETIME)
         return sum(feature.mask for feature in offered)
 
     @property
@@ -157,11 +163,15 @@ class VhostUserBlkBackend:
 
     def get_config(self, offset: int, size: int) -> bytes:
         """Return a part of the configuration space, zeroes past its end."""
+        self._shown_config = self._encode_config()
+        return self._shown_config[offset : offset + size].ljust(size, b"\0")
+
+    def _encode_config(self) -> bytes:
         from vhostblk.virtio_blk.config import DeviceProperties, encode_config
 
         queue_size = self._options.queue_size
         limits = self._backend.limits
-        config = encode_config(
+        return encode_config(
             DeviceProperties(
                 size=self._backend.size,
                 logical_block_size=self._options.logical_block_size,
@@ -169,10 +179,10 @@ class VhostUserBlkBackend:
                 queue_size=DEFAULT_QUEUE_SIZE if queue_size is UNSET else queue_size,
                 discard_granularity=limits.discard_granularity,
                 optimal_transfer=limits.optimal_transfer,
+                secure_erase=bool(self.device_features & Feature.SECURE_ERASE.mask),
             ),
             write_cache=self._backend.enable_write_cache,
         )
-        return config[offset : offset + size].ljust(size, b"\0")
 
     def set_config(self, offset: int, data: bytes) -> None:
         """Turn the write cache on or off, the one thing that a driver may write."""
@@ -522,6 +532,15 @@ class VhostUserBlkBackend:
         for queue in self._queues.values():
             queue.set_extents(extents)
             queue.release()
+        self._tell_other_config()
+
+    def _tell_other_config(self) -> None:
+        """Tell the front-end where what it has read is no longer so: the graph may be another."""
+        if self._channel is None or self._shown_config is None:
+            return
+        if self._encode_config() != self._shown_config:
+            self._shown_config = None
+            self._channel.config_changed()
 
     async def reset(self) -> None:
         """Forget the front-end: finish its requests, close its descriptors, unmap its memory."""
@@ -539,6 +558,7 @@ class VhostUserBlkBackend:
         if self.dirty_logging is not None:
             self.dirty_logging.reset()
         self._channel = None
+        self._shown_config = None
         self._features = 0
         self._chosen_write_cache = None
         self._set_write_cache()

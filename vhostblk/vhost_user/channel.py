@@ -3,20 +3,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import socket
+from typing import TYPE_CHECKING
 
 from vhostblk.vhost_user.codec import encode_request
 from vhostblk.vhost_user.errors import DescriptorError
-from vhostblk.vhost_user.layout import BackendRequest
+from vhostblk.vhost_user.layout import (
+    FLAG_NEED_REPLY,
+    FLAG_REPLY,
+    HEADER,
+    U64,
+    VERSION,
+    BackendRequest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
+#: An acknowledgement: header, and what REPLY_ACK says.
+_REPLY_BYTES = HEADER.size + U64.size
+
 
 class RequestChannel:
-    """Implements `vhost_user.backend.BackendChannel`. Never blocks, never asks for a reply."""
+    """Implements `vhost_user.backend.BackendChannel`. Never blocks, never waits for a reply."""
 
     def __init__(self, fd: int) -> None:
         """Take over `fd`, also when this raises DescriptorError because it is no stream socket."""
@@ -29,6 +44,9 @@ class RequestChannel:
             channel.close()
             raise DescriptorError("the file descriptor is not a UNIX stream socket")
         self._socket: socket.socket | None = channel
+        #: The loop that watches the socket, where replies are expected.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._received = b""
 
     def config_changed(self) -> None:
         """Send CONFIG_CHANGE_MSG.
@@ -38,25 +56,79 @@ class RequestChannel:
         """
         self._send(BackendRequest.CONFIG_CHANGE_MSG)
 
-    def _send(self, request: BackendRequest) -> None:
+    def notify(self, request: BackendRequest, payload: bytes, again: Callable[[], None]) -> bool:
+        """Send a request that has to be acknowledged; after `expect_replies`.
+
+        Tells whether it went out. Where the front-end doesn't read, `again` is called once it does.
+        """
+        if self._send(request, payload, FLAG_NEED_REPLY):
+            return True
+        if self._socket is not None and self._loop is not None:
+            self._loop.add_writer(self._socket.fileno(), self._writable, again)
+        return False
+
+    def _writable(self, again: Callable[[], None]) -> None:
+        if self._socket is not None and self._loop is not None:
+            self._loop.remove_writer(self._socket.fileno())
+            again()
+
+    def _send(self, request: BackendRequest, payload: bytes = b"", flags: int = 0) -> bool:
         if self._socket is None:
-            return
-        data = encode_request(request)
+            return False
+        data = encode_request(request, payload, flags)
         try:
             sent = self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except BlockingIOError:
             logger.debug("%s dropped: the front-end doesn't read its requests", request.name)
+            return False
         except OSError as error:
-            logger.warning("back-end channel closed: %s", error.strerror)
-            self.close()
-        else:
-            if sent != len(data):  # what follows would be out of step
-                logger.warning("back-end channel closed: message cut short")
-                self.close()
+            self._give_up(str(error.strerror))
+            return False
+        if sent != len(data):  # what follows would be out of step
+            self._give_up("message cut short")
+        return True
+
+    # Replies
+
+    def expect_replies(self, answered: Callable[[int], bool]) -> None:
+        """Have `answered` told of each acknowledgement, by its request's number; watch the socket.
+
+        The channel is closed where it says that nobody waits for one.
+        """
+        if self._socket is not None:
+            self._loop = asyncio.get_running_loop()
+            self._loop.add_reader(self._socket.fileno(), self._readable, answered)
+
+    def _readable(self, answered: Callable[[int], bool]) -> None:
+        assert self._socket is not None
+        try:
+            received = self._socket.recv(4096, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._give_up(str(error.strerror))
+            return
+        if not received:
+            self._give_up("the front-end has closed it")
+        self._received += received
+        while len(self._received) >= _REPLY_BYTES and self._socket is not None:
+            request, flags, size = HEADER.unpack_from(self._received)
+            self._received = self._received[_REPLY_BYTES:]
+            # Whether the front-end made something of it is its own affair.
+            if (flags, size) != (VERSION | FLAG_REPLY, U64.size) or not answered(request):
+                self._give_up("a message that is no reply to any of ours")
+
+    def _give_up(self, reason: str) -> None:
+        logger.warning("back-end channel closed: %s", reason)
+        self.close()
 
     def close(self) -> None:
         """Close the socket; later requests are ignored."""
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.close()
-            self._socket = None
+        if self._socket is None:
+            return
+        if self._loop is not None:
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.remove_writer(self._socket.fileno())
+        with contextlib.suppress(OSError):
+            self._socket.close()
+        self._socket = None

@@ -9,7 +9,7 @@ Semantics where the specification leaves a choice, made as libvhost-user and QEM
 
 - A message that we offer is understood whether or not its protocol feature was acknowledged, since
   front-ends differ in that; only REPLY_ACK changes what is sent back, so only it has to be.
-- A vring starts with SET_VRING_KICK, not with the first kick.
+- A vring starts with SET_VRING_KICK, not with the first kick; or, in-band, with VRING_KICK.
 - Size, addresses and base are noted when set and used when the vring starts. Setting them while it
   runs is allowed (dirty logging does) and means nothing until it starts again, but for what the
   addresses say of dirty logging. SET_VRING_KICK on a running vring restarts it, with what was set
@@ -31,6 +31,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vhostblk.vhost_user import payloads
 from vhostblk.vhost_user.backend import (
     InflightDescription,
     LogDescription,
@@ -43,15 +44,13 @@ from vhostblk.vhost_user.errors import (
     ConfigAccessError,
     DescriptorError,
     FeatureError,
-    InflightError,
-    MemoryTableError,
-    PayloadSizeError,
     ProtocolError,
     UnknownRequestError,
     VhostUserError,
     VringIndexError,
     VringStateError,
 )
+from vhostblk.vhost_user.inband import InbandNotifications
 from vhostblk.vhost_user.layout import (
     AVAIL_ALIGN,
     CONFIG_HEADER,
@@ -69,9 +68,6 @@ from vhostblk.vhost_user.layout import (
     MAX_PAYLOAD,
     MAX_RING_SIZE,
     MAX_STATUS,
-    MAX_TABLE_REGIONS,
-    MEMORY_HEADER,
-    MEMORY_REGION,
     SINGLE_REGION,
     STATUS_NEEDS_RESET,
     U64,
@@ -81,12 +77,15 @@ from vhostblk.vhost_user.layout import (
     VRING_INDEX_MASK,
     VRING_NOFD,
     VRING_STATE,
+    BackendRequest,
     ProtocolFeature,
     Request,
 )
 from vhostblk.vhost_user.rules import Answer, ReplyWithFd, Rule, fixed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vhostblk.vhost_user.backend import Backend, DirtyLogging
     from vhostblk.vhost_user.codec import Message
 
@@ -100,6 +99,7 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.INFLIGHT_SHMFD
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.INBAND_NOTIFICATIONS
     | ProtocolFeature.STATUS
 )
 
@@ -122,6 +122,9 @@ class _Vring:
     enabled: bool = False
     #: A duplicate of the call descriptor, because the backend closes its own when a vring stops.
     call: FdList = field(default_factory=FdList)
+    #: Whether anybody has said how to tell of used buffers, and of errors.
+    call_set: bool = False
+    err_set: bool = False
 
 
 class Session:
@@ -138,6 +141,7 @@ class Session:
             self._offered = F_PROTOCOL_FEATURES
             self._protocol_offered &= ~ProtocolFeature.LOG_SHMFD
         self._channel: RequestChannel | None = None
+        self._inband: InbandNotifications | None = None
         #: The device status that the driver has written (VIRTIO 1.3, 2.1).
         self._status = 0
 
@@ -190,6 +194,9 @@ class Session:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+        if self._inband is not None:
+            self._inband.close()
+            self._inband = None
 
     # Features
 
@@ -219,11 +226,12 @@ class Session:
         return U64.pack(self._protocol_offered)
 
     async def _set_protocol_features(self, message: Message) -> None:
-        (features,) = U64.unpack(message.payload)
-        surplus = features & ~self._protocol_offered
-        if surplus:
-            raise FeatureError(f"protocol features {surplus:#x} were not offered")
-        self._protocol_features = ProtocolFeature(features)
+        features = payloads.protocol_features(message, self._protocol_offered)
+        self._protocol_features = features
+        if ProtocolFeature.INBAND_NOTIFICATIONS in features and self._inband is None:
+            self._inband = InbandNotifications()
+            if self._channel is not None:
+                self._inband.set_channel(self._channel)
 
     async def _get_queue_num(self, message: Message) -> bytes:
         return U64.pack(len(self._vrings))
@@ -278,25 +286,7 @@ class Session:
     # Memory
 
     async def _set_mem_table(self, message: Message) -> None:
-        payload = message.payload
-        if len(payload) < MEMORY_HEADER.size:
-            raise PayloadSizeError(f"payload of {len(payload)} bytes")
-        count, _padding = MEMORY_HEADER.unpack_from(payload)
-        if count > MAX_TABLE_REGIONS:
-            raise MemoryTableError(f"{count} regions, more than {MAX_TABLE_REGIONS}")
-        if len(payload) != MEMORY_HEADER.size + count * MEMORY_REGION.size:
-            raise PayloadSizeError(f"payload of {len(payload)} bytes for {count} regions")
-        if len(message.fds) != count:
-            raise DescriptorError(f"{len(message.fds)} file descriptors for {count} regions")
-        fields = MEMORY_REGION.iter_unpack(payload[MEMORY_HEADER.size :])
-        await self._backend.set_memory(
-            [
-                RegionDescription(guest_addr, size, user_addr, mmap_offset, fd)
-                for (guest_addr, size, user_addr, mmap_offset), fd in zip(
-                    fields, message.fds.take_all(), strict=True
-                )
-            ]
-        )
+        await self._backend.set_memory(payloads.memory_table(message))
 
     async def _get_max_mem_slots(self, message: Message) -> bytes:
         return U64.pack(MAX_MEM_SLOTS)
@@ -333,23 +323,15 @@ class Session:
     # Requests in flight
 
     async def _get_inflight_fd(self, message: Message) -> ReplyWithFd:
-        _size, _offset, num_queues, queue_size = self._inflight_fields(message)
+        *_, num_queues, queue_size = payloads.inflight(message, len(self._vrings))
         made = self._backend.make_inflight(num_queues, queue_size)
         payload = INFLIGHT.pack(made.mmap_size, made.mmap_offset, num_queues, queue_size)
         return ReplyWithFd(payload.ljust(len(message.payload), b"\0"), made.fd)
 
     async def _set_inflight_fd(self, message: Message) -> None:
-        size, offset, num_queues, queue_size = self._inflight_fields(message)
+        size, offset, num_queues, queue_size = payloads.inflight(message, len(self._vrings))
         (fd,) = message.fds.take_all()
         self._backend.set_inflight(InflightDescription(size, offset, num_queues, queue_size, fd))
-
-    def _inflight_fields(self, message: Message) -> tuple[int, int, int, int]:
-        size, offset, num_queues, queue_size = INFLIGHT.unpack_from(message.payload)
-        if not 1 <= num_queues <= len(self._vrings):
-            raise InflightError(f"{num_queues} queues of {len(self._vrings)}")
-        if not 1 <= queue_size <= MAX_RING_SIZE:
-            raise InflightError(f"queue size {queue_size}")
-        return size, offset, num_queues, queue_size
 
     # Vrings
 
@@ -424,6 +406,20 @@ class Session:
 
     async def _set_vring_kick(self, message: Message) -> None:
         index, fds = self._vring_fd(message)
+        await self._start(index, lambda: _only(fds.take_all()))
+
+    async def _vring_kick(self, message: Message) -> None:
+        index, reserved = VRING_STATE.unpack(message.payload)
+        vring, inband = self._vring(index), self._inband
+        if inband is None:
+            raise FeatureError("INBAND_NOTIFICATIONS was not acknowledged")
+        if reserved:
+            raise VringStateError(f"vring {index}: {reserved} where 0 is reserved")
+        if not vring.started:
+            await self._start(index, lambda: inband.kick_fd(index))
+        inband.kick(index)
+
+    async def _start(self, index: int, take_kick: Callable[[], int | None]) -> None:
         vring = self._vrings[index]
         if not self._features & F_VERSION_1 and self._backend.device_features & F_VERSION_1:
             raise FeatureError("the driver didn't accept VERSION_1; legacy is not supported")
@@ -434,16 +430,29 @@ class Session:
             await self._restartable_stop(index)
         desc, avail, used = vring.addresses
         config = VringConfig(index, vring.size, desc, avail, used, vring.base, vring.log_addr)
-        await self._backend.start_vring(config, _only(fds.take_all()))
+        if self._inband is not None:
+            self._notify_inband(index, self._inband)
+        await self._backend.start_vring(config, take_kick())
         vring.started = True
         vring.base_set_since_start = False
         if restarted:
             for fd in vring.call.take_all():
                 self._give_call(index, fd)
 
+    def _notify_inband(self, index: int, inband: InbandNotifications) -> None:
+        """Send what the front-end has set no descriptor for, nor said that it polls."""
+        vring = self._vrings[index]
+        if not vring.call_set:
+            self._give_call(index, inband.notice_fd(BackendRequest.VRING_CALL, index))
+            vring.call_set = True
+        if not vring.err_set:
+            self._backend.set_vring_err(index, inband.notice_fd(BackendRequest.VRING_ERR, index))
+            vring.err_set = True
+
     async def _set_vring_call(self, message: Message) -> None:
         index, fds = self._vring_fd(message)
         self._vrings[index].call.close()
+        self._vrings[index].call_set = True
         self._give_call(index, _only(fds.take_all()))
 
     def _give_call(self, index: int, fd: int | None) -> None:
@@ -457,13 +466,14 @@ class Session:
 
     async def _set_vring_err(self, message: Message) -> None:
         index, fds = self._vring_fd(message)
+        self._vrings[index].err_set = True
         self._backend.set_vring_err(index, _only(fds.take_all()))
 
     async def _stop(self, index: int) -> int:
         """Stop a vring for good: the front-end sets the call descriptor again if it restarts it."""
         vring = self._vrings[index]
         next_avail = await self._backend.stop_vring(index)
-        vring.started = False
+        vring.started = vring.call_set = False
         vring.call.close()
         return next_avail
 
@@ -495,17 +505,19 @@ class Session:
             self._channel.close()
         self._channel = channel
         self._backend.set_channel(channel)
+        if self._inband is not None:
+            self._inband.set_channel(channel)
 
     async def _get_config(self, message: Message) -> bytes:
         offset, size, flags = CONFIG_HEADER.unpack_from(message.payload)
-        _check_config_range(offset, size)
+        payloads.check_config_range(offset, size)
         content = self._backend.get_config(offset, size)
         return CONFIG_HEADER.pack(offset, size, flags) + content
 
     async def _set_config(self, message: Message) -> None:
         offset, size, flags = CONFIG_HEADER.unpack_from(message.payload)
         data = message.payload[CONFIG_HEADER.size :]
-        _check_config_range(offset, size)
+        payloads.check_config_range(offset, size)
         if len(data) != size:
             raise ConfigAccessError(f"{len(data)} bytes where {size} were announced")
         if flags > CONFIG_MIGRATION:
@@ -515,13 +527,6 @@ class Session:
 
 def _only(fds: list[int]) -> int | None:
     return fds[0] if fds else None
-
-
-def _check_config_range(offset: int, size: int) -> None:
-    if not size or offset + size > MAX_CONFIG_SIZE:
-        raise ConfigAccessError(
-            f"{size} bytes at {offset}, outside the {MAX_CONFIG_SIZE} bytes of configuration"
-        )
 
 
 _INFLIGHT_SIZES = (INFLIGHT.size, INFLIGHT_PADDED_SIZE)
@@ -542,6 +547,7 @@ _RULES: dict[int, Rule] = {
     Request.SET_VRING_BASE: fixed(Session._set_vring_base, VRING_STATE.size),
     Request.GET_VRING_BASE: fixed(Session._get_vring_base, VRING_STATE.size, reply=True),
     Request.SET_VRING_KICK: fixed(Session._set_vring_kick, U64.size, fds=(0, 1)),
+    Request.VRING_KICK: fixed(Session._vring_kick, VRING_STATE.size),
     Request.SET_VRING_CALL: fixed(Session._set_vring_call, U64.size, fds=(0, 1)),
     Request.SET_VRING_ERR: fixed(Session._set_vring_err, U64.size, fds=(0, 1)),
     Request.GET_PROTOCOL_FEATURES: fixed(Session._get_protocol_features, reply=True),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vhostblk.virtio_blk.layout import CONFIG, SECTOR_SIZE
+from vhostblk.virtio_blk.layout import CONFIG, CONFIG_SECURE_ERASE, SECTOR_SIZE
 from vhostblk.virtqueue.walker import MAX_CHAIN
 
 #: Longest request that fits QEMU's block layer as well (BDRV_REQUEST_MAX_SECTORS).
@@ -29,6 +29,7 @@ class DeviceProperties:
     discard_granularity: int
     #: Preferred request size; 0: unknown.
     optimal_transfer: int
+    secure_erase: bool = False
 
     @property
     def seg_max(self) -> int:
@@ -37,7 +38,7 @@ class DeviceProperties:
 
 
 def encode_config(device: DeviceProperties, *, write_cache: bool) -> bytes:
-    """Return the configuration space, 60 bytes."""
+    """Return the configuration space, 60 bytes, and 12 more with secure erase."""
     config = np.zeros((), CONFIG)
     block = device.logical_block_size
     config["capacity"] = device.size // SECTOR_SIZE
@@ -53,4 +54,10 @@ def encode_config(device: DeviceProperties, *, write_cache: bool) -> bytes:
     config["max_write_zeroes_sectors"] = MAX_REQUEST_SECTORS
     config["max_write_zeroes_seg"] = MAX_DISCARD_SEGMENTS
     config["write_zeroes_may_unmap"] = 1
-    return config.tobytes()
+    if not device.secure_erase:
+        return config.tobytes()
+    erase = np.zeros((), CONFIG_SECURE_ERASE)
+    erase["max_secure_erase_sectors"] = MAX_REQUEST_SECTORS
+    erase["max_secure_erase_seg"] = MAX_DISCARD_SEGMENTS
+    erase["secure_erase_sector_alignment"] = config["discard_sector_alignment"]
+    return config.tobytes() + erase.tobytes()

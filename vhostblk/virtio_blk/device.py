@@ -10,10 +10,12 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vhostblk.block.node import WriteFlags
 from vhostblk.schema.block import IoOperationType
 from vhostblk.virtio_blk.discard import RefusedError, max_payload, parse_segments
-from vhostblk.virtio_blk.layout import ID_BYTES, RequestType, Status
+from vhostblk.virtio_blk.layout import ID_BYTES, LIFETIME, RequestType, Status
 
 if TYPE_CHECKING:
     from vhostblk.block.backend import BlockBackend
@@ -53,6 +55,11 @@ class BlkDevice:
             case RequestType.DISCARD | RequestType.WRITE_ZEROES:
                 await self._deallocate(kind, iov)
                 return 0
+            case RequestType.SECURE_ERASE if self.backend.node.erases_securely:
+                await self._deallocate(kind, iov)
+                return 0
+            case RequestType.GET_LIFETIME:
+                return await self._tell_lifetime(iov)
             case _:
                 raise RefusedError(Status.UNSUPP)
 
@@ -67,6 +74,14 @@ class BlkDevice:
         iov.copy_from(self.serial.ljust(ID_BYTES, b"\0")[:size])
         return size
 
+    async def _tell_lifetime(self, iov: IoVec) -> int:
+        lifetime = await self.backend.node.lifetime()
+        if lifetime is None:
+            raise RefusedError(Status.UNSUPP)
+        content = np.array(tuple(lifetime), LIFETIME).tobytes()[: iov.nbytes]
+        iov.copy_from(content)
+        return len(content)
+
     async def _deallocate(self, kind: int, iov: IoVec) -> None:
         if not self.writable:
             raise RefusedError(Status.IOERR)
@@ -76,6 +91,8 @@ class BlkDevice:
         for part in parse_segments(kind, payload, self.backend.size, self.logical_block_size):
             if kind == RequestType.DISCARD:
                 await self.backend.pdiscard(part.offset, part.length)
+            elif kind == RequestType.SECURE_ERASE:
+                await self.backend.psecure_erase(part.offset, part.length)
             else:
                 flags = WriteFlags.MAY_UNMAP if part.unmap else WriteFlags.NONE
                 await self.backend.pwrite_zeroes(part.offset, part.length, flags)

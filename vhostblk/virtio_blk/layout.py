@@ -76,5 +76,17 @@ CONFIG = np.dtype(
     ]
 )
 
+#: The members behind, with the feature SECURE_ERASE.
+CONFIG_SECURE_ERASE = np.dtype(
+    [
+        ("max_secure_erase_sectors", "<u4"),
+        ("max_secure_erase_seg", "<u4"),
+        ("secure_erase_sector_alignment", "<u4"),
+    ]
+)
+
+#: struct virtio_blk_lifetime, 5.2.6.
+LIFETIME = np.dtype([("pre_eol_info", "<u2"), ("typ_a", "<u2"), ("typ_b", "<u2")])
+
 #: Offset of the one byte that a driver may write.
 CONFIG_WRITEBACK_OFFSET = 32

@@ -30,7 +30,8 @@ PENDING = 0xFF
 _HEADER_BYTES = REQUEST_HEADER.itemsize
 
 # numpy takes ten times as long to compare with an enum's member.
-_IN, _OUT, _GET_ID = int(RequestType.IN), int(RequestType.OUT), int(RequestType.GET_ID)
+_IN, _OUT = int(RequestType.IN), int(RequestType.OUT)
+_GET_ID, _GET_LIFETIME = int(RequestType.GET_ID), int(RequestType.GET_LIFETIME)
 
 
 class BlockRequests(NamedTuple):
@@ -50,7 +51,7 @@ def parse(batch: RequestBatch, size: int, logical_block_size: int) -> BlockReque
     framed = _frame_alike(batch) or _AnyFraming(batch)
     header = framed.header
     kinds = header["type"]
-    into_guest = (kinds == _IN) | (kinds == _GET_ID)
+    into_guest = (kinds == _IN) | (kinds == _GET_ID) | (kinds == _GET_LIFETIME)
     first = np.where(into_guest, framed.write_first, framed.read_first)
     count = np.where(into_guest, framed.write_count, framed.read_count)
     sums = np.zeros(len(framed.iovs) + 1, np.uint64)

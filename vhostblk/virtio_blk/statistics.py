@@ -28,6 +28,7 @@ _KIND_OF_TYPE: dict[int, int] = {
     RequestType.FLUSH: 2,
     RequestType.DISCARD: 3,
     RequestType.WRITE_ZEROES: 3,
+    RequestType.SECURE_ERASE: 3,
 }
 
 #: The same for reads and writes, as a table.

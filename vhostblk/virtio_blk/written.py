@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vhostblk.virtio_blk.runner import Completed
     from vhostblk.virtqueue.queue_log import QueueLog
 
-_INTO_GUEST = (int(RequestType.IN), int(RequestType.GET_ID))
+_INTO_GUEST = tuple(map(int, (RequestType.IN, RequestType.GET_ID, RequestType.GET_LIFETIME)))
 
 
 class WrittenMemory:

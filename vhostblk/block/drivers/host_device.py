@@ -17,19 +17,25 @@ from typing import TYPE_CHECKING
 from vhostblk.block.drivers.posix import FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, PosixNode
 from vhostblk.block.edge import os_error
 from vhostblk.block.errors import BlockError
+from vhostblk.block.lifetime import read_lifetime
 from vhostblk.block.node import BlockLimits, BlockStatus, Extent, WriteFlags
 from vhostblk.engine.extents import Treatment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vhostblk.block.lifetime import Lifetime
     from vhostblk.engine.extents import ExtentMap
 
 # ioctl numbers, from <linux/fs.h>.
 BLKGETSIZE64 = 0x80081272
 BLKSSZGET = 0x1268
 BLKDISCARD = 0x1277
+BLKSECDISCARD = 0x127D
 BLKZEROOUT = 0x127F
+
+#: No device has a sector there: the kernel refuses it after a look whether it can erase securely.
+_NOWHERE = struct.pack("QQ", 1, 1)
 
 
 class HostDeviceNode(PosixNode):
@@ -89,6 +95,34 @@ class HostDeviceNode(PosixNode):
         high = (offset + length) // self._sector * self._sector
         if low < high:
             await self._range_ioctl(BLKDISCARD, low, high - low)
+
+    @property
+    def erases_securely(self) -> bool:
+        """Ask the kernel, which tells only whoever may write; few devices can (eMMC, SD cards)."""
+        try:
+            fcntl.ioctl(self.fd, BLKSECDISCARD, _NOWHERE)
+        except OSError as error:
+            return error.errno == errno.EINVAL
+        return False
+
+    async def psecure_erase(self, offset: int, length: int) -> None:
+        await self._range_ioctl(BLKSECDISCARD, offset, length)
+
+    @property
+    def has_lifetime(self) -> bool:
+        return read_lifetime(self._disk) is not None
+
+    async def lifetime(self) -> Lifetime | None:
+        found: list[Lifetime | None] = []
+        await self._aio.call(lambda: found.append(read_lifetime(self._disk)))
+        return found[0]
+
+    @property
+    def _disk(self) -> Path:
+        """The device's directory in sysfs, its disk's for a partition."""
+        number = os.fstat(self.fd).st_rdev
+        device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+        return device.parent if (device / "partition").exists() else device
 
     def extent_map(self) -> ExtentMap:
         """As for files, but for what takes ioctls and whole sectors."""

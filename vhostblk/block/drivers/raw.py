@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
+    from vhostblk.block.lifetime import Lifetime
     from vhostblk.engine.extents import ExtentMap
 
 SECTOR = 512
@@ -151,6 +152,20 @@ class RawNode(BlockNode):
 
     async def pdiscard(self, offset: int, length: int) -> None:
         await self._file.pdiscard(self.offset + offset, length)
+
+    @property
+    def erases_securely(self) -> bool:
+        return self._file.node.erases_securely
+
+    async def psecure_erase(self, offset: int, length: int) -> None:
+        await self._file.psecure_erase(self.offset + offset, length)
+
+    @property
+    def has_lifetime(self) -> bool:
+        return self._file.node.has_lifetime
+
+    async def lifetime(self) -> Lifetime | None:
+        return await self._file.node.lifetime()
 
     async def flush(self) -> None:
         await self._file.flush()

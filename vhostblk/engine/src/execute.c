@@ -412,6 +412,10 @@ void vb_slot_execute(struct vb_slot *slot)
     case VB_T_WRITE_ZEROES:
         execute_unmap(slot);
         break;
+    case VB_T_GET_LIFETIME: /* rare, and only Python knows whether the storage can */
+    case VB_T_SECURE_ERASE:
+        vb_slot_go_up(slot);
+        break;
     default:
         vb_slot_complete(slot, VB_S_UNSUPP, 0);
     }

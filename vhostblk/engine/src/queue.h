@@ -154,6 +154,7 @@ static inline unsigned vb_stat_kind(uint32_t type)
         return VB_STAT_FLUSH;
     case VB_T_DISCARD:
     case VB_T_WRITE_ZEROES:
+    case VB_T_SECURE_ERASE:
         return VB_STAT_UNMAP;
     default:
         return VB_STAT_KINDS;

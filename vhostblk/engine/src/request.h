@@ -21,8 +21,10 @@ enum vb_request_type {
     VB_T_OUT = 1,
     VB_T_FLUSH = 4,
     VB_T_GET_ID = 8,
+    VB_T_GET_LIFETIME = 10,
     VB_T_DISCARD = 11,
     VB_T_WRITE_ZEROES = 13,
+    VB_T_SECURE_ERASE = 14,
 };
 
 enum vb_status {

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kicks, calls and errors as messages ("In-band notifications"), for front-ends that ask for that.
+
+To the device nothing changes: it gets eventfds as ever, whose other side is here. VRING_KICK
+signals one; when one of the others is signalled, VRING_CALL or VRING_ERR goes out. Those ask for an
+acknowledgement (REPLY_ACK), and no second one goes out for the same vring before that has come: so
+a front-end that is slow, or silent, gets fewer messages and loses none, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vhostblk.vhost_user.layout import VRING_STATE, BackendRequest
+
+if TYPE_CHECKING:
+    from vhostblk.vhost_user.channel import RequestChannel
+
+
+@dataclass(slots=True, eq=False)
+class _Notice:
+    """What is told of one vring by one kind of message."""
+
+    request: BackendRequest
+    index: int
+    fd: int
+    #: Signalled, and not sent yet.
+    due: bool = False
+    #: Sent, and not acknowledged yet.
+    unanswered: bool = False
+
+
+class InbandNotifications:
+    """The messages of one session, whose event loop is running."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._kicks: dict[int, int] = {}
+        self._notices: dict[tuple[BackendRequest, int], _Notice] = {}
+        self._sent: deque[_Notice] = deque()
+        self._channel: RequestChannel | None = None
+
+    def kick_fd(self, index: int) -> int:
+        """Return the descriptor that `kick` signals; it is the caller's."""
+        if index not in self._kicks:
+            self._kicks[index] = _eventfd()
+        return os.dup(self._kicks[index])
+
+    def kick(self, index: int) -> None:
+        """Say that the vring has something to take, where it gets told that way."""
+        if index in self._kicks:
+            with contextlib.suppress(BlockingIOError):  # told already
+                os.eventfd_write(self._kicks[index], 1)
+
+    def notice_fd(self, request: BackendRequest, index: int) -> int:
+        """Return a descriptor whose signals become messages; it is the caller's."""
+        notice = self._notices.get((request, index))
+        if notice is None:
+            notice = _Notice(request, index, _eventfd())
+            self._notices[request, index] = notice
+            self._loop.add_reader(notice.fd, self._signalled, notice)
+        return os.dup(notice.fd)
+
+    def set_channel(self, channel: RequestChannel) -> None:
+        """Send messages there from now on, also those that had nowhere to go, or got no answer."""
+        self._channel = channel
+        self._sent.clear()
+        for notice in self._notices.values():
+            notice.due |= notice.unanswered
+            notice.unanswered = False
+        channel.expect_replies(self._answered)
+        self._send_due()
+
+    def _signalled(self, notice: _Notice) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(notice.fd)
+        notice.due = True
+        self._send(notice)
+
+    def _send(self, notice: _Notice) -> None:
+        if self._channel is None or notice.unanswered:
+            return
+        if self._channel.notify(notice.request, VRING_STATE.pack(notice.index, 0), self._send_due):
+            notice.due, notice.unanswered = False, True
+            self._sent.append(notice)
+
+    def _send_due(self) -> None:
+        for notice in self._notices.values():
+            if notice.due:
+                self._send(notice)
+
+    def _answered(self, request: int) -> bool:
+        """Take an acknowledgement; tell whether it was waited for."""
+        if not self._sent or self._sent[0].request != request:
+            return False
+        notice = self._sent.popleft()
+        notice.unanswered = False
+        if notice.due:
+            self._send(notice)
+        return True
+
+    def close(self) -> None:
+        """Close the descriptors here; the channel is the session's."""
+        for notice in self._notices.values():
+            self._loop.remove_reader(notice.fd)
+        for fd in (*self._kicks.values(), *(notice.fd for notice in self._notices.values())):
+            os.close(fd)
+        self._kicks.clear()
+        self._notices.clear()
+        self._channel = None
+
+
+def _eventfd() -> int:
+    return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
