@@ -31,8 +31,7 @@ static void log_request(const struct vb_slot *slot, uint8_t status, uint64_t wri
 
     if (request->status_addr)
         vb_dirty_log_mark_host(&queue->log, &queue->memory, request->status_addr, 1);
-    if (request->status == VB_STATUS_PENDING &&
-        (request->type == VB_T_IN || request->type == VB_T_GET_ID))
+    if (request->status == VB_STATUS_PENDING && vb_into_guest(request->type))
         vb_dirty_log_mark_segments(&queue->log, &queue->memory, slot->iovs, request->iov_count,
                                    status == VB_S_OK ? written : UINT64_MAX);
 }

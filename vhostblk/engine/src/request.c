@@ -83,7 +83,7 @@ void vb_request_parse(struct vb_request *request, struct vb_chain *chain, uint16
     }
     request->type = header.type;
     request->sector = header.sector;
-    if (header.type == VB_T_IN || header.type == VB_T_GET_ID || header.type == VB_T_GET_LIFETIME) {
+    if (vb_into_guest(header.type)) {
         request->iov_first = chain->readable;
         end = chain->count;
     } else {

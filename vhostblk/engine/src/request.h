@@ -27,6 +27,12 @@ enum vb_request_type {
     VB_T_SECURE_ERASE = 14,
 };
 
+/* Whether the data of a request of this type goes to the guest. */
+static inline bool vb_into_guest(uint32_t type)
+{
+    return type == VB_T_IN || type == VB_T_GET_ID || type == VB_T_GET_LIFETIME;
+}
+
 enum vb_status {
     VB_S_OK = 0,
     VB_S_IOERR = 1,
