@@ -171,6 +171,7 @@ def answered(queue: EngineQueue, upcalls: list[Upcall]) -> list[int]:
     """Answer requests; return their sectors."""
     for upcall in upcalls:
         queue.complete(upcall, 1)
+    queue.used(len(upcalls))
     return [upcall.sector for upcall in upcalls]
 
 
@@ -179,7 +180,7 @@ def test_python_looks_in_the_place_of_the_thread() -> None:
     with Rig() as rig:
         queue = rig.queue(event_idx=True)
         queue.request(IN, 0, want=512)
-        queue.complete(*rig.wait_upcalls())
+        assert answered(queue, rig.wait_upcalls()) == [0]
         assert rig.lib.vb_upcalls_look(rig.thread) == 1
         queue.request(IN, 1, want=512)  # may be kicked still, as the thread had asked for that
         assert rig.lib.vb_upcalls_look(rig.thread) == 1
@@ -227,3 +228,24 @@ def test_thread_lets_python_look_only_for_queues_without_a_map() -> None:
         queue.request(IN, 1, want=512)
         assert rig.lib.vb_upcalls_look(rig.thread) == 1
         assert answered(queue, rig.take_all()) == [1]
+
+
+def test_upcalls_beside_those_looked_for_are_announced_in_the_end() -> None:
+    with Rig() as rig:
+        queue = rig.queue()
+        mapped = rig.queue(ExtentMap(kind=ExtentKind.NULL, size=MIB, writable=False))
+        assert rig.lib.vb_upcalls_look(rig.thread) == 1
+        mapped.request(OUT, 7, send=bytes(512))
+        rig.wait_until(lambda: mapped.in_flight == 1)
+        assert not announced(rig)
+        rig.lib.vb_upcalls_look_no_more(rig.thread)
+        rig.wait_news()
+        assert answered(mapped, rig.take_all()) == [7]
+        rig.lib.vb_upcalls_look(rig.thread)
+        mapped.request(OUT, 8, send=bytes(512))
+        rig.wait_until(lambda: mapped.in_flight == 1)
+        queue.hold()
+        queue.close()  # the only one that is looked for
+        assert rig.lib.vb_upcalls_look(rig.thread) == 0
+        rig.wait_news()
+        assert answered(mapped, rig.take_all()) == [8]

@@ -295,30 +295,69 @@ NO_SNAPSHOT = Case(
 )
 
 
-def broken_copy(on_error: str) -> Case:
-    """The first write to the target fails."""
-    rule = {"event": "none", "iotype": "write", "errno": 28, "once": True, "immediately": True}
+def broken_copy(on_error: str, where: str) -> Case:
+    """The first write to the target fails, or the first read of what is to be saved."""
+    rule = {"event": "none", "iotype": where, "errno": 28, "once": True, "immediately": True}
+    failing = {"driver": "blkdebug", "inject_error": [rule], "discard": "unmap"}
+    names = ("tf", "f") if where == "write" else ("t", "ff")
+    debug = ("t", "tf") if where == "write" else ("f", "ff")
     return Case(
-        f"copy-before-write-{on_error}",
+        f"copy-before-write-{on_error}-{where}",
         FILES,
         [
+            add(**file(names[1], "disk", discard="unmap")),
+            add(**file(names[0], "target")),
+            add(**failing, node_name=debug[0], image=debug[1]),
+            add(**CBW, on_cbw_error=on_error, discard="unmap"),
+            add(driver="snapshot-access", node_name="s", file="c", read_only=True),
+            export("e", "c"),
+            export("s", "s", writable=False),
+            write("e", 60 * KIB, 80 * KIB, 0x22),
+            read("e", 0, 256 * KIB),
+            read("s", 0, 256 * KIB),
+            status("s", 0, 256 * KIB),
+            write("e", 0, 4 * KIB, 0x33),
+            zero("e", 192 * KIB, 4 * KIB, unmap=True),
+            discard("e", 300 * KIB, 4 * KIB),
+            flush("e"),
+            read("e", 0, 512 * KIB),
+            read("s", 0, 128 * KIB),
+            read("s", 512 * KIB, 128 * KIB),
+            status("s", 0, MIB),
+            unexport("s"),
+            unexport("e"),
+            delete("s"),
+            delete("c"),
+        ],
+    )
+
+
+def late_copy(on_error: str) -> Case:
+    """The second write to the target takes four seconds, and may take one."""
+    limits = {"bps-write": 16 * KIB}
+    return Case(
+        f"copy-before-write-{on_error}-timeout",
+        FILES,
+        [
+            qmp("object-add", {"qom-type": "throttle-group", "id": "g", "limits": limits}),
             add(**file("f", "disk")),
             add(**file("tf", "target")),
-            add(driver="blkdebug", node_name="t", image="tf", inject_error=[rule]),
-            add(**CBW, on_cbw_error=on_error),
+            add(driver="throttle", node_name="t", file="tf", throttle_group="g"),
+            add(**CBW, on_cbw_error=on_error, cbw_timeout=1),
             add(driver="snapshot-access", node_name="s", file="c", read_only=True),
             export("e", "c"),
             export("s", "s", writable=False),
             write("e", 0, 4 * KIB, 0x22),
-            read("e", 0, 128 * KIB),
-            read("s", 0, 128 * KIB),
-            status("s", 0, 128 * KIB),
-            write("e", 0, 4 * KIB, 0x33),
-            read("e", 0, 128 * KIB),
-            read("s", 0, 128 * KIB),
-            read("s", 512 * KIB, 128 * KIB),
+            write("e", 64 * KIB, 4 * KIB, 0x23),
+            read("e", 0, 192 * KIB),
+            read("s", 0, 192 * KIB),
+            write("e", 4 * KIB, 4 * KIB, 0x24),  # has been copied
+            read("e", 0, 192 * KIB),
+            unexport("s"),
+            unexport("e"),
+            delete("s"),
+            delete("c"),
         ],
-        needs="blkdebug",
     )
 
 
@@ -333,6 +372,11 @@ CASES = [
     PREALLOCATE,
     INSERTION,
     NO_SNAPSHOT,
-    broken_copy("break-guest-write"),
-    broken_copy("break-snapshot"),
+    *(
+        broken_copy(on_error, where)
+        for on_error in ("break-guest-write", "break-snapshot")
+        for where in ("write", "read")
+    ),
+    late_copy("break-guest-write"),
+    late_copy("break-snapshot"),
 ]

@@ -6,7 +6,10 @@ A `Case` names files and steps. Each daemon has a directory of its own, in which
 steps go there: over NBD with QEMU, through the export's block backend with vhostblk, as requests
 enter it from any kind of client. `outcome` of a step is data, a list, the answer to a command, or
 the errno as NBD can carry it. (QEMU's NBD server itself refuses what lies past the end, and writes
-to read-only exports.) Then come the events, and the files' contents once all is closed.
+to read-only exports.) Then come the events, and the files' contents once all is closed. Of events
+whose rate monitors limit, the first and the last of each kind are compared: these QEMU's monitor
+passes on however fast the script is, the last one within a second. Of images called `*.qcow2`
+qemu-img says what is in them, which clusters are allocated, and whether all is well.
 
 A step that may differ says why (`but`); it has to, then, so that the list stays true.
 """
@@ -17,8 +20,8 @@ import asyncio
 import errno
 import json
 import re
-from contextlib import suppress
-from dataclasses import dataclass, field
+import subprocess
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,10 +29,11 @@ import msgspec
 from tests.filters.nbd import Flag, NbdClient, as_sent
 from tests.qmp_block.support import execute
 from tests.qmp_exports.daemons import QEMU_10, Program, running
+from vhostblk.block import allocation
 from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import BlockStatus, WriteFlags
+from vhostblk.block.node import BlockStatus, Extent, WriteFlags
 from vhostblk.daemon import Daemon
-from vhostblk.qmp.throttle import KEYS
+from vhostblk.qmp.throttle import INTERVAL, KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,8 +67,6 @@ class Case:
     events_but: str = ""
     #: Files whose contents differ in the end, and why.
     files_but: Mapping[str, str] = field(default_factory=dict)
-    #: A driver without which there is nothing to see.
-    needs: str = ""
 
 
 # Making steps.
@@ -161,7 +163,6 @@ class Outcomes:
 
     steps: list[Any]
     events: list[Any]
-    files: dict[str, bytes]
 
 
 # Comparing.
@@ -184,7 +185,7 @@ def check(case: Case, directory: Path, program: Program = QEMU_10) -> None:
         compare(f"{step.what} {step.where} {step.arguments}", our, their, step.but)
     compare("events", ours.events, theirs.events, case.events_but)
     for name in case.files:
-        our, their = _runs(ours.files[name]), _runs(theirs.files[name])
+        our, their = (_shown(directory / who, name) for who in ("ours", "theirs"))
         compare(f"file {name}", our, their, case.files_but.get(name, ""))
     assert not problems, "\n".join(problems)
 
@@ -203,6 +204,34 @@ def _prepare(case: Case, directory: Path) -> Path:
 def _runs(data: bytes) -> list[tuple[int, int]]:
     """Describe data as (length, byte), one after the other."""
     return [(len(run[0]), run[0][0]) for run in re.finditer(rb"(.)\1*", data, re.DOTALL)]
+
+
+def _shown(directory: Path, name: str) -> Any:
+    """Describe a file as it is in the end."""
+    path = directory / name
+    if path.suffix != ".qcow2":
+        return _runs(path.read_bytes())
+
+    def image(command: str, *arguments: str) -> Any:
+        done = subprocess.run(
+            ["qemu-img", command, "-f", "qcow2", "--output=json", *arguments, str(path)],
+            capture_output=True,
+            check=True,
+        )
+        return json.loads(done.stdout)
+
+    members = ("start", "length", "depth", "zero", "data", "compressed")
+    extents = [{key: extent.get(key) for key in members} for extent in image("map")]
+    report = image("check")
+    counted = ("check-errors", "corruptions", "leaks", "compressed-clusters")
+    raw = path.with_suffix(".raw")
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(path), str(raw)], check=True)
+    return {
+        "contents": _runs(raw.read_bytes()),
+        "map": extents,
+        "check": {key: report.get(key, 0) for key in counted},
+        "behind the image": max(0, path.stat().st_size - report["image-end-offset"]),
+    }
 
 
 def _failed(code: int) -> str:
@@ -236,22 +265,26 @@ def _comparable(value: Any) -> Any:
     return [_comparable(member) for member in value] if isinstance(value, list) else value
 
 
-def _kept(events: list[Any]) -> list[Any]:
-    """Leave out what the harness itself causes.
+def _kind(name: str, data: Any) -> tuple[str, ...] | None:
+    """Return what monitors tell events by whose rate they limit; None: they don't."""
+    if name not in KEYS:
+        return None
+    return (name, *(str(data.get(member.replace("_", "-"))) for member in KEYS[name]))
 
-    Of events whose rate monitors limit, only the first is sure to have come.
-    """
-    kept, limited = [], set()
+
+def _kept(events: list[Any]) -> list[Any]:
+    """Leave out what the harness itself causes, and all between first and last of a kind."""
+    kept: list[Any] = []
+    last: dict[tuple[str, ...], Any] = {}
     for name, data in events:
+        kind = _kind(name, data)
         if name == "BLOCK_EXPORT_DELETED":
             continue
-        if name in KEYS:
-            key = (name, data.get("node-name"))
-            if key in limited:
-                continue
-            limited.add(key)
-        kept.append([name, data])
-    return kept
+        if kind is None or kind not in last:
+            kept.append([name, data])
+        if kind is not None:
+            last[kind] = [name, data] if kind in last else None
+    return kept + [["last", *last[kind]] for kind in sorted(last) if last[kind]]
 
 
 # vhostblk.
@@ -270,8 +303,7 @@ async def run_ours(case: Case, directory: Path) -> Outcomes:
                 outcome = await execute(daemon, step.what, _placed(step.arguments, directory))
             steps.append(_unplaced(_comparable(outcome), directory))
     told = [(event.name, msgspec.to_builtins(event.data)) for event in events]
-    files = {name: (directory / name).read_bytes() for name in case.files}
-    return Outcomes(steps, _unplaced(_kept(told), directory), files)
+    return Outcomes(steps, _unplaced(_kept(told), directory))
 
 
 async def _our_io(daemon: Daemon, step: Step, directory: Path) -> Any:
@@ -284,9 +316,13 @@ async def _our_io(daemon: Daemon, step: Step, directory: Path) -> Any:
         )
         return answer if "return" not in answer else daemon.exports[step.where].backend.size
     if step.what == "unexport":
-        with suppress(OSError):  # of the last flush; the command would have returned before
-            await daemon.remove_export(step.where)
-        return None
+        answer = await execute(daemon, "block-export-del", {"id": step.where, "mode": "hard"})
+        async with asyncio.timeout(30):
+            while step.where in daemon.exports:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        return answer
+    if step.where not in daemon.exports:
+        return "no export"
     backend = daemon.exports[step.where].backend
     try:
         async with asyncio.timeout(30):
@@ -326,7 +362,7 @@ async def _on_backend(backend: BlockBackend, what: str, arguments: Any) -> Any:
 async def _our_status(backend: BlockBackend, offset: int, length: int) -> list[tuple[int, int]]:
     runs: list[tuple[int, int]] = []
     while length:
-        extent = await backend.block_status(offset, length)
+        extent = await _status_in_chain(backend, offset, length)
         flags = 0 if extent.status & BlockStatus.DATA else 1
         flags |= 2 if extent.status & BlockStatus.ZERO else 0
         if runs and runs[-1][1] == flags:
@@ -336,6 +372,19 @@ async def _our_status(backend: BlockBackend, offset: int, length: int) -> list[t
         offset += extent.length
         length -= extent.length
     return runs
+
+
+async def _status_in_chain(backend: BlockBackend, offset: int, length: int) -> Extent:
+    """Return the status of the first image that has something at `offset`."""
+    extent = await backend.block_status(offset, length)
+    image = allocation.next_image(backend.node)
+    while not extent.status & BlockStatus.ALLOCATED and image is not None:
+        if offset >= image.size:
+            return Extent(extent.length, BlockStatus.ZERO)
+        found = await image.block_status(offset, min(extent.length, image.size - offset))
+        extent = replace(found, length=min(found.length, extent.length))
+        image = allocation.next_image(image)
+    return extent
 
 
 # QEMU.
@@ -359,9 +408,14 @@ async def run_theirs(program: Program, case: Case, directory: Path) -> Outcomes:
                     clients[step.where] = NbdClient(socket_path, step.where)
                     outcome = clients[step.where].size
             elif step.what == "unexport":
-                clients.pop(step.where).close()
-                await session.run("block-export-del", {"id": step.where, "mode": "hard"})
-                outcome = await session.wait_event("BLOCK_EXPORT_DELETED") and None
+                if step.where in clients:
+                    clients.pop(step.where).close()
+                members = {"id": step.where, "mode": "hard"}
+                outcome = await session.run("block-export-del", members)
+                if "return" in outcome:
+                    await session.wait_event("BLOCK_EXPORT_DELETED")
+            elif step.what in _IO and step.where not in clients:
+                outcome = "no export"
             elif step.what in _IO:
                 outcome = _their_io(clients[step.where], step.what, step.arguments)
             else:
@@ -369,11 +423,12 @@ async def run_theirs(program: Program, case: Case, directory: Path) -> Outcomes:
             steps.append(_unplaced(_comparable(outcome), directory))
         for client in clients.values():
             client.close()
+        if any(_kind(*event) for event in session.events):
+            await asyncio.sleep(INTERVAL + 0.1)  # until the last ones have come
         await session.run("quit")
         await asyncio.to_thread(session.process.wait, 20)
         events = [list(event) for event in session.events]
-    files = {name: (directory / name).read_bytes() for name in case.files}
-    return Outcomes(steps, _unplaced(_kept(events), directory), files)
+    return Outcomes(steps, _unplaced(_kept(events), directory))
 
 
 def _their_io(client: NbdClient, what: str, arguments: Any) -> Any:

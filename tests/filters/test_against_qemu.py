@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.filters.cases import CASES
+from tests.filters import cases, qcow2_cases
 from tests.filters.harness import Case, check
 from tests.qmp_exports.daemons import QEMU_10
-from vhostblk.schema.blockdev import BlockdevOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+CASES = [*cases.CASES, *qcow2_cases.CASES]
 
 pytestmark = pytest.mark.skipif(not QEMU_10.available, reason="qemu-storage-daemon 10 missing")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_outcomes_are_the_same(case: Case, tmp_path: Path) -> None:
-    if case.needs and case.needs not in BlockdevOptions.branch_names():
-        pytest.skip(f"there is no driver '{case.needs}' yet")
     check(case, tmp_path)

@@ -65,6 +65,33 @@ def test_reads_copy_whole_clusters_and_only_what_is_missing(tmp_path: Path) -> N
     run(main)
 
 
+def test_parts_of_clusters_are_copied_where_the_image_can_hold_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CowNode, "subcluster_size", 1024)
+
+    async def main() -> None:
+        graph = Graph()
+        top, _, content = await chain(graph, tmp_path / "base")
+        backend = await filtered(graph)
+        assert await read_bytes(backend, 1500, 100) == content[1500:1600]
+        assert [write[:2] for write in top.writes] == [(1024, 1024)]
+
+    run(main)
+
+
+def test_an_image_that_another_lies_on_is_busy(tmp_path: Path) -> None:
+    async def main() -> None:
+        graph = Graph()
+        await chain(graph, tmp_path / "base")
+        with pytest.raises(BlockError) as caught:
+            await graph.remove("middle")
+        message = "Node 'middle' is busy: node is used as backing hd of 'top'"
+        assert str(caught.value) == message
+
+    run(main)
+
+
 def test_the_last_cluster_may_be_cut_off(tmp_path: Path) -> None:
     async def main() -> None:
         graph = Graph()

@@ -75,6 +75,10 @@ class FilterNode(BlockNode):
         return self._file.node.cluster_size
 
     @property
+    def subcluster_size(self) -> int:
+        return self._file.node.subcluster_size
+
+    @property
     def allocated_size(self) -> int | None:
         return self._file.node.allocated_size
 

@@ -201,6 +201,11 @@ class BlockNode(ABC):
         return 0
 
     @property
+    def subcluster_size(self) -> int:
+        """How many bytes of a cluster it says at a time whether they are allocated."""
+        return self.cluster_size
+
+    @property
     def description(self) -> str:
         """What messages call this node as the user of another."""
         return f"node '{self.node_name}'"

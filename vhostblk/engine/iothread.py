@@ -140,12 +140,17 @@ class Iothread:
         self._look_handle = None
         if not self.lib.vb_upcalls_look(self.handle):
             return
-        if self._take_upcalls():
-            self._lookout.found()
-        elif not self._lookout.goes_on():
-            self.lib.vb_upcalls_look_no_more(self.handle)
-            return
-        self._look_handle = self._loop.call_soon(self._look)
+        goes_on = True
+        try:
+            if self._take_upcalls():
+                self._lookout.found()
+            else:
+                goes_on = self._lookout.goes_on()
+        finally:
+            if goes_on:
+                self._look_handle = self._loop.call_soon(self._look)
+            else:
+                self.lib.vb_upcalls_look_no_more(self.handle)
 
     def _take_upcalls(self) -> bool:
         """Hand out all upcalls; tell whether there were any."""

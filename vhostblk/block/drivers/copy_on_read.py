@@ -123,7 +123,7 @@ class CopyOnReadNode(FilterNode):
         image = self._file.node
         tracker = image.write_tracker
         assert tracker is not None, "made when the filter was opened"
-        cluster = image.cluster_size or image.limits.request_alignment
+        cluster = image.subcluster_size or image.limits.request_alignment
         low = offset // cluster * cluster
         high = -(-(offset + iov.nbytes) // cluster) * cluster
         tracked = await tracker.enter(low, high, serialising=True)

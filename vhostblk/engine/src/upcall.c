@@ -17,6 +17,14 @@ void vb_slot_go_up(struct vb_slot *slot)
         vb_iothread_signal(iothread);
 }
 
+/* Announce what went up meanwhile, and all from now on. */
+static void announce_again(struct vb_iothread *iothread)
+{
+    iothread->looked_for = false;
+    if (iothread->upcalls)
+        vb_iothread_signal(iothread);
+}
+
 uint32_t vb_upcalls_look(struct vb_iothread *iothread)
 {
     uint32_t unmapped = 0;
@@ -33,7 +41,8 @@ uint32_t vb_upcalls_look(struct vb_iothread *iothread)
         vb_queue_take(queue);
         vb_queue_publish(queue);
     }
-    iothread->looked_for = unmapped > 0;
+    if (!unmapped)
+        announce_again(iothread);
     vb_iothread_leave_asleep(iothread);
     return unmapped;
 }
@@ -43,7 +52,7 @@ void vb_upcalls_look_no_more(struct vb_iothread *iothread)
     bool more = false;
 
     vb_iothread_enter(iothread);
-    iothread->looked_for = false;
+    announce_again(iothread);
     for (uint32_t i = 0; i < iothread->queue_count; i++) {
         struct vb_queue *queue = iothread->queues[i];
 

@@ -293,6 +293,10 @@ class Qcow2Node(BlockNode):
         return self._image.geometry.cluster_size
 
     @property
+    def subcluster_size(self) -> int:
+        return self._image.geometry.subcluster_size
+
+    @property
     def allocated_size(self) -> int | None:
         return self.children["file"].node.allocated_size
 
