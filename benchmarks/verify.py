@@ -26,7 +26,13 @@ from typing import TYPE_CHECKING
 from benchmarks.compare import parse_backend
 from benchmarks.daemons import ROOT, Backend, Daemon, DaemonError, Disk, running, stop
 from benchmarks.loadgen.build import BuildError
-from benchmarks.loadgen.client import F_FLUSH, F_WRITE_ZEROES, FrontEnd, Geometry
+from benchmarks.loadgen.client import (
+    F_FLUSH,
+    F_RING_PACKED,
+    F_WRITE_ZEROES,
+    FrontEnd,
+    Geometry,
+)
 from benchmarks.loadgen.protocol import ProtocolError
 from benchmarks.loadgen.run import MISMATCHES, Ledger, RunError, Workload, run
 
@@ -78,6 +84,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--handover", action="store_true", help="have new daemons take over in the middle of runs")
     add("--kills", type=int, help="with --recover: at depth 32, until it was killed so often")
     add("--switch", action="store_true", help="vhostblk changes lanes and drains all the while")
+    add("--packed", action="store_true", help="packed rings on all connections; else on some")
+    add("--split", action="store_true", help="split rings on all connections")
     add("--seed", type=int, help="of all random choices (default: the time)")
     return parser
 
@@ -91,6 +99,7 @@ class Verifier:
         self.random = random.Random(seed)
         self.ledger = Ledger((options.size << 20) // options.block_size, seed)
         self.totals = Totals()
+        self._has_packed = False
 
     def fill(self) -> None:
         """Write every block once, so that everything read later is known."""
@@ -99,6 +108,7 @@ class Verifier:
             seconds=FILL_SECONDS, write_share=1.0, sequential=True, limit=self.ledger.blocks
         )
         with self._connected(geometry) as front_end:
+            self._has_packed = front_end.info.has(F_RING_PACKED)
             self._count(front_end, workload)
 
     def session(self, deadline: float) -> None:
@@ -205,7 +215,14 @@ class Verifier:
             segments=choose(segments),
             event_idx=self.random.random() < 0.8,
             indirect=self.random.random() < 0.5,
+            packed=self._packed(),
         )
+
+    def _packed(self) -> bool:
+        """Choose; where the device can't be asked for them, rings are split."""
+        chance = self.random.random() < 0.5
+        options = self.options
+        return bool(options.packed or (chance and self._has_packed and not options.split))
 
     def _workload(self, front_end: FrontEnd) -> Workload:
         info = front_end.info
@@ -233,7 +250,8 @@ class Verifier:
 
     def _check_bases(self, front_end: FrontEnd) -> None:
         """A stopped device must have taken exactly what was made available."""
-        expected = [queue.avail_index for queue in front_end.queues]
+        base = front_end.loadgen.lib.lg_base
+        expected = [base(queue) for queue in front_end.queues]
         bases = front_end.stop()
         if bases != expected:
             raise ProtocolError(f"GET_VRING_BASE gives {bases} instead of {expected}")

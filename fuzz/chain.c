@@ -4,6 +4,7 @@
  */
 #include "extent.h"
 #include "guest.h"
+#include "packed.h"
 #include "request.h"
 
 static void check_chain(const struct vb_chain *chain, const struct guest *guest)
@@ -90,6 +91,37 @@ static void check_extents(struct input *input)
     free(table);
 }
 
+/* Take the same bytes as a packed ring, of any size, and what comes out of it. */
+static void check_packed(struct input *input, const struct vb_ring *split, struct guest *guest,
+                         struct vb_memory *memory, uint64_t device_size, uint32_t block)
+{
+    struct vb_ring ring = *split;
+    struct vb_packed_desc *descs;
+    struct vb_chain chain = {0};
+    uint8_t shape = take_u8(input);
+
+    ring.size -= shape % 4 < ring.size ? shape % 4 : 0;
+    ring.next_avail = shape / 4 % ring.size;
+    ring.avail_wrap = shape >> 7;
+    descs = calloc(ring.size, sizeof(*descs));
+    while (vb_packed_available(&ring)) {
+        struct vb_request request;
+        uint32_t count = vb_packed_copy(&ring, descs);
+
+        CHECK(count <= ring.size - ring.taken);
+        if (!count)
+            break;
+        CHECK(vb_packed_walk(&chain, memory, descs, count));
+        check_chain(&chain, guest);
+        vb_request_parse(&request, &chain, descs[count - 1].id, device_size, block);
+        check_request(&request, &chain, guest, device_size, block);
+        vb_packed_advance(&ring, count);
+        CHECK(ring.next_avail < ring.size && ring.taken <= ring.size);
+    }
+    free(descs);
+    vb_chain_free(&chain);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct input input = {data, size};
@@ -125,6 +157,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         vb_request_parse(&request, &chain, head, device_size, block);
         check_request(&request, &chain, &guest, device_size, block);
     }
+    check_packed(&input, &ring, &guest, &memory, device_size, block);
     for (uint64_t length = 0; length <= guest.regions[0].size; length += 8)
         check_discard((const void *)guest.regions[0].host_addr, length,
                       shape & 1 ? VB_T_DISCARD : VB_T_WRITE_ZEROES, device_size, block);

@@ -49,6 +49,8 @@ struct world {
     uint32_t left;
     uint16_t *avail;
     uint16_t driver_index;
+    bool packed;
+    bool driver_wrap;
     unsigned holds;
     uint16_t up[256];
     unsigned up_count;
@@ -113,6 +115,50 @@ static void offer(struct world *world)
     world->avail[1] = world->driver_index;
 }
 
+/* Make the descriptors from the driver's place on available as one chain, under an id that is free, if
+ * there is one; or do what no driver does. */
+static void offer_packed(struct world *world)
+{
+    struct vb_packed_desc *ring = (struct vb_packed_desc *)world->queue->ring.desc;
+    uint8_t wanted = take_u8(world->input), pieces = take_u8(world->input);
+    uint16_t id = wanted % world->size;
+
+    for (uint32_t i = 0; wanted < 250 && i < world->size && world->queue->slots[id].state; i++)
+        id = (id + 1) % world->size;
+    if (wanted == 255)
+        id = take_u16(world->input);
+    if (pieces & 64) { /* and what it wants to be notified of */
+        world->avail[0] = wanted;
+        world->avail[1] = pieces / 4 % 4;
+    }
+    for (uint32_t i = 0; i <= pieces % 4u; i++) {
+        struct vb_packed_desc *desc = &ring[world->driver_index];
+
+        desc->id = id;
+        desc->flags &= VB_DESC_F_WRITE | VB_DESC_F_INDIRECT;
+        desc->flags |= i < pieces % 4u || pieces == 255 ? VB_DESC_F_NEXT : 0;
+        desc->flags |= world->driver_wrap ? VB_PACKED_AVAIL : VB_PACKED_USED;
+        if (++world->driver_index == world->size) {
+            world->driver_index = 0;
+            world->driver_wrap = !world->driver_wrap;
+        }
+    }
+}
+
+/* Give descriptors that were written as a split ring's the form of a packed one's: the same but for the
+ * last two fields. A driver's offer adds the rest. */
+static void to_packed(struct world *world)
+{
+    for (uint32_t i = 0; i < world->size; i++) {
+        struct vb_desc desc = ((struct vb_desc *)world->queue->ring.desc)[i];
+        uint32_t ahead = (i + world->size - world->driver_index) % world->size;
+
+        if (ahead < 5)
+            ((struct vb_packed_desc *)world->queue->ring.desc)[i] = (struct vb_packed_desc){
+                desc.addr, desc.len, 0, desc.flags & VB_DESC_F_WRITE};
+    }
+}
+
 /* Lay out a request as drivers do: header, data, status, in up to four descriptors. */
 static void lay_out(struct world *world)
 {
@@ -131,6 +177,8 @@ static void lay_out(struct world *world)
     if (region->size - place < sizeof(header))
         return;
     memcpy((char *)region->host_addr + place, &header, sizeof(header));
+    if (world->packed) /* what follows makes these descriptors available */
+        head = world->driver_index;
     table[head] = (struct vb_desc){region->guest_addr + place, 16, 1, (head + 1) % world->size};
     for (uint32_t i = 1; i <= pieces; i++) {
         uint16_t flags = type == 0 || type == 8 ? 3 : 1;
@@ -142,6 +190,8 @@ static void lay_out(struct world *world)
     }
     head = (head + 1) % world->size;
     table[head] = (struct vb_desc){region->guest_addr + take_u8(input), 1, 2, 0};
+    if (world->packed)
+        to_packed(world);
 }
 
 static void sweep(struct world *world)
@@ -235,7 +285,7 @@ static void step(struct world *world)
     case 2:
     case 3:
         for (unsigned i = 0; i <= what / 64; i++)
-            offer(world);
+            world->packed ? offer_packed(world) : offer(world);
         break;
     case 4:
     case 5:
@@ -298,6 +348,42 @@ static struct vb_inflight_region *track(struct world *world)
     return record;
 }
 
+/* The same with a packed ring, of which nothing is left. */
+static struct vb_inflight_packed_region *track_packed(struct world *world)
+{
+    struct vb_inflight_packed_region *record;
+    uint16_t links[64];
+
+    if (take_u8(world->input) & 128)
+        return NULL;
+    record = calloc(1, sizeof(*record) + world->size * sizeof(*record->desc));
+    for (uint32_t i = 0; i < world->size; i++)
+        record->desc[i].next = links[i] = (uint16_t)(i + 1);
+    CHECK(!vb_queue_track_packed(world->queue, (uint64_t)(uintptr_t)record, 0, world->size, links,
+                                 0, 0, NULL, NULL));
+    return record;
+}
+
+/* All entries are free, each once, and the record is where the ring is. */
+static void audit_packed_record(const struct world *world,
+                                const struct vb_inflight_packed_region *record)
+{
+    const struct vb_ring *ring = &world->queue->ring;
+    uint32_t entry = record->heads & 0xFFFF, free_entries = 0;
+    bool seen[64] = {false};
+
+    for (uint32_t i = 0; i < world->size; i++)
+        CHECK(!record->desc[i].inflight);
+    for (; entry < world->size; entry = record->desc[entry].next, free_entries++) {
+        CHECK(!seen[entry]);
+        seen[entry] = true;
+    }
+    CHECK(free_entries == world->size);
+    CHECK(record->heads >> 16 == (record->heads & 0xFFFF));
+    if (record->places)
+        CHECK(record->places == (ring->next_used * 0x10001ull | ring->used_wrap * 0x101ull << 32));
+}
+
 /* Nothing is in flight, so nothing may be noted, but for what was never taken again. */
 static void audit_record(const struct world *world, const struct vb_inflight_region *record)
 {
@@ -336,9 +422,15 @@ static void audit(const struct world *world, const struct vb_ring *began)
 
     CHECK(!queue->in_flight && !queue->mapped_in_flight && !queue->heap_bytes);
     CHECK(!queue->unpublished);
-    CHECK((uint16_t)(queue->ring.next_used - began->next_used) ==
-          (uint16_t)(queue->ring.next_avail - began->next_avail + queue->inflight.left_taken));
-    CHECK(*(const uint16_t *)(queue->ring.used + 2) == queue->ring.next_used);
+    if (began->packed) {
+        CHECK(queue->ring.next_used == queue->ring.next_avail);
+        CHECK(queue->ring.used_wrap == queue->ring.avail_wrap);
+        CHECK(!queue->ring.taken && !queue->ring.unshown);
+    } else {
+        CHECK((uint16_t)(queue->ring.next_used - began->next_used) ==
+              (uint16_t)(queue->ring.next_avail - began->next_avail + queue->inflight.left_taken));
+        CHECK(*(const uint16_t *)(queue->ring.used + 2) == queue->ring.next_used);
+    }
     for (unsigned kind = 0; kind < VB_STAT_KINDS; kind++) {
         uint64_t sum = 0;
 
@@ -350,13 +442,27 @@ static void audit(const struct world *world, const struct vb_ring *began)
     CHECK(counted <= (uint64_t)UINT16_MAX * (1 + queue->stats.sweeps));
 }
 
+/* Let the ring be a packed one, of any size, with event suppression where a split one has its rings. */
+static void make_packed(struct world *world, struct vb_ring *ring, uint8_t kind)
+{
+    if (kind & 2 && world->size > 2)
+        ring->size = --world->size;
+    world->packed = true;
+    world->driver_index = world->driver_index % world->size;
+    world->driver_wrap = kind & 4;
+    ring->packed = 1;
+    ring->next_avail = ring->next_used = world->driver_index;
+    ring->avail_wrap = ring->used_wrap = world->driver_wrap;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct input input = {data, size};
     struct world world = {.input = &input};
     struct vb_queue_config config = {0};
-    uint8_t shape = take_u8(&input);
-    struct vb_inflight_region *record;
+    uint8_t shape = take_u8(&input), kind = size ? data[size - 1] : 0;
+    struct vb_inflight_region *record = NULL;
+    struct vb_inflight_packed_region *packed_record = NULL;
     void *desc, *used;
 
     make_guest(&world.guest, &input);
@@ -379,6 +485,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         .event_idx = shape & 8,
     };
     ((uint16_t *)used)[1] = config.ring.next_used;
+    if (kind >= 0xC0)
+        make_packed(&world, &config.ring, kind);
     config.device_size = take_u8(&input) * 512ull;
     config.logical_block_size = shape & 16 ? 4096 : 512;
     config.kick_fd = -1;
@@ -386,7 +494,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     config.write_through = shape & 64;
     world.queue = vb_queue_new(&world.iothread, &config, world.guest.regions, world.guest.count);
     CHECK(world.queue);
-    record = track(&world);
+    if (world.packed)
+        packed_record = track_packed(&world);
+    else
+        record = track(&world);
     if (shape & 128)
         vb_queue_set_call(world.queue, CALL_FD);
     world.budget = vb_budget_new();
@@ -399,9 +510,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     audit(&world, &config.ring);
     if (record)
         audit_record(&world, record);
+    if (packed_record)
+        audit_packed_record(&world, packed_record);
     vb_queue_free(world.queue);
     vb_budget_free(world.budget);
     free(record);
+    free(packed_record);
     free(world.iothread.queues);
     free(desc);
     free(world.avail);

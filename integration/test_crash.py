@@ -28,6 +28,9 @@ MAX_WORK = 0.8
 #: About the longest time from one kill to the next.
 PERIOD = 3.0
 
+#: Feature bit 34, RING_PACKED.
+RINGS = "cut -c35 /sys/block/vda/device/features"
+
 FIO = """
 fio --name=kill --filename=/dev/vda --size=24m --rw=randwrite --bs=4k --direct=1 \
     --ioengine=libaio --iodepth=32 --numjobs=2 --offset_increment=24m --group_reporting \
@@ -63,18 +66,20 @@ def wait_connected(server: Server) -> None:
 
 
 @pytest.mark.usefixtures("vhostblk_only")
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 @pytest.mark.parametrize("lane", ["express", "python"])
 def test_guest_sees_a_pause_when_the_daemon_is_killed(
-    directory: Path, kills: int, lane: str
+    directory: Path, kills: int, lane: str, packed: bool
 ) -> None:
     disk = image.create(directory / "disk.img", 48 * image.MIB)
-    attached = VhostUserDisk(directory / "v.sock", queues=2, reconnect=RECONNECT)
+    attached = VhostUserDisk(directory / "v.sock", queues=2, reconnect=RECONNECT, packed=packed)
     rng = random.Random(lane)
     server = serve(Program.VHOSTBLK, Export(disk, queues=2, node="cache.direct=on"), directory)
     server.environment["VHOSTBLK_LANE"] = lane
     server.expected_log = "lock"
     seconds = int(kills * PERIOD) + 4
     with server, FioMachine(directory, attached, cpus=2, memory=GUEST_MEMORY) as guest:
+        assert guest.run(RINGS) == str(int(packed))
         guest.run_in_background(FIO.format(seconds=seconds), "fio")
         time.sleep(2)
         for _ in range(kills):

@@ -47,6 +47,10 @@ F_WRITE_ZEROES = 14
 F_INDIRECT_DESC = 28
 F_EVENT_IDX = 29
 F_VERSION_1 = 32
+F_RING_PACKED = 34
+
+#: Where a packed ring begins: index 0, wrap counter 1, for taking and for using.
+PACKED_START = 0x8000_8000
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Geometry:
     segments: int = 1
     event_idx: bool = True
     indirect: bool = False
+    packed: bool = False
     #: Have the back-end note requests in flight, for `FrontEnd.reconnect`.
     inflight: bool = False
     queue_size: int = 0
@@ -201,14 +206,15 @@ class FrontEnd:
     def reconnect(self, path: str | os.PathLike[str], timeout: float = 5.0) -> None:
         """Go on with another process of the back-end: same memory, rings, requests in flight.
 
-        Where the last one stopped nobody knows; like QEMU, this says what the used rings say.
+        Where the last one stopped nobody knows; like QEMU, this says what the used rings say, or,
+        with packed rings, where the first one was started.
         """
         self.connection.close()
         self.connection, offered = _connect(path, timeout)
         self._negotiate(offered)
         self._share()
         for index, queue in enumerate(self._queues):
-            self._attach(index, queue, self.loadgen.lib.lg_used_index(queue))
+            self._attach(index, queue, self.loadgen.lib.lg_known_base(queue))
 
     def _make_inflight(self, stack: contextlib.ExitStack) -> tuple[bytes, int]:
         if not self.info.protocol_features >> ProtocolFeature.INFLIGHT_SHMFD & 1:
@@ -249,10 +255,13 @@ class FrontEnd:
         self.event_idx = self.geometry.event_idx and info.has(F_EVENT_IDX)
         if self.geometry.indirect and not info.has(F_INDIRECT_DESC):
             raise ProtocolError("the device has no INDIRECT_DESC")
+        if self.geometry.packed and not info.has(F_RING_PACKED):
+            raise ProtocolError("the device has no RING_PACKED")
         bits = {F_VERSION_1, F_RO, F_FLUSH, F_WRITE_ZEROES, F_PROTOCOL_FEATURES}
         bits |= {F_MQ} if self.geometry.queues > 1 else set()
         bits |= {F_EVENT_IDX} if self.event_idx else set()
         bits |= {F_INDIRECT_DESC} if self.geometry.indirect else set()
+        bits |= {F_RING_PACKED} if self.geometry.packed else set()
         self.features = offered & sum(1 << bit for bit in bits)
         connection.send(Request.SET_FEATURES, U64.pack(self.features))
         return info
@@ -297,7 +306,7 @@ class FrontEnd:
         if self.loadgen.lib.lg_queue_init(queue):
             raise MemoryError("no memory for the slots of a queue")
         stack.callback(self.loadgen.lib.lg_queue_free, queue)
-        self._attach(index, queue, 0)
+        self._attach(index, queue, PACKED_START if self.geometry.packed else 0)
         self._queues.append(queue)
 
     def _attach(self, index: int, queue: Any, base: int) -> None:
@@ -328,4 +337,5 @@ class FrontEnd:
         queue.call_fd = call
         queue.event_idx = self.event_idx
         queue.indirect = geometry.indirect
+        queue.packed = geometry.packed
         return queue

@@ -40,6 +40,7 @@ class VhostUserDisk:
     queue_size: int | None = None
     #: Seconds after which QEMU connects anew when the daemon has gone; 0 is never.
     reconnect: int = 0
+    packed: bool = False
 
     @property
     def chardev(self) -> str:
@@ -61,13 +62,16 @@ class VhostUserDisk:
         }
         if self.queue_size is not None:
             properties["queue-size"] = self.queue_size
+        if self.packed:
+            properties["packed"] = True
         return properties
 
     def arguments(self) -> list[str]:
         """Command line arguments that attach the disk."""
         properties = self.device_properties()
         driver = properties.pop("driver")
-        device = ",".join([str(driver), *(f"{key}={value}" for key, value in properties.items())])
+        words = [f"{key}={'on' if value is True else value}" for key, value in properties.items()]
+        device = ",".join([str(driver), *words])
         return ["-chardev", self.chardev_argument(), "-device", device]
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.virtqueue.kinds import ring_kind
 from vhostblk.engine import load
+
+__all__ = ["ring_kind"]
 
 collect_ignore_glob = ["test_*.py"] if load() is None else []
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vhostblk.vhost_user.memory import GuestMemory
+    from vhostblk.virtqueue.packed import PackedQueue
 
 MAX_SEGMENTS = 1 << 16
 
@@ -45,15 +46,40 @@ def engine_chains(
         ffi.from_buffer("uint64_t *", _iovs),
     )
     assert total >= 0
-    chains = []
-    for head, chain in zip(heads, found, strict=True):
-        rows = _iovs[chain.first : chain.first + chain.count].tolist()
-        segments = [
-            Segment(base, length, place >= chain.readable)
-            for place, (base, length) in enumerate(rows)
-        ]
-        chains.append(Chain(head, ChainFault(chain.fault), segments))
-    return chains
+    return [_chain(head, chain) for head, chain in zip(heads, found, strict=True)]
+
+
+def engine_packed_chains(device: PackedQueue, limit: int) -> list[Chain] | None:
+    """Take chains in C where a queue is, which stays there; None: the ring is broken."""
+    engine = load()
+    assert engine is not None
+    ffi, lib = engine
+    regions, count = regions_of(ffi, device.memory)
+    chains = ffi.new("struct vb_inspected_chain[]", limit)
+    ids, lengths = ffi.new("uint16_t[]", limit), ffi.new("uint32_t[]", limit)
+    taken = lib.vb_inspect_packed(
+        ffi.new("struct vb_ring *", device.addresses()),
+        regions,
+        count,
+        limit,
+        ids,
+        lengths,
+        chains,
+        MAX_SEGMENTS,
+        ffi.from_buffer("uint64_t *", _iovs),
+    )
+    if taken == -1:
+        return None
+    assert taken >= 0
+    return [_chain(ids[number], chains[number]) for number in range(taken)]
+
+
+def _chain(head: int, found: Any) -> Chain:
+    rows = _iovs[found.first : found.first + found.count].tolist()
+    segments = [
+        Segment(base, length, place >= found.readable) for place, (base, length) in enumerate(rows)
+    ]
+    return Chain(head, ChainFault(found.fault), segments)
 
 
 def engine_requests(

@@ -18,12 +18,12 @@ import numpy as np
 from tests.frontend.memory import Memory
 from tests.frontend.ring import DriverRing, Segment
 from tests.virtio_blk.support import MIB, UNSET, Pending, header
+from tests.virtqueue.kinds import current_kind
 from tests.virtqueue.support import map_memory, vring_config
 from vhostblk.block.iovec import IOVEC, view_memory
 from vhostblk.engine import load
 from vhostblk.engine.layouts import REQUEST, STATS
 from vhostblk.engine.maps import encode_map
-from vhostblk.virtqueue.split import SplitQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -113,7 +113,7 @@ class EngineQueue:
         start: int = 0,
     ) -> None:
         self.rig = rig
-        self.ring = DriverRing(rig.memory, size, event_idx=event_idx, start=start)
+        self.ring = current_kind().driver(rig.memory, size, event_idx=event_idx, start=start)
         self._settings = {
             "device_size": device_size,
             "logical_block_size": block,
@@ -131,9 +131,9 @@ class EngineQueue:
         """Begin where the ring is now; held."""
         rig = self.rig
         config = vring_config(self.ring, rig.memory)
-        split = SplitQueue(config, rig.mapped, event_idx=self._event_idx)
+        ring = current_kind().device(config, rig.mapped, event_idx=self._event_idx)
         encoded = rig.ffi.new(
-            "struct vb_queue_config *", {"ring": split.addresses(), **self._settings}
+            "struct vb_queue_config *", {"ring": ring.addresses(), **self._settings}
         )
         regions, count = regions_of(rig.ffi, rig.mapped)
         self.handle = rig.lib.vb_queue_new(rig.thread, encoded, regions, count)
@@ -142,12 +142,12 @@ class EngineQueue:
         rig.lib.vb_queue_set_call(self.handle, self.ring.call_fd)
 
     def close(self) -> int:
-        """Finish what is in flight and free the queue; return the next avail index."""
+        """Finish what is in flight and free the queue; return the base to go on from."""
         self.hold()
         self.wait_idle()
-        next_avail: int = self.rig.lib.vb_queue_free(self.handle)
+        base: int = self.rig.lib.vb_queue_free(self.handle)
         self.handle = self.rig.ffi.NULL
-        return next_avail
+        return base
 
     def set_map(self, extents: ExtentMap | None) -> None:
         self.use_map(

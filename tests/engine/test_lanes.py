@@ -15,8 +15,8 @@ from tests.engine.support import TIMEOUT, make_request
 from tests.exports.support import BASE, FLUSH, handed_over, make_backend
 from tests.frontend.loop_thread import LoopThread
 from tests.frontend.memory import Memory
-from tests.frontend.ring import DriverRing
 from tests.virtio_blk.support import MIB, HandNode, Pending
+from tests.virtqueue.kinds import current_kind
 from tests.virtqueue.support import vring_config
 from vhostblk.block.node import WriteFlags
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from vhostblk.block.iovec import IoVec
     from vhostblk.exports.vhost_user_blk import VhostUserBlkBackend
+
+pytestmark = pytest.mark.usefixtures("ring_kind")
 
 QUEUES = 4
 FEATURES = BASE | FLUSH | Feature.RING_EVENT_IDX.mask | Feature.RING_INDIRECT_DESC.mask
@@ -76,7 +78,8 @@ class Export:
         for name in names:
             self.iothreads.define(name, IothreadOptions())
         self.memory = Memory(((0, 256 * 1024), (1 << 32, 16 * MIB)))
-        self.rings = [DriverRing(self.memory, 64, event_idx=True) for _ in range(QUEUES)]
+        driver = current_kind().driver
+        self.rings = [driver(self.memory, 64, event_idx=True) for _ in range(QUEUES)]
         self.device: VhostUserBlkBackend
         loop.run(self._start(names))
 
@@ -84,7 +87,7 @@ class Export:
         self.device = make_backend(
             self.node, self.iothreads, num_queues=QUEUES, x_vhostblk_iothreads=names
         )
-        self.device.set_features(FEATURES)
+        self.device.set_features(FEATURES | current_kind().features)
         await self.device.set_memory(handed_over(self.memory.describe()))
         for index, ring in enumerate(self.rings):
             self.device.set_vring_call(index, os.dup(ring.call_fd))

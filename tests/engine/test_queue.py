@@ -9,8 +9,10 @@ import select
 import pytest
 
 from tests.engine.support import TIMEOUT, EngineQueue, Rig
+from tests.frontend.packed import PackedDriverRing
 from tests.frontend.ring import Segment
 from tests.virtio_blk.support import MIB, UNSET, header, pattern
+from tests.virtqueue.kinds import current_kind
 from tests.virtqueue.support import map_memory
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.virtio_blk.layout import RequestType, Status
@@ -18,6 +20,9 @@ from vhostblk.virtio_blk.layout import RequestType, Status
 IN, OUT, FLUSH = RequestType.IN, RequestType.OUT, RequestType.FLUSH
 
 NULL = ExtentMap(ExtentKind.NULL, MIB, writable=True, read_zeroes=True, flush=Treatment.IGNORE)
+
+
+pytestmark = pytest.mark.usefixtures("ring_kind")
 
 
 def memory_disk() -> tuple[int, ExtentMap]:
@@ -77,8 +82,7 @@ def test_stop_under_load_and_go_on(event_idx: bool, start: int) -> None:
             queue.hold()
             queue.wait_idle()
             done = queue.ring.poll()
-            next_avail = queue.close()
-            assert next_avail == (start + sent - 6 + len(done)) & 0xFFFF
+            assert queue.close() == queue.ring.base
             queue.open()
             queue.release()
             queue.used(6 - len(done))
@@ -108,14 +112,14 @@ def _move(queue: EngineQueue) -> None:
     """Map all guest memory elsewhere, and unmap it where it was."""
     from tests.engine.support import regions_of
     from tests.virtqueue.support import vring_config
-    from vhostblk.virtqueue.split import SplitQueue
 
     rig = queue.rig
     moved = map_memory(rig.memory)
     assert moved.span_base != rig.mapped.span_base
-    split = SplitQueue(vring_config(queue.ring, rig.memory), moved, event_idx=False)
+    config = vring_config(queue.ring, rig.memory)
+    addresses = current_kind().device(config, moved, event_idx=False).addresses()
     regions, count = regions_of(rig.ffi, moved)
-    ring = rig.ffi.new("struct vb_ring *", split.addresses())
+    ring = rig.ffi.new("struct vb_ring *", addresses)
     assert rig.lib.vb_queue_move(queue.handle, ring, regions, count) == 0
     rig.mapped = moved
 
@@ -126,10 +130,10 @@ def test_regions_that_went_away_are_not_used() -> None:
         queue.hold()
         from tests.engine.support import regions_of
         from tests.virtqueue.support import vring_config
-        from vhostblk.virtqueue.split import SplitQueue
 
-        split = SplitQueue(vring_config(queue.ring, rig.memory), rig.mapped, event_idx=False)
-        ring = rig.ffi.new("struct vb_ring *", split.addresses())
+        config = vring_config(queue.ring, rig.memory)
+        addresses = current_kind().device(config, rig.mapped, event_idx=False).addresses()
+        ring = rig.ffi.new("struct vb_ring *", addresses)
         regions, count = regions_of(rig.ffi, rig.mapped)
         assert count == 2
         assert rig.lib.vb_queue_move(queue.handle, ring, regions, 1) == 0
@@ -140,13 +144,20 @@ def test_regions_that_went_away_are_not_used() -> None:
         assert queue.stats()["invalid"] == 1
 
 
+_SPLIT_FAULTS = [
+    ("split", "jump", "the avail index jumped by more than the queue's size"),
+    ("split", "range", "a head is out of range"),
+    ("split", "twice", "a head was made available while in flight"),
+]
+_PACKED_FAULTS = [
+    ("packed", "endless", "a chain has no end"),
+    ("packed", "range", "a buffer id is out of range"),
+    ("packed", "twice", "a buffer id was made available while in flight"),
+]
+
+
 @pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("jump", "the avail index jumped by more than the queue's size"),
-        ("range", "a head is out of range"),
-        ("twice", "a head was made available while in flight"),
-    ],
+    ("ring_kind", "kind", "reason"), _SPLIT_FAULTS + _PACKED_FAULTS, indirect=["ring_kind"]
 )
 def test_broken_ring(kind: str, reason: str) -> None:
     with Rig() as rig:
@@ -158,6 +169,8 @@ def test_broken_ring(kind: str, reason: str) -> None:
         ring = queue.ring
         if kind == "jump":
             ring.next_avail += ring.size + 1
+        elif isinstance(ring, PackedDriverRing) and kind == "endless":
+            ring.put(5, [(0, 0, 1)] * (ring.size - 1))
         else:
             ring.make_available(ring.size if kind == "range" else flush.head)
         ring.kick(force=True)
@@ -166,7 +179,7 @@ def test_broken_ring(kind: str, reason: str) -> None:
         assert queue.broken == reason
         # What was taken before is finished, nothing more is taken, other queues go on.
         queue.complete(upcall)
-        rig.wait_until(lambda: int(ring.used_idx[0]) == 1)
+        rig.wait_until(ring.has_used)
         assert flush.status == Status.OK
         assert other.run(FLUSH).status == Status.OK
         ring.kick(force=True)
@@ -189,7 +202,7 @@ def test_notifications_go_by_what_the_driver_asks_for() -> None:
         notified = int(queue.stats()["notified"])
         queue.ring.suppress_interrupts()
         flush = queue.request(FLUSH)
-        rig.wait_until(lambda: int(queue.ring.used_idx[0]) == 2)
+        rig.wait_until(queue.ring.has_used)
         assert queue.stats()["notified"] == notified
         assert queue.used() == [(flush.head, 1)]
 

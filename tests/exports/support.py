@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tests.frontend.memory import Memory
-from tests.frontend.ring import DriverRing, Segment
+from tests.frontend.ring import Segment
 from tests.virtio_blk.support import MIB, UNSET, HandNode, Pending, attach, header
+from tests.virtqueue.kinds import current_kind
 from tests.virtqueue.support import vring_config
 from vhostblk.engine.iothreads import Iothreads
 from vhostblk.exports.vhost_user_blk import VhostUserBlkBackend
@@ -75,14 +76,14 @@ class Frontend:
         #: Most tests have a `HandNode` here.
         self.node: Any = node
         self.memory = Memory(((0, 256 * 1024), (1 << 32, 2 * MIB)))
-        self.rings = [DriverRing(self.memory, 16) for _ in range(2)]
+        self.rings = [current_kind().driver(self.memory, 16) for _ in range(2)]
         self.iothreads = Iothreads()
         self.device = make_backend(node, self.iothreads, num_queues=2, **members)
         self.block_backend = self.device._backend
 
     async def connect(self, features: int = BASE | FLUSH | WCE) -> None:
         """Negotiate and hand over the memory."""
-        self.device.set_features(features)
+        self.device.set_features(features | current_kind().features)
         await self.device.set_memory(handed_over(self.memory.describe()))
 
     async def start(self, index: int = 0, *, enable: bool = True) -> None:

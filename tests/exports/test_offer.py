@@ -16,6 +16,7 @@ ALWAYS = (
     Feature.VERSION_1,
     Feature.RING_INDIRECT_DESC,
     Feature.RING_EVENT_IDX,
+    Feature.RING_PACKED,
     Feature.SEG_MAX,
     Feature.BLK_SIZE,
     Feature.TOPOLOGY,

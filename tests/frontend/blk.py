@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tests.frontend.packed import PackedDriverRing
 from tests.frontend.ring import CompletionTimeoutError, DriverRing, Segment, Used
 from vhostblk.virtio_blk.features import Feature
 from vhostblk.virtio_blk.layout import (
@@ -55,6 +56,9 @@ FEATURES = sum(
         Feature.VERSION_1,
     )
 )
+
+#: The same with packed rings, which a Linux driver acknowledges too.
+PACKED_FEATURES = FEATURES | Feature.RING_PACKED.mask
 
 #: What the status byte is before the device writes it.
 _STATUS_UNSET = 0xFF
@@ -128,9 +132,9 @@ class BlkDriver:
         connection.set_mem_table(memory.describe())
         event_idx = self.has(Feature.RING_EVENT_IDX)
         self.indirect = indirect
+        kind = PackedDriverRing if self.has(Feature.RING_PACKED) else DriverRing
         self.rings = [
-            DriverRing(memory, queue_size, event_idx=event_idx, start=start)
-            for _ in range(num_queues)
+            kind(memory, queue_size, event_idx=event_idx, start=start) for _ in range(num_queues)
         ]
         self.inflight: InflightDescription | None = None
         if inflight:
@@ -163,7 +167,7 @@ class BlkDriver:
         if self.inflight is not None:
             connection.set_inflight_fd(self.inflight)
         for index, ring in enumerate(self.rings):
-            ring.attach(connection, index, base=int(ring.used_idx[0]))
+            ring.attach(connection, index, base=ring.known_base)
 
     def close(self) -> None:
         """Disconnect without ceremony, as a killed VMM does."""
@@ -353,6 +357,7 @@ def _header(request_type: int, offset: int) -> bytes:
 
 __all__ = [
     "FEATURES",
+    "PACKED_FEATURES",
     "BlkDriver",
     "BlkRequest",
     "CompletionTimeoutError",

@@ -105,7 +105,7 @@ class DriverRing:
     ) -> None:
         """Make this the back-end's vring `index`, and start it."""
         connection.set_vring_num(index, self.size)
-        connection.set_vring_base(index, self.last_used & 0xFFFF if base is None else base)
+        connection.set_vring_base(index, self.base if base is None else base)
         connection.set_vring_addr(
             index,
             self.memory.user_addr(self.desc_addr),
@@ -116,6 +116,16 @@ class DriverRing:
         connection.set_vring_kick(index, self.kick_fd)
         if enable:
             connection.set_vring_enable(index, True)
+
+    @property
+    def base(self) -> int:
+        """Where an idle device goes on, as SET_VRING_BASE says it."""
+        return self.last_used & 0xFFFF
+
+    @property
+    def known_base(self) -> int:
+        """What QEMU would say where the device has died."""
+        return int(self.used_idx[0])
 
     @property
     def in_flight(self) -> int:
@@ -189,6 +199,10 @@ class DriverRing:
             os.eventfd_write(self.kick_fd, 1)
 
     # Taking used buffers
+
+    def has_used(self) -> bool:
+        """Tell whether the device has used something that was not taken yet."""
+        return int(self.used_idx[0]) != self.last_used & 0xFFFF
 
     def poll(self) -> list[Used]:
         """Take everything that the device has used."""

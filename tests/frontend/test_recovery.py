@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from tests.cli.process import wait_until
-from tests.frontend.blk import BlkDriver
+from tests.frontend.blk import FEATURES, PACKED_FEATURES, BlkDriver
 from tests.frontend.connection import ConnectionClosedError
 from tests.frontend.launch import Daemon, Program, raw_file
 from tests.frontend.memory import MIB, Memory
 from tests.virtio_blk.lanes import lane
+from vhostblk.virtio_blk.features import Feature
 from vhostblk.virtio_blk.layout import RequestType, Status
-from vhostblk.virtqueue.layout import INFLIGHT_DESC_SPLIT
+from vhostblk.virtqueue.layout import INFLIGHT_DESC_PACKED, INFLIGHT_DESC_SPLIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,17 +49,27 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def in_flight(area: InflightDescription, queue: int = 0) -> int:
+@pytest.fixture(params=[FEATURES, PACKED_FEATURES], ids=["split", "packed"])
+def features(request: pytest.FixtureRequest) -> int:
+    """What the driver acknowledges: one kind of rings or the other."""
+    return int(request.param)
+
+
+def in_flight(driver: BlkDriver, queue: int = 0) -> int:
     """Count the requests that the back-end has noted."""
+    area = driver.inflight
+    assert area is not None
+    kind = INFLIGHT_DESC_PACKED if driver.has(Feature.RING_PACKED) else INFLIGHT_DESC_SPLIT
     length = area.mmap_size // area.num_queues
-    content = np.memmap(_path(area), np.uint8, "r", queue * length + 16, (length - 16,))
-    entries = content[: area.queue_size * 16].view(INFLIGHT_DESC_SPLIT)
+    # The header is as long as an entry, in both kinds.
+    content = np.memmap(_path(area), np.uint8, "r", queue * length, (length,))
+    entries = content[: (area.queue_size + 1) * kind.itemsize].view(kind)[1:]
     return int((entries["inflight"] == 1).sum())
 
 
-def wait_noted(area: InflightDescription, count: int, queue: int = 0) -> None:
+def wait_noted(driver: BlkDriver, count: int, queue: int = 0) -> None:
     """Wait until so many are."""
-    wait_until(lambda: in_flight(area, queue) == count)
+    wait_until(lambda: in_flight(driver, queue) == count)
 
 
 def _path(area: InflightDescription) -> str:
@@ -67,19 +78,18 @@ def _path(area: InflightDescription) -> str:
 
 @pytest.mark.usefixtures("lane")
 def test_requests_in_flight_at_the_death_are_done_by_the_next_process(
-    tmp_path: Path, image: Path, memory: Memory
+    tmp_path: Path, image: Path, memory: Memory, features: int
 ) -> None:
     blocks = {(queue, n): bytes([1 + 16 * queue + n]) * 4096 for queue in (0, 1) for n in range(8)}
     with Daemon(Program.VHOSTBLK, tmp_path, STUCK, EXPORT, inherited=False) as first:
         with BlkDriver(
-            first.connect(), memory, num_queues=2, start=0xFFFC, inflight=True
+            first.connect(), memory, features=features, num_queues=2, start=0xFFFC, inflight=True
         ) as driver:
-            assert driver.inflight is not None
             for (queue, n), block in blocks.items():
                 driver.submit(OUT, 4096 * (8 * queue + n), data_out=[block], queue=queue)
             for queue in (0, 1):
                 driver.kick(queue)
-                wait_noted(driver.inflight, 8, queue)
+                wait_noted(driver, 8, queue)
             first.kill()
             with pytest.raises(ConnectionClosedError):
                 driver.connection.sync()
@@ -93,18 +103,18 @@ def test_requests_in_flight_at_the_death_are_done_by_the_next_process(
                 assert late.used_length == 1
                 assert driver.read(0, 8 * 4096) == b"".join(blocks[0, n] for n in range(8))
                 assert driver.read(8 * 4096, 4096, queue=1) == blocks[1, 0]
-                assert in_flight(driver.inflight, 0) == 0
-                assert driver.stop() == [ring.last_used & 0xFFFF for ring in driver.rings]
+                assert in_flight(driver, 0) == 0
+                assert driver.stop() == [ring.base for ring in driver.rings]
                 assert d.stop() == 0
     assert image.read_bytes()[: 16 * 4096] == b"".join(blocks.values())
 
 
 @pytest.mark.usefixtures("lane")
 def test_a_corrupt_record_ends_the_connection_and_nothing_else(
-    tmp_path: Path, image: Path, memory: Memory
+    tmp_path: Path, image: Path, memory: Memory, features: int
 ) -> None:
     with Daemon(Program.VHOSTBLK, tmp_path, raw_file(image), EXPORT, inherited=False) as daemon:
-        with BlkDriver(daemon.connect(), memory, inflight=True) as driver:
+        with BlkDriver(daemon.connect(), memory, features=features, inflight=True) as driver:
             assert driver.inflight is not None
             driver.write(0, b"x" * 512)
             content = np.memmap(_path(driver.inflight), "<u2", "r+")
@@ -118,17 +128,18 @@ def test_a_corrupt_record_ends_the_connection_and_nothing_else(
         other.close()
 
 
-def test_lanes_change_with_the_record(lane: Lane, tmp_path: Path, memory: Memory) -> None:
+def test_lanes_change_with_the_record(
+    lane: Lane, tmp_path: Path, memory: Memory, features: int
+) -> None:
     """A record that one lane wrote is read by the other."""
     other = "express" if lane.value == "python" else "python"
     image = tmp_path / "disk.raw"
     image.write_bytes(bytes(SIZE))
     stuck = Daemon(Program.VHOSTBLK, tmp_path, STUCK, EXPORT, inherited=False)
-    with stuck, BlkDriver(stuck.connect(), memory, inflight=True) as driver:
-        assert driver.inflight is not None
+    with stuck, BlkDriver(stuck.connect(), memory, features=features, inflight=True) as driver:
         driver.submit(OUT, 0, data_out=[b"y" * 4096])
         driver.kick()
-        wait_noted(driver.inflight, 1)
+        wait_noted(driver, 1)
         stuck.kill()
         env = {"VHOSTBLK_LANE": other}
         with Daemon(

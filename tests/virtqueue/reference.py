@@ -85,6 +85,16 @@ def chains_of(batch: RequestBatch) -> list[Chain]:
 
 def _walk_chain(head: int, table: int, entries: int, regions: Sequence[Region]) -> Chain:
     buffers, fault = _follow(head, table, entries, regions)
+    return finish_chain(head, buffers, fault, regions)
+
+
+def finish_chain(
+    head: int,
+    buffers: Iterable[tuple[int, int, bool]],
+    fault: ChainFault,
+    regions: Sequence[Region],
+) -> Chain:
+    """Judge a chain's buffers of (guest address, length, writable); `fault` ended the walk."""
     segments: list[Segment] = []
     for addr, length, writable in buffers:
         if segments and segments[-1].writable and not writable:
@@ -111,7 +121,7 @@ def _follow(
                 return buffers, ChainFault.INDIRECT_NESTED
             if length == 0 or length % 16 or length > MAX_DESCRIPTORS * 16:
                 return buffers, ChainFault.INDIRECT_LENGTH
-            found = _in_one_region(addr, length, regions)
+            found = in_one_region(addr, length, regions)
             if found is None:
                 return buffers, ChainFault.INDIRECT_UNMAPPED
             table, entries, current, inside = found, length // 16, 0, True
@@ -126,7 +136,8 @@ def _follow(
             current = following
 
 
-def _in_one_region(addr: int, length: int, regions: Sequence[Region]) -> int | None:
+def in_one_region(addr: int, length: int, regions: Sequence[Region]) -> int | None:
+    """Translate a range that lies in one region."""
     for region in regions:
         offset = addr - region.guest
         if 0 <= offset < region.size and offset + length <= region.size:
@@ -137,7 +148,7 @@ def _in_one_region(addr: int, length: int, regions: Sequence[Region]) -> int | N
 def _locate(addr: int, length: int, regions: Sequence[Region]) -> list[tuple[int, int]] | None:
     """Translate a buffer into (host address, length) pieces; None where part of it is missing."""
     if length == 0:
-        return [(_in_one_region(addr, 0, regions) or 0, 0)]
+        return [(in_one_region(addr, 0, regions) or 0, 0)]
     pieces: list[tuple[int, int]] = []
     while length:
         for region in regions:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tests.frontend.memory import Memory
+from tests.frontend.packed import PackedDriverRing
 from tests.frontend.ring import DriverRing
 from tests.virtqueue.reference import Chain, chains_of, regions_of, walk_chains
 from vhostblk.vhost_user.backend import VringConfig
@@ -125,5 +126,6 @@ def vring_config(ring: DriverRing, memory: Memory, index: int = 0) -> VringConfi
         memory.user_addr(ring.desc_addr),
         memory.user_addr(ring.avail_addr),
         memory.user_addr(ring.used_addr),
-        ring.last_used & 0xFFFF,
+        ring.base,
+        packed=isinstance(ring, PackedDriverRing),
     )

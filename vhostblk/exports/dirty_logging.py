@@ -116,11 +116,12 @@ class DirtyLogging:
             self._event_fd = None
 
     def _note_used(self, config: VringConfig) -> None:
-        from vhostblk.virtqueue.layout import used_bytes
+        from vhostblk.virtqueue.layout import device_bytes
 
         self._used.pop(config.index, None)
         if config.log_addr is not None:
-            self._used[config.index] = (config.log_addr, used_bytes(config.size))
+            length = device_bytes(config.size, packed=config.packed)
+            self._used[config.index] = (config.log_addr, length)
 
     def _check(self, log: DirtyLog | None, memory: GuestMemory, *, enabled: bool) -> None:
         if log is None:
@@ -132,10 +133,11 @@ class DirtyLogging:
             log.check(addr, length, "the used ring")
 
     def _check_used(self, log: DirtyLog | None, config: VringConfig) -> None:
-        from vhostblk.virtqueue.layout import used_bytes
+        from vhostblk.virtqueue.layout import device_bytes
 
         if log is not None and config.log_addr is not None:
-            log.check(config.log_addr, used_bytes(config.size), "the used ring")
+            length = device_bytes(config.size, packed=config.packed)
+            log.check(config.log_addr, length, "the used ring")
 
     def _tell(self, queues: list[BlkQueue | ExpressQueue]) -> None:
         for queue in queues:

@@ -65,7 +65,7 @@ _MODULES = (
     "vhostblk.virtio_blk.device",
     "vhostblk.virtio_blk.queue",
     "vhostblk.virtio_blk.statistics",
-    "vhostblk.virtqueue.split",
+    "vhostblk.virtqueue.ring",
 )
 _EXPRESS_MODULE = "vhostblk.virtio_blk.express"
 
@@ -129,6 +129,7 @@ class VhostUserBlkBackend:
             Feature.VERSION_1,
             Feature.RING_INDIRECT_DESC,
             Feature.RING_EVENT_IDX,
+            Feature.RING_PACKED,
             Feature.SEG_MAX,
             Feature.BLK_SIZE,
             Feature.TOPOLOGY,
@@ -300,7 +301,8 @@ class VhostUserBlkBackend:
 
     def make_inflight(self, num_queues: int, queue_size: int) -> InflightDescription:
         """Make memory to note them in."""
-        return make_inflight(num_queues, queue_size, self._inflight_bytes())
+        # Front-ends may ask before they set features: there is room for either kind of ring.
+        return make_inflight(num_queues, queue_size, self._inflight_bytes(packed=True))
 
     def set_inflight(self, inflight: InflightDescription | None) -> None:
         """Note them there, and go on with those that are noted already; None: nowhere."""
@@ -309,15 +311,16 @@ class VhostUserBlkBackend:
             return
         try:
             area = InflightArea(inflight, self._watch())
-            area.check(self._inflight_bytes())
+            packed = bool(self._features & Feature.RING_PACKED.mask)
+            area.check(self._inflight_bytes(packed=packed))
         finally:
             os.close(inflight.fd)
         self._inflight = area
 
-    def _inflight_bytes(self) -> Callable[[int], int]:
-        from vhostblk.virtqueue.layout import inflight_split_bytes
+    def _inflight_bytes(self, *, packed: bool) -> Callable[[int], int]:
+        from vhostblk.virtqueue.ring import inflight_bytes
 
-        return inflight_split_bytes
+        return inflight_bytes(packed=packed)
 
     # Queues.
 
@@ -345,13 +348,15 @@ class VhostUserBlkBackend:
     def _make_queue(self, config: VringConfig, kick: int | None) -> BlkQueue | ExpressQueue:
         from vhostblk.virtio_blk.device import BlkDevice
         from vhostblk.virtio_blk.queue import BlkQueue
-        from vhostblk.virtqueue.split import SplitQueue
+        from vhostblk.virtqueue.ring import ring_kind
 
         event_idx = bool(self._features & Feature.RING_EVENT_IDX.mask)
         inflight = None
         if self._inflight is not None:
-            inflight = self._inflight.part(config.index, self._inflight_bytes())
-        ring = SplitQueue(config, self.memory, event_idx=event_idx, inflight=inflight)
+            bytes_for = self._inflight_bytes(packed=config.packed)
+            inflight = self._inflight.part(config.index, bytes_for)
+        kind = ring_kind(packed=config.packed)
+        ring = kind(config, self.memory, event_idx=event_idx, inflight=inflight)
         if len(ring.left):
             logger.info(
                 "export '%s': queue %d: %d requests of an earlier process are done again",
@@ -390,7 +395,7 @@ class VhostUserBlkBackend:
             queue.set_call(self._call_fds[index])
 
     async def _retire(self, queue: BlkQueue | ExpressQueue) -> int:
-        """Stop a queue and keep its statistics; return the next avail index."""
+        """Stop a queue and keep its statistics; return the base to go on from."""
         from vhostblk.virtio_blk import statistics
 
         if trace.vhost_user_blk_stop_queue.enabled:
@@ -461,7 +466,7 @@ class VhostUserBlkBackend:
         self._configs[index] = config
 
     async def stop_vring(self, index: int) -> int:
-        """Finish what is in flight; return the next avail index."""
+        """Finish what is in flight; return the base to go on from."""
         async with self._changing:
             next_avail = await self._retire(self._queues[index])
             if self.dirty_logging is not None:

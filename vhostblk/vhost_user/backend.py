@@ -3,8 +3,9 @@
 
 The server (`vhostblk.vhost_user.server`) owns the socket and the protocol's state; a `Backend` owns
 guest memory and the queues. The session has validated every argument before a method is called:
-indices are below `num_queues`, sizes are powers of two up to 32768, a started vring is not
-started again. File descriptors handed over belong to the backend from then on, also when it raises.
+indices are below `num_queues`, sizes are up to 32768, and powers of two unless rings are packed, a
+started vring is not started again. File descriptors handed over belong to the backend from then
+on, also when it raises.
 
 A method that raises `OSError` or `VhostUserError` fails the message: the front-end gets a negative
 reply where it asked for one (REPLY_ACK) and is disconnected otherwise.
@@ -37,8 +38,9 @@ class RegionDescription:
 class VringConfig:
     """A vring as it starts: addresses are front-end user addresses ("A vring address description").
 
-    `next_avail` is the index of the next available-ring entry to process. Writes to the used ring
-    are noted in the dirty log as if it were at the guest address `log_addr`; None: they are not.
+    `next_avail` is the index of the next available-ring entry to process; with `packed` rings,
+    where to go on taking and using, as SET_VRING_BASE has it: 32 bits. Writes to the used ring are
+    noted in the dirty log as if it were at the guest address `log_addr`; None: they are not.
     """
 
     index: int
@@ -48,6 +50,7 @@ class VringConfig:
     used_addr: int
     next_avail: int
     log_addr: int | None = None
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,9 @@ F_LOG_ALL = 1 << 26
 #: VIRTIO_F_VERSION_1 (VIRTIO 1.3, section 6): little-endian rings, the only ones there are here.
 F_VERSION_1 = 1 << 32
 
+#: VIRTIO_F_RING_PACKED: another form of rings, sizes and bases.
+F_RING_PACKED = 1 << 34
+
 #: "A single 64-bit integer".
 U64 = Struct("=Q")
 

@@ -18,6 +18,8 @@ Semantics where the specification leaves a choice, made as libvhost-user and QEM
   anew without having stopped the vrings, so a vring that is disabled gets stopped for that.
 - What was in flight when an earlier process died counts as taken: the base that the front-end sets
   for such a vring, which can't know of it, is not used.
+- What a vring's size and base may be depends on whether rings are packed. That is looked at when
+  they are set, and once more when the vring starts: features may have changed.
 - VERSION_1 is demanded when a vring starts and not before: crosvm first acknowledges bit 30 alone.
 
 A message that fails changes nothing. The front-end is told so where it asked for a reply, and is
@@ -58,6 +60,7 @@ from vhostblk.vhost_user.layout import (
     DESC_ALIGN,
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,
+    F_RING_PACKED,
     F_VERSION_1,
     INFLIGHT,
     INFLIGHT_PADDED_SIZE,
@@ -343,9 +346,20 @@ class Session:
     async def _set_vring_num(self, message: Message) -> None:
         index, size = VRING_STATE.unpack(message.payload)
         vring = self._vring(index)
-        if not 1 <= size <= MAX_RING_SIZE or size & (size - 1):
-            raise VringStateError(f"vring {index}: invalid size {size}")
+        self._check_size(index, size)
         vring.size = size
+
+    @property
+    def _packed(self) -> bool:
+        return bool(self._features & F_RING_PACKED)
+
+    def _check_size(self, index: int, size: int) -> None:
+        if not 1 <= size <= MAX_RING_SIZE or (size & (size - 1) and not self._packed):
+            raise VringStateError(f"vring {index}: invalid size {size}")
+
+    def _check_base(self, index: int, base: int) -> None:
+        if base > 0xFFFF and not self._packed:
+            raise VringStateError(f"vring {index}: base {base} is no 16-bit index")
 
     async def _set_vring_addr(self, message: Message) -> None:
         index, flags, desc, used, avail, log = VRING_ADDR.unpack(message.payload)
@@ -368,8 +382,7 @@ class Session:
     async def _set_vring_base(self, message: Message) -> None:
         index, base = VRING_STATE.unpack(message.payload)
         vring = self._vring(index)
-        if base > 0xFFFF:
-            raise VringStateError(f"vring {index}: base {base} is no 16-bit index")
+        self._check_base(index, base)
         vring.base = base
         vring.base_set_since_start = True
 
@@ -428,8 +441,12 @@ class Session:
         restarted = vring.started
         if restarted:
             await self._restartable_stop(index)
+        self._check_size(index, vring.size)
+        self._check_base(index, vring.base)
         desc, avail, used = vring.addresses
-        config = VringConfig(index, vring.size, desc, avail, used, vring.base, vring.log_addr)
+        config = VringConfig(
+            *(index, vring.size, desc, avail, used, vring.base, vring.log_addr), self._packed
+        )
         if self._inband is not None:
             self._notify_inband(index, self._inband)
         await self._backend.start_vring(config, take_kick())

@@ -24,6 +24,7 @@ from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.virtio_blk.layout import RequestType
 from vhostblk.virtio_blk.request import BlockRequests
 from vhostblk.virtio_blk.runner import Completed, RequestRunner
+from vhostblk.virtqueue.inflight_packed import PackedInflight
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from vhostblk.vhost_user.memory import GuestMemory
     from vhostblk.virtio_blk.device import BlkDevice
     from vhostblk.virtqueue.queue_log import QueueLog
-    from vhostblk.virtqueue.split import SplitQueue
+    from vhostblk.virtqueue.ring import Ring
 
 
 class ExpressQueue:
@@ -46,7 +47,7 @@ class ExpressQueue:
     def __init__(
         self,
         index: int,
-        ring: SplitQueue,
+        ring: Ring,
         device: BlkDevice,
         kick_fd: int | None,
         log: RateLimitedLogger,
@@ -82,12 +83,30 @@ class ExpressQueue:
         inflight, left = self._ring.inflight, self._ring.left
         if inflight is None:
             return
-        heads = self._ffi.from_buffer("uint16_t *", left)
-        if self._lib.vb_queue_track(
-            self._queue, inflight.address, inflight.counter, len(left), heads
-        ):
+        record = (self._queue, inflight.address, inflight.counter)
+        if isinstance(inflight, PackedInflight):
+            failed = self._track_packed(record, inflight)
+        else:
+            heads = self._ffi.from_buffer("uint16_t *", left)
+            failed = self._lib.vb_queue_track(*record, len(left), heads)
+        if failed:
             self._lib.vb_queue_free(self._queue)
             raise VhostUserError("no memory for a queue")
+
+    def _track_packed(self, record: tuple[Any, int, int], inflight: PackedInflight) -> int:
+        ffi, ids = self._ffi, inflight.left
+        # What is not an entry ends the list; the engine, which counts, never follows it.
+        links = np.minimum(inflight.links, 0xFFFF).astype(np.uint16)
+        columns = (ids, inflight.first[ids], inflight.last[ids], inflight.left_counts)
+        left = ffi.new(
+            "struct vb_packed_left[]", list(zip(*map(np.ndarray.tolist, columns), strict=True))
+        )
+        descs = ffi.from_buffer("struct vb_packed_desc *", inflight.left_descriptors)
+        numbers = ffi.from_buffer("uint16_t *", links)
+        failed: int = self._lib.vb_queue_track_packed(
+            *record, len(links), numbers, inflight.free_head, len(ids), left, descs
+        )
+        return failed
 
     def _config(self) -> Any:
         device = self._device
@@ -116,7 +135,7 @@ class ExpressQueue:
         self.release()
 
     async def stop(self) -> int:
-        """Take no more requests, finish those in flight; return the next avail index."""
+        """Take no more requests, finish those in flight; return the base to go on from."""
         self.hold()
         await self.wait_idle()
         self._report_errors()  # no more news will tell
@@ -124,12 +143,12 @@ class ExpressQueue:
         self._runner.close()
         self._go_by(None)
         self._iothread.remove(self._queue)
-        next_avail: int = self._lib.vb_queue_free(self._queue)
+        base: int = self._lib.vb_queue_free(self._queue)
         self._queue = self._ffi.NULL
         if self._kick_fd is not None:
             os.close(self._kick_fd)
             self._kick_fd = None
-        return next_avail
+        return base
 
     def hold(self) -> None:
         """Take no more requests until `release`; holds add up."""

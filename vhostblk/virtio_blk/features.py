@@ -1,5 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Virtio feature bits (VIRTIO 1.3, sections 5.2.3 and 6)."""
+"""Virtio feature bits (VIRTIO 1.3, sections 5.2.3 and 6).
+
+Not offered, although front-ends know them:
+
+- IN_ORDER (QEMU 10 passes it on with `in_order=on`, Cloud Hypervisor always): buffers would have to
+  be used in the order in which they became available, so that fast requests would wait for slow
+  ones. What it saves is a few bytes of ring a request.
+- RING_RESET (QEMU 10, `queue_reset`, on by default): QEMU's vhost-user-blk has nothing that would
+  tell the back-end of a reset ring, nor does the vhost-user protocol. Offered, it would leave the
+  back-end at work on a ring that the driver takes for stopped. Linux's virtio-blk never resets one.
+- NOTIFICATION_DATA (Cloud Hypervisor; QEMU 10 only with devices that do without ioeventfd, which
+  vhost-user needs): kicks come through an eventfd, which carries no data.
+"""
 
 from __future__ import annotations
 

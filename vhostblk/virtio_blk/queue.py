@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vhostblk.vhost_user.memory import GuestMemory
     from vhostblk.virtio_blk.device import BlkDevice
     from vhostblk.virtqueue.queue_log import QueueLog
-    from vhostblk.virtqueue.split import SplitQueue
+    from vhostblk.virtqueue.ring import Ring
 
 #: How often a ring without a kick descriptor is looked at, in seconds.
 POLL_INTERVAL = 0.0005
@@ -50,7 +50,7 @@ class BlkQueue:
     def __init__(
         self,
         index: int,
-        ring: SplitQueue,
+        ring: Ring,
         device: BlkDevice,
         kick_fd: int | None,
         log: RateLimitedLogger,
@@ -83,7 +83,7 @@ class BlkQueue:
         self._schedule_sweep()
 
     async def stop(self) -> int:
-        """Take no more requests, finish those in flight; return the next avail index."""
+        """Take no more requests, finish those in flight; return the base to go on from."""
         self._stopped = True
         if self._kick_fd is not None:
             self._loop.remove_reader(self._kick_fd)
@@ -92,7 +92,7 @@ class BlkQueue:
         self._cancel_sweep()
         await self.wait_idle()
         self._runner.close()
-        return self._ring.next_avail
+        return self._ring.base
 
     def hold(self) -> None:
         """Take no more requests until `release`; holds add up."""

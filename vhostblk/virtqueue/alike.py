@@ -38,7 +38,7 @@ def walk_alike(
         chains = _tables(descriptors, memory)
     else:
         chains = _direct(descriptors, base, queue_size, memory)
-    return None if chains is None else _batch(heads, chains, memory)
+    return None if chains is None else batch_alike(heads, chains, memory)
 
 
 def _anywhere(memory: GuestMemory, dtype: np.dtype[np.void]) -> NDArray[np.void]:
@@ -71,13 +71,14 @@ def _direct(
     return chains
 
 
-def _tables(descriptors: NDArray[np.void], memory: GuestMemory) -> NDArray[np.void] | None:
-    """Read indirect tables whose entries follow one another; return them, (chains, length)."""
+def read_tables(descriptors: NDArray[np.void], memory: GuestMemory) -> NDArray[np.void] | None:
+    """Read the indirect tables that descriptors name; return them, (chains, length).
+
+    They are of the descriptors' own kind. None: they differ in length, or have a fault.
+    """
     nbytes = int(descriptors["len"][0])
-    count = nbytes // DESC.itemsize
     if (
-        int(np.bitwise_or.reduce(descriptors["flags"])) & DESC_F_NEXT
-        or not 0 < nbytes <= MAX_INDIRECT * DESC.itemsize
+        not 0 < nbytes <= MAX_INDIRECT * DESC.itemsize
         or nbytes % DESC.itemsize
         or (descriptors["len"] != nbytes).any()
     ):
@@ -87,7 +88,18 @@ def _tables(descriptors: NDArray[np.void], memory: GuestMemory) -> NDArray[np.vo
         return None
     places = tables.astype(np.int64) - memory.span_base
     table = np.dtype((np.void, nbytes))
-    chains = _anywhere(memory, table)[places].view(DESC).reshape(-1, count)
+    raw = _anywhere(memory, table)[places]
+    return raw.view(descriptors.dtype).reshape(-1, nbytes // DESC.itemsize)
+
+
+def _tables(descriptors: NDArray[np.void], memory: GuestMemory) -> NDArray[np.void] | None:
+    """Read indirect tables whose entries follow one another; return them, (chains, length)."""
+    if int(np.bitwise_or.reduce(descriptors["flags"])) & DESC_F_NEXT:
+        return None
+    chains = read_tables(descriptors, memory)
+    if chains is None:
+        return None
+    count = chains.shape[1]
     flags = chains["flags"]
     some = np.bitwise_or.reduce(flags, axis=0)
     each = np.bitwise_and.reduce(flags, axis=0)
@@ -101,7 +113,7 @@ def _tables(descriptors: NDArray[np.void], memory: GuestMemory) -> NDArray[np.vo
     return chains
 
 
-def _batch(
+def batch_alike(
     heads: NDArray[np.uint16], chains: NDArray[np.void], memory: GuestMemory
 ) -> RequestBatch | None:
     """Turn descriptors into host segments, if all are mapped in one piece and in order."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layout of split virtqueues (VIRTIO 1.3, section 2.7), little-endian as VERSION_1 demands."""
+"""Layout of virtqueues, split (VIRTIO 1.3, section 2.7) and packed (2.8).
+
+All is little-endian, as VERSION_1 demands.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +45,30 @@ def used_bytes(size: int) -> int:
     return RING_HEADER_SIZE + USED_ELEM.itemsize * size + 2
 
 
+#: struct pvirtq_desc, 2.8.13; flags as above, and the two that say whose a descriptor is (2.8.1).
+PACKED_DESC = np.dtype([("addr", "<u8"), ("len", "<u4"), ("id", "<u2"), ("flags", "<u2")])
+PACKED_FLAGS_OFFSET = 14
+
+PACKED_F_AVAIL = 1 << 7
+PACKED_F_USED = 1 << 15
+
+#: struct pvirtq_event_suppress, 2.8.14: le16 offset and wrap counter, le16 flags.
+EVENT_BYTES = 4
+EVENT_FLAGS_OFFSET = 2
+EVENT_ENABLE = 0
+EVENT_DISABLE = 1
+EVENT_DESC = 2
+
+#: Where a 16-bit number holds a place in the ring and a wrap counter.
+PLACE_MASK = 0x7FFF
+WRAP_BIT = 15
+
+
+def device_bytes(size: int, *, packed: bool) -> int:
+    """Length of what the device writes at the address of the used ring."""
+    return EVENT_BYTES if packed else used_bytes(size)
+
+
 #: struct QueueRegionSplit and struct DescStateSplit of vhost-user's "Inflight I/O tracking".
 INFLIGHT_HEADER_SPLIT = np.dtype(
     [
@@ -56,6 +83,36 @@ INFLIGHT_DESC_SPLIT = np.dtype(
     [("inflight", "u1"), ("padding", "u1", (5,)), ("next", "<u2"), ("counter", "<u8")]
 )
 
+#: struct QueueRegionPacked and struct DescStatePacked.
+INFLIGHT_HEADER_PACKED = np.dtype(
+    [
+        ("features", "<u8"),
+        ("version", "<u2"),
+        ("desc_num", "<u2"),
+        ("free_head", "<u2"),
+        ("old_free_head", "<u2"),
+        ("used_idx", "<u2"),
+        ("old_used_idx", "<u2"),
+        ("used_wrap_counter", "u1"),
+        ("old_used_wrap_counter", "u1"),
+        ("padding", "u1", (10,)),
+    ]
+)
+INFLIGHT_DESC_PACKED = np.dtype(
+    [
+        ("inflight", "u1"),
+        ("padding", "u1"),
+        ("next", "<u2"),
+        ("last", "<u2"),
+        ("num", "<u2"),
+        ("counter", "<u8"),
+        ("id", "<u2"),
+        ("flags", "<u2"),
+        ("len", "<u4"),
+        ("addr", "<u8"),
+    ]
+)
+
 #: Version 0 is a record that nobody has written yet.
 INFLIGHT_VERSION = 1
 
@@ -63,3 +120,8 @@ INFLIGHT_VERSION = 1
 def inflight_split_bytes(size: int) -> int:
     """Length of the record of requests in flight."""
     return INFLIGHT_HEADER_SPLIT.itemsize + INFLIGHT_DESC_SPLIT.itemsize * size
+
+
+def inflight_packed_bytes(size: int) -> int:
+    """Length of the record of requests in flight, of a packed queue."""
+    return INFLIGHT_HEADER_PACKED.itemsize + INFLIGHT_DESC_PACKED.itemsize * size

@@ -72,6 +72,11 @@ class QueueLog:
         if len(hosts):
             self.mark(memory.guest_addresses(hosts), lengths)
 
+    @property
+    def used(self) -> bool:
+        """Tell whether what is written to the used ring is noted."""
+        return self._used_addr is not None
+
     def mark_used(self, offset: int, length: int) -> None:
         """Note a write to the used ring, `offset` bytes from its beginning."""
         if self._used_addr is not None and length:

@@ -87,6 +87,11 @@ class SplitQueue:
         self._event_offset = header + layout.USED_ELEM.itemsize * size
         self._avail_event_addr = used + self._event_offset
 
+    @property
+    def base(self) -> int:
+        """What SET_VRING_BASE says of such a ring."""
+        return self.next_avail
+
     def move(self, memory: GuestMemory) -> None:
         """Go on in a new memory table; nothing may be in flight.
 

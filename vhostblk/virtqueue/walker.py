@@ -71,7 +71,9 @@ def walk_any(
     """Do as `walk`, without the shortcut."""
     walked = _step_all(heads, table_addr, queue_size, memory)
     descriptors, first, owners = _flatten(walked)
-    return _translate(heads, walked, descriptors, first, owners, memory)
+    return translate_chains(
+        heads, walked.faults, walked.lengths, descriptors, first, owners, memory
+    )
 
 
 def _step_all(
@@ -158,21 +160,24 @@ def _flatten(
     return flat, first, owners
 
 
-def _translate(
+def translate_chains(
     heads: NDArray[np.uint16],
-    walked: _Walk,
+    faults: NDArray[np.uint8],
+    count: NDArray[np.int64],
     descriptors: NDArray[np.void],
     first: NDArray[np.int64],
     owners: NDArray[np.int64],
     memory: GuestMemory,
 ) -> RequestBatch:
-    """Turn descriptors into host segments; find segments that aren't mapped, or out of order."""
-    faults = walked.faults
+    """Turn descriptors into host segments; find segments that aren't mapped, or out of order.
+
+    Chain `i` has `count[i]` of the descriptors, from `first[i]` on; `owners` names the chain of
+    each.
+    """
     writable = (descriptors["flags"] & DESC_F_WRITE) != 0
     iovs = np.empty(len(descriptors), IOVEC)
     iovs["len"] = descriptors["len"]
     iovs["base"] = memory.translate(descriptors["addr"], iovs["len"])
-    count = walked.lengths
 
     missing = (iovs["base"] == 0) & (iovs["len"] != 0)
     if missing.any():

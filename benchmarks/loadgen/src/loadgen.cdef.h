@@ -70,6 +70,7 @@ struct lg_queue {
     int call_fd;
     bool event_idx;
     bool indirect;
+    bool packed;
     struct lg_workload workload;
     struct lg_ledger *ledger; /* NULL: no verification */
 
@@ -81,6 +82,11 @@ struct lg_queue {
     uint16_t published_index; /* what the device may see */
     uint16_t used_index;      /* next used entry to look at */
     uint16_t suppressed_at;
+    bool avail_wrap; /* the wrap counters of a packed ring, whose indices are below its size */
+    bool used_wrap;
+    uint32_t unseen; /* descriptors that the device may not see yet, */
+    uint16_t first_unseen;
+    uint16_t first_flags; /* and the flags that will show them */
     uint64_t random;
     uint64_t position;
     uint64_t started;
@@ -121,8 +127,12 @@ struct lg_worker {
 int lg_queue_init(struct lg_queue *queue);
 void lg_queue_free(struct lg_queue *queue);
 
-/* The index of the used ring, as the device has left it. */
-uint16_t lg_used_index(const struct lg_queue *queue);
+/* What can be said of the device's place after its death: the index of the used ring, as it has left
+ * it; with a packed ring where it was started. */
+uint32_t lg_known_base(const struct lg_queue *queue);
+
+/* Where a device that has answered everything goes on. */
+uint32_t lg_base(const struct lg_queue *queue);
 
 /* Run until the time or the limits are over, and every request is answered. Returns the error. */
 int lg_run(struct lg_worker *worker);

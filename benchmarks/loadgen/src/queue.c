@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "packed.h"
 #include "queue.h"
 #include "random.h"
 #include "ring.h"
@@ -23,6 +24,7 @@ struct lg_slot {
     uint32_t generation; /* that a write leaves or a read expects */
     uint8_t operation;
     uint8_t shape; /* the operation that the descriptors are made for */
+    uint16_t length; /* how many these are */
 };
 
 /* 64 bytes, so that requests don't share cache lines. */
@@ -74,7 +76,20 @@ static uint16_t head_of(const struct lg_queue *queue, uint16_t slot)
     return queue->indirect ? slot : (uint16_t)(slot * chain_length(queue));
 }
 
-/* Write the chain header, data, status for an operation, direct or into the indirect table. */
+/* Make a table's entries those of a packed ring. */
+static void pack(struct desc *table, uint16_t count)
+{
+    for (uint16_t i = 0; i < count; i++) {
+        struct desc desc = table[i];
+        struct packed_desc *packed = (struct packed_desc *)&table[i];
+
+        packed->id = 0;
+        atomic_store_explicit(&packed->flags, desc.flags & DESC_F_WRITE, memory_order_relaxed);
+    }
+}
+
+/* Write the chain header, data, status for an operation, direct or into the indirect table. With a
+ * packed ring it always is a table, which goes into the ring where requests are direct. */
 static void write_chain(struct lg_queue *queue, uint16_t slot, uint8_t operation)
 {
     struct control *control = control_of(queue, slot);
@@ -83,7 +98,7 @@ static void write_chain(struct lg_queue *queue, uint16_t slot, uint8_t operation
     struct desc *table = ring;
     uint16_t at = head;
 
-    if (queue->indirect) {
+    if (queue->indirect || queue->packed) {
         table = (struct desc *)(queue->memory + queue->tables) + slot * chain_length(queue);
         at = 0;
     }
@@ -102,7 +117,10 @@ static void write_chain(struct lg_queue *queue, uint16_t slot, uint8_t operation
     table[at++] = (struct desc){guest_address(queue, (void *)&control->status), 1, DESC_F_WRITE, 0};
     for (uint16_t i = first; i + 1 < at; i++)
         table[i].next = (uint16_t)(i + 1);
-    if (queue->indirect) {
+    queue->slot[slot].length = (uint16_t)(at - first);
+    if (queue->packed) {
+        pack(table, at);
+    } else if (queue->indirect) {
         uint32_t length = (uint32_t)((at - first) * sizeof *table);
         ring[head] = (struct desc){guest_address(queue, table), length, DESC_F_INDIRECT, 0};
     }
@@ -121,8 +139,11 @@ int lg_queue_init(struct lg_queue *queue)
     queue->free_count = queue->depth;
     queue->published_index = queue->avail_index;
     queue->used_index = queue->avail_index;
-    atomic_store(&used_of(queue)->idx, queue->used_index);
-    atomic_store(&avail_of(queue)->idx, queue->avail_index);
+    queue->avail_wrap = queue->used_wrap = true;
+    if (!queue->packed) {
+        atomic_store(&used_of(queue)->idx, queue->used_index);
+        atomic_store(&avail_of(queue)->idx, queue->avail_index);
+    }
     queue_suppress_interrupts(queue);
     return 0;
 }
@@ -246,12 +267,11 @@ static void prepare(struct lg_queue *queue, uint16_t index, uint8_t operation, u
 }
 
 /* Show the device the new entries; kick it unless it says that it looks by itself. */
-static int publish(struct lg_queue *queue)
+static bool publish_split(struct lg_queue *queue)
 {
     struct avail *avail = avail_of(queue);
     struct used *used = used_of(queue);
     uint16_t before = queue->published_index;
-    bool kick;
 
     atomic_store_explicit(&avail->idx, queue->avail_index, memory_order_release);
     queue->published_index = queue->avail_index;
@@ -259,11 +279,14 @@ static int publish(struct lg_queue *queue)
     if (queue->event_idx) {
         uint16_t event =
             atomic_load_explicit(avail_event(used, queue->size), memory_order_relaxed);
-        kick = passed_event(event, queue->avail_index, before);
-    } else {
-        kick = !(atomic_load_explicit(&used->flags, memory_order_relaxed) & USED_F_NO_NOTIFY);
+        return passed_event(event, queue->avail_index, before);
     }
-    if (kick) {
+    return !(atomic_load_explicit(&used->flags, memory_order_relaxed) & USED_F_NO_NOTIFY);
+}
+
+static int publish(struct lg_queue *queue)
+{
+    if (queue->packed ? packed_publish(queue) : publish_split(queue)) {
         uint64_t one = 1;
         if (write(queue->kick_fd, &one, sizeof one) != sizeof one)
             return -1;
@@ -272,11 +295,33 @@ static int publish(struct lg_queue *queue)
     return 0;
 }
 
+/* Put a request in the ring. */
+static void add(struct lg_queue *queue, uint16_t index)
+{
+    const struct packed_desc *table;
+
+    if (!queue->packed) {
+        struct avail *avail = avail_of(queue);
+
+        avail->ring[queue->avail_index++ & (queue->size - 1)] = head_of(queue, index);
+        return;
+    }
+    table = (const struct packed_desc *)(queue->memory + queue->tables) +
+            index * chain_length(queue);
+    if (queue->indirect) {
+        uint32_t length = queue->slot[index].length * (uint32_t)sizeof *table;
+        struct packed_desc desc = {guest_address(queue, table), length, 0, DESC_F_INDIRECT};
+
+        packed_add(queue, &desc, 1, index);
+    } else {
+        packed_add(queue, table, queue->slot[index].length, index);
+    }
+}
+
 int queue_submit(struct lg_worker *worker, uint32_t number, uint64_t now)
 {
     struct lg_queue *queue = worker->queues[number];
     const struct lg_workload *workload = &queue->workload;
-    struct avail *avail = avail_of(queue);
     int count = 0;
 
     while (queue->free_count && !queue_exhausted(queue)) {
@@ -294,7 +339,7 @@ int queue_submit(struct lg_worker *worker, uint32_t number, uint64_t now)
         queue->slot[index].submitted = now;
         queue->due += workload->interval_ns;
         queue->started++;
-        avail->ring[queue->avail_index++ & (queue->size - 1)] = head_of(queue, index);
+        add(queue, index);
         count++;
     }
     if (count && publish(queue))
@@ -363,20 +408,68 @@ static int complete(struct lg_worker *worker, uint32_t number, uint16_t index, u
     return 0;
 }
 
-uint16_t lg_used_index(const struct lg_queue *queue)
+/* Both halves of a packed ring's base. */
+static uint32_t packed_base(uint16_t index, bool wrap)
 {
+    return packed_place(index, wrap) * 0x10001u;
+}
+
+uint32_t lg_known_base(const struct lg_queue *queue)
+{
+    if (queue->packed)
+        return packed_base(0, true);
     return atomic_load_explicit(&used_of(queue)->idx, memory_order_acquire);
+}
+
+uint32_t lg_base(const struct lg_queue *queue)
+{
+    return queue->packed ? packed_base(queue->avail_index, queue->avail_wrap) : queue->avail_index;
 }
 
 bool queue_has_used(const struct lg_queue *queue)
 {
+    if (queue->packed)
+        return queue_in_flight(queue) && packed_has_used(queue);
     uint16_t idx = atomic_load_explicit(&used_of(queue)->idx, memory_order_acquire);
     return idx != queue->used_index;
+}
+
+/* Take the completion of a request. Returns 0, or -1. */
+static int reap(struct lg_worker *worker, uint32_t number, uint32_t index, uint32_t length,
+                uint64_t now)
+{
+    struct lg_queue *queue = worker->queues[number];
+    uint64_t submitted = queue->slot[index].submitted;
+
+    queue->histogram[lg_bucket(now > submitted ? now - submitted : 0)]++;
+    return complete(worker, number, (uint16_t)index, length);
+}
+
+static int reap_packed(struct lg_worker *worker, uint32_t number, uint64_t now)
+{
+    struct lg_queue *queue = worker->queues[number];
+    int count = 0;
+
+    while (queue_has_used(queue)) {
+        const struct packed_desc *used = &packed_ring(queue)[queue->used_index];
+        uint16_t id = used->id;
+
+        if (id >= queue->depth || !queue->slot[id].operation)
+            return worker_fail(worker, LG_BAD_USED_ID, number, 0, 0, id);
+        packed_skip_used(queue, queue->indirect ? 1 : queue->slot[id].length);
+        if (reap(worker, number, id, used->len, now))
+            return -1;
+        count++;
+    }
+    return count;
 }
 
 int queue_reap(struct lg_worker *worker, uint32_t number, uint64_t now)
 {
     struct lg_queue *queue = worker->queues[number];
+
+    if (queue->packed)
+        return reap_packed(worker, number, now);
     struct used *used = used_of(queue);
     uint16_t idx = atomic_load_explicit(&used->idx, memory_order_acquire);
     uint16_t count = (uint16_t)(idx - queue->used_index);
@@ -390,9 +483,7 @@ int queue_reap(struct lg_worker *worker, uint32_t number, uint64_t now)
         if (elem.id % step || index >= queue->depth || !queue->slot[index].operation)
             return worker_fail(worker, LG_BAD_USED_ID, number, 0, 0, elem.id);
         queue->used_index++;
-        uint64_t submitted = queue->slot[index].submitted;
-        queue->histogram[lg_bucket(now > submitted ? now - submitted : 0)]++;
-        if (complete(worker, number, (uint16_t)index, elem.len))
+        if (reap(worker, number, index, elem.len, now))
             return -1;
     }
     /* A used_event that is never touched comes round after 65536 completions. */
@@ -405,7 +496,9 @@ void queue_suppress_interrupts(struct lg_queue *queue)
 {
     struct avail *avail = avail_of(queue);
 
-    if (queue->event_idx) {
+    if (queue->packed) {
+        packed_suppress_interrupts(queue);
+    } else if (queue->event_idx) {
         atomic_store_explicit(used_event(avail, queue->size), (uint16_t)(queue->used_index - 1),
                               memory_order_relaxed);
         queue->suppressed_at = queue->used_index;
@@ -418,6 +511,10 @@ void queue_arm_interrupt(struct lg_queue *queue)
 {
     struct avail *avail = avail_of(queue);
 
+    if (queue->packed) {
+        packed_arm_interrupt(queue);
+        return;
+    }
     if (queue->event_idx)
         atomic_store_explicit(used_event(avail, queue->size), queue->used_index,
                               memory_order_relaxed);

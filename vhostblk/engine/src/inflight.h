@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which requests of a split queue are in flight, noted in memory that outlives this process.
+/* Which requests of a queue are in flight, noted in memory that outlives this process; how those of a
+ * split queue are noted.
  *
  * Layout and order of the stores are those of the vhost-user specification, "Inflight I/O tracking";
  * `vhostblk.virtqueue.inflight` says what they are good for, and reads what an earlier process has
@@ -32,14 +33,16 @@ _Static_assert(sizeof(struct vb_inflight_desc) == 16, "DescStateSplit");
 _Static_assert(offsetof(struct vb_inflight_region, desc) == 16, "QueueRegionSplit");
 
 struct vb_inflight {
-    struct vb_inflight_region *region; /* NULL: nothing is noted */
+    struct vb_inflight_region *region; /* NULL: nothing is noted, or the ring is packed */
     uint64_t counter;
     uint16_t *done; /* heads used and not shown to the driver yet; room for all of the ring's */
-    uint16_t mask;  /* the ring's size - 1: a driver that breaks the rules can use a head twice */
+    uint16_t mask;  /* a split ring's size - 1: a driver that breaks the rules can use a head twice */
     uint16_t last_batch_head;
     uint16_t *left; /* heads that an earlier process left in flight, those still to be taken */
     uint16_t left_count;
     uint16_t left_taken;
+    const struct vb_packed_left *packed_left; /* likewise, of a packed ring */
+    const struct vb_packed_desc *left_descs;  /* those of the next one */
 };
 
 static inline void vb_inflight_take(struct vb_inflight *inflight, uint16_t head)

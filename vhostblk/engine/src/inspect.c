@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "inspect.h"
 
+#include "packed.h"
+
+#include <stdlib.h>
 #include <string.h>
 
 /* Append segments; false: there are too many. */
@@ -35,6 +38,40 @@ int64_t vb_inspect_chains(const struct vb_ring *ring, const struct vb_region *re
     }
     vb_chain_free(&chain);
     return used;
+}
+
+int64_t vb_inspect_packed(struct vb_ring *ring, const struct vb_region *regions,
+                          uint32_t region_count, uint32_t n, uint16_t *ids, uint32_t *lengths,
+                          struct vb_inspected_chain *chains, uint32_t limit, uint64_t *segments)
+{
+    struct vb_memory memory = {.regions = regions, .count = region_count};
+    struct vb_packed_desc *descs = calloc(ring->size, sizeof(*descs));
+    struct vb_chain chain = {0};
+    int64_t taken = descs ? 0 : -2;
+    uint32_t used = 0;
+
+    while (taken >= 0 && taken < n && vb_packed_available(ring)) {
+        uint32_t count = vb_packed_copy(ring, descs);
+
+        if (!count) {
+            taken = taken ? taken : -1;
+            break;
+        }
+        if (!vb_packed_walk(&chain, &memory, descs, count) ||
+            !put_segments(chain.iovs, chain.count, used, limit, segments)) {
+            taken = -2;
+            break;
+        }
+        ids[taken] = descs[count - 1].id;
+        lengths[taken] = count;
+        chains[taken++] =
+            (struct vb_inspected_chain){used, chain.count, chain.readable, chain.fault};
+        used += chain.count;
+        vb_packed_advance(ring, count);
+    }
+    vb_chain_free(&chain);
+    free(descs);
+    return taken;
 }
 
 int64_t vb_inspect_requests(const struct vb_ring *ring, const struct vb_region *regions,

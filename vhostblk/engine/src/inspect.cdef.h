@@ -16,7 +16,15 @@ int64_t vb_inspect_chains(const struct vb_ring *ring, const struct vb_region *re
                           uint32_t region_count, uint32_t n, const uint16_t *heads,
                           struct vb_inspected_chain *chains, uint32_t limit, uint64_t *segments);
 
-/* The same, and parse them on a device of `size` bytes; the segments are those of the data. */
+/* Take up to `n` chains from a packed ring, which goes on, and walk them. `ids` and `lengths`, in ring
+ * descriptors, are theirs. Returns how many there are; -1: none, and the ring is broken; -2: more
+ * segments than `limit`, or out of memory. */
+int64_t vb_inspect_packed(struct vb_ring *ring, const struct vb_region *regions,
+                          uint32_t region_count, uint32_t n, uint16_t *ids, uint32_t *lengths,
+                          struct vb_inspected_chain *chains, uint32_t limit, uint64_t *segments);
+
+/* As `vb_inspect_chains`, and parse them on a device of `size` bytes; the segments are those of the
+ * data. */
 int64_t vb_inspect_requests(const struct vb_ring *ring, const struct vb_region *regions,
                             uint32_t region_count, uint32_t n, const uint16_t *heads,
                             uint64_t size, uint32_t logical_block_size, struct vb_request *records,

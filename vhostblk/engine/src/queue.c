@@ -61,8 +61,11 @@ void vb_slot_complete(struct vb_slot *slot, uint8_t status, uint64_t written)
     } else {
         vb_stats_add(&queue->stats, kind, 1, slot->request.length, iothread->now - slot->begun);
     }
-    vb_ring_put_used(&queue->ring, slot->request.head, used);
-    if (queue->inflight.region)
+    if (queue->ring.packed)
+        vb_packed_put_used(&queue->ring, slot->request.head, used, slot->ring_length);
+    else
+        vb_ring_put_used(&queue->ring, slot->request.head, used);
+    if (queue->inflight.done)
         queue->inflight.done[queue->unpublished & queue->inflight.mask] = slot->request.head;
     queue->unpublished++;
     queue->in_flight--;
@@ -84,59 +87,6 @@ void vb_slot_fail(struct vb_slot *slot, int error)
     __atomic_store_n(&queue->errors[slot->request.type != VB_T_IN], error, __ATOMIC_RELEASE);
     vb_iothread_signal(queue->iothread);
     vb_slot_complete(slot, VB_S_IOERR, 0);
-}
-
-static void count_inline(struct vb_queue *queue)
-{
-    uint64_t ns = 0;
-
-    for (unsigned kind = 0; kind < VB_STAT_KINDS; kind++) {
-        if (!queue->inline_count[kind])
-            continue;
-        if (!ns)
-            ns = vb_now() - queue->iothread->now;
-        vb_stats_add(&queue->stats, kind, queue->inline_count[kind], queue->inline_bytes[kind], ns);
-        queue->inline_count[kind] = 0;
-        queue->inline_bytes[kind] = 0;
-    }
-}
-
-static void log_used_elements(struct vb_queue *queue)
-{
-    uint32_t size = queue->ring.size, bytes = sizeof(struct vb_used_elem);
-    uint32_t count = queue->unpublished < size ? queue->unpublished : size;
-    uint32_t first = (uint16_t)(queue->ring.next_used - count) & (size - 1);
-    uint32_t before_end = count < size - first ? count : size - first;
-
-    vb_queue_log_used(queue, VB_USED_ELEMENTS + (uint64_t)first * bytes,
-                      (uint64_t)before_end * bytes);
-    vb_queue_log_used(queue, VB_USED_ELEMENTS, (uint64_t)(count - before_end) * bytes);
-}
-
-void vb_queue_publish(struct vb_queue *queue)
-{
-    bool wanted;
-
-    if (!queue->unpublished)
-        return;
-    count_inline(queue);
-    if (queue->inflight.region)
-        vb_inflight_link(&queue->inflight, queue->unpublished);
-    if (__builtin_expect(queue->log.used, 0))
-        log_used_elements(queue);
-    wanted = vb_ring_publish(&queue->ring, queue->unpublished);
-    vb_queue_log_used(queue, VB_USED_INDEX, sizeof(uint16_t));
-    if (queue->inflight.region)
-        vb_inflight_strike_out(&queue->inflight, queue->unpublished, queue->ring.next_used);
-    if (__builtin_expect(queue->log.data | queue->log.used, 0) && queue->log.event_fd >= 0)
-        eventfd_write(queue->log.event_fd, 1);
-    if (wanted && queue->call_fd >= 0) {
-        queue->stats.notified++;
-        eventfd_write(queue->call_fd, 1);
-    }
-    queue->unpublished = 0;
-    if (!queue->in_flight && queue->holds)
-        vb_iothread_signal(queue->iothread);
 }
 
 /* Give the scratch chain's data segments to a slot; false: out of memory. */
@@ -162,13 +112,14 @@ static bool keep_segments(struct vb_slot *slot, const struct vb_chain *chain)
     return true;
 }
 
-static void take(struct vb_queue *queue, uint16_t head)
+/* Start the request in the scratch chain; not `walked`: there was no memory for its segments. */
+static inline void begin(struct vb_queue *queue, uint16_t head, bool walked)
 {
     struct vb_slot *slot = &queue->slots[head];
 
     queue->in_flight++;
     slot->begun = queue->iothread->now;
-    if (!vb_chain_walk(&queue->chain, &queue->ring, &queue->memory, head)) {
+    if (!walked) {
         slot->request = (struct vb_request){.head = head, .status = VB_S_IOERR};
         slot->iovs = slot->inline_iovs;
         vb_slot_complete(slot, VB_S_IOERR, 0);
@@ -184,6 +135,18 @@ static void take(struct vb_queue *queue, uint16_t head)
     } else {
         vb_slot_execute(slot);
     }
+}
+
+static void take(struct vb_queue *queue, uint16_t head)
+{
+    begin(queue, head, vb_chain_walk(&queue->chain, &queue->ring, &queue->memory, head));
+}
+
+static void take_packed(struct vb_queue *queue, uint16_t id, const struct vb_packed_desc *descs,
+                        uint32_t count)
+{
+    queue->slots[id].ring_length = count;
+    begin(queue, id, vb_packed_walk(&queue->chain, &queue->memory, descs, count));
 }
 
 /* A queue that is held and idle keeps no file open: its node may be about to close it. Only the
@@ -211,8 +174,18 @@ static void take_left(struct vb_queue *queue)
 {
     struct vb_inflight *inflight = &queue->inflight;
 
-    while (has_left(queue) && !vb_queue_full(queue))
-        take(queue, inflight->left[inflight->left_taken++]);
+    while (has_left(queue) && !vb_queue_full(queue)) {
+        uint16_t place = inflight->left_taken++;
+
+        if (queue->ring.packed) {
+            const struct vb_packed_left *left = &inflight->packed_left[place];
+
+            take_packed(queue, left->id, inflight->left_descs, left->count);
+            inflight->left_descs += left->count;
+        } else {
+            take(queue, inflight->left[place]);
+        }
+    }
     vb_run_finish(queue);
 }
 
@@ -228,12 +201,64 @@ static bool memory_lost(struct vb_queue *queue)
         if (vb_guard_address_lost(queue->memory.regions[i].host_addr))
             return true;
     return vb_guard_address_lost((uint64_t)(uintptr_t)queue->inflight.region) ||
+           vb_guard_address_lost((uint64_t)(uintptr_t)queue->packed_inflight.region) ||
            vb_guard_address_lost(queue->log.bits);
 }
 
 bool vb_queue_full(const struct vb_queue *queue)
 {
     return queue->heap_bytes >= MAX_HEAP_BYTES;
+}
+
+/* Take the chain that is available. False: the ring is broken. */
+static bool take_next_packed(struct vb_queue *queue)
+{
+    struct vb_ring *ring = &queue->ring;
+    uint32_t count = vb_packed_copy(ring, queue->descs);
+    uint16_t id;
+
+    if (!count) {
+        break_ring(queue, "a chain has no end");
+        return false;
+    }
+    id = queue->descs[count - 1].id;
+    if (id >= ring->size) {
+        break_ring(queue, "a buffer id is out of range");
+        return false;
+    }
+    if (queue->slots[id].state != VB_SLOT_FREE) {
+        break_ring(queue, "a buffer id was made available while in flight");
+        return false;
+    }
+    vb_packed_advance(ring, count);
+    if (queue->packed_inflight.region)
+        vb_inflight_packed_take(&queue->packed_inflight, id, queue->descs, count);
+    take_packed(queue, id, queue->descs, count);
+    return true;
+}
+
+static bool sweep_packed(struct vb_queue *queue)
+{
+    struct vb_ring *ring = &queue->ring;
+
+    if (!vb_packed_available(ring))
+        return false;
+    if (memory_lost(queue)) {
+        break_ring(queue, "guest memory was truncated");
+        return false;
+    }
+    queue->stats.sweeps++;
+    if (queue->kicks_enabled) {
+        vb_packed_disable_kicks(ring);
+        vb_queue_log_ring(queue, ring->used, sizeof(struct vb_packed_event));
+        queue->kicks_enabled = false;
+    }
+    /* What completes meanwhile is not shown yet, so there is an end after one lap. */
+    while (!vb_queue_full(queue) && vb_packed_available(ring) &&
+           take_next_packed(queue))
+        ;
+    vb_run_finish(queue);
+    return true;
 }
 
 bool vb_queue_sweep(struct vb_queue *queue)
@@ -254,6 +279,8 @@ bool vb_queue_take(struct vb_queue *queue)
         take_left(queue);
         return true;
     }
+    if (ring->packed)
+        return sweep_packed(queue);
     available = vb_ring_available(ring);
     if (!available)
         return false;
@@ -304,6 +331,11 @@ bool vb_queue_arm(struct vb_queue *queue)
     if (queue->holds || queue->broken || vb_queue_full(queue))
         return false;
     queue->kicks_enabled = true;
+    if (queue->ring.packed) {
+        vb_packed_enable_kicks(&queue->ring);
+        vb_queue_log_ring(queue, queue->ring.used, sizeof(struct vb_packed_event));
+        return has_left(queue) || vb_packed_available(&queue->ring);
+    }
     vb_ring_enable_kicks(&queue->ring);
     log_kick_request(queue);
     return has_left(queue) || vb_ring_available(&queue->ring) != 0;
@@ -341,6 +373,9 @@ static void destroy(struct vb_queue *queue)
 {
     vb_chain_free(&queue->chain);
     free(queue->inflight.done);
+    free(queue->packed_inflight.links);
+    free((void *)queue->inflight.packed_left);
+    free(queue->descs);
     free(queue->regions);
     free(queue->slots);
     free(queue);
@@ -362,7 +397,10 @@ struct vb_queue *vb_queue_new(struct vb_iothread *iothread, const struct vb_queu
     queue->holds = 1;
     queue->file = VB_FILE_UNTRIED;
     queue->slots = calloc(config->ring.size, sizeof(*queue->slots));
-    if (!queue->slots || !set_regions(queue, regions, count)) {
+    if (config->ring.packed)
+        queue->descs = calloc(config->ring.size, sizeof(*queue->descs));
+    if (!queue->slots || (config->ring.packed && !queue->descs) ||
+        !set_regions(queue, regions, count)) {
         destroy(queue);
         return NULL;
     }
@@ -378,33 +416,10 @@ struct vb_queue *vb_queue_new(struct vb_iothread *iothread, const struct vb_queu
     return queue;
 }
 
-int vb_queue_track(struct vb_queue *queue, uint64_t record, uint64_t counter, uint32_t left_count,
-                   const uint16_t *left)
-{
-    uint32_t size = queue->ring.size;
-    uint16_t *heads = calloc(2 * size, sizeof(*heads));
-    uint16_t *mine = heads + size;
-
-    if (!heads)
-        return -ENOMEM;
-    memcpy(mine, left, left_count * sizeof(*left));
-    vb_iothread_enter(queue->iothread);
-    queue->inflight = (struct vb_inflight){
-        .region = (struct vb_inflight_region *)(uintptr_t)record,
-        .counter = counter,
-        .done = heads,
-        .mask = (uint16_t)(size - 1),
-        .left = mine,
-        .left_count = (uint16_t)left_count,
-    };
-    vb_iothread_leave(queue->iothread);
-    return 0;
-}
-
-uint16_t vb_queue_free(struct vb_queue *queue)
+uint32_t vb_queue_free(struct vb_queue *queue)
 {
     struct vb_iothread *iothread = queue->iothread;
-    uint16_t next_avail = queue->ring.next_avail;
+    uint32_t base = queue->ring.packed ? vb_packed_base(&queue->ring) : queue->ring.next_avail;
 
     vb_iothread_enter(iothread);
     for (uint32_t i = 0; i < iothread->queue_count; i++)
@@ -413,7 +428,7 @@ uint16_t vb_queue_free(struct vb_queue *queue)
     iothread->queues_changed = true;
     vb_iothread_leave(iothread);
     destroy(queue);
-    return next_avail;
+    return base;
 }
 
 void vb_queue_hold(struct vb_queue *queue)
@@ -504,16 +519,6 @@ int vb_queue_move(struct vb_queue *queue, const struct vb_ring *ring,
     }
     vb_iothread_leave(queue->iothread);
     return result;
-}
-
-void vb_queue_set_log(struct vb_queue *queue, const struct vb_dirty_log *log)
-{
-    uint64_t bytes = VB_USED_ELEMENTS + (uint64_t)queue->ring.size * sizeof(struct vb_used_elem);
-
-    vb_iothread_enter(queue->iothread);
-    queue->log = log ? *log : (struct vb_dirty_log){.event_fd = -1};
-    vb_queue_log_used(queue, 0, bytes + sizeof(uint16_t));
-    vb_iothread_leave(queue->iothread);
 }
 
 void vb_queue_set_map(struct vb_queue *queue, struct vb_extent_map *map)

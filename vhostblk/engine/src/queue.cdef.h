@@ -26,8 +26,23 @@ struct vb_queue *vb_queue_new(struct vb_iothread *iothread, const struct vb_queu
 int vb_queue_track(struct vb_queue *queue, uint64_t record, uint64_t counter, uint32_t left_count,
                    const uint16_t *left);
 
-/* Free a queue that is held and idle; returns the next avail index. */
-uint16_t vb_queue_free(struct vb_queue *queue);
+/* The same for a packed queue (`struct vb_inflight_packed_region`). `links` are those of the record's
+ * `entries`, `free_head` is the first free one. Chains left in flight begin at entry `first`. Their
+ * ring descriptors are `descs`, one chain after the other. */
+struct vb_packed_left {
+    uint16_t id;
+    uint16_t first;
+    uint16_t last;
+    uint16_t count;
+};
+
+int vb_queue_track_packed(struct vb_queue *queue, uint64_t record, uint64_t counter,
+                          uint32_t entries, const uint16_t *links, uint16_t free_head,
+                          uint32_t left_count, const struct vb_packed_left *left,
+                          const struct vb_packed_desc *descs);
+
+/* Free a queue that is held and idle; returns what SET_VRING_BASE says of its ring. */
+uint32_t vb_queue_free(struct vb_queue *queue);
 
 /* Take no more requests, or go on. Holds add up. */
 void vb_queue_hold(struct vb_queue *queue);

@@ -11,6 +11,7 @@
 #include "dirty_log.h"
 #include "extent.h"
 #include "inflight.h"
+#include "inflight_packed.h"
 #include "io.h"
 #include "iothread.h"
 #include "request.h"
@@ -39,6 +40,7 @@ struct vb_slot {
     uint64_t begun;
     uint64_t done; /* bytes transferred so far */
     uint32_t segment, segment_count;
+    uint32_t ring_length; /* descriptors of a packed ring */
     uint8_t state;
     uint8_t phase; /* of the queue when it began to go by the map */
 };
@@ -70,7 +72,9 @@ struct vb_queue {
     struct vb_run run;     /* empty between two sweeps */
     struct vb_slot *slots;
     struct vb_inflight inflight;
+    struct vb_inflight_packed packed_inflight;
     struct vb_dirty_log log;
+    struct vb_packed_desc *descs; /* scratch: a chain of a packed ring */
     uint32_t in_flight;
     uint32_t mapped_in_flight;
     uint32_t phase_in_flight[2]; /* the same by phase: see vb_queue_settle */
@@ -134,6 +138,13 @@ static inline void vb_queue_log_used(struct vb_queue *queue, uint64_t offset, ui
 {
     if (__builtin_expect(queue->log.used, 0))
         vb_dirty_log_mark(&queue->log, queue->log.used_addr + offset, length);
+}
+
+/* Note a write to a packed ring, or to its event suppression, at a host address. */
+static inline void vb_queue_log_ring(struct vb_queue *queue, uint64_t host, uint64_t length)
+{
+    if (__builtin_expect(queue->log.used, 0) && length)
+        vb_dirty_log_mark_host(&queue->log, &queue->memory, host, length);
 }
 
 /* Note what has been written to guest memory at a host address, for a request. */

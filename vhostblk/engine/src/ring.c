@@ -4,10 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define DESC_F_NEXT 1
-#define DESC_F_WRITE 2
-#define DESC_F_INDIRECT 4
-
 #define AVAIL_F_NO_INTERRUPT 1
 #define USED_F_NO_NOTIFY 1
 
@@ -44,9 +40,9 @@ static bool mapped_in_pieces(const struct vb_memory *memory, uint64_t addr, uint
 }
 
 /* Add a buffer: one segment, or one for each region that it crosses. An empty one is none at all,
- * wherever it may point. */
-static bool append_buffer(struct vb_chain *chain, struct vb_memory *memory, uint64_t addr,
-                          uint32_t length)
+ * wherever it may point. Inline in both walks, of which it is most. */
+static inline __attribute__((always_inline)) bool
+append_buffer(struct vb_chain *chain, struct vb_memory *memory, uint64_t addr, uint32_t length)
 {
     uint64_t rest = length, host;
 
@@ -70,16 +66,23 @@ static bool append_buffer(struct vb_chain *chain, struct vb_memory *memory, uint
     return true;
 }
 
+/* Judge where an indirect table is said to be; *table is its host address. */
+static uint8_t find_table(uint64_t addr, uint32_t length, struct vb_memory *memory,
+                          uint64_t *table)
+{
+    if (!length || length % sizeof(struct vb_desc) || length > VB_MAX_CHAIN * sizeof(struct vb_desc))
+        return VB_FAULT_INDIRECT_LENGTH;
+    *table = vb_memory_translate(memory, addr, length);
+    return *table ? VB_FAULT_NONE : VB_FAULT_INDIRECT_UNMAPPED;
+}
+
 /* Judge an INDIRECT descriptor; *table is its table's host address. */
 static uint8_t enter_indirect(const struct vb_desc *desc, bool inside, struct vb_memory *memory,
                               uint64_t *table)
 {
-    if (inside || desc->flags & DESC_F_NEXT)
+    if (inside || desc->flags & VB_DESC_F_NEXT)
         return VB_FAULT_INDIRECT_NESTED;
-    if (!desc->len || desc->len % sizeof(*desc) || desc->len > VB_MAX_CHAIN * sizeof(*desc))
-        return VB_FAULT_INDIRECT_LENGTH;
-    *table = vb_memory_translate(memory, desc->addr, desc->len);
-    return *table ? VB_FAULT_NONE : VB_FAULT_INDIRECT_UNMAPPED;
+    return find_table(desc->addr, desc->len, memory, table);
 }
 
 bool vb_chain_walk(struct vb_chain *chain, const struct vb_ring *ring, struct vb_memory *memory,
@@ -98,7 +101,7 @@ bool vb_chain_walk(struct vb_chain *chain, const struct vb_ring *ring, struct vb
         memcpy(&desc, (const void *)(table + current * sizeof(desc)), sizeof(desc));
         /* The copy must not be read a second time behind our back. */
         __asm__ __volatile__("" : "+m"(desc));
-        if (desc.flags & DESC_F_INDIRECT) {
+        if (desc.flags & VB_DESC_F_INDIRECT) {
             walk_fault = enter_indirect(&desc, inside, memory, &table);
             if (walk_fault)
                 break;
@@ -106,7 +109,7 @@ bool vb_chain_walk(struct vb_chain *chain, const struct vb_ring *ring, struct vb
             entries = desc.len / sizeof(desc);
             current = 0;
         } else {
-            bool writes = desc.flags & DESC_F_WRITE;
+            bool writes = desc.flags & VB_DESC_F_WRITE;
 
             if (writing && !writes) {
                 /* Whatever else is wrong: what comes from here on is not looked at. */
@@ -119,7 +122,7 @@ bool vb_chain_walk(struct vb_chain *chain, const struct vb_ring *ring, struct vb
                 return false;
             if (!writes)
                 chain->readable = chain->count;
-            if (!(desc.flags & DESC_F_NEXT))
+            if (!(desc.flags & VB_DESC_F_NEXT))
                 break;
             current = desc.next;
         }
@@ -135,6 +138,70 @@ bool vb_chain_walk(struct vb_chain *chain, const struct vb_ring *ring, struct vb
     if (!chain->fault)
         chain->fault = walk_fault;
     return true;
+}
+
+/* Add a descriptor that is no jump. False: the walk is over, *memory_left tells why. */
+static bool append_packed(struct vb_chain *chain, struct vb_memory *memory,
+                          const struct vb_packed_desc *desc, bool *memory_left)
+{
+    bool writes = desc->flags & VB_DESC_F_WRITE;
+
+    if (chain->count > chain->readable && !writes) {
+        chain->fault = VB_FAULT_ORDER;
+        return false;
+    }
+    *memory_left = append_buffer(chain, memory, desc->addr, desc->len);
+    if (!writes)
+        chain->readable = chain->count;
+    return *memory_left;
+}
+
+/* The entries of an indirect table follow each other, and of their flags only WRITE means anything. */
+static bool walk_packed_table(struct vb_chain *chain, struct vb_memory *memory,
+                              const struct vb_packed_desc *table, uint32_t entries)
+{
+    bool memory_left = true;
+
+    for (uint32_t i = 0; i < entries; i++) {
+        struct vb_packed_desc desc;
+
+        memcpy(&desc, &table[i], sizeof(desc));
+        /* The copy must not be read a second time behind our back. */
+        __asm__ __volatile__("" : "+m"(desc));
+        if (!append_packed(chain, memory, &desc, &memory_left))
+            break;
+    }
+    return memory_left;
+}
+
+bool vb_packed_walk(struct vb_chain *chain, struct vb_memory *memory,
+                    const struct vb_packed_desc *descs, uint32_t count)
+{
+    uint8_t walk_fault = VB_FAULT_NONE;
+    bool memory_left = true;
+
+    chain->count = chain->readable = 0;
+    chain->fault = VB_FAULT_NONE;
+    if (count == 1 && descs->flags & VB_DESC_F_INDIRECT) {
+        uint64_t table;
+
+        chain->fault = find_table(descs->addr, descs->len, memory, &table);
+        if (chain->fault)
+            return true;
+        return walk_packed_table(chain, memory, (const struct vb_packed_desc *)(uintptr_t)table,
+                                 descs->len / sizeof(*descs));
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        if (i == VB_MAX_CHAIN)
+            walk_fault = VB_FAULT_TOO_LONG;
+        else if (descs[i].flags & VB_DESC_F_INDIRECT)
+            walk_fault = VB_FAULT_INDIRECT_NESTED;
+        if (walk_fault || !append_packed(chain, memory, &descs[i], &memory_left))
+            break;
+    }
+    if (!chain->fault)
+        chain->fault = walk_fault;
+    return memory_left;
 }
 
 void vb_chain_free(struct vb_chain *chain)

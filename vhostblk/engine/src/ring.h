@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Taking descriptor chains from a split virtqueue and giving them back.
+/* Walking descriptor chains, and taking them from a split virtqueue and giving them back.
  *
  * Each descriptor is copied from guest memory once; the copy is validated and used, so a guest that
  * changes it meanwhile changes nothing. The verdicts are those of `vhostblk.virtqueue.walker`, to
@@ -45,6 +45,10 @@ struct vb_chain {
     uint8_t fault;
 };
 
+#define VB_DESC_F_NEXT 1
+#define VB_DESC_F_WRITE 2
+#define VB_DESC_F_INDIRECT 4
+
 struct vb_desc {
     uint64_t addr;
     uint32_t len;
@@ -63,6 +67,9 @@ enum { VB_USED_INDEX = 2, VB_USED_ELEMENTS = 4 };
 /* Walk the chain at `head`, which is below ring->size. False: out of memory. */
 bool vb_chain_walk(struct vb_chain *chain, const struct vb_ring *ring, struct vb_memory *memory,
                    uint16_t head);
+/* Walk a chain of a packed ring, whose `count` descriptors have been copied from there. */
+bool vb_packed_walk(struct vb_chain *chain, struct vb_memory *memory,
+                    const struct vb_packed_desc *descs, uint32_t count);
 void vb_chain_free(struct vb_chain *chain);
 
 static inline uint16_t vb_ring_avail_index(const struct vb_ring *ring)

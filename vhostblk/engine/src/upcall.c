@@ -100,9 +100,9 @@ void vb_queue_complete(struct vb_queue *queue, uint32_t n, const uint16_t *heads
     queue->iothread->now = vb_now();
     waited_for = queue->holds || vb_queue_full(queue);
     for (uint32_t i = 0; i < n; i++) {
-        struct vb_slot *slot = &queue->slots[heads[i] & (queue->ring.size - 1)];
+        struct vb_slot *slot = &queue->slots[heads[i]];
 
-        if (slot->state == VB_SLOT_UP)
+        if (heads[i] < queue->ring.size && slot->state == VB_SLOT_UP)
             vb_slot_complete(slot, statuses[i], written[i]);
     }
     vb_queue_publish(queue);

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m benchmarks.rings`: packed rings beside split ones, in one run.
+
+One daemon a lane serves a null disk; each round runs every kind of ring at every depth. With
+`--tree` daemons of other source trees run in the same rounds, with split rings only: whether those
+have become slower shows there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.daemons import Daemon, DaemonError, Disk, running, vhostblk_backend
+from benchmarks.loadgen.client import FrontEnd, Geometry
+from benchmarks.loadgen.protocol import ProtocolError
+from benchmarks.loadgen.run import RunError, Workload, run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: A daemon's name, and whether rings are packed and requests indirect.
+Point = tuple[str, bool, bool]
+
+WARM_UP_SECONDS = 0.05
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Describe the options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rings", description=__doc__)
+    add = parser.add_argument
+    add("--lane", action="append", choices=["express", "python"], help="only these lanes")
+    add("--depth", action="append", type=int, help="only these queue depths (1, 32, 128)")
+    add("--tree", action="append", type=Path, default=[], help="another source tree, built")
+    add("--direct", action="store_true", help="direct chains as well as indirect ones")
+    add("--seconds", type=float, default=0.5, help="length of a run")
+    add("--rounds", type=int, default=5, help="runs of each point")
+    return parser
+
+
+def _start(
+    options: argparse.Namespace, lane: str, stack: contextlib.ExitStack
+) -> dict[str, Daemon]:
+    disk = Disk("null-co", (f"size={1 << 30}",))
+    daemons = {}
+    backend = vhostblk_backend(lane)
+    backends = {"": backend}
+    for tree in options.tree:
+        environment = {**dict(backend.environment), "PYTHONPATH": str(tree.resolve())}
+        backends[str(tree)] = replace(backend, environment=tuple(environment.items()))
+    for name, chosen in backends.items():
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        daemons[name] = stack.enter_context(running(chosen, disk, folder))
+    return daemons
+
+
+def _measure(daemon: Daemon, depth: int, seconds: float, point: Point) -> float:
+    _, packed, indirect = point
+    daemon.require_alive()
+    geometry = Geometry(depth=depth, indirect=indirect, packed=packed)
+    with FrontEnd(daemon.sockets[0], geometry) as front_end:
+        run(front_end, Workload(seconds=WARM_UP_SECONDS))
+        return run(front_end, Workload(seconds=seconds)).iops
+
+
+def _compare(options: argparse.Namespace, lane: str) -> None:
+    manners = [True, False] if options.direct else [True]
+    with contextlib.ExitStack() as stack:
+        daemons = _start(options, lane, stack)
+        points: list[Point] = []
+        for indirect in manners:
+            points += [("", False, indirect), ("", True, indirect)]
+            points += [(name, False, indirect) for name in daemons if name]
+        for depth in options.depth or (1, 32, 128):
+            found: dict[Point, list[float]] = {point: [] for point in points}
+            for turn in range(options.rounds):
+                for point in points if turn % 2 == 0 else reversed(points):
+                    iops = _measure(daemons[point[0]], depth, options.seconds, point)
+                    found[point].append(iops)
+            for point in points:
+                _show(lane, depth, point, found)
+
+
+def _show(lane: str, depth: int, point: Point, found: dict[Point, list[float]]) -> None:
+    name, packed, indirect = point
+    mine = statistics.median(found[point])
+    base = statistics.median(found["", False, indirect])
+    print(
+        f"{lane:8} depth {depth:3}  {'packed' if packed else 'split':6} "
+        f"{'indirect' if indirect else 'direct':8} {mine / 1e3:9.1f} k/s  {mine / base:5.2f}"
+        f"  ({min(found[point]) / 1e3:.1f}-{max(found[point]) / 1e3:.1f})  {name}",
+        flush=True,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; return the exit status."""
+    options = make_parser().parse_args(arguments)
+    try:
+        for lane in options.lane or ("express", "python"):
+            _compare(options, lane)
+    except (DaemonError, ProtocolError, RunError, OSError) as error:
+        print(f"benchmarks.rings: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Showing the driver what has completed, and noting that where it is wanted: in the record of requests
+ * in flight, and in a migration's dirty log. */
+#include "queue.h"
+
+#include <sys/eventfd.h>
+
+static void count_inline(struct vb_queue *queue)
+{
+    uint64_t ns = 0;
+
+    for (unsigned kind = 0; kind < VB_STAT_KINDS; kind++) {
+        if (!queue->inline_count[kind])
+            continue;
+        if (!ns)
+            ns = vb_now() - queue->iothread->now;
+        vb_stats_add(&queue->stats, kind, queue->inline_count[kind], queue->inline_bytes[kind], ns);
+        queue->inline_count[kind] = 0;
+        queue->inline_bytes[kind] = 0;
+    }
+}
+
+static void log_used_elements(struct vb_queue *queue)
+{
+    uint32_t size = queue->ring.size, bytes = sizeof(struct vb_used_elem);
+    uint32_t count = queue->unpublished < size ? queue->unpublished : size;
+    uint32_t first = (uint16_t)(queue->ring.next_used - count) & (size - 1);
+    uint32_t before_end = count < size - first ? count : size - first;
+
+    vb_queue_log_used(queue, VB_USED_ELEMENTS + (uint64_t)first * bytes,
+                      (uint64_t)before_end * bytes);
+    vb_queue_log_used(queue, VB_USED_ELEMENTS, (uint64_t)(count - before_end) * bytes);
+}
+
+/* The same with a packed ring, of which `count` descriptors from `first` on were used. They are known
+ * by where they are in our memory: the front-end says only where its used ring would be. */
+static void log_used_descs(struct vb_queue *queue, uint32_t first, uint32_t count)
+{
+    const struct vb_ring *ring = &queue->ring;
+    uint32_t bytes = sizeof(struct vb_packed_desc);
+    uint32_t before_end = count < ring->size - first ? count : ring->size - first;
+
+    vb_queue_log_ring(queue, ring->desc + (uint64_t)first * bytes, (uint64_t)before_end * bytes);
+    vb_queue_log_ring(queue, ring->desc, (uint64_t)(count - before_end) * bytes);
+}
+
+static bool publish_split(struct vb_queue *queue)
+{
+    bool wanted;
+
+    if (queue->inflight.region)
+        vb_inflight_link(&queue->inflight, queue->unpublished);
+    if (__builtin_expect(queue->log.used, 0))
+        log_used_elements(queue);
+    wanted = vb_ring_publish(&queue->ring, queue->unpublished);
+    vb_queue_log_used(queue, VB_USED_INDEX, sizeof(uint16_t));
+    if (queue->inflight.region)
+        vb_inflight_strike_out(&queue->inflight, queue->unpublished, queue->ring.next_used);
+    return wanted;
+}
+
+static bool publish_packed(struct vb_queue *queue)
+{
+    struct vb_inflight_packed *inflight = &queue->packed_inflight;
+    uint32_t first = queue->ring.first_unshown, count = queue->ring.unshown;
+    bool wanted;
+
+    if (inflight->region)
+        vb_inflight_packed_link(inflight, &queue->ring, queue->inflight.done, queue->unpublished);
+    wanted = vb_packed_publish(&queue->ring);
+    if (__builtin_expect(queue->log.used, 0))
+        log_used_descs(queue, first, count);
+    if (inflight->region)
+        vb_inflight_packed_strike_out(inflight, &queue->ring, queue->inflight.done,
+                                      queue->unpublished);
+    return wanted;
+}
+
+void vb_queue_publish(struct vb_queue *queue)
+{
+    bool wanted;
+
+    if (!queue->unpublished)
+        return;
+    count_inline(queue);
+    wanted = queue->ring.packed ? publish_packed(queue) : publish_split(queue);
+    if (__builtin_expect(queue->log.data | queue->log.used, 0) && queue->log.event_fd >= 0)
+        eventfd_write(queue->log.event_fd, 1);
+    if (wanted && queue->call_fd >= 0) {
+        queue->stats.notified++;
+        eventfd_write(queue->call_fd, 1);
+    }
+    queue->unpublished = 0;
+    if (!queue->in_flight && queue->holds)
+        vb_iothread_signal(queue->iothread);
+}
+
+void vb_queue_set_log(struct vb_queue *queue, const struct vb_dirty_log *log)
+{
+    uint64_t bytes = VB_USED_ELEMENTS + (uint64_t)queue->ring.size * sizeof(struct vb_used_elem);
+
+    vb_iothread_enter(queue->iothread);
+    queue->log = log ? *log : (struct vb_dirty_log){.event_fd = -1};
+    if (queue->ring.packed) {
+        log_used_descs(queue, 0, queue->ring.size);
+        vb_queue_log_ring(queue, queue->ring.used, sizeof(struct vb_packed_event));
+    } else {
+        vb_queue_log_used(queue, 0, bytes + sizeof(uint16_t));
+    }
+    vb_iothread_leave(queue->iothread);
+}
