@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -34,17 +35,24 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def qcow2_image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "1M"], check=True)
+    return path
+
+
 def image_start(image: Path) -> bytes:
     with image.open("rb") as file:
         return file.read(512)
 
 
 @asynccontextmanager
-async def daemon(image: Path) -> AsyncIterator[tuple[Frontend, Graph]]:
+async def daemon(image: Path, driver: str = "raw") -> AsyncIterator[tuple[Frontend, Graph]]:
     """A graph of its own, an export that allows its node to be inactive, and a front-end."""
     graph = Graph()
     await graph.add(options(driver="file", node_name="f", filename=str(image), active=False))
-    node = await graph.add(options(driver="raw", node_name="disk", file="f", active=False))
+    node = await graph.add(options(driver=driver, node_name="disk", file="f", active=False))
     async with frontend(node, graph=graph, allow_inactive=True) as front:
         await front.connect()
         yield front, graph
@@ -68,6 +76,30 @@ def test_image_goes_from_one_to_the_other_and_back(image: Path) -> None:
                     await owner.device.stop_vring(0)
                     assert not locked_bytes(image)
                     assert image_start(image) == data
+
+    asyncio.run(main())
+
+
+def test_metadata_goes_along(qcow2_image: Path) -> None:
+    """Each turn allocates a cluster, which the other side then has to know of."""
+
+    async def main() -> None:
+        image = qcow2_image
+        async with daemon(image, "qcow2") as (here, _), daemon(image, "qcow2") as (there, _):
+            written = bytes(MIB)
+            for turn, owner in enumerate([here, there, here, there, here]):
+                await owner.start()
+                content = owner.request(IN, want=MIB // 2)
+                assert await owner.done(content) == Status.OK
+                assert content.data == written[: MIB // 2]
+                data = pattern((turn + 1) * 65536, turn)
+                assert await owner.done(owner.request(OUT, send=data)) == Status.OK
+                written = data + written[len(data) :]
+                await owner.device.stop_vring(0)
+                assert not locked_bytes(image)
+        check = ["qemu-img", "check", "-q", str(image)]
+        done = await asyncio.create_subprocess_exec(*check)
+        assert await done.wait() == 0
 
     asyncio.run(main())
 

@@ -57,5 +57,9 @@ class DirtyLogError(VhostUserError):
     """A migration's dirty log is too small for what has to be noted."""
 
 
+class DeviceStateError(VhostUserError):
+    """The device's state can't be transferred as asked, or was not what it should be."""
+
+
 class ConfigAccessError(VhostUserError):
     """Configuration space was accessed where there is none, or with unknown flags."""

@@ -181,5 +181,14 @@ USED_ALIGN = 4
 MAX_STATUS = 0xFF
 STATUS_NEEDS_RESET = 0x40
 
+#: "Device state transfer parameters": direction and phase, with their values.
+DEVICE_STATE = Struct("=II")
+DEVICE_STATE_SAVE = 0
+DEVICE_STATE_LOAD = 1
+DEVICE_STATE_STOPPED = 0
+
+#: SET_DEVICE_STATE_FD, reply: "no descriptor comes with this", so that the front-end's serves.
+DEVICE_STATE_NOFD = 1 << 8
+
 #: GET_MAX_MEM_SLOTS: as many as libvhost-user takes.
 MAX_MEM_SLOTS = 509

@@ -47,6 +47,8 @@ class Rule(NamedTuple):
     min_fds: int = 0
     max_fds: int = 0
     own_reply: bool = False
+    #: The payload of the own reply that tells of failure, where there is such a one.
+    failure: bytes | None = None
 
     def check(self, message: Message) -> None:
         """Check the payload's size and the number of descriptors."""

@@ -23,8 +23,8 @@ Semantics where the specification leaves a choice, made as libvhost-user and QEM
 - VERSION_1 is demanded when a vring starts and not before: crosvm first acknowledges bit 30 alone.
 
 A message that fails changes nothing. The front-end is told so where it asked for a reply, and is
-disconnected otherwise. Two exceptions: GET_CONFIG answers with an empty payload, as specified, and
-a bad SET_CONFIG, which a guest can provoke, is merely ignored.
+disconnected otherwise. Exceptions: a few messages have replies that tell of failure (GET_CONFIG has
+one with no payload), and a bad SET_CONFIG, which a guest can provoke, is merely ignored.
 """
 
 from __future__ import annotations
@@ -42,9 +42,11 @@ from vhostblk.vhost_user.backend import (
 )
 from vhostblk.vhost_user.channel import RequestChannel
 from vhostblk.vhost_user.codec import FdList, encode_reply
+from vhostblk.vhost_user.device_state import DeviceState
 from vhostblk.vhost_user.errors import (
     ConfigAccessError,
     DescriptorError,
+    DeviceStateError,
     FeatureError,
     ProtocolError,
     UnknownRequestError,
@@ -58,6 +60,8 @@ from vhostblk.vhost_user.layout import (
     CONFIG_HEADER,
     CONFIG_MIGRATION,
     DESC_ALIGN,
+    DEVICE_STATE,
+    DEVICE_STATE_NOFD,
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,
     F_RING_PACKED,
@@ -104,6 +108,7 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.INBAND_NOTIFICATIONS
     | ProtocolFeature.STATUS
+    | ProtocolFeature.DEVICE_STATE
 )
 
 _ACK = 0
@@ -145,6 +150,7 @@ class Session:
             self._protocol_offered &= ~ProtocolFeature.LOG_SHMFD
         self._channel: RequestChannel | None = None
         self._inband: InbandNotifications | None = None
+        self._device_state = DeviceState()
         #: The device status that the driver has written (VIRTIO 1.3, 2.1).
         self._status = 0
 
@@ -182,8 +188,8 @@ class Session:
         line = f"{message.name}: {reason}"
         if isinstance(error, ProtocolError):
             raise ProtocolError(line) from error
-        if message.request == Request.GET_CONFIG:
-            return Answer(encode_reply(message.request, b""), line)
+        if rule and rule.failure is not None:
+            return Answer(encode_reply(message.request, rule.failure), line)
         if not (rule and rule.own_reply) and self._wants_ack(message):
             return Answer(encode_reply(message.request, U64.pack(_NACK)), line)
         if message.request == Request.SET_CONFIG:
@@ -194,6 +200,7 @@ class Session:
         """Release what the session itself holds; the backend is reset by whoever owns both."""
         for vring in self._vrings:
             vring.call.close()
+        self._device_state.close()
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -322,6 +329,19 @@ class Session:
         logging = self._dirty_logging()
         (fd,) = message.fds.take_all()
         await logging.set_event(fd)
+
+    # Device state
+
+    async def _set_device_state_fd(self, message: Message) -> bytes:
+        if any(vring.started for vring in self._vrings):
+            raise DeviceStateError("a vring is running")
+        (fd,) = message.fds.take_all()
+        self._device_state.begin(*DEVICE_STATE.unpack(message.payload), fd)
+        return U64.pack(_ACK | DEVICE_STATE_NOFD)
+
+    async def _check_device_state(self, message: Message) -> bytes:
+        self._device_state.check()
+        return U64.pack(_ACK)
 
     # Requests in flight
 
@@ -572,7 +592,7 @@ _RULES: dict[int, Rule] = {
     Request.GET_QUEUE_NUM: fixed(Session._get_queue_num, reply=True),
     Request.SET_VRING_ENABLE: fixed(Session._set_vring_enable, VRING_STATE.size),
     Request.SET_BACKEND_REQ_FD: fixed(Session._set_backend_req_fd, fds=(1, 1)),
-    Request.GET_CONFIG: Rule(Session._get_config, *_CONFIG_SIZES, own_reply=True),
+    Request.GET_CONFIG: Rule(Session._get_config, *_CONFIG_SIZES, failure=b""),
     Request.SET_CONFIG: Rule(Session._set_config, *_CONFIG_SIZES),
     Request.RESET_DEVICE: fixed(Session._reset_device),
     Request.SET_STATUS: fixed(Session._set_status, U64.size),
@@ -581,5 +601,14 @@ _RULES: dict[int, Rule] = {
     Request.SET_INFLIGHT_FD: Rule(Session._set_inflight_fd, *_INFLIGHT_SIZES, 1, 1),
     Request.GET_MAX_MEM_SLOTS: fixed(Session._get_max_mem_slots, reply=True),
     Request.ADD_MEM_REG: fixed(Session._add_mem_reg, SINGLE_REGION.size, fds=(1, 1)),
+    Request.SET_DEVICE_STATE_FD: Rule(
+        Session._set_device_state_fd,
+        DEVICE_STATE.size,
+        DEVICE_STATE.size,
+        1,
+        1,
+        failure=U64.pack(_NACK | DEVICE_STATE_NOFD),
+    ),
+    Request.CHECK_DEVICE_STATE: Rule(Session._check_device_state, 0, 0, failure=U64.pack(_NACK)),
     Request.REM_MEM_REG: fixed(Session._rem_mem_reg, SINGLE_REGION.size, fds=(0, 1)),
 }

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transfer of the device's own state in a migration ("Migrating back-end state").
+
+A disk has none: what the driver chose is in the front-end's features and configuration space, and
+no request is in flight while all vrings are stopped. So saving writes nothing, and loading takes
+nothing; what comes nevertheless is another device's state.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from vhostblk.vhost_user.errors import DescriptorError, DeviceStateError
+from vhostblk.vhost_user.layout import DEVICE_STATE_LOAD, DEVICE_STATE_SAVE, DEVICE_STATE_STOPPED
+
+
+class DeviceState:
+    """The transfer that was begun last."""
+
+    def __init__(self) -> None:
+        self._incoming: int | None = None
+
+    def begin(self, direction: int, phase: int, fd: int) -> None:
+        """Begin to save to, or to load from, a pipe that is ours from now on.
+
+        Raises VhostUserError, with the pipe closed, where that can't be done.
+        """
+        self.close()
+        try:
+            if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+                raise DescriptorError("the file descriptor is not a pipe")
+            if phase != DEVICE_STATE_STOPPED:
+                raise DeviceStateError(f"unknown phase {phase} of a migration")
+            if direction not in (DEVICE_STATE_SAVE, DEVICE_STATE_LOAD):
+                raise DeviceStateError(f"unknown direction {direction} of a transfer")
+            if direction == DEVICE_STATE_LOAD:
+                os.set_blocking(fd, False)
+                self._incoming = os.dup(fd)
+        finally:
+            os.close(fd)
+
+    def check(self) -> None:
+        """Look whether all went well, once the front-end has closed its end.
+
+        Raises DeviceStateError where it has not.
+        """
+        if self._incoming is None:
+            return
+        try:
+            surplus = os.read(self._incoming, 1)
+        except BlockingIOError:
+            raise DeviceStateError("the device's state has not ended yet") from None
+        finally:
+            self.close()
+        if surplus:
+            raise DeviceStateError("the state is that of another device")
+
+    def close(self) -> None:
+        """Give up a transfer."""
+        if self._incoming is not None:
+            os.close(self._incoming)
+            self._incoming = None
