@@ -31,6 +31,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--migrations", type=int, default=2, help="in the migration test, there and back (20: long)"
     )
+    parser.addoption(
+        "--handovers", type=int, default=3, help="changes of the daemon under a guest (100: long)"
+    )
 
 
 @pytest.fixture
@@ -41,6 +44,11 @@ def program(request: pytest.FixtureRequest) -> Program:
 @pytest.fixture
 def soak(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--soak"))
+
+
+@pytest.fixture
+def handovers(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--handovers"))
 
 
 @pytest.fixture

@@ -125,6 +125,28 @@ class Server:
                 raise HarnessError(f"{self.program.value} does not get ready{self.log()}")
             time.sleep(0.005)
 
+    def replace(self) -> None:
+        """Have a new process take over; the daemon has `--handover` and `--takeover`."""
+        assert self._process is not None, "the daemon has not been started"
+        former = self._process
+        with (self.directory / "daemon.log").open("ab") as log:
+            taker = subprocess.Popen(
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment(),
+            )
+        try:
+            status = former.wait(_START_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            taker.kill()
+            taker.wait()
+            raise HarnessError(f"{self.program.value} isn't taken over{self.log()}") from None
+        self._process = taker
+        if status:
+            raise HarnessError(f"{self.program.value} ended with status {status}{self.log()}")
+
     def run_to_end(self) -> subprocess.CompletedProcess[str]:
         """Start a daemon that is expected to give up by itself."""
         return subprocess.run(

@@ -188,3 +188,29 @@ def test_force_share_unshares_nothing(image: Path) -> None:
         await graph.close()
 
     run(main)
+
+
+def test_a_guard_keeps_others_out_and_lets_its_friends_in(
+    two_files: tuple[ImageLock, ImageLock], image: Path
+) -> None:
+    """From the holder's end to the next holder's beginning nobody else gets in."""
+    first, second = two_files
+    first.acquire(RW, EXCLUSIVE)
+    guard = first.make_guard()
+    first.acquire(Perm.NONE, Perm.ALL)
+    assert locked_bytes(image) == {100, 101, 201, 203}
+    with pytest.raises(ImageLockedError):
+        second.acquire(RW, EXCLUSIVE)
+    guard.trust()
+    second.acquire(RW, EXCLUSIVE)
+    fd = os.open(image, os.O_RDWR)
+    try:
+        third = ImageLock(fd, "x")
+        with pytest.raises(ImageLockedError):  # the guard is no pass to what somebody else holds
+            third.acquire(RW, EXCLUSIVE)
+    finally:
+        os.close(fd)
+    guard.close()
+    assert locked_bytes(image) == {100, 101, 201, 203}
+    second.acquire(Perm.NONE, Perm.ALL)
+    assert locked_bytes(image) == set()

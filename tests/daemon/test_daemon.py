@@ -37,7 +37,7 @@ class StubExport(Export):
     def __init__(self, options: Any, backend: BlockBackend, _iothreads: object) -> None:
         super().__init__(options.id, backend)
 
-    async def start(self) -> None:
+    async def start(self, carried: Any = None, *, movable: bool = False) -> None:
         self.events.append(f"start {self.id}")
         if self.fails_to_start:
             raise VhostblkError("no")

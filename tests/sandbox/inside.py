@@ -2,7 +2,8 @@
 """Run as a program: enters the sandbox, tries what it denies, and tells what came of that, as JSON.
 
 Arguments: the sandbox's options (empty: none), the directory with `named.img` (the image that the
-graph names) and `other.img`, and system calls that this "kernel" doesn't have.
+graph names) and `other.img`, and system calls that this "kernel" doesn't have, or "plugin": the
+graph has a plug-in's node, too.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.plugin.support import Memory
 from vhostblk.daemon import Daemon
 from vhostblk.sandbox.apply import Sandbox
 from vhostblk.sandbox.errors import SandboxError
 from vhostblk.sandbox.kernel import Kernel
 from vhostblk.sandbox.layout import ARCHITECTURES
+from vhostblk.schema import plugins
 from vhostblk.schema.options import sandbox_options
 
 if TYPE_CHECKING:
@@ -78,7 +81,11 @@ async def main() -> dict[str, object]:
     sandbox.enter()
     sandbox.prepare_loop()
     named, other = f"{directory}/named.img", f"{directory}/other.img"
-    async with Daemon(blockdevs=[f"file,filename={named},node-name=n"]) as daemon:
+    blockdevs = [f"file,filename={named},node-name=n"]
+    if "plugin" in missing:
+        plugins.register(Memory)
+        blockdevs.append("test-memory,node-name=p")
+    async with Daemon(blockdevs=blockdevs) as daemon:
         await asyncio.to_thread(lambda: None)
         sandbox.close_files(daemon, [f"{directory}/sub/pid"])
         return {

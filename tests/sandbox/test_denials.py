@@ -82,6 +82,16 @@ def test_a_directory_for_what_comes_later(directory: Path) -> None:
     assert found["other"] == "EACCES"
 
 
+@needs_landlock
+def test_a_plug_in_may_open_files_unless_that_is_denied(directory: Path) -> None:
+    found, log = inside("", directory, "plugin")
+    assert found["other"] == "done"
+    assert found["exec"] == "EPERM"
+    assert "node 'p' is a plug-in's" in log
+    found, _ = inside("files=deny", directory, "plugin")
+    assert found["other"] == "EACCES"
+
+
 def test_programs_and_files_allowed(directory: Path) -> None:
     found, log = inside("on,spawn=allow,files=allow", directory)
     assert found["fork"] == found["other"] == found["other thread"] == "done"

@@ -41,6 +41,11 @@ def driver_name(options: Any) -> str:
     return str(type(options).__struct_config__.tag)
 
 
+def is_built_in(name: str) -> bool:
+    """Tell whether a driver comes with vhostblk."""
+    return name in _BUILT_IN
+
+
 def driver_class(name: str) -> type[BlockNode]:
     """Return a driver's class; raises BlockError for none, OptionError for a broken plug-in."""
     if name in _BUILT_IN:

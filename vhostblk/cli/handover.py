@@ -80,6 +80,11 @@ class Handover:
         self._giver = Giver(self._daemon, listener, leave)
         self._giver.start()
 
+    def release(self) -> None:
+        """Let the process that was taken over from end."""
+        if self._taker is not None:
+            self._taker.release()
+
     async def close(self) -> None:
         """Wait no more."""
         if self._giver is not None:

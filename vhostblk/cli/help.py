@@ -68,6 +68,8 @@ Export disk images to virtual machines.
                          on); directory= are those where QMP may open files
   --run-as <user>[:<group>]
                          become this user once everything is open
+  --handover <path>      let a new process take over by way of this socket
+  --takeover <path>      take over from the daemon with that socket, if any
 
   -T, --trace [[enable=]<pattern>][,events=<file>][,file=<file>]
                          turn trace points on, or off after '-'

@@ -115,6 +115,7 @@ async def _serve(arguments: Arguments, readiness: Readiness | None, sandbox: San
                 with _located("--run-as" if arguments.sandbox is None else "--sandbox"):
                     sandbox.close_files(daemon, made)
                 _tell_ready(daemon, readiness, handover)
+                handover.release()
                 await daemon.stop_requested.wait()
                 if not handover.given:
                     systemd.notify("STOPPING=1")

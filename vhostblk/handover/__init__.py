@@ -14,7 +14,8 @@ The running daemon gives (`giver.py`), the new one takes (`taker.py`); they talk
     opens the images, maps memory, starts vrings (they take no requests yet)
     Ready                     ──►     from here on the giver never touches anything again
                               ◄──     Commit
-    the vrings run: the pause is over ends
+    the vrings run: the pause is over
+    hangs up                          ends
 
 Until the giver has sent `Commit` it can go on: where the taker says `Failure`, or is gone, it opens
 the images again, and replays to itself what it has sent. What a front-end has said travels as the

@@ -36,7 +36,13 @@ def exports(daemon: Daemon) -> list[dict[str, Any]]:
     for export_id in daemon.exports:
         if daemon.is_shutting_down(export_id):
             raise HandoverError(f"export '{export_id}' is being removed")
-    return [msgspec.to_builtins(daemon.export_options(export_id)) for export_id in daemon.exports]
+    return [
+        {
+            **msgspec.to_builtins(daemon.export_options(export_id)),
+            "node-name": export.backend.node.node_name,  # another one after a snapshot
+        }
+        for export_id, export in daemon.exports.items()
+    ]
 
 
 def blockdevs(daemon: Daemon) -> list[dict[str, Any]]:
@@ -45,16 +51,27 @@ def blockdevs(daemon: Daemon) -> list[dict[str, Any]]:
     Raises HandoverError where the graph is not what these definitions make.
     """
     graph = daemon.graph
+    for job in daemon.jobs:
+        raise HandoverError(f"job '{job.id}' is not finished")
     exported = {export.backend for export in daemon.exports.values()}
     for backend in graph.backends:
         if backend not in exported:
             raise HandoverError(f"{backend.description} uses node '{backend.node.node_name}'")
     ordered: dict[str, BlockNode] = {}
     for node in graph:
-        _check(node)
+        _check(graph, node)
         if graph.is_owned(node):
             _put(graph, node, ordered)
-    return [msgspec.to_builtins(node.options) for node in ordered.values()]
+    return [_definition(graph, node) for node in ordered.values()]
+
+
+def _definition(graph: Graph, node: BlockNode) -> dict[str, Any]:
+    """Return a node's options, with the names of the children that it has by now."""
+    plain: dict[str, Any] = msgspec.to_builtins(node.options)
+    for role, edge in node.children.items():
+        if "." not in role and graph.is_owned(edge.node):
+            plain[role] = edge.node.node_name
+    return plain
 
 
 def _put(graph: Graph, node: BlockNode, ordered: dict[str, BlockNode]) -> None:
@@ -65,15 +82,20 @@ def _put(graph: Graph, node: BlockNode, ordered: dict[str, BlockNode]) -> None:
         ordered.setdefault(node.node_name, node)
 
 
-def _check(node: BlockNode) -> None:
+def _check(graph: Graph, node: BlockNode) -> None:
     """Raise HandoverError where opening the node anew would give another one."""
     name = node.node_name
     if not node.active:
         raise HandoverError(f"node '{name}' is inactive")
     if node.write_threshold:
         raise HandoverError(f"node '{name}' has a write threshold")
+    for bitmap in node.bitmaps:
+        if not bitmap.persistent:
+            raise HandoverError(f"node '{name}' has a bitmap in memory: '{bitmap.name}'")
     for role, edge in node.children.items():
         child, reference = edge.node, _reference(node.options, role)
+        if graph.is_owned(child) and "." not in role and hasattr(node.options, _member(role)):
+            continue
         if isinstance(reference, str):
             same = reference == child.node_name
         else:
@@ -87,10 +109,14 @@ def _check(node: BlockNode) -> None:
             )
 
 
+def _member(role: str) -> str:
+    return role.replace("-", "_")
+
+
 def _reference(options: Any, role: str) -> Any:
     """Return what a node's options say of a child; UNSET: nothing, the image says it."""
     name, _, index = role.partition(".")
-    value = getattr(options, name.replace("-", "_"), UNSET)
+    value = getattr(options, _member(name), UNSET)
     if index.isdecimal() and isinstance(value, list):
         return value[int(index)] if int(index) < len(value) else None
     return value

@@ -124,6 +124,8 @@ class Giver:
                 for guard in guards:
                     guard.close()
             self._let_go(carried)
+            with contextlib.suppress(HandoverError):  # a service manager must hear of it first
+                await channel.receive(Commit)
 
     def _describe(
         self, blockdevs: list[dict[str, Any]], exports: list[dict[str, Any]]

@@ -65,7 +65,7 @@ async def find(path: str) -> Taker | None:
 
 
 class Taker:
-    """Takes a daemon's place; `begin`, then the monitors, then `finish`."""
+    """Takes a daemon's place: `begin`, then the monitors, `finish`, and at last `release`."""
 
     def __init__(self, channel: Channel, configuration: Configuration, fds: Fds) -> None:
         self._channel = channel
@@ -126,7 +126,11 @@ class Taker:
         for listener, path in self._listeners:
             if listener.socket.fileno() >= 0:
                 listener.own(path)
-        self._close()
+        self._close_guards()
+
+    def release(self) -> None:
+        """Let the other process end; until then it waits."""
+        self._channel.close()
 
     async def _build(self, daemon: Daemon, state: State, fds: Fds) -> None:
         for guard in state.guards:
@@ -163,13 +167,13 @@ class Taker:
             await self._channel.send(Failure(reason=str(error)))
         except HandoverError:
             pass
-        self._close()
+        self._close_guards()
+        self._channel.close()
         for listener, _ in self._listeners:
             listener.close()
 
-    def _close(self) -> None:
+    def _close_guards(self) -> None:
         for guard in self._guards:
             guard.close()
         self._guards.clear()
         self._fds.close()
-        self._channel.close()

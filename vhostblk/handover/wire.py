@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 from array import array
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -178,7 +179,9 @@ class Channel:
         return message, fds
 
     def close(self) -> None:
-        """Hang up; the other side gets to know."""
+        """Hang up: the other side gets to know, and a thread of ours that waits for it."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def _send(self, message: Message, fds: Sequence[int]) -> None:

@@ -7,8 +7,8 @@ these gets in the way of what QMP may ask for later, so they are always there.
 
 `close_files` comes when all that the command line names is open: the change of user, and Landlock.
 Landlock would get in the way: users of the storage daemon add nodes with any path over QMP. So it
-is put up where no monitor exists that could ask, or where the user says in which directories files
-may be opened.
+is put up where no monitor exists that could ask, nor a plug-in that opens what it likes, or where
+the user says in which directories files may be opened.
 
 What the kernel doesn't have is told in the log; it is an error only where the user has asked for
 just that.
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict
 
+from vhostblk.block.registry import is_built_in
 from vhostblk.sandbox import capabilities, landlock, seccomp
 from vhostblk.sandbox.errors import SandboxError
 from vhostblk.sandbox.kernel import Kernel
@@ -113,6 +114,10 @@ class Sandbox:
 
         `made` are files to be removed at the end, beside those of the daemon.
         """
+        why = "a monitor may ask for it"
+        if self._closes_files and not self._files_asked and (name := _plugin(daemon)) is not None:
+            self._closes_files = False
+            why = f"node '{name}' is a plug-in's, and nobody knows what it opens"
         rules = list(_rules(daemon, made, self._directories)) if self._closes_files else []
         if self._identity is not None:
             from vhostblk.sandbox.identity import become
@@ -120,7 +125,7 @@ class Sandbox:
             become(self._identity)
         if not self._closes_files:
             if self._options.enable:
-                logger.info("sandbox: any file can be opened: a monitor may ask for it")
+                logger.info("sandbox: any file can be opened: %s", why)
             return
         self._replace_pool()
         try:
@@ -143,6 +148,11 @@ class Sandbox:
         asyncio.get_running_loop().set_default_executor(self._executor)
         if former is not None:
             former.shutdown()
+
+
+def _plugin(daemon: Daemon) -> str | None:
+    """Return the name of a node whose driver is not built in."""
+    return next((node.node_name for node in daemon.graph if not is_built_in(node.driver)), None)
 
 
 def _other_threads() -> list[str]:

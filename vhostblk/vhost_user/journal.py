@@ -185,6 +185,8 @@ class Journal:
 
     def _add_region(self, payload: bytes, fds: FdList) -> None:
         _, guest, size, user, _ = SINGLE_REGION.unpack(payload)
+        if (former := self._regions.get((guest, size, user))) is not None:
+            former.fds.close()
         self._regions[guest, size, user] = Said(Request.ADD_MEM_REG, payload, fds)
 
     # Moving.
