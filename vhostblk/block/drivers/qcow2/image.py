@@ -13,6 +13,7 @@ import asyncio
 import errno
 import logging
 import os
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -166,16 +167,20 @@ class Image:
         length = _SNAPSHOT_CHUNK
         while True:
             data = await read_bytes(self.file, parsed.snapshots_offset, length)
+            parse = partial(self._parse_snapshots, data)
             try:
-                table = parse_table(data, parsed.nb_snapshots, parsed.size)
+                # An image may claim tens of thousands, which others should not wait for.
+                return await self.in_thread(parse) if length > _SNAPSHOT_CHUNK else parse()
             except Incomplete:
                 if length > layout.MAX_SNAPSHOTS_BYTES:
                     raise BlockError("Snapshot table is too big") from None
                 length *= 4
-                continue
-            for each in table.entries:
-                check_l1(self.geometry, each)
-            return table
+
+    def _parse_snapshots(self, data: bytes) -> SnapshotTable:
+        table = parse_table(data, self.header.nb_snapshots, self.header.size)
+        for each in table.entries:
+            check_l1(self.geometry, each)
+        return table
 
     async def prepare_writing(self) -> None:
         """Do what has to be done before the image changes; raises BlockError, OSError.
