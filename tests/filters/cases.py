@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tests.filters.harness import (
     Case,
     add,
@@ -298,7 +300,7 @@ NO_SNAPSHOT = Case(
 def broken_copy(on_error: str, where: str) -> Case:
     """The first write to the target fails, or the first read of what is to be saved."""
     rule = {"event": "none", "iotype": where, "errno": 28, "once": True, "immediately": True}
-    failing = {"driver": "blkdebug", "inject_error": [rule], "discard": "unmap"}
+    failing: dict[str, Any] = {"driver": "blkdebug", "inject_error": [rule], "discard": "unmap"}
     names = ("tf", "f") if where == "write" else ("t", "ff")
     debug = ("t", "tf") if where == "write" else ("f", "ff")
     return Case(

@@ -38,12 +38,12 @@ def image(size: int = MIB, *options: str, base: str = "", base_format: str = "ra
     if not QEMU_10.available or shutil.which("qemu-img") is None:
         return b""  # nothing will be run
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "image"
+        path = str(Path(directory) / "image")
         backing = ["-u", "-b", base, "-F", base_format] if base else []
         chosen = ["-o", ",".join(options)] if options else []
         command = ["qemu-img", "create", "-q", "-f", "qcow2", *chosen, *backing, path, str(size)]
         subprocess.run(command, check=True)
-        return path.read_bytes()
+        return Path(path).read_bytes()
 
 
 def on_base(name: str = "q", image: str = "disk.qcow2", backing: Any = "b", **members: Any) -> Any:
@@ -196,7 +196,7 @@ FLEECING = Case(
     ],
 )
 
-PREALLOCATE = {
+PREALLOCATE: dict[str, Any] = {
     "driver": "preallocate",
     "node_name": "p",
     "file": "f",

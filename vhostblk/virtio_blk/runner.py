@@ -95,7 +95,7 @@ class RequestRunner:
         began = perf_counter_ns()
         at_once: list[int] = []
         bases: list[int] = iovs["base"].tolist()
-        fields: Iterator[tuple[int, ...]] = RECORD.iter_unpack(records)
+        fields: Iterator[tuple[int, ...]] = RECORD.iter_unpack(records.data)
         for row, (sector, length, status_addr, kind, first, count, head, status, _) in enumerate(
             fields
         ):
