@@ -197,3 +197,20 @@ def test_encryption_is_refused(tmp_path: Path) -> None:
 
     assert asyncio.run(main()) == "qcow2: encrypted images are not supported ('encrypt')"
     assert path.stat().st_size == 0
+
+
+def test_filters_pass_preallocation_on(tmp_path: Path) -> None:
+    """The image lies in a file below filters, some of which keep what is as long as it."""
+    path = tmp_path / "disk"
+    path.touch()
+
+    async def main() -> None:
+        file: dict[str, Any] = {"driver": "file", "filename": str(path)}
+        for driver in ("preallocate", "copy-on-read", "raw"):
+            file = {"driver": driver, "file": file}
+        async with Daemon() as daemon:
+            call = qcow2(file=file, size=4 * MIB, preallocation="falloc")
+            assert await made(daemon, call) is None
+
+    asyncio.run(main())
+    assert path.stat().st_blocks * 512 >= 4 * MIB

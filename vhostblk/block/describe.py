@@ -82,7 +82,7 @@ def _has_chosen_children(node: BlockNode) -> bool:
         edge.node.defined_in is not node
         or getattr(node.options, role.replace("-", "_")) is not UNSET
         for role, edge in node.children.items()
-        if role not in ("file", BACKING)
+        if role not in ("file", "data-file", BACKING)
     )
 
 

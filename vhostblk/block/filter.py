@@ -112,3 +112,4 @@ class FilterNode(BlockNode):
 
     async def grow(self, size: int, mode: PreallocMode) -> None:
         await self._file.truncate(size, mode)
+        await self.truncate(size)  # for filters that keep something that is as long

@@ -14,6 +14,7 @@ from msgspec import field
 from vhostblk.schema.base import UNSET, QapiStruct, UnsetType
 from vhostblk.schema.blockdev import BlockdevDetectZeroesOptions  # noqa: TC001 (read at run time)
 from vhostblk.schema.common import Uint32, Uint64  # noqa: TC001 (read at run time)
+from vhostblk.schema.snapshot import SnapshotInfo  # noqa: TC001 (read at run time)
 
 
 def _as_written(name: str) -> str:
@@ -91,6 +92,7 @@ class ImageInfo(QapiStruct, kw_only=True, frozen=True):
     backing_filename: str | UnsetType = UNSET
     full_backing_filename: str | UnsetType = UNSET
     backing_filename_format: str | UnsetType = UNSET
+    snapshots: list[SnapshotInfo] | UnsetType = UNSET
     format_specific: ImageInfoSpecific | UnsetType = UNSET
     backing_image: ImageInfo | UnsetType = UNSET
 

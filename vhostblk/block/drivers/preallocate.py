@@ -29,6 +29,7 @@ from vhostblk.block.permission_update import update_permissions
 from vhostblk.block.permissions import Perm
 from vhostblk.block.tracker import WriteTracker
 from vhostblk.schema.base import UNSET
+from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
     from vhostblk.block.graph import Graph
@@ -223,12 +224,15 @@ class PreallocateNode(FilterNode):
         return zeroes and start <= offset
 
     async def truncate(self, size: int) -> None:
+        await self.grow(size, PreallocMode.OFF)
+
+    async def grow(self, size: int, mode: PreallocMode) -> None:
         while self._dropping is not None:
             await self._dropping
         if self._data_end is not None and size > self._data_end:
             await self._truncate_to_data()
         try:
-            await self._file.truncate(size)
+            await self._file.truncate(size, mode)
         except OSError:
             self._file_end = -1
             raise

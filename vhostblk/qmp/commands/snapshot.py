@@ -25,8 +25,6 @@ from vhostblk.schema.snapshot import (
 if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.node import Qcow2Node
 
-_NO_ICOUNT = (1 << 64) - 1
-
 
 def _snapshot_node(daemon: Daemon, name: str) -> Qcow2Node:
     """Return a node that has internal snapshots; there are no devices that could be meant."""
@@ -120,6 +118,8 @@ async def blockdev_snapshot_delete_internal(
     daemon: Daemon, arguments: BlockdevSnapshotDeleteInternal
 ) -> SnapshotInfo:
     """Delete an internal snapshot, and describe what it was."""
+    from vhostblk.block.drivers.qcow2.describe import snapshot_info  # needs numpy
+
     node = _snapshot_node(daemon, arguments.device)
     number = arguments.id if isinstance(arguments.id, str) else None
     name = arguments.name if isinstance(arguments.name, str) else None
@@ -129,14 +129,4 @@ async def blockdev_snapshot_delete_internal(
         found = await node.delete_snapshot(id=number, name=name)
     except OSError as error:
         raise QmpError(f"Failed to delete the snapshot: {error.strerror}") from error
-    seconds, nanoseconds = divmod(found.vm_clock_nsec, 10**9)
-    return SnapshotInfo(
-        id=found.id.decode(errors="replace"),
-        name=found.name.decode(errors="replace"),
-        vm_state_size=found.vm_state_size,
-        date_sec=found.date_sec,
-        date_nsec=found.date_nsec,
-        vm_clock_sec=seconds,
-        vm_clock_nsec=nanoseconds,
-        icount=UNSET if found.icount == _NO_ICOUNT else found.icount,
-    )
+    return snapshot_info(found)
