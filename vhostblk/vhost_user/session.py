@@ -30,7 +30,6 @@ one with no payload), and a bad SET_CONFIG, which a guest can provoke, is merely
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vhostblk.vhost_user import payloads
@@ -73,7 +72,6 @@ from vhostblk.vhost_user.layout import (
     MAX_FDS,
     MAX_MEM_SLOTS,
     MAX_PAYLOAD,
-    MAX_RING_SIZE,
     MAX_STATUS,
     SINGLE_REGION,
     STATUS_NEEDS_RESET,
@@ -89,6 +87,7 @@ from vhostblk.vhost_user.layout import (
     Request,
 )
 from vhostblk.vhost_user.rules import Answer, ReplyWithFd, Rule, fixed
+from vhostblk.vhost_user.vring import Vring, check_base, check_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,32 +114,12 @@ _ACK = 0
 _NACK = 1
 
 
-@dataclass(slots=True)
-class _Vring:
-    """What the front-end has said of one vring."""
-
-    size: int = 0
-    #: Descriptor table, avail ring, used ring, as front-end user addresses.
-    addresses: tuple[int, int, int] | None = None
-    #: Where writes to the used ring are noted in the dirty log, a guest address.
-    log_addr: int | None = None
-    base: int = 0
-    base_set_since_start: bool = False
-    started: bool = False
-    enabled: bool = False
-    #: A duplicate of the call descriptor, because the backend closes its own when a vring stops.
-    call: FdList = field(default_factory=FdList)
-    #: Whether anybody has said how to tell of used buffers, and of errors.
-    call_set: bool = False
-    err_set: bool = False
-
-
 class Session:
     """One front-end's session; messages are handled one after the other."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._vrings = [_Vring() for _ in range(backend.num_queues)]
+        self._vrings = [Vring() for _ in range(backend.num_queues)]
         self._features = 0
         self._protocol_features = ProtocolFeature(0)
         self._offered = F_PROTOCOL_FEATURES | F_LOG_ALL
@@ -285,7 +264,7 @@ class Session:
             vring.call.close()
             self._backend.set_vring_call(index, None)
             self._backend.set_vring_err(index, None)
-            self._vrings[index] = _Vring()
+            self._vrings[index] = Vring()
         self._backend.set_inflight(None)
         if self._backend.dirty_logging is not None:
             await self._backend.dirty_logging.set_logging(False)
@@ -358,7 +337,7 @@ class Session:
 
     # Vrings
 
-    def _vring(self, index: int) -> _Vring:
+    def _vring(self, index: int) -> Vring:
         if index >= len(self._vrings):
             raise VringIndexError(f"vring {index} of {len(self._vrings)}")
         return self._vrings[index]
@@ -366,20 +345,12 @@ class Session:
     async def _set_vring_num(self, message: Message) -> None:
         index, size = VRING_STATE.unpack(message.payload)
         vring = self._vring(index)
-        self._check_size(index, size)
+        check_size(index, size, packed=self._packed)
         vring.size = size
 
     @property
     def _packed(self) -> bool:
         return bool(self._features & F_RING_PACKED)
-
-    def _check_size(self, index: int, size: int) -> None:
-        if not 1 <= size <= MAX_RING_SIZE or (size & (size - 1) and not self._packed):
-            raise VringStateError(f"vring {index}: invalid size {size}")
-
-    def _check_base(self, index: int, base: int) -> None:
-        if base > 0xFFFF and not self._packed:
-            raise VringStateError(f"vring {index}: base {base} is no 16-bit index")
 
     async def _set_vring_addr(self, message: Message) -> None:
         index, flags, desc, used, avail, log = VRING_ADDR.unpack(message.payload)
@@ -402,7 +373,7 @@ class Session:
     async def _set_vring_base(self, message: Message) -> None:
         index, base = VRING_STATE.unpack(message.payload)
         vring = self._vring(index)
-        self._check_base(index, base)
+        check_base(index, base, packed=self._packed)
         vring.base = base
         vring.base_set_since_start = True
 
@@ -461,8 +432,8 @@ class Session:
         restarted = vring.started
         if restarted:
             await self._restartable_stop(index)
-        self._check_size(index, vring.size)
-        self._check_base(index, vring.base)
+        check_size(index, vring.size, packed=self._packed)
+        check_base(index, vring.base, packed=self._packed)
         desc, avail, used = vring.addresses
         config = VringConfig(
             *(index, vring.size, desc, avail, used, vring.base, vring.log_addr), self._packed

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a session knows of one vring, and what may be said of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vhostblk.vhost_user.codec import FdList
+from vhostblk.vhost_user.errors import VringStateError
+from vhostblk.vhost_user.layout import MAX_RING_SIZE
+
+
+@dataclass(slots=True)
+class Vring:
+    """What the front-end has said of one vring."""
+
+    size: int = 0
+    #: Descriptor table, avail ring, used ring, as front-end user addresses.
+    addresses: tuple[int, int, int] | None = None
+    #: Where writes to the used ring are noted in the dirty log, a guest address.
+    log_addr: int | None = None
+    base: int = 0
+    base_set_since_start: bool = False
+    started: bool = False
+    enabled: bool = False
+    #: A duplicate of the call descriptor, because the backend closes its own when a vring stops.
+    call: FdList = field(default_factory=FdList)
+    #: Whether anybody has said how to tell of used buffers, and of errors.
+    call_set: bool = False
+    err_set: bool = False
+
+
+def check_size(index: int, size: int, *, packed: bool) -> None:
+    """Raise VringStateError on a size that a ring of this kind can't have."""
+    if not 1 <= size <= MAX_RING_SIZE or (size & (size - 1) and not packed):
+        raise VringStateError(f"vring {index}: invalid size {size}")
+
+
+def check_base(index: int, base: int, *, packed: bool) -> None:
+    """Raise VringStateError on what is no base of such a ring: one index, or two places."""
+    if base > 0xFFFF and not packed:
+        raise VringStateError(f"vring {index}: base {base} is no 16-bit index")
