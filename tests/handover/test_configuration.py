@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+SIZE = "children.1.size=1048576"
 NULL = "null-co,size=1048576,node-name="
 
 
@@ -37,7 +38,7 @@ def test_the_same_again(tmp_path: Path) -> None:
         f"raw,node-name=r,discard=unmap,offset=4096,file.driver=file,file.filename={image}",
         f"{NULL}n,read-zeroes=on",
         "throttle,node-name=t,throttle-group=g,file=r",
-        "quorum,node-name=q,vote-threshold=1,children.0=n,children.1.driver=null-co",
+        f"quorum,node-name=q,vote-threshold=1,children.0=n,children.1.driver=null-co,{SIZE}",
     ]
 
     async def main() -> None:

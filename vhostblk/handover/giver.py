@@ -114,8 +114,8 @@ class Giver:
                 await channel.send(*_state(carried, guards, since))
                 await _expect(channel, Ready)
                 self._leave()
+                await channel.send(Commit())  # fails where the taker is gone
                 self.given = True
-                await channel.send(Commit())
             except BaseException:
                 if not self.given:
                     await self._go_on(blockdevs, exports, carried)

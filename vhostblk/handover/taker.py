@@ -7,6 +7,7 @@ import asyncio
 import errno
 import logging
 import socket
+import struct
 import time
 from typing import TYPE_CHECKING
 
@@ -154,7 +155,10 @@ class Taker:
             Said(one.request, one.payload, FdList([fds.take(place) for place in one.fds]))
             for one in export.said
         ]
-        return Carried(listener, connection, Journal.of(said))
+        try:
+            return Carried(listener, connection, Journal.of(said))
+        except (ValueError, struct.error) as error:
+            raise HandoverError(f"export '{export.id}': {error}") from error
 
     async def _undo(self, daemon: Daemon) -> None:
         """Close the images, before the other process opens them again."""

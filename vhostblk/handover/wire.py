@@ -205,7 +205,7 @@ class Channel:
             while len(fds.all) < count:
                 self._read_fds(fds)
             return _decoder.decode(text), fds
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             fds.close()
             raise HandoverError(f"a message that can't be understood: {error}") from error
         except BaseException:
