@@ -36,18 +36,18 @@ FORMS = [
     "extended_l2=on,cluster_size=16k",
     "cluster_size=2M",
 ]
-BACKING = {"backing": None}
+BACKING: dict[str, Any] = {"backing": None}
 
 
 def _create(path: Path, form: str, size: int = SIZE) -> None:
     qemu_img("create", "-q", "-f", "qcow2", "-o", form, path, size)
 
 
-def _listed(path: Path) -> dict[str, tuple[int, frozenset[str]]]:
+def _listed(path: Path) -> dict[str, tuple[int, set[str]]]:
     """Return what qemu-img says of the bitmaps: granularity and flags."""
     info = json.loads(qemu_img("info", "-U", "--output=json", path))
     bitmaps = info["format-specific"]["data"].get("bitmaps", [])
-    return {each["name"]: (each["granularity"], frozenset(each["flags"])) for each in bitmaps}
+    return {each["name"]: (each["granularity"], set(each["flags"])) for each in bitmaps}
 
 
 def _hashes_by_qemu(path: Path, *names: str) -> list[str]:
@@ -94,12 +94,14 @@ def test_bitmaps_go_to_qemu_and_back(tmp_path: Path, form: str) -> None:
                 await write(backend, offset, b"x" * rng.choice([1, 512, 4096]))
             await node_bitmaps.remove(graph, "disk", "forgotten")
             known.clear()
-            known.update({each.name: each.sha256() for each in node.bitmaps})
+            known.update({str(each.name): each.sha256() for each in node.bitmaps})
 
     for number in range(4):
         run(turn(number))
         check(path)
-        auto = {name: {"auto"} if name != "b0" or number < 2 else set() for name in known}
+        auto: dict[str, set[str]] = {
+            name: {"auto"} if name != "b0" or number < 2 else set() for name in known
+        }
         assert {name: flags for name, (_, flags) in _listed(path).items()} == auto
         assert _hashes_by_qemu(path, *known) == list(known.values())
         # QEMU records, and writes them in its turn.

@@ -98,9 +98,8 @@ class ExpressQueue:
         # What is not an entry ends the list; the engine, which counts, never follows it.
         links = np.minimum(inflight.links, 0xFFFF).astype(np.uint16)
         columns = (ids, inflight.first[ids], inflight.last[ids], inflight.left_counts)
-        left = ffi.new(
-            "struct vb_packed_left[]", list(zip(*map(np.ndarray.tolist, columns), strict=True))
-        )
+        chains = zip(*(column.tolist() for column in columns), strict=True)
+        left = ffi.new("struct vb_packed_left[]", list(chains))
         descs = ffi.from_buffer("struct vb_packed_desc *", inflight.left_descriptors)
         numbers = ffi.from_buffer("uint16_t *", links)
         failed: int = self._lib.vb_queue_track_packed(

@@ -275,7 +275,7 @@ class PackedQueue:
         starts, ends = starts[:number], ends[:number]
         return descriptors[:total], ends - starts + 1, descriptors["id"][ends]
 
-    def _count_available(self, owners: NDArray[np.uint16], starts: NDArray[np.int64]) -> int:
+    def _count_available(self, owners: NDArray[Any], starts: NDArray[np.intp]) -> int:
         """Tell how many of the chains that start there are available, one after the other."""
         if not len(starts):
             return 0

@@ -147,4 +147,5 @@ def table_offsets(table: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def table_ones(table: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Tell of which clusters all bits are set."""
-    return (table & _ALL_ONES) != 0
+    ones: NDArray[np.bool_] = (table & _ALL_ONES) != 0
+    return ones
