@@ -19,6 +19,7 @@ from vhostblk.block.completion import Completion, drive
 from vhostblk.block.drivers.qcow2.layout import ALL_SUBCLUSTERS, COPIED, SUBCLUSTERS
 from vhostblk.block.drivers.qcow2.mapping import Entry, Kind
 from vhostblk.block.drivers.qcow2.transfer import gather
+from vhostblk.block.drivers.qcow2.write_fresh import write_fresh
 from vhostblk.block.iovec import IOVEC, IoVec, address_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _NEAR = 16 << 10
 _LONG_ZEROES = 32 << 10
 
 
-class _Request:
+class Request:
     """A guest's write that waits for its turn."""
 
     __slots__ = ("done", "error", "iov", "offset", "stop")
@@ -60,7 +61,7 @@ class _Plan:
         self.found = found
         self.index = index
         self.entry = entry
-        self.requests: list[_Request] = []
+        self.requests: list[Request] = []
         #: A host cluster is allocated for it, or it stays where it is.
         self.new = False
         self.host = entry.host
@@ -101,14 +102,14 @@ class Writer:
 
     def __init__(self, image: Image) -> None:
         self._image = image
-        self._pending: list[_Request] = []
+        self._pending: list[Request] = []
         self._running = False
         self._zeroes: IoVec | None = None
         self._scratch = np.empty(0, np.uint8)
 
     async def write(self, offset: int, iov: IoVec) -> None:
         """Write a range, in turn with other changes."""
-        request = _Request(offset, iov)
+        request = Request(offset, iov)
         self._pending.append(request)
         if not self._running:
             self._running = True
@@ -124,7 +125,7 @@ class Writer:
                 await self._do(self._take_batch())
         self._running = False
 
-    def _take_batch(self) -> list[_Request]:
+    def _take_batch(self) -> list[Request]:
         taken, touched = 0, 0
         for request in self._pending[:_BATCH_REQUESTS]:
             touched += request.iov.nbytes + self._image.geometry.cluster_size
@@ -134,14 +135,16 @@ class Writer:
         batch, self._pending = self._pending[:taken], self._pending[taken:]
         return batch
 
-    async def _do(self, batch: list[_Request]) -> None:
+    async def _do(self, batch: list[Request]) -> None:
         plans: dict[int, _Plan] = {}
+        rest = batch
         try:
             self._image.check_usable()
-            await self._plan_all(batch, plans)
+            rest = await write_fresh(self._image, batch)
+            await self._plan_all(rest, plans)
             await self._perform([plan for plan in plans.values() if plan.error is None])
         except Exception as error:
-            for request in batch:
+            for request in rest:
                 request.error = request.error or error
         for plan in plans.values():
             plan.found.pins -= 1
@@ -156,7 +159,7 @@ class Writer:
 
     # Planning.
 
-    async def _plan_all(self, batch: list[_Request], plans: dict[int, _Plan]) -> None:
+    async def _plan_all(self, batch: list[Request], plans: dict[int, _Plan]) -> None:
         bits = self._image.geometry.cluster_bits
         for request in batch:
             for cluster in range(request.offset >> bits, (request.stop - 1 >> bits) + 1):

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes with direct I/O, and nodes that others take over or that are reopened."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from integration.qcow2.test_write import SIZE, Model, perform
+from integration.qcow2.tools import check, content, opened, qemu_img, qemu_io, read, run, write
+from tests.block.support import RW, options
+from vhostblk.block.backend import BlockBackend
+from vhostblk.block.graph import Graph
+from vhostblk.block.permissions import Perm
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KINDS = ["write"] * 6 + ["compressed", "zero", "unmap", "discard", "read", "flush"]
+
+
+def _direct(path: Path) -> dict[str, Any]:
+    return {"driver": "file", "filename": str(path), "cache": {"direct": True}}
+
+
+@pytest.mark.parametrize("align", [512, 4096])
+@pytest.mark.parametrize(
+    "form",
+    ["cluster_size=512", "cluster_size=1k,refcount_bits=1", "extended_l2=on", "cluster_size=64k"],
+)
+def test_metadata_of_any_size_is_read_and_written_directly(
+    directory: Path, form: str, align: int
+) -> None:
+    path = directory / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", form, path, SIZE)
+    rng = random.Random(f"{form}{align}")
+    model = Model(bytes(SIZE))
+    file = {"driver": "blkdebug", "align": align, "image": _direct(path)}
+
+    async def main() -> bytes:
+        async with opened(path, file=file, discard="unmap", cache={"direct": True}) as (_, backend):
+            for _ in range(8):
+                burst = [
+                    (rng.choice(KINDS), rng.randrange(SIZE), rng.choice([9, 4096, 70_000]), byte)
+                    for byte in range(1, 7)
+                ]
+                await perform(backend, model, burst)
+            return await read(backend, 0, SIZE)
+
+    seen = run(main())
+    assert model.matches(0, seen)
+    check(path)
+    assert content(path, directory / "raw") == seen
+
+
+def _members(path: Path, **members: Any) -> dict[str, Any]:
+    file = {"driver": "file", "filename": str(path)}
+    return {"driver": "qcow2", "node_name": "disk", "file": file, **members}
+
+
+async def _write_by(graph: Graph, offset: int, data: bytes) -> None:
+    backend = BlockBackend("test", RW)
+    backend.attach(graph, graph.find("disk"))
+    await write(backend, offset, data)
+    await backend.detach()
+
+
+async def _read_by(graph: Graph, offset: int, length: int) -> bytes:
+    backend = BlockBackend("test", Perm.CONSISTENT_READ)
+    backend.attach(graph, graph.find("disk"))
+    data = await read(backend, offset, length)
+    await backend.detach()
+    return data
+
+
+@pytest.mark.parametrize("form", ["compat=1.1", "lazy_refcounts=on"])
+def test_a_reopened_image_is_in_order(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", form, path, SIZE)
+
+    async def main() -> None:
+        graph = Graph()
+        await graph.add(options(**_members(path, read_only=True)))
+        await graph.reopen([options(**_members(path))])
+        await _write_by(graph, 1000, b"a" * 100_000)
+        changed = {"lazy_refcounts": True, "l2_cache_size": 1024, "l2_cache_entry_size": 512}
+        await graph.reopen([options(**_members(path, overlap_check="all", **changed))])
+        await _write_by(graph, 1 << 20, b"b" * 100_000)
+        await graph.reopen([options(**_members(path, read_only=True))])
+        check(path)
+        assert await _read_by(graph, (1 << 20) - 1, 3) == b"\0bb"
+        await graph.reopen([options(**_members(path))])
+        await _write_by(graph, 0, b"c" * 1000)
+        await graph.close()
+
+    run(main())
+    check(path)
+    assert content(path, tmp_path / "raw")[998:1002] == b"ccaa"
+
+
+def test_an_image_that_others_had_meanwhile_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+
+    async def main() -> None:
+        graph = Graph()
+        await graph.add(options(**_members(path)))
+        await _write_by(graph, 0, b"a" * 100_000)
+        await graph.set_active("disk", active=False)
+        check(path)
+        qemu_io(path, "write -q -P 98 50k 1M")
+        qemu_img("snapshot", "-c", "s", path)
+        await graph.set_active("disk", active=True)
+        assert await _read_by(graph, 51_199, 2) == b"ab"
+        await _write_by(graph, 60_000, b"c" * 10)
+        await graph.close()
+
+    run(main())
+    check(path)
+    assert content(path, tmp_path / "raw")[59_999:60_002] == b"bcc"
+    qemu_img("snapshot", "-a", "s", path)
+    assert content(path, tmp_path / "raw")[59_999:60_002] == b"bbb"
