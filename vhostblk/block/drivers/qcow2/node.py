@@ -518,6 +518,8 @@ class Qcow2Node(BlockNode):
         image = self._image
         async with self._graph.drained([self]), image.lock:
             image.check_usable()
+            if self.bitmaps:
+                raise OSError(errno.EBUSY, "Device has active dirty bitmaps")
             found = self._find_snapshot(id, name)
             await snapshot_apply.apply(image, found)
             notify_resize(self)

@@ -40,8 +40,6 @@ async def apply(image: Image, snapshot: Snapshot) -> None:
     header, geometry = image.header, image.geometry
     if geometry.external_data:
         raise os_error(errno.ENOTSUP)
-    if header.bitmaps is not None:
-        raise OSError(errno.EBUSY, "Device has active dirty bitmaps")
     if snapshot.disk_size % _SECTOR or snapshot.disk_size > MAX_SIZE:
         raise os_error(errno.EINVAL)
     if geometry.l1_entries(snapshot.disk_size) * 8 > MAX_L1_BYTES:
