@@ -36,7 +36,6 @@ FORMS = [
     "extended_l2=on,cluster_size=16k",
     "cluster_size=2M",
 ]
-BACKING: dict[str, Any] = {"backing": None}
 
 
 def _create(path: Path, form: str, size: int = SIZE) -> None:
@@ -80,9 +79,9 @@ def test_bitmaps_go_to_qemu_and_back(tmp_path: Path, form: str) -> None:
     known: dict[str, Any] = {}
 
     async def turn(number: int) -> None:
-        async with opened(path, **BACKING) as (node, backend):
+        async with opened(path, backing=None) as (node, backend):
             graph = _graph(node)
-            assert {each.name: each.sha256() for each in node.bitmaps} == known
+            assert {str(each.name): each.sha256() for each in node.bitmaps} == known
             name, granularity = f"b{number}", 1 << rng.choice([9, 12, 16, 25])
             await node_bitmaps.add(graph, "disk", name, granularity, persistent=True)
             await node_bitmaps.add(graph, "disk", "forgotten")
@@ -99,9 +98,7 @@ def test_bitmaps_go_to_qemu_and_back(tmp_path: Path, form: str) -> None:
     for number in range(4):
         run(turn(number))
         check(path)
-        auto: dict[str, set[str]] = {
-            name: {"auto"} if name != "b0" or number < 2 else set() for name in known
-        }
+        auto = {name: {"auto"} if name != "b0" or number < 2 else set() for name in known}
         assert {name: flags for name, (_, flags) in _listed(path).items()} == auto
         assert _hashes_by_qemu(path, *known) == list(known.values())
         # QEMU records, and writes them in its turn.
@@ -117,7 +114,7 @@ def test_what_qemu_recorded_is_there(tmp_path: Path) -> None:
     qemu_io(path, "write -q 100k 1", "write -q -z 2M 4k")
 
     async def look() -> None:
-        async with opened(path, Perm.CONSISTENT_READ, **BACKING) as (node, _):
+        async with opened(path, Perm.CONSISTENT_READ, backing=None) as (node, _):
             bitmap = node_bitmaps.find(node, "b")
             assert bitmap is not None
             assert bitmap.read_only
@@ -141,10 +138,10 @@ def test_a_bitmap_in_use_is_inconsistent(tmp_path: Path) -> None:
     qemu_img("bitmap", "--add", path, "b")
 
     async def main() -> None:
-        async with opened(path, **BACKING):
+        async with opened(path, backing=None):
             copy.write_bytes(path.read_bytes())
         assert _listed(copy) == {"b": (4096, {"auto", "in-use"})}
-        async with opened(copy, **BACKING) as (node, backend):
+        async with opened(copy, backing=None) as (node, backend):
             bitmap = node_bitmaps.find(node, "b")
             assert bitmap is not None
             assert bitmap.inconsistent
@@ -155,7 +152,7 @@ def test_a_bitmap_in_use_is_inconsistent(tmp_path: Path) -> None:
             with pytest.raises(OSError, match="inconsistent and cannot be used"):
                 await backend.truncate(2 * SIZE)
         assert _listed(copy) == {"b": (4096, {"auto", "in-use"})}
-        async with opened(copy, **BACKING) as (node, _):
+        async with opened(copy, backing=None) as (node, _):
             await node_bitmaps.remove(_graph(node), "disk", "b")
 
     run(main())
@@ -291,7 +288,7 @@ async def _use(before: bytes, rng: random.Random) -> list[Change]:
     graph = Graph()
     file = RecordingNode(before)
     graph._nodes["record"] = file  # not by a driver's name: it is no driver
-    await graph.add(options(driver="qcow2", node_name="disk", file="record", **BACKING))
+    await graph.add(options(driver="qcow2", node_name="disk", file="record", backing=None))
     backend = BlockBackend("test", RW)
     backend.attach(graph, graph.find("disk"))
     await node_bitmaps.add(graph, "disk", "added", 4096, persistent=True)
@@ -306,7 +303,7 @@ async def _use(before: bytes, rng: random.Random) -> list[Change]:
 
 
 async def _content(path: Path) -> bytes:
-    async with opened(path, Perm.CONSISTENT_READ, **BACKING) as (_, backend):
+    async with opened(path, Perm.CONSISTENT_READ, backing=None) as (_, backend):
         return await read(backend, 0, SIZE)
 
 
@@ -314,7 +311,7 @@ def _marks(path: Path) -> dict[str, set[int] | None]:
     """Return the granules that are dirty; None of bitmaps that are not to be used."""
 
     async def look() -> dict[str, set[int] | None]:
-        async with opened(path, Perm.CONSISTENT_READ, **BACKING) as (node, _):
+        async with opened(path, Perm.CONSISTENT_READ, backing=None) as (node, _):
             return {
                 str(each.name): None
                 if each.inconsistent

@@ -56,6 +56,8 @@ class BitmapStore:
         self._image = image
         #: What the file says.
         self.entries: list[Bitmap] = []
+        #: The file's header may lead to another directory, as writing it failed.
+        self._doubtful = False
 
     def find(self, name: str) -> Bitmap | None:
         """Return the entry of a bitmap."""
@@ -139,6 +141,10 @@ class BitmapStore:
         Where only a part of it gets to the file, some are marked and some aren't, and all is right.
         """
         image, extension = self._image, self._image.header.bitmaps
+        if self._doubtful:
+            await image.update_header()
+            await image.file.flush()
+            self._doubtful = False
         if extension is None or all(entry.in_use for entry in self.entries):
             return
         marked = [replace(each, flags=each.flags | layout.BITMAP_IN_USE) for each in self.entries]
@@ -259,16 +265,17 @@ class BitmapStore:
         image.commit.unsynced = True
         await image.commit.write()
         await image.commit.sync()
+        taken.clear()  # whether the file refers to them is not known from here on
         header.bitmaps, header.autoclear = extension, autoclear
         try:
             await image.update_header()
+            await image.file.flush()
         except (OSError, BlockError) as error:
             header.bitmaps, header.autoclear = former
+            self._doubtful = True
             if isinstance(error, BlockError):
                 raise OSError(errno.ENOSPC, str(error)) from error
             raise
-        taken.clear()
-        await image.file.flush()
         self.entries = entries
         image.overlap.collect()
         if former[0] is not None:
