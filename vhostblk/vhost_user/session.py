@@ -315,7 +315,8 @@ class Session:
         if any(vring.started for vring in self._vrings):
             raise DeviceStateError("a vring is running")
         (fd,) = message.fds.take_all()
-        self._device_state.begin(*DEVICE_STATE.unpack(message.payload), fd)
+        direction, phase = DEVICE_STATE.unpack(message.payload)
+        self._device_state.begin(direction, phase, fd)
         return U64.pack(_ACK | DEVICE_STATE_NOFD)
 
     async def _check_device_state(self, message: Message) -> bytes:
