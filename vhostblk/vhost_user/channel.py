@@ -108,8 +108,9 @@ class RequestChannel:
         except OSError as error:
             self._give_up(str(error.strerror))
             return
-        if not received:
-            self._give_up("the front-end has closed it")
+        if not received:  # as it does when it leaves
+            self.close()
+            return
         self._received += received
         while len(self._received) >= _REPLY_BYTES and self._socket is not None:
             request, flags, size = HEADER.unpack_from(self._received)
