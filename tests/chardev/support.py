@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,20 @@ async def devices() -> AsyncIterator[Devices]:
         yield made
     finally:
         await made.close()
+
+
+async def noticed(made: Devices) -> None:
+    """Wait until the loop has taken notice of all that was sent before.
+
+    It has when it has seen what is sent now: it looks at all sockets at once.
+    """
+    ours, theirs = socket.socketpair()
+    with ours:
+        device, witness = await made.make_with_frontend(f"socket,id=witness,fd={theirs.detach()}")
+        ours.send(b"x")
+        await until(lambda: witness.data == b"x")
+        device.detach()
+        await made.remove("witness")
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -11,7 +11,7 @@ from tests.chardev.support import devices
 from vhostblk.chardev.options import chardev_options
 from vhostblk.errors import VhostblkError
 from vhostblk.schema.base import UNSET
-from vhostblk.schema.chardev import ChardevRingbufWrapper, ChardevSocketWrapper
+from vhostblk.schema.chardev import ChardevRingbuf, ChardevSocket
 from vhostblk.schema.errors import HelpRequestedError
 from vhostblk.schema.socket import UnixSocketAddressMembers
 
@@ -101,7 +101,7 @@ def test_refusals(text: str, message: str) -> None:
 def test_a_server_waits_unless_told_otherwise() -> None:
     for text, wait in (("server=on", True), ("server", True), ("server=on,nowait", False)):
         options = chardev_options(f"socket,id=m,path=a,,b,{text}")
-        assert isinstance(options.backend, ChardevSocketWrapper)
+        assert isinstance(options.backend.data, ChardevSocket)
         assert options.backend.data.wait is wait
         assert options.backend.data.server is True
         assert options.backend.data.addr.data == UnixSocketAddressMembers(path="a,b")
@@ -109,7 +109,7 @@ def test_a_server_waits_unless_told_otherwise() -> None:
 
 def test_a_client_by_default() -> None:
     options = chardev_options("socket,id=m,path=x")
-    assert isinstance(options.backend, ChardevSocketWrapper)
+    assert isinstance(options.backend.data, ChardevSocket)
     assert options.backend.data.server is False
     assert options.backend.data.wait is UNSET
 
@@ -117,7 +117,7 @@ def test_a_client_by_default() -> None:
 def test_the_first_id_and_the_last_of_everything_else_count() -> None:
     options = chardev_options("ringbuf,id=a,size=4,id=b,size=8k")
     assert options.id == "a"
-    assert isinstance(options.backend, ChardevRingbufWrapper)
+    assert isinstance(options.backend.data, ChardevRingbuf)
     assert options.backend.data.size == 8192
 
 
@@ -130,7 +130,7 @@ def test_help(text: str) -> None:
 def test_qmp_form() -> None:
     backend = {"type": "socket", "data": {"addr": {"type": "unix", "data": {"path": "x"}}}}
     options = chardev_options({"id": "m", "backend": backend})
-    assert isinstance(options.backend, ChardevSocketWrapper)
+    assert isinstance(options.backend.data, ChardevSocket)
     assert options.backend.data.server is UNSET
     with pytest.raises(VhostblkError, match=r"Parameter 'backend\.data\.addr' is missing"):
         chardev_options({"id": "m", "backend": {"type": "socket", "data": {}}})

@@ -5,15 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.chardev.support import devices, until
+from tests.chardev.support import devices, noticed, until
 from vhostblk.chardev.base import HIGH_WATER, ChardevError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from tests.chardev.support import Devices, Recorder
+    from vhostblk.chardev.base import Chardev
 
 
 def client_of(path: Path | str) -> socket.socket:
@@ -23,13 +28,26 @@ def client_of(path: Path | str) -> socket.socket:
     return sock
 
 
+@asynccontextmanager
+async def serving(path: Path) -> AsyncIterator[tuple[Devices, Chardev, Recorder]]:
+    """Have a device that listens at a path, and its front-end."""
+    async with devices() as made:
+        yield made, *await made.make_with_frontend(f"socket,id=m,path={path},server=on,wait=off")
+
+
+@asynccontextmanager
+async def connected(path: Path) -> AsyncIterator[tuple[Devices, Chardev, Recorder, socket.socket]]:
+    """Have one with a client, too."""
+    async with serving(path) as (made, device, frontend):
+        with client_of(path) as client:
+            await until(lambda: device.is_open)
+            yield made, device, frontend, client
+
+
 def test_a_conversation(tmp_path: Path) -> None:
     async def main() -> None:
-        async with devices() as made:
-            path = tmp_path / "s"
-            device, frontend = await made.make_with_frontend(
-                f"socket,id=m,path={path},server=on,wait=off"
-            )
+        path = tmp_path / "s"
+        async with serving(path) as (_, device, frontend):
             assert device.filename == f"disconnected:unix:{path},server=on"
             with client_of(path) as client:
                 client.send(b"hello")
@@ -47,10 +65,7 @@ def test_a_conversation(tmp_path: Path) -> None:
 
 def test_the_next_client_is_served_when_the_first_has_left(tmp_path: Path) -> None:
     async def main() -> None:
-        async with devices() as made:
-            _, frontend = await made.make_with_frontend(
-                f"socket,id=m,path={tmp_path}/s,server=on,wait=off"
-            )
+        async with serving(tmp_path / "s") as (_, _, frontend):
             first, second = client_of(tmp_path / "s"), client_of(tmp_path / "s")
             first.send(b"1")
             second.send(b"2")
@@ -65,16 +80,11 @@ def test_the_next_client_is_served_when_the_first_has_left(tmp_path: Path) -> No
 
 def test_hanging_up(tmp_path: Path) -> None:
     async def main() -> None:
-        async with devices() as made:
-            device, frontend = await made.make_with_frontend(
-                f"socket,id=m,path={tmp_path}/s,server=on,wait=off"
-            )
-            with client_of(tmp_path / "s") as client:
-                await until(lambda: device.is_open)
-                device.write(b"bye")
-                device.disconnect()
-                assert client.recv(10) == b"bye"
-                assert client.recv(10) == b""
+        async with connected(tmp_path / "s") as (_, device, frontend, client):
+            device.write(b"bye")
+            device.disconnect()
+            assert client.recv(10) == b"bye"
+            assert client.recv(10) == b""
             assert frontend.news == ["opened", "closed"]
 
     asyncio.run(main())
@@ -82,40 +92,30 @@ def test_hanging_up(tmp_path: Path) -> None:
 
 def test_a_client_that_does_not_read_is_refused_more(tmp_path: Path) -> None:
     async def main() -> None:
-        async with devices() as made:
-            device, frontend = await made.make_with_frontend(
-                f"socket,id=m,path={tmp_path}/s,server=on,wait=off"
-            )
-            with client_of(tmp_path / "s") as client:
-                await until(lambda: device.is_open)
-                piece = bytes(1 << 16)
-                taken = 0
-                while device.write(piece):
-                    taken += len(piece)
-                assert taken < HIGH_WATER + (1 << 20)
-                assert not device.write(b"x")
-                received = 0
-                client.setblocking(False)
-                while received < taken:
-                    try:
-                        received += len(client.recv(1 << 20))
-                    except BlockingIOError:
-                        await asyncio.sleep(0)
-                await until(lambda: "writable" in frontend.news)
-                await device.flush()
-                assert device.write(b"x")
+        async with connected(tmp_path / "s") as (_, device, frontend, client):
+            piece = bytes(1 << 16)
+            taken = 0
+            while device.write(piece):
+                taken += len(piece)
+            assert taken < HIGH_WATER + (1 << 20)
+            assert not device.write(b"x")
+            received = 0
+            client.setblocking(False)
+            while received < taken:
+                try:
+                    received += len(client.recv(1 << 20))
+                except BlockingIOError:
+                    await asyncio.sleep(0)
+            await until(lambda: "writable" in frontend.news)
+            await device.flush()
+            assert device.write(b"x")
 
     asyncio.run(main())
 
 
 def test_a_client_that_goes_while_data_waits_for_it(tmp_path: Path) -> None:
     async def main() -> None:
-        async with devices() as made:
-            device, frontend = await made.make_with_frontend(
-                f"socket,id=m,path={tmp_path}/s,server=on,wait=off"
-            )
-            client = client_of(tmp_path / "s")
-            await until(lambda: device.is_open)
+        async with connected(tmp_path / "s") as (_, device, frontend, client):
             while device.write(bytes(1 << 16)):
                 pass
             flushing = asyncio.create_task(device.flush())
@@ -130,19 +130,13 @@ def test_a_client_that_goes_while_data_waits_for_it(tmp_path: Path) -> None:
 
 def test_nothing_is_read_while_reading_is_paused(tmp_path: Path) -> None:
     async def main() -> None:
-        async with devices() as made:
-            device, frontend = await made.make_with_frontend(
-                f"socket,id=m,path={tmp_path}/s,server=on,wait=off"
-            )
-            with client_of(tmp_path / "s") as client:
-                await until(lambda: device.is_open)
-                device.pause_reading()
-                client.send(b"x")
-                for _ in range(10):
-                    await asyncio.sleep(0)
-                assert frontend.data == b""
-                device.resume_reading()
-                await until(lambda: frontend.data == b"x")
+        async with connected(tmp_path / "s") as (made, device, frontend, client):
+            device.pause_reading()
+            client.send(b"x")
+            await noticed(made)
+            assert frontend.data == b""
+            device.resume_reading()
+            await until(lambda: frontend.data == b"x")
 
     asyncio.run(main())
 
@@ -152,7 +146,7 @@ def test_waiting_for_a_client(tmp_path: Path) -> None:
         async with devices() as made:
             making = asyncio.create_task(made.make(f"socket,id=m,path={tmp_path}/s,server=on"))
             await until((tmp_path / "s").exists)
-            await asyncio.sleep(0.01)
+            await noticed(made)
             assert not making.done()
             assert made.get("m") is None
             with client_of(tmp_path / "s"):
@@ -271,21 +265,16 @@ def test_inherited_descriptors(tmp_path: Path) -> None:
 
 def test_a_device_without_front_end_keeps_what_comes(tmp_path: Path) -> None:
     async def main() -> None:
-        async with devices() as made:
-            device, first = await made.make_with_frontend(
-                f"socket,id=m,path={tmp_path}/s,server=on,wait=off"
-            )
-            with client_of(tmp_path / "s") as client:
-                await until(lambda: device.is_open)
-                device.detach()
-                client.send(b"x")
-                await asyncio.sleep(0.01)
-                assert first.data == b""
-                second = type(first)()
-                device.attach(second)
-                with pytest.raises(ChardevError, match="chardev 'm' is already in use"):
-                    device.attach(first)
-                await until(lambda: second.data == b"x")
-                assert second.news == ["opened"]
+        async with connected(tmp_path / "s") as (made, device, first, client):
+            device.detach()
+            client.send(b"x")
+            await noticed(made)
+            assert first.data == b""
+            second = type(first)()
+            device.attach(second)
+            with pytest.raises(ChardevError, match="chardev 'm' is already in use"):
+                device.attach(first)
+            await until(lambda: second.data == b"x")
+            assert second.news == ["opened"]
 
     asyncio.run(main())

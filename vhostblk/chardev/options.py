@@ -109,21 +109,22 @@ def _device(opts: QemuOpts, what: str) -> schema.ChardevHostdev:
     return schema.ChardevHostdev(device=path, **_common(opts))
 
 
-def _file(opts: QemuOpts) -> schema.ChardevFileWrapper:
+def _file(opts: QemuOpts) -> schema.ChardevBackend:
     path, source = opts.string("path"), opts.string("input-path")
     if path is None:
         raise ChardevError("chardev: file: no filename given")
-    return schema.ChardevFileWrapper(
-        data=schema.ChardevFile(
+    return schema.chardev_backend(
+        "file",
+        schema.ChardevFile(
             out=path,
             input=UNSET if source is None else source,
             append=opts.boolean("append", False),
             **_common(opts),
-        )
+        ),
     )
 
 
-def _socket(opts: QemuOpts) -> schema.ChardevSocketWrapper:
+def _socket(opts: QemuOpts) -> schema.ChardevBackend:
     given = [name for name in ("path", "fd", "host") if name in opts]
     if len(given) > 1:
         raise ChardevError("None or one of 'path', 'fd' or 'host' option required.")
@@ -134,8 +135,9 @@ def _socket(opts: QemuOpts) -> schema.ChardevSocketWrapper:
     server = opts.boolean("server", False)
     reconnect, reconnect_ms = opts.number("reconnect"), opts.number("reconnect-ms")
     credentials, authorization = opts.string("tls-creds"), opts.string("tls-authz")
-    return schema.ChardevSocketWrapper(
-        data=schema.ChardevSocket(
+    return schema.chardev_backend(
+        "socket",
+        schema.ChardevSocket(
             addr=_socket_address(opts),
             server=server,
             wait=opts.boolean("wait", True) if server or "wait" in opts else UNSET,
@@ -148,7 +150,7 @@ def _socket(opts: QemuOpts) -> schema.ChardevSocketWrapper:
             tls_creds=UNSET if credentials is None else credentials,
             tls_authz=UNSET if authorization is None else authorization,
             **_common(opts),
-        )
+        ),
     )
 
 
@@ -178,7 +180,7 @@ def _socket_address(opts: QemuOpts) -> SocketAddressLegacy:
     return FdSocketAddressWrapper(data=FdSocketAddressMembers(fd=opts.string("fd") or ""))
 
 
-def _udp(opts: QemuOpts) -> schema.ChardevUdpWrapper:
+def _udp(opts: QemuOpts) -> schema.ChardevBackend:
     port = opts.string("port")
     if not port:
         raise ChardevError("chardev: udp: remote port not specified")
@@ -196,17 +198,18 @@ def _udp(opts: QemuOpts) -> schema.ChardevUdpWrapper:
     remote = InetSocketAddressMembers(
         host=opts.string("host") or "localhost", port=port, **families
     )
-    return schema.ChardevUdpWrapper(
-        data=schema.ChardevUdp(
+    return schema.chardev_backend(
+        "udp",
+        schema.ChardevUdp(
             remote=InetSocketAddressWrapper(data=remote), local=local, **_common(opts)
-        )
+        ),
     )
 
 
-def _pty(opts: QemuOpts) -> schema.ChardevPtyWrapper:
+def _pty(opts: QemuOpts) -> schema.ChardevBackend:
     path = opts.string("path")
-    return schema.ChardevPtyWrapper(
-        data=schema.ChardevPty(path=UNSET if path is None else path, **_common(opts))
+    return schema.chardev_backend(
+        "pty", schema.ChardevPty(path=UNSET if path is None else path, **_common(opts))
     )
 
 
@@ -216,35 +219,35 @@ def _ringbuf(opts: QemuOpts) -> schema.ChardevRingbuf:
     return schema.ChardevRingbuf(size=65536 if size is None else size, **_common(opts))
 
 
-def _mux(opts: QemuOpts) -> schema.ChardevMuxWrapper:
+def _mux(opts: QemuOpts) -> schema.ChardevBackend:
     base = opts.string("chardev")
     if base is None:
         raise ChardevError("chardev: mux: no chardev given")
-    return schema.ChardevMuxWrapper(data=schema.ChardevMux(chardev=base))
+    return schema.chardev_backend("mux", schema.ChardevMux(chardev=base))
 
 
-def _hub(opts: QemuOpts) -> schema.ChardevHubWrapper:
+def _hub(opts: QemuOpts) -> schema.ChardevBackend:
     names = [opts.string(f"chardevs.{index}") for index in range(4)]
     chosen = [name for name in names if name is not None]
     if not chosen:
         raise ChardevError("hub: 'chardevs' list is not defined")
-    return schema.ChardevHubWrapper(data=schema.ChardevHub(chardevs=chosen))
+    return schema.chardev_backend("hub", schema.ChardevHub(chardevs=chosen))
 
 
 _BACKENDS: dict[str, Callable[[QemuOpts], schema.ChardevBackend]] = {
     "file": _file,
     "hub": _hub,
-    "memory": lambda opts: schema.ChardevMemoryWrapper(data=_ringbuf(opts)),
+    "memory": lambda opts: schema.chardev_backend("memory", _ringbuf(opts)),
     "mux": _mux,
-    "null": lambda opts: schema.ChardevNullWrapper(data=schema.ChardevCommon(**_common(opts))),
-    "parallel": lambda opts: schema.ChardevParallelWrapper(data=_device(opts, "parallel")),
-    "pipe": lambda opts: schema.ChardevPipeWrapper(data=_device(opts, "pipe")),
+    "null": lambda opts: schema.chardev_backend("null", schema.ChardevCommon(**_common(opts))),
+    "parallel": lambda opts: schema.chardev_backend("parallel", _device(opts, "parallel")),
+    "pipe": lambda opts: schema.chardev_backend("pipe", _device(opts, "pipe")),
     "pty": _pty,
-    "ringbuf": lambda opts: schema.ChardevRingbufWrapper(data=_ringbuf(opts)),
-    "serial": lambda opts: schema.ChardevSerialWrapper(data=_device(opts, "serial/tty")),
+    "ringbuf": lambda opts: schema.chardev_backend("ringbuf", _ringbuf(opts)),
+    "serial": lambda opts: schema.chardev_backend("serial", _device(opts, "serial/tty")),
     "socket": _socket,
-    "stdio": lambda opts: schema.ChardevStdioWrapper(
-        data=schema.ChardevStdio(signal=opts.boolean("signal", True), **_common(opts))
+    "stdio": lambda opts: schema.chardev_backend(
+        "stdio", schema.ChardevStdio(signal=opts.boolean("signal", True), **_common(opts))
     ),
     "udp": _udp,
 }

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import functools
 from enum import Enum
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 from msgspec import field
 
-from vhostblk.schema.base import UNSET, QapiStruct, UnsetType
+from vhostblk.schema.base import UNSET, OpenUnion, QapiStruct, UnsetType
 from vhostblk.schema.socket import SocketAddressLegacy  # noqa: TC001 (read at run time)
 
 
@@ -122,172 +125,67 @@ class ChardevVC(ChardevCommon, kw_only=True, frozen=True):
     rows: int | UnsetType = UNSET
 
 
-class ChardevFileWrapper(QapiStruct, tag_field="type", tag="file", kw_only=True, frozen=True):
-    """`file`."""
-
-    data: ChardevFile
-
-
-class ChardevSerialWrapper(QapiStruct, tag_field="type", tag="serial", kw_only=True, frozen=True):
-    """`serial`."""
-
-    data: ChardevHostdev
-
-
-class ChardevParallelWrapper(
-    QapiStruct, tag_field="type", tag="parallel", kw_only=True, frozen=True
-):
-    """`parallel`."""
-
-    data: ChardevHostdev
-
-
-class ChardevPipeWrapper(QapiStruct, tag_field="type", tag="pipe", kw_only=True, frozen=True):
-    """`pipe`."""
-
-    data: ChardevHostdev
-
-
-class ChardevSocketWrapper(QapiStruct, tag_field="type", tag="socket", kw_only=True, frozen=True):
-    """`socket`."""
-
-    data: ChardevSocket
-
-
-class ChardevUdpWrapper(QapiStruct, tag_field="type", tag="udp", kw_only=True, frozen=True):
-    """`udp`."""
-
-    data: ChardevUdp
-
-
-class ChardevPtyWrapper(QapiStruct, tag_field="type", tag="pty", kw_only=True, frozen=True):
-    """`pty`."""
-
-    data: ChardevPty
-
-
-class ChardevNullWrapper(QapiStruct, tag_field="type", tag="null", kw_only=True, frozen=True):
-    """`null`."""
-
-    data: ChardevCommon
-
-
-class ChardevMuxWrapper(QapiStruct, tag_field="type", tag="mux", kw_only=True, frozen=True):
-    """`mux`."""
-
-    data: ChardevMux
-
-
-class ChardevHubWrapper(QapiStruct, tag_field="type", tag="hub", kw_only=True, frozen=True):
-    """`hub`."""
-
-    data: ChardevHub
-
-
-class ChardevStdioWrapper(QapiStruct, tag_field="type", tag="stdio", kw_only=True, frozen=True):
-    """`stdio`."""
-
-    data: ChardevStdio
-
-
-class ChardevRingbufWrapper(QapiStruct, tag_field="type", tag="ringbuf", kw_only=True, frozen=True):
-    """`ringbuf`."""
-
-    data: ChardevRingbuf
-
-
-class ChardevMemoryWrapper(QapiStruct, tag_field="type", tag="memory", kw_only=True, frozen=True):
-    """`memory`, the former name of `ringbuf`."""
-
-    data: ChardevRingbuf
-
-
-class ChardevMsmouseWrapper(QapiStruct, tag_field="type", tag="msmouse", kw_only=True, frozen=True):
-    """`msmouse`, which needs a virtual machine."""
-
-    data: ChardevCommon
-
-
-class ChardevWctabletWrapper(
-    QapiStruct, tag_field="type", tag="wctablet", kw_only=True, frozen=True
-):
-    """`wctablet`, which needs a virtual machine."""
-
-    data: ChardevCommon
-
-
-class ChardevBrailleWrapper(QapiStruct, tag_field="type", tag="braille", kw_only=True, frozen=True):
-    """`braille`, which needs a virtual machine."""
-
-    data: ChardevCommon
-
-
-class ChardevTestdevWrapper(QapiStruct, tag_field="type", tag="testdev", kw_only=True, frozen=True):
-    """`testdev`, which needs a virtual machine."""
-
-    data: ChardevCommon
-
-
-class ChardevSpiceChannelWrapper(
-    QapiStruct, tag_field="type", tag="spicevmc", kw_only=True, frozen=True
-):
-    """`spicevmc`, which needs a virtual machine."""
-
-    data: ChardevSpiceChannel
-
-
-class ChardevSpicePortWrapper(
-    QapiStruct, tag_field="type", tag="spiceport", kw_only=True, frozen=True
-):
-    """`spiceport`, which needs a virtual machine."""
-
-    data: ChardevSpicePort
-
-
-class ChardevQemuVDAgentWrapper(
-    QapiStruct, tag_field="type", tag="qemu-vdagent", kw_only=True, frozen=True
-):
-    """`qemu-vdagent`, which needs a virtual machine."""
-
-    data: ChardevQemuVDAgent
-
-
-class ChardevDBusWrapper(QapiStruct, tag_field="type", tag="dbus", kw_only=True, frozen=True):
-    """`dbus`, which needs a virtual machine."""
-
-    data: ChardevDBus
-
-
-class ChardevVCWrapper(QapiStruct, tag_field="type", tag="vc", kw_only=True, frozen=True):
-    """`vc`, which needs a virtual machine."""
-
-    data: ChardevVC
-
-
-ChardevBackend = (
-    ChardevFileWrapper
-    | ChardevSerialWrapper
-    | ChardevParallelWrapper
-    | ChardevPipeWrapper
-    | ChardevSocketWrapper
-    | ChardevUdpWrapper
-    | ChardevPtyWrapper
-    | ChardevNullWrapper
-    | ChardevMuxWrapper
-    | ChardevHubWrapper
-    | ChardevMsmouseWrapper
-    | ChardevWctabletWrapper
-    | ChardevBrailleWrapper
-    | ChardevTestdevWrapper
-    | ChardevStdioWrapper
-    | ChardevSpiceChannelWrapper
-    | ChardevSpicePortWrapper
-    | ChardevQemuVDAgentWrapper
-    | ChardevDBusWrapper
-    | ChardevVCWrapper
-    | ChardevRingbufWrapper
-    | ChardevMemoryWrapper
-)
+class ChardevBackend(OpenUnion, tag_field="type", kw_only=True, frozen=True):
+    """A backend by its name; the member `data` has its options."""
+
+    if TYPE_CHECKING:
+        data: Any
+
+    @classmethod
+    def find_branch(cls, tag: str) -> type[ChardevBackend] | None:
+        """Return the struct of a backend."""
+        return _branch(tag) if tag in _OPTIONS else None
+
+    @classmethod
+    def branch_names(cls) -> list[str]:
+        """Return the names of all backends."""
+        return list(_OPTIONS)
+
+
+#: The options of each backend; `memory` is the former name of `ringbuf`.
+_OPTIONS: dict[str, type[ChardevCommon]] = {
+    "file": ChardevFile,
+    "serial": ChardevHostdev,
+    "parallel": ChardevHostdev,
+    "pipe": ChardevHostdev,
+    "socket": ChardevSocket,
+    "udp": ChardevUdp,
+    "pty": ChardevPty,
+    "null": ChardevCommon,
+    "mux": ChardevMux,
+    "hub": ChardevHub,
+    "msmouse": ChardevCommon,
+    "wctablet": ChardevCommon,
+    "braille": ChardevCommon,
+    "testdev": ChardevCommon,
+    "stdio": ChardevStdio,
+    "spicevmc": ChardevSpiceChannel,
+    "spiceport": ChardevSpicePort,
+    "qemu-vdagent": ChardevQemuVDAgent,
+    "dbus": ChardevDBus,
+    "vc": ChardevVC,
+    "ringbuf": ChardevRingbuf,
+    "memory": ChardevRingbuf,
+}
+
+
+@functools.cache
+def _branch(name: str) -> type[ChardevBackend]:
+    made: Any = msgspec.defstruct(
+        "ChardevBackendBranch",
+        [("data", _OPTIONS[name])],
+        bases=(ChardevBackend,),
+        tag=name,
+        kw_only=True,
+        frozen=True,
+    )
+    branch: type[ChardevBackend] = made
+    return branch
+
+
+def chardev_backend(name: str, data: ChardevCommon) -> ChardevBackend:
+    """Return a backend with these options."""
+    return _branch(name)(data=data)
 
 
 class DataFormat(Enum):
