@@ -256,15 +256,17 @@ class Session:
         return U64.pack(self._status | needs_reset)
 
     async def _reset(self) -> None:
-        """Stop all vrings and forget what the driver has said; memory and channel stay."""
+        """Stop all vrings and forget what the driver has said; memory and channel stay.
+
+        QEMU before 8.0 asks only after SET_STATUS 0 where a vring has stopped, as for a migration.
+        """
         for index, vring in enumerate(self._vrings):
-            if vring.started:
-                await self._stop(index)
+            base = await self._stop(index) if vring.started else 0
             self._set_enabled(index, False)
             vring.call.close()
             self._backend.set_vring_call(index, None)
             self._backend.set_vring_err(index, None)
-            self._vrings[index] = Vring()
+            self._vrings[index] = Vring(base=base)
         self._backend.set_inflight(None)
         if self._backend.dirty_logging is not None:
             await self._backend.dirty_logging.set_logging(False)
