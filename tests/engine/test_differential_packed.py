@@ -92,7 +92,10 @@ def test_hostile_rings(
             pair.memory.write(table, part.tobytes())
         pair.memory.write(3 * PAGE, rows[10:].tobytes())
         pair.driver.desc[:] = np.array(ring, PACKED_DESC)
-        while chains := compare(pair, limit):
+        for _ in range(2 * SIZE):  # descriptors that used ones skip may come round for ever
+            chains = compare(pair, limit)
+            if not chains:
+                break
             pair.give_back([chains[-1].head])
 
 

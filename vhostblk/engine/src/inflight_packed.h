@@ -42,11 +42,13 @@ _Static_assert(offsetof(struct vb_inflight_packed_region, heads) == 12, "QueueRe
 _Static_assert(offsetof(struct vb_inflight_packed_region, places) == 16, "QueueRegionPacked");
 _Static_assert(offsetof(struct vb_inflight_packed_region, desc) == 32, "QueueRegionPacked");
 
+#define VB_NO_ENTRY UINT16_MAX
+
 struct vb_inflight_packed {
     struct vb_inflight_packed_region *region; /* NULL: nothing is noted */
     uint64_t counter;
     uint16_t *links;       /* the entry behind each entry of the free list, and of each chain */
-    uint16_t *first;       /* of each chain in flight, by buffer id */
+    uint16_t *first;       /* of each chain not shown as used yet, by buffer id; else VB_NO_ENTRY */
     uint16_t *last;        /* likewise */
     uint16_t free_head;
     uint16_t old_free_head;
@@ -119,8 +121,10 @@ static inline void vb_inflight_packed_strike_out(struct vb_inflight_packed *infl
     struct vb_inflight_packed_region *region = inflight->region;
 
     __atomic_thread_fence(__ATOMIC_RELEASE);
-    for (uint32_t i = 0; i < count; i++)
+    for (uint32_t i = 0; i < count; i++) {
         __atomic_store_n(&region->desc[inflight->first[done[i]]].inflight, 0, __ATOMIC_RELAXED);
+        inflight->first[done[i]] = VB_NO_ENTRY;
+    }
     inflight->old_free_head = inflight->free_head;
     inflight->old_places = vb_inflight_packed_places(ring, true);
     __atomic_store_n(&region->heads, inflight->free_head | (uint32_t)inflight->free_head << 16,

@@ -226,7 +226,9 @@ static bool take_next_packed(struct vb_queue *queue)
         break_ring(queue, "a buffer id is out of range");
         return false;
     }
-    if (queue->slots[id].state != VB_SLOT_FREE) {
+    /* An id that is used but not shown yet is the record's still. */
+    if (queue->slots[id].state != VB_SLOT_FREE ||
+        (queue->packed_inflight.region && queue->packed_inflight.first[id] != VB_NO_ENTRY)) {
         break_ring(queue, "a buffer id was made available while in flight");
         return false;
     }

@@ -48,6 +48,7 @@ int vb_queue_track_packed(struct vb_queue *queue, uint64_t record, uint64_t coun
         return -ENOMEM;
     }
     memcpy(numbers, links, entries * sizeof(*numbers));
+    memset(numbers + entries, 0xFF, size * sizeof(*numbers)); /* VB_NO_ENTRY */
     if (left_count) {
         memcpy(copy, left, left_bytes);
         memcpy(copy + left_bytes, descs, desc_bytes);
