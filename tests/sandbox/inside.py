@@ -19,7 +19,6 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.plugin.support import Memory
 from vhostblk.daemon import Daemon
 from vhostblk.sandbox.apply import Sandbox
 from vhostblk.sandbox.errors import SandboxError
@@ -83,6 +82,8 @@ async def main() -> dict[str, object]:
     named, other = f"{directory}/named.img", f"{directory}/other.img"
     blockdevs = [f"file,filename={named},node-name=n"]
     if "plugin" in missing:
+        from tests.plugin.support import Memory  # brings numpy, and with it threads
+
         plugins.register(Memory)
         blockdevs.append("test-memory,node-name=p")
     async with Daemon(blockdevs=blockdevs) as daemon:

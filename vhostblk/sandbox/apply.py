@@ -20,6 +20,8 @@ import asyncio
 import logging
 import os
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +52,7 @@ _SYSTEM = (
     *("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/sys"),
 )
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+_ENDING_SECONDS = 0.1
 
 
 class Sandbox:
@@ -136,7 +139,7 @@ class Sandbox:
             level = logging.WARNING if self._asked else logging.INFO
             logger.log(level, "sandbox: any file can be opened: no Landlock: %s", error.strerror)
             return
-        others = _other_threads()
+        others = _older_threads()
         logger.info("sandbox: Landlock %d, %d rules", version, len(rules))
         if others:
             logger.info("sandbox: %d threads are older than that: %s", len(others), others)
@@ -155,11 +158,21 @@ def _plugin(daemon: Daemon) -> str | None:
     return next((node.node_name for node in daemon.graph if not is_built_in(node.driver)), None)
 
 
+def _older_threads() -> list[str]:
+    """List the threads beside this one; those that have just ended take the kernel a moment."""
+    deadline = time.monotonic() + _ENDING_SECONDS
+    while (names := _other_threads()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return names
+
+
 def _other_threads() -> list[str]:
     """List the threads beside this one, without the kernel's helpers for io_uring."""
     names = []
     for task in Path("/proc/self/task").iterdir():
-        if task.name != str(os.getpid()):
+        if task.name == str(os.getpid()):
+            continue
+        with suppress(OSError):  # it is gone
             name = (task / "comm").read_text().strip()
             if not name.startswith("iou-"):
                 names.append(name)
