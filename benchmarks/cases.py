@@ -162,11 +162,16 @@ def _settle(path: Path) -> None:
             pass
 
 
+def image_path(case: Case, name: str, directories: dict[str, Path]) -> Path:
+    """Say where the raw image of a daemon is."""
+    return directories[case.place] / f"{name.replace(':', '-')}.img"
+
+
 def disk_for(case: Case, name: str, directories: dict[str, Path], size: int) -> Disk:
     """Describe the disk of a case; makes the image, one for each daemon (they lock their files)."""
     if case.place == "null":
         return Disk("null-co", (f"size={size}",), queues=case.queues)
-    path = directories[case.place] / f"{name.replace(':', '-')}.img"
+    path = image_path(case, name, directories)
     if case.image:
         made = make_qcow2(path, case.image, size)
         return Disk("qcow2", ("file.driver=file", f"file.filename={made}"), queues=case.queues)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from benchmarks.cases import Case, disk_for, make_image
+from benchmarks.cases import Case, disk_for, image_path
 from benchmarks.daemons import Backend, Daemon, DaemonError, Disk, running
 from benchmarks.libblkio.client import run_bench
 from benchmarks.loadgen.bare import bare_rate
@@ -175,14 +175,14 @@ def _measure_libblkio(
 
 
 def _measure_bare(case: Case, depth: int, settings: Settings, seed: int) -> list[float]:
-    """Measure the bare loop on an image of its own; nothing where that says nothing."""
+    """Measure the bare loop on the first daemon's image; nothing where that says nothing.
+
+    How fast a file is depends on how it lies in the page cache: it has to be the same one.
+    """
     if not settings.bare or case.place == "null" or case.image:
         return []
-    path = settings.directories[case.place] / "bare.img"
-    if seed == 1:
-        make_image(path, settings.size)
     rate = bare_rate(
-        path,
+        image_path(case, settings.backends[0].name, settings.directories),
         seconds=settings.seconds,
         block_size=case.block_size,
         buffers=depth,
