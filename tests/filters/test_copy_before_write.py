@@ -280,7 +280,7 @@ def test_what_is_added_to_the_disk_is_not_in_the_snapshot(tmp_path: Path) -> Non
 
 def test_bitmaps_are_refused(tmp_path: Path) -> None:
     async def main() -> None:
-        with pytest.raises(BlockError, match=r"^bitmap: dirty bitmaps are not available"):
+        with pytest.raises(BlockError, match=r"^bitmap: not available"):
             await scheme(tmp_path / "disk", bitmap={"node": "file", "name": "b"})
 
     run(main)

@@ -86,7 +86,7 @@ class CopyBeforeWriteNode(FilterNode):
         from vhostblk.block.block_copy import BlockCopy
 
         if options.bitmap is not UNSET:
-            raise BlockError("bitmap: dirty bitmaps are not available in vhostblk yet")
+            raise BlockError("bitmap: not available in vhostblk yet")
         node = await super().open(node_name, options, graph)
         await graph.open_child(node, "target", options.target)
         node._target = node.children["target"]
