@@ -37,6 +37,10 @@ class Program(Enum):
         return shutil.which(self.value[0]) is not None
 
 
+#: Bytes of the image that tests export.
+IMAGE_SIZE = 4 << 20
+
+
 class DaemonExitedError(Exception):
     """The daemon ended before it could be connected to; `str()` has what it printed."""
 

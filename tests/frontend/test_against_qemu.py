@@ -48,13 +48,6 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def memory() -> Iterator[Memory]:
-    memory = Memory()
-    yield memory
-    memory.close()
-
-
 def start(
     program: Program,
     image: Path,

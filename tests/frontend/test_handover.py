@@ -15,7 +15,6 @@ import pytest
 from tests.cli.process import ROOT, wait_until
 from tests.frontend.blk import BlkDriver
 from tests.frontend.launch import Daemon, Program, raw_file
-from tests.frontend.memory import MIB, Memory
 from tests.virtio_blk.lanes import lane
 from vhostblk.virtio_blk.layout import RequestType
 
@@ -23,25 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from tests.frontend.memory import Memory
+
 __all__ = ["lane"]
 
-SIZE = 4 * MIB
 EXPORT = "id=export,node-name=disk,num-queues=2,writable=on"
-
-
-@pytest.fixture
-def memory() -> Iterator[Memory]:
-    memory = Memory()
-    yield memory
-    memory.close()
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.raw"
-    with path.open("wb") as file:
-        file.truncate(SIZE)
-    return path
 
 
 @contextmanager

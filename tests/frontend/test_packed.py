@@ -29,13 +29,6 @@ pytestmark = pytest.mark.usefixtures("lane")
 
 
 @pytest.fixture
-def memory() -> Iterator[Memory]:
-    memory = Memory()
-    yield memory
-    memory.close()
-
-
-@pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     image = tmp_path / "disk.raw"
     image.write_bytes(bytes(SIZE))

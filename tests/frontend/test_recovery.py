@@ -11,7 +11,7 @@ import pytest
 from tests.cli.process import wait_until
 from tests.frontend.blk import FEATURES, PACKED_FEATURES, BlkDriver
 from tests.frontend.connection import ConnectionClosedError
-from tests.frontend.launch import Daemon, Program, raw_file
+from tests.frontend.launch import IMAGE_SIZE, Daemon, Program, raw_file
 from tests.frontend.memory import MIB, Memory
 from tests.virtio_blk.lanes import lane
 from vhostblk.virtio_blk.features import Feature
@@ -19,7 +19,6 @@ from vhostblk.virtio_blk.layout import RequestType, Status
 from vhostblk.virtqueue.layout import INFLIGHT_DESC_PACKED, INFLIGHT_DESC_SPLIT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from vhostblk.vhost_user.backend import InflightDescription
@@ -27,26 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["lane"]
 
-SIZE = 4 * MIB
 EXPORT = "id=export,node-name=disk,num-queues=2,writable=on"
 #: A disk that answers in an hour.
-STUCK = [f"driver=null-co,node-name=disk,size={SIZE},latency-ns=3600000000000"]
+STUCK = [f"driver=null-co,node-name=disk,size={IMAGE_SIZE},latency-ns=3600000000000"]
 OUT = RequestType.OUT
-
-
-@pytest.fixture
-def memory() -> Iterator[Memory]:
-    memory = Memory()
-    yield memory
-    memory.close()
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.raw"
-    with path.open("wb") as file:
-        file.truncate(SIZE)
-    return path
 
 
 @pytest.fixture(params=[FEATURES, PACKED_FEATURES], ids=["split", "packed"])
@@ -134,7 +117,7 @@ def test_lanes_change_with_the_record(
     """A record that one lane wrote is read by the other."""
     other = "express" if lane.value == "python" else "python"
     image = tmp_path / "disk.raw"
-    image.write_bytes(bytes(SIZE))
+    image.write_bytes(bytes(IMAGE_SIZE))
     stuck = Daemon(Program.VHOSTBLK, tmp_path, STUCK, EXPORT, inherited=False)
     with stuck, BlkDriver(stuck.connect(), memory, features=features, inflight=True) as driver:
         driver.submit(OUT, 0, data_out=[b"y" * 4096])
