@@ -113,7 +113,8 @@ async def write_aligned(node: BlockNode, offset: int, iov: IoVec, flags: WriteFl
     try:
         await node.pwritev(offset, iov, flags)
     finally:
-        node.record_change(offset, iov.nbytes)
+        if node.recorders:
+            node.record_change(offset, iov.nbytes)
         _leave(node, tracked)
 
 
