@@ -318,7 +318,7 @@ async def _our_io(daemon: Daemon, step: Step, directory: Path) -> Any:
     if step.what == "unexport":
         answer = await execute(daemon, "block-export-del", {"id": step.where, "mode": "hard"})
         async with asyncio.timeout(30):
-            while step.where in daemon.exports:  # noqa: ASYNC110
+            while step.where in daemon.exports:  # noqa: ASYNC110 -- nothing tells of it
                 await asyncio.sleep(0.001)
         return answer
     if step.where not in daemon.exports:
