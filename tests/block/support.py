@@ -97,10 +97,13 @@ def options(**members: Any) -> Any:
     return from_json(BlockdevOptions, wire)
 
 
-def backend_on(node: BlockNode, perm: Perm = RW) -> tuple[Graph, BlockBackend]:
+def backend_on(
+    node: BlockNode, perm: Perm = RW, request_alignment: int = 1
+) -> tuple[Graph, BlockBackend]:
     """Attach a backend to a node that the graph need not know."""
     graph = Graph()
     backend = BlockBackend("test", perm)
+    backend.request_alignment = request_alignment
     backend.attach(graph, node)
     return graph, backend
 

@@ -90,6 +90,50 @@ def test_concurrent_writes_to_one_block_lose_nothing(ranges: list[tuple[int, int
     run(main)
 
 
+def test_a_user_of_whole_blocks_needs_no_tracker() -> None:
+    node = MemoryNode(SIZE, BlockLimits(request_alignment=512))
+    backend_on(node, request_alignment=512)
+    assert node.write_tracker is None
+    backend_on(node, request_alignment=256)
+    assert node.write_tracker is not None
+
+
+class SlowFirstWrite(MemoryNode):
+    """Its first write ends when a user of the node is asked to hold."""
+
+    def __init__(self, size: int, limits: BlockLimits) -> None:
+        super().__init__(size, limits)
+        self.begun, self.held = asyncio.Event(), asyncio.Event()
+
+    async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
+        if not self.begun.is_set():
+            self.begun.set()
+            await self.held.wait()
+        await super().pwritev(offset, iov, flags)
+
+    def drained_begin(self) -> None:
+        self.held.set()
+
+
+def test_read_modify_write_waits_for_writes_that_began_before_there_was_a_tracker() -> None:
+    async def main() -> None:
+        node = SlowFirstWrite(SIZE, BlockLimits(request_alignment=512))
+        _, aligned = backend_on(node, request_alignment=512)
+
+        async def request() -> None:
+            async with aligned.request():
+                await write_bytes(aligned, 0, b"e" * 512)
+
+        early = asyncio.ensure_future(request())
+        await node.begun.wait()
+        _, unaligned = backend_on(node)
+        await asyncio.gather(early, *(write_bytes(unaligned, at, b"l") for at in (0, 2)))
+        assert node.data[:4] == b"lele"
+        assert not aligned.quiesced
+
+    run(main)
+
+
 @pytest.mark.parametrize(("offset", "length"), [(SIZE, 1), (SIZE - 1, 2), (-1, 1), (1 << 63, 8)])
 def test_requests_past_the_end_are_refused(offset: int, length: int) -> None:
     async def main() -> None:

@@ -296,13 +296,13 @@ class Rig:
     def take(self, limit: int = 64, segments: int = 65536) -> list[Upcall]:
         """Take requests that have come up, without waiting."""
         records = np.zeros(limit, REQUEST)
-        queues = np.zeros(limit, np.uint64)
+        queue = np.zeros(1, np.uint64)
         iovs = np.zeros(segments, IOVEC)
         count = self.lib.vb_upcalls_take(
             self.thread,
             limit,
             self.ffi.from_buffer("struct vb_request *", records),
-            self.ffi.from_buffer("struct vb_queue **", queues),
+            self.ffi.from_buffer("struct vb_queue **", queue),
             segments,
             self.ffi.from_buffer("uint64_t *", iovs),
         )

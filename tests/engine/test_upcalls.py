@@ -106,6 +106,8 @@ def test_upcalls_of_two_queues() -> None:
         second = two.request(OUT, 2, send=bytes(512))
         rig.wait_until(lambda: two.in_flight == 1)
         taken = rig.take()
+        assert [upcall.sector for upcall in taken] == [1]  # those of one queue at a time
+        taken += rig.take()
         assert [upcall.sector for upcall in taken] == [1, 2]
         one.complete(taken[0])
         two.complete(taken[1], status=1)

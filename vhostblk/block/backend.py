@@ -67,6 +67,8 @@ class BlockBackend:
                 shared_outside &= ~(Perm.WRITE | Perm.RESIZE)
         self.shared_outside = shared_outside & shared
         self.in_flight = 0
+        #: What offset and length of every request are multiples of; set before attaching.
+        self.request_alignment = 1
         #: Uses the node only when it is active, and bears with its becoming inactive.
         self.allow_inactive = False
         self._edge: Edge | None = None

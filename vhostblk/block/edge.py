@@ -97,16 +97,33 @@ class Edge:
         self._max_transfer = limits.max_transfer or sys.maxsize
         self._max_iov = limits.max_iov
         self._detect_zeroes = node.options.detect_zeroes is not BlockdevDetectZeroesOptions.OFF
-        if self._align_mask and node.write_tracker is None:
-            node.write_tracker = WriteTracker()
+        if node.write_tracker is None and limits.request_alignment > self._parent_alignment():
+            self._track_writes()
         self._node_preadv = node.preadv
-        self._node_pwritev: Callable[..., Coroutine[object, object, None]] = node.pwritev
-        if node.write_tracker is not None or node.recorders:
-            self._node_pwritev = partial(shaping.write_aligned, node)
+        self._choose_pwritev()
         #: Flags that a write may have on the fast path; -1 where there is none.
         self._plain_flags = int(node.native_flags)
         if not self.writable or node.write_threshold or self._detect_zeroes or node.counts_writes:
             self._plain_flags = -1
+
+    def _parent_alignment(self) -> int:
+        """Return what offset and length of all the parent's requests are multiples of."""
+        return 1 if isinstance(self.parent, BlockNode) else self.parent.request_alignment
+
+    def _track_writes(self) -> None:
+        """Keep writes apart from now on: some of this parent's will not fill whole blocks."""
+        others = list(self.node.parents)
+        # Only what a `BlockBackend` asks for is known to be aligned, hence not tracked so far.
+        users = [edge.parent for edge in others if not isinstance(edge.parent, BlockNode)]
+        self.node.write_tracker = WriteTracker(earlier=users)
+        for edge in others:
+            edge._choose_pwritev()
+
+    def _choose_pwritev(self) -> None:
+        node = self.node
+        self._node_pwritev: Callable[..., Coroutine[object, object, None]] = node.pwritev
+        if node.write_tracker is not None or node.recorders:
+            self._node_pwritev = partial(shaping.write_aligned, node)
 
     @property
     def writable(self) -> bool:

@@ -10,7 +10,14 @@ ones, nobody waits for ever and there is no deadlock.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from vhostblk.block.completion import Completion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vhostblk.block.backend import BlockBackend
 
 
 class TrackedWrite:
@@ -34,11 +41,15 @@ class TrackedWrite:
 
 
 class WriteTracker:
-    """The writes in flight on one node, in order of arrival."""
+    """The writes in flight on one node, in order of arrival.
 
-    __slots__ = ("_active", "_serialising")
+    `earlier`: users of the node whose writes in flight, if any, were not entered.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_active", "_earlier", "_serialising")
+
+    def __init__(self, earlier: Iterable[BlockBackend] = ()) -> None:
+        self._earlier = list(earlier)
         self._active: dict[TrackedWrite, None] = {}
         self._serialising = 0
 
@@ -52,6 +63,8 @@ class WriteTracker:
 
     async def enter(self, start: int, stop: int, *, serialising: bool) -> TrackedWrite:
         """Wait for earlier writes that exclude this one; pair with `leave()`."""
+        if serialising and self._earlier:
+            await self._drain_earlier()
         write = TrackedWrite(start, stop, serialising)
         earlier: list[TrackedWrite] = []
         if serialising or self._serialising:
@@ -68,6 +81,13 @@ class WriteTracker:
             self.leave(write)
             raise
         return write
+
+    async def _drain_earlier(self) -> None:
+        """Wait for the writes that were not entered. Several may do so at once."""
+        for user in list(self._earlier):
+            async with user.drained():
+                pass
+        self._earlier = []
 
     def leave(self, write: TrackedWrite) -> None:
         """End a write, and let those go on that waited for it."""

@@ -166,12 +166,12 @@ class Iothread:
             self.handle,
             UPCALL_REQUESTS,
             buffers.records_pointer,
-            buffers.queues_pointer,
+            buffers.queue_pointer,
             UPCALL_SEGMENTS,
             buffers.iovs_pointer,
         )
-        for key, records, iovs in buffers.by_queue(count):
-            self._queues[key].upcalls(records, iovs)
+        if count:
+            self._queues[buffers.queue].upcalls(*buffers.taken(count))
         return count > 0
 
 
@@ -186,21 +186,20 @@ class _UpcallBuffers:
 
         check(ffi)
         self._records = np.zeros(UPCALL_REQUESTS, REQUEST)
-        self._queues = np.zeros(UPCALL_REQUESTS, np.uint64)
+        self._queue = np.zeros(1, np.uint64)
         self._iovs = np.zeros(UPCALL_SEGMENTS, IOVEC)
         self.records_pointer = ffi.from_buffer("struct vb_request *", self._records)
-        self.queues_pointer = ffi.from_buffer("struct vb_queue **", self._queues)
+        self.queue_pointer = ffi.from_buffer("struct vb_queue **", self._queue)
         self.iovs_pointer = ffi.from_buffer("uint64_t *", self._iovs)
 
-    def by_queue(self, count: int) -> list[tuple[int, NDArray[np.void], NDArray[np.void]]]:
-        """Copy what was taken out, grouped by the queue's address."""
-        if not count:
-            return []
-        records = self._records[:count]
-        used = int(records["iov_first"][-1] + records["iov_count"][-1])
-        iovs = self._iovs[:used].copy()
-        queues = self._queues[:count]
-        keys = dict.fromkeys(queues.tolist())
-        if len(keys) == 1:
-            return [(key, records.copy(), iovs) for key in keys]
-        return [(key, records[queues == key].copy(), iovs) for key in keys]
+    @property
+    def queue(self) -> int:
+        """The address of the queue that the requests are of."""
+        return int(self._queue[0])
+
+    def taken(self, count: int) -> tuple[NDArray[np.void], NDArray[np.void]]:
+        """Copy `count` records out, and their segments."""
+        records = self._records[:count].copy()
+        last = records[-1]
+        used = int(last["iov_first"]) + int(last["iov_count"])
+        return records, self._iovs[:used].copy()

@@ -35,6 +35,9 @@ EXPORT_TYPES: dict[str, Callable[[], Callable[[Any, BlockBackend, Iothreads], Ex
     "vhost-user-blk": _vhost_user_blk,
 }
 
+#: What offset and length of a client's requests are multiples of; others are refused. Default 1.
+REQUEST_ALIGNMENTS = {"vhost-user-blk": 512}
+
 
 async def start_export(
     options: BlockExportOptions,
@@ -99,5 +102,6 @@ def _attach_backend(options: BlockExportOptions, graph: Graph) -> BlockBackend:
     backend = BlockBackend(options.id, perm, Perm.ALL, shared_outside)
     backend.enable_write_cache = not options.writethrough
     backend.allow_inactive = options.allow_inactive
+    backend.request_alignment = REQUEST_ALIGNMENTS.get(str(options.__struct_config__.tag), 1)
     backend.attach(graph, node)
     return backend

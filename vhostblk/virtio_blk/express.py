@@ -61,7 +61,9 @@ class ExpressQueue:
         self._err_told = False
         self._iothread = iothread
         self._ffi, self._lib = iothread.ffi, iothread.lib
-        self._runner = RequestRunner(device, log, self._publish)
+        self._runner = RequestRunner(
+            device, log, self._publish, publish_in_full=self._publish_in_full
+        )
         self._memory = ring.memory
         self._map: Any = self._ffi.NULL
         #: Kept, for the engine uses its memory.
@@ -305,4 +307,11 @@ class ExpressQueue:
             ffi.from_buffer("uint16_t *", heads),
             ffi.from_buffer("uint8_t *", completed.statuses),
             ffi.from_buffer("uint32_t *", written),
+        )
+
+    def _publish_in_full(self, records: NDArray[np.void]) -> None:
+        heads = np.ascontiguousarray(records["head"])
+        null = self._ffi.NULL
+        self._lib.vb_queue_complete(
+            self._queue, len(heads), self._ffi.from_buffer("uint16_t *", heads), null, null
         )

@@ -88,6 +88,7 @@ uint32_t vb_queue_unsettled(struct vb_queue *queue);
 const struct vb_stats *vb_queue_stats(struct vb_queue *queue);
 
 /* Complete requests that went up: `n` heads with the status and the bytes written to each one's
- * data segments. Heads that are not up are ignored. */
+ * data segments; with neither they are reads and writes that did all they should. Heads that are
+ * not up are ignored. */
 void vb_queue_complete(struct vb_queue *queue, uint32_t n, const uint16_t *heads,
                        const uint8_t *statuses, const uint32_t *written);

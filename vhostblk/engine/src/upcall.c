@@ -66,7 +66,7 @@ void vb_upcalls_look_no_more(struct vb_iothread *iothread)
 }
 
 uint32_t vb_upcalls_take(struct vb_iothread *iothread, uint32_t limit, struct vb_request *records,
-                         struct vb_queue **queues, uint32_t iov_limit, uint64_t *iovs)
+                         struct vb_queue **queue, uint32_t iov_limit, uint64_t *iovs)
 {
     uint32_t taken = 0, used = 0;
 
@@ -76,12 +76,13 @@ uint32_t vb_upcalls_take(struct vb_iothread *iothread, uint32_t limit, struct vb
         struct vb_slot *slot = iothread->upcalls;
         uint32_t count = slot->request.iov_count;
 
-        if (count > iov_limit - used)
+        if (count > iov_limit - used || (taken && slot->queue != *queue))
             break;
+        *queue = slot->queue;
         memcpy(iovs + 2 * used, slot->iovs, count * sizeof(*slot->iovs));
         records[taken] = slot->request;
         records[taken].iov_first = used;
-        queues[taken++] = slot->queue;
+        taken++;
         used += count;
         iothread->upcalls = slot->next_up;
         if (!iothread->upcalls)
@@ -102,8 +103,12 @@ void vb_queue_complete(struct vb_queue *queue, uint32_t n, const uint16_t *heads
     for (uint32_t i = 0; i < n; i++) {
         struct vb_slot *slot = &queue->slots[heads[i]];
 
-        if (heads[i] < queue->ring.size && slot->state == VB_SLOT_UP)
+        if (heads[i] >= queue->ring.size || slot->state != VB_SLOT_UP)
+            continue;
+        if (statuses)
             vb_slot_complete(slot, statuses[i], written[i]);
+        else
+            vb_slot_complete(slot, VB_S_OK, slot->request.type == VB_T_IN ? slot->request.length : 0);
     }
     vb_queue_publish(queue);
     if (waited_for)

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Requests that an extent map does not cover go up to Python. */
 
-/* Take up to `limit` requests and their segments, of which at most `iov_limit` fit. `iov_first` of a
- * record counts from `iovs`; `queues[i]` is where record i came from. Returns how many; call again
- * until that is 0. A first request with more segments than iov_limit is a caller's error. */
+/* Take up to `limit` requests of one queue, which is told, and their segments, of which at most
+ * `iov_limit` fit. `iov_first` of a record counts from `iovs`. Returns how many; call again until
+ * that is 0. A first request with more segments than iov_limit is a caller's error. */
 uint32_t vb_upcalls_take(struct vb_iothread *iothread, uint32_t limit, struct vb_request *records,
-                         struct vb_queue **queues, uint32_t iov_limit, uint64_t *iovs);
+                         struct vb_queue **queue, uint32_t iov_limit, uint64_t *iovs);
 
 /* Look, in the thread's place, for requests of queues that go by no map, for these all go up: it saves
  * waking the thread. Returns how many such queues there are. Where there are some, the thread leaves
