@@ -179,6 +179,40 @@ CBW_OPTIONS = Case(
     ],
 )
 
+CBW_BITMAP = Case(
+    "copy-before-write-bitmap",
+    {**FILES, "small": 64 * KIB},
+    [
+        add(**file("f", "disk")),
+        add(**file("t", "target")),
+        add(**file("o", "small")),
+        qmp("block-dirty-bitmap-add", {"node": "f", "name": "b", "granularity": 32 * KIB}),
+        qmp("block-dirty-bitmap-add", {"node": "o", "name": "other"}),
+        export("e", "f"),
+        write("e", 100 * KIB, 512, 0x22),
+        write("e", 400 * KIB, 200 * KIB, 0x33),
+        unexport("e"),
+        add(**CBW, bitmap={"node": "x", "name": "b"}),
+        add(**CBW, bitmap={"node": "f", "name": "x"}),
+        add(**CBW, bitmap={"node": "o", "name": "other"}),
+        add(**CBW, bitmap={"node": "f", "name": "b"}),
+        add(driver="snapshot-access", node_name="s", file="c", read_only=True),
+        export("e", "c"),
+        export("s", "s", writable=False),
+        write("e", 0, MIB, 0x44),
+        read("s", 0, 512),
+        read("s", 64 * KIB, 64 * KIB),
+        read("s", 128 * KIB, 512),
+        read("s", 384 * KIB, 192 * KIB),
+        read("s", 384 * KIB, 256 * KIB),
+        read("s", 640 * KIB, 512),
+        status("s", 64 * KIB, 64 * KIB),
+        status("s", 0, MIB),
+        read("e", 0, MIB),
+        qmp("block-dirty-bitmap-remove", {"node": "f", "name": "b"}),
+    ],
+)
+
 CBW_PERMISSIONS = Case(
     "copy-before-write-permissions",
     FILES,
@@ -369,6 +403,7 @@ CASES = [
     COPY_ON_READ,
     COR_PERMISSIONS,
     COPY_BEFORE_WRITE,
+    CBW_BITMAP,
     CBW_OPTIONS,
     CBW_PERMISSIONS,
     PREALLOCATE,

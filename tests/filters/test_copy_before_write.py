@@ -12,6 +12,7 @@ import pytest
 
 from tests.block.support import RW, fails_with, options, read_bytes, run, write_bytes
 from tests.filters.drivers import CowNode, CowOptions, register
+from vhostblk.block import node_bitmaps
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
@@ -54,11 +55,26 @@ class Scheme:
         return await read_bytes(self.reader, 0, SIZE)
 
 
-async def scheme(path: Path, **members: Any) -> Scheme:
+async def scheme(
+    path: Path,
+    chosen: dict[int, int] | None = None,
+    granularity: int = CLUSTER,
+    *,
+    busy: bool = False,
+    **members: Any,
+) -> Scheme:
+    """Open it all; `chosen` says, by offset, how many bytes a bitmap for the filter has noted."""
     content = random.Random(1).randbytes(SIZE)
     path.write_bytes(content)  # noqa: ASYNC240
     graph = Graph()
     await graph.add(options(driver="file", node_name="file", filename=str(path)))
+    if chosen is not None:
+        await node_bitmaps.add(graph, "file", "chosen", granularity)
+        _, bitmap = node_bitmaps.lookup(graph, "file", "chosen")
+        for offset, length in chosen.items():
+            bitmap.mark(offset, length)
+        bitmap.busy = busy
+        members["bitmap"] = {"node": "file", "name": "chosen"}
     await graph.add(CowOptions(node_name="target", size=SIZE, cluster_size=512))
     cbw = await graph.add(
         options(
@@ -278,10 +294,32 @@ def test_what_is_added_to_the_disk_is_not_in_the_snapshot(tmp_path: Path) -> Non
     run(main)
 
 
-def test_bitmaps_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("granularity", [CLUSTER // 4, 2 * CLUSTER])
+def test_a_bitmap_says_what_is_in_the_snapshot(tmp_path: Path, granularity: int) -> None:
     async def main() -> None:
-        with pytest.raises(BlockError, match=r"^bitmap: not available"):
+        s = await scheme(tmp_path / "disk", {4 * CLUSTER + 1: 1}, granularity)
+        step = max(granularity, CLUSTER)
+        await s.write(0, b"n" * SIZE)
+        inside = slice(4 * CLUSTER, 4 * CLUSTER + step)
+        assert await read_bytes(s.reader, inside.start, step) == s.content[inside]
+        for start in (3 * CLUSTER, inside.stop):
+            with fails_with(errno.EACCES):
+                await read_bytes(s.reader, start, CLUSTER)
+        assert sum(length for _, length, _ in s.target.writes) == step
+
+    run(main)
+
+
+def test_a_bitmap_that_is_no_use_is_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        with pytest.raises(BlockError, match=r"^Dirty bitmap 'b' not found$"):
             await scheme(tmp_path / "disk", bitmap={"node": "file", "name": "b"})
+        with pytest.raises(
+            BlockError,
+            match=r"^Cannot create block-copy-state: Failed to merge bitmap 'chosen' to internal "
+            r"copy-bitmap: Bitmap 'chosen' is currently in use",
+        ):
+            await scheme(tmp_path / "disk", {0: 1}, busy=True)
 
     run(main)
 

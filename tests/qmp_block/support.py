@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.qmp_exports.daemons import Program
     from vhostblk.events import Event
 
-for area in ("block", "block_query", "exports", "images", "jobs", "objects", "snapshot"):
+for area in ("bitmaps", "block", "block_query", "exports", "images", "jobs", "objects", "snapshot"):
     importlib.import_module(f"vhostblk.qmp.commands.{area}")
 
 #: A command's name and arguments.

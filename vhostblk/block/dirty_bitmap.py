@@ -223,6 +223,11 @@ class DirtyBitmap:
             index += _CHUNK_WORDS
         return None
 
+    def granule_flags(self) -> NDArray[np.bool_]:
+        """Return for each granule whether it has changed; shape (granules,)."""
+        flags = np.unpackbits(self.words.view(np.uint8), count=self.granules, bitorder="little")
+        return flags.astype(np.bool_)
+
     def sha256(self) -> str:
         """Return the hash of all words, in hexadecimal digits."""
         return hashlib.sha256(self.words.data).hexdigest()

@@ -62,6 +62,16 @@ def check(bitmap: DirtyBitmap, *, change: bool = True, inconsistent: bool = Fals
         raise BlockError(f"Bitmap '{bitmap.name}' is inconsistent and cannot be used")
 
 
+def check_source(bitmap: DirtyBitmap, size: int) -> None:
+    """Raise BlockError where a bitmap can't be merged into one of a disk of `size` bytes."""
+    check(bitmap, change=False)
+    if bitmap.size != size:
+        raise BlockError(
+            f"Bitmaps are of different sizes (destination size is {size}, source size is "
+            f"{bitmap.size}) and can't be merged"
+        )
+
+
 def default_granularity(node: BlockNode) -> int:
     """Return the granularity of a node's bitmaps where the user doesn't say: its cluster size."""
     return min(max(node.cluster_size or DEFAULT_GRANULARITY, 4096), DEFAULT_GRANULARITY)
@@ -176,12 +186,7 @@ async def merge(
             other = (
                 _existing(node, source) if isinstance(source, str) else lookup(graph, *source)[1]
             )
-            check(other, change=False)
-            if other.size != bitmap.size:
-                raise BlockError(
-                    "Bitmaps are of different sizes (destination size is "
-                    f"{bitmap.size}, source size is {other.size}) and can't be merged"
-                )
+            check_source(other, bitmap.size)
             found.append(other)
         check(bitmap)
         async with changing(graph, node):

@@ -8,7 +8,8 @@ Together, the source and the target hold the disk as it was when the filter was 
 - *done* ones have, by a write: they are read from the target. A write sets this after the copy and
   before it goes on to the source, and then waits for the readers that had begun to read the source
   there (`_frozen`);
-- *accessible* ones have not been discarded by the reader of the snapshot.
+- *accessible* ones belong to the snapshot (with the option `bitmap`: those that it has noted) and
+  have not been discarded by its reader.
 
 Where a copy fails, either the write fails, and all is as before; or the snapshot is given up, and
 every access to it fails from then on.
@@ -23,6 +24,7 @@ import errno
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
+from vhostblk.block import node_bitmaps
 from vhostblk.block.completion import Completion
 from vhostblk.block.edge import os_error
 from vhostblk.block.errors import BlockError
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhostblk.block.block_copy import BlockCopy
+    from vhostblk.block.dirty_bitmap import DirtyBitmap
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
@@ -85,19 +88,21 @@ class CopyBeforeWriteNode(FilterNode):
 
         from vhostblk.block.block_copy import BlockCopy
 
-        if options.bitmap is not UNSET:
-            raise BlockError("bitmap: not available in vhostblk yet")
         node = await super().open(node_name, options, graph)
         await graph.open_child(node, "target", options.target)
         node._target = node.children["target"]
+        bitmap = None
+        if options.bitmap is not UNSET:
+            _, bitmap = node_bitmaps.lookup(graph, options.bitmap.node, options.bitmap.name)
         try:
             cluster = _cluster_size(node._target.node, options.min_cluster_size)
+            node._copy = BlockCopy(node._file, node._target, cluster, node.size)
+            if bitmap is not None:
+                node._copy.dirty &= _clusters_of(bitmap, cluster, node.size)
         except BlockError as error:
             raise BlockError(f"Cannot create block-copy-state: {error}") from error
-        node._copy = BlockCopy(node._file, node._target, cluster, node.size)
-        clusters = len(node._copy.dirty)
-        node._done = np.zeros(clusters, np.bool_)
-        node._accessible = np.ones(clusters, np.bool_)
+        node._done = np.zeros(len(node._copy.dirty), np.bool_)
+        node._accessible = node._copy.dirty.copy()
         return node
 
     def child_permissions(self, role: str, perm: Perm, shared: Perm) -> tuple[Perm, Perm]:
@@ -253,6 +258,21 @@ def _cluster_size(target: BlockNode, least: int) -> int:
         raise BlockError("min-cluster-size needs to be a power of 2")
     least = max(least, DEFAULT_CLUSTER)
     return max(least, target.cluster_size)
+
+
+def _clusters_of(bitmap: DirtyBitmap, cluster_size: int, size: int) -> NDArray[np.bool_]:
+    """Tell which clusters of a disk a bitmap has noted; raises BlockError."""
+    from vhostblk.block.dirty_bitmap import DirtyBitmap
+
+    try:
+        node_bitmaps.check_source(bitmap, size)
+    except BlockError as error:
+        raise BlockError(
+            f"Failed to merge bitmap '{bitmap.name}' to internal copy-bitmap: {error}"
+        ) from error
+    clusters = DirtyBitmap(None, cluster_size.bit_length() - 1, size)
+    clusters.merge(bitmap)
+    return clusters.granule_flags()
 
 
 def _resized(clusters: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
