@@ -184,6 +184,28 @@ def test_killed_at_any_moment_nothing_is_lost_or_answered_twice(
         while batch := survivor.take():
             taken += batch
         assert taken == waiting
+        while taken:
+            done = data.draw(st.permutations(taken))[: data.draw(st.integers(1, len(taken)))]
+            survivor.give_back(done)
+            assert [used.head for used in survivor.pair.driver.poll()] == done
+            taken = [number for number in taken if number not in done]
+
+
+def test_what_a_death_left_behind_an_unshown_used_descriptor_is_never_seen() -> None:
+    """Both lanes write the used descriptors of a burst but the first one, which they show last."""
+    with closing(Survivor(start=SIZE - 2)) as survivor:
+        survivor.offer([3, 1, 4, 0])
+        survivor.take()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PackedInflight, "link", lambda *_: None)  # the engine writes earlier
+            patch.setattr(PackedQueue, "_show", _deadly(PackedQueue._show, before=True, lives=0))
+            with pytest.raises(KilledError):
+                survivor.give_back([3, 1, 4, 0])
+        survivor.restart()
+        assert survivor.take() == [3, 1, 4, 0]
+        for number in (4, 0, 3, 1):
+            survivor.give_back([number])
+            assert [used.head for used in survivor.pair.driver.poll()] == [number]
 
 
 def _kill_recovery(survivor: Survivor, patch: pytest.MonkeyPatch, data: st.DataObject) -> None:

@@ -119,6 +119,20 @@ class PackedQueue:
         self._taken = len(self._left_descriptors)
         self._chains = len(self.left)
         self._next_avail = self._ahead(self._next_used, self._taken)
+        self._hide_unshown()
+
+    def _hide_unshown(self) -> None:
+        """Take back used descriptors that the driver has not got to.
+
+        Of a burst the first one is shown last. Where death came before that, the rest of the burst
+        lies behind it, and the driver would see it next to a first one that is shown now.
+        """
+        places = (self._next_used + np.arange(self._taken)) % (2 * self.size)
+        first_lap = places < self.size
+        flags = self._desc_flags[places % self.size]
+        used = flags & _OWNER == np.where(first_lap, _OWNER, 0)
+        available = np.where(first_lap, PACKED_F_AVAIL, PACKED_F_USED)
+        self._desc_flags[places[used] % self.size] = available[used]
 
     def _map(self, memory: GuestMemory) -> None:
         config, nbytes = self._config, PACKED_DESC.itemsize * self.size
