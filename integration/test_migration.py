@@ -2,25 +2,32 @@
 """A guest moves between two QEMUs, each with a daemon of its own, on one image, under verified I/O.
 
 fio in the guest writes blocks with checksums and reads them back all the while. Nobody tells the
-daemons anything: each has the image while the guest is there. `pytest integration/test_migration.py
---migrations=20 --timeout=1200` is the long form.
+daemons anything: each has the image while the guest is there. In pre-copy the guest's memory goes
+first; in post-copy, the guest does. `pytest integration/test_migration.py --migrations=20
+--timeout=1200` is the long form.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from benchmarks.guest_fio import GUEST_MEMORY, FioMachine
 from integration.guest import image
+from integration.guest.errors import GuestError
 from integration.guest.machine import VhostUserDisk
 from integration.guest.server import Export, Program, Server, serve
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from integration.guest.machine import Machine
 
 FIO = """
 fio --name=move --filename=/dev/vda --size=24m --rw=randwrite --bs=4k --direct=1 \
@@ -41,15 +48,15 @@ def daemon(program: Program, disk: Path, directory: Path, lane: str) -> Server:
     return Server(program, [str(disk), export], directory, environment={"VHOSTBLK_LANE": lane})
 
 
+@pytest.mark.parametrize("postcopy", [False, True], ids=["precopy", "postcopy"])
 @pytest.mark.parametrize("lane", ["express", "python"])
 def test_guest_moves_there_and_back(
-    directory: Path, program: Program, migrations: int, lane: str
+    directory: Path, program: Program, migrations: int, lane: str, postcopy: bool
 ) -> None:
     disk = image.create(directory / "disk.img", 48 * image.MIB)
     homes = [directory / "a", directory / "b"]
     with ExitStack() as stack:
-        for home in homes:
-            stack.enter_context(daemon(program, disk, home, lane))
+        servers = [stack.enter_context(daemon(program, disk, home, lane)) for home in homes]
         guest = stack.enter_context(machine(directory / "guest0", homes[0]))
         for number in range(1, migrations + 1):
             target = stack.enter_context(
@@ -57,14 +64,27 @@ def test_guest_moves_there_and_back(
             )
             guest.run_in_background(FIO.format(seconds=SECONDS), "fio")
             time.sleep(BEFORE)
-            guest.migrate(target)
+            guest.migrate(target, postcopy=postcopy)
             guest = target
-            output = guest.finish(120).output
-            assert "err= 0" in output, output
-            # That may have ended before the move did; this is certainly here.
-            assert "err= 0" in guest.run(FIO.format(seconds=1))
+            with explained(guest, servers[number % 2], number):
+                output = guest.finish(120).output
+                assert "err= 0" in output, output
+                # That may have ended before the move did; this is certainly here.
+                assert "err= 0" in guest.run(FIO.format(seconds=1))
         assert guest.run("dmesg | grep -c 'I/O error' || true") == "0"
         guest.power_off()
+
+
+@contextmanager
+def explained(guest: Machine, server: Server, number: int) -> Iterator[None]:
+    """Add to the failure of a guest's step what there is to know of guest and daemon."""
+    try:
+        yield
+    except GuestError as error:
+        os.kill(server.pid, signal.SIGUSR1)  # requests done, and those that are not
+        time.sleep(1)
+        told = f"{guest.diagnosis()}{server.log()}"
+        raise GuestError(f"after migration {number}: {error}{told}") from error
 
 
 def machine(directory: Path, home: Path, *, incoming: bool = False) -> FioMachine:

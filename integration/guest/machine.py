@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 QEMU = "qemu-system-x86_64"
 BOOT_TIMEOUT = 60.0
 STEP_TIMEOUT = 60.0
+_RING_PARTS = ("vring-avail", "vring-used")
 _COMMAND_LINE = "console=ttyS0 quiet panic=-1 random.trust_cpu=on no_timer_check"
 
 
@@ -191,14 +192,21 @@ class Machine:
         if status:
             raise GuestError(f"QEMU ended with status {status}{self.explain()}")
 
-    def migrate(self, target: Machine, timeout: float = 120.0) -> None:
+    def migrate(self, target: Machine, timeout: float = 120.0, *, postcopy: bool = False) -> None:
         """Move the guest to a machine that has been made for that, and end this one's QEMU.
 
-        A step that runs in the background goes on; `finish` it there.
+        A step that runs in the background goes on; `finish` it there. With `postcopy` the guest
+        goes first, and all of its memory follows.
         """
+        if postcopy:
+            capability = {"capability": "postcopy-ram", "state": True}
+            for side in (self, target):
+                side.monitor.execute("migrate-set-capabilities", {"capabilities": [capability]})
         address = f"unix:{target._directory}/migration.sock"
         target.monitor.execute("migrate-incoming", {"uri": address})
         self.monitor.execute("migrate", {"uri": address})
+        if postcopy:
+            self.monitor.execute("migrate-start-postcopy")
         deadline = time.monotonic() + timeout
         while (status := self.monitor.execute("query-migrate"))["status"] != "completed":
             if status["status"] in ("failed", "cancelled") or time.monotonic() > deadline:
@@ -208,6 +216,8 @@ class Machine:
             if time.monotonic() > deadline:
                 raise GuestError(f"the guest doesn't go on{target.explain()}")
             time.sleep(0.02)
+        if postcopy and not status["ram"]["postcopy-requests"]:
+            raise GuestError(f"that was no post-copy: {status}")
         self.end()
         target.agent.go_on_from(self.agent)
         self.kill()
@@ -255,6 +265,29 @@ class Machine:
             text = path.read_text(errors="replace") if path.exists() else ""
             parts.append(f"\n--- {path} ends with ---\n" + "\n".join(text.splitlines()[-30:]))
         return "".join(parts)
+
+    def diagnosis(self) -> str:
+        """What QEMU says of a guest that does not answer: its processors, its disks' queues.
+
+        The guest is of no use afterwards, as QEMU stops the queues to tell of them (7.2).
+        """
+        # Of the registers: where each processor is, and whether it sleeps.
+        parts = [self._human("info status"), self._human("info registers -a", "IP=")]
+        for disk in self._disks:
+            path = f"/machine/peripheral/{disk.identifier}/virtio-backend"
+            for queue in range(disk.queues):
+                arguments = {"path": path, "queue": queue}
+                ring = self.monitor.execute("x-query-virtio-queue-status", arguments)
+                parts.append(f"{disk.identifier}, queue {queue}: flags and index, avail and used:")
+                # The same indices: all is done. Of packed rings, the event suppression areas.
+                parts += [self._human(f"xp /2xh {ring[name]}") for name in _RING_PARTS]
+        return "\n".join(["", *parts])
+
+    def _human(self, command: str, having: str = "") -> str:
+        """Run a command of the human monitor; give the lines of its answer that have a word."""
+        answer = self.monitor.execute("human-monitor-command", {"command-line": command})
+        lines = [line.rstrip() for line in str(answer).splitlines()]
+        return "\n".join(line for line in lines if having in line)
 
     def _running(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, "the machine has not been started"

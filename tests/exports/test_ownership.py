@@ -139,6 +139,22 @@ def test_front_end_that_leaves_leaves_the_image(image: Path) -> None:
     asyncio.run(main())
 
 
+def test_image_is_had_before_queues_start_late(image: Path) -> None:
+    async def main() -> None:
+        async with daemon(image) as (here, _), daemon(image) as (there, _):
+            await here.device.claim()
+            with pytest.raises(VhostUserError, match="another process using the image"):
+                await there.device.claim()
+            await here.start()
+            assert await here.done(here.request(OUT, send=bytes(512))) == Status.OK
+            await stop(here)
+            await there.device.claim()
+            await there.device.reset()
+            assert not locked_bytes(image)
+
+    asyncio.run(main())
+
+
 def test_node_stays_active_while_queues_run(image: Path) -> None:
     async def main() -> None:
         async with daemon(image) as (front, graph):

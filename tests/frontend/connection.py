@@ -256,21 +256,55 @@ class Connection:
         """GET_INFLIGHT_FD; the descriptor is the caller's."""
         payload = INFLIGHT.pack(0, 0, num_queues, queue_size)
         self.send(Request.GET_INFLIGHT_FD, payload.ljust(INFLIGHT_PADDED_SIZE, b"\0"))
+        fd = self._receive_fd(Request.GET_INFLIGHT_FD, INFLIGHT_PADDED_SIZE)
+        reply = self.receive_exactly(INFLIGHT_PADDED_SIZE)
+        size, offset, num_queues, queue_size = INFLIGHT.unpack_from(reply)
+        return InflightDescription(size, offset, num_queues, queue_size, fd)
+
+    def _receive_fd(self, request: int, expected: int) -> int:
+        """Receive the header of a reply of `expected` bytes, and the descriptor with it."""
         header, fds, _, _ = socket.recv_fds(self.socket, HEADER.size, 8)
         if not header:
             raise ConnectionClosedError("closed instead of a reply")
         answered, _, size = HEADER.unpack(header)
-        reply = self.receive_exactly(size)
-        if answered != Request.GET_INFLIGHT_FD or len(fds) != 1 or size != INFLIGHT_PADDED_SIZE:
+        if answered != request or len(fds) != 1 or size != expected:
             raise FrontendError(f"reply to {answered}, {size} bytes, {len(fds)} descriptors")
-        size, offset, num_queues, queue_size = INFLIGHT.unpack_from(reply)
-        return InflightDescription(size, offset, num_queues, queue_size, fds[0])
+        return fds[0]
 
     def set_inflight_fd(self, area: InflightDescription) -> None:
         """SET_INFLIGHT_FD."""
         fields = (area.mmap_size, area.mmap_offset, area.num_queues, area.queue_size)
         payload = INFLIGHT.pack(*fields).ljust(INFLIGHT_PADDED_SIZE, b"\0")
         self.tell(Request.SET_INFLIGHT_FD, payload, [area.fd])
+
+    # Post-copy migration
+
+    def postcopy_advise(self) -> int:
+        """POSTCOPY_ADVISE; the userfaultfd is the caller's."""
+        self.send(Request.POSTCOPY_ADVISE)
+        return self._receive_fd(Request.POSTCOPY_ADVISE, 0)
+
+    def postcopy_listen(self) -> None:
+        """POSTCOPY_LISTEN."""
+        self.tell(Request.POSTCOPY_LISTEN)
+
+    def add_arriving_regions(self, regions: Iterable[RegionDescription]) -> list[int]:
+        """ADD_MEM_REG after POSTCOPY_LISTEN; returns where the back-end has mapped them."""
+        mapped = []
+        for region in regions:
+            described = _single_region(region)
+            reply = self.query(Request.ADD_MEM_REG, described, [region.fd])
+            _, guest_addr, size, address, _ = SINGLE_REGION.unpack(reply)
+            if (guest_addr, size) != (region.guest_addr, region.size):
+                raise FrontendError(f"reply of the region at {guest_addr:#x}, {size:#x} bytes")
+            mapped.append(address)
+        self.send(Request.ADD_MEM_REG, U64.pack(0))
+        return mapped
+
+    def postcopy_end(self) -> None:
+        """POSTCOPY_END."""
+        if result := _u64(self.query(Request.POSTCOPY_END)):
+            raise RequestFailedError(f"POSTCOPY_END: {result}")
 
     # Vrings
 

@@ -100,6 +100,24 @@ class Memory:
         """Copy bytes in."""
         self.view(guest_addr, len(data))[:] = np.frombuffer(data, np.uint8)
 
+    def take_away(self) -> list[bytes]:
+        """Have no page of it there any more; returns its content, for `bring_back`."""
+        content = [region.bytes.tobytes() for region in self._regions]
+        for region in self._regions:
+            os.ftruncate(region.fd, 0)
+            os.ftruncate(region.fd, region.offset + region.size)
+        return content
+
+    @property
+    def untouched(self) -> bool:
+        """Tell whether there is no page still: reading one makes it, too."""
+        return not any(os.fstat(region.fd).st_blocks for region in self._regions)
+
+    def bring_back(self, content: Sequence[bytes]) -> None:
+        """Undo `take_away`."""
+        for region, data in zip(self._regions, content, strict=True):
+            region.bytes[:] = np.frombuffer(data, np.uint8)
+
     def close(self) -> None:
         """Close the files; the mappings go away with the last view."""
         for region in self._regions:

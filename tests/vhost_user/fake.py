@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 FEATURE = 1 << 9
 
 
+class FakeMapping:
+    """Where a region would be mapped."""
+
+    def __init__(self, region: RegionDescription) -> None:
+        self.address = region.guest_addr + (1 << 40)
+        self.pages = (self.address, region.size)
+
+
 class FakeDirtyLogging:
     """The part of a `FakeBackend` that notes writes."""
 
@@ -111,12 +119,14 @@ class FakeBackend:
     def set_features(self, features: int) -> None:
         self.called("set_features", features)
 
-    async def set_memory(self, regions: Sequence[RegionDescription]) -> None:
+    async def set_memory(self, regions: Sequence[RegionDescription]) -> list[Any]:
         plain = [(r.guest_addr, r.size, r.user_addr, r.mmap_offset) for r in regions]
         self.called("set_memory", plain, fds=[region.fd for region in regions])
+        return [FakeMapping(region) for region in regions]
 
-    async def add_region(self, region: RegionDescription) -> None:
+    async def add_region(self, region: RegionDescription) -> Any:
         self.called("add_region", region.guest_addr, region.size, fds=[region.fd])
+        return FakeMapping(region)
 
     async def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
         self.called("remove_region", guest_addr, size, user_addr)
@@ -130,6 +140,9 @@ class FakeBackend:
             self.called("set_inflight", None)
             return
         self.called("set_inflight", replace(inflight, fd=-1), fds=[inflight.fd])
+
+    async def claim(self) -> None:
+        self.called("claim")
 
     async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
         self.called("start_vring", config, kick_fd is not None, fds=[kick_fd])

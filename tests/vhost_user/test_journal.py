@@ -43,6 +43,10 @@ def start(journal: Journal, index: int) -> None:
     tell(journal, Request.SET_VRING_ENABLE, STATE.pack(index, 1))
 
 
+def movable(journal: Journal) -> bool:
+    return journal.movable  # for a type checker, a property stays what it was
+
+
 def test_the_last_of_a_kind_counts(journal: Journal) -> None:
     for features in (1, 2, 3):
         tell(journal, Request.SET_FEATURES, U64.pack(features))
@@ -124,6 +128,29 @@ def test_reset_owner_disables(journal: Journal) -> None:
     start(journal, 0)
     tell(journal, Request.RESET_OWNER, b"")
     assert kept(journal)[-1] == (Request.SET_VRING_ENABLE, STATE.pack(0, 0), 0)
+    journal.close()
+
+
+def test_session_stays_while_memory_arrives(journal: Journal) -> None:
+    tell(journal, Request.POSTCOPY_ADVISE, b"")
+    assert not movable(journal)
+    tell(journal, Request.POSTCOPY_LISTEN, b"")
+    region = bytes(8) + REGION.pack(0, 4096, 0, 0)
+    tell(journal, Request.ADD_MEM_REG, region, 1)
+    tell(journal, Request.ADD_MEM_REG, U64.pack(0))
+    tell(journal, Request.SET_MEM_TABLE, U64.pack(0))
+    start(journal, 0)
+    assert not movable(journal)
+    tell(journal, Request.POSTCOPY_END, b"", reply=U64.pack(0))
+    assert movable(journal)
+    assert (Request.ADD_MEM_REG, region, 1) in kept(journal)
+    journal.close()
+
+
+def test_session_moves_again_where_memory_came_before_the_switch(journal: Journal) -> None:
+    tell(journal, Request.POSTCOPY_ADVISE, b"")
+    start(journal, 0)
+    assert movable(journal)
     journal.close()
 
 

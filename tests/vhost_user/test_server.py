@@ -27,6 +27,7 @@ from tests.frontend.memory import Memory
 from tests.vhost_user.fake import FakeBackend
 from vhostblk.vhost_user import server as server_module
 from vhostblk.vhost_user.codec import encode_request
+from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.vhost_user.layout import (
     F_PROTOCOL_FEATURES,
     F_VERSION_1,
@@ -409,6 +410,21 @@ def test_stop_waits_for_the_backend(tmp_path: Path) -> None:
             running.loop.loop.call_soon_threadsafe(backend.gate.set)
             stopping.result(30)
         assert [call[0] for call in backend.calls[-2:]] == ["stop_vring", "reset"]
+
+
+def test_session_stays_while_memory_arrives(tmp_path: Path) -> None:
+    with LoopThread() as loop:
+        running = Running(loop, tmp_path / "s", FakeBackend())
+        loop.run(running.server.start(movable=True))
+        with running.negotiated() as connection:
+            os.close(connection.postcopy_advise())
+            with pytest.raises(VhostUserError, match="export 'test': a post-copy migration"):
+                loop.run(running.server.suspend())
+            connection.sync()
+            connection.postcopy_end()
+            carried = loop.run(running.server.suspend())
+            carried.close()
+            connection.wait_closed()
 
 
 @pytest.mark.parametrize("sent", [b"", b"\1", HEADER.pack(Request.SET_OWNER, 1, 8) + b"\0"])

@@ -317,7 +317,7 @@ def test_surplus_on_a_query_disconnects(harness: Harness, request_: Request) -> 
     "request_",
     [
         R.IOTLB_MSG,
-        R.POSTCOPY_ADVISE,
+        R.SET_VRING_ENDIAN,
         44,
         0xFFFFFFFF,
     ],

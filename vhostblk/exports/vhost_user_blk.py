@@ -45,7 +45,8 @@ if TYPE_CHECKING:
         RegionDescription,
         VringConfig,
     )
-    from vhostblk.vhost_user.memory import GuestMemory, MemoryRegion
+    from vhostblk.vhost_user.mapping import Mapping
+    from vhostblk.vhost_user.memory import GuestMemory
     from vhostblk.virtio_blk.express import ExpressQueue
     from vhostblk.virtio_blk.queue import BlkQueue
 
@@ -232,15 +233,21 @@ class VhostUserBlkBackend:
             self._memory = GuestMemory()
         return self._memory
 
-    async def set_memory(self, regions: Sequence[RegionDescription]) -> None:
+    async def set_memory(self, regions: Sequence[RegionDescription]) -> list[Mapping]:
         """Replace the whole table."""
-        from vhostblk.vhost_user.memory import GuestMemory
+        from vhostblk.vhost_user.memory import GuestMemory, map_regions
 
-        await self._change_memory(GuestMemory(_map_all(regions, self._watch())))
+        mapped = map_regions(regions, self._watch())
+        await self._change_memory(GuestMemory(mapped))
+        return [region.mapping for region in mapped]
 
-    async def add_region(self, region: RegionDescription) -> None:
+    async def add_region(self, region: RegionDescription) -> Mapping:
         """Add one region."""
-        await self._change_memory(self.memory.with_region(_map_all([region], self._watch())[0]))
+        from vhostblk.vhost_user.memory import map_regions
+
+        (mapped,) = map_regions([region], self._watch())
+        await self._change_memory(self.memory.with_region(mapped))
+        return mapped.mapping
 
     async def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
         """Remove one region."""
@@ -323,6 +330,10 @@ class VhostUserBlkBackend:
         return inflight_bytes(packed=packed)
 
     # Queues.
+
+    async def claim(self) -> None:
+        """Have the image for queues that are to start."""
+        await self._ownership.take()
 
     async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
         """Start a queue."""
@@ -576,14 +587,3 @@ def _replace(fds: dict[int, int], index: int, fd: int | None) -> None:
         fds[index] = fd
     if old is not None:
         os.close(old)
-
-
-def _map_all(regions: Sequence[RegionDescription], loss: LossSignal) -> list[MemoryRegion]:
-    """Map regions and close their descriptors, whatever happens."""
-    from vhostblk.vhost_user.memory import MemoryRegion
-
-    try:
-        return [MemoryRegion.map(region, loss) for region in regions]
-    finally:
-        for region in regions:
-            os.close(region.fd)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vhostblk.vhost_user.mapping import Mapping
+
 
 @dataclass(frozen=True, slots=True)
 class RegionDescription:
@@ -128,11 +130,14 @@ class Backend(Protocol):
     def set_features(self, features: int) -> None:
         """Take the virtio features acknowledged (a subset of those offered)."""
 
-    async def set_memory(self, regions: Sequence[RegionDescription]) -> None:
-        """Replace the whole memory table; returns when nothing uses the old one."""
+    async def set_memory(self, regions: Sequence[RegionDescription]) -> list[Mapping]:
+        """Replace the whole memory table; returns when nothing uses the old one.
 
-    async def add_region(self, region: RegionDescription) -> None:
-        """Add one region (ADD_MEM_REG)."""
+        Returns the regions' mappings, in the same order.
+        """
+
+    async def add_region(self, region: RegionDescription) -> Mapping:
+        """Add one region (ADD_MEM_REG); return its mapping."""
 
     async def remove_region(self, guest_addr: int, size: int, user_addr: int) -> None:
         """Remove one region (REM_MEM_REG); returns when nothing uses it."""
@@ -148,6 +153,9 @@ class Backend(Protocol):
 
         What the memory says of a vring that starts is in flight already, from before a crash.
         """
+
+    async def claim(self) -> None:
+        """Have what vrings take when they start; some will, once guest memory has come."""
 
     async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
         """Start processing; without a kick descriptor the avail ring has to be polled."""

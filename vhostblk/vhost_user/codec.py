@@ -56,6 +56,11 @@ class FdList:
         fds, self._fds = self._fds, []
         return fds
 
+    def take_only(self) -> int | None:
+        """Hand over the descriptor of a message that has one at most; None: it has none."""
+        fds = self.take_all()
+        return fds[0] if fds else None
+
     def ancillary(self) -> list[tuple[int, int, bytes]]:
         """Return them as `sendmsg` takes them; they stay here."""
         if not self._fds:

@@ -61,5 +61,9 @@ class DeviceStateError(VhostUserError):
     """The device's state can't be transferred as asked, or was not what it should be."""
 
 
+class PostcopyError(VhostUserError):
+    """A message of a post-copy migration comes out of order."""
+
+
 class ConfigAccessError(VhostUserError):
     """Configuration space was accessed where there is none, or with unknown flags."""

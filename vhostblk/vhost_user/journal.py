@@ -91,6 +91,8 @@ class Journal:
         self._kept: dict[tuple[int, int], Said] = {}
         #: By guest address, size and user address.
         self._regions: dict[tuple[int, int, int], Said] = {}
+        #: How far a post-copy migration to here has got; None: there is none.
+        self._postcopy: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -104,6 +106,7 @@ class Journal:
             said.fds.close()
         self._kept.clear()
         self._regions.clear()
+        self._postcopy = None
 
     def copy(self, message: Message) -> Said:
         """Copy a message that is about to be carried out, for `note` or to be closed."""
@@ -124,6 +127,8 @@ class Journal:
             self._keep(said)
         elif request in _MEMORY:
             self._change_memory(said)
+        elif request in _POSTCOPY:
+            self._postcopy = None if request == Request.POSTCOPY_END else request
         elif request == Request.GET_VRING_BASE:
             index, _ = VRING_STATE.unpack(payload)
             self._stopped(index, reply)
@@ -139,6 +144,8 @@ class Journal:
         if said.request == Request.SET_STATUS and said.payload == U64.pack(0):
             self._reset()
             return
+        if said.request == Request.SET_VRING_KICK and self._postcopy == Request.POSTCOPY_ADVISE:
+            self._postcopy = None  # all memory had come before that
         index = 0
         if said.request in _OF_VRING:
             index = int.from_bytes(said.payload[:4], "little") & VRING_INDEX_MASK
@@ -167,6 +174,8 @@ class Journal:
     # Memory: always told region by region, which has no limit of its own on their number.
 
     def _change_memory(self, said: Said) -> None:
+        if self._postcopy is not None and len(said.payload) == U64.size:
+            return  # a confirmation
         if said.request == Request.SET_MEM_TABLE:
             for former in self._regions.values():
                 former.fds.close()
@@ -190,6 +199,11 @@ class Journal:
         self._regions[guest, size, user] = Said(Request.ADD_MEM_REG, payload, fds)
 
     # Moving.
+
+    @property
+    def movable(self) -> bool:
+        """Tell whether the session can move: not while guest memory is registered by this one."""
+        return self._postcopy is None
 
     @property
     def running(self) -> list[int]:
@@ -226,6 +240,7 @@ class Journal:
         return journal
 
 
+_POSTCOPY = frozenset({Request.POSTCOPY_ADVISE, Request.POSTCOPY_LISTEN, Request.POSTCOPY_END})
 _MEMORY = frozenset({Request.SET_MEM_TABLE, Request.ADD_MEM_REG, Request.REM_MEM_REG})
 
 

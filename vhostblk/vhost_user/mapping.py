@@ -92,6 +92,8 @@ class Mapping:
             raise VhostUserError(f"{what}: mmap failed: {os.strerror(code)}")
         self._base: int | None = address
         self.address: int = address + (offset - self._start)
+        #: What is mapped, in whole pages: start and length.
+        self.pages = (address, self._length)
         self._loss = loss
         self._unguard = _nothing if loss is None else _guard(address, self._length, page, loss)
 

@@ -12,6 +12,7 @@ there: only addresses that `translate` returned may be used to index it.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from vhostblk.vhost_user.layout import MAX_MEM_SLOTS
 from vhostblk.vhost_user.mapping import Mapping
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -71,6 +72,15 @@ class MemoryRegion:
     def is_at(self, guest_addr: int, size: int, user_addr: int) -> bool:
         """Tell whether REM_MEM_REG with these fields means this region."""
         return (self.guest_addr, self.size, self.user_addr) == (guest_addr, size, user_addr)
+
+
+def map_regions(regions: Sequence[RegionDescription], loss: LossSignal) -> list[MemoryRegion]:
+    """Map regions and close their descriptors, whatever happens."""
+    try:
+        return [MemoryRegion.map(region, loss) for region in regions]
+    finally:
+        for region in regions:
+            os.close(region.fd)
 
 
 class GuestMemory:

@@ -151,11 +151,14 @@ class VhostUserServer:
     async def suspend(self) -> Carried:
         """Stop between two messages, with all requests finished, and leave the front-end connected.
 
-        The backend is as new afterwards, and has been told that the vrings stop.
+        The backend is as new afterwards, and has been told that the vrings stop. Raises
+        VhostUserError, and changes nothing, while a post-copy migration to here is under way.
         """
         assert self._listener is not None
         assert self._task is not None
         assert self._journal is not None
+        if not self._journal.movable:
+            raise VhostUserError(f"export '{self._name}': a post-copy migration is under way")
         self._suspending = True
         if self._waiting is not None:
             _wake(self._waiting)
@@ -359,6 +362,11 @@ class VhostUserServer:
         finally:
             fds.close()
 
+    @property
+    def _movable(self) -> bool:
+        """Tell whether the session can move: a migration that began just before it has to wait."""
+        return self._journal is None or self._journal.movable
+
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + PATIENCE
 
@@ -372,7 +380,7 @@ class VhostUserServer:
                 raise _StoppedError
             if self._unwanted is not None:
                 raise VhostUserError(self._unwanted)
-            if self._suspending and not decoder.mid_message:
+            if self._suspending and not decoder.mid_message and self._movable:
                 raise _SuspendedError
             try:
                 data, ancillary, flags, _ = connection.recvmsg(

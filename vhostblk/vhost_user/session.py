@@ -32,10 +32,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from vhostblk.vhost_user import payloads
+from vhostblk.vhost_user import payloads, postcopy
 from vhostblk.vhost_user.backend import (
     InflightDescription,
-    LogDescription,
     RegionDescription,
     VringConfig,
 )
@@ -45,7 +44,6 @@ from vhostblk.vhost_user.device_state import DeviceState
 from vhostblk.vhost_user.errors import (
     ConfigAccessError,
     DescriptorError,
-    DeviceStateError,
     FeatureError,
     ProtocolError,
     UnknownRequestError,
@@ -73,6 +71,7 @@ from vhostblk.vhost_user.layout import (
     MAX_MEM_SLOTS,
     MAX_PAYLOAD,
     MAX_STATUS,
+    MEMORY_HEADER,
     SINGLE_REGION,
     STATUS_NEEDS_RESET,
     U64,
@@ -86,13 +85,14 @@ from vhostblk.vhost_user.layout import (
     ProtocolFeature,
     Request,
 )
+from vhostblk.vhost_user.migration import ACK, NACK, MigrationMessages
 from vhostblk.vhost_user.rules import Answer, ReplyWithFd, Rule, fixed
 from vhostblk.vhost_user.vring import Vring, check_base, check_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhostblk.vhost_user.backend import Backend, DirtyLogging
+    from vhostblk.vhost_user.backend import Backend
     from vhostblk.vhost_user.codec import Message
 
 #: Protocol features offered to every front-end; LOG_SHMFD: where the back-end can note its writes.
@@ -108,13 +108,11 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.INBAND_NOTIFICATIONS
     | ProtocolFeature.STATUS
     | ProtocolFeature.DEVICE_STATE
+    | ProtocolFeature.PAGEFAULT
 )
 
-_ACK = 0
-_NACK = 1
 
-
-class Session:
+class Session(MigrationMessages):
     """One front-end's session; messages are handled one after the other."""
 
     def __init__(self, backend: Backend) -> None:
@@ -127,9 +125,12 @@ class Session:
         if backend.dirty_logging is None:
             self._offered = F_PROTOCOL_FEATURES
             self._protocol_offered &= ~ProtocolFeature.LOG_SHMFD
+        if not postcopy.available():
+            self._protocol_offered &= ~ProtocolFeature.PAGEFAULT
         self._channel: RequestChannel | None = None
         self._inband: InbandNotifications | None = None
         self._device_state = DeviceState()
+        self._postcopy = postcopy.Postcopy()
         #: The device status that the driver has written (VIRTIO 1.3, 2.1).
         self._status = 0
 
@@ -139,7 +140,7 @@ class Session:
         Raises VhostUserError where the front-end has to be disconnected; `str()` of that names the
         message and the reason.
         """
-        rule = _RULES.get(message.request)
+        rule = _CONFIRMED if self._confirms(message) else _RULES.get(message.request)
         try:
             if rule is None:
                 raise UnknownRequestError("not supported, and not offered")
@@ -154,7 +155,7 @@ class Session:
         if reply is not None:
             return Answer(encode_reply(message.request, reply))
         if self._wants_ack(message):
-            return Answer(encode_reply(message.request, U64.pack(_ACK)))
+            return Answer(encode_reply(message.request, U64.pack(ACK)))
         return Answer()
 
     def _wants_ack(self, message: Message) -> bool:
@@ -170,7 +171,7 @@ class Session:
         if rule and rule.failure is not None:
             return Answer(encode_reply(message.request, rule.failure), line)
         if not (rule and rule.own_reply) and self._wants_ack(message):
-            return Answer(encode_reply(message.request, U64.pack(_NACK)), line)
+            return Answer(encode_reply(message.request, U64.pack(NACK)), line)
         if message.request == Request.SET_CONFIG:
             return Answer(failure=line)
         raise VhostUserError(line) from error
@@ -180,6 +181,7 @@ class Session:
         for vring in self._vrings:
             vring.call.close()
         self._device_state.close()
+        self._postcopy.close()
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -262,6 +264,7 @@ class Session:
         """
         for index, vring in enumerate(self._vrings):
             base = await self._stop(index) if vring.started else 0
+            self._postcopy.drop(index)
             self._set_enabled(index, False)
             vring.call.close()
             self._backend.set_vring_call(index, None)
@@ -276,54 +279,29 @@ class Session:
 
     # Memory
 
-    async def _set_mem_table(self, message: Message) -> None:
-        await self._backend.set_memory(payloads.memory_table(message))
+    async def _set_mem_table(self, message: Message) -> bytes | None:
+        regions = payloads.memory_table(message)
+        mappings = await self._backend.set_memory(regions)
+        if not self._postcopy.listening:
+            return None
+        told = map(self._arriving, regions, mappings)
+        return MEMORY_HEADER.pack(len(regions), 0) + b"".join(told)
 
     async def _get_max_mem_slots(self, message: Message) -> bytes:
         return U64.pack(MAX_MEM_SLOTS)
 
-    async def _add_mem_reg(self, message: Message) -> None:
-        _padding, guest_addr, size, user_addr, offset = SINGLE_REGION.unpack(message.payload)
+    async def _add_mem_reg(self, message: Message) -> bytes | None:
+        padding, guest_addr, size, user_addr, offset = SINGLE_REGION.unpack(message.payload)
         (fd,) = message.fds.take_all()
-        await self._backend.add_region(RegionDescription(guest_addr, size, user_addr, offset, fd))
+        region = RegionDescription(guest_addr, size, user_addr, offset, fd)
+        mapping = await self._backend.add_region(region)
+        if not self._postcopy.listening:
+            return None
+        return U64.pack(padding) + self._arriving(region, mapping)
 
     async def _rem_mem_reg(self, message: Message) -> None:
         _padding, guest_addr, size, user_addr, _offset = SINGLE_REGION.unpack(message.payload)
         await self._backend.remove_region(guest_addr, size, user_addr)
-
-    # Dirty log
-
-    def _dirty_logging(self) -> DirtyLogging:
-        if self._backend.dirty_logging is None:
-            raise UnknownRequestError("not supported, and not offered")
-        return self._backend.dirty_logging
-
-    async def _set_log_base(self, message: Message) -> bytes | None:
-        logging = self._dirty_logging()
-        size, offset = LOG.unpack(message.payload)
-        (fd,) = message.fds.take_all()
-        await logging.set_log(LogDescription(size, offset, fd))
-        # Only front-ends that know of the descriptor expect the reply.
-        return U64.pack(_ACK) if ProtocolFeature.LOG_SHMFD in self._protocol_features else None
-
-    async def _set_log_fd(self, message: Message) -> None:
-        logging = self._dirty_logging()
-        (fd,) = message.fds.take_all()
-        await logging.set_event(fd)
-
-    # Device state
-
-    async def _set_device_state_fd(self, message: Message) -> bytes:
-        if any(vring.started for vring in self._vrings):
-            raise DeviceStateError("a vring is running")
-        (fd,) = message.fds.take_all()
-        direction, phase = DEVICE_STATE.unpack(message.payload)
-        self._device_state.begin(direction, phase, fd)
-        return U64.pack(_ACK | DEVICE_STATE_NOFD)
-
-    async def _check_device_state(self, message: Message) -> bytes:
-        self._device_state.check()
-        return U64.pack(_ACK)
 
     # Requests in flight
 
@@ -383,6 +361,7 @@ class Session:
     async def _get_vring_base(self, message: Message) -> bytes:
         index, _unused = VRING_STATE.unpack(message.payload)
         vring = self._vring(index)
+        self._postcopy.drop(index)
         if vring.started:
             vring.base = await self._stop(index)
         return VRING_STATE.pack(index, vring.base)
@@ -413,7 +392,7 @@ class Session:
 
     async def _set_vring_kick(self, message: Message) -> None:
         index, fds = self._vring_fd(message)
-        await self._start(index, lambda: _only(fds.take_all()))
+        await self._start(index, fds.take_only)
 
     async def _vring_kick(self, message: Message) -> None:
         index, reserved = VRING_STATE.unpack(message.payload)
@@ -432,6 +411,10 @@ class Session:
             raise FeatureError("the driver didn't accept VERSION_1; legacy is not supported")
         if not vring.size or vring.addresses is None:
             raise VringStateError(f"vring {index}: started before its size and addresses are set")
+        if self._postcopy.listening:
+            await self._backend.claim()
+            self._postcopy.defer(index, take_kick())
+            return
         restarted = vring.started
         if restarted:
             await self._restartable_stop(index)
@@ -464,7 +447,7 @@ class Session:
         index, fds = self._vring_fd(message)
         self._vrings[index].call.close()
         self._vrings[index].call_set = True
-        self._give_call(index, _only(fds.take_all()))
+        self._give_call(index, fds.take_only())
 
     def _give_call(self, index: int, fd: int | None) -> None:
         if fd is not None:
@@ -478,7 +461,7 @@ class Session:
     async def _set_vring_err(self, message: Message) -> None:
         index, fds = self._vring_fd(message)
         self._vrings[index].err_set = True
-        self._backend.set_vring_err(index, _only(fds.take_all()))
+        self._backend.set_vring_err(index, fds.take_only())
 
     async def _stop(self, index: int) -> int:
         """Stop a vring for good: the front-end sets the call descriptor again if it restarts it."""
@@ -536,10 +519,6 @@ class Session:
         self._backend.set_config(offset, data)
 
 
-def _only(fds: list[int]) -> int | None:
-    return fds[0] if fds else None
-
-
 _INFLIGHT_SIZES = (INFLIGHT.size, INFLIGHT_PADDED_SIZE)
 _CONFIG_SIZES = (CONFIG_HEADER.size, CONFIG_HEADER.size + MAX_CONFIG_SIZE)
 
@@ -575,14 +554,20 @@ _RULES: dict[int, Rule] = {
     Request.SET_INFLIGHT_FD: Rule(Session._set_inflight_fd, *_INFLIGHT_SIZES, 1, 1),
     Request.GET_MAX_MEM_SLOTS: fixed(Session._get_max_mem_slots, reply=True),
     Request.ADD_MEM_REG: fixed(Session._add_mem_reg, SINGLE_REGION.size, fds=(1, 1)),
+    Request.POSTCOPY_ADVISE: fixed(Session._postcopy_advise, reply=True),
+    Request.POSTCOPY_LISTEN: fixed(Session._postcopy_listen),
+    Request.POSTCOPY_END: Rule(Session._postcopy_end, 0, 0, failure=U64.pack(NACK)),
     Request.SET_DEVICE_STATE_FD: Rule(
         Session._set_device_state_fd,
         DEVICE_STATE.size,
         DEVICE_STATE.size,
         1,
         1,
-        failure=U64.pack(_NACK | DEVICE_STATE_NOFD),
+        failure=U64.pack(NACK | DEVICE_STATE_NOFD),
     ),
-    Request.CHECK_DEVICE_STATE: Rule(Session._check_device_state, 0, 0, failure=U64.pack(_NACK)),
+    Request.CHECK_DEVICE_STATE: Rule(Session._check_device_state, 0, 0, failure=U64.pack(NACK)),
     Request.REM_MEM_REG: fixed(Session._rem_mem_reg, SINGLE_REGION.size, fds=(0, 1)),
 }
+
+#: What a post-copy migration's front-end says to memory messages that were answered.
+_CONFIRMED = fixed(Session._confirmed, U64.size)

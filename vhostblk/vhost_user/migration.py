@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The session's part in a migration: dirty log, post-copy, and the device's own state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vhostblk.vhost_user.backend import LogDescription
+from vhostblk.vhost_user.errors import DeviceStateError, PostcopyError, UnknownRequestError
+from vhostblk.vhost_user.layout import (
+    DEVICE_STATE,
+    DEVICE_STATE_NOFD,
+    LOG,
+    MEMORY_REGION,
+    U64,
+    ProtocolFeature,
+    Request,
+)
+from vhostblk.vhost_user.rules import ReplyWithFd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vhostblk.vhost_user.backend import Backend, DirtyLogging, RegionDescription
+    from vhostblk.vhost_user.codec import Message
+    from vhostblk.vhost_user.device_state import DeviceState
+    from vhostblk.vhost_user.mapping import Mapping
+    from vhostblk.vhost_user.postcopy import Postcopy
+    from vhostblk.vhost_user.vring import Vring
+
+#: What replies say of success and failure.
+ACK = 0
+NACK = 1
+
+#: What a confirmation may come as. QEMU takes the kind of the last message that it has sent of a
+#: table; NONE where the table was as before.
+_CONFIRMING = frozenset(
+    {Request.NONE, Request.SET_MEM_TABLE, Request.ADD_MEM_REG, Request.REM_MEM_REG}
+)
+
+
+class MigrationMessages:
+    """The messages of a migration; a part of `Session`."""
+
+    _backend: Backend
+    _vrings: list[Vring]
+    _protocol_features: ProtocolFeature
+    _device_state: DeviceState
+    _postcopy: Postcopy
+
+    async def _start(self, index: int, take_kick: Callable[[], int | None]) -> None:
+        """Start a vring."""
+        raise NotImplementedError
+
+    # Dirty log
+
+    def _dirty_logging(self) -> DirtyLogging:
+        if self._backend.dirty_logging is None:
+            raise UnknownRequestError("not supported, and not offered")
+        return self._backend.dirty_logging
+
+    async def _set_log_base(self, message: Message) -> bytes | None:
+        logging = self._dirty_logging()
+        size, offset = LOG.unpack(message.payload)
+        (fd,) = message.fds.take_all()
+        await logging.set_log(LogDescription(size, offset, fd))
+        # Only front-ends that know of the descriptor expect the reply.
+        return U64.pack(ACK) if ProtocolFeature.LOG_SHMFD in self._protocol_features else None
+
+    async def _set_log_fd(self, message: Message) -> None:
+        logging = self._dirty_logging()
+        (fd,) = message.fds.take_all()
+        await logging.set_event(fd)
+
+    # Device state
+
+    async def _set_device_state_fd(self, message: Message) -> bytes:
+        if any(vring.started for vring in self._vrings):
+            raise DeviceStateError("a vring is running")
+        (fd,) = message.fds.take_all()
+        direction, phase = DEVICE_STATE.unpack(message.payload)
+        self._device_state.begin(direction, phase, fd)
+        return U64.pack(ACK | DEVICE_STATE_NOFD)
+
+    async def _check_device_state(self, message: Message) -> bytes:
+        self._device_state.check()
+        return U64.pack(ACK)
+
+    # Post-copy
+
+    async def _postcopy_advise(self, message: Message) -> ReplyWithFd:
+        return ReplyWithFd(b"", self._postcopy.advise())
+
+    async def _postcopy_listen(self, message: Message) -> None:
+        if any(vring.started for vring in self._vrings):
+            raise PostcopyError("a vring is running")
+        self._postcopy.listen()
+
+    def _arriving(self, region: RegionDescription, mapping: Mapping) -> bytes:
+        """Register memory whose content has yet to come; return its description for the reply.
+
+        The description is the front-end's own, but that the user address is ours.
+        """
+        self._postcopy.register(*mapping.pages)
+        return MEMORY_REGION.pack(
+            region.guest_addr, region.size, mapping.address, region.mmap_offset
+        )
+
+    def _confirms(self, message: Message) -> bool:
+        """Tell whether the front-end merely says that it knows now where its memory is mapped."""
+        return (
+            self._postcopy.listening
+            and message.request in _CONFIRMING
+            and message.payload == U64.pack(ACK)
+        )
+
+    async def _confirmed(self, message: Message) -> None:
+        pass
+
+    async def _postcopy_end(self, message: Message) -> bytes:
+        deferred = self._postcopy.end()
+        try:
+            for index, kick in deferred.items():
+                await self._start(index, kick.take_only)
+        finally:
+            for kick in deferred.values():
+                kick.close()
+        return U64.pack(ACK)
