@@ -34,6 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--handovers", type=int, default=3, help="changes of the daemon under a guest (100: long)"
     )
+    parser.addoption(
+        "--debian",
+        action="store_true",
+        help="install packages in a Debian guest too (needs root and the network, once)",
+    )
 
 
 @pytest.fixture
@@ -65,6 +70,11 @@ def migrations(request: pytest.FixtureRequest) -> int:
 def vhostblk_only(program: Program) -> None:
     if program is not Program.VHOSTBLK:
         pytest.skip("needs what only vhostblk has")
+
+
+@pytest.fixture
+def debian(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--debian"))
 
 
 @pytest.fixture

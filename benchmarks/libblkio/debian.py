@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Debian 13 root beside the running system, for what Debian 12 has not: libblkio and QEMU 10.
+"""Minimal Debian systems by debootstrap, from the mirror that apt uses; it needs root.
 
-debootstrap fills `.cache/trixie`, from the mirror that apt uses; it needs root. Nothing is ever
-run *in* it: programs are started by the root's own dynamic loader, so that they see the same files,
-sockets and shared memory as everything else.
+`.cache/trixie` is one beside the running system, for what Debian 12 has not: libblkio and QEMU 10.
+Nothing is ever run *in* it: programs are started by the root's own dynamic loader, so that they see
+the same files, sockets and shared memory as everything else.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CACHE = Path(__file__).parents[2] / ".cache"
 ROOT = CACHE / "trixie"
@@ -33,21 +37,27 @@ def has_root() -> bool:
 
 def make_root() -> None:
     """Make the root unless it is there (340 MB, a minute or two); raises RootError."""
-    if has_root():
-        return
+    if not has_root():
+        bootstrap(SUITE, ROOT, PACKAGES)
+
+
+def bootstrap(suite: str, target: Path, packages: Sequence[str] = ()) -> None:
+    """Make a directory of a minimal Debian system; raises RootError, and leaves nothing then."""
     debootstrap = shutil.which("debootstrap", path="/usr/sbin:/usr/bin:/sbin:/bin")
     if debootstrap is None:
-        raise RootError("no Debian 13 root: debootstrap is not installed")
+        raise RootError(f"no Debian root ({suite}): debootstrap is not installed")
     if os.geteuid():
-        raise RootError("no Debian 13 root: debootstrap needs root (once)")
+        raise RootError(f"no Debian root ({suite}): debootstrap needs root (once)")
     CACHE.mkdir(exist_ok=True)
-    unfinished = ROOT.with_name("trixie.unfinished")
+    unfinished = target.with_name(f"{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    command = [debootstrap, "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE]
+    command = [debootstrap, "--variant=minbase"]
+    if packages:
+        command.append(f"--include={','.join(packages)}")
     log = CACHE / "debootstrap.log"
     with log.open("wb") as output:
         done = subprocess.run(
-            [*command, str(unfinished), _mirror()],
+            [*command, suite, str(unfinished), _mirror()],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -56,9 +66,11 @@ def make_root() -> None:
     if done.returncode:
         words = log.read_text(errors="replace").strip().splitlines()[-1:]
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise RootError(f"no Debian 13 root: debootstrap failed: {' '.join(words)} (see {log})")
+        raise RootError(
+            f"no Debian root ({suite}): debootstrap failed: {' '.join(words)} (see {log})"
+        )
     shutil.rmtree(unfinished / "var/cache/apt/archives", ignore_errors=True)
-    unfinished.rename(ROOT)
+    unfinished.rename(target)
 
 
 def _mirror() -> str:

@@ -11,6 +11,7 @@
 | `machine` | the QEMU process |
 | `server` | the storage daemon under test |
 | `image` | the disk image seen from outside |
+| `system` | systems that boot from a disk of their own: `debian`, `miniature` |
 
 The harness is synchronous: every wait has a deadline, and a deadline that passes raises
 `GuestError` with the end of the guest's console.

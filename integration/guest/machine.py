@@ -87,14 +87,19 @@ class Machine:
         memory: int = 256,
         arguments: tuple[str, ...] = (),
         incoming: bool = False,
+        root: str = "",
     ) -> None:
-        """With `incoming` the guest does not boot, but comes from another machine: `migrate`."""
+        """Steps run in the initramfs, or in the system on the guest's device `root`.
+
+        With `incoming` the guest does not boot, but comes from another machine: `migrate`.
+        """
         self._directory = directory
         self._disks = disks
         self._cpus = cpus
         self._memory = memory
         self._extra = arguments
         self._incoming = incoming
+        self._root = root
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._sockets: list[socket.socket] = []
@@ -136,7 +141,8 @@ class Machine:
         command += ["-smp", str(self._cpus), "-m", f"{self._memory}M"]
         command += ["-nodefaults", "-no-user-config", "-display", "none"]
         command += ["-kernel", str(kernel.image), "-initrd", str(initramfs(kernel))]
-        command += ["-append", _COMMAND_LINE]
+        new_root = f" new_root={self._root}" if self._root else ""
+        command += ["-append", _COMMAND_LINE + new_root]
         command += ["-chardev", f"file,id=console,path={self._directory}/console.log"]
         command += ["-chardev", f"socket,id=agent,fd={agent_fd}"]
         command += ["-serial", "chardev:console", "-serial", "chardev:agent"]

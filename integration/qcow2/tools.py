@@ -39,6 +39,14 @@ def qemu_img(*arguments: object, check: bool = True) -> str:
     return done.stdout + ("" if check else done.stderr)
 
 
+def qemu_img_status(*arguments: object) -> tuple[int, str]:
+    """Run qemu-img; return its exit status and what it says."""
+    done = subprocess.run(
+        ["qemu-img", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
 def qemu_io(path: Path | str, *commands: str, options: str = "") -> str:
     """Run qemu-io's commands on an image."""
     words = ["qemu-io", *(["--image-opts", options] if options else ["-f", "qcow2", str(path)])]
