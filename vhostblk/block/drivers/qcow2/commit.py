@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 #: So many bytes of clusters are given up before metadata is written without a flush.
 FREE_BYTES = 64 << 20
 
-_REFTABLE_FIELD = int(HEADER.fields["refcount_table_offset"][1])  # type: ignore[index]
+_REFTABLE_FIELD = HEADER.offsets["refcount_table_offset"]
 
 
 class Freed(NamedTuple):

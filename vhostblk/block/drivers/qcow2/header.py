@@ -12,8 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-
 from vhostblk.block.drivers.qcow2 import layout
 from vhostblk.block.drivers.qcow2.layout import (
     EXTENSION,
@@ -26,7 +24,7 @@ from vhostblk.block.drivers.qcow2.layout import (
 from vhostblk.block.errors import BlockError
 
 #: What has to be read before the cluster size is known.
-PROBE_BYTES = HEADER.itemsize
+PROBE_BYTES = HEADER.size
 
 #: Headers of clusters of this size or less have no room for the names of features.
 _NO_NAMES = 4096
@@ -69,7 +67,7 @@ class Header:
     autoclear: int = 0
     crypt_method: int = 0
     compression_type: int = 0
-    header_length: int = HEADER.itemsize
+    header_length: int = HEADER.size
     unknown_fields: bytes = b""
     backing_file: bytes | None = None
     backing_format: bytes | None = None
@@ -99,12 +97,12 @@ class Header:
 
 def cluster_size_of(data: bytes) -> int:
     """Return the cluster size from the first `PROBE_BYTES` bytes; raises BlockError."""
-    raw = np.frombuffer(data, HEADER, 1)[0]
-    if int(raw["magic"]) != layout.MAGIC:
+    raw = HEADER.decode(data)
+    if raw["magic"] != layout.MAGIC:
         raise BlockError("Image is not in qcow2 format")
-    if int(raw["version"]) not in (2, 3):
-        raise BlockError(f"Unsupported qcow2 version {int(raw['version'])}")
-    bits = int(raw["cluster_bits"])
+    if raw["version"] not in (2, 3):
+        raise BlockError(f"Unsupported qcow2 version {raw['version']}")
+    bits: int = raw["cluster_bits"]
     if not layout.MIN_CLUSTER_BITS <= bits <= layout.MAX_CLUSTER_BITS:
         raise BlockError(f"Unsupported cluster size: 2^{bits}")
     return 1 << bits
@@ -113,7 +111,7 @@ def cluster_size_of(data: bytes) -> int:
 def parse(data: bytes) -> Header:
     """Parse the first cluster; raises BlockError."""
     cluster_size = cluster_size_of(data)
-    raw = {name: int(np.frombuffer(data, HEADER, 1)[0][name]) for name in _NUMBERS}
+    raw = HEADER.decode(data)
     version = raw["version"]
     if version == 2:
         raw.update(dict.fromkeys(("incompatible_features", "compatible_features"), 0))
@@ -160,16 +158,13 @@ def parse(data: bytes) -> Header:
         crypt_method=raw["crypt_method"],
         compression_type=compression,
         header_length=length,
-        unknown_fields=data[HEADER.itemsize : length],
+        unknown_fields=data[HEADER.size : length],
     )
     _check_tables(header)
     _take_extensions(header, extensions)
     if backing_offset:
         header.backing_file = _backing_name(data, backing_offset, raw["backing_file_size"])
     return header
-
-
-_NUMBERS = tuple(name for name in HEADER.names or () if name != "padding")
 
 
 def _check_compression(kind: int, incompatible: int) -> None:
@@ -209,8 +204,8 @@ def _check_tables(header: Header) -> None:
         geometry,
         header.snapshots_offset,
         header.nb_snapshots,
-        layout.SNAPSHOT_HEADER.itemsize,
-        layout.SNAPSHOT_HEADER.itemsize * layout.MAX_SNAPSHOTS,
+        layout.SNAPSHOT_HEADER.size,
+        layout.SNAPSHOT_HEADER.size * layout.MAX_SNAPSHOTS,
         "Snapshot table",
     )
     check_table(
@@ -234,11 +229,11 @@ class _Extensions:
         found: list[tuple[int, bytes]] = []
         position, stop = self._start, self._stop
         while position < stop:
-            if position + EXTENSION.itemsize > stop:
+            if position + EXTENSION.size > stop:
                 raise BlockError("Header extension too large")
-            extension = np.frombuffer(self._data, EXTENSION, 1, position)[0]
-            magic, length = int(extension["magic"]), int(extension["length"])
-            position += EXTENSION.itemsize
+            extension = EXTENSION.decode(self._data, position)
+            magic, length = extension["magic"], extension["length"]
+            position += EXTENSION.size
             if length > stop - position:
                 raise BlockError("Header extension too large")
             if magic == layout.EXT_END:
@@ -254,11 +249,12 @@ def _unsupported_features(unknown: int, extensions: _Extensions) -> str:
     try:
         for magic, content in extensions.walk():
             if magic == layout.EXT_FEATURE_NAMES:
-                count = len(content) // layout.FEATURE_NAME.itemsize
-                for entry in np.frombuffer(content, layout.FEATURE_NAME, count):
-                    if int(entry["type"]) == 0:
-                        text = bytes(entry["name"]).split(b"\0", 1)[0].decode("ascii", "replace")
-                        names.setdefault(int(entry["bit"]), text if text.isprintable() else "")
+                count = len(content) // layout.FEATURE_NAME.size
+                for index in range(count):
+                    entry = layout.FEATURE_NAME.decode(content, index * layout.FEATURE_NAME.size)
+                    if entry["type"] == 0:
+                        text = entry["name"].split(b"\0", 1)[0].decode("ascii", "replace")
+                        names.setdefault(entry["bit"], text if text.isprintable() else "")
     except BlockError:
         names.clear()
     listed = [names[bit] for bit in range(64) if unknown >> bit & 1 and names.get(bit)]
@@ -289,16 +285,14 @@ def _take_extensions(header: Header, extensions: _Extensions) -> None:
 
 
 def _take_bitmaps(header: Header, content: bytes) -> None:
-    if len(content) != layout.BITMAPS_EXTENSION.itemsize:
+    if len(content) != layout.BITMAPS_EXTENSION.size:
         raise BlockError("bitmaps_ext: Invalid extension length")
     if not header.autoclear & Autoclear.BITMAPS:
         header.stale_bitmaps = True
         return
-    raw = np.frombuffer(content, layout.BITMAPS_EXTENSION, 1)[0]
-    found = BitmapsExtension(
-        int(raw["nb_bitmaps"]), int(raw["directory_size"]), int(raw["directory_offset"])
-    )
-    if int(raw["reserved"]):
+    raw = layout.BITMAPS_EXTENSION.decode(content)
+    found = BitmapsExtension(raw["nb_bitmaps"], raw["directory_size"], raw["directory_offset"])
+    if raw["reserved"]:
         raise BlockError("bitmaps_ext: Reserved field is not zero")
     if found.number > layout.MAX_BITMAPS:
         raise BlockError(
@@ -327,38 +321,36 @@ def encode(header: Header) -> bytes:
     """Return the first cluster, one cluster long; raises BlockError where it has no room."""
     geometry = header.geometry
     is_v2 = header.version == 2
-    raw = np.zeros(1, HEADER)
-    length = layout.V2_HEADER_LENGTH if is_v2 else max(header.header_length, HEADER.itemsize)
-    values = {
-        "magic": layout.MAGIC,
-        "version": header.version,
-        "cluster_bits": geometry.cluster_bits,
-        "size": header.size,
-        "crypt_method": header.crypt_method,
-        "l1_size": header.l1_size,
-        "l1_table_offset": header.l1_offset,
-        "refcount_table_offset": header.reftable_offset,
-        "refcount_table_clusters": header.reftable_clusters,
-        "nb_snapshots": header.nb_snapshots,
-        "snapshots_offset": header.snapshots_offset,
-        "incompatible_features": header.incompatible,
-        "compatible_features": header.compatible,
-        "autoclear_features": header.autoclear,
-        "refcount_order": geometry.refcount_order,
-        "header_length": length,
-        "compression_type": header.compression_type,
-    }
-    for name, value in values.items():
-        raw[name] = value
+    length = layout.V2_HEADER_LENGTH if is_v2 else max(header.header_length, HEADER.size)
     tail = b"".join(_encode_extension(magic, content) for magic, content in _extensions(header))
-    tail += bytes(EXTENSION.itemsize)
-    front = raw.tobytes()[:length] + (b"" if is_v2 else header.unknown_fields)
-    if header.backing_file is not None:
-        offset = np.zeros(1, ">u8")
-        offset[0] = len(front) + len(tail)
-        size = np.array([len(header.backing_file)], ">u4")
-        front = front[:8] + offset.tobytes() + size.tobytes() + front[20:]
-        tail += header.backing_file
+    tail += bytes(EXTENSION.size)
+    name = header.backing_file
+    unknown = b"" if is_v2 else header.unknown_fields
+    raw = HEADER.encode(
+        magic=layout.MAGIC,
+        version=header.version,
+        cluster_bits=geometry.cluster_bits,
+        size=header.size,
+        crypt_method=header.crypt_method,
+        l1_size=header.l1_size,
+        l1_table_offset=header.l1_offset,
+        refcount_table_offset=header.reftable_offset,
+        refcount_table_clusters=header.reftable_clusters,
+        nb_snapshots=header.nb_snapshots,
+        snapshots_offset=header.snapshots_offset,
+        incompatible_features=header.incompatible,
+        compatible_features=header.compatible,
+        autoclear_features=header.autoclear,
+        refcount_order=geometry.refcount_order,
+        header_length=length,
+        compression_type=header.compression_type,
+        backing_file_offset=0 if name is None else length + len(unknown) + len(tail),
+        backing_file_size=0 if name is None else len(name),
+        padding=b"",
+    )
+    front = raw[:length] + unknown
+    if name is not None:
+        tail += name
     if len(front) + len(tail) > geometry.cluster_size:
         raise BlockError("Could not update qcow2 header: No space left on device")
     return (front + tail).ljust(geometry.cluster_size, b"\0")
@@ -368,11 +360,13 @@ def _extensions(header: Header) -> list[tuple[int, bytes]]:
     found: list[tuple[int, bytes]] = []
     if header.bitmaps is not None:
         # First, so that it is in one sector with the feature bit that makes it valid.
-        bitmaps = np.zeros(1, layout.BITMAPS_EXTENSION)
-        bitmaps["nb_bitmaps"], bitmaps["directory_size"], bitmaps["directory_offset"] = (
-            header.bitmaps
+        bitmaps = layout.BITMAPS_EXTENSION.encode(
+            nb_bitmaps=header.bitmaps.number,
+            reserved=0,
+            directory_size=header.bitmaps.size,
+            directory_offset=header.bitmaps.offset,
         )
-        found.append((layout.EXT_BITMAPS, bitmaps.tobytes()))
+        found.append((layout.EXT_BITMAPS, bitmaps))
     if header.backing_format is not None:
         found.append((layout.EXT_BACKING_FORMAT, header.backing_format))
     if header.data_file is not None:
@@ -380,13 +374,14 @@ def _extensions(header: Header) -> list[tuple[int, bytes]]:
     if header.encryption is not None:
         found.append((layout.EXT_ENCRYPTION, header.encryption))
     if header.version >= 3 and header.geometry.cluster_size > _NO_NAMES:
-        names = np.zeros(len(FEATURE_NAMES), layout.FEATURE_NAME)
-        for index, (kind, bit, text) in enumerate(FEATURE_NAMES):
-            names[index] = (kind, bit, text.encode().ljust(46, b"\0"))
-        found.append((layout.EXT_FEATURE_NAMES, names.tobytes()))
+        names = [
+            layout.FEATURE_NAME.encode(type=kind, bit=bit, name=text.encode())
+            for kind, bit, text in FEATURE_NAMES
+        ]
+        found.append((layout.EXT_FEATURE_NAMES, b"".join(names)))
     return found + header.unknown_extensions
 
 
 def _encode_extension(magic: int, content: bytes) -> bytes:
-    head = np.array([(magic, len(content))], EXTENSION).tobytes()
+    head = EXTENSION.encode(magic=magic, length=len(content))
     return head + content.ljust(-(-len(content) // 8) * 8, b"\0")

@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_INCOMPATIBLE_OFFSET = int(layout.HEADER.fields["incompatible_features"][1])  # type: ignore[index]
+_INCOMPATIBLE_OFFSET = layout.HEADER.offsets["incompatible_features"]
 _SNAPSHOT_CHUNK = 64 << 10
 
 

@@ -1,45 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
 """Facts of the format: structures, flags, masks and limits.
 
-Section names are those of `docs/interop/qcow2.txt`. All numbers in the file are big-endian.
+Section names are those of `docs/interop/qcow2.txt`. All numbers in the file are big-endian. Images
+are opened while the daemon starts, so that numpy isn't needed here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntFlag
+from enum import IntEnum, IntFlag
+from struct import Struct, calcsize
+from typing import Any
 
-import numpy as np
+
+class Record:
+    """A structure in the file: members without gaps, each a name and a code of `struct`."""
+
+    def __init__(self, *members: tuple[str, str]) -> None:
+        self.names = tuple(name for name, _ in members)
+        #: Where each member is, in bytes.
+        self.offsets: dict[str, int] = {}
+        codes = ">"
+        for name, code in members:
+            self.offsets[name] = calcsize(codes)
+            codes += code
+        self._struct = Struct(codes)
+        self.size = self._struct.size
+
+    def decode(self, data: bytes, start: int = 0) -> dict[str, Any]:
+        """Return the members by name; `data` is long enough."""
+        return dict(zip(self.names, self._struct.unpack_from(data, start), strict=True))
+
+    def encode(self, **members: Any) -> bytes:
+        """Undo `decode`."""
+        return self._struct.pack(*(members[name] for name in self.names))
+
 
 # Header.
 
 MAGIC = 0x514649FB  # "QFI\xfb"
 
-HEADER = np.dtype(
-    [
-        ("magic", ">u4"),
-        ("version", ">u4"),
-        ("backing_file_offset", ">u8"),
-        ("backing_file_size", ">u4"),
-        ("cluster_bits", ">u4"),
-        ("size", ">u8"),
-        ("crypt_method", ">u4"),
-        ("l1_size", ">u4"),
-        ("l1_table_offset", ">u8"),
-        ("refcount_table_offset", ">u8"),
-        ("refcount_table_clusters", ">u4"),
-        ("nb_snapshots", ">u4"),
-        ("snapshots_offset", ">u8"),
-        # Version 3.
-        ("incompatible_features", ">u8"),
-        ("compatible_features", ">u8"),
-        ("autoclear_features", ">u8"),
-        ("refcount_order", ">u4"),
-        ("header_length", ">u4"),
-        # Additional fields.
-        ("compression_type", "u1"),
-        ("padding", "V7"),
-    ]
+HEADER = Record(
+    ("magic", "I"),
+    ("version", "I"),
+    ("backing_file_offset", "Q"),
+    ("backing_file_size", "I"),
+    ("cluster_bits", "I"),
+    ("size", "Q"),
+    ("crypt_method", "I"),
+    ("l1_size", "I"),
+    ("l1_table_offset", "Q"),
+    ("refcount_table_offset", "Q"),
+    ("refcount_table_clusters", "I"),
+    ("nb_snapshots", "I"),
+    ("snapshots_offset", "Q"),
+    # Version 3.
+    ("incompatible_features", "Q"),
+    ("compatible_features", "Q"),
+    ("autoclear_features", "Q"),
+    ("refcount_order", "I"),
+    ("header_length", "I"),
+    # Additional fields.
+    ("compression_type", "B"),
+    ("padding", "7s"),
 )
 V2_HEADER_LENGTH = 72
 V3_HEADER_LENGTH = 104
@@ -75,7 +98,7 @@ COMPRESSION_ZLIB, COMPRESSION_ZSTD = 0, 1
 
 # Header extensions.
 
-EXTENSION = np.dtype([("magic", ">u4"), ("length", ">u4")])
+EXTENSION = Record(("magic", "I"), ("length", "I"))
 EXT_END = 0
 EXT_BACKING_FORMAT = 0xE2792ACA
 EXT_FEATURE_NAMES = 0x6803F857
@@ -83,14 +106,12 @@ EXT_BITMAPS = 0x23852875
 EXT_ENCRYPTION = 0x0537BE77
 EXT_DATA_FILE = 0x44415441
 
-FEATURE_NAME = np.dtype([("type", "u1"), ("bit", "u1"), ("name", "V46")])
-BITMAPS_EXTENSION = np.dtype(
-    [
-        ("nb_bitmaps", ">u4"),
-        ("reserved", ">u4"),
-        ("directory_size", ">u8"),
-        ("directory_offset", ">u8"),
-    ]
+FEATURE_NAME = Record(("type", "B"), ("bit", "B"), ("name", "46s"))
+BITMAPS_EXTENSION = Record(
+    ("nb_bitmaps", "I"),
+    ("reserved", "I"),
+    ("directory_size", "Q"),
+    ("directory_offset", "Q"),
 )
 
 # Cluster mapping.
@@ -106,22 +127,36 @@ COMPRESSED_SECTOR = 512
 SUBCLUSTERS = 32
 ALL_SUBCLUSTERS = (1 << SUBCLUSTERS) - 1
 
+# Bits of an extent map's entry, as the engine has them (`engine/src/extent.cdef.h`).
+READ, OVERWRITE, READ_ZERO = 1, 2, 4
+
+
+class Kind(IntEnum):
+    """What a subcluster is."""
+
+    #: Not here: the backing file's, or zeroes.
+    UNALLOCATED = 0
+    #: Reads as zeroes.
+    ZERO = 1
+    DATA = 2
+    COMPRESSED = 3
+    INVALID = 4
+
+
 # Snapshots.
 
-SNAPSHOT_HEADER = np.dtype(
-    [
-        ("l1_table_offset", ">u8"),
-        ("l1_size", ">u4"),
-        ("id_size", ">u2"),
-        ("name_size", ">u2"),
-        ("date_sec", ">u4"),
-        ("date_nsec", ">u4"),
-        ("vm_clock_nsec", ">u8"),
-        ("vm_state_size", ">u4"),
-        ("extra_data_size", ">u4"),
-    ]
+SNAPSHOT_HEADER = Record(
+    ("l1_table_offset", "Q"),
+    ("l1_size", "I"),
+    ("id_size", "H"),
+    ("name_size", "H"),
+    ("date_sec", "I"),
+    ("date_nsec", "I"),
+    ("vm_clock_nsec", "Q"),
+    ("vm_state_size", "I"),
+    ("extra_data_size", "I"),
 )
-SNAPSHOT_EXTRA = np.dtype([("vm_state_size", ">u8"), ("disk_size", ">u8"), ("icount", ">u8")])
+SNAPSHOT_EXTRA = Record(("vm_state_size", "Q"), ("disk_size", "Q"), ("icount", "Q"))
 
 # Bitmaps.
 

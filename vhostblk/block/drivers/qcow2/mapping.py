@@ -8,7 +8,6 @@ zeroes" for each subcluster.
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,26 +20,15 @@ from vhostblk.block.drivers.qcow2.layout import (
     SUBCLUSTERS,
     ZERO,
 )
+from vhostblk.block.drivers.qcow2.layout import OVERWRITE as OVERWRITE
+from vhostblk.block.drivers.qcow2.layout import READ as READ
+from vhostblk.block.drivers.qcow2.layout import READ_ZERO as READ_ZERO
+from vhostblk.block.drivers.qcow2.layout import Kind as Kind
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhostblk.block.drivers.qcow2.layout import Geometry
-
-# Bits of an extent map's entry, as the engine has them (`engine/src/extent.cdef.h`).
-READ, OVERWRITE, READ_ZERO = 1, 2, 4
-
-
-class Kind(IntEnum):
-    """What a subcluster is."""
-
-    #: Not here: the backing file's, or zeroes.
-    UNALLOCATED = 0
-    #: Reads as zeroes.
-    ZERO = 1
-    DATA = 2
-    COMPRESSED = 3
-    INVALID = 4
 
 
 class Entry(NamedTuple):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.image import Image
 
 _SECTOR = 512
-_SIZE_FIELD = int(HEADER.fields["size"][1])  # type: ignore[index]
-_L1_FIELDS = int(HEADER.fields["l1_size"][1])  # type: ignore[index]
+_SIZE_FIELD = HEADER.offsets["size"]
+_L1_FIELDS = HEADER.offsets["l1_size"]
 
 
 async def resize(image: Image, size: int, mode: PreallocMode, pause: Pause) -> None:

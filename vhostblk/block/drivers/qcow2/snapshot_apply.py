@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _SECTOR = 512
 #: The first of the header's fields that are written together, to the place of the L1 table.
-_SIZE_FIELD = int(HEADER.fields["size"][1])  # type: ignore[index]
+_SIZE_FIELD = HEADER.offsets["size"]
 
 
 async def apply(image: Image, snapshot: Snapshot) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from vhostblk.block.drivers.qcow2.image import Image
 
-_NB_SNAPSHOTS = int(HEADER.fields["nb_snapshots"][1])  # type: ignore[index]
+_NB_SNAPSHOTS = HEADER.offsets["nb_snapshots"]
 
 
 async def create(image: Image, name: bytes, seconds: int, nanoseconds: int) -> Snapshot:

@@ -6,8 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from vhostblk.block.drivers.qcow2 import layout
 from vhostblk.block.drivers.qcow2.layout import SNAPSHOT_EXTRA, SNAPSHOT_HEADER
 from vhostblk.block.errors import BlockError
@@ -34,7 +32,7 @@ class Snapshot:
     vm_clock_nsec: int = 0
     icount: int = NO_ICOUNT
     #: How much extra data the file has; what of it is unknown.
-    extra_size: int = SNAPSHOT_EXTRA.itemsize
+    extra_size: int = SNAPSHOT_EXTRA.size
     unknown_extra: bytes = b""
 
 
@@ -72,25 +70,25 @@ def _parse_entry(data: bytes, position: int, index: int, disk_size: int) -> tupl
         position += nbytes
         return data[position - nbytes : position]
 
-    raw = np.frombuffer(take(SNAPSHOT_HEADER.itemsize), SNAPSHOT_HEADER)[0]
-    extra_size = int(raw["extra_data_size"])
+    raw = SNAPSHOT_HEADER.decode(take(SNAPSHOT_HEADER.size))
+    extra_size = raw["extra_data_size"]
     if extra_size > layout.MAX_SNAPSHOT_EXTRA_DATA:
         raise BlockError(f"Too much extra metadata in snapshot table entry {index}")
     extra = take(extra_size)
-    known = np.frombuffer(extra.ljust(SNAPSHOT_EXTRA.itemsize, b"\0")[:24], SNAPSHOT_EXTRA)[0]
+    known = SNAPSHOT_EXTRA.decode(extra.ljust(SNAPSHOT_EXTRA.size, b"\0"))
     snapshot = Snapshot(
-        id=take(int(raw["id_size"])),
-        name=take(int(raw["name_size"])),
-        l1_offset=int(raw["l1_table_offset"]),
-        l1_size=int(raw["l1_size"]),
-        disk_size=int(known["disk_size"]) if extra_size >= 16 else disk_size,
-        vm_state_size=int(known["vm_state_size"]) if extra_size >= 8 else int(raw["vm_state_size"]),
-        date_sec=int(raw["date_sec"]),
-        date_nsec=int(raw["date_nsec"]),
-        vm_clock_nsec=int(raw["vm_clock_nsec"]),
-        icount=int(known["icount"]) if extra_size >= 24 else NO_ICOUNT,
+        id=take(raw["id_size"]),
+        name=take(raw["name_size"]),
+        l1_offset=raw["l1_table_offset"],
+        l1_size=raw["l1_size"],
+        disk_size=known["disk_size"] if extra_size >= 16 else disk_size,
+        vm_state_size=known["vm_state_size"] if extra_size >= 8 else raw["vm_state_size"],
+        date_sec=raw["date_sec"],
+        date_nsec=raw["date_nsec"],
+        vm_clock_nsec=raw["vm_clock_nsec"],
+        icount=known["icount"] if extra_size >= 24 else NO_ICOUNT,
         extra_size=extra_size,
-        unknown_extra=extra[SNAPSHOT_EXTRA.itemsize :],
+        unknown_extra=extra[SNAPSHOT_EXTRA.size :],
     )
     return snapshot, position
 
@@ -99,23 +97,22 @@ def encode_table(entries: list[Snapshot]) -> bytes:
     """Return the table, each entry with all extra data that is known."""
     parts: list[bytes] = []
     for each in entries:
-        extra = np.array([(each.vm_state_size, each.disk_size, each.icount)], SNAPSHOT_EXTRA)
-        tail = extra.tobytes() + each.unknown_extra
-        raw = np.zeros(1, SNAPSHOT_HEADER)
-        values = {
-            "l1_table_offset": each.l1_offset,
-            "l1_size": each.l1_size,
-            "id_size": len(each.id),
-            "name_size": len(each.name),
-            "date_sec": each.date_sec,
-            "date_nsec": each.date_nsec,
-            "vm_clock_nsec": each.vm_clock_nsec,
-            "vm_state_size": each.vm_state_size if each.vm_state_size < 1 << 32 else 0,
-            "extra_data_size": len(tail),
-        }
-        for name, value in values.items():
-            raw[name] = value
-        entry = raw.tobytes() + tail + each.id + each.name
+        extra = SNAPSHOT_EXTRA.encode(
+            vm_state_size=each.vm_state_size, disk_size=each.disk_size, icount=each.icount
+        )
+        tail = extra + each.unknown_extra
+        raw = SNAPSHOT_HEADER.encode(
+            l1_table_offset=each.l1_offset,
+            l1_size=each.l1_size,
+            id_size=len(each.id),
+            name_size=len(each.name),
+            date_sec=each.date_sec,
+            date_nsec=each.date_nsec,
+            vm_clock_nsec=each.vm_clock_nsec,
+            vm_state_size=each.vm_state_size if each.vm_state_size < 1 << 32 else 0,
+            extra_data_size=len(tail),
+        )
+        entry = raw + tail + each.id + each.name
         parts.append(entry.ljust(-(-len(entry) // 8) * 8, b"\0"))
     return b"".join(parts)
 
