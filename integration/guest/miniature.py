@@ -32,8 +32,10 @@ done
 """
 _CHECK = """
 for package in $packages; do
-    dpkg -l | grep -q "^ii  $package "
+    echo "$package"
+    dpkg -l | grep "^ii  $package "
     cd /usr/share/$package
+    md5sum -c files.md5 | grep -v OK || true
     md5sum -c -s files.md5
 done
 """

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening, closing and reopening an image: the part of `Qcow2Node` that isn't I/O."""
+
+# ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Self
+
+from vhostblk.block import inherit, node_bitmaps
+from vhostblk.block.drivers.qcow2.backing import DATA_FILE, open_backing, open_data_file
+from vhostblk.block.drivers.qcow2.image import Image, read_header
+from vhostblk.block.drivers.qcow2.layout import Incompatible
+from vhostblk.block.drivers.qcow2.options import settle
+from vhostblk.block.errors import BlockError
+from vhostblk.block.node import BlockLimits, BlockNode, WriteFlags
+from vhostblk.schema.base import UNSET
+from vhostblk.schema.block import BlockImageCorrupted
+
+if TYPE_CHECKING:
+    from vhostblk.block.drivers.qcow2.header import Header
+    from vhostblk.block.edge import Edge
+    from vhostblk.block.graph import Graph
+
+logger = logging.getLogger(__name__)
+
+
+class Lifecycle(BlockNode):
+    """A node from when it is opened until it is closed."""
+
+    mutable_options = frozenset(
+        {
+            "lazy_refcounts",
+            "pass_discard_request",
+            "pass_discard_snapshot",
+            "pass_discard_other",
+            "discard_no_unref",
+            "overlap_check",
+            "cache_size",
+            "l2_cache_size",
+            "l2_cache_entry_size",
+            "refcount_cache_size",
+            "cache_clean_interval",
+        }
+    )
+
+    def __init__(self, node_name: str, options: Any) -> None:
+        super().__init__(node_name, options)
+        self.read_only = options.read_only
+        self.native_flags = WriteFlags.WRITE_COMPRESSED | WriteFlags.WRITE_UNCHANGED
+        self._graph: Graph
+        self._image: Image
+        self._cleaning: asyncio.TimerHandle | None = None
+
+    # Opening and closing.
+
+    @classmethod
+    async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
+        node = cls(node_name, options)
+        node._graph = graph
+        await graph.open_child(node, "file", options.file)
+        parsed = await read_header(node.children["file"])
+        if parsed.crypt_method:
+            raise BlockError(f"qcow2: encrypted images are not supported ('{node.filename}')")
+        if parsed.incompatible & Incompatible.CORRUPT and not node.read_only:
+            raise BlockError("qcow2: Image is corrupt; cannot be opened read/write")
+        await open_data_file(node, graph, parsed)
+        settings = settle(options, parsed)
+        await open_backing(node, graph, parsed)
+        node._note_backing_name(parsed)
+        await node._take_image(Image(*node._edges(), parsed, settings))
+        return node
+
+    def _note_backing_name(self, parsed: Header) -> None:
+        from vhostblk.block.describe import image_name
+
+        backing = self.children.get(inherit.BACKING)
+        if backing is not None and self.options.backing is UNSET:
+            self.auto_backing_name = image_name(backing.node)
+        elif parsed.backing_file:
+            self.auto_backing_name = parsed.backing_file.decode(errors="replace")
+
+    def _edges(self) -> tuple[Edge, Edge, Edge | None]:
+        """Return the ways to metadata, data and backing file."""
+        file = self.children["file"]
+        return file, self.children.get(DATA_FILE, file), self.children.get(inherit.BACKING)
+
+    async def _take_image(self, image: Image) -> None:
+        await image.load()
+        self._image = image
+        image.on_corruption = self._report_corruption
+        image.writable = self.writable_image
+        self.refresh_limits()
+        if image.writable:
+            try:
+                await image.prepare_writing()
+            except OSError as error:
+                raise BlockError(f"Could not update qcow2 header: {error.strerror}") from error
+        if self.active:
+            await self._load_bitmaps()
+        self._schedule_cleaning()
+
+    async def _load_bitmaps(self) -> None:
+        """Take over the bitmaps that the image keeps, in place of those that it kept before."""
+        image = self._image
+        former = {each.name: each for each in self.bitmaps if each.persistent}
+        loaded = await image.bitmaps.load()
+        names = {each.name for each in loaded}
+        bitmaps = [each for each in self.bitmaps if not each.persistent or each.name not in names]
+        for bitmap in loaded:
+            if any(each.name == bitmap.name for each in bitmaps):
+                raise BlockError(f"Bitmap already exists: {bitmap.name}")
+            known = former.get(bitmap.name)
+            if known is not None and not bitmap.inconsistent:
+                bitmap.disabled = known.disabled
+            bitmap.read_only = not image.writable
+            bitmaps.insert(0, bitmap)
+        if image.writable:
+            try:
+                await image.bitmaps.mark_in_use()
+            except OSError as error:
+                raise BlockError(f"Can't update bitmap directory: {error.strerror}") from error
+        self.bitmaps = bitmaps
+        node_bitmaps.refresh(self)
+
+    def _schedule_cleaning(self) -> None:
+        """Have tables that nobody uses dropped from the cache now and then."""
+        if self._cleaning is not None:
+            self._cleaning.cancel()
+            self._cleaning = None
+        interval = self._image.settings.clean_interval
+        if interval:
+            loop = asyncio.get_running_loop()
+            self._cleaning = loop.call_later(interval, self._clean)
+
+    def _clean(self) -> None:
+        self._image.tables.clean_unused()
+        self._schedule_cleaning()
+
+    def _report_corruption(self, text: str, offset: int, size: int, fatal: bool) -> None:
+        self._graph.events.emit(
+            "BLOCK_IMAGE_CORRUPTED",
+            BlockImageCorrupted(
+                device="",
+                node_name=self.node_name,
+                msg=text,
+                offset=UNSET if offset < 0 else offset,
+                size=UNSET if size < 0 else size,
+                fatal=fatal,
+            ),
+        )
+
+    @property
+    def writable_image(self) -> bool:
+        """Tell whether metadata may be written."""
+        return not self.read_only and self.active
+
+    async def close(self) -> None:
+        if self._cleaning is not None:
+            self._cleaning.cancel()
+        try:
+            await self.give_up_writing()
+        except OSError as error:
+            logger.error("%s: closing: %s", self.filename, error.strerror)
+        await self._image.settled()
+
+    async def give_up_writing(self) -> None:
+        image = self._image
+        if not image.writable or image.unusable:
+            return
+        failed: OSError | None = None
+        async with image.lock:
+            try:
+                await image.bitmaps.store(self.bitmaps)
+            except OSError as error:
+                failed = error  # all else is put in order nevertheless
+            else:
+                self._lock_bitmaps(locked=True)
+            await image.commit.close()
+        if failed is not None:
+            raise OSError(
+                failed.errno,
+                f"Lost persistent bitmaps during inactivation of node '{self.node_name}': "
+                f"{failed.strerror}",
+            )
+
+    async def resume_writing(self) -> None:
+        image = self._image
+        if not image.writable or image.unusable:
+            return
+        try:
+            async with image.lock:
+                await image.bitmaps.mark_in_use()
+        except OSError as error:
+            image.unusable = True  # or the bitmaps would come to lack what is written
+            logger.error("%s: bitmaps can't be used: %s", self.filename, error.strerror)
+            return
+        self._lock_bitmaps(locked=False)
+
+    def _lock_bitmaps(self, *, locked: bool) -> None:
+        """Say of the bitmaps that are kept whether they may change."""
+        for bitmap in self.bitmaps:
+            if bitmap.persistent:
+                bitmap.read_only = locked
+        node_bitmaps.refresh(self)
+
+    async def check_new_bitmap(self, name: str, granularity: int) -> None:
+        if node_bitmaps.find(self, name) is not None:
+            raise BlockError(f"Bitmap already exists: {name}")
+        try:
+            self._image.bitmaps.check_new(name, granularity, self.bitmaps)
+        except BlockError as error:
+            raise BlockError(
+                f"Can't make bitmap '{name}' persistent in '{self.node_name}': {error}"
+            ) from error
+
+    async def remove_stored_bitmap(self, name: str) -> None:
+        image = self._image
+        async with image.lock:
+            try:
+                image.check_usable()
+                await image.bitmaps.remove(name)
+            except OSError as error:
+                raise BlockError(f"Failed to update bitmap extension: {error.strerror}") from error
+
+    async def reload_image(self) -> None:
+        """Start anew with what is in the file now; the children stay."""
+        parsed = await read_header(self.children["file"])
+        if parsed.geometry.external_data != self._image.geometry.external_data:
+            raise BlockError("qcow2: the image has come to have, or lost, an external data file")
+        if parsed.crypt_method:
+            raise BlockError(f"qcow2: encrypted images are not supported ('{self.filename}')")
+        await self._image.settled()
+        try:
+            await self._take_image(Image(*self._edges(), parsed, settle(self.options, parsed)))
+        except BlockError:
+            self._image.unusable = True
+            raise
+
+    # Reopening.
+
+    def prepare_reopen(self, options: Any) -> None:
+        settle(options, self._image.header)
+        corrupt = self._image.header.incompatible & Incompatible.CORRUPT
+        if corrupt and not options.read_only:
+            raise BlockError("qcow2: Image is corrupt; cannot be opened read/write")
+
+    def take_options(self, options: Any) -> None:
+        super().take_options(options)
+        self._image.take_settings(settle(options, self._image.header))
+        self._image.writable = self.writable_image
+        self._schedule_cleaning()
+
+    def refresh_limits(self) -> None:
+        geometry = self._image.geometry
+        self.limits = BlockLimits(
+            discard_granularity=geometry.cluster_size,
+            optimal_transfer=geometry.cluster_size,
+            # So that a long one doesn't keep others waiting, nor too many tables in memory.
+            max_discard=geometry.cluster_size << 12,
+            max_write_zeroes=geometry.cluster_size << 12,
+        )
