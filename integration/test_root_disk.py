@@ -20,7 +20,7 @@ from integration.guest import image
 from integration.guest.debian import debian_system
 from integration.guest.machine import Machine, VhostUserDisk
 from integration.guest.miniature import miniature_system
-from integration.guest.server import Export
+from integration.guest.server import Export, Program
 from integration.qcow2.tools import qemu_img, qemu_img_status
 from integration.test_qmp import serving
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from integration.guest.monitor import Monitor
-    from integration.guest.server import Program, Server
+    from integration.guest.server import Server
     from integration.guest.system import System
 
 #: What an image has grown by when an installation is well under way.
@@ -50,7 +50,7 @@ class RootExport(Export):
         """See `Export`."""
         file = f"driver=file,node-name=file,filename={self.image},discard=unmap"
         archive = f"driver=file,node-name=archive,filename={self.archive},read-only=on"
-        export = "type=vhost-user-blk,id=export,node-name=disk,writable=on"
+        export = f"type=vhost-user-blk,id=export,node-name=disk,writable=on{self.extra}"
         second = f"addr.type=unix,addr.path={self.image.parent}/archive.sock"
         return [
             *("--blockdev", file),
@@ -68,7 +68,9 @@ def booted(
     """Boot a system from a disk, with the packages at hand."""
     directory = disk.parent
     attached = VhostUserDisk(directory / "v.sock"), VhostUserDisk(directory / "archive.sock", "d1")
-    export = RootExport(disk, archive=str(system.archive))
+    # QEMU's export tells the guest that there is no write cache to flush, but has one.
+    extra = ",writethrough=on" if program is Program.QEMU else ""
+    export = RootExport(disk, archive=str(system.archive), extra=extra)
     with serving(program, export, directory) as (server, monitor):
         with Machine(directory, *attached, memory=512, root="/dev/vda") as guest:
             guest.run("mount -o ro /dev/vdb /packages")

@@ -23,6 +23,8 @@ from tests.cli.process import (
     wait_for_socket,
     wait_until,
 )
+from vhostblk.block.drivers.qcow2.header import Header, encode
+from vhostblk.block.drivers.qcow2.layout import Geometry
 
 NODE = ("--blockdev", "null-co,node-name=n,size=1048576")
 LISTEN = (
@@ -159,5 +161,20 @@ def test_the_user_at_a_terminal_is_told_how_to_connect(tmp_path: Path) -> None:
 
 def test_start_up_loads_no_numpy(tmp_path: Path) -> None:
     with running(*LISTEN, "--pidfile", "pid", cwd=tmp_path) as daemon:
+        wait_until((tmp_path / "pid").exists, daemon)
+        assert "numpy" not in Path(f"/proc/{daemon.pid}/maps").read_text()
+
+
+def test_start_up_loads_no_numpy_for_qcow2(tmp_path: Path) -> None:
+    geometry = Geometry(
+        version=3, cluster_bits=16, refcount_order=4, extended_l2=False, external_data=False
+    )
+    image = Header(geometry, 1 << 30, 3 << 16, 2, reftable_offset=1 << 16, reftable_clusters=1)
+    with (tmp_path / "disk.img").open("wb") as file:
+        file.write(encode(image))
+        file.truncate(4 << 16)
+    node = ("--blockdev", "qcow2,node-name=d,file.driver=file,file.filename=disk.img")
+    export = "vhost-user-blk,id=e,node-name=d,addr.type=unix,addr.path=v.sock"
+    with running(*node, "--export", export, "--pidfile", "pid", cwd=tmp_path) as daemon:
         wait_until((tmp_path / "pid").exists, daemon)
         assert "numpy" not in Path(f"/proc/{daemon.pid}/maps").read_text()

@@ -203,6 +203,12 @@ class BlockBackend:
         if self.node.active != active:
             await self._graph.set_active(self.node.node_name, active=active)
 
+    @property
+    def late_modules(self) -> list[str]:
+        """Modules that I/O on the node takes, and that may not have been imported yet."""
+        nodes = with_descendants([self.node])
+        return list(dict.fromkeys(name for node in nodes for name in node.late_modules))
+
     def extent_map(self) -> ExtentMap | None:
         """Say what may be done with the storage without asking, until the next drained section."""
         return self.edge.extent_map()

@@ -138,6 +138,9 @@ class BlockNode(ABC):
     #: Those among them that do not go back to their default when they are left out.
     kept_options: ClassVar[frozenset[str]] = frozenset()
 
+    #: Modules that I/O needs and opening doesn't: who has time imports them before.
+    late_modules: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, node_name: str, options: Any) -> None:
         self.node_name = node_name
         #: The schema's struct that the node was opened with.
@@ -269,6 +272,13 @@ class BlockNode(ABC):
     @abstractmethod
     async def preadv(self, offset: int, iov: IoVec) -> None:
         """Fill all of `iov` from `offset`."""
+
+    def read_early(self, offset: int, length: int) -> bytes | None:
+        """Read bytes, as far as the file goes, while numpy is not loaded; None: it has to be.
+
+        No front-end is there yet, so it may block. Raises OSError.
+        """
+        return None
 
     async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
         """Write all of `iov` at `offset`; honours FUA itself or through the layer above."""

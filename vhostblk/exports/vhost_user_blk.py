@@ -71,10 +71,10 @@ _MODULES = (
 _EXPRESS_MODULE = "vhostblk.virtio_blk.express"
 
 
-async def prepare(lane: Lane) -> None:
+async def prepare(lane: Lane, *more: str) -> None:
     """Import what serving on a lane takes."""
     modules = _MODULES if lane is Lane.PYTHON else (*_MODULES, _EXPRESS_MODULE)
-    await import_modules(*modules)
+    await import_modules(*modules, *more)
 
 
 class VhostUserBlkBackend:
@@ -156,7 +156,7 @@ class VhostUserBlkBackend:
 
     async def prepare(self) -> None:
         """Import what serving takes."""
-        await prepare(self._lane)
+        await prepare(self._lane, *self._backend.late_modules)
 
     @property
     def needs_reset(self) -> bool:

@@ -29,7 +29,7 @@ def make(**members: object) -> Header:
 def patched(field: str, value: int) -> bytes:
     """Return a good first cluster with one member changed."""
     data = bytearray(encode(make()))
-    data[: HEADER.size] = HEADER.encode(**HEADER.decode(data) | {field: value})
+    data[: HEADER.size] = HEADER.encode(**HEADER.decode(bytes(data)) | {field: value})
     return bytes(data)
 
 

@@ -11,9 +11,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.block import inherit
-from vhostblk.block.drivers.qcow2.transfer import read_bytes
+from vhostblk.block.drivers.qcow2.opening import read_plainly
 from vhostblk.block.errors import BlockError
-from vhostblk.schema import json_text
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.errors import OptionError
@@ -66,6 +65,8 @@ def described(name: str) -> dict[str, Any]:
     """Return the options that a name, complete by now, stands for."""
     if not name.startswith("json:"):
         return {"driver": "file", "filename": name}
+    from vhostblk.schema import json_text  # few images need it
+
     try:
         tree = json_text.parse(name[len("json:") :])
     except OptionError as error:
@@ -140,7 +141,7 @@ async def _probe(node: BlockNode, graph: Graph, options: dict[str, Any]) -> str:
     """Tell the format of a file by its first bytes, where nothing else says it."""
     child = await graph.open_child(node, PROBE, from_json(BlockdevOptions, options))
     try:
-        data = await read_bytes(node.children[PROBE], 0, _PROBE_BYTES)
+        data = await read_plainly(node.children[PROBE], 0, _PROBE_BYTES)
     except OSError as error:
         raise BlockError(
             f"Could not read '{child.filename}' to determine its format: {error.strerror}"

@@ -12,17 +12,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from vhostblk.block.drivers.qcow2 import compressed, header, layout
+from vhostblk.block.drivers.qcow2 import header, layout
 from vhostblk.block.drivers.qcow2.allocator import Allocator
 from vhostblk.block.drivers.qcow2.bitmap_store import BitmapStore
 from vhostblk.block.drivers.qcow2.commit import Commit
 from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK, Autoclear, Incompatible
+from vhostblk.block.drivers.qcow2.opening import metadata_error
 from vhostblk.block.drivers.qcow2.overlap import Overlap
 from vhostblk.block.drivers.qcow2.publish import Publisher
 from vhostblk.block.drivers.qcow2.read import Reader
@@ -42,8 +42,11 @@ from vhostblk.block.errors import BlockError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from vhostblk.block.drivers.qcow2.header import Header
     from vhostblk.block.drivers.qcow2.mapping import Entry
+    from vhostblk.block.drivers.qcow2.opening import TopTables
     from vhostblk.block.drivers.qcow2.options import Settings
     from vhostblk.block.drivers.qcow2.tables import L2Slice
     from vhostblk.block.edge import Edge
@@ -114,8 +117,15 @@ class Image:
             self.snapshots = await self._read_snapshots()
             await self.bitmaps.load_directory()
         except OSError as error:
-            raise BlockError(f"Could not read qcow2 metadata: {error.strerror}") from error
-        settings = self.settings
+            raise metadata_error(error) from error
+        self._make_parts(l1, reftable)
+
+    def take_tables(self, read: TopTables) -> None:
+        """Make the parts of an image without snapshots and bitmaps, of which this was read."""
+        self._make_parts(np.frombuffer(read.l1, ">u8"), np.frombuffer(read.refcounts, ">u8"))
+
+    def _make_parts(self, l1: NDArray[Any], reftable: NDArray[Any]) -> None:
+        geometry, settings = self.geometry, self.settings
         self.tables = L2Cache(
             self.file,
             geometry,
@@ -327,15 +337,3 @@ class Image:
 
 def _no_listener(_text: str, _offset: int, _size: int, _fatal: bool) -> None:
     pass
-
-
-async def read_header(file: Edge) -> Header:
-    """Read and parse the first cluster; raises BlockError."""
-    try:
-        probe = await read_bytes(file, 0, header.PROBE_BYTES)
-        data = await read_bytes(file, 0, header.cluster_size_of(probe))
-    except OSError as error:
-        raise BlockError(f"Could not read qcow2 header: {os.strerror(error.errno or 5)}") from error
-    parsed = header.parse(data)
-    compressed.check_available(parsed.compression_type)
-    return parsed

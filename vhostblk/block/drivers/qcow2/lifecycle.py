@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening, closing and reopening an image: the part of `Qcow2Node` that isn't I/O."""
+"""Opening, closing and reopening an image: the part of `Qcow2Node` that isn't I/O.
+
+All that may fail of opening happens at once. `Image`, which needs numpy, is made of what was read
+when it is first used, or at once where there is more to do (snapshots, bitmaps, repair).
+"""
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
 
@@ -7,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block import inherit, node_bitmaps
 from vhostblk.block.drivers.qcow2.backing import DATA_FILE, open_backing, open_data_file
-from vhostblk.block.drivers.qcow2.image import Image, read_header
 from vhostblk.block.drivers.qcow2.layout import Incompatible
+from vhostblk.block.drivers.qcow2.opening import read_header, read_top_tables
 from vhostblk.block.drivers.qcow2.options import settle
 from vhostblk.block.errors import BlockError
 from vhostblk.block.node import BlockLimits, BlockNode, WriteFlags
@@ -21,6 +26,9 @@ from vhostblk.schema.block import BlockImageCorrupted
 
 if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.header import Header
+    from vhostblk.block.drivers.qcow2.image import Image
+    from vhostblk.block.drivers.qcow2.opening import TopTables
+    from vhostblk.block.drivers.qcow2.options import Settings
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
 
@@ -51,7 +59,10 @@ class Lifecycle(BlockNode):
         self.read_only = options.read_only
         self.native_flags = WriteFlags.WRITE_COMPRESSED | WriteFlags.WRITE_UNCHANGED
         self._graph: Graph
-        self._image: Image
+        self._header: Header
+        self._settings: Settings
+        #: What the image is to be made of.
+        self._tables: TopTables | None = None
         self._cleaning: asyncio.TimerHandle | None = None
 
     # Opening and closing.
@@ -67,17 +78,43 @@ class Lifecycle(BlockNode):
         if parsed.incompatible & Incompatible.CORRUPT and not node.read_only:
             raise BlockError("qcow2: Image is corrupt; cannot be opened read/write")
         await open_data_file(node, graph, parsed)
-        settings = settle(options, parsed)
+        node._header, node._settings = parsed, settle(options, parsed)
         await open_backing(node, graph, parsed)
         node._note_backing_name(parsed)
-        await node._take_image(Image(*node._edges(), parsed, settings))
+        node._tables = await read_top_tables(node.children["file"], parsed)
+        if node._tables is None:
+            await node._load_image()
+        else:
+            node.refresh_limits()
+            node._schedule_cleaning()
         return node
 
-    def _note_backing_name(self, parsed: Header) -> None:
-        from vhostblk.block.describe import image_name
+    @cached_property
+    def _image(self) -> Image:
+        """The image; `_load_image` sets it."""
+        image = self._new_image()
+        assert self._tables is not None
+        image.take_tables(self._tables)
+        self._tables = None
+        image.writable = self.writable_image
+        return image
 
+    def _new_image(self) -> Image:
+        from vhostblk.block.drivers.qcow2.image import Image
+
+        image = Image(*self._edges(), self._header, self._settings)
+        image.on_corruption = self._report_corruption
+        return image
+
+    @property
+    def _is_loaded(self) -> bool:
+        return self._tables is None
+
+    def _note_backing_name(self, parsed: Header) -> None:
         backing = self.children.get(inherit.BACKING)
         if backing is not None and self.options.backing is UNSET:
+            from vhostblk.block.describe import image_name
+
             self.auto_backing_name = image_name(backing.node)
         elif parsed.backing_file:
             self.auto_backing_name = parsed.backing_file.decode(errors="replace")
@@ -87,10 +124,11 @@ class Lifecycle(BlockNode):
         file = self.children["file"]
         return file, self.children.get(DATA_FILE, file), self.children.get(inherit.BACKING)
 
-    async def _take_image(self, image: Image) -> None:
+    async def _load_image(self) -> None:
+        """Read all that there is to the image, and do what its state asks for."""
+        image = self._new_image()
         await image.load()
-        self._image = image
-        image.on_corruption = self._report_corruption
+        self._image, self._tables = image, None
         image.writable = self.writable_image
         self.refresh_limits()
         if image.writable:
@@ -130,13 +168,14 @@ class Lifecycle(BlockNode):
         if self._cleaning is not None:
             self._cleaning.cancel()
             self._cleaning = None
-        interval = self._image.settings.clean_interval
+        interval = self._settings.clean_interval
         if interval:
             loop = asyncio.get_running_loop()
             self._cleaning = loop.call_later(interval, self._clean)
 
     def _clean(self) -> None:
-        self._image.tables.clean_unused()
+        if self._is_loaded:
+            self._image.tables.clean_unused()
         self._schedule_cleaning()
 
     def _report_corruption(self, text: str, offset: int, size: int, fatal: bool) -> None:
@@ -164,9 +203,12 @@ class Lifecycle(BlockNode):
             await self.give_up_writing()
         except OSError as error:
             logger.error("%s: closing: %s", self.filename, error.strerror)
-        await self._image.settled()
+        if self._is_loaded:
+            await self._image.settled()
 
     async def give_up_writing(self) -> None:
+        if not self._is_loaded:
+            return
         image = self._image
         if not image.writable or image.unusable:
             return
@@ -187,6 +229,8 @@ class Lifecycle(BlockNode):
             )
 
     async def resume_writing(self) -> None:
+        if not self._is_loaded:
+            return
         image = self._image
         if not image.writable or image.unusable:
             return
@@ -228,33 +272,39 @@ class Lifecycle(BlockNode):
     async def reload_image(self) -> None:
         """Start anew with what is in the file now; the children stay."""
         parsed = await read_header(self.children["file"])
-        if parsed.geometry.external_data != self._image.geometry.external_data:
+        if parsed.geometry.external_data != self._header.geometry.external_data:
             raise BlockError("qcow2: the image has come to have, or lost, an external data file")
         if parsed.crypt_method:
             raise BlockError(f"qcow2: encrypted images are not supported ('{self.filename}')")
-        await self._image.settled()
+        if self._is_loaded:
+            await self._image.settled()
+        former = self._header, self._settings
         try:
-            await self._take_image(Image(*self._edges(), parsed, settle(self.options, parsed)))
+            self._header, self._settings = parsed, settle(self.options, parsed)
+            await self._load_image()
         except BlockError:
+            self._header, self._settings = former
             self._image.unusable = True
             raise
 
     # Reopening.
 
     def prepare_reopen(self, options: Any) -> None:
-        settle(options, self._image.header)
-        corrupt = self._image.header.incompatible & Incompatible.CORRUPT
+        settle(options, self._header)
+        corrupt = self._header.incompatible & Incompatible.CORRUPT
         if corrupt and not options.read_only:
             raise BlockError("qcow2: Image is corrupt; cannot be opened read/write")
 
     def take_options(self, options: Any) -> None:
         super().take_options(options)
-        self._image.take_settings(settle(options, self._image.header))
-        self._image.writable = self.writable_image
+        self._settings = settle(options, self._header)
+        if self._is_loaded:
+            self._image.take_settings(self._settings)
+            self._image.writable = self.writable_image
         self._schedule_cleaning()
 
     def refresh_limits(self) -> None:
-        geometry = self._image.geometry
+        geometry = self._header.geometry
         self.limits = BlockLimits(
             discard_granularity=geometry.cluster_size,
             optimal_transfer=geometry.cluster_size,

@@ -26,7 +26,6 @@ from vhostblk.block.drivers.qcow2.layout import (
 from vhostblk.block.drivers.qcow2.lifecycle import Lifecycle
 from vhostblk.block.edge import notify_resize, os_error
 from vhostblk.block.errors import BlockError
-from vhostblk.block.iovec import IoVec
 from vhostblk.block.node import BlockStatus, Extent, WriteFlags
 from vhostblk.block.permissions import Perm
 from vhostblk.schema.common import PreallocMode
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from vhostblk.block.drivers.qcow2.snapshots import Snapshot
+    from vhostblk.block.iovec import IoVec
     from vhostblk.block.node import CheckResult
     from vhostblk.engine.extents import ExtentMap
 
@@ -45,19 +45,20 @@ class Qcow2Node(Lifecycle):
     """A qcow2 image: children "file", and perhaps "data-file" and "backing"."""
 
     driver = "qcow2"
+    late_modules = ("vhostblk.block.drivers.qcow2.image",)
     supports_backing = True
 
     @property
     def size(self) -> int:
-        return self._image.size
+        return self._header.size
 
     @property
     def cluster_size(self) -> int:
-        return self._image.geometry.cluster_size
+        return self._header.geometry.cluster_size
 
     @property
     def subcluster_size(self) -> int:
-        return self._image.geometry.subcluster_size
+        return self._header.geometry.subcluster_size
 
     @property
     def allocated_size(self) -> int | None:
@@ -181,6 +182,8 @@ class Qcow2Node(Lifecycle):
 
     async def _zero_bytes(self, start: int, stop: int) -> None:
         """Write zeroes to a part of a cluster, unless there is nothing else."""
+        from vhostblk.block.iovec import IoVec  # brings numpy
+
         if start < stop and not await self._image.zeroer.reads_zero(start, stop - start):
             step = 1 << 20
             for low in range(start, stop, step):
@@ -200,11 +203,15 @@ class Qcow2Node(Lifecycle):
                 await image.relieve()
 
     async def flush(self) -> None:
+        if not self._is_loaded:  # then nothing was written, either
+            return
         image = self._image
         await self.write_back()
         await image.commit.flush_files()
 
     async def write_back(self) -> None:
+        if not self._is_loaded:
+            return
         image = self._image
         image.check_usable()
         if image.writable:
@@ -225,8 +232,9 @@ class Qcow2Node(Lifecycle):
             return await check(image, repair=repair)
 
     def backing_changed(self) -> None:
-        self._image.backing = self.children.get(inherit.BACKING)
-        self._image.new_publisher()
+        if self._is_loaded:
+            self._image.backing = self.children.get(inherit.BACKING)
+            self._image.new_publisher()
 
     # What the header says of the backing file.
 

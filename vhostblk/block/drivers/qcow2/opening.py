@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading what opening an image takes, where it can be done without numpy.
+
+numpy takes longer to load than all else that happens before clients may connect. So a daemon that
+has not loaded it yet reads the header and the top-level tables as plain bytes; the rest waits for
+the first request (`Lifecycle`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from vhostblk.block.drivers.qcow2 import compressed, header
+from vhostblk.block.drivers.qcow2.layout import Autoclear, Incompatible
+from vhostblk.block.errors import BlockError
+
+if TYPE_CHECKING:
+    from vhostblk.block.drivers.qcow2.header import Header
+    from vhostblk.block.edge import Edge
+
+
+class TopTables(NamedTuple):
+    """The L1 table and the refcount table, as they are in the file."""
+
+    l1: bytes
+    refcounts: bytes
+
+
+async def read_plainly(edge: Edge, offset: int, length: int) -> bytes:
+    """Read bytes; what lies past the end of the file reads as zeroes. Raises OSError."""
+    found = None if _numpy_is_loaded() else edge.node.read_early(offset, length)
+    if found is None:
+        from vhostblk.block.drivers.qcow2.transfer import read_bytes
+
+        return await read_bytes(edge, offset, length)
+    return found.ljust(length, b"\0")
+
+
+def _numpy_is_loaded() -> bool:
+    return "numpy" in sys.modules
+
+
+async def read_header(file: Edge) -> Header:
+    """Read and parse the first cluster; raises BlockError."""
+    try:
+        probe = await read_plainly(file, 0, header.PROBE_BYTES)
+        data = await read_plainly(file, 0, header.cluster_size_of(probe))
+    except OSError as error:
+        raise BlockError(f"Could not read qcow2 header: {os.strerror(error.errno or 5)}") from error
+    parsed = header.parse(data)
+    compressed.check_available(parsed.compression_type)
+    return parsed
+
+
+async def read_top_tables(file: Edge, parsed: Header) -> TopTables | None:
+    """Read the tables of an image that nothing else has to be done for; None: load it at once.
+
+    Raises BlockError.
+    """
+    if (
+        _numpy_is_loaded()
+        or parsed.nb_snapshots
+        or parsed.bitmaps is not None
+        or parsed.stale_bitmaps
+        or parsed.autoclear & ~int(Autoclear.ALL)
+        or parsed.incompatible & Incompatible.DIRTY
+    ):
+        return None
+    try:
+        return TopTables(
+            await read_plainly(file, parsed.l1_offset, 8 * parsed.l1_size),
+            await read_plainly(
+                file,
+                parsed.reftable_offset,
+                parsed.reftable_clusters << parsed.geometry.cluster_bits,
+            ),
+        )
+    except OSError as error:
+        raise metadata_error(error) from error
+
+
+def metadata_error(error: OSError) -> BlockError:
+    """Make the error of an image whose tables can't be read."""
+    return BlockError(f"Could not read qcow2 metadata: {error.strerror}")
