@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from tests.qmp_exports.daemons import Program
     from vhostblk.events import Event
 
-for area in ("bitmaps", "block", "block_query", "exports", "images", "jobs", "objects", "snapshot"):
+for area in (
+    "bitmaps",
+    "block",
+    "block_query",
+    "exports",
+    "images",
+    "jobs",
+    "objects",
+    "snapshot",
+    "transaction",
+):
     importlib.import_module(f"vhostblk.qmp.commands.{area}")
 
 #: A command's name and arguments.
@@ -70,7 +80,9 @@ def theirs(program: Program, calls: Sequence[Call]) -> list[Any]:
             process.stdin.flush()
             answer = {"event": None}
             while "event" in answer:
-                answer = json.loads(process.stdout.readline())
+                line = process.stdout.readline()
+                if not line.startswith("Formatting '"):  # what creating an image says there
+                    answer = json.loads(line)
             answers.append(normalized(answer.get("error", answer)))
         return answers[1:]
     finally:

@@ -30,6 +30,7 @@ from vhostblk.block.permission_update import check_conflicts, derive, update_per
 from vhostblk.block.permissions import Perm
 from vhostblk.block.registry import driver_class, driver_name
 from vhostblk.block.throttle_group import ThrottleGroups
+from vhostblk.block.turns import Turns
 from vhostblk.events import EventBus
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block import BlockErrorAction, BlockIoError, BlockWriteThreshold
@@ -54,7 +55,7 @@ class Graph:
         #: What `throttle` nodes refer to.
         self.throttle_groups = ThrottleGroups()
         #: Held by one command at a time.
-        self._changing = asyncio.Lock()
+        self._changing = Turns()
         #: Drained sections whose only purpose is that users look at extent maps again.
         self._refreshing: set[asyncio.Task[None]] = set()
         self._drained_sections: list[DrainedSection] = []
@@ -207,12 +208,6 @@ class Graph:
     # Changing nodes in use.
 
     @asynccontextmanager
-    async def exclusive(self) -> AsyncIterator[None]:
-        """Have no other command change the graph inside the block."""
-        async with self._changing:
-            yield
-
-    @asynccontextmanager
     async def drained(self, nodes: Iterable[BlockNode]) -> AsyncIterator[None]:
         """Have no request in flight to any of these nodes inside the block."""
         section = DrainedSection(nodes)
@@ -254,7 +249,7 @@ class Graph:
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[None]:
-        """Have no other command change the graph inside the block."""
+        """Have no other task change the graph inside the block; this one may."""
         async with self._changing:
             yield
 

@@ -8,15 +8,17 @@ A bitmap of a node in use is changed as a whole (cleared, merged into) inside on
 Messages are QEMU's; functions raise BlockError.
 """
 
+# ruff: noqa: D102 -- the methods of actions are described by the contract, `Action`.
+
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from vhostblk.block.actions import perform
 from vhostblk.block.errors import BlockError, NodeNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import Iterable
 
     from vhostblk.block.dirty_bitmap import DirtyBitmap
     from vhostblk.block.graph import Graph
@@ -101,14 +103,160 @@ def refresh(node: BlockNode) -> None:
         edge.refresh()
 
 
-@asynccontextmanager
-async def changing(graph: Graph, node: BlockNode) -> AsyncIterator[None]:
-    """Change which bitmaps a node has and which record, inside the block."""
-    async with graph.drained([node]):
+class _BitmapAction:
+    """A change to a bitmap of a node; an `Action`."""
+
+    def __init__(self, graph: Graph, node_name: str, name: str) -> None:
+        self._graph = graph
+        self._node_name = node_name
+        self._name = name
+        self._node: BlockNode
+        self._bitmap: DirtyBitmap
+
+    def nodes(self) -> list[BlockNode]:
+        return [lookup(self._graph, self._node_name, self._name)[0]]
+
+    async def prepare(self) -> None:
+        raise NotImplementedError
+
+    async def commit(self) -> None:
+        pass
+
+    async def abort(self) -> None:
+        pass
+
+    def _look_up(self) -> tuple[BlockNode, DirtyBitmap]:
+        self._node, self._bitmap = lookup(self._graph, self._node_name, self._name)
+        return self._node, self._bitmap
+
+
+class AddBitmap(_BitmapAction):
+    """Give a node a bitmap; `granularity` in bytes."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        node_name: str,
+        name: str,
+        granularity: int | None = None,
+        *,
+        persistent: bool = False,
+        disabled: bool = False,
+    ) -> None:
+        super().__init__(graph, node_name, name)
+        self._granularity = granularity
+        self._persistent = persistent
+        self._disabled = disabled
+
+    def nodes(self) -> list[BlockNode]:
+        if not self._name:
+            raise BlockError("Bitmap name cannot be empty")
+        name = self._node_name
         try:
-            yield
-        finally:
-            refresh(node)
+            self._node = self._graph.find(name)
+        except NodeNotFoundError:
+            raise BlockError(f"Cannot find device='{name}' nor node-name='{name}'") from None
+        return [self._node]
+
+    async def prepare(self) -> None:
+        node, granularity = self._node, self._granularity
+        if granularity is None:
+            granularity = default_granularity(node)
+        elif granularity < MIN_GRANULARITY or granularity & (granularity - 1):
+            raise BlockError(f"Granularity must be power of 2 and at least {MIN_GRANULARITY}")
+        if self._persistent:
+            await node.check_new_bitmap(self._name, granularity)
+        self._bitmap = make(node, self._name, granularity)
+        self._bitmap.persistent, self._bitmap.disabled = self._persistent, self._disabled
+        node.bitmaps.insert(0, self._bitmap)
+        refresh(node)
+
+    async def abort(self) -> None:
+        self._node.bitmaps.remove(self._bitmap)
+        refresh(self._node)
+
+
+class RemoveBitmap(_BitmapAction):
+    """Take a bitmap away from a node, and out of its image; undone, the image gets it later."""
+
+    async def prepare(self) -> None:
+        node, bitmap = self._look_up()
+        check(bitmap, inconsistent=True)
+        if bitmap.persistent:
+            await node.remove_stored_bitmap(self._name)
+        bitmap.busy = True
+
+    async def commit(self) -> None:
+        self._bitmap.busy = False
+        self._node.bitmaps.remove(self._bitmap)
+        refresh(self._node)
+
+    async def abort(self) -> None:
+        self._bitmap.busy = False
+
+
+class ClearBitmap(_BitmapAction):
+    """Have a bitmap forget everything."""
+
+    async def prepare(self) -> None:
+        _, bitmap = self._look_up()
+        check(bitmap)
+        self._former = bitmap.words.copy()
+        bitmap.clear()
+
+    async def abort(self) -> None:
+        self._bitmap.words = self._former
+
+
+class EnableBitmap(_BitmapAction):
+    """Have a bitmap record, or not."""
+
+    def __init__(self, graph: Graph, node_name: str, name: str, *, enabled: bool) -> None:
+        super().__init__(graph, node_name, name)
+        self._disabled = not enabled
+
+    async def prepare(self) -> None:
+        node, bitmap = self._look_up()
+        check(bitmap, change=False)
+        self._former = bitmap.disabled
+        bitmap.disabled = self._disabled
+        refresh(node)
+
+    async def abort(self) -> None:
+        self._bitmap.disabled = self._former
+        refresh(self._node)
+
+
+class MergeBitmaps(_BitmapAction):
+    """Merge bitmaps into another one; `sources`: names in the same node, or node and name."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        node_name: str,
+        target: str,
+        sources: Iterable[str | tuple[str, str]],
+    ) -> None:
+        super().__init__(graph, node_name, target)
+        self._sources = list(sources)
+
+    async def prepare(self) -> None:
+        node, target = self._look_up()
+        found = []
+        for source in self._sources:
+            if isinstance(source, str):
+                other = _existing(node, source)
+            else:
+                other = lookup(self._graph, *source)[1]
+            check_source(other, target.size)
+            found.append(other)
+        check(target)
+        self._former = target.words.copy()
+        for other in found:
+            target.merge(other)
+
+    async def abort(self) -> None:
+        self._bitmap.words = self._former
 
 
 async def add(
@@ -121,74 +269,29 @@ async def add(
     disabled: bool = False,
 ) -> None:
     """Give a node a bitmap; `granularity` in bytes."""
-    if not name:
-        raise BlockError("Bitmap name cannot be empty")
-    async with graph.exclusive():
-        try:
-            node = graph.find(node_name)
-        except NodeNotFoundError:
-            raise BlockError(
-                f"Cannot find device='{node_name}' nor node-name='{node_name}'"
-            ) from None
-        if granularity is None:
-            granularity = default_granularity(node)
-        elif granularity < MIN_GRANULARITY or granularity & (granularity - 1):
-            raise BlockError(f"Granularity must be power of 2 and at least {MIN_GRANULARITY}")
-        if persistent:
-            await node.check_new_bitmap(name, granularity)
-        bitmap = make(node, name, granularity)
-        bitmap.persistent, bitmap.disabled = persistent, disabled
-        async with changing(graph, node):
-            bitmap.resize(node.size)
-            node.bitmaps.insert(0, bitmap)
+    action = AddBitmap(
+        graph, node_name, name, granularity, persistent=persistent, disabled=disabled
+    )
+    await perform(graph, [action])
 
 
 async def remove(graph: Graph, node_name: str, name: str) -> None:
     """Take a bitmap away from a node, and out of its image."""
-    async with graph.exclusive():
-        node, bitmap = lookup(graph, node_name, name)
-        check(bitmap, inconsistent=True)
-        async with changing(graph, node):
-            if bitmap.persistent:
-                await node.remove_stored_bitmap(name)
-            node.bitmaps.remove(bitmap)
+    await perform(graph, [RemoveBitmap(graph, node_name, name)])
 
 
 async def clear(graph: Graph, node_name: str, name: str) -> None:
     """Have a bitmap forget everything."""
-    async with graph.exclusive():
-        node, bitmap = lookup(graph, node_name, name)
-        check(bitmap)
-        async with changing(graph, node):
-            bitmap.clear()
+    await perform(graph, [ClearBitmap(graph, node_name, name)])
 
 
 async def enable(graph: Graph, node_name: str, name: str, *, enabled: bool) -> None:
     """Have a bitmap record, or not."""
-    async with graph.exclusive():
-        node, bitmap = lookup(graph, node_name, name)
-        check(bitmap, change=False)
-        async with changing(graph, node):
-            bitmap.disabled = not enabled
+    await perform(graph, [EnableBitmap(graph, node_name, name, enabled=enabled)])
 
 
 async def merge(
     graph: Graph, node_name: str, target: str, sources: Iterable[str | tuple[str, str]]
 ) -> None:
-    """Merge bitmaps into another one; nothing changes where one of them can't be.
-
-    `sources`: names of bitmaps of the same node, or node and name.
-    """
-    async with graph.exclusive():
-        node, bitmap = lookup(graph, node_name, target)
-        found = []
-        for source in sources:
-            other = (
-                _existing(node, source) if isinstance(source, str) else lookup(graph, *source)[1]
-            )
-            check_source(other, bitmap.size)
-            found.append(other)
-        check(bitmap)
-        async with changing(graph, node):
-            for other in found:
-                bitmap.merge(other)
+    """Merge bitmaps into another one; nothing changes where one of them can't be."""
+    await perform(graph, [MergeBitmaps(graph, node_name, target, sources)])

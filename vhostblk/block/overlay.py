@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,28 +177,77 @@ async def rename_backing_file(graph: Graph, top: BlockNode, image: BlockNode, na
             await graph.make_read_only(image, read_only=was_read_only)
 
 
-async def snapshot_to_file(
-    graph: Graph, base: BlockNode, filename: str, *, driver: str, node_name: str, create: bool
-) -> None:
-    """`blockdev-snapshot-sync`: put an overlay in a file on `base`; raises BlockError.
+class NewOverlayAction:
+    """`blockdev-snapshot-sync`: put an overlay in a file on `base`; an `Action`.
 
     `create`: the file is made, with `base` as its backing file. Where that fails it is removed.
     """
-    path = full_name(filename, "")
-    if create:
-        _check_creatable(driver)
-    is_new = create and not await asyncio.to_thread(os.path.lexists, path)
-    try:
-        if create:
+
+    def __init__(
+        self,
+        graph: Graph,
+        base: BlockNode,
+        filename: str,
+        *,
+        driver: str,
+        node_name: str,
+        create: bool,
+    ) -> None:
+        self._graph = graph
+        self._base = base
+        self._filename = filename
+        self._driver = driver
+        self._node_name = node_name
+        self._create = create
+        self._append: OverlayAction
+        #: The overlay is held by the action until others use it.
+        self._holding = AsyncExitStack()
+        #: The file, if it is a new one.
+        self._new_file: Path | None = None
+
+    def nodes(self) -> list[BlockNode]:
+        """Return the node below."""
+        return [self._base]
+
+    async def prepare(self) -> None:
+        """Make the image, open it, and change the graph."""
+        try:
+            await self._prepare()
+        except BaseException:
+            await self._clean_up()
+            raise
+
+    async def _prepare(self) -> None:
+        graph, base, path = self._graph, self._base, full_name(self._filename, "")
+        if self._create:
+            _check_creatable(self._driver)
+            if not await asyncio.to_thread(os.path.lexists, path):
+                self._new_file = Path(path)
             await _create(graph, path, base.size)
-        async with graph.borrowed(_definition(base, path, driver, node_name)) as overlay:
-            if create:
-                await _name_backing_file(overlay, base)
-            await graph.append(base, overlay)
-    except BaseException:
-        if is_new:
-            await asyncio.to_thread(Path(path).unlink, missing_ok=True)
-        raise
+        definition = _definition(base, path, self._driver, self._node_name)
+        overlay = await self._holding.enter_async_context(graph.borrowed(definition))
+        if self._create:
+            await _name_backing_file(overlay, base)
+        self._append = OverlayAction(graph, base, overlay)
+        await self._append.prepare()
+
+    async def abort(self) -> None:
+        """Change the graph back, and remove what was made."""
+        await self._append.abort()
+        await self._clean_up()
+
+    async def _clean_up(self) -> None:
+        await self._holding.aclose()
+        if self._new_file is not None:
+            try:
+                await asyncio.to_thread(self._new_file.unlink, missing_ok=True)
+            except OSError as error:
+                logger.warning("'%s' can't be removed: %s", self._new_file, error.strerror)
+
+    async def commit(self) -> None:
+        """Leave the overlay to those who use it now."""
+        await self._append.commit()
+        await self._holding.aclose()
 
 
 def _check_creatable(driver: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vhostblk.block.actions import perform
 from vhostblk.block.errors import NodeNotFoundError
 from vhostblk.block.graph import check_not_backing
 from vhostblk.block.node import BlockNode
@@ -23,13 +24,15 @@ from vhostblk.schema.snapshot import (
 )
 
 if TYPE_CHECKING:
+    from vhostblk.block.actions import Action
     from vhostblk.block.drivers.qcow2.node import Qcow2Node
+    from vhostblk.block.graph import Graph
 
 
-def _snapshot_node(daemon: Daemon, name: str) -> Qcow2Node:
+def _snapshot_node(graph: Graph, name: str) -> Qcow2Node:
     """Return a node that has internal snapshots; there are no devices that could be meant."""
     try:
-        node = daemon.graph.find_exactly(name)
+        node = graph.find_exactly(name)
     except NodeNotFoundError:
         raise QmpError(f"Cannot find device='{name}' nor node-name='{name}'") from None
     if any(isinstance(edge.parent, BlockNode) for edge in node.parents):
@@ -45,39 +48,45 @@ def _snapshot_node(daemon: Daemon, name: str) -> Qcow2Node:
     return found
 
 
-def _find(daemon: Daemon, name: str | UnsetType, device: str | UnsetType = UNSET) -> BlockNode:
+def _find(graph: Graph, name: str | UnsetType, device: str | UnsetType = UNSET) -> BlockNode:
     """Return a node; there are no devices that could be meant instead."""
     name = name if isinstance(name, str) else ""
     try:
-        return daemon.graph.find_exactly(name)
+        return graph.find_exactly(name)
     except NodeNotFoundError:
         shown = device if isinstance(device, str) else ""
         raise QmpError(f"Cannot find device='{shown}' nor node-name='{name}'") from None
 
 
+def snapshot(graph: Graph, arguments: BlockdevSnapshot) -> Action:
+    """Return what puts a node that lies on nothing yet on another, in the place of that."""
+    from vhostblk.block.overlay import OverlayAction
+
+    base = _find(graph, arguments.node, arguments.node)
+    check_not_backing(base)
+    overlay = _find(graph, arguments.overlay, arguments.overlay)
+    return OverlayAction(graph, base, overlay)
+
+
 @command("blockdev-snapshot", features=("allow-write-only-overlay",))
 async def blockdev_snapshot(daemon: Daemon, arguments: BlockdevSnapshot) -> None:
     """Put a node that lies on nothing yet on another, in the place of that."""
-    base = _find(daemon, arguments.node, arguments.node)
-    check_not_backing(base)
-    overlay = _find(daemon, arguments.overlay, arguments.overlay)
-    await daemon.graph.append(base, overlay)
+    await perform(daemon.graph, [snapshot(daemon.graph, arguments)])
 
 
-@command("blockdev-snapshot-sync")
-async def blockdev_snapshot_sync(daemon: Daemon, arguments: BlockdevSnapshotSync) -> None:
-    """Make a file, open it, and put it on a node in the place of that."""
-    from vhostblk.block.overlay import snapshot_to_file
+def snapshot_sync(graph: Graph, arguments: BlockdevSnapshotSync) -> Action:
+    """Return what makes a file, opens it, and puts it on a node in the place of that."""
+    from vhostblk.block.overlay import NewOverlayAction
 
-    base = _find(daemon, arguments.node_name, arguments.device)
+    base = _find(graph, arguments.node_name, arguments.device)
     check_not_backing(base)
     name = arguments.snapshot_node_name
     if not isinstance(name, str):
         raise QmpError("New overlay node-name missing")
-    if any(node.node_name == name for node in daemon.graph):
+    if any(node.node_name == name for node in graph):
         raise QmpError("New overlay node-name already in use")
-    await snapshot_to_file(
-        daemon.graph,
+    return NewOverlayAction(
+        graph,
         base,
         arguments.snapshot_file,
         driver=arguments.format if isinstance(arguments.format, str) else "qcow2",
@@ -86,31 +95,38 @@ async def blockdev_snapshot_sync(daemon: Daemon, arguments: BlockdevSnapshotSync
     )
 
 
+@command("blockdev-snapshot-sync")
+async def blockdev_snapshot_sync(daemon: Daemon, arguments: BlockdevSnapshotSync) -> None:
+    """Make a file, open it, and put it on a node in the place of that."""
+    await perform(daemon.graph, [snapshot_sync(daemon.graph, arguments)])
+
+
 @command("change-backing-file")
 async def change_backing_file(daemon: Daemon, arguments: ChangeBackingFile) -> None:
     """Have an image name another backing file, for whoever opens it next."""
     from vhostblk.block.overlay import rename_backing_file
 
-    top = _find(daemon, arguments.device, arguments.device)
+    top = _find(daemon.graph, arguments.device, arguments.device)
     if any(isinstance(edge.parent, BlockNode) for edge in top.parents):
         raise QmpError("Need a root block node")
-    image = _find(daemon, arguments.image_node_name)
+    image = _find(daemon.graph, arguments.image_node_name)
     await rename_backing_file(daemon.graph, top, image, arguments.backing_file)
+
+
+def snapshot_internal(graph: Graph, arguments: BlockdevSnapshotInternal) -> Action:
+    """Return what makes an internal snapshot."""
+    from vhostblk.block.internal_snapshot import InternalSnapshotAction
+
+    node = _snapshot_node(graph, arguments.device)
+    if not arguments.name:
+        raise QmpError("Name is empty")
+    return InternalSnapshotAction(node, arguments.name)
 
 
 @command("blockdev-snapshot-internal-sync")
 async def blockdev_snapshot_internal(daemon: Daemon, arguments: BlockdevSnapshotInternal) -> None:
     """Make an internal snapshot."""
-    device, name = arguments.device, arguments.name
-    node = _snapshot_node(daemon, device)
-    if not name:
-        raise QmpError("Name is empty")
-    try:
-        await node.create_snapshot(name)
-    except OSError as error:
-        raise QmpError(
-            f"Failed to create snapshot '{name}' on device '{device}': {error.strerror}"
-        ) from error
+    await perform(daemon.graph, [snapshot_internal(daemon.graph, arguments)])
 
 
 @command("blockdev-snapshot-delete-internal-sync")
@@ -120,7 +136,7 @@ async def blockdev_snapshot_delete_internal(
     """Delete an internal snapshot, and describe what it was."""
     from vhostblk.block.drivers.qcow2.describe import snapshot_info  # needs numpy
 
-    node = _snapshot_node(daemon, arguments.device)
+    node = _snapshot_node(daemon.graph, arguments.device)
     number = arguments.id if isinstance(arguments.id, str) else None
     name = arguments.name if isinstance(arguments.name, str) else None
     if number is None and name is None:
