@@ -156,11 +156,10 @@ class OverlayAction:
 async def rename_backing_file(graph: Graph, top: BlockNode, image: BlockNode, name: str) -> None:
     """`change-backing-file`: have an image in the chain of `top` name another backing file.
 
-    The format is that of the node that it lies on now. A read-only image is writable meanwhile.
-    Raises BlockError.
+    The format that it then has is, as in QEMU, that of the image itself. A read-only image is
+    writable meanwhile. Raises BlockError.
     """
-    below = next_image(image)
-    if below is None:
+    if next_image(image) is None:
         raise BlockError("not allowing backing file change on an image without a backing file")
     if image is not top and all(edge.node is not image for edge in links(top)):
         raise BlockError(f"'{top.node_name}' and image file are not in the same chain")
@@ -168,7 +167,7 @@ async def rename_backing_file(graph: Graph, top: BlockNode, image: BlockNode, na
         was_read_only = image.read_only
         await graph.make_read_only(image, read_only=False)
         try:
-            await image.change_backing_file(name, below.driver)
+            await image.change_backing_file(name, image.driver)
         except OSError as error:
             raise BlockError(
                 f"Could not change backing file to '{name}': {error.strerror}"

@@ -7,7 +7,7 @@ Between the first step and the last nothing is awaited, so nobody sees a half-ch
 
 A node's options are replaced as a whole: what the new ones leave out goes back to its default. A
 child defined inside its parent is reopened with it, with what its definition says and what it
-inherits. A child given by name takes the place of the present one.
+inherits. A child given by name takes the place of the present one. A backing image may come and go.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from vhostblk.block import inherit
 from vhostblk.block.drain import users_of, with_ancestors, with_descendants
+from vhostblk.block.edge import Edge
 from vhostblk.block.errors import BlockError
 from vhostblk.block.permission_update import update_permissions
 from vhostblk.block.registry import driver_name
@@ -29,7 +30,6 @@ from vhostblk.schema.qdict import bucket
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
     from vhostblk.block.node import BlockNode
 
@@ -46,8 +46,8 @@ class Change:
     #: As the user gave them, and with what they leave out.
     given: Any
     options: Any
-    #: Names of the nodes that take a child's place, by role.
-    children: dict[str, str] = field(default_factory=dict)
+    #: Names of the nodes that become children, by role; None: there is to be none.
+    children: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def opens_for_writing(self) -> bool:
@@ -79,7 +79,9 @@ def _plan_node(changes: dict[BlockNode, Change], node: BlockNode, given: Any, op
             resolved = inherit.resolve_child(child.given_options, role, options)
             _plan_node(changes, child, child.given_options, resolved)
         elif ref is None:
-            raise BlockError(f"Cannot change the option '{role}'")
+            if role != inherit.BACKING:
+                raise BlockError(f"Cannot change the option '{role}'")
+            change.children[role] = None
         elif isinstance(ref, str):
             if ref != child.node_name:
                 change.children[role] = ref
@@ -92,6 +94,20 @@ def _plan_node(changes: dict[BlockNode, Change], node: BlockNode, given: Any, op
             if ref.node_name not in (UNSET, child.node_name):
                 raise BlockError("Cannot change the option 'node-name'")
             _plan_node(changes, child, ref, inherit.resolve_child(ref, role, options))
+    if node.supports_backing and inherit.BACKING not in node.children:
+        _plan_backing(change)
+
+
+def _plan_backing(change: Change) -> None:
+    """Plan for a node that has no backing image now; to have one, it has to be named."""
+    node, ref = change.node, change.options.backing
+    if ref is UNSET:
+        if node.auto_backing_name:
+            raise BlockError(f"backing is missing for '{node.node_name}'")
+    elif isinstance(ref, str):
+        change.children[inherit.BACKING] = ref
+    elif ref is not None:
+        raise BlockError(f"Cannot change the option '{inherit.BACKING}.driver'")
 
 
 def plan_read_only(node: BlockNode, *, read_only: bool) -> list[Change]:
@@ -177,6 +193,8 @@ def _members_but(node: BlockNode, left_out: frozenset[str]) -> Iterator[tuple[st
     They are in the order in which QEMU looks at them.
     """
     children = {role.partition(".")[0] for role in node.children}
+    if node.supports_backing:
+        children.add(inherit.BACKING)
     members = msgspec.structs.fields(node.options)
     for info in sorted(members, key=lambda member: bucket(member.encode_name)):
         if info.name in left_out or info.encode_name in children:
@@ -188,25 +206,67 @@ def _members_but(node: BlockNode, left_out: frozenset[str]) -> Iterator[tuple[st
 def _replace_children(
     graph: Graph, change: Change, undo: list[Callable[[], None]]
 ) -> list[BlockNode]:
+    """Give a node its new children; return those that it had instead."""
     node, replaced = change.node, []
     for role, name in change.children.items():
-        new = graph.find(name)
-        if node in with_descendants([new]):
-            raise BlockError(
-                f"Making '{name}' a {role} child of '{node.node_name}' would create a cycle"
-            )
-        if node.active and not new.active:
-            raise BlockError(
-                f"Inactive '{name}' can't be a {role} child of active '{node.node_name}'"
-            )
-        old = node.children[role].node
-        if node.children[role].frozen:
-            raise BlockError(
-                f"Cannot change frozen '{role}' link from '{node.node_name}' to '{old.node_name}'"
-            )
-        undo.append(moved(node.children[role], new))
-        replaced.append(old)
+        new = None if name is None else graph.find(name)
+        if new is not None:
+            _check_child(node, role, new)
+        edge = node.children.get(role)
+        if edge is not None:
+            if edge.frozen:
+                raise BlockError(
+                    f"Cannot change frozen '{role}' link from '{node.node_name}' to "
+                    f"'{edge.node.node_name}'"
+                )
+            replaced.append(edge.node)
+        if edge is not None and new is not None:
+            undo.append(moved(edge, new))
+        elif edge is not None:
+            undo.append(_backing_removed(node, edge))
+        elif new is not None:
+            undo.append(_backing_added(node, new))
     return replaced
+
+
+def _check_child(node: BlockNode, role: str, new: BlockNode) -> None:
+    name = new.node_name
+    if node in with_descendants([new]):
+        raise BlockError(
+            f"Making '{name}' a {role} child of '{node.node_name}' would create a cycle"
+        )
+    if node.active and not new.active:
+        raise BlockError(f"Inactive '{name}' can't be a {role} child of active '{node.node_name}'")
+
+
+def _backing_removed(node: BlockNode, edge: Edge) -> Callable[[], None]:
+    """Take the backing image away from a node; return the way back."""
+    place = edge.node.parents.index(edge)
+
+    def undo() -> None:
+        edge.node.parents.insert(place, edge)
+        node.children[inherit.BACKING] = edge
+        node.backing_changed()
+
+    edge.node.parents.remove(edge)
+    del node.children[inherit.BACKING]
+    node.backing_changed()
+    return undo
+
+
+def _backing_added(node: BlockNode, new: BlockNode) -> Callable[[], None]:
+    """Put a node on a backing image; return the way back."""
+    edge = Edge(node, inherit.BACKING, new)
+
+    def undo() -> None:
+        new.parents.remove(edge)
+        del node.children[inherit.BACKING]
+        node.backing_changed()
+
+    new.parents.append(edge)
+    node.children[inherit.BACKING] = edge
+    node.backing_changed()
+    return undo
 
 
 def moved(edge: Edge, new: BlockNode) -> Callable[[], None]:
