@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK, REFTABLE_OFFSET_MASK
+from vhostblk.block.drivers.qcow2.references import cluster_spans
 from vhostblk.block.drivers.qcow2.transfer import read_array
 from vhostblk.block.edge import os_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from numpy.typing import NDArray
 
     from vhostblk.block.drivers.qcow2.image import Image
@@ -66,9 +65,9 @@ class Overlap:
         self._offsets = None
 
         def span(offset: int, nbytes: int) -> NDArray[np.int64]:
-            if not nbytes or not offset:
-                return np.zeros(0, np.int64)
-            return np.arange(offset >> bits, (offset + nbytes - 1 >> bits) + 1, dtype=np.int64)
+            return cluster_spans(bits, [offset], [nbytes])
+
+        snapshots = image.snapshots.entries
 
         found = {
             "main_header": np.zeros(1, np.int64),
@@ -79,8 +78,10 @@ class Overlap:
             ),
             "refcount_block": _targets(image.refcounts.table, REFTABLE_OFFSET_MASK, bits),
             "snapshot_table": span(header.snapshots_offset, image.snapshots.table_bytes),
-            "inactive_l1": _join(
-                span(each.l1_offset, 8 * each.l1_size) for each in image.snapshots.entries
+            "inactive_l1": cluster_spans(
+                bits,
+                [each.l1_offset for each in snapshots],
+                [8 * each.l1_size for each in snapshots],
             ),
         }
         if header.bitmaps is not None:
@@ -186,7 +187,3 @@ def _targets(table: NDArray[np.uint64], mask: int, bits: int) -> NDArray[np.int6
     offsets = table & np.uint64(mask)
     clusters: NDArray[np.int64] = (offsets[offsets != 0] >> np.uint64(bits)).astype(np.int64)
     return clusters
-
-
-def _join(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
-    return np.concatenate([np.zeros(0, np.int64), *parts])

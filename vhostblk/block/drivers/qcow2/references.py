@@ -7,6 +7,7 @@ file really has: a table that is referred to many times is read once.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,11 +23,28 @@ from vhostblk.block.drivers.qcow2.layout import (
 from vhostblk.block.drivers.qcow2.transfer import read_array
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from vhostblk.block.drivers.qcow2.image import Image
 
 _COMPACT = 1 << 22
+#: After so many snapshots others have a turn on the event loop.
+_TURN = 256
+
+
+def cluster_spans(bits: int, offsets: Sequence[int], lengths: Sequence[int]) -> NDArray[np.int64]:
+    """Return the clusters of ranges of bytes, in their order; empty ranges and offset 0 have none.
+
+    Ranges end below 2**63.
+    """
+    starts, sizes = np.array(offsets, np.int64), np.array(lengths, np.int64)
+    there = (starts != 0) & (sizes != 0)
+    first, last = starts[there] >> bits, (starts + sizes - 1)[there] >> bits
+    counts = last - first + 1
+    before = np.cumsum(counts) - counts
+    return np.repeat(first - before, counts) + np.arange(counts.sum(), dtype=np.int64)
 
 
 class Tally:
@@ -74,8 +92,12 @@ async def gather_references(image: Image) -> tuple[Tally, int]:
     tables = [image.tables.l1]
     if image.snapshots.entries:
         tally.add_range(bits, header.snapshots_offset, image.snapshots.table_bytes)
-    for snapshot in image.snapshots.entries:
-        tally.add_range(bits, snapshot.l1_offset, 8 * snapshot.l1_size)
+    snapshots = image.snapshots.entries
+    sizes = [8 * each.l1_size for each in snapshots]
+    tally.add(cluster_spans(bits, [each.l1_offset for each in snapshots], sizes))
+    for number, snapshot in enumerate(snapshots, 1):
+        if number % _TURN == 0:
+            await asyncio.sleep(0)
         raw = await read_array(image.file, snapshot.l1_offset, snapshot.l1_size, ">u8")
         tables.append(raw.astype(np.uint64))
     wrong += await add_tree(tally, image, np.concatenate(tables))

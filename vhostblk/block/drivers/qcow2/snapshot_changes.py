@@ -9,6 +9,7 @@ image that is right but for clusters in use without need.
 from __future__ import annotations
 
 import errno
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     from vhostblk.block.drivers.qcow2.image import Image
 
+#: Tables of more snapshots are encoded on a thread.
+_MANY = 256
 _NB_SNAPSHOTS = HEADER.offsets["nb_snapshots"]
 
 
@@ -160,7 +163,8 @@ async def clear_copied(image: Image, l1: NDArray[np.uint64]) -> None:
 async def _write_table(image: Image, entries: list[Snapshot]) -> None:
     """Write the snapshot table to a new place, and give the old one up."""
     bits, header = image.geometry.cluster_bits, image.header
-    data = encode_table(entries)
+    encode = partial(encode_table, entries)
+    data = await image.in_thread(encode) if len(entries) > _MANY else encode()
     if len(data) > MAX_SNAPSHOTS_BYTES:
         raise os_error(errno.EFBIG)
     offset = 0
