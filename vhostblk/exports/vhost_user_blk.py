@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.errors import VhostblkError
-from vhostblk.exports import dirty_logging
+from vhostblk.exports import dirty_logging, offer
 from vhostblk.exports.ownership import ImageOwnership
 from vhostblk.imports import import_modules
 from vhostblk.ratelimit import RateLimitedLogger
@@ -51,9 +51,6 @@ if TYPE_CHECKING:
     from vhostblk.virtio_blk.queue import BlkQueue
 
 logger = logging.getLogger(__name__)
-
-#: The queue size that QEMU's front-end uses unless told otherwise.
-DEFAULT_QUEUE_SIZE = 128
 
 #: What QEMU's export answers to GET_ID.
 DEFAULT_SERIAL = "vhost_user_blk"
@@ -126,28 +123,7 @@ class VhostUserBlkBackend:
     @property
     def device_features(self) -> int:
         """The features of this device, after its options."""
-        offered = [
-            Feature.VERSION_1,
-            Feature.RING_INDIRECT_DESC,
-            Feature.RING_EVENT_IDX,
-            Feature.RING_PACKED,
-            Feature.SEG_MAX,
-            Feature.BLK_SIZE,
-            Feature.TOPOLOGY,
-            Feature.FLUSH,
-            Feature.CONFIG_WCE,
-        ]
-        if self.num_queues > 1:
-            offered.append(Feature.MQ)
-        if self._options.writable:
-            offered += [Feature.DISCARD, Feature.WRITE_ZEROES]
-            if self._backend.node.erases_securely:
-                offered.append(Feature.SECURE_ERASE)
-        else:
-            offered.append(Feature.RO)
-        if self._backend.node.has_lifetime:
-            offered.append(Feature.LIFETIME)
-        return sum(feature.mask for feature in offered)
+        return offer.device_features(self._options, self._backend)
 
     @property
     def num_queues(self) -> int:
@@ -165,26 +141,8 @@ class VhostUserBlkBackend:
 
     def get_config(self, offset: int, size: int) -> bytes:
         """Return a part of the configuration space, zeroes past its end."""
-        self._shown_config = self._encode_config()
+        self._shown_config = offer.configuration(self._options, self._backend)
         return self._shown_config[offset : offset + size].ljust(size, b"\0")
-
-    def _encode_config(self) -> bytes:
-        from vhostblk.virtio_blk.config import DeviceProperties, encode_config
-
-        queue_size = self._options.queue_size
-        limits = self._backend.limits
-        return encode_config(
-            DeviceProperties(
-                size=self._backend.size,
-                logical_block_size=self._options.logical_block_size,
-                num_queues=self.num_queues,
-                queue_size=DEFAULT_QUEUE_SIZE if queue_size is UNSET else queue_size,
-                discard_granularity=limits.discard_granularity,
-                optimal_transfer=limits.optimal_transfer,
-                secure_erase=bool(self.device_features & Feature.SECURE_ERASE.mask),
-            ),
-            write_cache=self._backend.enable_write_cache,
-        )
 
     def set_config(self, offset: int, data: bytes) -> None:
         """Turn the write cache on or off, the one thing that a driver may write."""
@@ -554,7 +512,7 @@ class VhostUserBlkBackend:
         """Tell the front-end where what it has read is no longer so: the graph may be another."""
         if self._channel is None or self._shown_config is None:
             return
-        if self._encode_config() != self._shown_config:
+        if offer.configuration(self._options, self._backend) != self._shown_config:
             self._shown_config = None
             self._channel.config_changed()
 
