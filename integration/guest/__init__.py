@@ -9,6 +9,7 @@
 | `agent` | running shell steps inside the guest |
 | `monitor` | QEMU's QMP |
 | `machine` | the QEMU process |
+| `newer` | guests with what Debian 12 has not: a later QEMU and a later kernel |
 | `server` | the storage daemon under test |
 | `image` | the disk image seen from outside |
 | `system` | systems that boot from a disk of their own: `debian`, `miniature` |

@@ -27,10 +27,10 @@ _MKE2FS_CONF = Path("/etc/mke2fs.conf")
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def initramfs(kernel: Kernel) -> Path:
-    """Build the archive for `kernel` unless it exists, and give its path."""
+def initramfs(kernel: Kernel, more: tuple[str, ...] = ()) -> Path:
+    """Build the archive for `kernel`, with `more` programs, unless it exists; give its path."""
     busybox = find_program("busybox")
-    programs = {f"sbin/{name}": find_program(name) for name in PROGRAMS}
+    programs = {f"sbin/{name}": find_program(name) for name in (*PROGRAMS, *more)}
     libraries = {}
     for program in (busybox, *programs.values()):
         libraries.update(shared_libraries(program))

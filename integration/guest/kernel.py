@@ -26,14 +26,16 @@ class Kernel:
 
     image: Path
     modules: Path
+    #: The modules that a guest loads.
+    needed: tuple[str, ...] = MODULES
 
     @property
     def release(self) -> str:
         """Version as `uname -r` gives it."""
         return self.modules.name
 
-    def load_order(self, names: tuple[str, ...] = MODULES) -> list[Path]:
-        """Give the files to load for `names`, dependencies first."""
+    def load_order(self) -> list[Path]:
+        """Give the files to load for what is needed, dependencies first."""
         dependencies = self._dependencies()
         built_in = {_module_name(line) for line in self._lines("modules.builtin")}
         order: list[str] = []
@@ -44,7 +46,7 @@ class Kernel:
             if path not in order:
                 order.append(path)
 
-        for name in names:
+        for name in self.needed:
             paths = [path for path in dependencies if _module_name(path) == name]
             if paths:
                 visit(paths[0])

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Self
 from integration.guest.agent import Agent, Step
 from integration.guest.errors import GuestError
 from integration.guest.initramfs import initramfs
-from integration.guest.kernel import find_kernel
+from integration.guest.kernel import Kernel, find_kernel
 from integration.guest.monitor import Monitor
 
 if TYPE_CHECKING:
@@ -132,15 +132,26 @@ class Machine:
             self._monitor = Monitor(self._sockets[1])
         return self._monitor
 
+    #: What the guest has besides the usual programs.
+    programs: tuple[str, ...] = ()
+
+    def emulator(self) -> list[str]:
+        """Give the beginning of QEMU's command line."""
+        return [QEMU]
+
+    def kernel(self) -> Kernel:
+        """Give the kernel that the guest boots."""
+        return find_kernel()
+
     def command(self, agent_fd: int, monitor_fd: int) -> list[str]:
         """Give QEMU's command line."""
-        kernel = find_kernel()
+        kernel = self.kernel()
         memory = f"memory-backend-memfd,id=memory,size={self._memory}M,share=on"
-        command = [QEMU, "-accel", "tcg,thread=multi", "-cpu", "max"]
+        command = [*self.emulator(), "-accel", "tcg,thread=multi", "-cpu", "max"]
         command += ["-machine", "pc,memory-backend=memory", "-object", memory]
         command += ["-smp", str(self._cpus), "-m", f"{self._memory}M"]
         command += ["-nodefaults", "-no-user-config", "-display", "none"]
-        command += ["-kernel", str(kernel.image), "-initrd", str(initramfs(kernel))]
+        command += ["-kernel", str(kernel.image), "-initrd", str(initramfs(kernel, self.programs))]
         new_root = f" new_root={self._root}" if self._root else ""
         command += ["-append", _COMMAND_LINE + new_root]
         command += ["-chardev", f"file,id=console,path={self._directory}/console.log"]

@@ -3,7 +3,8 @@
 
 VIRTIO 1.3, 5.2.6: the device-readable bytes of a chain begin with a 16-byte header, and what is
 left of them is what the driver sends; the last device-writable byte is the status, and what comes
-before it is what the driver wants to get. Where descriptors begin and end means nothing (2.7.4.1).
+before it is what the driver wants to get: behind the data of an append, 8 bytes. Where descriptors
+begin and end means nothing (2.7.4.1).
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
     from vhostblk.virtio_blk.request import BlockRequests
 
 _HEADER = struct.Struct("<IIQ")
-_INTO_GUEST = (RequestType.IN, RequestType.GET_ID, RequestType.GET_LIFETIME)
+_INTO_GUEST = (
+    RequestType.IN,
+    RequestType.GET_ID,
+    RequestType.GET_LIFETIME,
+    RequestType.ZONE_REPORT,
+)
 
 
 class Request(NamedTuple):
@@ -45,6 +51,10 @@ def expected_request(chain: Chain, size: int, block: int) -> Request:
     header = b"".join(bytes(view_memory(address, 1)) for address in from_guest[: _HEADER.size])
     kind, _reserved, sector = _HEADER.unpack(header)
     data = to_guest[:-1] if kind in _INTO_GUEST else from_guest[_HEADER.size :]
+    if kind == RequestType.ZONE_APPEND:
+        data += to_guest[:-1]
+        if len(to_guest) != 9:
+            return Request(chain.head, Status.IOERR, status_addr)
     if kind in (RequestType.IN, RequestType.OUT):
         offset = sector * 512
         if offset + len(data) > size or offset % block or len(data) % block:

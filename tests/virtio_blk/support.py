@@ -119,8 +119,12 @@ def attach(
     return backend
 
 
-def make_device(backend: BlockBackend, *, writable: bool = True, block: int = 512) -> BlkDevice:
-    return BlkDevice(backend, serial=b"serial", writable=writable, logical_block_size=block)
+def make_device(
+    backend: BlockBackend, *, writable: bool = True, block: int = 512, zoned: bool = False
+) -> BlkDevice:
+    return BlkDevice(
+        backend, serial=b"serial", writable=writable, logical_block_size=block, zoned=zoned
+    )
 
 
 def header(kind: int, sector: int = 0) -> bytes:
@@ -159,6 +163,7 @@ class Bench:
         block: int = 512,
         kick: bool = True,
         event_idx: bool = False,
+        zoned: bool = False,
     ) -> None:
         self.memory = Memory(((0, 256 * 1024), (1 << 32, 4 * MIB)))
         self.ring = DriverRing(self.memory, size, event_idx=event_idx)
@@ -168,7 +173,7 @@ class Bench:
         split = SplitQueue(vring_config(self.ring, self.memory), self.mapped, event_idx=event_idx)
         logger = logging.getLogger("tests.virtio_blk")
         log = RateLimitedLogger(logger, "test: ")
-        device = make_device(self.backend, writable=writable, block=block)
+        device = make_device(self.backend, writable=writable, block=block, zoned=zoned)
         kick_fd = os.dup(self.ring.kick_fd) if kick else None
         self.iothreads = Iothreads()
         self.stopped: int | None = None

@@ -17,7 +17,7 @@ atexit.register(_parser.close)
 
 _headers = st.builds(
     lambda kind, sector: struct.pack("<IIQ", kind, 0, sector),
-    st.sampled_from([0, 0, 1, 1, 4, 8, 11, 13, 99, 0xFFFF_FFFF]),
+    st.sampled_from([0, 0, 1, 1, 4, 8, 11, 13, 15, 15, 16, 99, 0xFFFF_FFFF]),
     st.one_of(st.integers(0, SIZE // 512 + 2), st.integers(0, (1 << 64) - 1), st.just(1 << 55)),
 )
 _cuts = st.lists(st.integers(0, 20), max_size=6)
@@ -39,7 +39,7 @@ _chains = st.tuples(
     st.one_of(_headers, st.binary(max_size=15)),
     st.sampled_from([0, 0, 1, 20, 512, 1024]),
     _cuts,
-    st.sampled_from([0, 1, 1, 2, 21, 513, 1025]),
+    st.sampled_from([0, 1, 1, 2, 9, 21, 513, 1025]),
     _cuts,
     _holes,
 )

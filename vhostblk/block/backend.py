@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
     from vhostblk.block.node import BlockNode, Extent
+    from vhostblk.block.zones import Zone, ZoneOp
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.schema.block import IoOperationType
 
@@ -181,6 +182,19 @@ class BlockBackend:
     async def psecure_erase(self, offset: int, length: int) -> None:
         """Forget a range for good; raises ENOTSUP where the node can't."""
         await self.edge.psecure_erase(offset, length)
+
+    async def zone_report(self, offset: int, count: int) -> list[Zone]:
+        """Describe at most `count` zones from the one with `offset` on."""
+        return await self.edge.zone_report(offset, count)
+
+    async def zone_mgmt(self, op: ZoneOp, offset: int, length: int) -> None:
+        """Open, close, finish or reset the zones of a range."""
+        await self.edge.zone_mgmt(op, offset, length)
+
+    async def zone_append(self, offset: int, iov: IoVec) -> int:
+        """Write to the zone at `offset`, where its write pointer is; return where that was."""
+        flags = WriteFlags.NONE if self._write_cache else WriteFlags.FUA
+        return await self.edge.zone_append(offset, iov, flags)
 
     async def flush(self) -> None:
         """Put completed writes on stable storage."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from vhostblk.block.backend import BlockBackend
     from vhostblk.block.iovec import IoVec
+    from vhostblk.block.zones import Zone, ZoneOp
 
 
 #: The longest disk that QEMU takes.
@@ -241,6 +242,32 @@ class Edge:
         finally:
             node.write_generation += 1
             node.record_change(offset, length)
+
+    async def zone_report(self, offset: int, count: int) -> list[Zone]:
+        """Describe at most `count` zones from the one with `offset` on."""
+        return await self.node.zone_report(offset, count)
+
+    async def zone_mgmt(self, op: ZoneOp, offset: int, length: int) -> None:
+        """Open, close, finish or reset the zones of a range."""
+        self._check_write(offset, length)
+        node = self.node
+        try:
+            await node.zone_mgmt(op, offset, length)
+        finally:
+            node.write_generation += 1
+            node.record_change(offset, length)
+
+    async def zone_append(
+        self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE
+    ) -> int:
+        """Write all of `iov` to the zone at `offset`, where its write pointer is; return where."""
+        self._check_write(offset, iov.nbytes)
+        node = self.node
+        place = await node.zone_append(offset, iov, flags & node.native_flags)
+        node.write_generation += 1
+        node.record_change(place, iov.nbytes)
+        await self._finish_write(flags, node.size)
+        return place
 
     def _check_write(self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE) -> None:
         unchanged = flags & WriteFlags.WRITE_UNCHANGED and self.perm & Perm.WRITE_UNCHANGED

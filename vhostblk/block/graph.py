@@ -31,6 +31,7 @@ from vhostblk.block.permissions import Perm
 from vhostblk.block.registry import driver_class, driver_name
 from vhostblk.block.throttle_group import ThrottleGroups
 from vhostblk.block.turns import Turns
+from vhostblk.block.zones import check_zoned_child
 from vhostblk.events import EventBus
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block import BlockErrorAction, BlockIoError, BlockWriteThreshold
@@ -448,6 +449,7 @@ class Graph:
                 f"'{parent.node_name}'"
             )
         else:
+            check_zoned_child(parent, node)
             derive(edge)
         check_conflicts(edge)
         node.parents.append(edge)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vhostblk.block.lifetime import Lifetime
     from vhostblk.block.locking import LockGuard
     from vhostblk.block.tracker import WriteTracker
+    from vhostblk.block.zones import Zone, ZonedLimits, ZoneOp
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.schema.common import PreallocMode
 
@@ -311,6 +312,35 @@ class BlockNode(ABC):
     async def lifetime(self) -> Lifetime | None:
         """Say how worn the storage is."""
         return None
+
+    # Zones (`block.zones`): a zoned node refuses writes that don't suit them, with ZoneError.
+
+    @property
+    def zoned(self) -> ZonedLimits | None:
+        """What zones the node has; None: it is not zoned."""
+        return None
+
+    @property
+    def takes_zoned_children(self) -> bool:
+        """Tell whether its writes are those of its users, so that a child may demand an order."""
+        return False
+
+    async def zone_report(self, offset: int, count: int) -> list[Zone]:
+        """Describe at most `count` zones from the one with `offset` on."""
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    async def zone_mgmt(self, op: ZoneOp, offset: int, length: int) -> None:
+        """Do something to the zones that make up a range."""
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    async def zone_append(
+        self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE
+    ) -> int:
+        """Write all of `iov` at the write pointer of the zone that begins at `offset`.
+
+        Returns where that was; as `pwritev` otherwise.
+        """
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
     async def flush(self) -> None:  # noqa: B027
         """Put every completed write on stable storage."""

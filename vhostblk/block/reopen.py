@@ -24,6 +24,7 @@ from vhostblk.block.edge import Edge
 from vhostblk.block.errors import BlockError
 from vhostblk.block.permission_update import update_permissions
 from vhostblk.block.registry import driver_name
+from vhostblk.block.zones import check_zoned_child
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.qdict import bucket
 
@@ -237,6 +238,7 @@ def _check_child(node: BlockNode, role: str, new: BlockNode) -> None:
         )
     if node.active and not new.active:
         raise BlockError(f"Inactive '{name}' can't be a {role} child of active '{node.node_name}'")
+    check_zoned_child(node, new)
 
 
 def _backing_removed(node: BlockNode, edge: Edge) -> Callable[[], None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vhostblk.block.zones import ZoneModel
 from vhostblk.schema.base import UNSET
 from vhostblk.virtio_blk.features import Feature
 
@@ -34,15 +35,25 @@ def device_features(options: BlockExportOptionsVhostUserBlk, backend: BlockBacke
     offered = list(_ALWAYS)
     if options.num_queues > 1:
         offered.append(Feature.MQ)
+    if node.zoned is not None:
+        offered.append(Feature.ZONED)
     if options.writable:
-        offered += [Feature.DISCARD, Feature.WRITE_ZEROES]
-        if node.erases_securely:
+        offered.append(Feature.WRITE_ZEROES)
+        if not needs_zones(backend):  # where zones are reset instead
+            offered.append(Feature.DISCARD)
+        if node.zoned is None and node.erases_securely:
             offered.append(Feature.SECURE_ERASE)
     else:
         offered.append(Feature.RO)
     if node.has_lifetime:
         offered.append(Feature.LIFETIME)
     return sum(feature.mask for feature in offered)
+
+
+def needs_zones(backend: BlockBackend) -> bool:
+    """Tell whether a driver that doesn't know zones can do little with the disk."""
+    zoned = backend.node.zoned
+    return zoned is not None and zoned.model is ZoneModel.HOST_MANAGED
 
 
 def configuration(options: BlockExportOptionsVhostUserBlk, backend: BlockBackend) -> bytes:
@@ -59,6 +70,7 @@ def configuration(options: BlockExportOptionsVhostUserBlk, backend: BlockBackend
             discard_granularity=limits.discard_granularity,
             optimal_transfer=limits.optimal_transfer,
             secure_erase=bool(device_features(options, backend) & Feature.SECURE_ERASE.mask),
+            zoned=backend.node.zoned,
         ),
         write_cache=backend.enable_write_cache,
     )

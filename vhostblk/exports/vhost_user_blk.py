@@ -162,6 +162,11 @@ class VhostUserBlkBackend:
         one of them implied is kept for the next.
         """
         self._features = features
+        if features and offer.needs_zones(self._backend) and not features & Feature.ZONED.mask:
+            self._log.warning(
+                "the driver does not know zones (VIRTIO_BLK_F_ZONED): only writes that happen to "
+                "suit them will work"
+            )
         if not features & Feature.CONFIG_WCE.mask:
             self._chosen_write_cache = None
         self._set_write_cache()
@@ -337,6 +342,7 @@ class VhostUserBlkBackend:
             serial=(DEFAULT_SERIAL if serial is UNSET else serial).encode("ascii"),
             writable=self._options.writable,
             logical_block_size=self._options.logical_block_size,
+            zoned=bool(self._features & Feature.ZONED.mask),
         )
         if self._lane is Lane.PYTHON:
             return BlkQueue(config.index, ring, device, kick, self._log)

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.virtio_blk.layout import CONFIG, CONFIG_SECURE_ERASE, SECTOR_SIZE
+from vhostblk.virtio_blk.layout import CONFIG, CONFIG_SECURE_ERASE, CONFIG_ZONED, SECTOR_SIZE
 from vhostblk.virtqueue.walker import MAX_CHAIN
+
+if TYPE_CHECKING:
+    from vhostblk.block.zones import ZonedLimits
 
 #: Longest request that fits QEMU's block layer as well (BDRV_REQUEST_MAX_SECTORS).
 MAX_REQUEST_SECTORS = (1 << 31) // SECTOR_SIZE - 1
@@ -30,6 +34,7 @@ class DeviceProperties:
     #: Preferred request size; 0: unknown.
     optimal_transfer: int
     secure_erase: bool = False
+    zoned: ZonedLimits | None = None
 
     @property
     def seg_max(self) -> int:
@@ -38,7 +43,7 @@ class DeviceProperties:
 
 
 def encode_config(device: DeviceProperties, *, write_cache: bool) -> bytes:
-    """Return the configuration space, 60 bytes, and 12 more with secure erase."""
+    """Return the configuration space: 60 bytes, 72 with secure erase, 96 with zones."""
     config = np.zeros((), CONFIG)
     block = device.logical_block_size
     config["capacity"] = device.size // SECTOR_SIZE
@@ -54,10 +59,22 @@ def encode_config(device: DeviceProperties, *, write_cache: bool) -> bytes:
     config["max_write_zeroes_sectors"] = MAX_REQUEST_SECTORS
     config["max_write_zeroes_seg"] = MAX_DISCARD_SEGMENTS
     config["write_zeroes_may_unmap"] = 1
-    if not device.secure_erase:
-        return config.tobytes()
     erase = np.zeros((), CONFIG_SECURE_ERASE)
-    erase["max_secure_erase_sectors"] = MAX_REQUEST_SECTORS
-    erase["max_secure_erase_seg"] = MAX_DISCARD_SEGMENTS
-    erase["secure_erase_sector_alignment"] = config["discard_sector_alignment"]
-    return config.tobytes() + erase.tobytes()
+    if device.secure_erase:
+        erase["max_secure_erase_sectors"] = MAX_REQUEST_SECTORS
+        erase["max_secure_erase_seg"] = MAX_DISCARD_SEGMENTS
+        erase["secure_erase_sector_alignment"] = config["discard_sector_alignment"]
+    if device.zoned is not None:
+        return config.tobytes() + erase.tobytes() + _encode_zoned(device.zoned)
+    return config.tobytes() + (erase.tobytes() if device.secure_erase else b"")
+
+
+def _encode_zoned(limits: ZonedLimits) -> bytes:
+    zoned = np.zeros((), CONFIG_ZONED)
+    zoned["zone_sectors"] = limits.zone_size // SECTOR_SIZE
+    zoned["max_open_zones"] = limits.max_open
+    zoned["max_active_zones"] = limits.max_active
+    zoned["max_append_sectors"] = limits.max_append // SECTOR_SIZE
+    zoned["write_granularity"] = limits.write_granularity
+    zoned["model"] = limits.model
+    return zoned.tobytes()

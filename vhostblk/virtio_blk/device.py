@@ -16,8 +16,11 @@ from vhostblk.block.node import WriteFlags
 from vhostblk.schema.block import IoOperationType
 from vhostblk.virtio_blk.discard import RefusedError, max_payload, parse_segments
 from vhostblk.virtio_blk.layout import ID_BYTES, LIFETIME, RequestType, Status
+from vhostblk.virtio_blk.zoned import ZONE_TYPES, ZonedRequests
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from vhostblk.block.backend import BlockBackend
     from vhostblk.block.iovec import IoVec
 
@@ -26,6 +29,7 @@ class BlkDevice:
     """The device model shared by all queues of an export.
 
     `serial` is at most 20 bytes; on a device that is not `writable` nothing changes the disk.
+    `zoned`: the driver has negotiated that it knows about the disk's zones.
     """
 
     def __init__(
@@ -35,13 +39,20 @@ class BlkDevice:
         serial: bytes,
         writable: bool,
         logical_block_size: int,
+        zoned: bool = False,
     ) -> None:
         self.backend = backend
+        self._zoned = ZonedRequests(backend, writable=writable) if zoned else None
         self.serial = serial
         self.writable = writable
         self.logical_block_size = logical_block_size
 
-    async def execute(self, kind: int, iov: IoVec) -> int:
+    @property
+    def preadv(self) -> Callable[[int, IoVec], Coroutine[object, object, None]]:
+        """What serves IN."""
+        return self.backend.preadv if self._zoned is None else self._zoned.preadv
+
+    async def execute(self, kind: int, iov: IoVec, sector: int = 0) -> int:
         """Serve a request that is neither IN nor OUT; return the bytes written to its buffers.
 
         Raises RefusedError with the status to answer, or OSError.
@@ -60,8 +71,16 @@ class BlkDevice:
                 return 0
             case RequestType.GET_LIFETIME:
                 return await self._tell_lifetime(iov)
+            case _ if kind in ZONE_TYPES and self._zoned is not None:
+                return await self._zoned.execute(kind, iov, sector)
             case _:
                 raise RefusedError(Status.UNSUPP)
+
+    def status_of(self, error: BaseException) -> Status:
+        """Translate a failure into the status that the guest sees."""
+        if self._zoned is not None and (status := self._zoned.status_of(error)) is not None:
+            return status
+        return status_of(error)
 
     def report_error(self, kind: int, code: int) -> None:
         """Tell monitors that a request failed with an errno."""
@@ -99,7 +118,7 @@ class BlkDevice:
 
 
 def status_of(error: BaseException) -> Status:
-    """Translate a failure into the status that the guest sees."""
+    """Translate a failure into a status that any guest understands."""
     if isinstance(error, RefusedError):
         return error.status
     if isinstance(error, OSError) and error.errno == errno.ENOTSUP:

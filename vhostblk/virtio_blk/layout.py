@@ -24,6 +24,13 @@ class RequestType(IntEnum):
     DISCARD = 11
     WRITE_ZEROES = 13
     SECURE_ERASE = 14
+    ZONE_APPEND = 15
+    ZONE_REPORT = 16
+    ZONE_OPEN = 18
+    ZONE_CLOSE = 20
+    ZONE_FINISH = 22
+    ZONE_RESET = 24
+    ZONE_RESET_ALL = 26
 
 
 class Status(IntEnum):
@@ -32,6 +39,10 @@ class Status(IntEnum):
     OK = 0
     IOERR = 1
     UNSUPP = 2
+    ZONE_INVALID_CMD = 3
+    ZONE_UNALIGNED_WP = 4
+    ZONE_OPEN_RESOURCE = 5
+    ZONE_ACTIVE_RESOURCE = 6
 
 
 #: struct virtio_blk_req up to the data, 5.2.6.
@@ -84,6 +95,35 @@ CONFIG_SECURE_ERASE = np.dtype(
         ("secure_erase_sector_alignment", "<u4"),
     ]
 )
+
+#: The members behind those, with the feature ZONED: struct virtio_blk_zoned_characteristics.
+CONFIG_ZONED = np.dtype(
+    [
+        ("zone_sectors", "<u4"),
+        ("max_open_zones", "<u4"),
+        ("max_active_zones", "<u4"),
+        ("max_append_sectors", "<u4"),
+        ("write_granularity", "<u4"),
+        ("model", "u1"),
+        ("unused2", "u1", (3,)),
+    ]
+)
+
+#: struct virtio_blk_zone_report up to the zones, 5.2.6, and struct virtio_blk_zone_descriptor.
+ZONE_REPORT_HEADER = np.dtype([("nr_zones", "<u8"), ("reserved", "u1", (56,))])
+ZONE_DESCRIPTOR = np.dtype(
+    [
+        ("z_cap", "<u8"),
+        ("z_start", "<u8"),
+        ("z_wp", "<u8"),
+        ("z_type", "u1"),
+        ("z_state", "u1"),
+        ("reserved", "u1", (38,)),
+    ]
+)
+
+#: What ZONE_APPEND answers before the status byte, `append_sector`.
+APPEND_SECTOR_BYTES = 8
 
 #: struct virtio_blk_lifetime, 5.2.6.
 LIFETIME = np.dtype([("pre_eol_info", "<u2"), ("typ_a", "<u2"), ("typ_b", "<u2")])

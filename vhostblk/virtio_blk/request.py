@@ -16,7 +16,13 @@ import numpy as np
 
 from vhostblk.block.iovec import IOVEC, address_of, view_memory
 from vhostblk.engine.layouts import REQUEST
-from vhostblk.virtio_blk.layout import REQUEST_HEADER, SECTOR_SIZE, RequestType, Status
+from vhostblk.virtio_blk.layout import (
+    APPEND_SECTOR_BYTES,
+    REQUEST_HEADER,
+    SECTOR_SIZE,
+    RequestType,
+    Status,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +37,12 @@ _HEADER_BYTES = REQUEST_HEADER.itemsize
 
 # numpy takes ten times as long to compare with an enum's member.
 _IN, _OUT = int(RequestType.IN), int(RequestType.OUT)
-_GET_ID, _GET_LIFETIME = int(RequestType.GET_ID), int(RequestType.GET_LIFETIME)
+_ZONE_APPEND = int(RequestType.ZONE_APPEND)
+
+#: The rare types whose data goes to the guest.
+_OTHERS_INTO_GUEST = tuple(
+    map(int, (RequestType.GET_ID, RequestType.GET_LIFETIME, RequestType.ZONE_REPORT))
+)
 
 
 class BlockRequests(NamedTuple):
@@ -51,16 +62,22 @@ def parse(batch: RequestBatch, size: int, logical_block_size: int) -> BlockReque
     framed = _frame_alike(batch) or _AnyFraming(batch)
     header = framed.header
     kinds = header["type"]
-    into_guest = (kinds == _IN) | (kinds == _GET_ID) | (kinds == _GET_LIFETIME)
+    into_guest = kinds == _IN
+    unusual = int(kinds.max(initial=0)) > _OUT
+    if unusual:
+        into_guest |= np.isin(kinds, _OTHERS_INTO_GUEST)
     first = np.where(into_guest, framed.write_first, framed.read_first)
     count = np.where(into_guest, framed.write_count, framed.read_count)
     sums = np.zeros(len(framed.iovs) + 1, np.uint64)
     np.cumsum(framed.iovs["len"], out=sums[1:])
+    status = framed.status
+    if unusual:
+        status = _frame_appends(framed, kinds == _ZONE_APPEND, count, sums)
     length = sums.take(first + count) - sums.take(first)
 
     records = np.zeros(len(batch), REQUEST)
     records["head"] = batch.heads
-    records["status"] = framed.status
+    records["status"] = status
     records["status_addr"] = framed.status_addr
     records["type"] = kinds
     records["sector"] = header["sector"]
@@ -73,6 +90,24 @@ def parse(batch: RequestBatch, size: int, logical_block_size: int) -> BlockReque
         outside = moves_data & ~_in_range(header["sector"], length, size, logical_block_size)
         records["status"][outside] = Status.IOERR
     return BlockRequests(records, framed.iovs, address_of(framed.iovs), batch.memory)
+
+
+def _frame_appends(
+    framed: _Framing | _AnyFraming,
+    appends: NDArray[np.bool_],
+    count: NDArray[np.int64],
+    sums: NDArray[np.uint64],
+) -> NDArray[np.uint8]:
+    """Add to the data of appends the place for what they answer, which lies behind it.
+
+    Changes `count`; returns the statuses, those of appends without such a place included.
+    """
+    answers = framed.write_first
+    room = sums.take(answers + framed.write_count) - sums.take(answers)
+    count[appends] += framed.write_count[appends]
+    status = framed.status.copy()
+    status[appends & (room != APPEND_SECTOR_BYTES)] = Status.IOERR
+    return status
 
 
 def _all_in_range(

@@ -19,9 +19,8 @@ import numpy as np
 from vhostblk.block.completion import drive, follow
 from vhostblk.block.iovec import IoVec
 from vhostblk.engine.layouts import RECORD
-from vhostblk.virtio_blk.device import status_of
 from vhostblk.virtio_blk.discard import RefusedError
-from vhostblk.virtio_blk.layout import SECTOR_SIZE, RequestType, Status
+from vhostblk.virtio_blk.layout import APPEND_SECTOR_BYTES, SECTOR_SIZE, RequestType, Status
 from vhostblk.virtio_blk.request import PENDING, BlockRequests
 
 if TYPE_CHECKING:
@@ -52,6 +51,7 @@ Outcome = tuple[int, int, int, int]
 
 # Plain integers compare several times faster than enum members.
 _IN, _OUT = int(RequestType.IN), int(RequestType.OUT)
+_ZONE_APPEND = int(RequestType.ZONE_APPEND)
 
 
 class RequestRunner:
@@ -93,7 +93,7 @@ class RequestRunner:
         the number of its record.
         """
         backend = self._device.backend
-        preadv, pwritev = backend.preadv, backend.pwritev
+        preadv, pwritev = self._device.preadv, backend.pwritev
         writable = self._device.writable
         records, iovs, address, owner = requests
         backend.begin(len(records))
@@ -112,7 +112,7 @@ class RequestRunner:
             if kind == _IN:
                 coroutine = preadv(sector * SECTOR_SIZE, iov)
             elif kind != _OUT:
-                self._execute(kind, iov, (head, 0, status_addr, 0), (kind, length, began))
+                self._execute(kind, sector, iov, (head, 0, status_addr, 0), began)
                 continue
             elif writable:
                 coroutine = pwritev(sector * SECTOR_SIZE, iov)
@@ -135,10 +135,12 @@ class RequestRunner:
                 self._counters.count_transfers(done["type"], done["length"], began)
             self._publish_with(done)
 
-    def _execute(
-        self, kind: int, iov: IoVec, outcome: Outcome, counted: tuple[int, int, int]
-    ) -> None:
-        drive(self._device.execute(kind, iov), partial(self._executed, outcome, counted))
+    def _execute(self, kind: int, sector: int, iov: IoVec, outcome: Outcome, began: int) -> None:
+        length = iov.nbytes
+        if kind == _ZONE_APPEND:
+            length -= APPEND_SECTOR_BYTES
+        coroutine = self._device.execute(kind, iov, sector)
+        drive(coroutine, partial(self._executed, outcome, (kind, length, began)))
 
     def _refuse(self, head: int, status_addr: int, status: int) -> None:
         if self._counters is not None:
@@ -173,7 +175,7 @@ class RequestRunner:
             self._log.warning("request failed: %s", error.strerror)
         elif not isinstance(error, RefusedError):
             self._log.error("request failed", exc_info=error)
-        status = status_of(error)
+        status = self._device.status_of(error)
         if status == Status.IOERR and not isinstance(error, RefusedError):
             code = error.errno if isinstance(error, OSError) else None
             self._device.report_error(kind, code or errno.EIO)

@@ -29,6 +29,7 @@ _KIND_OF_TYPE: dict[int, int] = {
     RequestType.DISCARD: 3,
     RequestType.WRITE_ZEROES: 3,
     RequestType.SECURE_ERASE: 3,
+    RequestType.ZONE_APPEND: 1,
 }
 
 #: The same for reads and writes, as a table.

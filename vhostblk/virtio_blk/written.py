@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhostblk.block.iovec import IoVec
-from vhostblk.virtio_blk.layout import RequestType
+from vhostblk.virtio_blk.layout import APPEND_SECTOR_BYTES, RequestType
 from vhostblk.virtio_blk.request import PENDING
 
 if TYPE_CHECKING:
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from vhostblk.virtio_blk.runner import Completed
     from vhostblk.virtqueue.queue_log import QueueLog
 
-_INTO_GUEST = tuple(map(int, (RequestType.IN, RequestType.GET_ID, RequestType.GET_LIFETIME)))
+_ZONE_APPEND = int(RequestType.ZONE_APPEND)
+_INTO_GUEST = (
+    *map(int, (RequestType.IN, RequestType.GET_ID, RequestType.GET_LIFETIME)),
+    *(int(RequestType.ZONE_REPORT), _ZONE_APPEND),
+)
 
 
 class WrittenMemory:
@@ -33,9 +37,10 @@ class WrittenMemory:
         chosen = (records["status"] == PENDING) & np.isin(records["type"], _INTO_GUEST)
         for record in records[chosen]:
             first, count = int(record["iov_first"]), int(record["iov_count"])
-            self._buffers[int(record["head"])] = IoVec(
-                iovs, first, count, int(record["length"]), address + 16 * first, owner
-            )
+            buffer = IoVec(iovs, first, count, int(record["length"]), address + 16 * first, owner)
+            if record["type"] == _ZONE_APPEND:
+                buffer = buffer.slice(buffer.nbytes - APPEND_SECTOR_BYTES, buffer.nbytes)
+            self._buffers[int(record["head"])] = buffer
 
     def end(self, completed: Completed, memory: GuestMemory) -> None:
         """Note what has been written: the statuses, and the data of requests that read.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`null-co` and `null-aio`: disks without storage, to measure and to test with.
 
-Writes go nowhere. Reads leave the memory as it is, unless `read-zeroes` is set.
+Writes go nowhere. Reads leave the memory as it is, unless `read-zeroes` is set. With
+`x-vhostblk-zoned` they are zoned: where write pointers are is kept as long as the node lives.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -12,13 +13,16 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.completion import Completion
+from vhostblk.block.drivers.null_zones import make_zones
 from vhostblk.block.errors import BlockError
 from vhostblk.block.node import BlockNode, BlockStatus, Extent, WriteFlags
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
+from vhostblk.schema.base import UNSET
 
 if TYPE_CHECKING:
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
+    from vhostblk.block.zones import EmulatedZones, Zone, ZonedLimits, ZoneOp
 
 
 class NullNode(BlockNode):
@@ -26,13 +30,14 @@ class NullNode(BlockNode):
 
     driver = "null-co"
 
-    def __init__(self, node_name: str, options: Any) -> None:
+    def __init__(self, node_name: str, options: Any, zones: EmulatedZones | None = None) -> None:
         super().__init__(node_name, options)
+        self._zones = zones
         self.read_only = options.read_only
         self.native_flags = WriteFlags.FUA | WriteFlags.MAY_UNMAP  # nothing to be done for them
         self._size: int = options.size
         self._latency = options.latency_ns / 1e9
-        if not self._latency and self.driver == "null-co":
+        if not self._latency and self.driver == "null-co" and zones is None:
             self.pwritev = self._pwritev_at_once  # type: ignore[method-assign]
             if not options.read_zeroes:
                 self.preadv = self._preadv_at_once  # type: ignore[method-assign]
@@ -43,7 +48,9 @@ class NullNode(BlockNode):
             raise BlockError("size is invalid: it must not be negative")
         if not 0 <= options.latency_ns < 1 << 63:
             raise BlockError("latency-ns is invalid")
-        return cls(node_name, options)
+        zoned = options.x_vhostblk_zoned
+        zones = None if zoned is UNSET else make_zones(zoned, options.size)
+        return cls(node_name, options, zones)
 
     @property
     def size(self) -> int:
@@ -66,12 +73,14 @@ class NullNode(BlockNode):
             await asyncio.sleep(self._latency)
 
     async def preadv(self, offset: int, iov: IoVec) -> None:
+        if self._zones is not None:
+            self._zones.check_read(offset, iov.nbytes)
         await self._wait()
         if self.options.read_zeroes:
             iov.fill(0)
 
     async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
-        await self._wait()
+        await self.pwrite_zeroes(offset, iov.nbytes, flags)
 
     async def _preadv_at_once(self, offset: int, iov: IoVec) -> None:
         pass
@@ -84,6 +93,8 @@ class NullNode(BlockNode):
     async def pwrite_zeroes(
         self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
     ) -> None:
+        if self._zones is not None:
+            self._zones.write(offset, length)
         await self._wait()
 
     async def pdiscard(self, offset: int, length: int) -> None:
@@ -92,8 +103,34 @@ class NullNode(BlockNode):
     async def flush(self) -> None:
         await self._wait()
 
+    @property
+    def zoned(self) -> ZonedLimits | None:
+        return None if self._zones is None else self._zones.limits
+
+    async def zone_report(self, offset: int, count: int) -> list[Zone]:
+        if self._zones is None:
+            return await super().zone_report(offset, count)
+        await self._wait()
+        return self._zones.report(offset, count)
+
+    async def zone_mgmt(self, op: ZoneOp, offset: int, length: int) -> None:
+        if self._zones is None:
+            await super().zone_mgmt(op, offset, length)
+            return
+        self._zones.manage(op, offset, length)
+        await self._wait()
+
+    async def zone_append(
+        self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE
+    ) -> int:
+        if self._zones is None:
+            return await super().zone_append(offset, iov, flags)
+        place = self._zones.append(offset, iov.nbytes)
+        await self._wait()
+        return place
+
     def extent_map(self) -> ExtentMap | None:
-        if self._latency or self.driver != "null-co":
+        if self._latency or self.driver != "null-co" or self._zones is not None:
             return None
         return ExtentMap(
             ExtentKind.NULL,

@@ -17,6 +17,7 @@ from vhostblk.block.edge import MAX_SIZE, os_error
 from vhostblk.block.errors import BlockError
 from vhostblk.block.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
 from vhostblk.block.permissions import Perm
+from vhostblk.block.zones import check_zoned_child
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.common import PreallocMode
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
     from vhostblk.block.lifetime import Lifetime
+    from vhostblk.block.zones import Zone, ZonedLimits, ZoneOp
     from vhostblk.engine.extents import ExtentMap
 
 SECTOR = 512
@@ -93,6 +95,7 @@ class RawNode(BlockNode):
         return given if self.length is None else {**given, "size": self.length}
 
     def check_children(self) -> None:
+        check_zoned_child(self, self._file.node)
         available = self._file.node.size
         if self.offset > available:
             raise BlockError(
@@ -166,6 +169,25 @@ class RawNode(BlockNode):
 
     async def lifetime(self) -> Lifetime | None:
         return await self._file.node.lifetime()
+
+    @property
+    def zoned(self) -> ZonedLimits | None:
+        return None if self.is_window else self._file.node.zoned
+
+    @property
+    def takes_zoned_children(self) -> bool:
+        return not self.is_window
+
+    async def zone_report(self, offset: int, count: int) -> list[Zone]:
+        return await self._file.zone_report(offset, count)
+
+    async def zone_mgmt(self, op: ZoneOp, offset: int, length: int) -> None:
+        await self._file.zone_mgmt(op, offset, length)
+
+    async def zone_append(
+        self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE
+    ) -> int:
+        return await self._file.zone_append(offset, iov, flags)
 
     async def flush(self) -> None:
         await self._file.flush()

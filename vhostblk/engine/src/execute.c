@@ -414,6 +414,13 @@ void vb_slot_execute(struct vb_slot *slot)
         break;
     case VB_T_GET_LIFETIME: /* rare, and only Python knows whether the storage can */
     case VB_T_SECURE_ERASE:
+    case VB_T_ZONE_APPEND:
+    case VB_T_ZONE_REPORT:
+    case VB_T_ZONE_OPEN:
+    case VB_T_ZONE_CLOSE:
+    case VB_T_ZONE_FINISH:
+    case VB_T_ZONE_RESET:
+    case VB_T_ZONE_RESET_ALL:
         vb_slot_go_up(slot);
         break;
     default:

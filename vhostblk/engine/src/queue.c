@@ -23,17 +23,26 @@ static void break_ring(struct vb_queue *queue, const char *reason)
 }
 
 /* Note what a request has written: its status, and the data of one that reads. Of a read that failed
- * any part may have been written. */
+ * any part may have been written, and an append answers at the end of what it names. */
 static void log_request(const struct vb_slot *slot, uint8_t status, uint64_t written)
 {
     const struct vb_request *request = &slot->request;
     const struct vb_queue *queue = slot->queue;
+    bool append = request->type == VB_T_ZONE_APPEND;
 
     if (request->status_addr)
         vb_dirty_log_mark_host(&queue->log, &queue->memory, request->status_addr, 1);
-    if (request->status == VB_STATUS_PENDING && vb_into_guest(request->type))
+    if (request->status == VB_STATUS_PENDING && (append || vb_into_guest(request->type)))
         vb_dirty_log_mark_segments(&queue->log, &queue->memory, slot->iovs, request->iov_count,
-                                   status == VB_S_OK ? written : UINT64_MAX);
+                                   status == VB_S_OK && !append ? written : UINT64_MAX);
+}
+
+/* How many bytes a request moves to or from the disk. */
+static inline uint64_t data_length(const struct vb_request *request)
+{
+    uint64_t answer = request->type == VB_T_ZONE_APPEND ? VB_APPEND_SECTOR_BYTES : 0;
+
+    return request->length - answer;
 }
 
 void vb_slot_complete(struct vb_slot *slot, uint8_t status, uint64_t written)
@@ -52,14 +61,15 @@ void vb_slot_complete(struct vb_slot *slot, uint8_t status, uint64_t written)
     if (__builtin_expect(queue->log.data, 0))
         log_request(slot, status, written);
     if (kind == VB_STAT_KINDS || slot->request.status != VB_STATUS_PENDING) {
-        queue->stats.invalid += slot->request.type != VB_T_GET_ID;
+        queue->stats.invalid += status != VB_S_OK;
     } else if (status != VB_S_OK) {
         queue->stats.failed[kind]++;
     } else if (slot->begun == iothread->now) {
         queue->inline_count[kind]++;
-        queue->inline_bytes[kind] += slot->request.length;
+        queue->inline_bytes[kind] += data_length(&slot->request);
     } else {
-        vb_stats_add(&queue->stats, kind, 1, slot->request.length, iothread->now - slot->begun);
+        vb_stats_add(&queue->stats, kind, 1, data_length(&slot->request),
+                     iothread->now - slot->begun);
     }
     if (queue->ring.packed)
         vb_packed_put_used(&queue->ring, slot->request.head, used, slot->ring_length);

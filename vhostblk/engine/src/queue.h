@@ -160,6 +160,7 @@ static inline unsigned vb_stat_kind(uint32_t type)
     case VB_T_IN:
         return VB_STAT_READ;
     case VB_T_OUT:
+    case VB_T_ZONE_APPEND:
         return VB_STAT_WRITE;
     case VB_T_FLUSH:
         return VB_STAT_FLUSH;

@@ -69,6 +69,15 @@ static bool in_range(const struct vb_request *request, uint64_t size, uint32_t l
     return !((request->length | request->sector * VB_SECTOR_SIZE) & (logical_block_size - 1));
 }
 
+static uint64_t bytes_of(const struct vb_chain *chain, uint32_t from, uint32_t end)
+{
+    uint64_t bytes = 0;
+
+    for (uint32_t i = from; i < end; i++)
+        bytes += chain->iovs[i].iov_len;
+    return bytes;
+}
+
 void vb_request_parse(struct vb_request *request, struct vb_chain *chain, uint16_t head,
                       uint64_t size, uint32_t logical_block_size)
 {
@@ -86,6 +95,11 @@ void vb_request_parse(struct vb_request *request, struct vb_chain *chain, uint16
     if (vb_into_guest(header.type)) {
         request->iov_first = chain->readable;
         end = chain->count;
+    } else if (header.type == VB_T_ZONE_APPEND) {
+        /* The data, and behind it the place for the answer. */
+        end = chain->count;
+        if (bytes_of(chain, chain->readable, end) != VB_APPEND_SECTOR_BYTES)
+            request->status = VB_S_IOERR;
     } else {
         end = chain->readable;
     }
@@ -95,8 +109,7 @@ void vb_request_parse(struct vb_request *request, struct vb_chain *chain, uint16
     while (end > request->iov_first && !chain->iovs[end - 1].iov_len)
         end--;
     request->iov_count = end - request->iov_first;
-    for (uint32_t i = request->iov_first; i < end; i++)
-        request->length += chain->iovs[i].iov_len;
+    request->length = bytes_of(chain, request->iov_first, end);
     if (header.type <= VB_T_OUT && !in_range(request, size, logical_block_size))
         request->status = VB_S_IOERR;
 }

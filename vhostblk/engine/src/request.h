@@ -14,6 +14,7 @@ enum {
     VB_SECTOR_SIZE = 512,
     VB_HEADER_SIZE = 16,
     VB_ID_BYTES = 20,
+    VB_APPEND_SECTOR_BYTES = 8, /* what ZONE_APPEND answers before the status */
 };
 
 enum vb_request_type {
@@ -25,12 +26,20 @@ enum vb_request_type {
     VB_T_DISCARD = 11,
     VB_T_WRITE_ZEROES = 13,
     VB_T_SECURE_ERASE = 14,
+    VB_T_ZONE_APPEND = 15,
+    VB_T_ZONE_REPORT = 16,
+    VB_T_ZONE_OPEN = 18,
+    VB_T_ZONE_CLOSE = 20,
+    VB_T_ZONE_FINISH = 22,
+    VB_T_ZONE_RESET = 24,
+    VB_T_ZONE_RESET_ALL = 26,
 };
 
 /* Whether the data of a request of this type goes to the guest. */
 static inline bool vb_into_guest(uint32_t type)
 {
-    return type == VB_T_IN || type == VB_T_GET_ID || type == VB_T_GET_LIFETIME;
+    return type == VB_T_IN || type == VB_T_GET_ID || type == VB_T_GET_LIFETIME ||
+           type == VB_T_ZONE_REPORT;
 }
 
 enum vb_status {

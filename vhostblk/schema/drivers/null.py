@@ -3,8 +3,29 @@
 
 from __future__ import annotations
 
+from msgspec import field
+
+from vhostblk.schema.base import UNSET, QapiStruct, UnsetType
 from vhostblk.schema.blockdev import BlockdevOptions
-from vhostblk.schema.common import Uint64  # noqa: TC001 (read at run time)
+from vhostblk.schema.common import Size, Uint32, Uint64  # noqa: TC001 (read at run time)
+
+
+class BlockdevNullZoned(QapiStruct, kw_only=True, frozen=True):
+    """Zones of a host-managed disk; lengths in bytes, numbers that are 0: no limit."""
+
+    zone_size: Size
+    #: How much of each sequential zone can be written; default: all of it.
+    zone_capacity: Size | UnsetType = UNSET
+    #: Zones in front that are written as they come.
+    conventional_zones: Uint32 = 0
+    max_open_zones: Uint32 = 0
+    max_active_zones: Uint32 = 0
+    #: Longest append; default: a zone's capacity.
+    max_append_bytes: Size | UnsetType = UNSET
+    write_granularity: Size = 512
+    #: Numbers of zones that have failed.
+    read_only_zones: list[Uint32] = field(default_factory=list)
+    offline_zones: list[Uint32] = field(default_factory=list)
 
 
 class BlockdevOptionsNull(BlockdevOptions, tag="null-co", kw_only=True, frozen=True):
@@ -13,6 +34,7 @@ class BlockdevOptionsNull(BlockdevOptions, tag="null-co", kw_only=True, frozen=T
     size: int = 1 << 30
     latency_ns: Uint64 = 0
     read_zeroes: bool = False
+    x_vhostblk_zoned: BlockdevNullZoned | UnsetType = UNSET
 
 
 class BlockdevOptionsNullAio(BlockdevOptionsNull, tag="null-aio", kw_only=True, frozen=True):

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host-managed zoned disk as Linux sees it: reports, writes at the write pointer, resets.
+
+It takes a later QEMU and kernel (`python -m integration.guest.newer` gets them), and is left out
+where they are not.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from integration.guest import newer
+from integration.guest.server import Program, Server
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.usefixtures("vhostblk_only"),
+    pytest.mark.skipif(not newer.has_root(), reason="no later QEMU and kernel"),
+]
+
+#: KiB of a zone.
+ZONE = 4096
+NODE = (
+    "driver=null-co,node-name=disk,size=33554432,read-zeroes=on,x-vhostblk-zoned.zone-size=4M,"
+    "x-vhostblk-zoned.zone-capacity=3M,x-vhostblk-zoned.conventional-zones=1,"
+    "x-vhostblk-zoned.max-open-zones=2,x-vhostblk-zoned.max-active-zones=3,"
+    "x-vhostblk-zoned.max-append-bytes=64K"
+)
+#: A line of `blkzone report`; the write pointer counts from the zone's start, in sectors.
+_LINE = re.compile(r"cap 0x(\w+), wptr 0x(\w+) .*zcond:.*\((\w+)\) \[type: (\d)")
+
+
+class Guest(newer.NewerMachine):
+    """A guest that has `blkzone` (util-linux)."""
+
+    programs = ("blkzone",)
+
+    def zones(self, disk: str) -> list[tuple[str, int]]:
+        """Report each zone's state, and how many KiB of it are written."""
+        found = _LINE.findall(self.run(f"blkzone report {disk}"))
+        assert [int(kind) for *_, kind in found] == [1, *[2] * 7]
+        assert [int(capacity, 16) // 2 for capacity, *_ in found] == [4096, *[3072] * 7]
+        return [(state, int(pointer, 16) // 2) for _, pointer, state, _ in found[1:]]
+
+    def zone(self, verb: str, number: int, disk: str) -> str:
+        """Run `blkzone` on one zone; its output says what has failed."""
+        where = f"-o {number * ZONE * 2} -l {ZONE * 2}"
+        return self.run(f"blkzone {verb} {where} {disk} 2>&1 || true")
+
+    def write(self, number: int, at: int, length: int, disk: str) -> str:
+        """Write KiB of a zone; the same."""
+        place = f"seek={number * ZONE // 4 + at // 4} count={length // 4}"
+        command = f"dd if=/dev/zero of={disk} bs=4k {place} oflag=direct conv=notrunc"
+        return self.run(f"{command} 2>&1 || true")
+
+
+def start(lane: str, directory: Path) -> Server:
+    address = f"addr.type=unix,addr.path={directory}/v.sock"
+    export = f"vhost-user-blk,id=export,node-name=disk,writable=on,num-queues=2,{address}"
+    server = Server(Program.VHOSTBLK, ["--blockdev", NODE, "--export", export], directory)
+    server.environment["VHOSTBLK_LANE"] = lane
+    server.expected_log = "too many (open|active) zones"
+    return server
+
+
+def test_linux_finds_and_uses_zones(directory: Path) -> None:
+    lanes = ("express", "python")
+    folders = [directory / lane for lane in lanes]
+    disks = [
+        newer.PassedOnDisk(folder / "v.sock", identifier=lane, queues=2)
+        for lane, folder in zip(lanes, folders, strict=True)
+    ]
+    with (
+        start(lanes[0], folders[0]),
+        start(lanes[1], folders[1]),
+        Guest(directory, *disks, cpus=2) as guest,
+    ):
+        for disk in ("/dev/vda", "/dev/vdb"):
+            use_zones(guest, disk)
+        guest.power_off()
+
+
+def use_zones(guest: Guest, disk: str) -> None:
+    """Take zones through their lives, up to what the disk allows."""
+    queue = f"/sys/block/{disk.removeprefix('/dev/')}/queue"
+    names = "zoned nr_zones chunk_sectors max_open_zones max_active_zones zone_append_max_bytes"
+    attributes = guest.run(f"cd {queue}; cat {names}").split()
+    assert attributes == ["host-managed", "8", str(ZONE * 2), "2", "3", "65536"]
+    assert guest.zones(disk) == [("em", 0)] * 7
+
+    assert "error" not in guest.write(0, 64, 64, disk)  # conventional
+    assert "error" not in guest.write(1, 0, 64, disk)
+    assert "error" not in guest.write(1, 64, 8, disk)
+    assert "error" in guest.write(2, 64, 4, disk)  # not at the write pointer
+    assert guest.zones(disk)[:2] == [("oi", 72), ("em", 0)]
+    assert guest.zone("open", 2, disk) == ""
+    assert guest.zone("close", 1, disk) == ""
+    assert guest.zones(disk)[:3] == [("cl", 72), ("oe", 0), ("em", 0)]
+
+    assert guest.zone("open", 3, disk) == ""
+    assert "Too many references" in guest.zone("open", 1, disk)
+    assert "Value too large" in guest.write(4, 0, 4, disk)
+    assert guest.zones(disk)[3] == ("em", 0)  # Linux writes again once it has looked
+    assert guest.zone("finish", 2, disk) == ""
+    assert "error" not in guest.write(4, 0, 3072, disk)
+    states = [state for state, _ in guest.zones(disk)]
+    assert states == ["cl", "fu", "oe", "fu", "em", "em", "em"]
+
+    assert guest.zone("reset", 1, disk) == ""
+    assert guest.zones(disk)[0] == ("em", 0)
+    assert guest.run(f"blkzone reset {disk}") == ""
+    assert guest.zones(disk) == [("em", 0)] * 7

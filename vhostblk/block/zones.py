@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Zones of host-managed storage: what they are called, and a disk that has them, emulated.
+
+A sequential zone is written from its start to the end of its capacity, each write at its write
+pointer, and reset before it is written again. Open zones and active ones (open or closed) take
+resources, of which a disk may have a limited number; an implicitly open zone gives way when another
+is to be opened. See VIRTIO 1.3, section 5.2.6, which follows ZBC and NVMe ZNS; numbers are theirs,
+Linux's (`<linux/blkzoned.h>`) and QEMU's (`BLK_Z_*`, `BLK_ZT_*`, `BLK_ZS_*`, `BLK_ZO_*`).
+
+`EmulatedZones` is the state machine, without I/O: tables first, rules below. Offsets and lengths
+are in bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from enum import Enum, IntEnum, auto
+from typing import TYPE_CHECKING
+
+from vhostblk.block.errors import BlockError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from vhostblk.block.node import BlockNode
+
+
+class ZoneModel(IntEnum):
+    """How zones are to be written."""
+
+    #: At the write pointer, or not at all.
+    HOST_MANAGED = 1
+    #: At the write pointer, preferably.
+    HOST_AWARE = 2
+
+
+class ZoneType(IntEnum):
+    """What a zone demands of writes."""
+
+    CONVENTIONAL = 1
+    SEQUENTIAL_REQUIRED = 2
+    SEQUENTIAL_PREFERRED = 3
+
+
+class ZoneState(IntEnum):
+    """Where a zone is in its life."""
+
+    #: Conventional: there is no write pointer.
+    NOT_WP = 0
+    EMPTY = 1
+    IMPLICIT_OPEN = 2
+    EXPLICIT_OPEN = 3
+    CLOSED = 4
+    READ_ONLY = 13
+    FULL = 14
+    OFFLINE = 15
+
+
+class ZoneOp(Enum):
+    """What can be asked of zones besides reading and writing."""
+
+    OPEN = auto()
+    CLOSE = auto()
+    FINISH = auto()
+    RESET = auto()
+    #: Reset all zones that can be, whatever range is given.
+    RESET_ALL = auto()
+
+
+class ZoneFault(Enum):
+    """Why a request does not suit a zone; the value is Linux's errno for it."""
+
+    INVALID = errno.EINVAL
+    #: A write is not where the write pointer is, or does not keep to the granularity.
+    UNALIGNED = errno.EIO
+    OPEN_RESOURCES = errno.ETOOMANYREFS
+    ACTIVE_RESOURCES = errno.EOVERFLOW
+
+
+class ZoneError(OSError):
+    """A request does not suit the zone; `fault` says why."""
+
+    def __init__(self, fault: ZoneFault, reason: str) -> None:
+        super().__init__(fault.value, reason)
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class ZonedLimits:
+    """What a zoned node is like."""
+
+    model: ZoneModel
+    #: Of all zones but the last, which may be shorter.
+    zone_size: int
+    #: How many zones may be open, and active; 0: as many as there are.
+    max_open: int = 0
+    max_active: int = 0
+    #: Longest append; 0: there is none.
+    max_append: int = 0
+    #: Writes to sequential zones begin and end at multiples of this.
+    write_granularity: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """A zone, as reported; the write pointer means nothing in states without one."""
+
+    start: int
+    length: int
+    #: How many of its bytes, from the start on, can be written.
+    capacity: int
+    write_pointer: int
+    type: ZoneType
+    state: ZoneState
+
+
+def check_zoned_child(parent: BlockNode, child: BlockNode) -> None:
+    """Raise BlockError where a parent would write to zones as it pleases."""
+    limits = child.zoned
+    if limits is None or limits.model is not ZoneModel.HOST_MANAGED or parent.takes_zoned_children:
+        return
+    raise BlockError(
+        f"Cannot add zoned child '{child.node_name}' to '{parent.node_name}', which does not "
+        "support zoned children"
+    )
+
+
+_S = ZoneState
+_OPEN = frozenset({_S.IMPLICIT_OPEN, _S.EXPLICIT_OPEN})
+_ACTIVE = _OPEN | {_S.CLOSED}
+
+#: What an operation makes of a zone; where there is no entry it is refused. (A zone that was opened
+#: and not written becomes empty when it is closed.)
+_AFTER: Mapping[ZoneOp, Mapping[ZoneState, ZoneState]] = {
+    ZoneOp.OPEN: dict.fromkeys((_S.EMPTY, *_ACTIVE), _S.EXPLICIT_OPEN),
+    ZoneOp.CLOSE: dict.fromkeys(_ACTIVE, _S.CLOSED),
+    ZoneOp.FINISH: dict.fromkeys((_S.EMPTY, *_ACTIVE, _S.FULL), _S.FULL),
+    ZoneOp.RESET: dict.fromkeys((_S.EMPTY, *_ACTIVE, _S.FULL), _S.EMPTY),
+}
+
+#: What a write makes of a zone, before it may become full.
+_AFTER_WRITE: Mapping[ZoneState, ZoneState] = {
+    _S.EMPTY: _S.IMPLICIT_OPEN,
+    _S.CLOSED: _S.IMPLICIT_OPEN,
+    _S.IMPLICIT_OPEN: _S.IMPLICIT_OPEN,
+    _S.EXPLICIT_OPEN: _S.EXPLICIT_OPEN,
+}
+
+
+class EmulatedZones:
+    """The zones of a host-managed disk of `size` bytes, `conventional` ones in front.
+
+    `capacity` is that of sequential zones; `worn` are those that are read-only or offline, by
+    number. Requests lie inside the disk. What is refused, by ZoneError, changes nothing.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        limits: ZonedLimits,
+        *,
+        capacity: int,
+        conventional: int = 0,
+        worn: Mapping[int, ZoneState] | None = None,
+    ) -> None:
+        self.size = size
+        self.limits = limits
+        self._capacity = capacity
+        self._conventional_end = min(conventional * limits.zone_size, size)
+        #: States of sequential zones that are not empty, and how many of their bytes are written.
+        self._states: dict[int, ZoneState] = dict(worn or {})
+        self._offline = [n for n, state in self._states.items() if state is _S.OFFLINE]
+        self._written: dict[int, int] = {}
+        self._open = self._active = 0
+        #: Those that are implicitly open, the one that has been so for longest first.
+        self._implicit: dict[int, None] = {}
+
+    def report(self, offset: int, count: int) -> list[Zone]:
+        """Describe at most `count` zones from the one with `offset` on."""
+        numbers = self._numbers(offset, self.size - offset) if offset < self.size else range(0)
+        return [self._describe(number) for number in numbers[:count]]
+
+    def check_read(self, offset: int, length: int) -> None:
+        """Raise ZoneError where a zone can't be read."""
+        numbers = self._numbers(offset, length)
+        for number in self._offline:
+            if number in numbers:
+                raise ZoneError(ZoneFault.INVALID, f"zone {number} is offline")
+
+    def write(self, offset: int, length: int) -> None:
+        """Have a range written."""
+        end = offset + length
+        if not length or end <= self._conventional_end:
+            return
+        numbers = self._numbers(offset, length)
+        if len(numbers) > 1:
+            raise ZoneError(ZoneFault.INVALID, "a write reaches into another zone")
+        number = numbers[0]
+        zone = self._describe(number)
+        if zone.state not in _AFTER_WRITE:
+            raise ZoneError(ZoneFault.INVALID, f"a write to zone {number}, {_name(zone.state)}")
+        if offset != zone.write_pointer:
+            raise ZoneError(
+                ZoneFault.UNALIGNED,
+                f"a write at {offset}, and zone {number} has its write pointer at "
+                f"{zone.write_pointer}",
+            )
+        if end % self.limits.write_granularity:
+            raise ZoneError(ZoneFault.UNALIGNED, "a write against the granularity")
+        if end > zone.start + zone.capacity:
+            raise ZoneError(ZoneFault.INVALID, f"a write beyond the capacity of zone {number}")
+        self._move(number, _AFTER_WRITE[zone.state])
+        self._written[number] = end - zone.start
+        if end == zone.start + zone.capacity:
+            self._enter(number, _S.FULL)
+
+    def append(self, offset: int, length: int) -> int:
+        """Have something written to the zone that begins at `offset`; return where it goes."""
+        zone = self._describe(offset // self.limits.zone_size)
+        if offset != zone.start or zone.type is ZoneType.CONVENTIONAL:
+            raise ZoneError(ZoneFault.INVALID, f"an append at {offset}: no sequential zone's start")
+        if zone.state not in _AFTER_WRITE:
+            raise ZoneError(ZoneFault.INVALID, f"an append to a zone, {_name(zone.state)}")
+        if length > self.limits.max_append:
+            raise ZoneError(ZoneFault.INVALID, f"an append of {length} bytes is too long")
+        if length > zone.start + zone.capacity - zone.write_pointer:
+            raise ZoneError(ZoneFault.INVALID, "an append beyond the capacity of its zone")
+        self.write(zone.write_pointer, length)
+        return zone.write_pointer
+
+    def manage(self, op: ZoneOp, offset: int, length: int) -> None:
+        """Do something to all zones of a range; one after another, up to one that refuses."""
+        if op is ZoneOp.RESET_ALL:
+            self._reset_all(list(self._states))
+            return
+        end, step = offset + length, self.limits.zone_size
+        if offset % step or not length or (end % step and end != self.size):
+            raise ZoneError(ZoneFault.INVALID, f"{length} bytes at {offset} are no whole zones")
+        for number in self._numbers(offset, length):
+            state = self._state(number)
+            after = _AFTER[op].get(state)
+            if after is None:
+                raise ZoneError(
+                    ZoneFault.INVALID, f"{op.name.lower()} of zone {number}, {_name(state)}"
+                )
+            if after is _S.CLOSED and not self._written.get(number):
+                after = _S.EMPTY
+            self._move(number, after)
+
+    def _reset_all(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if self._states[number] in _AFTER[ZoneOp.RESET]:
+                self._enter(number, _S.EMPTY)
+
+    def _numbers(self, offset: int, length: int) -> range:
+        """Return the numbers of the zones that have a part of a range."""
+        step = self.limits.zone_size
+        return range(offset // step, -(-(offset + length) // step))
+
+    def _state(self, number: int) -> ZoneState:
+        if number * self.limits.zone_size < self._conventional_end:
+            return _S.NOT_WP
+        return self._states.get(number, _S.EMPTY)
+
+    def _describe(self, number: int) -> Zone:
+        start = number * self.limits.zone_size
+        length = min(self.limits.zone_size, self.size - start)
+        state = self._state(number)
+        if state is _S.NOT_WP:
+            return Zone(start, length, length, start, ZoneType.CONVENTIONAL, state)
+        pointer = start + self._written.get(number, 0)
+        capacity = min(self._capacity, length)
+        return Zone(start, length, capacity, pointer, ZoneType.SEQUENTIAL_REQUIRED, state)
+
+    def _move(self, number: int, after: ZoneState) -> None:
+        """Put a zone into a state, as far as there are the resources for that."""
+        before, limits = self._state(number), self.limits
+        activates = after in _ACTIVE and before not in _ACTIVE
+        if activates and self._active == limits.max_active > 0:
+            raise ZoneError(ZoneFault.ACTIVE_RESOURCES, "too many active zones")
+        if after in _OPEN and before not in _OPEN and self._open == limits.max_open > 0:
+            if not self._implicit:
+                raise ZoneError(ZoneFault.OPEN_RESOURCES, "too many open zones")
+            self._enter(next(iter(self._implicit)), _S.CLOSED)
+        self._enter(number, after)
+
+    def _enter(self, number: int, after: ZoneState) -> None:
+        """Put a zone into a state and count its resources."""
+        before = self._state(number)
+        if after is before:
+            return
+        self._open += (after in _OPEN) - (before in _OPEN)
+        self._active += (after in _ACTIVE) - (before in _ACTIVE)
+        self._implicit.pop(number, None)
+        if after is _S.IMPLICIT_OPEN:
+            self._implicit[number] = None
+        if after is _S.EMPTY:
+            self._states.pop(number, None)
+            self._written.pop(number, None)
+        else:
+            self._states[number] = after
+
+
+def _name(state: ZoneState) -> str:
+    if state is _S.NOT_WP:
+        return "which is conventional"
+    return f"which is {state.name.lower().replace('_', '-')}"
