@@ -64,7 +64,7 @@ def start(lane: str, directory: Path) -> Server:
     export = f"vhost-user-blk,id=export,node-name=disk,writable=on,num-queues=2,{address}"
     server = Server(Program.VHOSTBLK, ["--blockdev", NODE, "--export", export], directory)
     server.environment["VHOSTBLK_LANE"] = lane
-    server.expected_log = "too many (open|active) zones"
+    server.expected_log = "write pointer|too many (open|active) zones"
     return server
 
 

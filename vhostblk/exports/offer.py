@@ -39,7 +39,8 @@ def device_features(options: BlockExportOptionsVhostUserBlk, backend: BlockBacke
         offered.append(Feature.ZONED)
     if options.writable:
         offered.append(Feature.WRITE_ZEROES)
-        if not needs_zones(backend):  # where zones are reset instead
+        # Where zones must be reset, nothing is discarded.
+        if node.zoned is None or node.zoned.model is not ZoneModel.HOST_MANAGED:
             offered.append(Feature.DISCARD)
         if node.zoned is None and node.erases_securely:
             offered.append(Feature.SECURE_ERASE)
@@ -48,12 +49,6 @@ def device_features(options: BlockExportOptionsVhostUserBlk, backend: BlockBacke
     if node.has_lifetime:
         offered.append(Feature.LIFETIME)
     return sum(feature.mask for feature in offered)
-
-
-def needs_zones(backend: BlockBackend) -> bool:
-    """Tell whether a driver that doesn't know zones can do little with the disk."""
-    zoned = backend.node.zoned
-    return zoned is not None and zoned.model is ZoneModel.HOST_MANAGED
 
 
 def configuration(options: BlockExportOptionsVhostUserBlk, backend: BlockBackend) -> bytes:

@@ -162,11 +162,6 @@ class VhostUserBlkBackend:
         one of them implied is kept for the next.
         """
         self._features = features
-        if features and offer.needs_zones(self._backend) and not features & Feature.ZONED.mask:
-            self._log.warning(
-                "the driver does not know zones (VIRTIO_BLK_F_ZONED): only writes that happen to "
-                "suit them will work"
-            )
         if not features & Feature.CONFIG_WCE.mask:
             self._chosen_write_cache = None
         self._set_write_cache()
