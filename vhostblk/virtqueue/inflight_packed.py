@@ -10,7 +10,8 @@ copies' entries come from a free list, which begins at `free_head`:
   followed `free_head`; what a process had not got so far with is in the list still.
 - Completed chains are put back at the list's head, and `used_idx` goes on, before the ring shows
   them to the driver; the `old_` fields follow after it. In between, the ring itself tells whether
-  they were shown: the flags of the first used descriptor.
+  they were shown: the flags of the first used descriptor. If not, the others of that burst may be
+  in the ring already, and have to be hidden (`PackedQueue`).
 
 Fields that change together are stored together: both heads in one 32-bit store, both places with
 their wrap counters in one 64-bit store.

@@ -122,17 +122,16 @@ class PackedQueue:
         self._hide_unshown()
 
     def _hide_unshown(self) -> None:
-        """Take back used descriptors that the driver has not got to.
+        """Have no descriptor of a chain in flight look used.
 
-        Of a burst the first one is shown last. Where death came before that, the rest of the burst
-        lies behind it, and the driver would see it next to a first one that is shown now.
+        A process that died before it showed a burst has left its used descriptors, all but the
+        first one, in the ring. As soon as that one is shown, in another burst, the driver would
+        take those behind it for ours.
         """
         places = (self._next_used + np.arange(self._taken)) % (2 * self.size)
-        first_lap = places < self.size
-        flags = self._desc_flags[places % self.size]
-        used = flags & _OWNER == np.where(first_lap, _OWNER, 0)
-        available = np.where(first_lap, PACKED_F_AVAIL, PACKED_F_USED)
-        self._desc_flags[places[used] % self.size] = available[used]
+        index = places % self.size
+        owner = np.where(places < self.size, PACKED_F_AVAIL, PACKED_F_USED).astype(np.uint16)
+        self._desc_flags[index] = (self._desc_flags[index] & ~np.uint16(_OWNER)) | owner
 
     def _map(self, memory: GuestMemory) -> None:
         config, nbytes = self._config, PACKED_DESC.itemsize * self.size
