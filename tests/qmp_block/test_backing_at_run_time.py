@@ -45,18 +45,19 @@ def script(directory: Path) -> list[Call]:
     for name in ("top", "bare"):
         create(name, "-f", "qcow2", "-b", directory / "base", "-F", "raw", name)
     rename = {"device": "top", "image-node-name": "top", "backing-file": f"{directory}/third"}
-    files = [
+    files: list[dict[str, Any]] = [
         {"driver": "file", "node-name": f"{name}-file", "filename": f"{directory}/{name}"}
         for name in ("base", "third", "lone", "other", "top", "bare")
     ]
-    raw = [
+    raw: list[dict[str, Any]] = [
         {"driver": "raw", "node-name": name, "file": f"{name}-file", "read-only": True}
         for name in ("base", "third")
     ]
     images = [options("lone"), options("other"), options("top"), options("bare", backing=None)]
     inline = {"driver": "raw", "file": "base-file"}
+    added: list[Call] = [("blockdev-add", each) for each in (*files, *raw, *images)]
     return [
-        *(("blockdev-add", each) for each in (*files, *raw, *images)),
+        *added,
         NODES,
         reopen(options("top")),
         reopen(options("bare")),

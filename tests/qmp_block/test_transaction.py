@@ -238,7 +238,7 @@ def test_snapshots_of_two_disks_are_of_one_moment(tmp_path: Path) -> None:
             tops = ["d0", "d1"]
             for number in range(4):
                 goal = written + 5
-                await asyncio.wait_for(reached(lambda goal=goal: written >= goal), 20)
+                await asyncio.wait_for(reached(lambda: written >= goal), 20)  # noqa: B023
                 below = [daemon.graph.find(name) for name in tops]
                 overlays = [f"o{number}d0", f"o{number}d1"]
                 actions = [sync(*pair, tmp_path) for pair in zip(tops, overlays, strict=True)]
