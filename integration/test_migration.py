@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from integration.guest.machine import Machine
-
 FIO = """
 fio --name=move --filename=/dev/vda --size=24m --rw=randwrite --bs=4k --direct=1 \
     --ioengine=libaio --iodepth=32 --numjobs=2 --offset_increment=24m --group_reporting \
@@ -36,7 +34,7 @@ fio --name=move --filename=/dev/vda --size=24m --rw=randwrite --bs=4k --direct=1
 """
 
 #: Seconds of I/O for each migration, and before it.
-SECONDS, BEFORE = 4, 1.0
+SECONDS, BEFORE = 3, 1.0
 
 
 def daemon(program: Program, disk: Path, directory: Path, lane: str) -> Server:
@@ -53,6 +51,9 @@ def daemon(program: Program, disk: Path, directory: Path, lane: str) -> Server:
 def test_guest_moves_there_and_back(
     directory: Path, program: Program, migrations: int, lane: str, postcopy: bool
 ) -> None:
+    if postcopy and program is Program.QEMU:
+        # libvhost-user (10.0): "ADD_MEM_REG received 0 fds"
+        pytest.skip("QEMU's daemon takes the confirmation of a memory region for a region")
     disk = image.create(directory / "disk.img", 48 * image.MIB)
     homes = [directory / "a", directory / "b"]
     with ExitStack() as stack:
@@ -66,8 +67,8 @@ def test_guest_moves_there_and_back(
             time.sleep(BEFORE)
             guest.migrate(target, postcopy=postcopy)
             guest = target
-            with explained(guest, servers[number % 2], number):
-                output = guest.finish(120).output
+            with explained(servers[number % 2], number):
+                output = guest.finish().output
                 assert "err= 0" in output, output
                 # That may have ended before the move did; this is certainly here.
                 assert "err= 0" in guest.run(FIO.format(seconds=1))
@@ -76,15 +77,14 @@ def test_guest_moves_there_and_back(
 
 
 @contextmanager
-def explained(guest: Machine, server: Server, number: int) -> Iterator[None]:
-    """Add to the failure of a guest's step what there is to know of guest and daemon."""
+def explained(server: Server, number: int) -> Iterator[None]:
+    """Add to the failure of a guest's step what its daemon has done, and what not."""
     try:
         yield
     except GuestError as error:
-        os.kill(server.pid, signal.SIGUSR1)  # requests done, and those that are not
+        os.kill(server.pid, signal.SIGUSR1)
         time.sleep(1)
-        told = f"{guest.diagnosis()}{server.log()}"
-        raise GuestError(f"after migration {number}: {error}{told}") from error
+        raise GuestError(f"after migration {number}: {error}{server.log()}") from error
 
 
 def machine(directory: Path, home: Path, *, incoming: bool = False) -> FioMachine:

@@ -31,12 +31,16 @@ class Step:
 class Agent:
     """One step at a time: `start` sends it, `finish` waits for it.
 
-    `explain` gives what is added to an error, the end of the console as a rule.
+    `explain` gives what is added to an error, the end of the console as a rule; `diagnose` what is
+    added where the guest does not answer.
     """
 
-    def __init__(self, channel: socket.socket, explain: Callable[[], str]) -> None:
+    def __init__(
+        self, channel: socket.socket, explain: Callable[[], str], diagnose: Callable[[], str]
+    ) -> None:
         self._channel = channel
         self._explain = explain
+        self._diagnose = diagnose
         self._received = b""
         self._running: str | None = None
         self._count = 0
@@ -86,7 +90,8 @@ class Agent:
         while b"\n" not in self._received:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._channel], [], [], left)[0]:
-                raise GuestError(f"{what}: no answer from the guest in time{self._explain()}")
+                told = self._explain() + self._diagnose()
+                raise GuestError(f"{what}: no answer from the guest in time{told}")
             data = self._receive()
             if not data:
                 raise GuestError(f"{what}: the guest is gone{self._explain()}")

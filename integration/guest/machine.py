@@ -15,6 +15,8 @@ import time
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Self
 
+from qemu.qmp import QMPError
+
 from integration.guest.agent import Agent, Step
 from integration.guest.errors import GuestError
 from integration.guest.initramfs import initramfs
@@ -179,7 +181,7 @@ class Machine:
                 command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, pass_fds=far
             )
         (self._directory / "qemu.command").write_text(shlex.join(command) + "\n")
-        self._agent = Agent(agent, self.explain)
+        self._agent = Agent(agent, self.explain, self.diagnose)
 
     def run(self, script: str, name: str = "", timeout: float = STEP_TIMEOUT) -> str:
         """Run a shell script in the guest and give its output without the last line's end."""
@@ -283,22 +285,29 @@ class Machine:
             parts.append(f"\n--- {path} ends with ---\n" + "\n".join(text.splitlines()[-30:]))
         return "".join(parts)
 
-    def diagnosis(self) -> str:
+    def diagnose(self) -> str:
         """What QEMU says of a guest that does not answer: its processors, its disks' queues.
 
         The guest is of no use afterwards, as QEMU stops the queues to tell of them (7.2).
         """
-        # Of the registers: where each processor is, and whether it sleeps.
-        parts = [self._human("info status"), self._human("info registers -a", "IP=")]
-        for disk in self._disks:
-            path = f"/machine/peripheral/{disk.identifier}/virtio-backend"
-            for queue in range(disk.queues):
-                arguments = {"path": path, "queue": queue}
-                ring = self.monitor.execute("x-query-virtio-queue-status", arguments)
-                parts.append(f"{disk.identifier}, queue {queue}: flags and index, avail and used:")
-                # The same indices: all is done. Of packed rings, the event suppression areas.
-                parts += [self._human(f"xp /2xh {ring[name]}") for name in _RING_PARTS]
+        try:
+            # Of the registers: where each processor is, and whether it sleeps.
+            parts = [self._human("info status"), self._human("info registers -a", "IP=")]
+            for disk in self._disks:
+                for queue in range(disk.queues):
+                    parts += self._describe_queue(disk, queue)
+        except (GuestError, QMPError) as error:
+            parts = [f"QEMU does not answer, either: {error}"]
         return "\n".join(["", *parts])
+
+    def _describe_queue(self, disk: VhostUserDisk, queue: int) -> list[str]:
+        """Say whether a queue has requests: where avail and used index differ."""
+        path = f"/machine/peripheral/{disk.identifier}/virtio-backend"
+        arguments = {"path": path, "queue": queue}
+        ring = self.monitor.execute("x-query-virtio-queue-status", arguments)
+        title = f"{disk.identifier}, queue {queue}: flags and index of avail and used ring:"
+        # Of packed rings, the event suppression areas.
+        return [title, *(self._human(f"xp /2xh {ring[name]}") for name in _RING_PARTS)]
 
     def _human(self, command: str, having: str = "") -> str:
         """Run a command of the human monitor; give the lines of its answer that have a word."""
