@@ -120,6 +120,18 @@ def seeds() -> dict[str, bytes]:
                 _requests(0, 0, 0) + _stop(),
             )
         ),
+        "postcopy": b"".join(
+            (
+                _hello() + _message(Request.POSTCOPY_ADVISE),
+                _message(Request.POSTCOPY_LISTEN, ack=True),
+                _message(Request.SET_MEM_TABLE, _table(_GUEST), _MEMORY),
+                _message(Request.SET_MEM_TABLE, bytes(8)),
+                _message(Request.ADD_MEM_REG, extra, _SMALL),
+                _message(Request.ADD_MEM_REG, bytes(8)),
+                _start() + _requests(0, 1),
+                _message(Request.POSTCOPY_END) + _requests(1, 0) + _stop(),
+            )
+        ),
         "status": b"".join(
             (
                 _hello() + _message(Request.SET_STATUS, pack("=Q", 15)) + _start(),

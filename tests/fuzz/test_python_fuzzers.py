@@ -19,7 +19,10 @@ def test_inputs_do_no_harm(name: str, count: int) -> None:
         one_input(data)
 
 
-def test_scripts_to_begin_with_are_accepted_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["requests", "postcopy"])
+def test_scripts_to_begin_with_are_accepted_messages(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """So that what is found afterwards is found behind the handshake."""
     from fuzz.vhost_user import _Run
 
@@ -32,7 +35,7 @@ def test_scripts_to_begin_with_are_accepted_messages(monkeypatch: pytest.MonkeyP
             failures.append(answer.failure)
 
     monkeypatch.setattr(_Run, "_handle", noted)
-    serve(bytes([2]) + vhost_user_seeds.seeds()["requests"])
+    serve(bytes([2]) + vhost_user_seeds.seeds()[name])
     assert not failures
 
 
