@@ -30,12 +30,14 @@ EXPORT = "id=export,node-name=disk,num-queues=2,writable=on"
 
 
 @contextmanager
-def first(directory: Path, image: Path, *extra: str) -> Iterator[Daemon]:
+def first(
+    directory: Path, image: Path, *extra: str, env: dict[str, str] | None = None
+) -> Iterator[Daemon]:
     """Run a daemon that can be taken over from."""
     words = ("--handover", str(directory / "handover"), "--pidfile", str(directory / "pid"), *extra)
     blockdevs = raw_file(image)
     with Daemon(
-        Program.VHOSTBLK, directory, blockdevs, EXPORT, inherited=False, extra=words
+        Program.VHOSTBLK, directory, blockdevs, EXPORT, inherited=False, extra=words, env=env
     ) as daemon:
         wait_until(lambda: (directory / "handover").exists())
         yield daemon
@@ -119,29 +121,36 @@ def test_where_nobody_is_there_to_take_over_from(tmp_path: Path, image: Path) ->
         assert daemon.stop() == 0
 
 
+def run_taker_that_ends(
+    directory: Path, number: signal.Signals
+) -> subprocess.CompletedProcess[str]:
+    """Run a taker that sends itself a signal when it has made everything, but not said so."""
+    script = f"""
+import os
+from vhostblk.handover.taker import Taker
+async def build(self, *arguments, former=Taker._build):
+    await former(self, *arguments)
+    os.kill(os.getpid(), {number.value})
+Taker._build = build
+from vhostblk.cli import main
+main(["--takeover", {str(directory / "handover")!r}])
+"""
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
 @pytest.mark.usefixtures("lane")
 def test_a_taker_that_dies_changes_nothing(tmp_path: Path, image: Path, memory: Memory) -> None:
     with first(tmp_path, image) as old:
         with BlkDriver(old.connect(), memory, num_queues=2, inflight=True) as driver:
             driver.write(0, b"a" * 4096)
-            script = f"""
-import os, signal
-from vhostblk.handover.wire import Channel, Ready
-async def die(self, message, fds=None, former=Channel.send):
-    if isinstance(message, Ready):
-        os.kill(os.getpid(), signal.SIGKILL)
-    await former(self, message, fds)
-Channel.send = die
-from vhostblk.cli import main
-main(["--takeover", {str(tmp_path / "handover")!r}])
-"""
-            done = subprocess.run(
-                [sys.executable, "-c", script],
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stderr=subprocess.PIPE,
-                check=False,
-                timeout=60,
-            )
+            done = run_taker_that_ends(tmp_path, signal.SIGKILL)
             assert done.returncode == -signal.SIGKILL, done.stderr
             assert driver.read(0, 4096) == b"a" * 4096
             driver.write(4096, b"b" * 4096, queue=1)
@@ -150,6 +159,33 @@ main(["--takeover", {str(tmp_path / "handover")!r}])
                 new.wait_ready()
                 assert driver.read(4096, 4096) == b"b" * 4096
                 driver.run(RequestType.FLUSH)
+
+
+#: Has a giver wait for a taker's readiness for no more than a moment.
+IMPATIENT = """
+from vhostblk.handover import giver
+async def expect(channel, kind, former=giver._expect):
+    if kind is giver.Ready:
+        channel._socket.settimeout(1.0)
+    await former(channel, kind)
+giver._expect = expect
+"""
+
+
+@pytest.mark.usefixtures("lane")
+def test_a_taker_that_hangs_never_wakes_up(tmp_path: Path, image: Path, memory: Memory) -> None:
+    (tmp_path / "sitecustomize.py").write_text(IMPATIENT)
+    with (
+        first(tmp_path, image, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as old,
+        BlkDriver(old.connect(), memory, num_queues=2, inflight=True) as driver,
+    ):
+        driver.write(0, b"a" * 4096)
+        done = run_taker_that_ends(tmp_path, signal.SIGSTOP)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert driver.read(0, 4096) == b"a" * 4096
+        driver.write(4096, b"b" * 4096, queue=1)
+        wait_until(lambda: "hand-over failed: the other process: timed out" in old.output())
+        assert "can't" not in old.output()
 
 
 def test_what_cant_be_made_again_is_refused(tmp_path: Path, image: Path) -> None:

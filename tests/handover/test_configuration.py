@@ -102,3 +102,13 @@ def test_what_options_dont_say(change: Callable[[Daemon], Awaitable[None]], reas
                 await backend.detach()
 
     asyncio.run(main())
+
+
+def test_zones_that_are_nowhere_but_in_memory() -> None:
+    async def main() -> None:
+        zoned = "x-vhostblk-zoned.zone-size=64K"
+        async with Daemon(blockdevs=[f"{NULL}n,{zoned}", "raw,node-name=r,file=n"]) as daemon:
+            with pytest.raises(HandoverError, match="node 'n' keeps its zones in memory"):
+                configuration.blockdevs(daemon)
+
+    asyncio.run(main())

@@ -89,6 +89,8 @@ def _check(graph: Graph, node: BlockNode) -> None:
         raise HandoverError(f"node '{name}' is inactive")
     if node.write_threshold:
         raise HandoverError(f"node '{name}' has a write threshold")
+    if node.zoned is not None and not node.children:
+        raise HandoverError(f"node '{name}' keeps its zones in memory")
     for bitmap in node.bitmaps:
         if not bitmap.persistent:
             raise HandoverError(f"node '{name}' has a bitmap in memory: '{bitmap.name}'")

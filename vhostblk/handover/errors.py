@@ -8,3 +8,7 @@ from vhostblk.errors import VhostblkError
 
 class HandoverError(VhostblkError):
     """The hand-over can't be, or has come to nothing."""
+
+
+class RefusedError(HandoverError):
+    """The other process has said that it can't, and does nothing more."""

@@ -13,10 +13,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.edge import flush_node
+from vhostblk.block.errors import ImageLockedError
 from vhostblk.errors import VhostblkError
 from vhostblk.handover import configuration
-from vhostblk.handover.errors import HandoverError
+from vhostblk.handover.errors import HandoverError, RefusedError
 from vhostblk.handover.wire import (
+    END_PATIENCE,
     VERSION,
     Channel,
     ChardevListening,
@@ -105,19 +107,23 @@ class Giver:
             await _flush(daemon)  # so that there is less to flush in the pause
             carried: dict[str, Carried] = {}
             guards: list[LockGuard] = []
+            told = False  # the taker may have what only one process can have
             try:
                 guards = _make_guards(daemon)
                 since = time.monotonic()
                 for export_id in list(daemon.exports):
                     carried[export_id] = await daemon.suspend_export(export_id)
                 await daemon.graph.close()
+                told = True
                 await channel.send(*_state(carried, guards, since))
                 await _expect(channel, Ready)
                 self._leave()
                 await channel.send(Commit())  # fails where the taker is gone
                 self.given = True
-            except BaseException:
+            except BaseException as error:
                 if not self.given:
+                    if told and not isinstance(error, RefusedError):
+                        await channel.give_up()
                     await self._go_on(blockdevs, exports, carried)
                 raise
             finally:
@@ -163,7 +169,7 @@ class Giver:
         try:
             for blockdev in blockdevs:
                 if blockdev["node-name"] not in there:
-                    await daemon.add_blockdev(blockdev)
+                    await _open_again(daemon, blockdev)
             for export in exports:
                 if export["id"] in carried:
                     again = await daemon.add_export(export, carried[export["id"]])
@@ -196,6 +202,20 @@ def _is_trusted(connection: socket.socket) -> bool:
 async def _expect(channel: Channel, kind: type[Prepared | Ready]) -> None:
     _, fds = await channel.receive(kind)
     fds.close()
+
+
+async def _open_again(daemon: Daemon, blockdev: dict[str, Any]) -> None:
+    """Open a node; the kernel may take a moment to unlock what a dead taker had open."""
+    deadline = time.monotonic() + END_PATIENCE
+    while True:
+        try:
+            await daemon.add_blockdev(blockdev)
+        except ImageLockedError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.02)
+        else:
+            return
 
 
 async def _flush(daemon: Daemon) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import socket
 import struct
 import time
@@ -110,16 +111,17 @@ class Taker:
             await self._channel.send(Prepared())
             state, fds = await self._channel.receive(State)
             try:
+                self._channel.leash(on=True)
                 await self._build(daemon, state, fds)
             finally:
                 fds.close()
-            await self._channel.send(Ready())
-            _, fds = await self._channel.receive(Commit)
-            fds.close()
         except VhostblkError as error:
             await self._undo(daemon)
+            self._channel.leash(on=False)
             await self._fail(error)
             raise
+        self._channel.leash(on=False)
+        await self._wait_for_commit()
         for export in daemon.exports.values():
             export.backend.resume()
         waited = (time.monotonic() - state.since) * 1000
@@ -128,6 +130,18 @@ class Taker:
             if listener.socket.fileno() >= 0:
                 listener.own(path)
         self._close_guards()
+
+    async def _wait_for_commit(self) -> None:
+        try:
+            await self._channel.send(Ready())
+            _, fds = await self._channel.receive(Commit)
+            fds.close()
+        except VhostblkError as error:
+            # Who knows whether the other process goes on: not even to be closed may the images be
+            # touched. The kernel puts everything away.
+            logger.error("hand-over: %s", error)
+            logging.shutdown()
+            os._exit(1)
 
     def release(self) -> None:
         """Let the other process end; until then it waits."""

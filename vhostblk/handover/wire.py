@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from vhostblk.handover.errors import HandoverError
+from vhostblk.handover import leash
+from vhostblk.handover.errors import HandoverError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,6 +29,9 @@ VERSION = 1
 
 #: Seconds without a word after which the other side counts as gone.
 PATIENCE = 60.0
+
+#: Seconds within which a process that was given up is gone.
+END_PATIENCE = 10.0
 
 #: The kernel takes 253 (SCM_MAX_FD).
 _FDS_AT_ONCE = 128
@@ -174,9 +178,29 @@ class Channel:
         if not isinstance(message, kind):
             fds.close()
             if isinstance(message, Failure):
-                raise HandoverError(message.reason)
+                raise RefusedError(message.reason)
             raise HandoverError(f"{type(message).__name__} where {kind.__name__} is expected")
         return message, fds
+
+    def leash(self, *, on: bool) -> None:
+        """Have this process die when the other one hangs up, or no longer: see `leash`."""
+        if on:
+            leash.put_on(self._socket)
+        else:
+            leash.take_off(self._socket)
+
+    async def give_up(self) -> None:
+        """Say no more, which ends a process on the leash; wait until it is gone."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        with suppress(HandoverError):
+            self._socket.settimeout(END_PATIENCE)
+            await asyncio.to_thread(self._drain)
+
+    def _drain(self) -> None:
+        while True:
+            for fd in self._receive_some(_READ_SIZE)[1]:
+                os.close(fd)
 
     def close(self) -> None:
         """Hang up: the other side gets to know, and a thread of ours that waits for it."""
