@@ -70,14 +70,13 @@ def parse(batch: RequestBatch, size: int, logical_block_size: int) -> BlockReque
     count = np.where(into_guest, framed.write_count, framed.read_count)
     sums = np.zeros(len(framed.iovs) + 1, np.uint64)
     np.cumsum(framed.iovs["len"], out=sums[1:])
-    status = framed.status
     if unusual:
-        status = _frame_appends(framed, kinds == _ZONE_APPEND, count, sums)
+        _frame_appends(framed, kinds == _ZONE_APPEND, count, sums)
     length = sums.take(first + count) - sums.take(first)
 
     records = np.zeros(len(batch), REQUEST)
     records["head"] = batch.heads
-    records["status"] = status
+    records["status"] = framed.status
     records["status_addr"] = framed.status_addr
     records["type"] = kinds
     records["sector"] = header["sector"]
@@ -97,17 +96,15 @@ def _frame_appends(
     appends: NDArray[np.bool_],
     count: NDArray[np.int64],
     sums: NDArray[np.uint64],
-) -> NDArray[np.uint8]:
-    """Add to the data of appends the place for what they answer, which lies behind it.
+) -> None:
+    """Add to the data of appends, in `count`, the place for what they answer, which is behind it.
 
-    Changes `count`; returns the statuses, those of appends without such a place included.
+    Where there is no such place nothing is left, and what runs appends refuses that.
     """
     answers = framed.write_first
     room = sums.take(answers + framed.write_count) - sums.take(answers)
     count[appends] += framed.write_count[appends]
-    status = framed.status.copy()
-    status[appends & (room != APPEND_SECTOR_BYTES)] = Status.IOERR
-    return status
+    count[appends & (room != APPEND_SECTOR_BYTES)] = 0
 
 
 def _all_in_range(

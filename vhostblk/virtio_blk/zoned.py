@@ -105,8 +105,10 @@ class ZonedRequests:
         return len(report)
 
     async def _append(self, iov: IoVec, sector: int) -> int:
-        """Append what comes before the answer's place, which `request` has made sure of."""
+        """Append what comes before the answer's place; `request` leaves nothing without one."""
         end = iov.nbytes - APPEND_SECTOR_BYTES
+        if end < 0:
+            raise RefusedError(Status.IOERR)
         data, answer = iov.slice(0, end), iov.slice(end, iov.nbytes)
         if not self._limits.max_append:
             raise RefusedError(Status.UNSUPP)

@@ -96,10 +96,10 @@ void vb_request_parse(struct vb_request *request, struct vb_chain *chain, uint16
         request->iov_first = chain->readable;
         end = chain->count;
     } else if (header.type == VB_T_ZONE_APPEND) {
-        /* The data, and behind it the place for the answer. */
+        /* The data, and behind it the place for the answer; without one nothing. */
         end = chain->count;
         if (bytes_of(chain, chain->readable, end) != VB_APPEND_SECTOR_BYTES)
-            request->status = VB_S_IOERR;
+            end = request->iov_first;
     } else {
         end = chain->readable;
     }
