@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from benchmarks.daemons import Disk
+from benchmarks.daemons import Backend, Disk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,9 +21,9 @@ class Case:
     """One row group of the table.
 
     `place` is "null", "file" or "memory"; `image`: "" is raw, "allocated" a qcow2 image full of
-    data, "empty" and "backed" large ones where each write allocates, without or with a backing
-    file. `aio` is what serves the QEMU daemon best in the case; `targets` are the ratios asked for,
-    a depth each.
+    data; the others are qcow2 images with nothing in them: "empty", "backed" by a file full of
+    data, "sparse" by one that is a hole. `aio` is what serves the QEMU daemon best in the case;
+    `targets` are the ratios asked for, a depth each.
     """
 
     name: str
@@ -38,6 +38,20 @@ class Case:
     think_us: float = 0.0
     aio: str = "io_uring"
     targets: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def allocates(self) -> bool:
+        """Whether requests use an image up, so that each run needs a new one."""
+        return self.image in ("empty", "backed", "sparse")
+
+    def limit(self, size: int) -> int:
+        """Return how many requests a run makes at most; 0: as many as there is time for.
+
+        One that allocates ends before many of its requests find a cluster that is there.
+        """
+        if not self.allocates:
+            return 0
+        return size // self.block_size if self.sequential else size // CLUSTER_SIZE // 8
 
     def target(self, depth: int) -> float | None:
         """Return the ratio asked for at a depth."""
@@ -76,25 +90,29 @@ CASES = (
         "qcow2-allocate-sequential",
         "file",
         "empty",
-        depths=(8,),
+        depths=(8, 32),
         write=True,
         block_size=64 << 10,
         sequential=True,
-        targets=((8, 1),),
+        targets=((8, 1), (32, 1)),
     ),
     Case(
-        "qcow2-allocate-random",
+        "qcow2-allocate-sequential-4k",
         "file",
-        "backed",
+        "empty",
         depths=(32,),
         write=True,
-        targets=((32, 0.8),),
+        sequential=True,
+        targets=((32, 1),),
     ),
+    Case("qcow2-allocate-random", "file", "backed", (32,), write=True, targets=((32, 0.8),)),
+    Case("qcow2-allocate-random-sparse", "file", "sparse", (32,), write=True, targets=((32, 0.8),)),
 )
 
-#: Of disks that are never full.
-SPARSE_SIZE = 1 << 40
-BACKED_SIZE = 64 << 30
+#: Of an empty image's disk.
+EMPTY_SIZE = 1 << 40
+#: Of qcow2 images.
+CLUSTER_SIZE = 64 << 10
 
 
 def case_names() -> list[str]:
@@ -124,22 +142,24 @@ def make_image(path: Path, size: int) -> None:
         os.fsync(file.fileno())
 
 
-def make_qcow2(raw: Path, kind: str, size: int) -> Path:
-    """Make a qcow2 image of a kind (see `Case`) beside a raw one; return its path."""
-    path = raw.with_suffix(".qcow2")
+def make_qcow2(path: Path, kind: str, size: int) -> None:
+    """Make a qcow2 image of a kind (see `Case`), and what it is made of beside it."""
     path.unlink(missing_ok=True)
     if kind == "allocated":
+        raw = path.with_suffix(".img")
         make_image(raw, size)
         _qemu_img("convert", "-f", "raw", "-O", "qcow2", str(raw), str(path))
         _settle(path)
     elif kind == "empty":
-        _qemu_img("create", "-q", "-f", "qcow2", str(path), str(SPARSE_SIZE))
+        _qemu_img("create", "-q", "-f", "qcow2", str(path), str(EMPTY_SIZE))
     else:
-        base = raw.with_suffix(".base")
-        with base.open("wb") as file:
-            file.truncate(BACKED_SIZE)
+        base = path.with_name(f"{kind}.base")
+        if kind == "backed":
+            make_image(base, size)
+        else:
+            with base.open("wb") as file:
+                file.truncate(size)
         _qemu_img("create", "-q", "-f", "qcow2", "-b", str(base), "-F", "raw", str(path))
-    return path
 
 
 def _qemu_img(*arguments: str) -> None:
@@ -162,19 +182,20 @@ def _settle(path: Path) -> None:
             pass
 
 
-def image_path(case: Case, name: str, directories: dict[str, Path]) -> Path:
-    """Say where the raw image of a daemon is."""
-    return directories[case.place] / f"{name.replace(':', '-')}.img"
+def image_path(case: Case, backend: Backend, directories: dict[str, Path]) -> Path:
+    """Say where a daemon's image is."""
+    path = directories[case.place] / f"{backend.name.replace(':', '-')}.img"
+    return path.with_suffix(".qcow2") if case.image and not backend.raw else path
 
 
-def disk_for(case: Case, name: str, directories: dict[str, Path], size: int) -> Disk:
+def disk_for(case: Case, backend: Backend, directories: dict[str, Path], size: int) -> Disk:
     """Describe the disk of a case; makes the image, one for each daemon (they lock their files)."""
     if case.place == "null":
         return Disk("null-co", (f"size={size}",), queues=case.queues)
-    path = image_path(case, name, directories)
-    if case.image:
-        made = make_qcow2(path, case.image, size)
-        return Disk("qcow2", ("file.driver=file", f"file.filename={made}"), queues=case.queues)
+    path = image_path(case, backend, directories)
+    if path.suffix == ".qcow2":
+        make_qcow2(path, case.image, size)
+        return Disk("qcow2", ("file.driver=file", f"file.filename={path}"), queues=case.queues)
     make_image(path, size)
     options = [f"filename={path}"]
     if case.direct:

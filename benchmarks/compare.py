@@ -56,7 +56,8 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="vhostblk[:LANE] or qemu[:AIO]; the first is compared with the best of the others"
+        help="vhostblk[:LANE], vhostblk:raw (a raw image whatever the case has) or qemu[:AIO]; the"
+        " first is compared with the best of the others"
         " (default: vhostblk, qemu:io_uring, qemu:threads; --quick: vhostblk and qemu, which takes"
         " the aio that is best as a rule)",
     )
@@ -99,11 +100,15 @@ def make_parser() -> argparse.ArgumentParser:
 def parse_backend(text: str, *, iothread: bool, qemu: Path | None = None) -> Backend:
     """Make a back-end of its name; raises DaemonError for a name that means nothing."""
     kind, _, detail = text.partition(":")
+    if text == "vhostblk:raw":
+        return replace(vhostblk_backend(iothread=iothread), name=text, raw=True)
     if kind == "vhostblk":
         return vhostblk_backend(detail or None, iothread=iothread)
     if kind == "qemu" and detail in ("", "threads", "native", "io_uring"):
         return qemu_backend(detail or None, iothread=iothread, where=qemu)
-    raise DaemonError(f"--backend {text}: not vhostblk[:LANE] or qemu[:threads|native|io_uring]")
+    raise DaemonError(
+        f"--backend {text}: not vhostblk[:LANE|:raw] or qemu[:threads|native|io_uring]"
+    )
 
 
 def peer(chosen: Path | None) -> Path | None:
@@ -182,7 +187,7 @@ def compare(options: argparse.Namespace, settings: Settings) -> Report:
     )
     cases = chosen_cases(options.case, options.depth, options.queues)
     if settings.client == "libblkio":
-        cases = [case for case in cases if not case.think_us]
+        cases = [case for case in cases if not case.think_us and not case.allocates]
     if not options.no_throughput:
         for case in cases:
             report.throughput += measure_case(case, settings, _progress)

@@ -33,7 +33,8 @@ class DaemonError(Exception):
 class Backend:
     """One way to serve a disk. `aio` is for images in files; None leaves the default.
 
-    `grace` is the time to end in, in seconds, before it is killed.
+    `grace` is the time to end in, in seconds, before it is killed. `raw`: it serves a raw image
+    where a case has another format.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Backend:
     iothread: bool = True
     environment: tuple[tuple[str, str], ...] = ()
     grace: float = 5.0
+    raw: bool = False
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def measure(options: argparse.Namespace, case: Case, directories: dict[str, Path
     with contextlib.ExitStack() as stack:
         daemons: list[Daemon] = []
         for backend in backends:
-            disk = disk_for(case, backend.name, directories, options.size << 20)
+            disk = disk_for(case, backend, directories, options.size << 20)
             daemons.append(stack.enter_context(running(backend, disk, directories["run"])))
         disks = [
             VhostUserDisk(daemon.sockets[0], f"disk{number}")

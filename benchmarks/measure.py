@@ -8,6 +8,7 @@ turns, round after round, so that what else the machine does hits them alike.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 WARM_UP_SECONDS = 0.1
 IDLE_SECONDS = 1.0
 FOOTPRINT_EXPORTS = 10
+#: Writes that a daemon warms up with on an image that a run uses up.
+WARM_UP_WRITES = 128
 
 
 @dataclass(frozen=True)
@@ -117,15 +120,65 @@ def _for_case(backend: Backend, case: Case, settings: Settings) -> Backend:
     return replace(backend, aio=settings.aio or case.aio)
 
 
+#: Who serves a turn of the back-end with this name.
+Turn = Callable[[str], contextlib.AbstractContextManager[Daemon]]
+
+
 @contextlib.contextmanager
-def _daemons(case: Case, settings: Settings) -> Iterator[list[Daemon]]:
+def _daemon(backend: Backend, case: Case, settings: Settings) -> Iterator[Daemon]:
+    """A daemon with its image; one that the case uses up goes afterwards, before it is written."""
+    disk = disk_for(case, backend, settings.directories, settings.size)
+    tuned = _for_case(backend, case, settings)
+    with running(tuned, disk, settings.directories["run"]) as daemon:
+        yield daemon
+    if case.allocates:
+        image_path(case, backend, settings.directories).unlink()
+
+
+@contextlib.contextmanager
+def _turns(case: Case, settings: Settings) -> Iterator[Turn]:
+    """Have daemons that run all the time, or a new one with a new image for each turn."""
+    backends = {backend.name: backend for backend in backends_for(case, settings)}
+    if case.allocates:
+        yield lambda name: _daemon(backends[name], case, settings)
+        return
     with contextlib.ExitStack() as stack:
-        daemons = []
-        for backend in backends_for(case, settings):
-            disk = disk_for(case, backend.name, settings.directories, settings.size)
-            tuned = _for_case(backend, case, settings)
-            daemons.append(stack.enter_context(running(tuned, disk, settings.directories["run"])))
-        yield daemons
+        daemons = {
+            name: stack.enter_context(_daemon(backend, case, settings))
+            for name, backend in backends.items()
+        }
+        yield lambda name: contextlib.nullcontext(daemons[name])
+
+
+def _workload(case: Case, settings: Settings, rate: int | None, seed: int) -> Workload:
+    return Workload(
+        seconds=settings.seconds,
+        write_share=1.0 if case.write else 0.0,
+        sequential=case.sequential,
+        limit=case.limit(settings.size) // case.queues,
+        span=settings.size,
+        rate=rate,
+        seed=seed,
+        threads=settings.threads,
+        think_us=case.think_us,
+    )
+
+
+def _warm_up(case: Case, workload: Workload) -> Workload:
+    """The same for a short time; where that uses an image up, a few requests somewhere."""
+    if case.allocates:
+        return replace(workload, sequential=False, limit=WARM_UP_WRITES, seed=workload.seed + 1000)
+    return replace(workload, seconds=min(WARM_UP_SECONDS, workload.seconds))
+
+
+def _touch_memory(size: int) -> None:
+    """Have so much free memory at hand for the page cache.
+
+    Machines that give free memory back to their host get it again at a price of several times the
+    write's: that would decide whose turn is the fast one.
+    """
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    mmap.mmap(-1, size, flags=flags).close()
 
 
 def _measure(
@@ -136,24 +189,13 @@ def _measure(
     if settings.client == "libblkio":
         return _measure_libblkio(daemon, case, depth, settings, seed)
     geometry = Geometry(queues=case.queues, depth=depth, block_size=case.block_size)
-    share = 1.0 if case.write else 0.0
-
-    def workload(seconds: float) -> Workload:
-        return Workload(
-            seconds=seconds,
-            write_share=share,
-            sequential=case.sequential,
-            span=settings.size,
-            rate=rate,
-            seed=seed,
-            threads=settings.threads,
-            think_us=case.think_us,
-        )
-
+    workload = _workload(case, settings, rate, seed)
     with FrontEnd(daemon.sockets[0], geometry) as front_end:
-        run(front_end, workload(min(WARM_UP_SECONDS, settings.seconds)))
+        run(front_end, _warm_up(case, workload))
+        if case.allocates:
+            _touch_memory(settings.size)
         before = daemon.cpu_seconds()
-        result = run(front_end, workload(settings.seconds))
+        result = run(front_end, workload)
         return result, daemon.cpu_seconds() - before
 
 
@@ -179,10 +221,10 @@ def _measure_bare(case: Case, depth: int, settings: Settings, seed: int) -> list
 
     How fast a file is depends on how it lies in the page cache: it has to be the same one.
     """
-    if not settings.bare or case.place == "null" or case.image:
-        return []
+    if not settings.bare or case.place == "null" or case.allocates or (case.image and case.write):
+        return []  # writing would make another image of it
     rate = bare_rate(
-        image_path(case, settings.backends[0].name, settings.directories),
+        image_path(case, settings.backends[0], settings.directories),
         seconds=settings.seconds,
         block_size=case.block_size,
         buffers=depth,
@@ -199,22 +241,23 @@ def measure_case(
 ) -> list[Row]:
     """Measure every depth (and every rate) of a case, all back-ends in turn."""
     rows = []
-    with _daemons(case, settings) as daemons:
+    names = [backend.name for backend in backends_for(case, settings)]
+    with _turns(case, settings) as turns:
         for depth in case.depths:
             for rate in rates:
-                points = {daemon.backend.name: Point() for daemon in daemons}
+                points = {name: Point() for name in names}
                 bare: list[float] = []
                 for turn in range(settings.rounds):
-                    for daemon in daemons:
-                        name = daemon.backend.name
+                    for name in names:
                         progress(f"{case.name} depth {depth}: {name}, round {turn + 1}")
-                        try:
-                            sample = _measure(daemon, case, depth, settings, rate, turn + 1)
-                        except (OSError, ProtocolError, RunError) as error:
-                            daemon.require_alive()
-                            raise DaemonError(
-                                f"{case.name} depth {depth}: {name}: {error}"
-                            ) from error
+                        with turns(name) as daemon:
+                            try:
+                                sample = _measure(daemon, case, depth, settings, rate, turn + 1)
+                            except (OSError, ProtocolError, RunError) as error:
+                                daemon.require_alive()
+                                raise DaemonError(
+                                    f"{case.name} depth {depth}: {name}: {error}"
+                                ) from error
                         points[name].add(*sample)
                     if rate is None:
                         bare += _measure_bare(case, depth, settings, turn + 1)

@@ -110,6 +110,32 @@ def test_short_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.usefixtures("_qemu")
+def test_allocation_has_a_new_image_each_round(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--client", "loadgen", "--no-resources", "--output", str(tmp_path)]
+    arguments += ["--file-dir", str(tmp_path), "--rounds", "2", "--size", "16", "--seconds", "5"]
+    arguments += ["--backend", "qemu:threads", "--backend", "vhostblk"]
+    arguments += ["--case", "qcow2-allocate-random", "--case", "qcow2-allocate-sequential"]
+    assert main([*arguments, "--depth", "4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("qcow2-allocate") for line in lines) == 2
+    rows = json.loads((tmp_path / "results.json").read_text())["throughput"]
+    assert [len(row["points"]["vhostblk"]["iops"]) for row in rows] == [2, 2]
+    assert not list(tmp_path.glob("**/*.qcow2"))
+
+
+def test_runs_that_allocate_end_with_their_image() -> None:
+    limits = {case.name: case.limit(64 << 20) for case in CASES if case.limit(64 << 20)}
+    assert limits == {
+        "qcow2-allocate-sequential": 1024,
+        "qcow2-allocate-sequential-4k": 16384,
+        "qcow2-allocate-random": 128,
+        "qcow2-allocate-random-sparse": 128,
+    }
+
+
+@pytest.mark.usefixtures("_qemu")
 def test_short_verification(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--backend", "qemu", "--duration", "0.5", "--size", "4", "--run-seconds", "0.1"]
     assert verify(arguments) == 0
