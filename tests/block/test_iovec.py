@@ -29,6 +29,17 @@ def test_slices_are_those_of_the_joined_bytes(parts: list[bytes], data: st.DataO
 
 
 @settings(max_examples=50, deadline=None)
+@given(st.lists(segments, max_size=4))
+def test_joined_lists_are_the_same_memory(lists: list[list[bytes]]) -> None:
+    buffers = [[bytearray(part) for part in parts if part] for parts in lists]
+    iov = IoVec.concat([IoVec.from_buffers(each) for each in buffers])
+    joined = b"".join(b"".join(parts) for parts in lists)
+    assert (iov.nbytes, iov.to_bytes()) == (len(joined), joined)
+    iov.fill(0xAA)
+    assert b"".join(b"".join(parts) for parts in buffers) == b"\xaa" * len(joined)
+
+
+@settings(max_examples=50, deadline=None)
 @given(segments, st.binary(max_size=400))
 def test_copying_in(parts: list[bytes], source: bytes) -> None:
     joined = b"".join(parts)

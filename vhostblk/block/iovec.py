@@ -96,24 +96,35 @@ class IoVec(Struct, eq=False, gc=False):
         """
         if not 0 <= start <= stop <= self.nbytes:
             raise ValueError(f"slice [{start}, {stop}) of {self.nbytes} bytes")
-        if start == 0 and stop == self.nbytes:
+        nbytes = stop - start
+        if nbytes == self.nbytes:
             return self
-        segments = self.segments
-        ends = np.cumsum(segments["len"], dtype=np.uint64).astype(np.int64)
-        begins = ends - segments["len"].astype(np.int64)
-        low = np.maximum(begins, start)
-        high = np.minimum(ends, stop)
-        taken = high > low
-        array = np.zeros(int(taken.sum()), IOVEC)
-        array["base"] = segments["base"][taken] + (low - begins)[taken].astype(np.uint64)
-        array["len"] = (high - low)[taken]
-        return IoVec.from_segments(array, self.owner)
+        words: list[int] = []
+        pairs: list[tuple[int, int]] = self.segments.tolist()
+        for base, length in pairs:
+            if stop <= 0:
+                break
+            if start < length:
+                low = max(start, 0)
+                words += (base + low, min(stop, length) - low)
+            start -= length
+            stop -= length
+        return self._from_words(np.array(words, np.uint64), nbytes, self.owner)
 
     @classmethod
     def concat(cls, parts: Sequence[IoVec]) -> IoVec:
         """Join lists end to end."""
-        array = np.concatenate([part.segments for part in parts])
-        return cls.from_segments(array, [part.owner for part in parts])
+        # Joining arrays of records takes numpy ten times as long as joining bytes.
+        joined = b"".join([_ffi.buffer(_nowhere + part.address, 16 * part.count) for part in parts])
+        nbytes = sum([part.nbytes for part in parts])
+        return cls._from_words(np.frombuffer(joined, np.uint64), nbytes, [p.owner for p in parts])
+
+    @classmethod
+    def _from_words(cls, words: NDArray[np.uint64], nbytes: int, owner: object) -> IoVec:
+        """Wrap an array of bases and lengths, one after the other."""
+        count = len(words) // 2
+        only = int(words[0]) if count == 1 else 0
+        return cls(words.view(IOVEC), 0, count, nbytes, address_of(words), owner, only)
 
     def memoryviews(self) -> list[memoryview]:
         """Return the segments as writable memoryviews; valid while this IoVec lives."""

@@ -65,8 +65,10 @@ class FileNode(PosixNode):
 
     def known_zero(self, offset: int, length: int) -> bool:
         # Not on a thread, which would take far longer than the file system's look at its extents.
-        is_data, found = find_run(self.fd, offset, length)
-        return not is_data and found == length
+        try:
+            return os.lseek(self.fd, offset, os.SEEK_DATA) >= offset + length
+        except OSError as error:
+            return error.errno == errno.ENXIO
 
 
 def find_run(fd: int, offset: int, length: int) -> tuple[bool, int]:
