@@ -165,9 +165,9 @@ def _workload(case: Case, settings: Settings, rate: int | None, seed: int) -> Wo
 
 
 def _warm_up(case: Case, workload: Workload) -> Workload:
-    """The same for a short time; where that uses an image up, a few requests somewhere."""
+    """The same for a short time; where that uses an image up, a few requests."""
     if case.allocates:
-        return replace(workload, sequential=False, limit=WARM_UP_WRITES, seed=workload.seed + 1000)
+        return replace(workload, limit=WARM_UP_WRITES, seed=workload.seed + 1000)
     return replace(workload, seconds=min(WARM_UP_SECONDS, workload.seconds))
 
 

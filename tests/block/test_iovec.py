@@ -50,6 +50,9 @@ def test_copying_in(parts: list[bytes], source: bytes) -> None:
         return
     iov.copy_from(source)
     assert iov.to_bytes() == source + joined[len(source) :]
+    copy = IoVec.allocate(len(joined) + 1)
+    iov.copy_to(copy)
+    assert copy.to_bytes() == source + joined[len(source) :] + b"\0"
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 1), (2, 1), (0, 9)])

@@ -175,4 +175,7 @@ class IoVec(Struct, eq=False, gc=False):
 
     def copy_to(self, other: IoVec) -> None:
         """Copy the content to the front of `other`."""
+        if self.count == other.count == 1 and self.nbytes <= other.nbytes:
+            _ffi.memmove(other._at(), self._at(), self.nbytes)
+            return
         other.copy_from(self.to_bytes())

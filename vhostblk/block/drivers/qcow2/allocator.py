@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.schema.common import PreallocMode
 
-#: The file grows by so much at least, and at most.
-MIN_GROWTH, MAX_GROWTH = 1 << 20, 64 << 20
+#: The file grows by so much at least, and at most: by a hole, which costs a call on a thread.
+MIN_GROWTH, MAX_GROWTH = 16 << 20, 64 << 20
 
 
 class Run(NamedTuple):
@@ -149,6 +149,8 @@ class Allocator:
                 await self._add_block(index, start)
                 continue
             low = start & (size - 1)
+            if low + count <= size and not block.values[low : low + count].any():
+                return start, count
             window = min(size, low + 2 * count + 256)
             free = np.flatnonzero(block.values[low:window] == 0)
             if not len(free):

@@ -149,17 +149,17 @@ class Qcow2Node(Lifecycle):
             await write_compressed(image, offset, iov)
             return
         publisher = image.publisher
+        host = publisher.overwritable(offset, iov.nbytes)
+        if host < 0:
+            image.check_usable()
+            await image.writer.write(offset, iov)
+            return
         phase = publisher.begin()
         try:
-            host = publisher.overwritable(offset, iov.nbytes)
-            if host >= 0:
-                await image.data.pwritev(host, iov)
-                image.commit.unsynced = True
-                return
+            await image.data.pwritev(host, iov)
+            image.commit.unsynced = True
         finally:
             publisher.end(phase)
-        image.check_usable()
-        await image.writer.write(offset, iov)
 
     async def pwrite_zeroes(
         self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE

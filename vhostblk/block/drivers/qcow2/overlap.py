@@ -51,7 +51,8 @@ class Overlap:
         self._clusters: dict[str, NDArray[np.int64]] = {}
         #: Added since: cluster and structure.
         self._added: dict[int, str] = {}
-        self._offsets: NDArray[np.int64] | None = None
+        #: All of them, sorted; None: to be put together.
+        self._all: NDArray[np.int64] | None = None
         #: The L2 tables of snapshots are to be checked and not known: `complete` is to be called.
         self.incomplete = False
 
@@ -62,7 +63,7 @@ class Overlap:
         header, geometry = image.header, image.geometry
         bits = geometry.cluster_bits
         self._added.clear()
-        self._offsets = None
+        self._all = None
 
         def span(offset: int, nbytes: int) -> NDArray[np.int64]:
             return cluster_spans(bits, [offset], [nbytes])
@@ -114,25 +115,28 @@ class Overlap:
             targets = _targets(table.astype(np.uint64), OFFSET_MASK, image.geometry.cluster_bits)
             found = np.union1d(found, targets)
         self._clusters["inactive_l2"] = found
-        self._offsets = None
+        self._all = None
         self.incomplete = False
 
     def offsets(self) -> NDArray[np.int64]:
         """Return the sorted offsets of clusters on which no guest data may lie."""
         if self._data_exempt:
             return np.zeros(0, np.int64)
-        if self._offsets is None:
+        return self._all_clusters() << self._image.geometry.cluster_bits
+
+    def _all_clusters(self) -> NDArray[np.int64]:
+        """Return all that is checked, sorted."""
+        if self._all is None:
             added = np.fromiter(self._added, np.int64, len(self._added))
-            clusters = np.unique(np.concatenate([*self._clusters.values(), added]))
-            self._offsets = clusters << self._image.geometry.cluster_bits
-        return self._offsets
+            self._all = np.unique(np.concatenate([*self._clusters.values(), added]))
+        return self._all
 
     def metadata_added(self, first: int, count: int, what: str) -> None:
         """Note that clusters hold metadata from now on; `what`: a key of `NAMES`."""
         if what in self._image.settings.overlap:
             for cluster in range(first, first + count):
                 self._added[cluster] = what
-            self._offsets = None
+            self._all = None
 
     def metadata_removed(self, first: int, count: int) -> None:
         """Note that clusters don't hold metadata of the active disk any more."""
@@ -142,7 +146,7 @@ class Overlap:
         for name, clusters in self._clusters.items():
             if not name.startswith("inactive"):
                 self._clusters[name] = clusters[(clusters < first) | (clusters >= last)]
-        self._offsets = None
+        self._all = None
 
     def structure_at(self, first: int, count: int) -> str | None:
         """Name the structure that one of these clusters belongs to."""
@@ -171,6 +175,10 @@ class Overlap:
         self._check(first, (offset + length - 1 >> bits) - first + 1)
 
     def _check(self, first: int, count: int) -> None:
+        clusters = self._all_clusters()
+        place = clusters.searchsorted(first)
+        if place == len(clusters) or int(clusters[place]) >= first + count:
+            return
         found = self.structure_at(first, count)
         if found is not None:
             bits = self._image.geometry.cluster_bits

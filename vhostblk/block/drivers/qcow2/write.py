@@ -13,14 +13,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from vhostblk.block.completion import Completion, drive
 from vhostblk.block.drivers.qcow2.layout import ALL_SUBCLUSTERS, COPIED, SUBCLUSTERS
 from vhostblk.block.drivers.qcow2.mapping import Entry, Kind
+from vhostblk.block.drivers.qcow2.scratch import Scratch
 from vhostblk.block.drivers.qcow2.transfer import gather
-from vhostblk.block.drivers.qcow2.write_fresh import write_fresh
-from vhostblk.block.iovec import IOVEC, IoVec, address_of
+from vhostblk.block.drivers.qcow2.write_fresh import MAX_RUN, write_fresh
+from vhostblk.block.iovec import IoVec
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Iterator
@@ -105,16 +104,16 @@ class Writer:
         self._pending: list[Request] = []
         self._running = False
         self._zeroes: IoVec | None = None
-        self._scratch = np.empty(0, np.uint8)
+        self._scratch = Scratch()
 
-    async def write(self, offset: int, iov: IoVec) -> None:
+    def write(self, offset: int, iov: IoVec) -> Completion[None]:
         """Write a range, in turn with other changes."""
         request = Request(offset, iov)
         self._pending.append(request)
         if not self._running:
             self._running = True
             asyncio.get_running_loop().call_soon(self._start)
-        await request.done
+        return request.done
 
     def _start(self) -> None:
         drive(self._run(), _raise)
@@ -140,7 +139,7 @@ class Writer:
         rest = batch
         try:
             self._image.check_usable()
-            rest = await write_fresh(self._image, batch)
+            rest = await write_fresh(self._image, batch, self._scratch)
             await self._plan_all(rest, plans)
             await self._perform([plan for plan in plans.values() if plan.error is None])
         except Exception as error:
@@ -297,32 +296,13 @@ class Writer:
         return sources
 
     def _scratch_parts(self, copies: list[_Copy]) -> Iterator[IoVec]:
-        """Return a buffer for each copy, each followed by its parts.
-
-        They are used again by the next batch.
-        """
-        total, starts, lengths = 0, [], []
+        """Return a buffer for each copy, each followed by its parts."""
+        total, places = 0, []
         for copy in copies:
             for low, high in [(copy.start, copy.stop), *copy.parts]:
-                starts.append(total + low - copy.start)
-                lengths.append(high - low)
+                places.append((total + low - copy.start, high - low))
             total += -(-(copy.stop - copy.start) // 4096) * 4096
-        if total > self._scratch.nbytes:
-            self._scratch = np.empty(total + 4096, np.uint8)
-        first = -(-address_of(self._scratch) // 4096) * 4096
-        if first + total > address_of(self._scratch) + self._scratch.nbytes:
-            self._scratch = np.empty(total + 4096, np.uint8)
-            first = -(-address_of(self._scratch) // 4096) * 4096
-        segments = np.zeros(len(lengths), IOVEC)
-        segments["base"] = np.array(starts) + first
-        segments["len"] = lengths
-        where, owner = address_of(segments), (segments, self._scratch)
-        return iter(
-            [
-                IoVec(segments, index, 1, length, where + 16 * index, owner)
-                for index, length in enumerate(lengths)
-            ]
-        )
+        return iter(self._scratch.windows(total, places))
 
     def _transfers(self, plans: list[_Plan], sources: dict[int, IoVec]) -> list[_Transfer]:
         geometry = self._image.geometry
@@ -339,8 +319,6 @@ class Writer:
             for low, high, kind in plan.fills:
                 if kind is not Kind.ZERO:
                     source = sources[low]
-                    if plan.fresh and source.is_zero():
-                        continue
                 elif plan.fresh:
                     continue
                 elif high - low >= _LONG_ZEROES:
@@ -429,7 +407,7 @@ def _join(transfers: list[_Transfer]) -> list[_Transfer]:
     for transfer in sorted(transfers, key=lambda each: each.host):
         last = result[-1] if result else None
         if last is not None and last.host + last.length == transfer.host:
-            if last.iovs is not None and transfer.iovs is not None:
+            if last.iovs is not None and transfer.iovs is not None and last.length < MAX_RUN:
                 last.iovs += transfer.iovs
                 last.length += transfer.length
                 last.plans += transfer.plans

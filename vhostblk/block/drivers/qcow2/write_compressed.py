@@ -68,13 +68,12 @@ async def _write_round(image: Image, offset: int, iov: IoVec) -> None:
             image, [(offset + start, each) for start in clusters if (each := packed[start])]
         )
         await image.relieve()
-    await run_all(
-        [
-            image.writer.write(offset + start, iov.slice(start, min(start + size, iov.nbytes)))
-            for start in clusters
-            if packed[start] is None
-        ]
-    )
+
+    async def write_plain(start: int) -> None:
+        part = iov.slice(start, min(start + size, iov.nbytes))
+        await image.writer.write(offset + start, part)
+
+    await run_all([write_plain(start) for start in clusters if packed[start] is None])
 
 
 async def _store(image: Image, clusters: list[tuple[int, bytes]]) -> None:

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory for what is copied from one place of the image to another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhostblk.block.iovec import IOVEC, IoVec, address_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_PAGE = 4096
+
+
+class Scratch:
+    """Keeps its memory from one use to the next: fresh pages take longer than copying does."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def windows(self, total: int, places: Sequence[tuple[int, int]]) -> list[IoVec]:
+        """Return windows into `total` bytes that begin at a page: where each starts, its length.
+
+        They hold until the next call.
+        """
+        first = -(-address_of(self._memory) // _PAGE) * _PAGE
+        if first + total > address_of(self._memory) + self._memory.nbytes:
+            self._memory = np.empty(total + _PAGE, np.uint8)
+            first = -(-address_of(self._memory) // _PAGE) * _PAGE
+        words = np.array(places, np.uint64).reshape(-1, 2)
+        words[:, 0] += np.uint64(first)
+        segments = words.view(IOVEC).reshape(-1)
+        where, owner = address_of(words), (words, self._memory)
+        return [
+            IoVec(segments, index, 1, length, where + 16 * index, owner, first + start)
+            for index, (start, length) in enumerate(places)
+        ]
