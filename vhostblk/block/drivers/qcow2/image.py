@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from vhostblk.block.drivers.qcow2 import header, layout
+from vhostblk.block.drivers.qcow2.ahead import Streams
 from vhostblk.block.drivers.qcow2.allocator import Allocator
 from vhostblk.block.drivers.qcow2.bitmap_store import BitmapStore
 from vhostblk.block.drivers.qcow2.commit import Commit
@@ -73,6 +74,8 @@ class Image:
         self.settings = settings
         self.writable = False
         self.lock = Mutex()
+        #: What is written one cluster behind the other.
+        self.streams = Streams(parsed.geometry.cluster_bits)
         self.snapshots = SnapshotTable()
         self.bitmaps = BitmapStore(self)
         self.on_corruption: Callable[[str, int, int, bool], object] = _no_listener

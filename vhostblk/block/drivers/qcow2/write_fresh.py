@@ -5,7 +5,7 @@ What such a cluster needs is the guests' data and nothing else, or what the back
 read as a whole, with the guests' data put over it. A burst allocates once, reads once, writes runs
 of clusters, and changes the tables. So these take a shorter way than `write` in general, and leave
 to it whatever is not that plain. Requests whose clusters an earlier burst has allocated while they
-waited go along.
+waited go along. Streams are given clusters in advance (see `ahead`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Cluster:
     def __init__(self, number: int, found: L2Slice) -> None:
         self.number = number
         self.found = found
-        #: Where in the cluster, what, and whose it is.
+        #: Where in the cluster, what, and whose it is; nothing where it is there in advance.
         self.parts: list[tuple[int, IoVec, Request]] = []
         #: The rest is the backing file's; else it reads as zeroes.
         self.copied = False
@@ -58,6 +58,8 @@ async def write_fresh(image: Image, batch: Sequence[Request], scratch: Scratch) 
     rest = [request for request in batch if not picked.take(request)]
     clusters = [each for each in picked.clusters.values() if each.parts]
     clusters.sort(key=attrgetter("number"))
+    for end, count in image.streams.follow(each.number for each in clusters):
+        clusters += _behind(image, end, count)
     for cluster in clusters:
         cluster.found.pins += 1
     try:
@@ -142,6 +144,22 @@ class _Picked:
         return cluster
 
 
+def _behind(image: Image, end: int, count: int) -> list[_Cluster]:
+    """Return up to `count` clusters from `end` on, for a stream, that need no data."""
+    tables, geometry = image.tables, image.geometry
+    found = tables.slices.get(end >> tables.slice_bits)
+    first = end & ((1 << tables.slice_bits) - 1)
+    count = min(count, (1 << tables.slice_bits) - first, geometry.clusters(image.size) - end)
+    if found is None or not first or count <= 0 or found.words[first : first + count].any():
+        return []  # `first`: not where another slice begins, of which nothing is known
+    start = end << geometry.cluster_bits
+    length = min(count << geometry.cluster_bits, image.size - start)
+    if image.backing is not None and not image.backing.known_zero(start, length):
+        return []
+    image.streams.given(end, count)
+    return [_Cluster(number, found) for number in range(end, end + count)]
+
+
 async def _allocate(image: Image, clusters: Sequence[_Cluster]) -> bool:
     """Find host clusters that read as zeroes; tell whether there are so many."""
     try:
@@ -165,7 +183,7 @@ async def _contents(image: Image, clusters: Sequence[_Cluster], scratch: Scratch
     pieces: list[_Piece] = []
     copied: list[_Cluster] = []
     for cluster in clusters:
-        if backing is None or _covers(cluster, size):
+        if backing is None or not cluster.parts or _covers(cluster, size):
             copy = False
         else:
             copy = not backing.known_zero(cluster.number << bits, size)

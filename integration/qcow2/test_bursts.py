@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bursts of writes that allocate: over backing files, in streams, and where something fails."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from integration.qcow2.tools import (
+    agree,
+    check,
+    content,
+    opened,
+    qemu_img,
+    read,
+    run,
+    sectors,
+    sectors_by_qemu,
+    write,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vhostblk.block.backend import BlockBackend
+
+CLUSTER = 64 << 10
+SIZE = 12 << 20
+
+
+async def burst(
+    backend: BlockBackend, model: bytearray, pieces: list[tuple[int, bytes]]
+) -> list[BaseException | None]:
+    """Write pieces side by side; `model` gets what succeeded. Return what each failed with."""
+    errors = await asyncio.gather(
+        *(write(backend, offset, data) for offset, data in pieces), return_exceptions=True
+    )
+    for (offset, data), error in zip(pieces, errors, strict=True):
+        if error is None:
+            model[offset : offset + len(data)] = data
+    return errors
+
+
+def make_backed(tmp_path: Path) -> tuple[Path, bytearray]:
+    """Make an image over a file whose first half has data; return what it reads as."""
+    data = random.Random("base").randbytes(SIZE // 2)
+    base = tmp_path / "base"
+    base.write_bytes(data)
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", path, SIZE)
+    return path, bytearray(data.ljust(SIZE, b"\0"))
+
+
+def test_bursts_over_a_backing_file(tmp_path: Path) -> None:
+    path, model = make_backed(tmp_path)
+    rng = random.Random("bursts")
+
+    async def main() -> None:
+        async with opened(path) as (node, backend):
+            for _ in range(6):
+                places = rng.sample(range(0, SIZE, 4096), 24)
+                pieces = [(place, rng.randbytes(4096)) for place in places]
+                at = rng.randrange(SIZE // CLUSTER - 4) * CLUSTER
+                taken = range(at, at + 4 * CLUSTER, 4096)
+                pieces = [piece for piece in pieces if piece[0] not in taken]
+                pieces.append((at + 8192, rng.randbytes(3 * CLUSTER)))  # parts of four clusters
+                pieces.append((at, rng.randbytes(4096)))  # and more of the first
+                assert not any(await burst(backend, model, pieces))
+                assert await read(backend, 0, SIZE) == model
+            await backend.flush()
+            assert agree(await sectors(node, SIZE), sectors_by_qemu(path))
+
+    run(main())
+    check(path)
+    assert content(path, tmp_path / "raw") == model
+
+
+@pytest.mark.parametrize("backed", [False, True])
+@pytest.mark.parametrize("length", [4096, CLUSTER, 3 * CLUSTER // 2])
+def test_streams_get_clusters_in_advance(tmp_path: Path, backed: bool, length: int) -> None:
+    path, model = make_backed(tmp_path)
+    if not backed:
+        qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+        model = bytearray(SIZE)
+    begin = SIZE // 2
+    written = 5 << 20
+
+    async def main() -> None:
+        async with opened(path) as (node, backend):
+            for start in range(begin, begin + written, 16 * length):
+                stop = min(start + 16 * length, begin + written)
+                pieces = [
+                    (at, bytes([at // 4096 % 255 + 1]) * min(length, stop - at))
+                    for at in range(start, stop, length)
+                ]
+                assert not any(await burst(backend, model, pieces))
+            extent = await node.block_status(begin + written, 1)
+            assert extent.offset  # there already
+            after = begin + written + written // 4 + CLUSTER
+            extent = await node.block_status(after, 1)
+            assert not extent.offset
+            assert await read(backend, 0, SIZE) == model
+
+    run(main())
+    check(path)
+    assert content(path, tmp_path / "raw") == model
+
+
+def _failing(path: Path, event: str, sector: int) -> dict[str, Any]:
+    error = {"event": event, "errno": 5, "once": True}
+    image = {"driver": "file", "filename": str(path)}
+    return {"driver": "blkdebug", "image": image, "inject_error": [{**error, "sector": sector}]}
+
+
+def test_a_cluster_that_cannot_be_copied_costs_its_own_writes_only(tmp_path: Path) -> None:
+    path, model = make_backed(tmp_path)
+    backing = {"driver": "raw", "file": _failing(tmp_path / "base", "read_aio", 7 * CLUSTER // 512)}
+
+    async def main() -> None:
+        async with opened(path, backing=backing) as (_, backend):
+            assert not any(await burst(backend, model, [(0, b"a" * 4096)]))
+            places = [2 * CLUSTER, 7 * CLUSTER, 7 * CLUSTER + 8192, 9 * CLUSTER]
+            errors = await burst(backend, model, [(place, b"b" * 4096) for place in places])
+            assert [error is None for error in errors] == [True, False, False, True]
+            assert await read(backend, 0, SIZE) == model
+            assert not any(await burst(backend, model, [(7 * CLUSTER, b"c" * 4096)]))
+
+    run(main())
+    check(path)
+    assert content(path, tmp_path / "raw") == model
