@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from integration.qcow2.tools import (
-    agree,
-    check,
-    content,
-    opened,
-    qemu_img,
-    read,
-    run,
-    sectors,
-    sectors_by_qemu,
-    write,
-)
+from integration.qcow2.tools import check, content, opened, qemu_img, read, run, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +17,7 @@ if TYPE_CHECKING:
     from vhostblk.block.backend import BlockBackend
 
 CLUSTER = 64 << 10
-SIZE = 12 << 20
+SIZE = 16 << 20
 
 
 async def burst(
@@ -59,7 +48,7 @@ def test_bursts_over_a_backing_file(tmp_path: Path) -> None:
     rng = random.Random("bursts")
 
     async def main() -> None:
-        async with opened(path) as (node, backend):
+        async with opened(path) as (_, backend):
             for _ in range(6):
                 places = rng.sample(range(0, SIZE, 4096), 24)
                 pieces = [(place, rng.randbytes(4096)) for place in places]
@@ -70,8 +59,6 @@ def test_bursts_over_a_backing_file(tmp_path: Path) -> None:
                 pieces.append((at, rng.randbytes(4096)))  # and more of the first
                 assert not any(await burst(backend, model, pieces))
                 assert await read(backend, 0, SIZE) == model
-            await backend.flush()
-            assert agree(await sectors(node, SIZE), sectors_by_qemu(path))
 
     run(main())
     check(path)
@@ -86,10 +73,11 @@ def test_streams_get_clusters_in_advance(tmp_path: Path, backed: bool, length: i
         qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
         model = bytearray(SIZE)
     begin = SIZE // 2
-    written = 5 << 20
+    written = 6 << 20
 
     async def main() -> None:
         async with opened(path) as (node, backend):
+            assert not any(await burst(backend, model, [(0, b"first")]))  # looks for free clusters
             for start in range(begin, begin + written, 16 * length):
                 stop = min(start + 16 * length, begin + written)
                 pieces = [
@@ -112,7 +100,7 @@ def test_streams_get_clusters_in_advance(tmp_path: Path, backed: bool, length: i
 def _failing(path: Path, event: str, sector: int) -> dict[str, Any]:
     error = {"event": event, "errno": 5, "once": True}
     image = {"driver": "file", "filename": str(path)}
-    return {"driver": "blkdebug", "image": image, "inject_error": [{**error, "sector": sector}]}
+    return {"driver": "blkdebug", "image": image, "inject-error": [{**error, "sector": sector}]}
 
 
 def test_a_cluster_that_cannot_be_copied_costs_its_own_writes_only(tmp_path: Path) -> None:
