@@ -147,6 +147,7 @@ def check_story(program: Program, system: System, directory: Path) -> None:
         check_recovers(program, system, snapshot, packages.before, packages.meanwhile)
 
 
+@pytest.mark.timeout(600)
 def test_packages_survive_snapshots_and_sudden_death(program: Program, directory: Path) -> None:
     check_story(program, miniature_system(directory), directory)
 
