@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host-managed zoned disk as Linux sees it: reports, writes at the write pointer, resets.
+"""A host-managed zoned disk as Linux sees it, beside `null_blk`, which Linux has itself.
 
 It takes a later QEMU and kernel (`python -m integration.guest.newer` gets them), and is left out
 where they are not.
@@ -7,15 +7,19 @@ where they are not.
 
 from __future__ import annotations
 
+import random
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from integration.guest import newer
 from integration.guest.server import Program, Server
+from vhostblk.block.zones import EmulatedZones, ZonedLimits, ZoneError, ZoneModel, ZoneOp, ZoneState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = [
@@ -28,9 +32,17 @@ ZONE = 4096
 NODE = (
     "driver=null-co,node-name=disk,size=33554432,read-zeroes=on,x-vhostblk-zoned.zone-size=4M,"
     "x-vhostblk-zoned.zone-capacity=3M,x-vhostblk-zoned.conventional-zones=1,"
-    "x-vhostblk-zoned.max-open-zones=2,x-vhostblk-zoned.max-active-zones=3,"
-    "x-vhostblk-zoned.max-append-bytes=64K"
+    "x-vhostblk-zoned.max-active-zones=3,x-vhostblk-zoned.max-append-bytes=64K,"
+    "x-vhostblk-zoned.max-open-zones="
 )
+#: The same in Linux. With one open zone it is clear which one has to give way.
+NULL_BLK = """
+mount -t configfs none /sys/kernel/config
+mkdir /sys/kernel/config/nullb/peer
+cd /sys/kernel/config/nullb/peer
+echo 32 > size; echo 1 > zoned; echo 4 > zone_size; echo 3 > zone_capacity
+echo 1 > zone_nr_conv; echo 1 > zone_max_open; echo 3 > zone_max_active; echo 1 > power
+"""
 #: A line of `blkzone report`; the write pointer counts from the zone's start, in sectors.
 _LINE = re.compile(r"cap 0x(\w+), wptr 0x(\w+) .*zcond:.*\((\w+)\) \[type: (\d)")
 
@@ -39,6 +51,7 @@ class Guest(newer.NewerMachine):
     """A guest that has `blkzone` (util-linux)."""
 
     programs = ("blkzone",)
+    modules = (*newer.NewerMachine.modules, "null_blk")
 
     def zones(self, disk: str) -> list[tuple[str, int]]:
         """Report each zone's state, and how many KiB of it are written."""
@@ -59,17 +72,19 @@ class Guest(newer.NewerMachine):
         return self.run(f"{command} 2>&1 || true")
 
 
-def start(lane: str, directory: Path) -> Server:
+def start(lane: str, directory: Path, max_open: int = 2) -> Server:
     address = f"addr.type=unix,addr.path={directory}/v.sock"
     export = f"vhost-user-blk,id=export,node-name=disk,writable=on,num-queues=2,{address}"
-    server = Server(Program.VHOSTBLK, ["--blockdev", NODE, "--export", export], directory)
+    server = Server(
+        Program.VHOSTBLK, ["--blockdev", f"{NODE}{max_open}", "--export", export], directory
+    )
     server.environment["VHOSTBLK_LANE"] = lane
     server.expected_log = "write pointer|too many (open|active) zones"
     return server
 
 
 def test_linux_finds_and_uses_zones(directory: Path) -> None:
-    lanes = ("express", "python")
+    lanes = ("express", "python", "peer")
     folders = [directory / lane for lane in lanes]
     disks = [
         newer.PassedOnDisk(folder / "v.sock", identifier=lane, queues=2)
@@ -78,10 +93,12 @@ def test_linux_finds_and_uses_zones(directory: Path) -> None:
     with (
         start(lanes[0], folders[0]),
         start(lanes[1], folders[1]),
+        start("express", folders[2], max_open=1),
         Guest(directory, *disks, cpus=2) as guest,
     ):
         for disk in ("/dev/vda", "/dev/vdb"):
             use_zones(guest, disk)
+        compare(guest, "/dev/vdc")
         guest.power_off()
 
 
@@ -115,3 +132,62 @@ def use_zones(guest: Guest, disk: str) -> None:
     assert guest.zones(disk)[0] == ("em", 0)
     assert guest.run(f"blkzone reset {disk}") == ""
     assert guest.zones(disk) == [("em", 0)] * 7
+
+
+def compare(guest: Guest, disk: str) -> None:
+    """Do the same to Linux's own zoned disk: after each step both are alike."""
+    guest.run(NULL_BLK)
+    steps = list(random_steps(seed=1, count=50))
+    ours, theirs = (guest.run(follow(steps, name)) for name in (disk, "/dev/peer"))
+    for number, (step, our, their) in enumerate(
+        zip(steps, ours.split("---"), theirs.split("---"), strict=True)
+    ):
+        assert in_common(our) == in_common(their), f"step {number}: {step}"
+
+
+def follow(steps: list[str], disk: str) -> str:
+    """Do one step after the other and say what each has come to, and the zones then."""
+    lines = [f"{step} > /dev/null 2>&1 && echo done; blkzone report $disk" for step in steps]
+    return f"disk={disk}\n" + "\necho ---\n".join(lines)
+
+
+def in_common(answer: str) -> list[object]:
+    """Leave out what is undefined: the write pointer of a full zone."""
+    zones = [
+        (capacity, None if state == "fu" else pointer, state, kind)
+        for capacity, pointer, state, kind in _LINE.findall(answer)
+    ]
+    assert len(zones) == 8
+    return ["done" in answer, *zones]
+
+
+_OPEN = (ZoneState.IMPLICIT_OPEN, ZoneState.EXPLICIT_OPEN, ZoneState.FULL)
+
+
+def random_steps(seed: int, count: int) -> Iterator[str]:
+    """Make commands; writes are mostly where they should be, in units of 256 KiB."""
+    chance, unit = random.Random(seed), 256 << 10
+    limits = ZonedLimits(ZoneModel.HOST_MANAGED, ZONE << 10, max_open=1, max_active=3)
+    model = EmulatedZones(8 * ZONE << 10, limits, capacity=3 << 20, conventional=1)
+    for _ in range(count):
+        number = chance.randrange(1, 6)
+        (zone,) = model.report(number * ZONE << 10, 1)
+        verb = chance.choice(["open", "close", "finish", "reset", "write", "write", "write"])
+        # To finish one that is not open takes the resources of an open one there, and none here.
+        if verb == "finish" and zone.state not in _OPEN:
+            continue
+        with suppress(ZoneError):
+            if verb != "write":
+                yield f"blkzone {verb} -o {zone.start // 512} -l {zone.length // 512} $disk"
+                model.manage(ZoneOp[verb.upper()], zone.start, zone.length)
+                continue
+            place = zone.write_pointer + chance.choice([0, 0, 0, unit])
+            length = min(
+                chance.choice([1, 3, 12]) * unit, max(zone.start + (3 << 20) - place, unit)
+            )
+            yield (
+                f"dd if=/dev/zero of=$disk bs=256k seek={place // unit} count={length // unit} "
+                "oflag=direct conv=notrunc"
+            )
+            for start in range(place, place + length, unit):
+                model.write(start, unit)

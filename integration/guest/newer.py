@@ -78,6 +78,8 @@ class PassedOnDisk(VhostUserDisk):
 class NewerMachine(Machine):
     """A guest with that kernel, in that QEMU."""
 
+    modules: tuple[str, ...] = ("virtio_pci", "virtio_blk")
+
     def emulator(self) -> list[str]:
         """Give the beginning of QEMU's command line."""
         words = list(program(QEMU, ROOT))
@@ -88,7 +90,7 @@ class NewerMachine(Machine):
     def kernel(self) -> Kernel:
         """Give the kernel that the guest boots."""
         image = _kernels()[-1]
-        return Kernel(image, image.parent, needed=("virtio_pci", "virtio_blk"))
+        return Kernel(image, image.parent, needed=self.modules)
 
 
 if __name__ == "__main__":
