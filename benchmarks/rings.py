@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m benchmarks.rings`: packed rings beside split ones, in one run.
 
-One daemon a lane serves a null disk; each round runs every kind of ring at every depth. With
-`--tree` daemons of other source trees run in the same rounds, with split rings only: whether those
-have become slower shows there.
+One daemon a lane serves a null disk, or a file; each round runs every kind of ring at every
+depth. With `--tree` daemons of other source trees run in the same rounds, with split rings only:
+whether those have become slower shows there.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--lane", action="append", choices=["express", "python"], help="only these lanes")
     add("--depth", action="append", type=int, help="only these queue depths (1, 32, 128)")
     add("--tree", action="append", type=Path, default=[], help="another source tree, built")
+    add("--file", type=Path, help="read this file, which the page cache has, not a null disk")
     add("--direct", action="store_true", help="direct chains as well as indirect ones")
     add("--seconds", type=float, default=0.5, help="length of a run")
     add("--rounds", type=int, default=5, help="runs of each point")
@@ -48,6 +49,8 @@ def _start(
     options: argparse.Namespace, lane: str, stack: contextlib.ExitStack
 ) -> dict[str, Daemon]:
     disk = Disk("null-co", (f"size={1 << 30}",))
+    if options.file is not None:
+        disk = Disk("file", (f"filename={options.file}",), writable=False)
     daemons = {}
     backend = vhostblk_backend(lane)
     backends = {"": backend}

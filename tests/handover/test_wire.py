@@ -45,6 +45,7 @@ def test_a_message_and_its_descriptors_arrive() -> None:
                 ExportState(id="e", listening=Listening(fd=0, path=None), connection=1, said=[said])
             ],
             guards=[Guard(fd=2, locked=[100])],
+            leash=3,
             since=1.5,
         )
         _, (received, fds) = await asyncio.gather(left.send(state, sent), right.receive(State))

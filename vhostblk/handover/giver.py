@@ -17,6 +17,7 @@ from vhostblk.block.errors import ImageLockedError
 from vhostblk.errors import VhostblkError
 from vhostblk.handover import configuration
 from vhostblk.handover.errors import HandoverError, RefusedError
+from vhostblk.handover.leash import Holder
 from vhostblk.handover.wire import (
     END_PATIENCE,
     VERSION,
@@ -107,6 +108,7 @@ class Giver:
             await _flush(daemon)  # so that there is less to flush in the pause
             carried: dict[str, Carried] = {}
             guards: list[LockGuard] = []
+            holder = Holder()
             told = False  # the taker may have what only one process can have
             try:
                 guards = _make_guards(daemon)
@@ -115,20 +117,23 @@ class Giver:
                     carried[export_id] = await daemon.suspend_export(export_id)
                 await daemon.graph.close()
                 told = True
-                await channel.send(*_state(carried, guards, since))
+                await channel.send(*_state(carried, guards, holder.leash, since))
+                holder.given()
                 await _expect(channel, Ready)
                 self._leave()
                 await channel.send(Commit())  # fails where the taker is gone
                 self.given = True
             except BaseException as error:
                 if not self.given:
+                    holder.let_go()
                     if told and not isinstance(error, RefusedError):
-                        await channel.give_up()
+                        await channel.wait_for_end()
                     await self._go_on(blockdevs, exports, carried)
                 raise
             finally:
                 for guard in guards:
                     guard.close()
+                holder.let_go()
             self._let_go(carried)
             with contextlib.suppress(HandoverError):  # a service manager must hear of it first
                 await channel.receive(Commit)
@@ -247,7 +252,9 @@ def _listening(listener: Listener, fds: Fds) -> Listening:
     return Listening(fd=fds.add(listener.socket.fileno()), path=listener.path)
 
 
-def _state(carried: dict[str, Carried], guards: list[LockGuard], since: float) -> tuple[State, Fds]:
+def _state(
+    carried: dict[str, Carried], guards: list[LockGuard], leash: int, since: float
+) -> tuple[State, Fds]:
     fds = Fds()
     exports = [
         ExportState(
@@ -266,4 +273,4 @@ def _state(carried: dict[str, Carried], guards: list[LockGuard], since: float) -
         for export_id, one in carried.items()
     ]
     kept = [Guard(fd=fds.add(guard.fd), locked=sorted(guard.locked)) for guard in guards]
-    return State(exports=exports, guards=kept, since=since), fds
+    return State(exports=exports, guards=kept, leash=fds.add(leash), since=since), fds

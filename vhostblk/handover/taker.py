@@ -17,6 +17,7 @@ from vhostblk.block.registry import driver_class
 from vhostblk.errors import VhostblkError
 from vhostblk.exports import vhost_user_blk
 from vhostblk.handover.errors import HandoverError
+from vhostblk.handover.leash import Leash
 from vhostblk.handover.wire import (
     VERSION,
     Channel,
@@ -110,17 +111,10 @@ class Taker:
         try:
             await self._channel.send(Prepared())
             state, fds = await self._channel.receive(State)
-            try:
-                self._channel.leash(on=True)
-                await self._build(daemon, state, fds)
-            finally:
-                fds.close()
         except VhostblkError as error:
-            await self._undo(daemon)
-            self._channel.leash(on=False)
             await self._fail(error)
             raise
-        self._channel.leash(on=False)
+        await self._build_on_leash(daemon, state, fds)
         await self._wait_for_commit()
         for export in daemon.exports.values():
             export.backend.resume()
@@ -130,6 +124,22 @@ class Taker:
             if listener.socket.fileno() >= 0:
                 listener.own(path)
         self._close_guards()
+
+    async def _build_on_leash(self, daemon: Daemon, state: State, fds: Fds) -> None:
+        leash = None
+        try:
+            leash = Leash(fds.take(state.leash))
+            leash.put_on()
+            await self._build(daemon, state, fds)
+        except VhostblkError as error:
+            await self._undo(daemon)
+            if leash is not None:
+                leash.take_off()
+            await self._fail(error)
+            raise
+        finally:
+            fds.close()
+        leash.take_off()
 
     async def _wait_for_commit(self) -> None:
         try:

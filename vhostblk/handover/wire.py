@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from vhostblk.handover import leash
 from vhostblk.handover.errors import HandoverError, RefusedError
 
 if TYPE_CHECKING:
@@ -110,6 +109,8 @@ class State(_Message, kw_only=True, frozen=True):
 
     exports: list[ExportState]
     guards: list[Guard]
+    #: One end of a pipe; see `leash`.
+    leash: int
     #: When front-ends began to wait, in seconds of CLOCK_MONOTONIC.
     since: float
 
@@ -182,15 +183,8 @@ class Channel:
             raise HandoverError(f"{type(message).__name__} where {kind.__name__} is expected")
         return message, fds
 
-    def leash(self, *, on: bool) -> None:
-        """Have this process die when the other one hangs up, or no longer: see `leash`."""
-        if on:
-            leash.put_on(self._socket)
-        else:
-            leash.take_off(self._socket)
-
-    async def give_up(self) -> None:
-        """Say no more, which ends a process on the leash; wait until it is gone."""
+    async def wait_for_end(self) -> None:
+        """Say no more, and wait until the other process is gone."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
         with suppress(HandoverError):
