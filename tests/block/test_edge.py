@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +16,9 @@ from vhostblk.block import shaping
 from vhostblk.block.iovec import IoVec
 from vhostblk.block.node import BlockLimits, WriteFlags
 from vhostblk.block.permissions import Perm
+
+if TYPE_CHECKING:
+    from vhostblk.block.backend import BlockBackend
 
 SIZE = 8192
 
@@ -130,6 +133,33 @@ def test_read_modify_write_waits_for_writes_that_began_before_there_was_a_tracke
         await asyncio.gather(early, *(write_bytes(unaligned, at, b"l") for at in (0, 2)))
         assert node.data[:4] == b"lele"
         assert not aligned.quiesced
+
+    run(main)
+
+
+@pytest.mark.parametrize("unaligned_first", [False, True])
+def test_users_of_whole_blocks_write_parts_of_them_once_blocks_are_larger(
+    unaligned_first: bool,
+) -> None:
+    """None waits for itself, though it was known to ask for whole blocks before."""
+
+    async def main() -> None:
+        node = MemoryNode(SIZE, BlockLimits(request_alignment=512))
+        users = [backend_on(node, request_alignment=512)[1] for _ in range(2)]
+        if unaligned_first:
+            users.append(backend_on(node)[1])
+        node.limits = BlockLimits(request_alignment=4096)
+        for edge in node.parents:
+            edge.refresh()
+
+        async def write(user: BlockBackend, offset: int) -> None:
+            async with user.request():
+                await write_bytes(user, offset, b"x" * 512)
+
+        writes = [write(user, 1024 * place) for place, user in enumerate(users)]
+        await asyncio.wait_for(asyncio.gather(*writes), 20)
+        for place in range(len(users)):
+            assert node.data[1024 * place : 1024 * place + 512] == b"x" * 512
 
     run(main)
 

@@ -98,7 +98,7 @@ class Edge:
         self._max_transfer = limits.max_transfer or sys.maxsize
         self._max_iov = limits.max_iov
         self._detect_zeroes = node.options.detect_zeroes is not BlockdevDetectZeroesOptions.OFF
-        if node.write_tracker is None and limits.request_alignment > self._parent_alignment():
+        if limits.request_alignment > self._parent_alignment():
             self._track_writes()
         self._node_preadv = node.preadv
         self._choose_pwritev()
@@ -113,11 +113,17 @@ class Edge:
 
     def _track_writes(self) -> None:
         """Keep writes apart from now on: some of this parent's will not fill whole blocks."""
-        others = list(self.node.parents)
-        # Only what a `BlockBackend` asks for is known to be aligned, hence not tracked so far.
-        users = [edge.parent for edge in others if not isinstance(edge.parent, BlockNode)]
-        self.node.write_tracker = WriteTracker(earlier=users)
-        for edge in others:
+        node = self.node
+        if node.write_tracker is not None:
+            # Blocks become larger in drained sections only: nothing of this parent is left.
+            node.write_tracker.forget(self.parent)
+            return
+        # Those who ask for whole blocks only, and were not tracked so far: `BlockBackend`s.
+        align = node.limits.request_alignment
+        aligned = [edge for edge in node.parents if edge._parent_alignment() >= align]
+        users = [edge.parent for edge in aligned if not isinstance(edge.parent, BlockNode)]
+        node.write_tracker = WriteTracker(earlier=users)
+        for edge in node.parents:
             edge._choose_pwritev()
 
     def _choose_pwritev(self) -> None:

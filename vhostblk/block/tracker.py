@@ -82,6 +82,10 @@ class WriteTracker:
             raise
         return write
 
+    def forget(self, user: object) -> None:
+        """Wait for no earlier writes of a user, as there are none."""
+        self._earlier = [other for other in self._earlier if other is not user]
+
     async def _drain_earlier(self) -> None:
         """Wait for the writes that were not entered. Several may do so at once."""
         for user in list(self._earlier):
