@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
-    from vhostblk.block.node import BlockNode, Extent
+    from vhostblk.block.node import BlockNode, Extent, Failures
     from vhostblk.block.zones import Zone, ZoneOp
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.schema.block import IoOperationType
@@ -159,6 +159,10 @@ class BlockBackend:
     def enable_write_cache(self, enabled: bool) -> None:
         self._write_cache = enabled
         self._bind()
+
+    def pwritev_burst(self, offsets: list[int], iovs: list[IoVec]) -> Completion[Failures] | None:
+        """Do writes all at once; None: nothing has begun, and they are to be done one by one."""
+        return self.edge.pwritev_burst(offsets, iovs) if self._write_cache else None
 
     # I/O; `preadv(offset, iov)` and `pwritev(offset, iov, flags)` are set by `_bind`.
 

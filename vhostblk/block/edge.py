@@ -15,6 +15,7 @@ import os
 import sys
 from dataclasses import replace
 from functools import partial
+from operator import add
 from typing import TYPE_CHECKING
 
 from vhostblk.block import shaping
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from vhostblk.block.backend import BlockBackend
+    from vhostblk.block.completion import Completion
     from vhostblk.block.iovec import IoVec
+    from vhostblk.block.node import Failures
     from vhostblk.block.zones import Zone, ZoneOp
 
 
@@ -58,6 +61,7 @@ class Edge:
         "_node_preadv",
         "_node_pwritev",
         "_plain_flags",
+        "_takes_bursts",
         "flushes",
         "frozen",
         "node",
@@ -98,14 +102,14 @@ class Edge:
         self._max_transfer = limits.max_transfer or sys.maxsize
         self._max_iov = limits.max_iov
         self._detect_zeroes = node.options.detect_zeroes is not BlockdevDetectZeroesOptions.OFF
-        if limits.request_alignment > self._parent_alignment():
-            self._track_writes()
-        self._node_preadv = node.preadv
-        self._choose_pwritev()
         #: Flags that a write may have on the fast path; -1 where there is none.
         self._plain_flags = int(node.native_flags)
         if not self.writable or node.write_threshold or self._detect_zeroes or node.counts_writes:
             self._plain_flags = -1
+        if limits.request_alignment > self._parent_alignment():
+            self._track_writes()
+        self._node_preadv = node.preadv
+        self._choose_pwritev()
 
     def _parent_alignment(self) -> int:
         """Return what offset and length of all the parent's requests are multiples of."""
@@ -129,8 +133,15 @@ class Edge:
     def _choose_pwritev(self) -> None:
         node = self.node
         self._node_pwritev: Callable[..., Coroutine[object, object, None]] = node.pwritev
-        if node.write_tracker is not None or node.recorders:
+        watched = node.write_tracker is not None or node.recorders
+        if watched:
             self._node_pwritev = partial(shaping.write_aligned, node)
+        self._takes_bursts = (
+            node.takes_bursts
+            and not watched
+            and self._plain_flags >= 0
+            and self._memory_alignment == 1
+        )
 
     @property
     def writable(self) -> bool:
@@ -192,6 +203,22 @@ class Edge:
         ):
             return self._pwritev_shaped(offset, iov, flags)
         return self._node_pwritev(offset, iov, flags)
+
+    def pwritev_burst(self, offsets: list[int], iovs: list[IoVec]) -> Completion[Failures] | None:
+        """Do writes all at once; None: nothing has begun, and they are to be done one by one."""
+        if not self._takes_bursts:
+            return None
+        lengths = [iov.nbytes for iov in iovs]
+        mask = self._align_mask
+        if (
+            min(offsets) < 0
+            or max(map(add, offsets, lengths)) > self.node.size
+            or max(lengths) > self._max_transfer
+            or max([iov.count for iov in iovs]) > self._max_iov
+            or (mask and any(number & mask for number in (*offsets, *lengths)))
+        ):
+            return None
+        return self.node.pwritev_burst(offsets, iovs)
 
     async def _pwritev_shaped(self, offset: int, iov: IoVec, flags: WriteFlags) -> None:
         self._check_write(offset, iov.nbytes, flags)

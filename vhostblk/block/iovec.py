@@ -179,3 +179,12 @@ class IoVec(Struct, eq=False, gc=False):
             _ffi.memmove(other._at(), self._at(), self.nbytes)
             return
         other.copy_from(self.to_bytes())
+
+    def copy_out(self, address: int) -> None:
+        """Copy the content to memory at `address`, which the caller keeps mapped."""
+        if self.count == 1:
+            _ffi.memmove(_nowhere + address, self._at(), self.nbytes)
+            return
+        for view in self.memoryviews():
+            _ffi.memmove(_nowhere + address, view, len(view))
+            address += len(view)

@@ -29,6 +29,7 @@ from vhostblk.block.permissions import Perm
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from vhostblk.block.completion import Completion
     from vhostblk.block.dirty_bitmap import DirtyBitmap
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
     from vhostblk.block.zones import Zone, ZonedLimits, ZoneOp
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.schema.common import PreallocMode
+
+
+#: What each request of a burst has failed with, None where it succeeded; empty: all have succeeded.
+Failures = list[BaseException | None]
 
 
 class WriteFlags(IntFlag):
@@ -130,6 +135,9 @@ class BlockNode(ABC):
 
     #: Whether it can have a child "backing", which has what the image itself does not.
     supports_backing: ClassVar[bool] = False
+
+    #: Whether `pwritev_burst` is worth asking.
+    takes_bursts: ClassVar[bool] = False
 
     #: Whether children may be added and removed at run time.
     changes_children: ClassVar[bool] = False
@@ -284,6 +292,10 @@ class BlockNode(ABC):
     async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
         """Write all of `iov` at `offset`; honours FUA itself or through the layer above."""
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    def pwritev_burst(self, offsets: list[int], iovs: list[IoVec]) -> Completion[Failures] | None:
+        """Do writes all at once, where that is cheaper; None: it isn't, and nothing has begun."""
+        return None
 
     async def pwrite_zeroes(
         self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE

@@ -74,12 +74,13 @@ class RawNode(BlockNode):
             optimal_transfer=below.optimal_transfer,
         )
         if self.is_window or self._file.node.take_debug_event is not None:
-            self.__dict__.pop("preadv", None)
-            self.__dict__.pop("pwritev", None)
+            for name in ("preadv", "pwritev", "known_zero"):
+                self.__dict__.pop(name, None)
         else:
             # The fast path: nothing to do but forward.
             self.preadv = self._file.preadv  # type: ignore[method-assign]
             self.pwritev = self._file.pwritev  # type: ignore[method-assign]
+            self.known_zero = self._file.known_zero  # type: ignore[method-assign]
 
     @property
     def cluster_size(self) -> int:

@@ -33,9 +33,10 @@ from vhostblk.schema.common import PreallocMode
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from vhostblk.block.completion import Completion
     from vhostblk.block.drivers.qcow2.snapshots import Snapshot
     from vhostblk.block.iovec import IoVec
-    from vhostblk.block.node import CheckResult
+    from vhostblk.block.node import CheckResult, Failures
     from vhostblk.engine.extents import ExtentMap
 
 _OFFSET = ~511
@@ -47,6 +48,7 @@ class Qcow2Node(Lifecycle):
     driver = "qcow2"
     late_modules = ("vhostblk.block.drivers.qcow2.image",)
     supports_backing = True
+    takes_bursts = True
 
     @property
     def size(self) -> int:
@@ -160,6 +162,13 @@ class Qcow2Node(Lifecycle):
             image.commit.unsynced = True
         finally:
             publisher.end(phase)
+
+    def pwritev_burst(self, offsets: list[int], iovs: list[IoVec]) -> Completion[Failures] | None:
+        image = self._image
+        # What just overwrites needn't wait for anybody.
+        if image.unusable or image.publisher.any_overwritable(offsets):
+            return None
+        return image.writer.write_burst(offsets, iovs)
 
     async def pwrite_zeroes(
         self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE

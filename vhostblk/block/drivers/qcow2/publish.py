@@ -91,8 +91,16 @@ class Publisher:
         """Publish a cluster that has been written, at a place known to be right."""
         if self._image.geometry.extended_l2:
             self.update(found, index, index + 1)
-        elif cluster < len(self.entries):
+        elif cluster < len(self.entries) and not self._image.unusable:
             self.entries[cluster] = (word & OFFSET_MASK) | READ | OVERWRITE
+
+    def written(self, hosts: dict[int, int]) -> None:
+        """Publish clusters, not of extended L2 entries, that have been written; by number."""
+        count = len(hosts)
+        numbers = np.fromiter(hosts.keys(), np.uint64, count)
+        words = np.fromiter(hosts.values(), np.uint64, count) | np.uint64(READ | OVERWRITE)
+        if len(self.entries) and not self._image.unusable:
+            self.entries[numbers] = words
 
     def revoke(self, found: L2Slice, low: int, high: int) -> None:
         """Take entries [low, high) of a slice back."""
@@ -138,6 +146,13 @@ class Publisher:
             if not (run == expected).all():
                 return -1
         return (entry & ~511) + (offset & ((1 << bits) - 1))
+
+    def any_overwritable(self, offsets: list[int]) -> bool:
+        """Tell whether any of the disk's bytes at these offsets may just be overwritten."""
+        if not len(self.entries):
+            return False
+        found = self.entries[np.array(offsets, np.uint64) >> np.uint64(self.unit_bits)]
+        return bool((found & np.uint64(OVERWRITE)).any())
 
     # Operations in flight.
 

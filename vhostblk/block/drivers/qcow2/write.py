@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.tables import L2Slice
+    from vhostblk.block.node import Failures
 
 #: Of what is done together: requests, and bytes of the clusters that they touch.
 _BATCH_REQUESTS = 256
@@ -36,16 +37,34 @@ _NEAR = 16 << 10
 _LONG_ZEROES = 32 << 10
 
 
+class _Burst:
+    """Writes that complete together."""
+
+    __slots__ = ("count", "done", "failures", "left")
+
+    def __init__(self, count: int) -> None:
+        self.count = self.left = count
+        self.failures: Failures = []
+        self.done: Completion[Failures] = Completion()
+
+    def fail(self, number: int, error: BaseException) -> None:
+        """Note what one of them has failed with."""
+        if not self.failures:
+            self.failures = [None] * self.count
+        self.failures[number] = error
+
+
 class Request:
-    """A guest's write that waits for its turn."""
+    """A guest's write that waits for its turn, one of a burst."""
 
-    __slots__ = ("done", "error", "iov", "offset", "stop")
+    __slots__ = ("burst", "error", "iov", "number", "offset", "stop")
 
-    def __init__(self, offset: int, iov: IoVec) -> None:
+    def __init__(self, offset: int, iov: IoVec, burst: _Burst, number: int) -> None:
         self.offset = offset
         self.stop = offset + iov.nbytes
         self.iov = iov
-        self.done: Completion[None] = Completion()
+        self.burst = burst
+        self.number = number
         self.error: BaseException | None = None
 
 
@@ -106,14 +125,21 @@ class Writer:
         self._zeroes: IoVec | None = None
         self._scratch = Scratch()
 
-    def write(self, offset: int, iov: IoVec) -> Completion[None]:
+    async def write(self, offset: int, iov: IoVec) -> None:
         """Write a range, in turn with other changes."""
-        request = Request(offset, iov)
-        self._pending.append(request)
+        for error in await self.write_burst([offset], [iov]):
+            if error is not None:
+                raise error
+
+    def write_burst(self, offsets: list[int], iovs: list[IoVec]) -> Completion[Failures]:
+        """Write ranges, in turn with other changes."""
+        burst = _Burst(len(offsets))
+        for number, offset in enumerate(offsets):
+            self._pending.append(Request(offset, iovs[number], burst, number))
         if not self._running:
             self._running = True
             asyncio.get_running_loop().call_soon(self._start)
-        return request.done
+        return burst.done
 
     def _start(self) -> None:
         drive(self._run(), _raise)
@@ -150,10 +176,12 @@ class Writer:
             for request in plan.requests if plan.error is not None else ():
                 request.error = request.error or plan.error
         for request in batch:
-            if request.error is None:
-                request.done.set_result(None)
-            else:
-                request.done.set_exception(request.error)
+            burst = request.burst
+            if request.error is not None:
+                burst.fail(request.number, request.error)
+            burst.left -= 1
+            if not burst.left:
+                burst.done.set_result(burst.failures)
         await self._image.relieve()
 
     # Planning.

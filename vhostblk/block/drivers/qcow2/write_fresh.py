@@ -10,11 +10,12 @@ waited go along. Streams are given clusters in advance (see `ahead`).
 
 from __future__ import annotations
 
+import asyncio
 from operator import attrgetter, itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from vhostblk.block.drivers.qcow2.layout import COPIED
-from vhostblk.block.drivers.qcow2.transfer import gather
+from vhostblk.block.drivers.qcow2.transfer import Together, gather
 from vhostblk.block.iovec import IoVec
 
 if TYPE_CHECKING:
@@ -24,20 +25,19 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.scratch import Scratch
     from vhostblk.block.drivers.qcow2.tables import L2Slice
     from vhostblk.block.drivers.qcow2.write import Request
+    from vhostblk.block.edge import Edge
 
 
 class _Cluster:
     """A guest cluster that nobody has, and what is written to it."""
 
-    __slots__ = ("copied", "error", "found", "host", "number", "parts")
+    __slots__ = ("error", "found", "host", "number", "parts")
 
     def __init__(self, number: int, found: L2Slice) -> None:
         self.number = number
         self.found = found
         #: Where in the cluster, what, and whose it is; nothing where it is there in advance.
         self.parts: list[tuple[int, IoVec, Request]] = []
-        #: The rest is the backing file's; else it reads as zeroes.
-        self.copied = False
         self.host = 0
         self.error: BaseException | None = None
 
@@ -47,15 +47,17 @@ class _Cluster:
 #: is lent back to its host.
 MAX_RUN = 512 << 10
 
-#: Offset in the file, what is to be there, and who is to know if that fails.
-_Piece = tuple[int, IoVec, "_Cluster | Request"]
+#: Who are to know if something fails.
+Owners: TypeAlias = "Sequence[_Cluster | Request]"
+#: Offset in the file, what is to be there, and whose it is.
+_Piece = tuple[int, IoVec, Owners]
 
 
 async def write_fresh(image: Image, batch: Sequence[Request], scratch: Scratch) -> list[Request]:
     """Do what is plain of a batch; return the rest. Failures of data are noted in the requests."""
     await _load(image, batch)
     picked = _Picked(image)
-    rest = [request for request in batch if not picked.take(request)]
+    rest = picked.take(batch)
     clusters = [each for each in picked.clusters.values() if each.parts]
     clusters.sort(key=attrgetter("number"))
     for end, count in image.streams.follow(each.number for each in clusters):
@@ -65,9 +67,7 @@ async def write_fresh(image: Image, batch: Sequence[Request], scratch: Scratch) 
     try:
         if clusters and not await _allocate(image, clusters):
             return list(batch)
-        pieces = picked.pieces + await _contents(image, clusters, scratch)
-        if pieces:
-            await _write(image, pieces)
+        await _fill(image, clusters, picked.pieces, scratch)
         await _link(image, clusters)
     finally:
         for cluster in clusters:
@@ -77,14 +77,15 @@ async def write_fresh(image: Image, batch: Sequence[Request], scratch: Scratch) 
 
 async def _load(image: Image, batch: Sequence[Request]) -> None:
     """Have the L2 slices at both ends of each request, as far as the cache keeps so many."""
-    tables = image.tables
-    for request in batch:
-        for offset in (request.offset, request.stop - 1):
-            if offset >> tables.span_bits not in tables.slices:
-                try:
-                    await image.ensure_table(offset)
-                except OSError:
-                    continue  # to be found out once more, and told
+    bits, slices = image.tables.span_bits, image.tables.slices
+    wanted = {request.offset >> bits for request in batch}
+    wanted.update([request.stop - 1 >> bits for request in batch])
+    for number in wanted:
+        if number not in slices:
+            try:
+                await image.ensure_table(number << bits)
+            except OSError:
+                continue  # to be found out once more, and told
 
 
 class _Picked:
@@ -100,33 +101,44 @@ class _Picked:
         #: Of requests that just overwrite.
         self.pieces: list[_Piece] = []
 
-    def take(self, request: Request) -> bool:
-        """Take a request in, if it is plain."""
+    def take(self, batch: Sequence[Request]) -> list[Request]:
+        """Take in what is plain; return the rest."""
         if not self._possible:
+            return list(batch)
+        clusters, bits = self.clusters, self._image.geometry.cluster_bits
+        overwritable = self._image.publisher.overwritable
+        rest: list[Request] = []
+        for request in batch:
+            offset, iov = request.offset, request.iov
+            number = offset >> bits
+            if number == request.stop - 1 >> bits:
+                cluster = clusters.get(number) or self._cluster(number)
+                if cluster is not None:
+                    cluster.parts.append((offset - (number << bits), iov, request))
+                    continue
+            elif self._take_long(request):
+                continue
+            host = overwritable(offset, iov.nbytes)
+            if host >= 0:
+                self.pieces.append((host, iov, (request,)))
+            else:
+                rest.append(request)
+        return rest
+
+    def _take_long(self, request: Request) -> bool:
+        """Take a request for several clusters in, if nobody has any of them."""
+        bits, offset = self._image.geometry.cluster_bits, request.offset
+        numbers = range(offset >> bits, (request.stop - 1 >> bits) + 1)
+        found = [self.clusters.get(number) or self._cluster(number) for number in numbers]
+        if not all(found):
             return False
-        image, offset, iov = self._image, request.offset, request.iov
-        bits = image.geometry.cluster_bits
-        first, last = offset >> bits, request.stop - 1 >> bits
-        if first == last:
-            cluster = self.clusters.get(first) or self._cluster(first)
-            if cluster is not None:
-                cluster.parts.append((offset - (first << bits), iov, request))
-                return True
-        else:
-            numbers = range(first, last + 1)
-            found = [self.clusters.get(number) or self._cluster(number) for number in numbers]
-            if all(found):
-                for cluster in found:
-                    assert cluster is not None
-                    start = cluster.number << bits
-                    low, high = max(offset, start), min(request.stop, start + (1 << bits))
-                    part = iov.slice(low - offset, high - offset)
-                    cluster.parts.append((low - start, part, request))
-                return True
-        host = image.publisher.overwritable(offset, iov.nbytes)
-        if host >= 0:
-            self.pieces.append((host, iov, request))
-        return host >= 0
+        for cluster in found:
+            assert cluster is not None
+            start = cluster.number << bits
+            low, high = max(offset, start), min(request.stop, start + (1 << bits))
+            part = request.iov.slice(low - offset, high - offset)
+            cluster.parts.append((low - start, part, request))
+        return True
 
     def _cluster(self, number: int) -> _Cluster | None:
         """Begin with a cluster, if nobody has it."""
@@ -177,38 +189,70 @@ async def _allocate(image: Image, clusters: Sequence[_Cluster]) -> bool:
     return True
 
 
-async def _contents(image: Image, clusters: Sequence[_Cluster], scratch: Scratch) -> list[_Piece]:
-    """Return what is to be written to clusters, having read what lies beneath."""
+async def _fill(
+    image: Image, clusters: Sequence[_Cluster], pieces: list[_Piece], scratch: Scratch
+) -> None:
+    """Write pieces, and clusters with what lies beneath; whose they are hears of errors."""
     size, bits, backing = image.geometry.cluster_size, image.geometry.cluster_bits, image.backing
-    pieces: list[_Piece] = []
     copied: list[_Cluster] = []
     for cluster in clusters:
-        if backing is None or not cluster.parts or _covers(cluster, size):
-            copy = False
-        else:
-            copy = not backing.known_zero(cluster.number << bits, size)
-        if copy:
+        if (
+            backing is not None
+            and cluster.parts
+            and not _covers(cluster, size)
+            and not backing.known_zero(cluster.number << bits, size)
+        ):
             copied.append(cluster)
         else:
-            pieces += [(cluster.host + start, iov, cluster) for start, iov, _ in cluster.parts]
-    if not copied or backing is None:
-        return pieces
-    places = [(size * index, size) for index in range(len(copied))]
-    for index, cluster in enumerate(copied):
-        places += [(size * index + start, iov.nbytes) for start, iov, _ in cluster.parts]
-    windows = iter(scratch.windows(size * len(copied), places))
-    whole = [next(windows) for _ in copied]
-    reads = [
-        backing.preadv(cluster.number << bits, window)
-        for cluster, window in zip(copied, whole, strict=True)
-    ]
-    for cluster, window, failure in zip(copied, whole, await gather(reads), strict=True):
-        cluster.error = failure
-        for _, iov, _ in cluster.parts:
-            iov.copy_to(next(windows))
-        if failure is None:
-            pieces.append((cluster.host, window, cluster))
-    return pieces
+            owner = (cluster,)
+            pieces += [(cluster.host + start, iov, owner) for start, iov, _ in cluster.parts]
+    writes = _Writes(image)
+    try:
+        writes.start_all(pieces)
+        if copied and backing is not None:
+            await _copy(backing, copied, size, scratch, writes)
+    finally:
+        await writes.finish()
+
+
+async def _copy(
+    backing: Edge, clusters: Sequence[_Cluster], size: int, scratch: Scratch, writes: _Writes
+) -> None:
+    """Read clusters as they are beneath, put the guests' data over them and start to write them."""
+    runs = _runs(clusters, size)
+    places = [(size * index, size) for index in range(len(clusters))]
+    places += [(size * low, size * (high - low)) for low, high in runs]
+    windows = scratch.windows(size * len(clusters), places)
+    for (low, high), window in zip(runs, windows[len(clusters) :], strict=True):
+        if low:
+            await asyncio.sleep(0)  # what was started goes to the kernel, which writes meanwhile
+        some, whole = clusters[low:high], windows[low:high]
+        failures = await gather(
+            [backing.preadv(each.number * size, to) for each, to in zip(some, whole, strict=True)]
+        )
+        for each, to in zip(some, whole, strict=True):
+            for start, iov, _ in each.parts:
+                iov.copy_out(to.only + start)
+        if not any(failures):
+            writes.start(some[0].host, window, some)
+            continue
+        for each, to, failure in zip(some, whole, failures, strict=True):
+            each.error = failure
+            if failure is None:
+                writes.start(each.host, to, (each,))
+
+
+def _runs(clusters: Sequence[_Cluster], size: int) -> list[tuple[int, int]]:
+    """Tell which clusters, from which one to before which, lie together in the file."""
+    runs: list[tuple[int, int]] = []
+    first, start = 0, clusters[0].host
+    for index, cluster in enumerate(clusters):
+        length = size * (index - first)
+        if cluster.host != start + length or length >= MAX_RUN:
+            runs.append((first, index))
+            first, start = index, cluster.host
+    runs.append((first, len(clusters)))
+    return runs
 
 
 def _covers(cluster: _Cluster, size: int) -> bool:
@@ -224,39 +268,58 @@ def _covers(cluster: _Cluster, size: int) -> bool:
     return end == size
 
 
-async def _write(image: Image, pieces: list[_Piece]) -> None:
-    """Write all pieces, those that follow each other together; whose they are hears of errors."""
-    runs: list[list[_Piece]] = []
-    end = -1
-    for piece in sorted(pieces, key=itemgetter(0)):
-        if piece[0] == end and end - runs[-1][0][0] < MAX_RUN:
-            runs[-1].append(piece)
-        else:
-            runs.append([piece])
-        end = piece[0] + piece[1].nbytes
-    writes = [
-        image.data.pwritev(
-            run[0][0], run[0][1] if len(run) == 1 else IoVec.concat([iov for _, iov, _ in run])
-        )
-        for run in runs
-    ]
-    failures = await gather(writes)
-    image.commit.unsynced = True
-    for run, failure in zip(runs, failures, strict=True):
-        for _, _, owner in run if failure is not None else ():
-            owner.error = failure
+class _Writes:
+    """Writes to the data file, side by side."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._together = Together()
+        self._owners: list[Owners] = []
+
+    def start(self, host: int, iov: IoVec, owners: Owners) -> None:
+        """Start to write a run."""
+        self._owners.append(owners)
+        self._together.start(self._image.data.pwritev(host, iov))
+
+    def start_all(self, pieces: list[_Piece]) -> None:
+        """Start to write pieces, those that follow each other together."""
+        runs: list[list[_Piece]] = []
+        end = -1
+        for piece in sorted(pieces, key=itemgetter(0)):
+            if piece[0] == end and end - runs[-1][0][0] < MAX_RUN:
+                runs[-1].append(piece)
+            else:
+                runs.append([piece])
+            end = piece[0] + piece[1].nbytes
+        for run in runs:
+            if len(run) == 1:
+                self.start(*run[0])
+            else:
+                whole = IoVec.concat([iov for _, iov, _ in run])
+                self.start(run[0][0], whole, [each for _, _, owners in run for each in owners])
+
+    async def finish(self) -> None:
+        """Wait for all; whose they are hears of errors."""
+        failures = await self._together.ended()
+        if failures:
+            self._image.commit.unsynced = True
+        for owners, failure in zip(self._owners, failures, strict=True):
+            for owner in owners if failure is not None else ():
+                owner.error = failure
 
 
 async def _link(image: Image, clusters: Sequence[_Cluster]) -> None:
     """Let L2 entries say where the data is; give back what could not be filled."""
-    mask, changed = (1 << image.tables.slice_bits) - 1, image.publisher.changed
+    mask = (1 << image.tables.slice_bits) - 1
+    done: dict[int, int] = {}
     for cluster in clusters:
         if cluster.error is not None:
             for _, _, request in cluster.parts:
                 request.error = cluster.error
             await image.allocator.free_bytes(cluster.host, 1)
             continue
-        found, index, word = cluster.found, cluster.number & mask, cluster.host | COPIED
-        found.words[index] = word
+        found, index = cluster.found, cluster.number & mask
+        found.words[index] = cluster.host | COPIED
         found.touch(index, index + 1)
-        changed(found, index, cluster.number, word)
+        done[cluster.number] = cluster.host
+    image.publisher.written(done)
