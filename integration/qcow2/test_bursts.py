@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from integration.qcow2.tools import check, content, opened, qemu_img, read, run, write
+from integration.qcow2.tools import check, content, opened, qemu_img, read, run
+from vhostblk.block.completion import gather
+from vhostblk.block.iovec import IoVec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,10 +24,17 @@ SIZE = 16 << 20
 async def burst(
     backend: BlockBackend, model: bytearray, pieces: list[tuple[int, bytes]]
 ) -> list[BaseException | None]:
-    """Write pieces side by side; `model` gets what succeeded. Return what each failed with."""
-    errors = await asyncio.gather(
-        *(write(backend, offset, data) for offset, data in pieces), return_exceptions=True
-    )
+    """Write pieces, as one if that can be; `model` gets what succeeded.
+
+    Return what each failed with.
+    """
+    iovs = [IoVec.from_buffers([bytearray(data)]) for _, data in pieces]
+    together = backend.pwritev_burst([offset for offset, _ in pieces], iovs)
+    if together is None:
+        work = (backend.pwritev(piece[0], iov) for piece, iov in zip(pieces, iovs, strict=True))
+        errors = await gather(work)
+    else:
+        errors = await together or [None] * len(pieces)
     for (offset, data), error in zip(pieces, errors, strict=True):
         if error is None:
             model[offset : offset + len(data)] = data

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from tests.block.support import RW, MemoryNode, backend_on, fails_with, read_bytes, run, write_bytes
 from vhostblk.block import shaping
+from vhostblk.block.completion import Completion
 from vhostblk.block.iovec import IoVec
 from vhostblk.block.node import BlockLimits, WriteFlags
 from vhostblk.block.permissions import Perm
 
 if TYPE_CHECKING:
     from vhostblk.block.backend import BlockBackend
+    from vhostblk.block.node import Failures
 
 SIZE = 8192
 
@@ -64,6 +66,79 @@ def test_any_request_on_any_limits_acts_like_a_byte_array(
                 await backend.pwritev(offset, IoVec.from_buffers(parts))
             model[offset : offset + length] = data
         assert node.data == model
+
+    run(main)
+
+
+class BurstNode(MemoryNode):
+    """Takes bursts of writes, the longer ones of which it does one by one after all."""
+
+    takes_bursts = True
+
+    def pwritev_burst(self, offsets: list[int], iovs: list[IoVec]) -> Completion[Failures] | None:
+        if len(offsets) > 3:
+            return None
+        done: Completion[Failures] = Completion()
+        for offset, iov in zip(offsets, iovs, strict=True):
+            self._check(offset, iov)
+            assert offset + iov.nbytes <= self.size
+            self._store(offset, iov.to_bytes())
+        done.set_result([])
+        return done
+
+
+ranges_strategy = st.lists(
+    st.tuples(st.integers(0, SIZE), st.integers(0, 3000)), min_size=1, max_size=5
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(limits_strategy, ranges_strategy, st.booleans())
+def test_bursts_act_like_requests_one_by_one(
+    limits: BlockLimits, ranges: list[tuple[int, int]], whole_blocks: bool
+) -> None:
+    async def main() -> None:
+        align = limits.request_alignment
+        node = BurstNode(SIZE, limits)
+        _, backend = backend_on(node, request_alignment=align if whole_blocks else 1)
+        model = bytearray(SIZE)
+        offsets, iovs = [], []
+        for number, (offset, asked) in enumerate(ranges, 1):
+            if whole_blocks:
+                offset, asked = offset // align * align, asked // align * align
+            length = min(asked, SIZE - offset)
+            offsets.append(offset)
+            iovs.append(IoVec.from_buffers([bytearray([number]) * length]))
+            model[offset : offset + length] = bytes([number]) * length
+        done = backend.pwritev_burst(offsets, iovs)
+        if done is None:
+            for offset, iov in zip(offsets, iovs, strict=True):
+                await backend.pwritev(offset, iov)
+        else:
+            assert await done == []
+        assert node.data == model
+        found = IoVec.from_buffers([bytearray(iov.nbytes) for iov in iovs])
+        assert not any(await backend.edge.pread_segments(offsets, found))
+        assert found.to_bytes() == b"".join(
+            model[offset : offset + iov.nbytes] for offset, iov in zip(offsets, iovs, strict=True)
+        )
+
+    run(main)
+
+
+def test_bursts_are_taken_where_nothing_watches_writes() -> None:
+    async def main() -> None:
+        node = BurstNode(SIZE, BlockLimits())
+        graph, backend = backend_on(node)
+        iovs = [IoVec.allocate(512)]
+        assert backend.pwritev_burst([0], iovs) is not None
+        assert backend.pwritev_burst([SIZE - 511], iovs) is None
+        assert backend.pwritev_burst([-1], iovs) is None
+        backend.enable_write_cache = False
+        assert backend.pwritev_burst([0], iovs) is None
+        backend.enable_write_cache = True
+        await graph.set_write_threshold(node, SIZE)
+        assert backend.pwritev_burst([0], iovs) is None
 
     run(main)
 

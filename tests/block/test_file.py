@@ -104,6 +104,41 @@ def test_many_requests_at_once(image: Path, aio: str) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("length", [4096, 128 << 10])
+def test_segments_from_places_of_their_own(image: Path, aio: str, length: int) -> None:
+    async def main() -> None:
+        graph, _, backend = await open_file(image, aio=aio)
+        content = image.read_bytes()
+        os.posix_fadvise(os.open(image, os.O_RDONLY), 0, 0, os.POSIX_FADV_DONTNEED)
+        offsets = [MIB - length, 4096, 123]
+        for _ in range(2):  # from the disk, and from the page cache
+            iov = IoVec.from_buffers([bytearray(length) for _ in offsets])
+            assert not any(await backend.edge.pread_segments(offsets, iov))
+            found = [iov.segment(index).to_bytes() for index in range(len(offsets))]
+            assert found == [content[offset : offset + length] for offset in offsets]
+        await close(graph, backend)
+
+    run(main)
+
+
+def test_zeroes_are_known_of_several_places(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(MIB)
+        os.pwrite(file.fileno(), b"x", 100_000)
+        os.pwrite(file.fileno(), b"x", 600_000)
+
+    async def main() -> None:
+        graph, node, backend = await open_file(path)
+        places = list(range(0, MIB, 16384))
+        found = backend.edge.known_zeroes([*places, MIB], 16384)
+        assert found == [node.known_zero(place, 16384) for place in places] + [True]
+        assert found.count(False) == 2
+        await close(graph, backend)
+
+    run(main)
+
+
 def test_write_zeroes_and_discard(image: Path, aio: str) -> None:
     async def main() -> None:
         graph, _, backend = await open_file(image, aio=aio, discard="unmap")

@@ -55,6 +55,21 @@ def test_copying_in(parts: list[bytes], source: bytes) -> None:
     assert copy.to_bytes() == source + joined[len(source) :] + b"\0"
 
 
+@settings(max_examples=50, deadline=None)
+@given(segments, st.data())
+def test_segments_by_number(parts: list[bytes], data: st.DataObject) -> None:
+    iov = IoVec.from_buffers([bytearray(part) for part in parts])
+    low = data.draw(st.integers(0, len(parts) - 1))
+    high = data.draw(st.integers(low + 1, len(parts)))
+    some = iov.segments_from(low, high)
+    joined = b"".join(parts[low:high])
+    assert (some.count, some.nbytes, some.to_bytes()) == (high - low, len(joined), joined)
+    assert [some.segment(i).to_bytes() for i in range(some.count)] == parts[low:high]
+    copy = IoVec.allocate(len(joined) + 2)
+    some.copy_out(copy.segment(0).only + 1)
+    assert copy.to_bytes() == b"\0" + joined + b"\0"
+
+
 @pytest.mark.parametrize(("start", "stop"), [(-1, 1), (2, 1), (0, 9)])
 def test_slices_outside_are_refused(start: int, stop: int) -> None:
     with pytest.raises(ValueError, match="slice"):

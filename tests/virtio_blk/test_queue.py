@@ -7,6 +7,7 @@ import asyncio
 import errno
 import os
 import select
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,8 +15,13 @@ from tests.block.support import options
 from tests.frontend.ring import Segment
 from tests.virtio_blk.support import UNSET, HandNode, bench, eventfds, pattern, turns
 from tests.virtqueue.support import map_memory
+from vhostblk.block.completion import Completion
 from vhostblk.block.graph import Graph
 from vhostblk.virtio_blk.layout import RequestType, Status
+
+if TYPE_CHECKING:
+    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.node import Failures
 
 pytestmark = pytest.mark.usefixtures("lane")
 
@@ -125,6 +131,89 @@ def test_bug_in_a_driver_costs_only_the_request(caplog: pytest.LogCaptureFixture
 
     asyncio.run(run())
     assert [record.getMessage() for record in caplog.records] == ["test: request failed"]
+
+
+class BurstNode(HandNode):
+    """Takes bursts of writes; `outcome` is told when the test wants."""
+
+    takes_bursts = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bursts: list[list[int]] = []
+        self.outcome: Completion[Failures] = Completion()
+
+    def pwritev_burst(self, offsets: list[int], iovs: list[IoVec]) -> Completion[Failures] | None:
+        if offsets[0] == 0:
+            return None
+        self.bursts.append(offsets)
+        for offset, iov in zip(offsets, iovs, strict=True):
+            self.data[offset : offset + iov.nbytes] = iov.to_bytes()
+        return self.outcome
+
+
+def test_a_burst_of_writes_is_one() -> None:
+    async def run() -> None:
+        node = BurstNode()
+        async with bench(node, size=64) as b:
+            contents = [pattern(1024, seed) for seed in range(3)]
+            requests = [b.request(OUT, 8 + 2 * n, send=contents[n], kick=False) for n in range(3)]
+            b.ring.kick(force=True)
+            await b.until(lambda: len(node.bursts) == 1)
+            assert node.bursts == [[4096, 5120, 6144]]
+            assert node.log == []
+            assert requests[0].status == UNSET
+            node.outcome.set_result([])
+            assert await b.used(3) == [(request.head, 1) for request in requests]
+            assert [request.status for request in requests] == [Status.OK] * 3
+            assert bytes(node.data[4096 : 4096 + 3072]) == b"".join(contents)
+
+    asyncio.run(run())
+
+
+def test_of_a_burst_those_that_failed_get_an_error() -> None:
+    async def run() -> None:
+        node = BurstNode()
+        node.outcome.set_result([None, OSError(errno.ENOSPC, "full"), ZeroDivisionError()])
+        async with bench(node, size=64) as b:
+            requests = [b.request(OUT, 8 + n, send=bytes(512), kick=False) for n in range(3)]
+            b.ring.kick(force=True)
+            await b.used(3)
+            expected = [Status.OK, Status.IOERR, Status.IOERR]
+            assert [request.status for request in requests] == expected
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("first", "kind"), [(0, OUT), (10, IN)])
+def test_what_is_no_burst_of_writes_goes_one_by_one(first: int, kind: RequestType) -> None:
+    async def run() -> None:
+        node = BurstNode()
+        async with bench(node, size=64) as b:
+            b.request(OUT, first, send=bytes(512), kick=False)  # at 0 the disk says no
+            other = {"send": bytes(512)} if kind == OUT else {"want": 512}
+            b.request(kind, 9, **other, kick=False)
+            b.ring.kick(force=True)
+            await b.used(2)
+            assert (node.bursts, len(node.log)) == ([], 2)
+
+    asyncio.run(run())
+
+
+def test_a_refused_request_beside_writes_costs_them_nothing() -> None:
+    async def run() -> None:
+        node = BurstNode()
+        node.outcome.set_result([])
+        async with bench(node, size=64) as b:
+            requests = [
+                b.request(OUT, sector, send=bytes(512), kick=False) for sector in (9, 1 << 40, 11)
+            ]
+            b.ring.kick(force=True)
+            await b.used(3)
+            expected = [Status.OK, Status.IOERR, Status.OK]
+            assert [request.status for request in requests] == expected
+
+    asyncio.run(run())
 
 
 def test_get_id_tells_how_much_it_wrote() -> None:

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator, Sequence
+    from collections.abc import Callable, Coroutine, Generator, Iterable
     from contextvars import Context
 
 T = TypeVar("T")
@@ -102,33 +102,6 @@ class Completion(Generic[T]):
         return False
 
 
-async def outcomes(coroutines: Sequence[Coroutine[Any, Any, object]]) -> list[OSError | None]:
-    """Run I/O coroutines side by side; return the OSError of each, or None for those that succeed.
-
-    Other exceptions are raised, once all have ended.
-    """
-    errors: list[BaseException | None] = [None] * len(coroutines)
-    left = len(coroutines)
-    all_done: Completion[None] = Completion()
-
-    def finish(index: int, _result: object, error: BaseException | None) -> None:
-        nonlocal left
-        errors[index] = error
-        left -= 1
-        if not left:
-            all_done.set_result(None)
-
-    for index, coroutine in enumerate(coroutines):
-        drive(coroutine, partial(finish, index))
-    await all_done
-    found: list[OSError | None] = []
-    for error in errors:
-        if error is not None and not isinstance(error, OSError):
-            raise error
-        found.append(error)
-    return found
-
-
 def drive(
     coroutine: Coroutine[Any, Any, T],
     on_done: Callable[[T | None, BaseException | None], object],
@@ -192,3 +165,62 @@ class _Driven(Generic[T]):
             self._on_done(None, exception)
         else:
             self.wait_for(waited)
+
+
+class Together:
+    """Coroutines that run side by side, each from when it is started."""
+
+    __slots__ = ("_done", "_errors", "_left")
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._errors: list[BaseException | None] = []
+        self._done: Completion[None] | None = None
+
+    def start(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        """Start one more."""
+        index = len(self._errors)
+        self._errors.append(None)
+        try:
+            waited = coroutine.send(None)
+        except StopIteration:  # as most that read what is cached
+            return
+        except Exception as error:
+            self._errors[index] = error
+            return
+        self._left += 1
+        follow(coroutine, waited, partial(self._ended, index))
+
+    def _ended(self, index: int, _result: object, error: BaseException | None) -> None:
+        self._errors[index] = error
+        self._left -= 1
+        if self._done is not None and not self._left:
+            self._done.set_result(None)
+
+    async def ended(self) -> list[BaseException | None]:
+        """Return what each failed with, once all have ended."""
+        if self._left:
+            self._done = Completion()
+            await self._done
+        return self._errors
+
+
+async def gather(coroutines: Iterable[Coroutine[Any, Any, object]]) -> list[BaseException | None]:
+    """Run coroutines side by side; return what each failed with, once all have ended."""
+    together = Together()
+    for coroutine in coroutines:
+        together.start(coroutine)
+    return await together.ended()
+
+
+async def outcomes(coroutines: Iterable[Coroutine[Any, Any, object]]) -> list[OSError | None]:
+    """Run I/O coroutines side by side; return the OSError of each, or None for those that succeed.
+
+    Other exceptions are raised, once all have ended.
+    """
+    found: list[OSError | None] = []
+    for error in await gather(coroutines):
+        if error is not None and not isinstance(error, OSError):
+            raise error
+        found.append(error)
+    return found

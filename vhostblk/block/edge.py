@@ -19,6 +19,7 @@ from operator import add
 from typing import TYPE_CHECKING
 
 from vhostblk.block import shaping
+from vhostblk.block.completion import gather
 from vhostblk.block.node import BlockNode, BlockStatus, Extent, WriteFlags
 from vhostblk.block.permissions import Perm
 from vhostblk.block.tracker import WriteTracker
@@ -184,6 +185,25 @@ class Edge:
         if inside < iov.nbytes:  # past the end of its file a format reads zeroes
             iov.slice(inside, iov.nbytes).fill(0)
 
+    def pread_segments(self, offsets: list[int], iov: IoVec) -> Coroutine[object, object, Failures]:
+        """Fill each segment of `iov` from an offset of its own; return what each failed with."""
+        lengths: list[int] = iov.segments["len"].tolist()
+        if self._memory_alignment == 1 and self._are_plain(offsets, lengths):
+            return self.node.pread_segments(offsets, iov)
+        return gather(
+            [self.preadv(offset, iov.segment(index)) for index, offset in enumerate(offsets)]
+        )
+
+    def _are_plain(self, offsets: list[int], lengths: list[int]) -> bool:
+        """Tell whether the driver takes all these ranges as they are."""
+        mask = self._align_mask
+        return (
+            min(offsets) >= 0
+            and max(map(add, offsets, lengths)) <= self.node.size
+            and max(lengths) <= self._max_transfer
+            and not (mask and any(number & mask for number in (*offsets, *lengths)))
+        )
+
     # Writing.
 
     def pwritev(
@@ -206,16 +226,10 @@ class Edge:
 
     def pwritev_burst(self, offsets: list[int], iovs: list[IoVec]) -> Completion[Failures] | None:
         """Do writes all at once; None: nothing has begun, and they are to be done one by one."""
-        if not self._takes_bursts:
-            return None
-        lengths = [iov.nbytes for iov in iovs]
-        mask = self._align_mask
         if (
-            min(offsets) < 0
-            or max(map(add, offsets, lengths)) > self.node.size
-            or max(lengths) > self._max_transfer
+            not self._takes_bursts
             or max([iov.count for iov in iovs]) > self._max_iov
-            or (mask and any(number & mask for number in (*offsets, *lengths)))
+            or not self._are_plain(offsets, [iov.nbytes for iov in iovs])
         ):
             return None
         return self.node.pwritev_burst(offsets, iovs)
@@ -344,6 +358,12 @@ class Edge:
         """Tell at once whether a range reads as zeroes, as it does past the end of a file."""
         inside = min(length, self.node.size - offset)
         return inside <= 0 or self.node.known_zero(offset, inside)
+
+    def known_zeroes(self, offsets: list[int], length: int) -> list[bool]:
+        """Tell at once which of the ranges of one length read as zeroes."""
+        if max(offsets) + length <= self.node.size:
+            return self.node.known_zeroes(offsets, length)
+        return [self.known_zero(offset, length) for offset in offsets]
 
     def extent_map(self) -> ExtentMap | None:
         """Return the node's map as far as this edge's permissions and the node's options let it."""

@@ -89,6 +89,18 @@ class IoVec(Struct, eq=False, gc=False):
         """The `IOVEC` array of shape (count,); a view."""
         return self._array[self._first : self._first + self.count]
 
+    def segment(self, index: int) -> IoVec:
+        """Return one segment as a list of its own."""
+        base, length = self._array[self._first + index].tolist()
+        address = self.address + 16 * index
+        return IoVec(self._array, self._first + index, 1, length, address, self.owner, base)
+
+    def segments_from(self, low: int, high: int) -> IoVec:
+        """Return segments [low, high) as a list of their own."""
+        nbytes = int(self.segments["len"][low:high].sum())
+        address = self.address + 16 * low
+        return IoVec(self._array, self._first + low, high - low, nbytes, address, self.owner)
+
     def slice(self, start: int, stop: int) -> IoVec:
         """Return bytes [start, stop) as a list of their own; the data is not copied.
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from vhostblk.block.completion import gather
 from vhostblk.block.errors import BlockError
 from vhostblk.block.permissions import Perm
 
@@ -282,6 +283,12 @@ class BlockNode(ABC):
     async def preadv(self, offset: int, iov: IoVec) -> None:
         """Fill all of `iov` from `offset`."""
 
+    async def pread_segments(self, offsets: list[int], iov: IoVec) -> Failures:
+        """Fill each segment of `iov` from an offset of its own; return what each failed with."""
+        return await gather(
+            [self.preadv(offset, iov.segment(index)) for index, offset in enumerate(offsets)]
+        )
+
     def read_early(self, offset: int, length: int) -> bytes | None:
         """Read bytes, as far as the file goes, while numpy is not loaded; None: it has to be.
 
@@ -364,6 +371,10 @@ class BlockNode(ABC):
     def known_zero(self, offset: int, length: int) -> bool:
         """Tell at once whether a range reads as zeroes; False: it is not known without waiting."""
         return False
+
+    def known_zeroes(self, offsets: list[int], length: int) -> list[bool]:
+        """Tell the same of several ranges of one length."""
+        return [self.known_zero(offset, length) for offset in offsets]
 
     def extent_map(self) -> ExtentMap | None:
         """Say what may be done with the node's storage without asking; None: nothing."""

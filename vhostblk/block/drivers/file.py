@@ -10,6 +10,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from vhostblk import engine as core
 from vhostblk.block.drivers.posix import SECTOR, PosixNode
 from vhostblk.block.drivers.preallocation import resize
 from vhostblk.block.errors import BlockError
@@ -69,6 +70,18 @@ class FileNode(PosixNode):
             return os.lseek(self.fd, offset, os.SEEK_DATA) >= offset + length
         except OSError as error:
             return error.errno == errno.ENXIO
+
+    def known_zeroes(self, offsets: list[int], length: int) -> list[bool]:
+        compiled = core.load()
+        if compiled is None:
+            return super().known_zeroes(offsets, length)
+        results = compiled.ffi.new("int64_t[]", len(offsets))
+        compiled.lib.vb_seek_data(self.fd, len(offsets), offsets, results)
+        found: list[int] = compiled.ffi.unpack(results, len(offsets))
+        return [
+            data >= offset + length or data == -errno.ENXIO
+            for offset, data in zip(offsets, found, strict=True)
+        ]
 
 
 def find_run(fd: int, offset: int, length: int) -> tuple[bool, int]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk import engine as core
 from vhostblk.block.aio.engine import acquire, release
+from vhostblk.block.completion import gather
 from vhostblk.block.drivers.direct import probe_alignment
 from vhostblk.block.edge import os_error
 from vhostblk.block.errors import BlockError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
     from vhostblk.block.locking import LockGuard
+    from vhostblk.block.node import Failures
 
 logger = logging.getLogger(__name__)
 
@@ -282,6 +284,30 @@ class PosixNode(BlockNode):
         done = await self._aio.preadv(self.fd, iov, offset)
         if done != nbytes:
             await self._continue_read(offset, iov, done)
+
+    async def pread_segments(self, offsets: list[int], iov: IoVec) -> Failures:
+        compiled = core.load()
+        count = len(offsets)
+        if (
+            compiled is None
+            or self._inline is None
+            or self._inline_pause
+            or iov.nbytes > count * INLINE_BYTES
+        ):
+            return await super().pread_segments(offsets, iov)
+        results = compiled.ffi.new("int64_t[]", count)
+        compiled.lib.vb_pread_segments(self.fd, iov.address, count, offsets, os.RWF_NOWAIT, results)
+        done: list[int] = compiled.ffi.unpack(results, count)
+        lengths: list[int] = iov.segments["len"].tolist()
+        if done == lengths:
+            return []
+        missed = [index for index in range(count) if done[index] != lengths[index]]
+        self._inline_missed(done[missed[0]])
+        failures: Failures = [None] * count
+        rest = [self.preadv(offsets[index], iov.segment(index)) for index in missed]
+        for index, error in zip(missed, await gather(rest), strict=True):
+            failures[index] = error
+        return failures
 
     def read_early(self, offset: int, length: int) -> bytes | None:
         if self.direct:

@@ -74,13 +74,15 @@ class RawNode(BlockNode):
             optimal_transfer=below.optimal_transfer,
         )
         if self.is_window or self._file.node.take_debug_event is not None:
-            for name in ("preadv", "pwritev", "known_zero"):
+            for name in ("preadv", "pwritev", "pread_segments", "known_zero", "known_zeroes"):
                 self.__dict__.pop(name, None)
         else:
             # The fast path: nothing to do but forward.
             self.preadv = self._file.preadv  # type: ignore[method-assign]
             self.pwritev = self._file.pwritev  # type: ignore[method-assign]
+            self.pread_segments = self._file.pread_segments  # type: ignore[method-assign]
             self.known_zero = self._file.known_zero  # type: ignore[method-assign]
+            self.known_zeroes = self._file.known_zeroes  # type: ignore[method-assign]
 
     @property
     def cluster_size(self) -> int:

@@ -37,6 +37,21 @@ int64_t vb_pwritev(int fd, uintptr_t iov, unsigned count, int64_t offset, int fl
     return done < 0 ? -errno : done;
 }
 
+void vb_pread_segments(int fd, uintptr_t iov, unsigned count, const int64_t *offsets, int flags,
+                       int64_t *results)
+{
+    for (unsigned i = 0; i < count; i++)
+        results[i] = vb_preadv(fd, iov + i * sizeof(struct iovec), 1, offsets[i], flags);
+}
+
+void vb_seek_data(int fd, unsigned count, const int64_t *offsets, int64_t *results)
+{
+    for (unsigned i = 0; i < count; i++) {
+        off_t found = lseek(fd, offsets[i], SEEK_DATA);
+        results[i] = found < 0 ? -errno : found;
+    }
+}
+
 static int open_ring(struct vb_aio *aio, unsigned entries, unsigned completions, unsigned flags)
 {
     struct io_uring_params params = {

@@ -5,6 +5,13 @@
 int64_t vb_preadv(int fd, uintptr_t iov, unsigned count, int64_t offset, int flags);
 int64_t vb_pwritev(int fd, uintptr_t iov, unsigned count, int64_t offset, int flags);
 
+/* Fill each segment from an offset of its own, as vb_preadv does. */
+void vb_pread_segments(int fd, uintptr_t iov, unsigned count, const int64_t *offsets, int flags,
+                       int64_t *results);
+
+/* Where there is data from each of the offsets on: lseek(2), SEEK_DATA. */
+void vb_seek_data(int fd, unsigned count, const int64_t *offsets, int64_t *results);
+
 /* An io_uring and what it has completed. One thread uses it. */
 struct vb_completion {
     uint32_t slot;

@@ -24,12 +24,9 @@ class Scratch:
     def windows(self, total: int, places: Sequence[tuple[int, int]]) -> list[IoVec]:
         """Return windows into `total` bytes that begin at a page: where each starts, its length.
 
-        They hold until the next call.
+        They hold until the next call, as what `segments` returns does.
         """
-        first = -(-address_of(self._memory) // _PAGE) * _PAGE
-        if first + total > address_of(self._memory) + self._memory.nbytes:
-            self._memory = np.empty(total + _PAGE, np.uint8)
-            first = -(-address_of(self._memory) // _PAGE) * _PAGE
+        first = self._reserve(total)
         words = np.array(places, np.uint64).reshape(-1, 2)
         words[:, 0] += np.uint64(first)
         segments = words.view(IOVEC).reshape(-1)
@@ -38,3 +35,20 @@ class Scratch:
             IoVec(segments, index, 1, length, where + 16 * index, owner, first + start)
             for index, (start, length) in enumerate(places)
         ]
+
+    def segments(self, count: int, size: int) -> tuple[IoVec, int]:
+        """Return segments one behind the other, the first at a page, and its address."""
+        first = self._reserve(count * size)
+        words = np.empty((count, 2), np.uint64)
+        words[:, 0] = np.arange(first, first + count * size, size)
+        words[:, 1] = size
+        segments, owner = words.view(IOVEC).reshape(-1), (words, self._memory)
+        return IoVec(segments, 0, count, count * size, address_of(words), owner), first
+
+    def _reserve(self, total: int) -> int:
+        """Have so many bytes from a page on; return its address."""
+        first = -(-address_of(self._memory) // _PAGE) * _PAGE
+        if first + total > address_of(self._memory) + self._memory.nbytes:
+            self._memory = np.empty(total + _PAGE, np.uint8)
+            first = -(-address_of(self._memory) // _PAGE) * _PAGE
+        return first

@@ -5,21 +5,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vhostblk.block.completion import Completion, follow
+from vhostblk.block.completion import Completion, gather
 from vhostblk.block.iovec import IOVEC, IoVec, address_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Sequence
+    from collections.abc import Coroutine, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
     from vhostblk.block.edge import Edge
-    from vhostblk.block.node import Failures
 
 
 def iov_of(array: NDArray[Any]) -> IoVec:
@@ -52,52 +50,6 @@ async def write_array(edge: Edge, offset: int, array: NDArray[Any]) -> None:
 async def write_bytes(edge: Edge, offset: int, data: bytes) -> None:
     """Write bytes."""
     await write_array(edge, offset, np.frombuffer(bytearray(data), np.uint8))
-
-
-class Together:
-    """Coroutines that run side by side, each from when it is started."""
-
-    __slots__ = ("_done", "_errors", "_left")
-
-    def __init__(self) -> None:
-        self._left = 0
-        self._errors: Failures = []
-        self._done: Completion[None] | None = None
-
-    def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Start one more."""
-        index = len(self._errors)
-        self._errors.append(None)
-        try:
-            waited = coroutine.send(None)
-        except StopIteration:  # as most that read what is cached
-            return
-        except Exception as error:
-            self._errors[index] = error
-            return
-        self._left += 1
-        follow(coroutine, waited, partial(self._ended, index))
-
-    def _ended(self, index: int, _result: object, error: BaseException | None) -> None:
-        self._errors[index] = error
-        self._left -= 1
-        if self._done is not None and not self._left:
-            self._done.set_result(None)
-
-    async def ended(self) -> Failures:
-        """Return what each failed with, once all have ended."""
-        if self._left:
-            self._done = Completion()
-            await self._done
-        return self._errors
-
-
-async def gather(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> Failures:
-    """Run coroutines side by side; return what each failed with, once all have ended."""
-    together = Together()
-    for coroutine in coroutines:
-        together.start(coroutine)
-    return await together.ended()
 
 
 async def run_all(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> None:

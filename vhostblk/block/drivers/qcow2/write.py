@@ -13,11 +13,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vhostblk.block.completion import Completion, drive
+from vhostblk.block.completion import Completion, drive, gather
 from vhostblk.block.drivers.qcow2.layout import ALL_SUBCLUSTERS, COPIED, SUBCLUSTERS
 from vhostblk.block.drivers.qcow2.mapping import Entry, Kind
 from vhostblk.block.drivers.qcow2.scratch import Scratch
-from vhostblk.block.drivers.qcow2.transfer import gather
 from vhostblk.block.drivers.qcow2.write_fresh import MAX_RUN, write_fresh
 from vhostblk.block.iovec import IoVec
 
@@ -166,8 +165,9 @@ class Writer:
         try:
             self._image.check_usable()
             rest = await write_fresh(self._image, batch, self._scratch)
-            await self._plan_all(rest, plans)
-            await self._perform([plan for plan in plans.values() if plan.error is None])
+            if rest:
+                await self._plan_all(rest, plans)
+                await self._perform([plan for plan in plans.values() if plan.error is None])
         except Exception as error:
             for request in rest:
                 request.error = request.error or error

@@ -11,8 +11,9 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, NamedTuple
 
+from vhostblk.block.completion import gather
 from vhostblk.block.drivers.qcow2 import compressed
-from vhostblk.block.drivers.qcow2.transfer import gather, run_all, write_bytes
+from vhostblk.block.drivers.qcow2.transfer import run_all, write_bytes
 from vhostblk.block.edge import os_error
 
 if TYPE_CHECKING:

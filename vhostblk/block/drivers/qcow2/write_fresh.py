@@ -14,8 +14,8 @@ import asyncio
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, TypeAlias
 
+from vhostblk.block.completion import Together
 from vhostblk.block.drivers.qcow2.layout import COPIED
-from vhostblk.block.drivers.qcow2.transfer import Together, gather
 from vhostblk.block.iovec import IoVec
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ class _Cluster:
         self.parts: list[tuple[int, IoVec, Request]] = []
         self.host = 0
         self.error: BaseException | None = None
+
+    def pieces(self) -> list[_Piece]:
+        """Return what is written to it, where nothing else has to be there."""
+        return [(self.host + start, iov, (self,)) for start, iov, _ in self.parts]
 
 
 #: Pieces are joined up to this length. Of longer ones the page cache would make huge pages, which
@@ -193,19 +197,20 @@ async def _fill(
     image: Image, clusters: Sequence[_Cluster], pieces: list[_Piece], scratch: Scratch
 ) -> None:
     """Write pieces, and clusters with what lies beneath; whose they are hears of errors."""
-    size, bits, backing = image.geometry.cluster_size, image.geometry.cluster_bits, image.backing
-    copied: list[_Cluster] = []
+    size, backing = image.geometry.cluster_size, image.backing
+    partial, copied = [], []
     for cluster in clusters:
-        if (
-            backing is not None
-            and cluster.parts
-            and not _covers(cluster, size)
-            and not backing.known_zero(cluster.number << bits, size)
-        ):
-            copied.append(cluster)
+        if backing is not None and cluster.parts and not _covers(cluster, size):
+            partial.append(cluster)
         else:
-            owner = (cluster,)
-            pieces += [(cluster.host + start, iov, owner) for start, iov, _ in cluster.parts]
+            pieces += cluster.pieces()
+    if partial and backing is not None:
+        zero = backing.known_zeroes([cluster.number * size for cluster in partial], size)
+        for cluster, is_zero in zip(partial, zero, strict=True):
+            if is_zero:
+                pieces += cluster.pieces()
+            else:
+                copied.append(cluster)
     writes = _Writes(image)
     try:
         writes.start_all(pieces)
@@ -219,27 +224,22 @@ async def _copy(
     backing: Edge, clusters: Sequence[_Cluster], size: int, scratch: Scratch, writes: _Writes
 ) -> None:
     """Read clusters as they are beneath, put the guests' data over them and start to write them."""
-    runs = _runs(clusters, size)
-    places = [(size * index, size) for index in range(len(clusters))]
-    places += [(size * low, size * (high - low)) for low, high in runs]
-    windows = scratch.windows(size * len(clusters), places)
-    for (low, high), window in zip(runs, windows[len(clusters) :], strict=True):
+    whole, address = scratch.segments(len(clusters), size)
+    for low, high in _runs(clusters, size):
         if low:
             await asyncio.sleep(0)  # what was started goes to the kernel, which writes meanwhile
-        some, whole = clusters[low:high], windows[low:high]
-        failures = await gather(
-            [backing.preadv(each.number * size, to) for each, to in zip(some, whole, strict=True)]
-        )
-        for each, to in zip(some, whole, strict=True):
+        some, window = clusters[low:high], whole.segments_from(low, high)
+        failures = await backing.pread_segments([each.number * size for each in some], window)
+        for index, each in enumerate(some, low):
             for start, iov, _ in each.parts:
-                iov.copy_out(to.only + start)
+                iov.copy_out(address + size * index + start)
         if not any(failures):
             writes.start(some[0].host, window, some)
             continue
-        for each, to, failure in zip(some, whole, failures, strict=True):
-            each.error = failure
-            if failure is None:
-                writes.start(each.host, to, (each,))
+        for index, each in enumerate(some):
+            each.error = failures[index]
+            if each.error is None:
+                writes.start(each.host, window.segment(index), (each,))
 
 
 def _runs(clusters: Sequence[_Cluster], size: int) -> list[tuple[int, int]]:
