@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tests.frontend.blk import FEATURES, PACKED_FEATURES, BlkDriver, RequestError
+from tests.frontend.blk import FEATURES, PACKED_FEATURES, BlkDriver, range_segments
 from tests.frontend.launch import Daemon, Program
 from tests.virtio_blk.lanes import lane
+from vhostblk.vhost_user.layout import F_PROTOCOL_FEATURES
 from vhostblk.virtio_blk.features import Feature
 from vhostblk.virtio_blk.layout import ZONE_DESCRIPTOR, RequestType, Status
 
@@ -53,10 +54,33 @@ def test_appends_at_depth(daemon: Daemon, memory: Memory, features: int) -> None
 
 
 def test_a_driver_that_knows_no_zones(daemon: Daemon, memory: Memory) -> None:
+    """Firmware, say: it is refused, and gets at nothing; the system after it is served."""
     with BlkDriver(daemon.connect(), memory) as driver:
         assert not driver.has(Feature.ZONED)
-        driver.write(0, bytes(512))
-        with pytest.raises(RequestError, match="status 1"):
-            driver.write(MIB + 512, bytes(512))
-        with pytest.raises(RequestError, match="status 2"):
-            driver.run(RequestType.ZONE_RESET, MIB)
+        driver.connection.set_status(0xB)
+        assert driver.connection.get_status() == 0x3
+        segment = range_segments([(0, 512)])
+        for kind, out, into in (
+            (RequestType.IN, [], [512]),
+            (RequestType.OUT, [bytes(512)], []),
+            (RequestType.FLUSH, [], []),
+            (RequestType.WRITE_ZEROES, [segment], []),
+            (RequestType.ZONE_RESET, [], []),
+            (RequestType.ZONE_REPORT, [], [128]),
+        ):
+            driver.submit(kind, data_out=out, data_in=into)
+        assert {request.status for request, _ in driver.drain()} == {Status.IOERR}
+        assert driver.get_id()
+        driver.connection.set_status(0)
+        zoned = driver.features | Feature.ZONED.mask
+        driver.connection.set_features(zoned | F_PROTOCOL_FEATURES)
+        driver.connection.set_status(0xB)
+        assert driver.connection.get_status() == 0xB
+        driver.rings[0].attach(driver.connection, 0, base=int(driver.rings[0].used_idx[0]))
+        report = driver.run(RequestType.ZONE_REPORT, 0, data_in=[64 + 64])
+        assert np.frombuffer(report, ZONE_DESCRIPTOR, offset=64)["z_start"] == [0]
+        driver.write(MIB, bytes(512))
+    output = daemon.output()
+    assert output.count("the driver didn't accept ZONED") == 2
+    assert "SET_STATUS: FEATURES_OK refused" in output
+    assert "queue 0: requests fail" in output

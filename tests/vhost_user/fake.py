@@ -66,6 +66,8 @@ class FakeBackend:
         self.failing: dict[str, Exception] = {}
         self.stop_at = 7
         self.broken = False
+        #: Drivers have to accept `FEATURE`.
+        self.demanding = False
         self.channel: BackendChannel | None = None
         #: Front-ends are served while it is set.
         self.prepared = asyncio.Event()
@@ -106,6 +108,9 @@ class FakeBackend:
     @property
     def needs_reset(self) -> bool:
         return self.broken
+
+    def refusal(self, features: int) -> str | None:
+        return "FEATURE is missing" if self.demanding and not features & FEATURE else None
 
     def get_config(self, offset: int, size: int) -> bytes:
         self.called("get_config", offset, size)

@@ -278,6 +278,17 @@ def test_hostile_messages_cost_only_their_own_connection(running: Running) -> No
     running.wait_reset()
 
 
+def test_what_a_driver_lacks_is_logged(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    running.backend.demanding = True
+    with running.connect() as connection:
+        connection.negotiate(F_VERSION_1)
+        connection.set_status(0xB)
+        assert connection.get_status() == 0x3
+    line = "export 'test': SET_STATUS: FEATURES_OK refused: FEATURE is missing"
+    assert caplog.messages == [line]
+
+
 def test_reasons_are_logged_once_and_not_without_limit(
     running: Running, caplog: pytest.LogCaptureFixture
 ) -> None:

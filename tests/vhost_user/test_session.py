@@ -393,6 +393,27 @@ def test_status_is_what_the_driver_wrote_and_what_the_device_needs(harness: Harn
     assert not harness.acked(R.SET_STATUS, U64.pack(0x100))
 
 
+def test_features_that_will_not_do_are_not_ok(harness: Harness) -> None:
+    answer = harness.send(R.SET_STATUS, U64.pack(0xB), need_reply=True)
+    assert (answer.failure, answer.remark) == (None, None)
+    harness.backend.demanding = True
+    answer = harness.send(R.SET_STATUS, U64.pack(0xB), need_reply=True)
+    assert answer.reply[-8:] == bytes(8)
+    assert answer.remark == "SET_STATUS: FEATURES_OK refused: FEATURE is missing"
+    assert harness.query(R.GET_STATUS) == U64.pack(0x3)
+    assert harness.send(R.SET_STATUS, U64.pack(0x3)).remark is None
+    harness.send(R.SET_FEATURES, U64.pack(F_VERSION_1 | FEATURE | F_PROTOCOL_FEATURES))
+    assert harness.send(R.SET_STATUS, U64.pack(0xB)).remark is None
+    assert harness.query(R.GET_STATUS) == U64.pack(0xB)
+
+
+def test_features_of_a_legacy_driver_are_not_ok(fresh: Harness) -> None:
+    answer = fresh.send(R.SET_STATUS, U64.pack(0xB))
+    assert answer.remark is not None
+    assert "VERSION_1" in answer.remark
+    assert fresh.query(R.GET_STATUS) == U64.pack(0x3)
+
+
 def random_message(rng: random.Random) -> tuple[int, bytes, int]:
     """A message that is often nearly right."""
     request = rng.choice(

@@ -120,10 +120,20 @@ def attach(
 
 
 def make_device(
-    backend: BlockBackend, *, writable: bool = True, block: int = 512, zoned: bool = False
+    backend: BlockBackend,
+    *,
+    writable: bool = True,
+    block: int = 512,
+    zoned: bool = False,
+    refused: bool = False,
 ) -> BlkDevice:
     return BlkDevice(
-        backend, serial=b"serial", writable=writable, logical_block_size=block, zoned=zoned
+        backend,
+        serial=b"serial",
+        writable=writable,
+        logical_block_size=block,
+        zoned=zoned,
+        refused=refused,
     )
 
 

@@ -41,6 +41,22 @@ def segment(sector: int, sectors: int, flags: int = 0) -> bytes:
     return struct.pack("<QII", sector, sectors, flags)
 
 
+def test_a_driver_that_is_refused_gets_errors_and_nothing_else() -> None:
+    async def run() -> None:
+        node = HandNode()
+        device = make_device(attach(node), refused=True)
+        assert not device.writable
+        for kind in (RequestType.FLUSH, RequestType.WRITE_ZEROES, 99):
+            with pytest.raises(RefusedError) as caught:
+                await device.execute(kind, IoVec.from_buffers([bytearray(16)]))
+            assert caught.value.status == Status.IOERR
+        with pytest.raises(RefusedError):
+            await device.preadv(0, IoVec.from_buffers([bytearray(512)]))
+        assert node.log == []
+
+    asyncio.run(run())
+
+
 def test_flush() -> None:
     assert execute(RequestType.FLUSH) == (0, b"", ["flush"])
 

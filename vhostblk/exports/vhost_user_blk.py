@@ -139,6 +139,10 @@ class VhostUserBlkBackend:
         """Tell whether a queue is broken."""
         return any(queue.broken for queue in self._queues.values())
 
+    def refusal(self, features: int) -> str | None:
+        """Say why a driver that accepted these features can't use the disk; None: it can."""
+        return offer.refusal(features, self._backend)
+
     def get_config(self, offset: int, size: int) -> bytes:
         """Return a part of the configuration space, zeroes past its end."""
         self._shown_config = offer.configuration(self._options, self._backend)
@@ -332,12 +336,16 @@ class VhostUserBlkBackend:
                 *(self._options.id, config.index, len(ring.left)),
             )
         serial = self._options.serial
+        reason = self.refusal(self._features)
+        if reason is not None:  # firmware, perhaps: the next driver may know better
+            self._log.warning("queue %d: requests fail: %s", config.index, reason)
         device = BlkDevice(
             self._backend,
             serial=(DEFAULT_SERIAL if serial is UNSET else serial).encode("ascii"),
             writable=self._options.writable,
             logical_block_size=self._options.logical_block_size,
             zoned=bool(self._features & Feature.ZONED.mask),
+            refused=reason is not None,
         )
         if self._lane is Lane.PYTHON:
             return BlkQueue(config.index, ring, device, kick, self._log)

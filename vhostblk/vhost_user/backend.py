@@ -130,6 +130,13 @@ class Backend(Protocol):
     def set_features(self, features: int) -> None:
         """Take the virtio features acknowledged (a subset of those offered)."""
 
+    def refusal(self, features: int) -> str | None:
+        """Say why a driver that accepted these features can't use the device; None: it can.
+
+        A front-end that passes the device status on is told (FEATURES_OK, VIRTIO 1.3, 3.1.1).
+        Vrings may be started nevertheless: others don't ask.
+        """
+
     async def set_memory(self, regions: Sequence[RegionDescription]) -> list[Mapping]:
         """Replace the whole memory table; returns when nothing uses the old one.
 

@@ -177,8 +177,10 @@ DESC_ALIGN = 16
 AVAIL_ALIGN = 2
 USED_ALIGN = 4
 
-#: SET_STATUS and GET_STATUS: a byte (VIRTIO 1.3, 2.1), of which this bit is the device's.
+#: SET_STATUS and GET_STATUS: a byte (VIRTIO 1.3, 2.1). FEATURES_OK stays clear where the device
+#: can't do with the features that the driver accepted; NEEDS_RESET is the device's own.
 MAX_STATUS = 0xFF
+STATUS_FEATURES_OK = 0x08
 STATUS_NEEDS_RESET = 0x40
 
 #: "Device state transfer parameters": direction and phase, with their values.

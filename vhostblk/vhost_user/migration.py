@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from vhostblk.vhost_user.backend import LogDescription
@@ -39,7 +40,7 @@ _CONFIRMING = frozenset(
 )
 
 
-class MigrationMessages:
+class MigrationMessages(ABC):
     """The messages of a migration; a part of `Session`."""
 
     _backend: Backend
@@ -48,9 +49,9 @@ class MigrationMessages:
     _device_state: DeviceState
     _postcopy: Postcopy
 
+    @abstractmethod
     async def _start(self, index: int, take_kick: Callable[[], int | None]) -> None:
         """Start a vring."""
-        raise NotImplementedError
 
     # Dirty log
 
@@ -115,7 +116,7 @@ class MigrationMessages:
         )
 
     async def _confirmed(self, message: Message) -> None:
-        pass
+        return
 
     async def _postcopy_end(self, message: Message) -> bytes:
         deferred = self._postcopy.end()

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 class Answer:
     """What became of a message: bytes to send, if any, and a line for the log if it failed.
 
-    `fds` go with the reply; whoever sends it closes them.
+    `remark` is a line for the log where it did not. `fds` go with the reply; whoever sends it
+    closes them.
     """
 
     reply: bytes = b""
     failure: str | None = None
+    remark: str | None = None
     fds: FdList = field(default_factory=FdList)
 
 
@@ -34,8 +36,14 @@ class ReplyWithFd(NamedTuple):
     fd: int
 
 
+class Remark(NamedTuple):
+    """What a handler returns that has no reply, but a line for the log."""
+
+    line: str
+
+
 #: What a handler returns: the payload of the message's own reply, or None where it has none.
-Reply = bytes | ReplyWithFd | None
+Reply = bytes | ReplyWithFd | Remark | None
 
 
 class Rule(NamedTuple):

@@ -324,6 +324,8 @@ class VhostUserServer:
             )
         if answer.failure is not None:
             self._log.warning("%s", answer.failure)
+        if answer.remark is not None:
+            self._log.warning("%s", answer.remark)
         await self._send(connection, answer.reply, answer.fds)
 
     async def _carry_out(self, session: Session, message: Message) -> Answer:

@@ -40,9 +40,9 @@ from vhostblk.vhost_user.backend import (
 )
 from vhostblk.vhost_user.channel import RequestChannel
 from vhostblk.vhost_user.codec import FdList, encode_reply
+from vhostblk.vhost_user.device_messages import LEGACY, DeviceMessages
 from vhostblk.vhost_user.device_state import DeviceState
 from vhostblk.vhost_user.errors import (
-    ConfigAccessError,
     DescriptorError,
     FeatureError,
     ProtocolError,
@@ -55,14 +55,12 @@ from vhostblk.vhost_user.inband import InbandNotifications
 from vhostblk.vhost_user.layout import (
     AVAIL_ALIGN,
     CONFIG_HEADER,
-    CONFIG_MIGRATION,
     DESC_ALIGN,
     DEVICE_STATE,
     DEVICE_STATE_NOFD,
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,
     F_RING_PACKED,
-    F_VERSION_1,
     INFLIGHT,
     INFLIGHT_PADDED_SIZE,
     LOG,
@@ -70,10 +68,8 @@ from vhostblk.vhost_user.layout import (
     MAX_FDS,
     MAX_MEM_SLOTS,
     MAX_PAYLOAD,
-    MAX_STATUS,
     MEMORY_HEADER,
     SINGLE_REGION,
-    STATUS_NEEDS_RESET,
     U64,
     USED_ALIGN,
     VRING_ADDR,
@@ -86,7 +82,7 @@ from vhostblk.vhost_user.layout import (
     Request,
 )
 from vhostblk.vhost_user.migration import ACK, NACK, MigrationMessages
-from vhostblk.vhost_user.rules import Answer, ReplyWithFd, Rule, fixed
+from vhostblk.vhost_user.rules import Answer, Remark, ReplyWithFd, Rule, fixed
 from vhostblk.vhost_user.vring import Vring, check_base, check_size
 
 if TYPE_CHECKING:
@@ -112,7 +108,7 @@ PROTOCOL_FEATURES = (
 )
 
 
-class Session(MigrationMessages):
+class Session(DeviceMessages, MigrationMessages):
     """One front-end's session; messages are handled one after the other."""
 
     def __init__(self, backend: Backend) -> None:
@@ -150,6 +146,9 @@ class Session(MigrationMessages):
             return self._failed(message, rule, error)
         finally:
             message.fds.close()
+        if isinstance(reply, Remark):
+            ack = encode_reply(message.request, U64.pack(ACK)) if self._wants_ack(message) else b""
+            return Answer(ack, remark=reply.line)
         if isinstance(reply, ReplyWithFd):
             return Answer(encode_reply(message.request, reply.payload), fds=FdList([reply.fd]))
         if reply is not None:
@@ -239,23 +238,10 @@ class Session(MigrationMessages):
         for index in range(len(self._vrings)):
             self._set_enabled(index, False)
 
-    # Reset and status
+    # Reset
 
     async def _reset_device(self, message: Message) -> None:
         await self._reset()
-
-    async def _set_status(self, message: Message) -> None:
-        (status,) = U64.unpack(message.payload)
-        if status > MAX_STATUS:
-            raise FeatureError(f"device status {status:#x} is no byte")
-        if status == 0:
-            await self._reset()
-        # Whether it needs a reset is the device's to say.
-        self._status = status & ~STATUS_NEEDS_RESET
-
-    async def _get_status(self, message: Message) -> bytes:
-        needs_reset = STATUS_NEEDS_RESET if self._backend.needs_reset else 0
-        return U64.pack(self._status | needs_reset)
 
     async def _reset(self) -> None:
         """Stop all vrings and forget what the driver has said; memory and channel stay.
@@ -407,8 +393,8 @@ class Session(MigrationMessages):
 
     async def _start(self, index: int, take_kick: Callable[[], int | None]) -> None:
         vring = self._vrings[index]
-        if not self._features & F_VERSION_1 and self._backend.device_features & F_VERSION_1:
-            raise FeatureError("the driver didn't accept VERSION_1; legacy is not supported")
+        if self._is_legacy:
+            raise FeatureError(LEGACY)
         if not vring.size or vring.addresses is None:
             raise VringStateError(f"vring {index}: started before its size and addresses are set")
         if self._postcopy.listening:
@@ -490,7 +476,7 @@ class Session(MigrationMessages):
             for fd in self._vrings[index].call.take_all():
                 self._give_call(index, fd)
 
-    # Channel and configuration space
+    # Channel
 
     async def _set_backend_req_fd(self, message: Message) -> None:
         (fd,) = message.fds.take_all()
@@ -501,22 +487,6 @@ class Session(MigrationMessages):
         self._backend.set_channel(channel)
         if self._inband is not None:
             self._inband.set_channel(channel)
-
-    async def _get_config(self, message: Message) -> bytes:
-        offset, size, flags = CONFIG_HEADER.unpack_from(message.payload)
-        payloads.check_config_range(offset, size)
-        content = self._backend.get_config(offset, size)
-        return CONFIG_HEADER.pack(offset, size, flags) + content
-
-    async def _set_config(self, message: Message) -> None:
-        offset, size, flags = CONFIG_HEADER.unpack_from(message.payload)
-        data = message.payload[CONFIG_HEADER.size :]
-        payloads.check_config_range(offset, size)
-        if len(data) != size:
-            raise ConfigAccessError(f"{len(data)} bytes where {size} were announced")
-        if flags > CONFIG_MIGRATION:
-            raise ConfigAccessError(f"unknown flags {flags:#x}")
-        self._backend.set_config(offset, data)
 
 
 _INFLIGHT_SIZES = (INFLIGHT.size, INFLIGHT_PADDED_SIZE)

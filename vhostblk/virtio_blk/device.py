@@ -29,7 +29,8 @@ class BlkDevice:
     """The device model shared by all queues of an export.
 
     `serial` is at most 20 bytes; on a device that is not `writable` nothing changes the disk.
-    `zoned`: the driver has negotiated that it knows about the disk's zones.
+    `zoned`: the driver has negotiated that it knows about the disk's zones. `refused`: the driver
+    hasn't accepted what it has to, and gets at nothing: its requests fail.
     """
 
     def __init__(
@@ -40,16 +41,20 @@ class BlkDevice:
         writable: bool,
         logical_block_size: int,
         zoned: bool = False,
+        refused: bool = False,
     ) -> None:
         self.backend = backend
         self._zoned = ZonedRequests(backend, writable=writable) if zoned else None
+        self._refused = refused
         self.serial = serial
-        self.writable = writable
+        self.writable = writable and not refused
         self.logical_block_size = logical_block_size
 
     @property
     def preadv(self) -> Callable[[int, IoVec], Coroutine[object, object, None]]:
         """What serves IN."""
+        if self._refused:
+            return _refuse
         return self.backend.preadv if self._zoned is None else self._zoned.preadv
 
     async def execute(self, kind: int, iov: IoVec, sector: int = 0) -> int:
@@ -57,6 +62,8 @@ class BlkDevice:
 
         Raises RefusedError with the status to answer, or OSError.
         """
+        if self._refused and kind != RequestType.GET_ID:  # which the engine answers by itself
+            raise RefusedError(Status.IOERR)
         match kind:
             case RequestType.FLUSH:
                 await self.backend.flush()
@@ -115,6 +122,11 @@ class BlkDevice:
             else:
                 flags = WriteFlags.MAY_UNMAP if part.unmap else WriteFlags.NONE
                 await self.backend.pwrite_zeroes(part.offset, part.length, flags)
+
+
+async def _refuse(_offset: int, _iov: IoVec) -> None:
+    """Serve IN where the driver is not served."""
+    raise RefusedError(Status.IOERR)
 
 
 def status_of(error: BaseException) -> Status:
