@@ -54,6 +54,15 @@ def test_driver_that_can_flush_keeps_the_cache() -> None:
     assert mode(device) == 1
 
 
+def test_driver_that_can_not_flush_may_ask_for_the_cache() -> None:
+    """VIRTIO 1.3, 5.2.5.2: `writeback` begins with 0 there."""
+    device = make_backend()
+    device.set_features(BASE | WCE)
+    assert mode(device) == 0
+    device.set_config(32, b"\1")
+    assert mode(device) == 1
+
+
 def test_system_gets_the_cache_that_its_firmware_could_not_use() -> None:
     device = make_backend()
     device.set_features(BASE)

@@ -173,15 +173,14 @@ class VhostUserBlkBackend:
     def _set_write_cache(self) -> None:
         """Work out whether writes may stay in caches until the driver flushes.
 
-        Not with the option `writethrough`, nor when the driver said so, nor with a driver that can
-        neither flush nor say so (VIRTIO 1.3, 5.2.6.2). Before the features are known it may.
+        Not with the option `writethrough`. Else the driver has its choice, and where it has made
+        none they may, unless it can't flush (VIRTIO 1.3, 5.2.5.2 and 5.2.6.2). Before the features
+        are known they may.
         """
-        features = self._features
-        can_flush = not features or features & (Feature.FLUSH.mask | Feature.CONFIG_WCE.mask)
-        chosen = self._chosen_write_cache
-        self._backend.enable_write_cache = bool(
-            self._default_write_cache and can_flush and chosen is not False
-        )
+        may = self._chosen_write_cache
+        if may is None:
+            may = not self._features or bool(self._features & Feature.FLUSH.mask)
+        self._backend.enable_write_cache = self._default_write_cache and may
         self._refresh_queues()
 
     # Guest memory.
