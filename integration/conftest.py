@@ -41,6 +41,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let no test end before a guest's own time-outs have, whose errors say more."""
+    if config.getoption("timeout") is not None:
+        return
+    for item in items:
+        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(400))
+
+
 @pytest.fixture
 def program(request: pytest.FixtureRequest) -> Program:
     return Program(request.config.getoption("--daemon"))

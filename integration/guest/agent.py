@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _READY = "READY"
+_BEGUN = "BEGUN"
 _DONE = "DONE"
 
 
@@ -61,16 +62,13 @@ class Agent:
         encoded = base64.b64encode(script.encode()).decode()
         self._channel.sendall(f"{self._running} {encoded}\n".encode())
 
+    def begun(self, timeout: float) -> None:
+        """Wait until the guest has the whole step: what it has not read yet can't migrate."""
+        self._told(_BEGUN, timeout)
+
     def finish(self, timeout: float) -> Step:
         """Wait for the end of the step; a failed one is an error."""
-        name = self._running
-        if name is None:
-            raise GuestError("no step is running")
-        deadline = time.monotonic() + timeout
-        while True:
-            words = self._line(f"step {name}", deadline).split(" ")
-            if words[:2] == [_DONE, name]:
-                break
+        name, words = self._told(_DONE, timeout)
         self._running = None
         step = Step(name, int(words[2]), base64.b64decode(words[3]).decode(errors="replace"))
         if step.status:
@@ -78,6 +76,17 @@ class Agent:
                 f"step {name} ended with status {step.status}:\n{step.output}{self._explain()}"
             )
         return step
+
+    def _told(self, what: str, timeout: float) -> tuple[str, list[str]]:
+        """Wait for a line of the guest about the running step; return the step, and the words."""
+        name = self._running
+        if name is None:
+            raise GuestError("no step is running")
+        deadline = time.monotonic() + timeout
+        while True:
+            words = self._line(f"step {name}", deadline).split(" ")
+            if words[:2] == [what, name]:
+                return name, words
 
     def go_on_from(self, former: Agent) -> None:
         """Take over the step of an agent whose machine the guest has left, and has ended."""

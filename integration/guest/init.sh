@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # SPDX-License-Identifier: Apache-2.0
 # The guest's first process: loads modules, then runs the steps that the host sends over the second
-# serial port. A step is a line "NAME BASE64-OF-SCRIPT"; the answer is a line
+# serial port. A step is a line "NAME BASE64-OF-SCRIPT"; the answer is a line "BEGUN NAME", and in the end
 # "DONE NAME EXIT-STATUS BASE64-OF-OUTPUT". "READY" is said once after boot.
 #
 # With new_root=DEVICE on the kernel's command line (the kernel puts it into the environment) that
@@ -13,6 +13,7 @@ run_steps() {
     echo "READY" >&3
     while read -r name script <&3; do
         echo "step $name"
+        echo "BEGUN $name" >&3
         echo "$script" | base64 -d > /run/step
         /bin/sh -eu /run/step < /dev/null > /run/output 2>&1
         status=$?
