@@ -190,6 +190,11 @@ class FrontEnd:
         """The `struct lg_queue *` of each queue."""
         return self._queues
 
+    @property
+    def memory_fd(self) -> int:
+        """Guest memory."""
+        return self._memory_fd
+
     def close(self) -> None:
         """Hang up and release guest memory, whatever the state."""
         self._queues = []

@@ -38,6 +38,8 @@ class Request(IntEnum):
     GET_CONFIG = 24
     GET_INFLIGHT_FD = 31
     SET_INFLIGHT_FD = 32
+    ADD_MEM_REG = 37
+    REM_MEM_REG = 38
 
 
 class ProtocolFeature(IntEnum):
