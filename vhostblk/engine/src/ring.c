@@ -7,17 +7,23 @@
 #define AVAIL_F_NO_INTERRUPT 1
 #define USED_F_NO_NOTIFY 1
 
-static bool chain_append(struct vb_chain *chain, uint64_t base, uint64_t length)
+/* Out of line, as it happens a few times in a queue's life. */
+static __attribute__((noinline, cold)) bool chain_grow(struct vb_chain *chain)
 {
-    if (chain->count == chain->capacity) {
-        uint32_t capacity = chain->capacity ? chain->capacity * 2 : 64;
-        struct iovec *grown = realloc(chain->iovs, capacity * sizeof(*grown));
+    uint32_t capacity = chain->capacity ? chain->capacity * 2 : 64;
+    struct iovec *grown = realloc(chain->iovs, capacity * sizeof(*grown));
 
-        if (!grown)
-            return false;
-        chain->iovs = grown;
-        chain->capacity = capacity;
-    }
+    if (!grown)
+        return false;
+    chain->iovs = grown;
+    chain->capacity = capacity;
+    return true;
+}
+
+static inline bool chain_append(struct vb_chain *chain, uint64_t base, uint64_t length)
+{
+    if (__builtin_expect(chain->count == chain->capacity, 0) && !chain_grow(chain))
+        return false;
     chain->iovs[chain->count++] = (struct iovec){(void *)(uintptr_t)base, length};
     return true;
 }
@@ -39,31 +45,40 @@ static bool mapped_in_pieces(const struct vb_memory *memory, uint64_t addr, uint
     return false;
 }
 
-/* Add a buffer: one segment, or one for each region that it crosses. An empty one is none at all,
- * wherever it may point. Inline in both walks, of which it is most. */
-static inline __attribute__((always_inline)) bool
-append_buffer(struct vb_chain *chain, struct vb_memory *memory, uint64_t addr, uint32_t length)
+/* Add a buffer that lies in no single region: a segment for each one that it crosses, or one that is
+ * mapped nowhere. */
+static __attribute__((noinline, cold)) bool append_pieces(struct vb_chain *chain,
+                                                          const struct vb_memory *memory,
+                                                          uint64_t addr, uint64_t length)
 {
-    uint64_t rest = length, host;
-
-    if (!length)
-        return true;
-    host = vb_memory_translate(memory, addr, length);
-    if (host)
-        return chain_append(chain, host, length);
     if (!mapped_in_pieces(memory, addr, length)) {
         chain->fault = VB_FAULT_UNMAPPED;
         return chain_append(chain, 0, length);
     }
-    while (rest) {
-        uint64_t taken = vb_memory_piece(memory, addr, rest, &host);
+    while (length) {
+        uint64_t host, taken = vb_memory_piece(memory, addr, length, &host);
 
         if (!chain_append(chain, host, taken))
             return false;
         addr += taken;
-        rest -= taken;
+        length -= taken;
     }
     return true;
+}
+
+/* Add a buffer. An empty one is none at all, wherever it may point. Inline in both walks, of which it is
+ * most. */
+static inline __attribute__((always_inline)) bool
+append_buffer(struct vb_chain *chain, struct vb_memory *memory, uint64_t addr, uint32_t length)
+{
+    uint64_t host;
+
+    if (!length)
+        return true;
+    host = vb_memory_translate(memory, addr, length);
+    if (__builtin_expect(!host, 0))
+        return append_pieces(chain, memory, addr, length);
+    return chain_append(chain, host, length);
 }
 
 /* Judge where an indirect table is said to be; *table is its host address. */
@@ -140,68 +155,51 @@ bool vb_chain_walk(struct vb_chain *chain, const struct vb_ring *ring, struct vb
     return true;
 }
 
-/* Add a descriptor that is no jump. False: the walk is over, *memory_left tells why. */
-static bool append_packed(struct vb_chain *chain, struct vb_memory *memory,
-                          const struct vb_packed_desc *desc, bool *memory_left)
+/* Walk descriptors that follow each other: those of an indirect table, of whose flags only WRITE means
+ * anything, or those copied from the ring. */
+static inline __attribute__((always_inline)) bool
+walk_row(struct vb_chain *chain, struct vb_memory *memory, const struct vb_packed_desc *descs,
+         uint32_t count, bool table)
 {
-    bool writes = desc->flags & VB_DESC_F_WRITE;
-
-    if (chain->count > chain->readable && !writes) {
-        chain->fault = VB_FAULT_ORDER;
-        return false;
-    }
-    *memory_left = append_buffer(chain, memory, desc->addr, desc->len);
-    if (!writes)
-        chain->readable = chain->count;
-    return *memory_left;
-}
-
-/* The entries of an indirect table follow each other, and of their flags only WRITE means anything. */
-static bool walk_packed_table(struct vb_chain *chain, struct vb_memory *memory,
-                              const struct vb_packed_desc *table, uint32_t entries)
-{
-    bool memory_left = true;
-
-    for (uint32_t i = 0; i < entries; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         struct vb_packed_desc desc;
+        bool writes;
 
-        memcpy(&desc, &table[i], sizeof(desc));
+        memcpy(&desc, &descs[i], sizeof(desc));
         /* The copy must not be read a second time behind our back. */
         __asm__ __volatile__("" : "+m"(desc));
-        if (!append_packed(chain, memory, &desc, &memory_left))
+        writes = desc.flags & VB_DESC_F_WRITE;
+        if (!table && (i == VB_MAX_CHAIN || desc.flags & VB_DESC_F_INDIRECT)) {
+            if (!chain->fault)
+                chain->fault = i == VB_MAX_CHAIN ? VB_FAULT_TOO_LONG : VB_FAULT_INDIRECT_NESTED;
             break;
+        }
+        if (chain->count > chain->readable && !writes) {
+            chain->fault = VB_FAULT_ORDER;
+            break;
+        }
+        if (!append_buffer(chain, memory, desc.addr, desc.len))
+            return false;
+        if (!writes)
+            chain->readable = chain->count;
     }
-    return memory_left;
+    return true;
 }
 
 bool vb_packed_walk(struct vb_chain *chain, struct vb_memory *memory,
                     const struct vb_packed_desc *descs, uint32_t count)
 {
-    uint8_t walk_fault = VB_FAULT_NONE;
-    bool memory_left = true;
+    uint64_t table;
 
     chain->count = chain->readable = 0;
     chain->fault = VB_FAULT_NONE;
-    if (count == 1 && descs->flags & VB_DESC_F_INDIRECT) {
-        uint64_t table;
-
-        chain->fault = find_table(descs->addr, descs->len, memory, &table);
-        if (chain->fault)
-            return true;
-        return walk_packed_table(chain, memory, (const struct vb_packed_desc *)(uintptr_t)table,
-                                 descs->len / sizeof(*descs));
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        if (i == VB_MAX_CHAIN)
-            walk_fault = VB_FAULT_TOO_LONG;
-        else if (descs[i].flags & VB_DESC_F_INDIRECT)
-            walk_fault = VB_FAULT_INDIRECT_NESTED;
-        if (walk_fault || !append_packed(chain, memory, &descs[i], &memory_left))
-            break;
-    }
-    if (!chain->fault)
-        chain->fault = walk_fault;
-    return memory_left;
+    if (count != 1 || !(descs->flags & VB_DESC_F_INDIRECT))
+        return walk_row(chain, memory, descs, count, false);
+    chain->fault = find_table(descs->addr, descs->len, memory, &table);
+    if (chain->fault)
+        return true;
+    return walk_row(chain, memory, (const struct vb_packed_desc *)(uintptr_t)table,
+                    descs->len / sizeof(*descs), true);
 }
 
 void vb_chain_free(struct vb_chain *chain)
