@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
+import pkgutil
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -23,6 +25,7 @@ from fuzz.harness import Harness
 from fuzz.memory_disk import MemoryDisk, store
 from vhostblk.block import registry
 from vhostblk.block.backend import BlockBackend
+from vhostblk.block.drivers import qcow2 as package
 from vhostblk.block.drivers.qcow2.check import check
 from vhostblk.block.drivers.qcow2.layout import Incompatible
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
@@ -57,6 +60,10 @@ _STORAGE = dict.fromkeys(
 
 #: Runs of zeroes as long as that are left out.
 _HOLE = bytes(24)
+
+# Much of the driver is loaded when it is first used. What the fuzzer is to see has to be there now.
+for _found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+    importlib.import_module(_found.name)
 
 # The image is to blame for errors that the log tells of.
 _harness = Harness(log_level=logging.CRITICAL)
