@@ -157,23 +157,20 @@ async def rename_backing_file(graph: Graph, top: BlockNode, image: BlockNode, na
     """`change-backing-file`: have an image in the chain of `top` name another backing file.
 
     The format that it then has is, as in QEMU, that of the image itself. A read-only image is
-    writable meanwhile. Raises BlockError.
+    writable meanwhile. Inside `changing()`; raises BlockError.
     """
     if next_image(image) is None:
         raise BlockError("not allowing backing file change on an image without a backing file")
     if image is not top and all(edge.node is not image for edge in links(top)):
         raise BlockError(f"'{top.node_name}' and image file are not in the same chain")
-    async with graph.changing():
-        was_read_only = image.read_only
-        await graph.make_read_only(image, read_only=False)
-        try:
-            await image.change_backing_file(name, image.driver)
-        except OSError as error:
-            raise BlockError(
-                f"Could not change backing file to '{name}': {error.strerror}"
-            ) from error
-        finally:
-            await graph.make_read_only(image, read_only=was_read_only)
+    was_read_only = image.read_only
+    await graph.make_read_only(image, read_only=False)
+    try:
+        await image.change_backing_file(name, image.driver)
+    except OSError as error:
+        raise BlockError(f"Could not change backing file to '{name}': {error.strerror}") from error
+    finally:
+        await graph.make_read_only(image, read_only=was_read_only)
 
 
 class NewOverlayAction:

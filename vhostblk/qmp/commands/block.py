@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from vhostblk.block.errors import NodeNotFoundError
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
 from vhostblk.qmp.errors import QmpError
@@ -21,6 +23,9 @@ from vhostblk.schema.block import (
 )
 from vhostblk.schema.blockdev import BlockdevOptions  # noqa: TC001 (read at run time)
 from vhostblk.schema.drivers.quorum import QuorumFailure, QuorumReportBad
+
+if TYPE_CHECKING:
+    from vhostblk.block.graph import Graph
 
 # QEMU emits it for its device models, never for exports; so it is known and does not come.
 event("BLOCK_IO_ERROR", BlockIoError)
@@ -59,13 +64,14 @@ async def blockdev_set_active(daemon: Daemon, arguments: BlockdevSetActive) -> N
 async def block_resize(daemon: Daemon, arguments: BlockResize) -> None:
     """Change a node's length; there are no devices that could be named instead."""
     device, name = _text(arguments.device), _text(arguments.node_name)
-    try:
-        node = daemon.graph.find(name)
-    except NodeNotFoundError:
-        raise QmpError(f"Cannot find device='{device}' nor node-name='{name}'") from None
-    if arguments.size < 0:
-        raise QmpError("Parameter 'size' expects a >0 size")
-    await daemon.graph.resize(node, arguments.size)
+    async with daemon.graph.changing():
+        try:
+            node = daemon.graph.find(name)
+        except NodeNotFoundError:
+            raise QmpError(f"Cannot find device='{device}' nor node-name='{name}'") from None
+        if arguments.size < 0:
+            raise QmpError("Parameter 'size' expects a >0 size")
+        await daemon.graph.resize(node, arguments.size)
 
 
 def _text(name: str | UnsetType) -> str:
@@ -85,7 +91,12 @@ async def block_set_write_threshold(daemon: Daemon, arguments: BlockSetWriteThre
 @command("x-blockdev-change", features=("unstable",))
 async def blockdev_change(daemon: Daemon, arguments: BlockdevChange) -> None:
     """Add or remove a child of a node whose driver can do so (`quorum`)."""
-    graph, name = daemon.graph, arguments.parent
+    async with daemon.graph.changing():
+        await _change_children(daemon.graph, arguments)
+
+
+async def _change_children(graph: Graph, arguments: BlockdevChange) -> None:
+    name = arguments.parent
     try:
         parent = graph.find(name)
     except NodeNotFoundError:

@@ -29,13 +29,14 @@ async def blockdev_amend(daemon: Daemon, arguments: BlockdevAmend) -> None:
 @command("x-vhostblk-blockdev-check", features=("unstable",))
 async def blockdev_check(daemon: Daemon, arguments: BlockdevCheck) -> ImageCheck:
     """Check an image, and repair it if that is asked for; its users wait meanwhile."""
-    node = daemon.graph.find_exactly(arguments.node_name)
-    if arguments.repair and node.read_only:
-        raise BlockError(f"Node '{node.node_name}' is read only")
-    try:
-        found = await node.check_image(repair=arguments.repair)
-    except OSError as error:
-        raise BlockError(error.strerror or str(error)) from error
+    async with daemon.graph.changing():
+        node = daemon.graph.find_exactly(arguments.node_name)
+        if arguments.repair and node.read_only:
+            raise BlockError(f"Node '{node.node_name}' is read only")
+        try:
+            found = await node.check_image(repair=arguments.repair)
+        except OSError as error:
+            raise BlockError(error.strerror or str(error)) from error
     return ImageCheck(
         filename=node.filename,
         format=node.driver,

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
-from vhostblk.block.actions import perform
+from vhostblk.block.actions import LateAction, perform
 from vhostblk.block.errors import NodeNotFoundError
 from vhostblk.block.graph import check_not_backing
 from vhostblk.block.node import BlockNode
@@ -24,9 +25,18 @@ from vhostblk.schema.snapshot import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vhostblk.block.actions import Action
     from vhostblk.block.drivers.qcow2.node import Qcow2Node
     from vhostblk.block.graph import Graph
+
+T = TypeVar("T")
+
+
+async def _perform(daemon: Daemon, make: Callable[[Graph, T], Action], arguments: T) -> None:
+    """Perform an action that is made once all commands before have ended."""
+    await perform(daemon.graph, [LateAction(partial(make, daemon.graph, arguments))])
 
 
 def _snapshot_node(graph: Graph, name: str) -> Qcow2Node:
@@ -71,7 +81,7 @@ def snapshot(graph: Graph, arguments: BlockdevSnapshot) -> Action:
 @command("blockdev-snapshot", features=("allow-write-only-overlay",))
 async def blockdev_snapshot(daemon: Daemon, arguments: BlockdevSnapshot) -> None:
     """Put a node that lies on nothing yet on another, in the place of that."""
-    await perform(daemon.graph, [snapshot(daemon.graph, arguments)])
+    await _perform(daemon, snapshot, arguments)
 
 
 def snapshot_sync(graph: Graph, arguments: BlockdevSnapshotSync) -> Action:
@@ -98,7 +108,7 @@ def snapshot_sync(graph: Graph, arguments: BlockdevSnapshotSync) -> Action:
 @command("blockdev-snapshot-sync")
 async def blockdev_snapshot_sync(daemon: Daemon, arguments: BlockdevSnapshotSync) -> None:
     """Make a file, open it, and put it on a node in the place of that."""
-    await perform(daemon.graph, [snapshot_sync(daemon.graph, arguments)])
+    await _perform(daemon, snapshot_sync, arguments)
 
 
 @command("change-backing-file")
@@ -106,11 +116,13 @@ async def change_backing_file(daemon: Daemon, arguments: ChangeBackingFile) -> N
     """Have an image name another backing file, for whoever opens it next."""
     from vhostblk.block.overlay import rename_backing_file
 
-    top = _find(daemon.graph, arguments.device, arguments.device)
-    if any(isinstance(edge.parent, BlockNode) for edge in top.parents):
-        raise QmpError("Need a root block node")
-    image = _find(daemon.graph, arguments.image_node_name)
-    await rename_backing_file(daemon.graph, top, image, arguments.backing_file)
+    graph = daemon.graph
+    async with graph.changing():
+        top = _find(graph, arguments.device, arguments.device)
+        if any(isinstance(edge.parent, BlockNode) for edge in top.parents):
+            raise QmpError("Need a root block node")
+        image = _find(graph, arguments.image_node_name)
+        await rename_backing_file(graph, top, image, arguments.backing_file)
 
 
 def snapshot_internal(graph: Graph, arguments: BlockdevSnapshotInternal) -> Action:
@@ -126,7 +138,7 @@ def snapshot_internal(graph: Graph, arguments: BlockdevSnapshotInternal) -> Acti
 @command("blockdev-snapshot-internal-sync")
 async def blockdev_snapshot_internal(daemon: Daemon, arguments: BlockdevSnapshotInternal) -> None:
     """Make an internal snapshot."""
-    await perform(daemon.graph, [snapshot_internal(daemon.graph, arguments)])
+    await _perform(daemon, snapshot_internal, arguments)
 
 
 @command("blockdev-snapshot-delete-internal-sync")
@@ -136,13 +148,14 @@ async def blockdev_snapshot_delete_internal(
     """Delete an internal snapshot, and describe what it was."""
     from vhostblk.block.drivers.qcow2.describe import snapshot_info  # needs numpy
 
-    node = _snapshot_node(daemon.graph, arguments.device)
     number = arguments.id if isinstance(arguments.id, str) else None
     name = arguments.name if isinstance(arguments.name, str) else None
-    if number is None and name is None:
-        raise QmpError("Name or id must be provided")
-    try:
-        found = await node.delete_snapshot(id=number, name=name)
-    except OSError as error:
-        raise QmpError(f"Failed to delete the snapshot: {error.strerror}") from error
+    async with daemon.graph.changing():
+        node = _snapshot_node(daemon.graph, arguments.device)
+        if number is None and name is None:
+            raise QmpError("Name or id must be provided")
+        try:
+            found = await node.delete_snapshot(id=number, name=name)
+        except OSError as error:
+            raise QmpError(f"Failed to delete the snapshot: {error.strerror}") from error
     return snapshot_info(found)
