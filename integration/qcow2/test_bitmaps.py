@@ -14,13 +14,14 @@ import pytest
 
 from integration.qcow2.record import Change, RecordingNode, crash
 from integration.qcow2.tools import check, opened, qemu_img, qemu_io, read, run, write
-from tests.block.support import RW, options
+from tests.block.support import RW, change_bitmap, options
 from tests.qmp_block.support import Call, theirs
 from tests.qmp_exports.daemons import QEMU_7, QEMU_10
 from vhostblk.block import node_bitmaps
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
+from vhostblk.block.node_bitmaps import AddBitmap, EnableBitmap, RemoveBitmap
 from vhostblk.block.permissions import Perm
 
 if TYPE_CHECKING:
@@ -83,15 +84,15 @@ def test_bitmaps_go_to_qemu_and_back(tmp_path: Path, form: str) -> None:
             graph = _graph(node)
             assert {str(each.name): each.sha256() for each in node.bitmaps} == known
             name, granularity = f"b{number}", 1 << rng.choice([9, 12, 16, 25])
-            await node_bitmaps.add(graph, "disk", name, granularity, persistent=True)
-            await node_bitmaps.add(graph, "disk", "forgotten")
+            await change_bitmap(AddBitmap, graph, "disk", name, granularity, persistent=True)
+            await change_bitmap(AddBitmap, graph, "disk", "forgotten")
             if number == 2:
-                await node_bitmaps.enable(graph, "disk", "b0", enabled=False)
-                await node_bitmaps.remove(graph, "disk", "b1")
+                await change_bitmap(EnableBitmap, graph, "disk", "b0", enabled=False)
+                await change_bitmap(RemoveBitmap, graph, "disk", "b1")
             for _ in range(rng.randrange(1, 20)):
                 offset = rng.randrange(SIZE - 4096)
                 await write(backend, offset, b"x" * rng.choice([1, 512, 4096]))
-            await node_bitmaps.remove(graph, "disk", "forgotten")
+            await change_bitmap(RemoveBitmap, graph, "disk", "forgotten")
             known.clear()
             known.update({str(each.name): each.sha256() for each in node.bitmaps})
 
@@ -126,7 +127,7 @@ def test_what_qemu_recorded_is_there(tmp_path: Path) -> None:
             with pytest.raises(
                 BlockError, match=r"^Bitmap 'b' is readonly and cannot be modified$"
             ):
-                await node_bitmaps.remove(_graph(node), "disk", "b")
+                await change_bitmap(RemoveBitmap, _graph(node), "disk", "b")
 
     run(look())
     assert _listed(path) == {"b": (8192, {"auto"}), "off": (4096, set())}
@@ -148,12 +149,12 @@ def test_a_bitmap_in_use_is_inconsistent(tmp_path: Path) -> None:
             assert bitmap.disabled
             await write(backend, 0, b"x")
             with pytest.raises(BlockError, match="inconsistent and cannot be used"):
-                await node_bitmaps.enable(_graph(node), "disk", "b", enabled=True)
+                await change_bitmap(EnableBitmap, _graph(node), "disk", "b", enabled=True)
             with pytest.raises(OSError, match="inconsistent and cannot be used"):
                 await backend.truncate(2 * SIZE)
         assert _listed(copy) == {"b": (4096, {"auto", "in-use"})}
         async with opened(copy, backing=None) as (node, _):
-            await node_bitmaps.remove(_graph(node), "disk", "b")
+            await change_bitmap(RemoveBitmap, _graph(node), "disk", "b")
 
     run(main())
     assert not _listed(copy)
@@ -170,8 +171,8 @@ def test_bitmaps_outlive_reopening_handing_over_and_resizing(tmp_path: Path) -> 
         members = {"driver": "qcow2", "node_name": "disk", "file": file}
         node = await graph.add(options(**members))
         for name in ("a", "b"):
-            await node_bitmaps.add(graph, "disk", name, 4096, persistent=True)
-        await node_bitmaps.add(graph, "disk", "own", 4096)
+            await change_bitmap(AddBitmap, graph, "disk", name, 4096, persistent=True)
+        await change_bitmap(AddBitmap, graph, "disk", "own", 4096)
 
         async def put(offset: int) -> None:
             backend = BlockBackend("test", RW)
@@ -191,7 +192,7 @@ def test_bitmaps_outlive_reopening_handing_over_and_resizing(tmp_path: Path) -> 
             "a": {"auto"},
             "b": {"auto"},
         }
-        await node_bitmaps.enable(graph, "disk", "b", enabled=False)
+        await change_bitmap(EnableBitmap, graph, "disk", "b", enabled=False)
         await graph.reopen([options(**members)])
         await put(8192)
         assert dirty("a") == [(0, 4096), (8192, 4096)]
@@ -236,14 +237,14 @@ def test_images_without_room_for_bitmaps_say_so(tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(old) as (node, _):
             with pytest.raises(BlockError) as caught:
-                await node_bitmaps.add(_graph(node), "disk", "b", persistent=True)
+                await change_bitmap(AddBitmap, _graph(node), "disk", "b", persistent=True)
             assert str(caught.value) == (
                 "Can't make bitmap 'b' persistent in 'disk': "
                 "Cannot store dirty bitmaps in qcow2 v2 files"
             )
         async with opened(big) as (node, _):
             with pytest.raises(BlockError) as caught:
-                await node_bitmaps.add(_graph(node), "disk", "b", 512, persistent=True)
+                await change_bitmap(AddBitmap, _graph(node), "disk", "b", 512, persistent=True)
             assert str(caught.value) == (
                 "Can't make bitmap 'b' persistent in 'disk': "
                 "Too much space will be occupied by the bitmap. Use larger granularity"
@@ -291,11 +292,11 @@ async def _use(before: bytes, rng: random.Random) -> list[Change]:
     await graph.add(options(driver="qcow2", node_name="disk", file="record", backing=None))
     backend = BlockBackend("test", RW)
     backend.attach(graph, graph.find("disk"))
-    await node_bitmaps.add(graph, "disk", "added", 4096, persistent=True)
+    await change_bitmap(AddBitmap, graph, "disk", "added", 4096, persistent=True)
     for _ in range(12):
         await write(backend, rng.randrange(SIZE - 4096), rng.randbytes(4096))
     await backend.flush()
-    await node_bitmaps.remove(graph, "disk", "removed")
+    await change_bitmap(RemoveBitmap, graph, "disk", "removed")
     await write(backend, rng.randrange(SIZE - 4096), rng.randbytes(4096))
     await backend.detach()
     await graph.close()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
+from vhostblk.block.actions import perform
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.graph import Graph
 from vhostblk.block.inherit import resolve
@@ -21,6 +22,8 @@ from vhostblk.schema.drivers.null import BlockdevOptionsNull
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
+
+    from vhostblk.block.actions import Action
 
 RW = Perm.CONSISTENT_READ | Perm.WRITE
 
@@ -130,3 +133,10 @@ def fails_with(code: int) -> Iterator[None]:
     with pytest.raises(OSError) as caught:  # noqa: PT011 -- the errno is checked
         yield
     assert caught.value.errno == code
+
+
+async def change_bitmap(
+    make: Callable[..., Action], graph: Graph, *arguments: Any, **members: Any
+) -> None:
+    """Perform one of the actions on bitmaps, by its class and its arguments."""
+    await perform(graph, [make(graph, *arguments, **members)])

@@ -10,13 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.block.support import RW, MemoryNode, backend_on, options, run, write_bytes
+from tests.block.support import RW, MemoryNode, backend_on, change_bitmap, options, run, write_bytes
 from vhostblk.block import node_bitmaps
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
 from vhostblk.block.iovec import IoVec
 from vhostblk.block.node import BlockLimits, BlockNode, WriteFlags
+from vhostblk.block.node_bitmaps import (
+    AddBitmap,
+    ClearBitmap,
+    EnableBitmap,
+    MergeBitmaps,
+    RemoveBitmap,
+)
 from vhostblk.block.permissions import Perm
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.schema.blockdev import BlockdevDetectZeroesOptions, BlockdevDiscardOptions
@@ -176,15 +183,15 @@ def test_no_write_is_lost_while_bitmaps_come_and_go() -> None:
 
         task = asyncio.create_task(write())
         for _ in range(30):
-            await node_bitmaps.add(graph, "n", "b", 512)
+            await change_bitmap(AddBitmap, graph, "n", "b", 512)
             start = len(written)
             for _ in range(7):
                 await asyncio.sleep(0)
-            await node_bitmaps.enable(graph, "n", "b", enabled=False)
+            await change_bitmap(EnableBitmap, graph, "n", "b", enabled=False)
             _, bitmap = node_bitmaps.lookup(graph, "n", "b")
             recorded = {number for number in range(128) if bitmap.is_dirty(number * 512)}
             assert recorded == set(written[start:])
-            await node_bitmaps.remove(graph, "n", "b")
+            await change_bitmap(RemoveBitmap, graph, "n", "b")
         done = True
         await task
         await backend.detach()
@@ -199,14 +206,14 @@ def test_merging_is_all_or_nothing() -> None:
         await graph.add(options(**NULL))
         await graph.add(options(driver="null-co", node_name="m", size=2 * SIZE))
         for node, name in (("n", "a"), ("n", "b"), ("m", "c")):
-            await node_bitmaps.add(graph, node, name)
+            await change_bitmap(AddBitmap, graph, node, name)
         _, source = node_bitmaps.lookup(graph, "n", "a")
         _, target = node_bitmaps.lookup(graph, "n", "b")
         source.mark(0, 1)
         with pytest.raises(BlockError, match="of different sizes"):
-            await node_bitmaps.merge(graph, "n", "b", ["a", ("m", "c")])
+            await change_bitmap(MergeBitmaps, graph, "n", "b", ["a", ("m", "c")])
         assert not target.count
-        await node_bitmaps.merge(graph, "n", "b", [("n", "a")])
+        await change_bitmap(MergeBitmaps, graph, "n", "b", [("n", "a")])
         assert target.count == target.granularity
         for state, message in (
             ("busy", "is currently in use by another operation and cannot be used"),
@@ -215,7 +222,7 @@ def test_merging_is_all_or_nothing() -> None:
         ):
             setattr(target, state, True)
             with pytest.raises(BlockError, match=f"Bitmap 'b' {message}"):
-                await node_bitmaps.clear(graph, "n", "b")
+                await change_bitmap(ClearBitmap, graph, "n", "b")
             setattr(target, state, False)
         await graph.close()
 

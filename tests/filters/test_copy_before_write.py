@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.block.support import RW, fails_with, options, read_bytes, run, write_bytes
+from tests.block.support import RW, change_bitmap, fails_with, options, read_bytes, run, write_bytes
 from tests.filters.drivers import CowNode, CowOptions, register
 from vhostblk.block import node_bitmaps
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
+from vhostblk.block.node_bitmaps import AddBitmap
 from vhostblk.block.permissions import Perm
 from vhostblk.engine.extents import Treatment
 
@@ -69,7 +70,7 @@ async def scheme(
     graph = Graph()
     await graph.add(options(driver="file", node_name="file", filename=str(path)))
     if chosen is not None:
-        await node_bitmaps.add(graph, "file", "chosen", granularity)
+        await change_bitmap(AddBitmap, graph, "file", "chosen", granularity)
         _, bitmap = node_bitmaps.lookup(graph, "file", "chosen")
         for offset, length in chosen.items():
             bitmap.mark(offset, length)

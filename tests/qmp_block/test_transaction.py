@@ -213,6 +213,30 @@ def test_an_abort_leaves_no_file_and_no_node(tmp_path: Path) -> None:
     assert sorted(each.name for each in tmp_path.iterdir()) == ["d0", "o0"]
 
 
+@pytest.mark.parametrize("first", ["snapshot", "removal"])
+def test_a_bitmap_that_is_removed_does_not_come_back(tmp_path: Path, first: str) -> None:
+    """The snapshot makes the image read-only, which then gets the bitmaps that it has."""
+    actions = [sync("d0", "o0", tmp_path), bitmap("remove", "gone", "d0")]
+    if first == "removal":
+        actions.reverse()
+
+    async def main() -> None:
+        async with Daemon() as daemon:
+            await add(daemon, tmp_path / "d0")
+            for name in ("gone", "kept"):
+                added = bitmap("add", name, "d0", persistent=True)
+                assert "return" in await answer(daemon, do(added))
+            assert "desc" in await answer(daemon, do(*actions, ABORT))
+            assert [each.name for each in daemon.graph.find("d0").bitmaps] == ["kept", "gone"]
+            assert "return" in await answer(daemon, do(*actions))
+        async with Daemon() as daemon:
+            file = {"driver": "file", "filename": str(tmp_path / "d0")}
+            node = await daemon.add_blockdev({"driver": "qcow2", "node-name": "n", "file": file})
+            assert [each.name for each in node.bitmaps] == ["kept"]
+
+    asyncio.run(main())
+
+
 def test_snapshots_of_two_disks_are_of_one_moment(tmp_path: Path) -> None:
     """A number is written to one disk, then to the other: they never differ by more than one."""
 

@@ -12,9 +12,9 @@ Messages are QEMU's; functions raise BlockError.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from vhostblk.block.actions import perform
 from vhostblk.block.errors import BlockError, NodeNotFoundError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def refresh(node: BlockNode) -> None:
         edge.refresh()
 
 
-class _BitmapAction:
+class _BitmapAction(ABC):
     """A change to a bitmap of a node; an `Action`."""
 
     def __init__(self, graph: Graph, node_name: str, name: str) -> None:
@@ -116,13 +116,13 @@ class _BitmapAction:
     def nodes(self) -> list[BlockNode]:
         return [lookup(self._graph, self._node_name, self._name)[0]]
 
-    async def prepare(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def prepare(self) -> None: ...
 
-    async def commit(self) -> None:
+    async def commit(self) -> None:  # noqa: B027
         pass
 
-    async def abort(self) -> None:
+    async def abort(self) -> None:  # noqa: B027
         pass
 
     def _look_up(self) -> tuple[BlockNode, DirtyBitmap]:
@@ -182,9 +182,11 @@ class RemoveBitmap(_BitmapAction):
     async def prepare(self) -> None:
         node, bitmap = self._look_up()
         check(bitmap, inconsistent=True)
+        self._persistent = bitmap.persistent
         if bitmap.persistent:
             await node.remove_stored_bitmap(self._name)
-        bitmap.busy = True
+        # The commit of another action may have the image store its bitmaps: not this one again.
+        bitmap.busy, bitmap.persistent = True, False
 
     async def commit(self) -> None:
         self._bitmap.busy = False
@@ -192,7 +194,7 @@ class RemoveBitmap(_BitmapAction):
         refresh(self._node)
 
     async def abort(self) -> None:
-        self._bitmap.busy = False
+        self._bitmap.busy, self._bitmap.persistent = False, self._persistent
 
 
 class ClearBitmap(_BitmapAction):
@@ -257,41 +259,3 @@ class MergeBitmaps(_BitmapAction):
 
     async def abort(self) -> None:
         self._bitmap.words = self._former
-
-
-async def add(
-    graph: Graph,
-    node_name: str,
-    name: str,
-    granularity: int | None = None,
-    *,
-    persistent: bool = False,
-    disabled: bool = False,
-) -> None:
-    """Give a node a bitmap; `granularity` in bytes."""
-    action = AddBitmap(
-        graph, node_name, name, granularity, persistent=persistent, disabled=disabled
-    )
-    await perform(graph, [action])
-
-
-async def remove(graph: Graph, node_name: str, name: str) -> None:
-    """Take a bitmap away from a node, and out of its image."""
-    await perform(graph, [RemoveBitmap(graph, node_name, name)])
-
-
-async def clear(graph: Graph, node_name: str, name: str) -> None:
-    """Have a bitmap forget everything."""
-    await perform(graph, [ClearBitmap(graph, node_name, name)])
-
-
-async def enable(graph: Graph, node_name: str, name: str, *, enabled: bool) -> None:
-    """Have a bitmap record, or not."""
-    await perform(graph, [EnableBitmap(graph, node_name, name, enabled=enabled)])
-
-
-async def merge(
-    graph: Graph, node_name: str, target: str, sources: Iterable[str | tuple[str, str]]
-) -> None:
-    """Merge bitmaps into another one; nothing changes where one of them can't be."""
-    await perform(graph, [MergeBitmaps(graph, node_name, target, sources)])

@@ -15,6 +15,7 @@ import asyncio
 import errno
 import logging
 import os
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from vhostblk.errors import VhostblkError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Job:
+class Job(ABC):
     """One job. Who makes it has `jobs.registry.Jobs` start it."""
 
     type: ClassVar[JobType]
@@ -58,23 +59,23 @@ class Job:
 
     # What a kind of job overrides.
 
+    @abstractmethod
     async def run(self) -> None:
         """Do the work; raises VhostblkError or OSError where it can't be done."""
-        raise NotImplementedError
 
-    async def prepare(self) -> None:
+    async def prepare(self) -> None:  # noqa: B027
         """Do what can fail of putting the result in force; raises as `run()`."""
 
-    async def commit(self) -> None:
+    async def commit(self) -> None:  # noqa: B027
         """Put the result in force. Never fails."""
 
-    async def abort(self) -> None:
+    async def abort(self) -> None:  # noqa: B027
         """Undo what `run()` and `prepare()` have done. Never fails."""
 
-    async def clean(self) -> None:
+    async def clean(self) -> None:  # noqa: B027
         """Let go of everything. Never fails."""
 
-    def on_complete(self) -> None:
+    def on_complete(self) -> None:  # noqa: B027
         """Hear that the user wants a ready job to end; raises JobError."""
 
     def on_cancel(self, *, force: bool) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from abc import abstractmethod
 from array import array
 from typing import TYPE_CHECKING, Any, Self
 
@@ -133,13 +134,13 @@ class PosixNode(BlockNode):
         os.set_blocking(fd, True)
         return fd
 
+    @abstractmethod
     def _check_type(self, status: os.stat_result) -> None:
         """Raise BlockError where this is not a file for the driver."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _read_size(self) -> int:
         """Ask the system for the size."""
-        raise NotImplementedError
 
     def _discard_granularity(self) -> int:
         return 0
