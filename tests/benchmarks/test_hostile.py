@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks import hostile
+from benchmarks import hostile, hostile_peers
 
 if TYPE_CHECKING:
     import pytest
@@ -25,6 +25,6 @@ def test_a_table_of_what_misbehaves(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_peer_that_fails_is_told_of(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(hostile.PEERS, "nonesuch", hostile.PEERS["nobody"])
+    monkeypatch.setitem(hostile_peers.PEERS, "nonesuch", hostile_peers.PEERS["nobody"])
     assert hostile.main(["--lane", "python", "--seconds", "0.02", "--peer", "nonesuch"]) == 1
     assert "nonesuch does not misbehave" in capsys.readouterr().err
