@@ -105,6 +105,25 @@ def test_streams_get_clusters_in_advance(tmp_path: Path, backed: bool, length: i
     assert content(path, tmp_path / "raw") == model
 
 
+def test_writes_of_nothing_change_nothing(tmp_path: Path) -> None:
+    """They may be right behind the end."""
+    path, model = tmp_path / "disk.qcow2", bytearray(SIZE)
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+    nothing = IoVec.from_buffers([bytearray()])
+
+    async def main() -> None:
+        async with opened(path) as (_, backend):
+            for offset in (0, 512, SIZE // 2, SIZE):
+                await backend.pwritev(offset, nothing)
+                together = backend.pwritev_burst([offset, offset], [nothing, nothing])
+                assert together is None or not any(await together)
+            assert await read(backend, 0, SIZE) == model
+
+    before = path.read_bytes()
+    run(main())
+    assert path.read_bytes() == before
+
+
 def _failing(path: Path, event: str, sector: int) -> dict[str, Any]:
     error = {"event": event, "errno": 5, "once": True}
     image = {"driver": "file", "filename": str(path)}

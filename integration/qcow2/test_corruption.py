@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,30 @@ def test_corrupt_images_are_told_and_left_alone(
 
     if place == L2:
         run(again())
+
+
+def test_nothing_is_published_any_more_once_an_image_is_corrupt(tmp_path: Path) -> None:
+    """Whoever goes by the table doesn't ask whether the image may still be written."""
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, 8 << 20)
+    qemu_io(path, "write -q 0 4k", "write -q 4M 4k")
+    data = bytearray(path.read_bytes())
+    l1 = int.from_bytes(data[40:48], "big")
+    data[l1 + 16 + 6] |= 2  # the table of 4M is not at a cluster's border
+    path.write_bytes(data)
+
+    async def main() -> None:
+        async with opened(path) as (node, backend):
+            await write(backend, 1 << 20, b"x" * 4096)  # looks for free clusters
+            image = node._image  # type: ignore[attr-defined]
+            assert image.publisher.entries.any()
+            burst = (write(backend, at, b"x" * 4096) for at in (64 << 10, 4 << 20))
+            _, failure = await asyncio.gather(*burst, return_exceptions=True)
+            assert isinstance(failure, OSError)
+            assert image.unusable
+            assert not image.publisher.entries.any()
+
+    run(main())
 
 
 def test_a_backing_file_that_is_the_image_itself_is_refused(tmp_path: Path) -> None:

@@ -198,7 +198,8 @@ class Edge:
         """Tell whether the driver takes all these ranges as they are."""
         mask = self._align_mask
         return (
-            min(offsets) >= 0
+            all(lengths)
+            and min(offsets) >= 0
             and max(map(add, offsets, lengths)) <= self.node.size
             and max(lengths) <= self._max_transfer
             and not (mask and any(number & mask for number in (*offsets, *lengths)))
@@ -213,6 +214,7 @@ class Edge:
         nbytes = iov.nbytes
         if (
             self._plain_flags < 0
+            or not nbytes
             or (flags and int(flags) & ~self._plain_flags)
             or (offset | nbytes) & self._align_mask
             or offset < 0
