@@ -10,6 +10,7 @@ import pytest
 
 from integration.qcow2.tools import check, content, opened, qemu_img, read, run
 from vhostblk.block.completion import gather
+from vhostblk.block.drivers.qcow2.ahead import MIN_STREAM
 from vhostblk.block.iovec import IoVec
 
 if TYPE_CHECKING:
@@ -99,6 +100,24 @@ def test_streams_get_clusters_in_advance(tmp_path: Path, backed: bool, length: i
             extent = await node.block_status(after, 1)
             assert not extent.offset
             assert await read(backend, 0, SIZE) == model
+
+    run(main())
+    check(path)
+    assert content(path, tmp_path / "raw") == model
+
+
+def test_a_stream_into_an_image_without_its_backing_file_hides_nothing_of_that(
+    tmp_path: Path,
+) -> None:
+    """Whoever fills an overlay on its own writes what differs; the rest is still that below."""
+    path, model = make_backed(tmp_path)
+
+    async def main() -> None:
+        async with opened(path, backing=None) as (_, backend):
+            assert not any(await burst(backend, model, [(SIZE // 2, b"f" * CLUSTER)]))
+            for start in range(0, MIN_STREAM, 1 << 20):
+                pieces = [(at, b"n" * CLUSTER) for at in range(start, start + (1 << 20), CLUSTER)]
+                assert not any(await burst(backend, model, pieces))
 
     run(main())
     check(path)

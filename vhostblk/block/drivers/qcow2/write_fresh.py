@@ -170,7 +170,10 @@ def _behind(image: Image, end: int, count: int) -> list[_Cluster]:
         return []  # `first`: not where another slice begins, of which nothing is known
     start = end << geometry.cluster_bits
     length = min(count << geometry.cluster_bits, image.size - start)
-    if image.backing is not None and not image.backing.known_zero(start, length):
+    if image.backing is None:
+        if image.header.backing_file is not None:
+            return []  # who left it out wants the rest to show it later on
+    elif not image.backing.known_zero(start, length):
         return []
     image.streams.given(end, count)
     return [_Cluster(number, found) for number in range(end, end + count)]
