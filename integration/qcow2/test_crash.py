@@ -7,6 +7,7 @@ flushed by then are there or not, in part or whole.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import subprocess
 from contextlib import suppress
@@ -14,13 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from integration.qcow2.record import Change, RecordingNode, crash
+from integration.qcow2.record import Change, RecordingNode, crash, opened_on
 from integration.qcow2.test_write import FORMATS, Model, Operation, perform
-from integration.qcow2.tools import content, qemu_img, qemu_io, run
-from tests.block.support import RW, options
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.drivers.qcow2.node import Qcow2Node
-from vhostblk.block.graph import Graph
+from integration.qcow2.tools import content, qemu_img, qemu_io, run, write
+from vhostblk.block.node import BlockStatus
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from vhostblk.block.backend import BlockBackend
+    from vhostblk.block.drivers.qcow2.node import Qcow2Node
 
 SIZE = (5 << 19) + 1536
 CUTS = 4
@@ -68,10 +68,10 @@ class _Recorded(NamedTuple):
     snapshots: list[range]
 
 
-async def _change_snapshots(node: Qcow2Node, model: Model, disk: bytes, what: str) -> None:
+async def _change_snapshots(node: Qcow2Node, model: Model, what: str) -> None:
     if what == "apply":
         await node.apply_snapshot(name="s")
-        model.data = Model(disk).data
+        model.data = model.first.copy()
     elif any(each.name == b"t" for each in node.snapshots()):
         await node.delete_snapshot(name="t")
     else:
@@ -79,17 +79,21 @@ async def _change_snapshots(node: Qcow2Node, model: Model, disk: bytes, what: st
 
 
 async def _record(before: bytes, disk: bytes, rng: random.Random, snapshot: bool) -> _Recorded:
-    graph = Graph()
     file = RecordingNode(before)
-    graph._nodes["record"] = file  # not by a driver's name: it is no driver
     members = {"backing": None, "l2_cache_size": 4096, "l2_cache_entry_size": 512}
-    node = await graph.add(
-        options(driver="qcow2", node_name="disk", file="record", discard="unmap", **members)
-    )
-    assert isinstance(node, Qcow2Node)
-    backend = BlockBackend("test", RW)
-    backend.attach(graph, node)
-    model = Model(disk)
+    async with opened_on(file, discard="unmap", **members) as (node, backend):
+        flushed, snapshots = await _use(file, node, backend, Model(disk), rng, snapshot)
+    return _Recorded(file.log, flushed, snapshots)
+
+
+async def _use(
+    file: RecordingNode,
+    node: Qcow2Node,
+    backend: BlockBackend,
+    model: Model,
+    rng: random.Random,
+    snapshot: bool,
+) -> tuple[list[_Flushed], list[range]]:
     flushed, snapshots = [_Flushed(0, model.data.copy())], []
     for burst in _bursts(rng):
         touched = model.data.copy()
@@ -99,7 +103,7 @@ async def _record(before: bytes, disk: bytes, rng: random.Random, snapshot: bool
         if snapshot and rng.random() < 0.3:
             what, start, touched = rng.choice(["apply", "change"]), len(file.log), model.data.copy()
             with suppress(OSError):  # the refcounts may be too narrow
-                await _change_snapshots(node, model, disk, what)
+                await _change_snapshots(node, model, what)
             flushed[-1].data[touched != model.data] = -1
             if what == "change":
                 await backend.flush()
@@ -108,12 +112,10 @@ async def _record(before: bytes, disk: bytes, rng: random.Random, snapshot: bool
         if rng.random() < 0.5:
             await backend.flush()
             flushed.append(_Flushed(len(file.log), model.data.copy()))
-    await backend.detach()
-    await graph.close()
-    return _Recorded(file.log, flushed, snapshots)
+    return flushed, snapshots
 
 
-def _verify(path: Path, directory: Path, expected: NDArray[np.int16], *, repair: bool) -> None:
+def verify(path: Path, directory: Path, expected: NDArray[np.int16], *, repair: bool) -> None:
     done = subprocess.run(
         ["qemu-img", "check", "-f", "qcow2", *(["-r", "all"] if repair else []), str(path)],
         capture_output=True,
@@ -144,4 +146,52 @@ def test_a_crash_at_any_point_costs_nothing(tmp_path: Path, form: str, snapshot:
         path.write_bytes(crash(before, recorded.log[:cut], rng))
         known = [each for each in recorded.flushed if each.position <= cut][-1]
         repair = "lazy" in form or any(cut in part for part in recorded.snapshots)
-        _verify(path, tmp_path, known.data, repair=repair)
+        verify(path, tmp_path, known.data, repair=repair)
+
+
+STREAM_SIZE = 8 << 20
+#: How long the stream gets, in steps; from 4 MiB on it is given clusters in advance.
+STREAM_STEP = 192 << 10
+STREAM_STOP = 31 * STREAM_STEP
+_STREAM_FORMS = ["cluster_size=64k", "cluster_size=4k,lazy_refcounts=on"]
+
+
+async def _record_stream(before: bytes, rng: random.Random) -> tuple[_Recorded, bool]:
+    """Write one cluster behind the other; tell also whether some were there before their turn."""
+    file = RecordingNode(before)
+    model = Model(bytes(STREAM_SIZE))
+    flushed, ahead = [_Flushed(0, model.data.copy())], False
+    async with opened_on(file) as (node, backend):
+        await write(backend, STREAM_SIZE - 512, b"x" * 512)  # looks for free clusters
+        model.fill(STREAM_SIZE - 512, 512, ord("x"))
+        flushed[-1].data[STREAM_SIZE - 512 :] = -1
+        for start in range(0, STREAM_STOP, STREAM_STEP):
+            byte = start // STREAM_STEP + 1
+            places = range(start, start + STREAM_STEP, STREAM_STEP // 3)
+            data = bytes([byte]) * (STREAM_STEP // 3)
+            await asyncio.gather(*(write(backend, place, data) for place in places))
+            model.fill(start, STREAM_STEP, byte)
+            flushed[-1].data[start : start + STREAM_STEP] = -1
+            if rng.random() < 0.3:
+                await backend.flush()
+                flushed.append(_Flushed(len(file.log), model.data.copy()))
+            extent = await node.block_status(start + STREAM_STEP, 1)
+            ahead |= bool(extent.status & BlockStatus.ALLOCATED)
+    return _Recorded(file.log, flushed, []), ahead
+
+
+@pytest.mark.parametrize("form", _STREAM_FORMS)
+def test_a_crash_in_a_stream_costs_nothing(tmp_path: Path, form: str) -> None:
+    """The log is cut at every point: what is there in advance reads as zeroes, or is not there."""
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", form, path, STREAM_SIZE)
+    before, rng = path.read_bytes(), random.Random(form)
+    recorded, ahead = run(_record_stream(before, rng))
+    assert ahead
+    cuts = list(range(len(recorded.log) + 1))
+    # Just before a flush most can be there in part.
+    cuts += 4 * [cut for cut, change in enumerate(recorded.log) if change is None]
+    for cut in cuts:
+        path.write_bytes(crash(before, recorded.log[:cut], rng))
+        known = [each for each in recorded.flushed if each.position <= cut][-1]
+        verify(path, tmp_path, known.data, repair="lazy" in form)

@@ -82,6 +82,7 @@ class Model:
 
     def __init__(self, data: bytes) -> None:
         self.data: NDArray[np.int16] = np.frombuffer(data, np.uint8).astype(np.int16)
+        self.first = self.data.copy()
 
     def matches(self, offset: int, data: bytes) -> bool:
         known = self.data[offset : offset + len(data)]
