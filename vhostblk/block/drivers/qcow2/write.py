@@ -287,12 +287,24 @@ class Writer:
         failures = await gather([self._transfer(each) for each in transfers])
         image.commit.unsynced = True
         for transfer, failure in zip(transfers, failures, strict=True):
-            for plan in transfer.plans if failure is not None else ():
-                plan.error = plan.error or failure
+            if failure is not None:
+                await self._tell(transfer, failure)
         for plan in plans:
             if plan.error is not None:
                 await self._undo(plan)
         self._link([plan for plan in plans if plan.error is None and plan.needed])
+
+    async def _tell(self, transfer: _Transfer, failure: BaseException) -> None:
+        """Note what a transfer has failed with. Data of several plans is tried one by one."""
+        failures: Failures = [failure] * len(transfer.plans)
+        if transfer.iovs is not None and len(transfer.iovs) > 1:
+            host, writes = transfer.host, []
+            for iov in transfer.iovs:
+                writes.append(self._image.data.pwritev(host, iov))
+                host += iov.nbytes
+            failures = await gather(writes)
+        for plan, error in zip(transfer.plans, failures, strict=True):
+            plan.error = plan.error or error
 
     async def _undo(self, plan: _Plan) -> None:
         """Give back a host cluster that nothing refers to yet."""

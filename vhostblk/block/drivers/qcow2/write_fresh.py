@@ -11,21 +11,23 @@ waited go along. Streams are given clusters in advance (see `ahead`).
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, TypeAlias
 
-from vhostblk.block.completion import Together
+from vhostblk.block.completion import Together, gather
 from vhostblk.block.drivers.qcow2.layout import COPIED
 from vhostblk.block.iovec import IoVec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.scratch import Scratch
     from vhostblk.block.drivers.qcow2.tables import L2Slice
     from vhostblk.block.drivers.qcow2.write import Request
     from vhostblk.block.edge import Edge
+    from vhostblk.block.node import Failures
 
 
 class _Cluster:
@@ -237,12 +239,17 @@ async def _copy(
             for start, iov, _ in each.parts:
                 iov.copy_out(address + size * index + start)
         if not any(failures):
-            writes.start(some[0].host, window, some)
+            writes.start(some[0].host, window, partial(_pieces, some, window))
             continue
-        for index, each in enumerate(some):
-            each.error = failures[index]
-            if each.error is None:
-                writes.start(each.host, window.segment(index), (each,))
+        for piece, each, failure in zip(_pieces(some, window), some, failures, strict=True):
+            each.error = failure
+            if failure is None:
+                writes.start(each.host, piece[1], [piece].copy)
+
+
+def _pieces(clusters: Sequence[_Cluster], window: IoVec) -> list[_Piece]:
+    """Return what a run of clusters is made of; each is a segment."""
+    return [(each.host, window.segment(index), (each,)) for index, each in enumerate(clusters)]
 
 
 def _runs(clusters: Sequence[_Cluster], size: int) -> list[tuple[int, int]]:
@@ -277,11 +284,12 @@ class _Writes:
     def __init__(self, image: Image) -> None:
         self._image = image
         self._together = Together()
-        self._owners: list[Owners] = []
+        #: What returns the pieces of each run.
+        self._runs: list[Callable[[], list[_Piece]]] = []
 
-    def start(self, host: int, iov: IoVec, owners: Owners) -> None:
-        """Start to write a run."""
-        self._owners.append(owners)
+    def start(self, host: int, iov: IoVec, run: Callable[[], list[_Piece]]) -> None:
+        """Start to write a run; `run` returns what it is made of."""
+        self._runs.append(run)
         self._together.start(self._image.data.pwritev(host, iov))
 
     def start_all(self, pieces: list[_Piece]) -> None:
@@ -295,20 +303,26 @@ class _Writes:
                 runs.append([piece])
             end = piece[0] + piece[1].nbytes
         for run in runs:
-            if len(run) == 1:
-                self.start(*run[0])
-            else:
-                whole = IoVec.concat([iov for _, iov, _ in run])
-                self.start(run[0][0], whole, [each for _, _, owners in run for each in owners])
+            whole = run[0][1] if len(run) == 1 else IoVec.concat([iov for _, iov, _ in run])
+            self.start(run[0][0], whole, run.copy)
 
     async def finish(self) -> None:
         """Wait for all; whose they are hears of errors."""
         failures = await self._together.ended()
         if failures:
             self._image.commit.unsynced = True
-        for owners, failure in zip(self._owners, failures, strict=True):
-            for owner in owners if failure is not None else ():
-                owner.error = failure
+        for run, failure in zip(self._runs, failures, strict=True):
+            if failure is not None:
+                await self._tell(run(), failure)
+
+    async def _tell(self, run: list[_Piece], failure: BaseException) -> None:
+        """Note what a run has failed with. Pieces of several are tried one by one before."""
+        failures: Failures = [failure]
+        if len(run) > 1:
+            failures = await gather([self._image.data.pwritev(at, iov) for at, iov, _ in run])
+        for (_, _, owners), error in zip(run, failures, strict=True):
+            for owner in owners if error is not None else ():
+                owner.error = error
 
 
 async def _link(image: Image, clusters: Sequence[_Cluster]) -> None:
