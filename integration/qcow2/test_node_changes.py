@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import random
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 
@@ -12,6 +15,7 @@ from integration.qcow2.test_write import SIZE, Model, perform
 from integration.qcow2.tools import check, content, opened, qemu_img, qemu_io, read, run, write
 from tests.block.support import RW, options
 from vhostblk.block.backend import BlockBackend
+from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
 from vhostblk.block.permissions import Perm
 
@@ -122,3 +126,68 @@ def test_an_image_that_others_had_meanwhile_is_read_anew(tmp_path: Path) -> None
     assert content(path, tmp_path / "raw")[59_999:60_002] == b"bcc"
     qemu_img("snapshot", "-a", "s", path)
     assert content(path, tmp_path / "raw")[59_999:60_002] == b"bbb"
+
+
+@pytest.mark.parametrize("change", ["set-active", "reopen"])
+def test_users_learn_of_the_size_that_others_gave_an_image(tmp_path: Path, change: str) -> None:
+    """The file is as long as before, so that nobody learns of it from there."""
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+    told: list[int] = []
+
+    async def main() -> None:
+        graph = Graph()
+        first = {"read_only": True} if change == "reopen" else {}
+        node = await graph.add(options(**_members(path, **first)))
+        user = BlockBackend("user", Perm.CONSISTENT_READ)
+        user.attach(graph, node)
+        user.on_resize(lambda: told.append(user.size))
+        if change == "set-active":
+            await graph.set_active("disk", active=False)
+        qemu_img("resize", "-q", "--image-opts", _shared(path), 2 * SIZE + 1024)
+        if change == "set-active":
+            await graph.set_active("disk", active=True)
+        else:
+            await graph.reopen([options(**_members(path))])
+        assert await read(user, 2 * SIZE + 1023, 1) == b"\0"
+        await user.detach()
+        await graph.close()
+
+    run(main())
+    assert told == [2 * SIZE + 1024]
+
+
+def test_an_image_that_is_not_handed_over_after_all_goes_on_recording(tmp_path: Path) -> None:
+    """Another one can't be, so none is: bitmaps in the file are out of date again."""
+    paths = [tmp_path / name for name in ("disk", "other")]
+
+    async def main() -> None:
+        graph = Graph()
+        for path in paths:
+            qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+            qemu_img("bitmap", "--add", path, "b")
+            await graph.add(options(**{**_members(path), "node_name": path.name}))
+
+        async def fail() -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        other = graph.find("other")
+        with mock.patch.object(other, "give_up_writing", fail):
+            with pytest.raises(BlockError, match=r"^Failed to inactivate all nodes: Input/output"):
+                await graph.set_active(None, active=False)
+        await _write_by(graph, 0, b"a")
+        (bitmap,) = graph.find("disk").bitmaps
+        assert bitmap.is_dirty(0)
+        info = json.loads(qemu_img("info", "-U", "--output=json", paths[0]))
+        (stored,) = info["format-specific"]["data"]["bitmaps"]
+        assert "in-use" in stored["flags"]
+        await graph.close()
+
+    run(main())
+    for path in paths:
+        check(path)
+
+
+def _shared(path: Path) -> str:
+    """Name an image that others have locked."""
+    return f"driver=qcow2,file.driver=file,file.locking=off,file.filename={path}"

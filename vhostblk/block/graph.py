@@ -236,13 +236,8 @@ class Graph:
             await _flush(nodes, "Error flushing drive: ")
             opening = [change.node for change in changes if change.opens_for_writing]
             closing = [change.node for change in changes if change.options.read_only]
-            try:
-                await _give_up_writing(closing, "")
+            async with _writing_given_up(closing, ""):
                 replaced = reopen.execute(self, changes)
-            except BaseException:
-                for node in closing:
-                    await node.resume_writing()
-                raise
             for node in replaced:
                 await self._close_unused(node)
             for node in reversed(opening):
@@ -336,8 +331,10 @@ class Graph:
             async with self.drained(chosen):
                 await _flush(with_descendants(chosen), prefix)
                 try:
-                    await _give_up_writing(activation.to_inactivate(chosen), prefix)
-                    activation.inactivate(activation.to_inactivate(chosen))
+                    nodes = activation.to_inactivate(chosen)
+                    async with _writing_given_up(nodes, prefix):
+                        # Users may have come meanwhile.
+                        activation.inactivate(activation.to_inactivate(chosen))
                 except activation.InactivationError as error:
                     raise BlockError(f"{prefix}{error}") from error
 
@@ -481,10 +478,20 @@ async def _flush(nodes: Iterable[BlockNode], prefix: str) -> None:
         raise BlockError(f"{prefix}{error.strerror}") from error
 
 
-async def _give_up_writing(nodes: Iterable[BlockNode], prefix: str) -> None:
-    """Have nodes put their images in order; raises BlockError."""
+@asynccontextmanager
+async def _writing_given_up(nodes: list[BlockNode], prefix: str) -> AsyncIterator[None]:
+    """Have nodes put their images in order; where that, or the block, fails, they write on.
+
+    Raises BlockError.
+    """
     try:
+        try:
+            for node in nodes:
+                await node.give_up_writing()
+        except OSError as error:
+            raise BlockError(f"{prefix}{error.strerror}") from error
+        yield
+    except BaseException:
         for node in nodes:
-            await node.give_up_writing()
-    except OSError as error:
-        raise BlockError(f"{prefix}{error.strerror}") from error
+            await node.resume_writing()
+        raise

@@ -19,6 +19,7 @@ from vhostblk.block.drivers.qcow2.backing import DATA_FILE, open_backing, open_d
 from vhostblk.block.drivers.qcow2.layout import Incompatible
 from vhostblk.block.drivers.qcow2.opening import read_header, read_top_tables
 from vhostblk.block.drivers.qcow2.options import settle
+from vhostblk.block.edge import notify_resize
 from vhostblk.block.errors import BlockError
 from vhostblk.block.node import BlockLimits, BlockNode, WriteFlags
 from vhostblk.schema.base import UNSET
@@ -237,9 +238,9 @@ class Lifecycle(BlockNode):
         try:
             async with image.lock:
                 await image.bitmaps.mark_in_use()
-        except OSError as error:
+        except (OSError, BlockError) as error:
             image.unusable = True  # or the bitmaps would come to lack what is written
-            logger.error("%s: bitmaps can't be used: %s", self.filename, error.strerror)
+            logger.error("%s: bitmaps can't be used: %s", self.filename, error)
             return
         self._lock_bitmaps(locked=False)
 
@@ -278,7 +279,7 @@ class Lifecycle(BlockNode):
             raise BlockError(f"qcow2: encrypted images are not supported ('{self.filename}')")
         if self._is_loaded:
             await self._image.settled()
-        former = self._header, self._settings
+        former, size = (self._header, self._settings), self.size
         try:
             self._header, self._settings = parsed, settle(self.options, parsed)
             await self._load_image()
@@ -286,6 +287,8 @@ class Lifecycle(BlockNode):
             self._header, self._settings = former
             self._image.unusable = True
             raise
+        if self.size != size:
+            notify_resize(self)
 
     # Reopening.
 
