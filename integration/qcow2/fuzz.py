@@ -88,7 +88,8 @@ def try_image(path: Path, data: bytes, rng: random.Random, perm: Perm) -> None:
     """Open a hostile image and use it; raises AssertionError, TimeoutError or what went wrong."""
     path.write_bytes(data)
     run(asyncio.wait_for(_requests(path, rng, perm), PATIENCE))
-    assert path.stat().st_size < 1 << 34
+    # A table may be said to be anywhere, so the file may come to have a long hole.
+    assert path.stat().st_blocks * 512 < 1 << 26
 
 
 def main(seconds: float) -> None:

@@ -119,9 +119,8 @@ async def _give_up_rest(image: Image, size: int) -> None:
     geometry, tables = image.geometry, image.tables
     first = geometry.clusters(size)
     last = geometry.clusters(image.size)
-    for index in range(first >> geometry.l2_bits, len(tables.l1)):
-        if not int(tables.l1[index]) & OFFSET_MASK:
-            continue
+    start = first >> geometry.l2_bits
+    for index in (start + np.flatnonzero(tables.l1[start:] & np.uint64(OFFSET_MASK))).tolist():
         low = max(first, index << geometry.l2_bits)
         high = min((index + 1) << geometry.l2_bits, max(last, low))
         await image.zeroer.forget(low, high)
