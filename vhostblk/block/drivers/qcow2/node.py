@@ -190,13 +190,18 @@ class Qcow2Node(Lifecycle):
         await self._zero_bytes(high, stop)
 
     async def _zero_bytes(self, start: int, stop: int) -> None:
-        """Write zeroes to a part of a cluster, unless there is nothing else."""
+        """Write zeroes to parts of subclusters, or make all of those that have nothing else so."""
         from vhostblk.block.iovec import IoVec  # brings numpy
 
-        if start < stop and not await self._image.zeroer.reads_zero(start, stop - start):
-            step = 1 << 20
-            for low in range(start, stop, step):
-                await self.pwritev(low, IoVec.allocate(min(step, stop - low)))
+        image, unit, step = self._image, self._image.geometry.subcluster_size, 1 << 20
+        while start < stop:
+            end = min(stop, (start // unit + 1) * unit)
+            async with image.lock:
+                done = await image.zeroer.zero_around(start)
+                await image.relieve()
+            for low in range(start, end, step) if not done else ():
+                await self.pwritev(low, IoVec.allocate(min(step, end - low)))
+            start = end
 
     async def pdiscard(self, offset: int, length: int) -> None:
         image = self._image
@@ -350,7 +355,8 @@ class Qcow2Node(Lifecycle):
         border = min(
             -(-old_size // image.geometry.cluster_size) * image.geometry.cluster_size, size
         )
-        await self._zero_bytes(old_size, border)
+        if old_size < border and not await image.zeroer.reads_zero(old_size, border - old_size):
+            await self._zero_bytes(old_size, border)
 
     def extent_map(self) -> ExtentMap | None:
         return self._image.publisher.extent_map()

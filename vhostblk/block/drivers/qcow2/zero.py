@@ -171,12 +171,29 @@ class Zeroer:
         found.touch(index, index + 1)
         image.publisher.update(found, index, index + 1)
 
+    async def zero_around(self, offset: int) -> bool:
+        """Have the subcluster of a byte say that it reads as zeroes; False: it does not, so far.
+
+        It is no more left to what may lie below one day.
+        """
+        image = self._image
+        unit = image.geometry.subcluster_size
+        start = offset // unit * unit
+        length = min(unit, image.size - start)
+        if not await self.reads_zero(start, length):
+            return False
+        if image.geometry.version >= 3:
+            await self.zero(start, length, unmap=False)
+        return True
+
     async def reads_zero(self, offset: int, length: int) -> bool:
         """Tell whether a range has nothing but zeroes already, by the tables."""
         image = self._image
         for piece in await image.reader.pieces(offset, length):
-            if piece.kind is Kind.ZERO:
-                continue
-            if piece.kind is not Kind.UNALLOCATED or image.backing is not None:
+            if piece.kind is Kind.UNALLOCATED:
+                below = image.backing
+                if below is not None and not below.known_zero(piece.offset, piece.length):
+                    return False
+            elif piece.kind is not Kind.ZERO:
                 return False
         return True
