@@ -25,6 +25,13 @@ SIZE = 1 << 20
 BLOCK = 4096
 
 
+async def export_disk(daemon: Daemon, directory: Path) -> None:
+    """Export the node "disk" as "e", on the socket `e.sock`."""
+    addr = {"type": "unix", "path": str(directory / "e.sock")}
+    members = {"type": "vhost-user-blk", "id": "e", "node-name": "disk", "addr": addr}
+    await daemon.add_export({**members, "writable": True})
+
+
 @contextmanager
 def serving(daemon: Daemon, loop: LoopThread, socket: Path) -> Iterator[BlkDriver]:
     """Run a daemon on `loop` and a front-end on one of its sockets."""

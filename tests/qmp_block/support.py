@@ -3,21 +3,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import re
+import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import pytest
 
+from tests.qmp_exports.daemons import QEMU_10
 from vhostblk.daemon import Daemon
 from vhostblk.errors import VhostblkError
 from vhostblk.qmp.registry import COMMANDS
 from vhostblk.schema.convert import from_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from tests.qmp_exports.daemons import Program
     from vhostblk.events import Event
@@ -93,3 +98,22 @@ def theirs(program: Program, calls: Sequence[Call]) -> list[Any]:
 def normalized(value: Any) -> Any:
     """Take out names that were made up."""
     return json.loads(re.sub(r"#block\d+", "#block", json.dumps(value)))
+
+
+def check_answers(
+    directory: Path, script: Callable[[Path], list[Call]], reduced: Callable[[Any], Any]
+) -> None:
+    """Have both daemons answer alike, as far as `reduced` leaves it of an answer.
+
+    `script` makes images in a directory, and returns the calls that use them.
+    """
+    if not QEMU_10.available or shutil.which("qemu-img") is None:
+        pytest.skip(f"{QEMU_10.name} or qemu-img is not installed")
+    mine, qemus = directory / "mine", directory / "qemu"
+    mine.mkdir()
+    qemus.mkdir()
+    calls = script(mine)
+    expected = theirs(QEMU_10, script(qemus))
+    for call, answer, other in zip(calls, asyncio.run(ours(calls)), expected, strict=True):
+        text = json.dumps(reduced(other)).replace(str(qemus), str(mine))
+        assert json.loads(json.dumps(reduced(answer))) == json.loads(text), call

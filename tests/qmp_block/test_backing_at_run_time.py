@@ -4,17 +4,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from tests.block.support import RW, read_bytes, write_bytes
-from tests.qmp_block.support import Call, execute, ours, theirs
+from tests.qmp_block.support import Call, check_answers, execute
 from tests.qmp_block.test_overlay import add
-from tests.qmp_exports.daemons import QEMU_10
 from vhostblk.block.backend import BlockBackend
 from vhostblk.daemon import Daemon
 
@@ -122,16 +117,7 @@ def reduced(answer: Any) -> Any:
 
 
 def test_answers_are_those_of_qemu(tmp_path: Path) -> None:
-    if not QEMU_10.available or shutil.which("qemu-img") is None:
-        pytest.skip(f"{QEMU_10.name} or qemu-img is not installed")
-    mine, qemus = tmp_path / "mine", tmp_path / "qemu"
-    mine.mkdir()
-    qemus.mkdir()
-    calls = script(mine)
-    expected = theirs(QEMU_10, script(qemus))
-    for call, answer, other in zip(calls, asyncio.run(ours(calls)), expected, strict=True):
-        text = json.dumps(reduced(other)).replace(str(qemus), str(mine))
-        assert json.loads(json.dumps(reduced(answer))) == json.loads(text), call
+    check_answers(tmp_path, script, reduced)
 
 
 def test_what_is_read_changes_with_the_backing_image(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.block.support import RW, write_bytes
 from tests.frontend.loop_thread import loop
 from tests.qmp_block.jobs import create
-from tests.qmp_block.load import SIZE, serving, verify_under_changes
+from tests.qmp_block.load import SIZE, export_disk, serving, verify_under_changes
 from tests.qmp_block.support import execute
 from tests.virtio_blk.lanes import lane
 from vhostblk.block.actions import perform
@@ -92,9 +92,7 @@ def test_snapshots_under_load(tmp_path: Path, loop: LoopThread) -> None:
 
     async def start() -> None:
         await add(daemon, tmp_path / "disk")
-        addr = {"type": "unix", "path": str(tmp_path / "e.sock")}
-        members = {"type": "vhost-user-blk", "id": "e", "node-name": "disk", "addr": addr}
-        await daemon.add_export({**members, "writable": True})
+        await export_disk(daemon, tmp_path)
 
     loop.run(start())
     with serving(daemon, loop, tmp_path / "e.sock") as driver:

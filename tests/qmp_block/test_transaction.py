@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +11,9 @@ import pytest
 
 from tests.block.support import RW, read_bytes, write_bytes
 from tests.frontend.loop_thread import loop
-from tests.qmp_block.load import serving, verify_under_changes
-from tests.qmp_block.support import Call, execute, ours, theirs
+from tests.qmp_block.load import export_disk, serving, verify_under_changes
+from tests.qmp_block.support import Call, check_answers, execute
 from tests.qmp_block.test_overlay import add
-from tests.qmp_exports.daemons import QEMU_10
 from tests.virtio_blk.lanes import lane
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.permissions import Perm
@@ -164,16 +161,7 @@ def reduced(answer: Any) -> Any:
 
 
 def test_answers_are_those_of_qemu(tmp_path: Path) -> None:
-    if not QEMU_10.available or shutil.which("qemu-img") is None:
-        pytest.skip(f"{QEMU_10.name} or qemu-img is not installed")
-    mine, qemus = tmp_path / "mine", tmp_path / "qemu"
-    mine.mkdir()
-    qemus.mkdir()
-    calls = script(mine)
-    expected = theirs(QEMU_10, script(qemus))
-    for call, answer, other in zip(calls, asyncio.run(ours(calls)), expected, strict=True):
-        text = json.dumps(reduced(other)).replace(str(qemus), str(mine))
-        assert json.loads(json.dumps(reduced(answer))) == json.loads(text), call
+    check_answers(tmp_path, script, reduced)
 
 
 async def answer(daemon: Daemon, call: Call) -> Any:
@@ -312,9 +300,7 @@ def test_a_guest_sees_nothing_of_transactions(tmp_path: Path, loop: LoopThread) 
 
     async def start() -> None:
         await add(daemon, tmp_path / "disk")
-        addr = {"type": "unix", "path": str(tmp_path / "e.sock")}
-        members = {"type": "vhost-user-blk", "id": "e", "node-name": "disk", "addr": addr}
-        await daemon.add_export({**members, "writable": True})
+        await export_disk(daemon, tmp_path)
 
     loop.run(start())
     with serving(daemon, loop, tmp_path / "e.sock") as driver:
