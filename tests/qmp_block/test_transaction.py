@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,12 @@ def sync(node: str, overlay: str, directory: Path) -> tuple[str, dict[str, Any]]
     return "blockdev-snapshot-sync", {**data, "snapshot-node-name": overlay}
 
 
+def json_sync(node: str, overlay: str, path: str, **members: Any) -> tuple[str, dict[str, Any]]:
+    tree = {"driver": "qcow2", "file": {"driver": "file", "filename": path}}
+    data = {"node-name": node, "snapshot-file": f"json:{json.dumps(tree)}"}
+    return "blockdev-snapshot-sync", {**data, "snapshot-node-name": overlay, **members}
+
+
 def snapshot(node: str, overlay: str) -> tuple[str, dict[str, Any]]:
     return "blockdev-snapshot", {"node": node, "overlay": overlay}
 
@@ -63,10 +70,12 @@ ABORT: tuple[str, dict[str, Any]] = ("abort", {})
 
 def script(directory: Path) -> list[Call]:
     """Make images, and return calls that use them."""
-    for name in ("d0", "d1", "loose"):
+    for name in ("d0", "d1", "loose", "fixed", "spare"):
         path = directory / name
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "1M"], check=True)
     grouped = {"completion-mode": "grouped"}
+    file = {"driver": "file", "filename": f"{directory}/fixed"}
+    fixed = {"driver": "qcow2", "node-name": "fixed", "file": file}
     return [
         ("blockdev-add", {"driver": "null-co", "node-name": "n", "size": 1 << 20}),
         *(
@@ -139,6 +148,14 @@ def script(directory: Path) -> list[Call]:
         NODES,
         do(snapshot("d1", "loose"), bitmap("add", "new", "loose"), internal("loose", "inside")),
         do(internal("d1", "below")),
+        NODES,
+        ("blockdev-add", {**fixed, "read-only": True}),
+        do(sync("fixed", "o2", directory), internal("o2", "s")),
+        do(sync("fixed", "o2", directory), bitmap("add", "b", "o2")),
+        *(
+            do(json_sync("fixed", "o3", f"{directory}/spare", mode=mode))
+            for mode in ("absolute-paths", "existing")
+        ),
         NODES,
     ]
 

@@ -20,7 +20,7 @@ from vhostblk.block.allocation import links, next_image
 from vhostblk.block.create import create_image
 from vhostblk.block.describe import image_name
 from vhostblk.block.drain import users_of, with_descendants
-from vhostblk.block.drivers.qcow2.backing import full_name
+from vhostblk.block.drivers.qcow2.backing import described, full_name
 from vhostblk.block.edge import Edge, flush_node
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import check_not_backing
@@ -216,14 +216,19 @@ class NewOverlayAction:
     async def _prepare(self) -> None:
         graph, base, path = self._graph, self._base, full_name(self._filename, "")
         if self._create:
+            if path.startswith("json:"):
+                raise BlockError("Unknown protocol 'json'")
             _check_creatable(self._driver)
             if not await asyncio.to_thread(os.path.lexists, path):
                 self._new_file = Path(path)
             await _create(graph, path, base.size)
-        definition = _definition(base, path, self._driver, self._node_name)
+        # Naming its backing file is a write.
+        read_only = base.read_only and not self._create
+        definition = _definition(base, path, self._driver, self._node_name, read_only=read_only)
         overlay = await self._holding.enter_async_context(graph.borrowed(definition))
         if self._create:
             await _name_backing_file(overlay, base)
+            await graph.make_read_only(overlay, read_only=base.read_only)
         self._append = OverlayAction(graph, base, overlay)
         await self._append.prepare()
 
@@ -280,14 +285,14 @@ async def _name_backing_file(overlay: BlockNode, base: BlockNode) -> None:
         ) from error
 
 
-def _definition(base: BlockNode, path: str, driver: str, node_name: str) -> Any:
+def _definition(base: BlockNode, path: str, driver: str, node_name: str, *, read_only: bool) -> Any:
     """Return the options of an overlay that treats storage as the node below does."""
-    options = base.options
+    options, named = base.options, described(path)
     tree: dict[str, Any] = {
+        **(named if path.startswith("json:") else {"file": named}),
         "driver": driver,
         "node-name": node_name,
-        "file": {"driver": "file", "filename": path},
-        "read-only": base.read_only,
+        "read-only": read_only,
         "discard": options.discard.value,
         "cache": {"direct": options.cache.direct, "no-flush": options.cache.no_flush},
     }
