@@ -45,7 +45,7 @@ def nobody(_path: str) -> Iterator[None]:
 
 
 def spinning(_path: str) -> Iterator[None]:
-    """Use a processor, and leave the daemon alone: what the others are measured against."""
+    """Use a processor, and leave the daemon alone."""
     while True:
         yield
 
@@ -54,7 +54,7 @@ def honest(path: str) -> Iterator[None]:
     """Ask for as much as can be had at depth 32."""
     with FrontEnd(path, Geometry(depth=32)) as front:
         while True:
-            run(front, Workload(seconds=0.1, wait_for_calls=True))
+            run(front, Workload(seconds=0.1))
             yield
 
 
@@ -180,6 +180,7 @@ def _part(front: FrontEnd, offset: int, size: int) -> Any:
 
 def main() -> None:
     """Misbehave."""
+    os.nice(19)
     name, path = sys.argv[1:]
     for number, _ in enumerate(PEERS[name](path)):
         if number == 0:

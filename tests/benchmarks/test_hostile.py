@@ -16,7 +16,6 @@ def test_a_table_of_what_misbehaves(capsys: pytest.CaptureFixture[str]) -> None:
     assert hostile.main([*arguments, "--peer", "junk", "--peer", "truncating"]) == 0
     rows = capsys.readouterr().out.splitlines()[2:]
     assert [row.split()[:2] for row in rows] == [
-        ["python", "spinning"],
         ["python", "junk"],
         ["python", "truncating"],
     ]
