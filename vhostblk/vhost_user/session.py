@@ -21,6 +21,8 @@ Semantics where the specification leaves a choice, made as libvhost-user and QEM
 - What a vring's size and base may be depends on whether rings are packed. That is looked at when
   they are set, and once more when the vring starts: features may have changed.
 - VERSION_1 is demanded when a vring starts and not before: crosvm first acknowledges bit 30 alone.
+- Features that won't do leave FEATURES_OK clear. QEMU doesn't look, nor pass it on to its guest,
+  and starts the vrings; what becomes of requests then is the back-end's to say (`Backend.refusal`).
 
 A message that fails changes nothing. The front-end is told so where it asked for a reply, and is
 disconnected otherwise. Exceptions: a few messages have replies that tell of failure (GET_CONFIG has
