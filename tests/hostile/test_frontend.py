@@ -17,8 +17,11 @@ from tests.frontend.memory import Memory
 from tests.frontend.scene import Scene
 from vhostblk.vhost_user.backend import InflightDescription, RegionDescription
 from vhostblk.vhost_user.layout import (
+    F_LOG_ALL,
+    F_PROTOCOL_FEATURES,
     FLAG_REPLY,
     HEADER,
+    LOG,
     MAX_PAYLOAD,
     U64,
     VERSION,
@@ -198,6 +201,15 @@ def test_5_records_that_are_too_small_corrupt_or_of_another_version(scene: Scene
             with pytest.raises(FrontendError):
                 driver.rings[0].attach(driver.connection, 0)
         driver.read(0, 512, queue=1)
+
+
+@pytest.mark.parametrize("size", [0, 8, (1 << 64) - 1])
+def test_5_a_dirty_log_that_is_too_small(scene: Scene, size: int) -> None:
+    """Or that the file doesn't have; migration can't go on, so the session ends."""
+    with scene.driver() as driver, memfd(4096) as fd:
+        driver.connection.set_features(driver.features | F_PROTOCOL_FEATURES | F_LOG_ALL)
+        driver.connection.send(Request.SET_LOG_BASE, LOG.pack(size, 0), [fd])
+        driver.connection.wait_closed()
 
 
 def test_7_event_descriptors_of_kinds_that_could_block_or_grow(

@@ -6,13 +6,16 @@ from __future__ import annotations
 import os
 import select
 import struct
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.cli.process import wait_until
 from tests.frontend.blk import PACKED_FEATURES
 from tests.frontend.connection import make_eventfd
 from tests.frontend.packed import PackedDriverRing
+from tests.frontend.ring import Segment
 from tests.hostile.test_guest import (
     ADJACENT,
     BAD,
@@ -26,7 +29,14 @@ from tests.hostile.test_guest import (
     guest,
 )
 from tests.virtio_blk.support import header
-from vhostblk.virtqueue.layout import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE
+from vhostblk.virtqueue.layout import (
+    DESC_F_INDIRECT,
+    DESC_F_NEXT,
+    DESC_F_WRITE,
+    PACKED_DESC,
+    PACKED_F_AVAIL,
+    PACKED_F_USED,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,6 +92,26 @@ def test_1_7_rings_that_can_not_be_are_broken_alone(
         assert g.driver.read(0, 4096, queue=1) == bytes(4096)
 
 
+def test_7_an_id_made_available_twice_breaks_its_ring_alone(scene: Scene) -> None:
+    """Unless it was used in between, then it is served twice: the engine is that fast."""
+    with guest(scene, features=PACKED_FEATURES) as g:
+        error = make_eventfd()
+        g.driver.connection.set_vring_err(0, error)
+        ring = ring_of(g)
+        for _ in range(2):
+            ring.put(3, [(g.put(header(FLUSH)), 16, 0), (g.status_addr, 1, _WRITE)])
+        ring.kick(force=True)
+        used = PACKED_F_AVAIL | PACKED_F_USED
+        wait_until(
+            lambda: (
+                bool(select.select([error], [], [], 0)[0])
+                or int(ring.desc["flags"][2]) & used == used
+            )
+        )
+        os.close(error)
+        assert g.driver.read(0, 4096, queue=1) == bytes(4096)
+
+
 def test_2_places_wrap_around(scene: Scene) -> None:
     with guest(scene, features=PACKED_FEATURES, start=250) as g:
         for _ in range(300):
@@ -114,6 +144,46 @@ def test_3_indirect_tables_that_can_not_be(scene: Scene) -> None:
         assert run(g, rows[0], (fine, 32, DESC_F_INDIRECT)) == Answer(0, UNSET)
         assert run(g, (g.status_addr, 1, _WRITE), (fine, 32, DESC_F_INDIRECT)) == Answer(1, BAD)
         g.fine()
+
+
+def test_5_descriptors_headers_and_tables_changed_while_they_are_used(scene: Scene) -> None:
+    """Every request is answered, whichever of the contents it was taken with."""
+    with guest(scene, features=PACKED_FEATURES) as g:
+        stop = threading.Event()
+        head, data = g.put(header(IN)), g.put(bytes(512))
+        good = [(head, 16, 0), (data, 512, _WRITE), (g.status_addr, 1, _WRITE)]
+        where = table(g, *good)
+        rows = g.memory.view(where, 48).view(PACKED_DESC)
+        types = g.memory.view(head, 4).view("<u4")
+
+        def change() -> None:
+            while not stop.is_set():
+                for place, (addr, length, flags) in enumerate(good):
+                    rows[place] = (HOLE, 0xFFFF_FFFF, 9, 0xFFFF)
+                    types[0] = 0x1234
+                    rows[place] = (addr, length, 9, flags)
+                    types[0] = IN
+
+        thread = threading.Thread(target=change)
+        thread.start()
+        try:
+            for _ in range(50):
+                assert run(g, (where, 48, DESC_F_INDIRECT)).length in (0, 1, 513)
+        finally:
+            stop.set()
+            thread.join()
+        g.fine()
+
+
+def test_13_data_over_the_ring(scene: Scene) -> None:
+    """Zeroes are read over the descriptors, which are free again thereby, or not."""
+    with guest(scene, features=PACKED_FEATURES) as g:
+        over = Segment(g.ring.desc_addr, 512, True)
+        g.ring.add([g.header(IN), over, g.status])
+        g.ring.kick(force=True)
+        wait_until(lambda: g.memory.read(g.status_addr, 1)[0] != UNSET)
+        assert g.memory.read(g.status_addr, 1)[0] == FINE
+        assert g.driver.read(0, 4096, queue=1) == bytes(4096)
 
 
 def test_4_6_buffers_that_are_not_there_or_in_the_wrong_order(scene: Scene) -> None:
