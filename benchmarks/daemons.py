@@ -101,8 +101,8 @@ def private_memory(pid: int) -> int:
 
 
 def vhostblk_backend(lane: str | None = None, *, iothread: bool = True) -> Backend:
-    """The project's daemon, from this checkout."""
-    environment = [("PYTHONPATH", str(ROOT))]
+    """The project's daemon, from this checkout, whatever the working directory has."""
+    environment = [("PYTHONPATH", str(ROOT)), ("PYTHONSAFEPATH", "1")]
     if lane is not None:
         environment.append(("VHOSTBLK_LANE", lane))
     name = f"vhostblk:{lane}" if lane else "vhostblk"
