@@ -64,6 +64,8 @@ class Geometry:
     event_idx: bool = True
     indirect: bool = False
     packed: bool = False
+    #: Write a split ring's descriptors for each request, as drivers do; a packed ring's always are.
+    rewrite: bool = False
     #: Have the back-end note requests in flight, for `FrontEnd.reconnect`.
     inflight: bool = False
     queue_size: int = 0
@@ -343,4 +345,5 @@ class FrontEnd:
         queue.event_idx = self.event_idx
         queue.indirect = geometry.indirect
         queue.packed = geometry.packed
+        queue.rewrite = geometry.rewrite and not geometry.packed
         return queue

@@ -60,6 +60,18 @@ class Histogram:
         )
         return total / self.count if self.count else 0.0
 
+    @property
+    def middle_mean(self) -> float:
+        """Mean of the middle half of the values, whatever the outliers are; 0 for none."""
+        first, last = self.count / 4, self.count * 3 / 4
+        total = weight = before = 0.0
+        for bucket, count in enumerate(self.counts):
+            taken = max(min(before + count, last) - max(before, first), 0.0)
+            before += count
+            weight += taken
+            total += taken * (bucket_floor(bucket) + bucket_floor(bucket + 1) - 1) / 2
+        return total / weight if weight else 0.0
+
     def percentile(self, percent: float) -> int:
         """Return the largest value that the bucket of the percentile may hold; 0 for no values."""
         remaining = self.count * percent / 100

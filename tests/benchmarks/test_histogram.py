@@ -57,6 +57,12 @@ def test_a_rare_outlier_shows_in_the_high_percentile_only() -> None:
     assert histogram.percentile(99.95) == pytest.approx(1_000_000, rel=0.04)
 
 
+def test_the_middle_half_has_no_outliers() -> None:
+    assert histogram_of(*[1] * 25, *[20] * 50, *[1_000_000] * 25).middle_mean == 20
+    assert histogram_of(*range(1, 5)).middle_mean == 2.5
+    assert histogram_of(*range(1, 4)).middle_mean == 2
+
+
 def test_no_values_have_percentile_and_mean_zero() -> None:
     assert Histogram().percentile(99) == 0
     assert Histogram().mean == 0

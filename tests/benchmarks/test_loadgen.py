@@ -57,6 +57,17 @@ def test_every_request_is_answered(
         assert front_end.stop() == [500, 500]
 
 
+@pytest.mark.parametrize("indirect", [True, False])
+def test_descriptors_can_be_written_for_each_request(serve: Serve, indirect: bool) -> None:
+    geometry = Geometry(depth=4, indirect=indirect, rewrite=True)
+    with FrontEnd(serve(NULL).sockets[0], geometry) as front_end:
+        run(front_end, Workload(seconds=5, limit=20))
+        (queue,) = front_end.queues
+        table = bytes(16 * geometry.ring_size)
+        front_end.loadgen.ffi.memmove(queue.memory + queue.desc, table, len(table))
+        assert run(front_end, Workload(seconds=5, limit=20)).requests == 20
+
+
 def test_rings_wrap_many_times(serve: Serve) -> None:
     geometry = Geometry(depth=32, queue_size=128)
     with FrontEnd(serve(NULL).sockets[0], geometry) as front_end:

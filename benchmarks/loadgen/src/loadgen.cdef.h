@@ -71,6 +71,7 @@ struct lg_queue {
     bool event_idx;
     bool indirect;
     bool packed;
+    bool rewrite; /* a split ring's descriptors for each request, as drivers do */
     struct lg_workload workload;
     struct lg_ledger *ledger; /* NULL: no verification */
 

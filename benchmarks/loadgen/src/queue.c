@@ -2,7 +2,7 @@
  *
  * A slot is a request's home: a fixed head descriptor, a header, a status byte and a data buffer.
  * Slots are prepared once and reused; a request costs a header and a ring entry. The descriptor
- * chain is rewritten only when the slot's operation changes.
+ * chain is rewritten only when the slot's operation changes, unless that is asked for.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -88,6 +88,18 @@ static void pack(struct desc *table, uint16_t count)
     }
 }
 
+/* Have a split ring's descriptor of a slot point at its table. */
+static void point_at_table(struct lg_queue *queue, uint16_t slot)
+{
+    struct desc *ring = (struct desc *)(queue->memory + queue->desc);
+    const struct desc *table =
+        (const struct desc *)(queue->memory + queue->tables) + slot * chain_length(queue);
+    uint32_t length = (uint32_t)(queue->slot[slot].length * sizeof *table);
+
+    ring[head_of(queue, slot)] =
+        (struct desc){guest_address(queue, table), length, DESC_F_INDIRECT, 0};
+}
+
 /* Write the chain header, data, status for an operation, direct or into the indirect table. With a
  * packed ring it always is a table, which goes into the ring where requests are direct. */
 static void write_chain(struct lg_queue *queue, uint16_t slot, uint8_t operation)
@@ -118,12 +130,10 @@ static void write_chain(struct lg_queue *queue, uint16_t slot, uint8_t operation
     for (uint16_t i = first; i + 1 < at; i++)
         table[i].next = (uint16_t)(i + 1);
     queue->slot[slot].length = (uint16_t)(at - first);
-    if (queue->packed) {
+    if (queue->packed)
         pack(table, at);
-    } else if (queue->indirect) {
-        uint32_t length = (uint32_t)((at - first) * sizeof *table);
-        ring[head] = (struct desc){guest_address(queue, table), length, DESC_F_INDIRECT, 0};
-    }
+    else if (queue->indirect)
+        point_at_table(queue, slot);
 }
 
 int lg_queue_init(struct lg_queue *queue)
@@ -250,9 +260,11 @@ static void prepare(struct lg_queue *queue, uint16_t index, uint8_t operation, u
 
     slot->operation = operation;
     slot->block = block;
-    if (slot->shape != operation) {
+    if (slot->shape != operation || (queue->rewrite && !queue->indirect)) {
         write_chain(queue, index, operation);
         slot->shape = operation;
+    } else if (queue->rewrite) {
+        point_at_table(queue, index);
     }
     control->type = types[operation];
     control->sector = operation == LG_READ || operation == LG_WRITE ? block * sectors : 0;
