@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -35,7 +35,7 @@ ZEROED_BESIDE_DATA = [(128 * 1024, 512), (300 * 1024, 1024), (310 * 1024, 512)]
 
 
 async def _ours(path: Path, *, alone: bool) -> None:
-    members = {"backing": None} if alone else {}
+    members: dict[str, Any] = {"backing": None} if alone else {}
     async with opened(path, **members) as (_, backend):
         for offset, length in WRITTEN:
             await write(backend, offset, b"w" * length)
