@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.schema.common import PreallocMode
 
-#: The file grows by so much at least, and at most: by a hole, which costs a call on a thread.
-MIN_GROWTH, MAX_GROWTH = 16 << 20, 64 << 20
+#: The file grows by so much: by a hole, which costs a call on a thread.
+GROWTH = 64 << 20
 
 
 class Run(NamedTuple):
@@ -234,10 +234,8 @@ class Allocator:
         size = image.file.node.size
         if end <= size:
             return
-        step = min(max(size >> 3, MIN_GROWTH), MAX_GROWTH)
-        wanted = end + step
         try:
-            await image.file.truncate(wanted)
+            await image.file.truncate(end + GROWTH)
             self._grown = True
         except OSError as error:
             if error.errno != errno.ENOTSUP:
