@@ -151,8 +151,8 @@ def test_a_crash_at_any_point_costs_nothing(tmp_path: Path, form: str, snapshot:
 
 STREAM_SIZE = 8 << 20
 #: How long the stream gets, in steps; from 4 MiB on it is given clusters in advance.
-STREAM_STEP = 192 << 10
-STREAM_STOP = 31 * STREAM_STEP
+STREAM_STEP = 384 << 10
+STREAM_STOP = 15 * STREAM_STEP
 _STREAM_FORMS = ["cluster_size=64k", "cluster_size=4k,lazy_refcounts=on"]
 
 
@@ -189,8 +189,8 @@ def test_a_crash_in_a_stream_costs_nothing(tmp_path: Path, form: str) -> None:
     recorded, ahead = run(_record_stream(before, rng))
     assert ahead
     cuts = list(range(len(recorded.log) + 1))
-    # Just before a flush most can be there in part.
-    cuts += 4 * [cut for cut, change in enumerate(recorded.log) if change is None]
+    if "lazy" not in form:  # just before a flush most can be there in part
+        cuts += 4 * [cut for cut, change in enumerate(recorded.log) if change is None]
     for cut in cuts:
         path.write_bytes(crash(before, recorded.log[:cut], rng))
         known = [each for each in recorded.flushed if each.position <= cut][-1]
