@@ -354,8 +354,9 @@ def test_idle_queue_asks_for_kicks(event_idx: bool) -> None:
             for _ in range(3):
                 b.request(FLUSH, kick=False)
                 await b.until(b.ring.wants_notification)
-                assert b.ring.publish()
-                os.eventfd_write(b.ring.kick_fd, 1)
+                # The last kick may wake the iothread only now, which then looks by itself.
+                if b.ring.publish():
+                    os.eventfd_write(b.ring.kick_fd, 1)
                 await b.used()
 
     asyncio.run(run())
