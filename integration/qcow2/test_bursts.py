@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from integration.qcow2.tools import check, content, opened, qemu_img, read, run
+from integration.qcow2.tools import check, content, opened, qemu_img, read, run, write
 from vhostblk.block.completion import gather
 from vhostblk.block.drivers.qcow2.ahead import MIN_STREAM
 from vhostblk.block.iovec import IoVec
@@ -141,6 +142,35 @@ def test_writes_of_nothing_change_nothing(tmp_path: Path) -> None:
     before = path.read_bytes()
     run(main())
     assert path.read_bytes() == before
+
+
+def test_a_mistake_of_ours_leaves_nobody_waiting(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+
+    async def main() -> None:
+        raised: list[object] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: raised.append(context["exception"]))
+        async with opened(path) as (node, backend):
+            image = node._image  # type: ignore[attr-defined]
+            behind: asyncio.Future[asyncio.Task[None]] = loop.create_future()
+
+            async def mistake() -> None:
+                del image.relieve
+                behind.set_result(asyncio.create_task(write(backend, CLUSTER, b"b" * 512)))
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                raise ZeroDivisionError
+
+            image.relieve = mistake
+            await write(backend, 0, b"a" * 512)
+            await (await behind)
+            assert await read(backend, CLUSTER, 512) == b"b" * 512
+        assert [type(each) for each in raised] == [ZeroDivisionError]
+
+    run(main())
+    check(path)
 
 
 def _failing(path: Path, event: str, sector: int) -> dict[str, Any]:

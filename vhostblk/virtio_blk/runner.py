@@ -162,7 +162,7 @@ class RequestRunner:
         if together is None:
             return False
         backend.begin(len(records))
-        drive(self._finish_together(together, records, began), _raise)
+        drive(self._finish_together(together, records, began), self._finished_together)
         return True
 
     async def _finish_together(
@@ -177,6 +177,10 @@ class RequestRunner:
         columns = (records[name].tolist() for name in ("head", "length", "status_addr"))
         for head, length, status_addr, error in zip(*columns, failures, strict=True):
             self._done((head, 0, status_addr, 0), (_OUT, length, began), None, error)
+
+    def _finished_together(self, _result: None, error: BaseException | None) -> None:
+        if error is not None:  # it must not cost others their completions
+            self._log.error("telling the driver failed", exc_info=error)
 
     def _execute(self, kind: int, sector: int, iov: IoVec, outcome: Outcome, began: int) -> None:
         length = iov.nbytes
@@ -274,11 +278,6 @@ def _transpose(outcomes: list[Outcome]) -> Completed:
         np.array(status_addrs, np.uint64),
         np.array(statuses, np.uint8),
     )
-
-
-def _raise(_result: None, error: BaseException | None) -> None:
-    if error is not None:
-        raise error
 
 
 def _publish_nothing(_completed: Completed) -> None:

@@ -135,19 +135,26 @@ class Writer:
         burst = _Burst(len(offsets))
         for number, offset in enumerate(offsets):
             self._pending.append(Request(offset, iovs[number], burst, number))
+        self._begin()
+        return burst.done
+
+    def _begin(self) -> None:
         if not self._running:
             self._running = True
             asyncio.get_running_loop().call_soon(self._start)
-        return burst.done
 
     def _start(self) -> None:
         drive(self._run(), _raise)
 
     async def _run(self) -> None:
-        while self._pending:
-            async with self._image.lock:
-                await self._do(self._take_batch())
-        self._running = False
+        try:
+            while self._pending:
+                async with self._image.lock:
+                    await self._do(self._take_batch())
+        finally:
+            self._running = False
+            if self._pending:  # a mistake of ours must not leave others waiting
+                self._begin()
 
     def _take_batch(self) -> list[Request]:
         taken, touched = 0, 0
