@@ -31,7 +31,13 @@ _CHECK = """
 test -z "$(dpkg --verify $packages)"
 test "$(dpkg-query -W -f '${db:Status-Status}\\n' $packages | sort -u)" = installed
 """
+# A package that was just being unpacked has to be unpacked again, which apt-get leaves to us.
 _RECOVER = f"""
+flags=$(dpkg-query -W -f '${{db:Status-Eflag}} ${{Package}}\\n')
+for package in $(echo "$flags" | sed -n 's/^reinstreq //p')
+do
+    dpkg --force-depends -i /packages/"$package"_*.deb
+done
 dpkg --configure -a || true
 {_APT} -f install
 {_INSTALL}
