@@ -54,9 +54,9 @@ class _Cluster:
 MAX_RUN = 512 << 10
 
 #: Who are to know if something fails.
-Owners: TypeAlias = "Sequence[_Cluster | Request]"
+_Owners: TypeAlias = "Sequence[_Cluster | Request]"
 #: Offset in the file, what is to be there, and whose it is.
-_Piece = tuple[int, IoVec, Owners]
+_Piece = tuple[int, IoVec, _Owners]
 
 
 async def write_fresh(image: Image, batch: Sequence[Request], scratch: Scratch) -> list[Request]:
