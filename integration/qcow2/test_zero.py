@@ -54,8 +54,8 @@ def _qemus(path: Path, *, alone: bool) -> None:
 @pytest.mark.parametrize("backing", ["none", "left out", "zeroes", "data"])
 def test_zeroes_in_parts_of_clusters(tmp_path: Path, form: str, backing: str) -> None:
     """Left out, a backing file would show through what is only not allocated."""
-    if "preallocation" in form and backing == "data":
-        pytest.skip("QEMU copies what lies below to one subcluster more or less")
+    # There QEMU copies what lies below to one subcluster more or less; the content is the same.
+    maps_differ = "preallocation" in form and backing == "data"
     sides = []
     for name in ("ours", "qemus"):
         directory = tmp_path / name
@@ -73,5 +73,5 @@ def test_zeroes_in_parts_of_clusters(tmp_path: Path, form: str, backing: str) ->
         check(path)
         # Of data QEMU also says where the file has a hole.
         kinds = [(data, data or zero, where is None) for data, zero, where in sectors_by_qemu(path)]
-        sides.append((content(path, directory / "raw"), kinds))
+        sides.append((content(path, directory / "raw"), [] if maps_differ else kinds))
     assert sides[0] == sides[1]

@@ -203,15 +203,15 @@ async def _fill(
 ) -> None:
     """Write pieces, and clusters with what lies beneath; whose they are hears of errors."""
     size, backing = image.geometry.cluster_size, image.backing
-    partial, copied = [], []
+    incomplete, copied = [], []
     for cluster in clusters:
         if backing is not None and cluster.parts and not _covers(cluster, size):
-            partial.append(cluster)
+            incomplete.append(cluster)
         else:
             pieces += cluster.pieces()
-    if partial and backing is not None:
-        zero = backing.known_zeroes([cluster.number * size for cluster in partial], size)
-        for cluster, is_zero in zip(partial, zero, strict=True):
+    if incomplete and backing is not None:
+        zero = backing.known_zeroes([cluster.number * size for cluster in incomplete], size)
+        for cluster, is_zero in zip(incomplete, zero, strict=True):
             if is_zero:
                 pieces += cluster.pieces()
             else:
