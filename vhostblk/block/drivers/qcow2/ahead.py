@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 #: From so many bytes on, one behind the other, it is a stream.
 MIN_STREAM = 4 << 20
@@ -30,23 +30,23 @@ class Streams:
         #: The cluster after the last one, and how many there have been.
         self._lengths: dict[int, int] = {}
 
-    def follow(self, clusters: Iterable[int]) -> list[tuple[int, int]]:
-        """Note sorted clusters that are to be allocated; return how many more behind which ones."""
-        wanted: list[tuple[int, int]] = []
+    def follow(self, clusters: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """Note sorted clusters that have been allocated; yield how many more behind which ones.
+
+        Call `given` before the next step: a stream may be given all clusters up to the next one.
+        """
         lengths = self._lengths
         first = end = -1
         for cluster in [*clusters, -1]:
             if cluster != end:
                 if end >= 0:
-                    length = lengths.pop(first, 0) + end - first
+                    length = lengths[end] = lengths.pop(first, 0) + end - first
                     if length << self._bits >= MIN_STREAM:
-                        wanted.append((end, min(length // 4, MAX_AHEAD >> self._bits)))
-                    lengths[end] = length
+                        yield end, min(length // 4, MAX_AHEAD >> self._bits)
                 first = cluster
             end = cluster + 1
         while len(lengths) > _STREAMS:
             del lengths[next(iter(lengths))]
-        return wanted
 
     def given(self, end: int, count: int) -> None:
         """Note that a stream, which was to go on at `end`, has been given `count` clusters."""

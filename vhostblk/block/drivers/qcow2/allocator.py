@@ -8,6 +8,7 @@ as zeroes, so that nothing has to be written into them but the guest's data.
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -50,6 +51,11 @@ class Allocator:
         #: From this byte on the rest of a cluster has room for compressed data; 0: there is none.
         self._packed_end = 0
 
+    @property
+    def gives_fresh(self) -> bool:
+        """Whether the next clusters will be where the file has never been used."""
+        return self._image.grows_with_zeroes and self.hint >= self.high_water
+
     async def allocate(self, count: int) -> list[Run]:
         """Take `count` clusters; refcounts are 1 afterwards. Raises OSError, having taken none."""
         if self._image.overlap.incomplete:
@@ -86,9 +92,13 @@ class Allocator:
         return Run(first, count, fresh)
 
     async def free(self, run: Run) -> None:
-        """Undo `allocate_together`: nothing in the file refers to them."""
-        for cluster in await self._image.refcounts.change(run.first, run.length, -1):
-            self.released(cluster)
+        """Undo `allocate_together`: nothing in the file refers to them.
+
+        Where that fails they stay in use without need.
+        """
+        with suppress(OSError):
+            for cluster in await self._image.refcounts.change(run.first, run.length, -1):
+                self.released(cluster)
 
     async def allocate_bytes(self, nbytes: int) -> int:
         """Return where there is room for compressed data, less than a cluster; raises OSError.
@@ -120,7 +130,7 @@ class Allocator:
         return start
 
     async def free_bytes(self, offset: int, nbytes: int) -> None:
-        """Undo `allocate_bytes`: nothing in the file refers to them."""
+        """Undo `allocate_bytes`, as `free` does."""
         bits = self._geometry.cluster_bits
         first = offset >> bits
         await self.free(Run(first, (offset + nbytes - 1 >> bits) - first + 1))

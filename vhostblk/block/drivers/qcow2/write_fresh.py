@@ -15,6 +15,8 @@ from functools import partial
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+
 from vhostblk.block.completion import Together, gather
 from vhostblk.block.drivers.qcow2.layout import COPIED
 from vhostblk.block.iovec import IoVec
@@ -38,7 +40,7 @@ class _Cluster:
     def __init__(self, number: int, found: L2Slice) -> None:
         self.number = number
         self.found = found
-        #: Where in the cluster, what, and whose it is; nothing where it is there in advance.
+        #: Where in the cluster, what, and which request it is of; none where given in advance.
         self.parts: list[tuple[int, IoVec, Request]] = []
         self.host = 0
         self.error: BaseException | None = None
@@ -66,15 +68,18 @@ async def write_fresh(image: Image, batch: Sequence[Request], scratch: Scratch) 
     rest = picked.take(batch)
     clusters = [each for each in picked.clusters.values() if each.parts]
     clusters.sort(key=attrgetter("number"))
-    for end, count in image.streams.follow(each.number for each in clusters):
-        clusters += _behind(image, end, count)
     for cluster in clusters:
         cluster.found.pins += 1
     try:
         if clusters and not await _allocate(image, clusters):
             return list(batch)
-        await _fill(image, clusters, picked.pieces, scratch)
+        try:
+            await _fill(image, clusters, picked.pieces, scratch)
+        except BaseException:
+            await _give_back(image, clusters)
+            raise
         await _link(image, clusters)
+        await _give_ahead(image, clusters)
     finally:
         for cluster in clusters:
             cluster.found.pins -= 1
@@ -98,11 +103,10 @@ class _Picked:
     """What is plain of a batch."""
 
     def __init__(self, image: Image) -> None:
-        geometry, allocator = image.geometry, image.allocator
+        geometry = image.geometry
         self._image = image
         self._possible = not geometry.extended_l2 and not geometry.external_data
-        #: Whether new clusters will be where the file has never been used.
-        self._fresh = image.grows_with_zeroes and allocator.hint >= allocator.high_water
+        self._fresh = image.allocator.gives_fresh
         self.clusters: dict[int, _Cluster] = {}
         #: Of requests that just overwrite.
         self.pieces: list[_Piece] = []
@@ -162,22 +166,41 @@ class _Picked:
         return cluster
 
 
+async def _give_ahead(image: Image, clusters: Sequence[_Cluster]) -> None:
+    """Give streams clusters in advance, behind those of a burst, which are linked by now.
+
+    A stream is given nothing where that fails, as nobody has asked for it, or where a write has
+    failed.
+    """
+    written = (each.number for each in clusters if each.error is None)
+    for end, count in image.streams.follow(written):
+        behind = _behind(image, end, count) if image.allocator.gives_fresh else []
+        if behind and await _allocate(image, behind):
+            await _link(image, behind)
+            image.streams.given(end, len(behind))
+
+
 def _behind(image: Image, end: int, count: int) -> list[_Cluster]:
-    """Return up to `count` clusters from `end` on, for a stream, that need no data."""
+    """Return up to `count` clusters from `end` on that nobody has and that need no data.
+
+    The slice of the cluster before `end` is pinned.
+    """
     tables, geometry = image.tables, image.geometry
     found = tables.slices.get(end >> tables.slice_bits)
     first = end & ((1 << tables.slice_bits) - 1)
     count = min(count, (1 << tables.slice_bits) - first, geometry.clusters(image.size) - end)
-    if found is None or not first or count <= 0 or found.words[first : first + count].any():
+    if found is None or not first or count <= 0:
         return []  # `first`: not where another slice begins, of which nothing is known
+    taken = np.flatnonzero(found.words[first : first + count])
+    if len(taken):
+        count = int(taken[0])
     start = end << geometry.cluster_bits
     length = min(count << geometry.cluster_bits, image.size - start)
     if image.backing is None:
         if image.header.backing_file is not None:
             return []  # who left it out wants the rest to show it later on
-    elif not image.backing.known_zero(start, length):
+    elif count and not image.backing.known_zero(start, length):
         return []
-    image.streams.given(end, count)
     return [_Cluster(number, found) for number in range(end, end + count)]
 
 
@@ -201,7 +224,7 @@ async def _allocate(image: Image, clusters: Sequence[_Cluster]) -> bool:
 async def _fill(
     image: Image, clusters: Sequence[_Cluster], pieces: list[_Piece], scratch: Scratch
 ) -> None:
-    """Write pieces, and clusters with what lies beneath; whose they are hears of errors."""
+    """Write pieces, and clusters with what lies beneath. Errors are noted in their owners."""
     size, backing = image.geometry.cluster_size, image.backing
     incomplete, copied = [], []
     for cluster in clusters:
@@ -307,7 +330,7 @@ class _Writes:
             self.start(run[0][0], whole, run.copy)
 
     async def finish(self) -> None:
-        """Wait for all; whose they are hears of errors."""
+        """Wait for all; note errors in the owners."""
         failures = await self._together.ended()
         if failures:
             self._image.commit.unsynced = True
@@ -329,14 +352,22 @@ async def _link(image: Image, clusters: Sequence[_Cluster]) -> None:
     """Let L2 entries say where the data is; give back what could not be filled."""
     mask = (1 << image.tables.slice_bits) - 1
     done: dict[int, int] = {}
+    failed: list[_Cluster] = []
     for cluster in clusters:
         if cluster.error is not None:
             for _, _, request in cluster.parts:
                 request.error = cluster.error
-            await image.allocator.free_bytes(cluster.host, 1)
+            failed.append(cluster)
             continue
         found, index = cluster.found, cluster.number & mask
         found.words[index] = cluster.host | COPIED
         found.touch(index, index + 1)
         done[cluster.number] = cluster.host
     image.publisher.written(done)
+    await _give_back(image, failed)
+
+
+async def _give_back(image: Image, clusters: Sequence[_Cluster]) -> None:
+    """Free host clusters that nothing refers to."""
+    for cluster in clusters:
+        await image.allocator.free_bytes(cluster.host, 1)
