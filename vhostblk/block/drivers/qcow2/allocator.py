@@ -135,10 +135,10 @@ class Allocator:
         first = offset >> bits
         await self.free(Run(first, (offset + nbytes - 1 >> bits) - first + 1))
 
-    def released(self, cluster: int) -> None:
-        """Note that a cluster is free again."""
-        self.hint = min(self.hint, cluster)
-        if cluster == self._packed_end >> self._geometry.cluster_bits:
+    def released(self, first: int, count: int = 1) -> None:
+        """Note that clusters are free again."""
+        self.hint = min(self.hint, first)
+        if first <= self._packed_end >> self._geometry.cluster_bits < first + count:
             self._packed_end = 0
 
     def forget_places(self) -> None:

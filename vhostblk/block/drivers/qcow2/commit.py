@@ -236,7 +236,7 @@ class Commit:
         for run in freed:
             free = await image.refcounts.change(run.first, run.length, -1)
             for first, count in _runs(free):
-                image.allocator.released(first)
+                image.allocator.released(first, count)
                 if run.discard:
                     await self.discard(first, count)
 

@@ -296,10 +296,10 @@ class Writer:
         for transfer, failure in zip(transfers, failures, strict=True):
             if failure is not None:
                 await self._tell(transfer, failure)
+        self._link([plan for plan in plans if plan.error is None and plan.needed])
         for plan in plans:
             if plan.error is not None:
                 await self._undo(plan)
-        self._link([plan for plan in plans if plan.error is None and plan.needed])
 
     async def _tell(self, transfer: _Transfer, failure: BaseException) -> None:
         """Note what a transfer has failed with. Data of several plans is tried one by one."""
@@ -316,9 +316,7 @@ class Writer:
     async def _undo(self, plan: _Plan) -> None:
         """Give back a host cluster that nothing refers to yet."""
         if plan.new:
-            cluster = plan.host >> self._image.geometry.cluster_bits
-            await self._image.refcounts.change(cluster, 1, -1)
-            self._image.allocator.released(cluster)
+            await self._image.allocator.free_bytes(plan.host, 1)
 
     async def _read_fills(self, plans: list[_Plan]) -> dict[int, IoVec]:
         """Read what has to be copied, all at once; by guest offset."""

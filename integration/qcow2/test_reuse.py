@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Space that is given up and used again, while what was given up is still to be dealt with."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from integration.qcow2.tools import check, content, opened, qemu_img, read, run, write
+from vhostblk.block.iovec import IoVec
+from vhostblk.block.node import WriteFlags
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vhostblk.block.backend import BlockBackend
+
+CLUSTER = 64 << 10
+SIZE = 4 << 20
+
+
+async def write_compressed(backend: BlockBackend, offset: int, data: bytes) -> None:
+    iov = IoVec.from_buffers([bytearray(data)])
+    await backend.pwritev(offset, iov, WriteFlags.WRITE_COMPRESSED)
+
+
+def test_room_behind_compressed_data_is_not_used_once_its_cluster_has_another_use(
+    tmp_path: Path,
+) -> None:
+    path, rng = tmp_path / "disk.qcow2", random.Random("packed")
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+    # The second one's data begins in one host cluster and ends in the next, which has room behind.
+    packed = [rng.randbytes(40_000).ljust(CLUSTER, b"\0") for _ in range(3)]
+    model = bytearray(SIZE)
+
+    async def main() -> None:
+        async with opened(path) as (_, backend):
+            for number in range(2):
+                await write_compressed(backend, number * CLUSTER, packed[number])
+            await backend.pwrite_zeroes(0, 2 * CLUSTER, WriteFlags.MAY_UNMAP)
+            await backend.flush()
+            for number in range(8, 12):
+                data = rng.randbytes(CLUSTER)
+                await write(backend, number * CLUSTER, data)
+                model[number * CLUSTER : (number + 1) * CLUSTER] = data
+            await write_compressed(backend, 2 * CLUSTER, packed[2])
+            model[2 * CLUSTER : 3 * CLUSTER] = packed[2]
+            assert await read(backend, 0, SIZE) == model
+
+    run(main())
+    check(path)
+    assert content(path, tmp_path / "raw") == model
