@@ -6,9 +6,11 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+import pytest
+
 from integration.qcow2.tools import check, content, opened, qemu_img, read, run, write
 from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import WriteFlags
+from vhostblk.block.node import BlockStatus, WriteFlags
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +48,51 @@ def test_room_behind_compressed_data_is_not_used_once_its_cluster_has_another_us
             await write_compressed(backend, 2 * CLUSTER, packed[2])
             model[2 * CLUSTER : 3 * CLUSTER] = packed[2]
             assert await read(backend, 0, SIZE) == model
+
+    run(main())
+    check(path)
+    assert content(path, tmp_path / "raw") == model
+
+
+@pytest.mark.parametrize("give_up", ["discard", "unmap"])
+@pytest.mark.parametrize("form", ["cluster_size=64k", "extended_l2=on,cluster_size=64k"])
+def test_an_external_data_file_forgets_nothing_that_was_written_again(
+    tmp_path: Path, give_up: str, form: str
+) -> None:
+    path, rng = tmp_path / "disk.qcow2", random.Random(f"{give_up} {form}")
+    data_file = f"data_file={tmp_path / 'data'}"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", f"{form},{data_file}", path, SIZE)
+    data = {"driver": "file", "filename": str(tmp_path / "data"), "discard": "unmap"}
+    model = bytearray(SIZE)
+
+    async def put(backend: BlockBackend, offset: int, length: int) -> None:
+        written = rng.randbytes(length)
+        await write(backend, offset, written)
+        model[offset : offset + length] = written
+
+    async def forget(backend: BlockBackend, first: int, count: int) -> None:
+        offset, length = first * CLUSTER, count * CLUSTER
+        if give_up == "discard":
+            await backend.pdiscard(offset, length)
+        else:
+            await backend.pwrite_zeroes(offset, length, WriteFlags.MAY_UNMAP)
+        model[offset : offset + length] = bytes(length)
+
+    async def main() -> None:
+        async with opened(path, discard="unmap", data_file=data) as (node, backend):
+            await put(backend, 0, 16 * CLUSTER)
+            await backend.flush()
+            await forget(backend, 2, 8)
+            await put(backend, 3 * CLUSTER, CLUSTER)
+            await put(backend, 5 * CLUSTER + 4096, 2 * CLUSTER)
+            await forget(backend, 6, 1)  # once more
+            await backend.flush()
+            assert await read(backend, 0, SIZE) == model
+            # What nobody has written again has gone from the data file.
+            below = node.children["data-file"]
+            for cluster in (2, 4, 6, 8, 9):
+                extent = await below.block_status(cluster * CLUSTER, CLUSTER)
+                assert (extent.status & BlockStatus.ZERO, extent.length) == (2, CLUSTER), cluster
 
     run(main())
     check(path)

@@ -16,6 +16,7 @@ blocks are not written in step 1; the image is marked dirty, and whoever opens i
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhostblk.block.drivers.qcow2.layout import HEADER, Incompatible
@@ -50,8 +51,8 @@ class Commit:
     def __init__(self, image: Image) -> None:
         self._image = image
         self._freed: list[Freed] = []
-        #: Ranges of an external data file that it may forget: offset, length.
-        self._forgotten: list[tuple[int, int]] = []
+        #: Clusters of an external data file that it may forget, as nothing refers to them.
+        self._forgotten: set[int] = set()
         self._freed_clusters = 0
         #: Data or refcounts have been written that L2 entries will rely on.
         self.unsynced = False
@@ -90,9 +91,16 @@ class Commit:
                 return
         self._freed.append(Freed(first, count, discard))
 
-    def forget(self, offset: int, length: int) -> None:
-        """Let the external data file forget a range, once nothing refers to it."""
-        self._forgotten.append((offset, length))
+    def forget(self, cluster: int) -> None:
+        """Let the external data file forget a cluster, once the file has no reference to it.
+
+        It may be written again before that, as it is at the guest's own offset: see `keep`.
+        """
+        self._forgotten.add(cluster)
+
+    def keep(self, cluster: int) -> None:
+        """Undo `forget`: the cluster has data again."""
+        self._forgotten.discard(cluster)
 
     @property
     def pressing(self) -> bool:
@@ -230,9 +238,9 @@ class Commit:
             self._freed = freed + self._freed
             raise
         image.reader.forget_compressed()
-        forgotten, self._forgotten = self._forgotten, []
-        for offset, length in forgotten:
-            await self._discard(image.data, offset, length)
+        forgotten, self._forgotten = self._forgotten, set()
+        for first, count in _runs(sorted(forgotten)):
+            await self._discard(image.data, first, count)
         for run in freed:
             free = await image.refcounts.change(run.first, run.length, -1)
             for first, count in _runs(free):
@@ -242,15 +250,13 @@ class Commit:
 
     async def discard(self, first: int, count: int) -> None:
         """Have the file forget clusters that are free."""
-        bits = self._image.geometry.cluster_bits
-        await self._discard(self._image.file, first << bits, count << bits)
+        await self._discard(self._image.file, first, count)
 
-    async def _discard(self, edge: Edge, offset: int, length: int) -> None:
-        """Have a file forget a range; it need not."""
-        try:
-            await edge.pdiscard(offset, length)
-        except OSError:
-            return
+    async def _discard(self, edge: Edge, first: int, count: int) -> None:
+        """Have a file forget clusters; it need not."""
+        bits = self._image.geometry.cluster_bits
+        with suppress(OSError):
+            await edge.pdiscard(first << bits, count << bits)
 
     async def move_reftable(
         self, table: NDArray[np.uint64], offset: int, blocks: list[RefBlock]

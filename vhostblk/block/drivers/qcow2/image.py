@@ -277,7 +277,7 @@ class Image:
             self.commit.free(first, (offset + length - 1 >> bits) - first + 1, discard=discard)
         elif entry.host >= 0 and self.geometry.external_data:
             if discard and not self.header.raw_data_file:
-                self.commit.forget(entry.host, self.geometry.cluster_size)
+                self.commit.forget(entry.host >> bits)
         elif entry.host >= 0:
             self.commit.free(entry.host >> bits, discard=discard)
 

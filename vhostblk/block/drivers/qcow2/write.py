@@ -404,6 +404,8 @@ class Writer:
             image.publisher.changed(found, index, plan.cluster, word)
             if plan.new:
                 image.give_up(entry)
+            elif geometry.external_data:
+                image.commit.keep(plan.cluster)
 
 
 def _copies(plan: _Plan) -> list[_Copy]:
