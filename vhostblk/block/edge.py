@@ -266,6 +266,11 @@ class Edge:
             await shaping.write_zeroes(node, offset, length, passed)
         await self._finish_write(flags, size)
 
+    async def reserve(self, offset: int, length: int) -> None:
+        """Give a range storage, if the node can, and leave its content; raises OSError."""
+        self._check_write(offset, length)
+        await self.node.reserve(offset, length)
+
     async def pdiscard(self, offset: int, length: int) -> None:
         """Forget a range, if the node's `discard` option lets it."""
         self._check_write(offset, length)

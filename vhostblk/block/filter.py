@@ -98,6 +98,9 @@ class FilterNode(BlockNode):
     ) -> None:
         await self._file.pwrite_zeroes(offset, length, flags)
 
+    async def reserve(self, offset: int, length: int) -> None:
+        await self._file.reserve(offset, length)
+
     async def pdiscard(self, offset: int, length: int) -> None:
         await self._file.pdiscard(offset, length)
 

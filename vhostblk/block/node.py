@@ -310,6 +310,12 @@ class BlockNode(ABC):
         """Make a range read as zeroes. ENOTSUP makes the layer above write zeroes instead."""
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
+    async def reserve(self, offset: int, length: int) -> None:  # noqa: B027
+        """Give a range storage, and leave its content, so that writing there needs none any more.
+
+        Raises OSError where there is no room. A node that can't tell does nothing.
+        """
+
     async def pdiscard(self, offset: int, length: int) -> None:
         """Forget a range; its content is undefined afterwards. A hint: ENOTSUP is ignored above."""
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))

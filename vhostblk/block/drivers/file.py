@@ -45,6 +45,14 @@ class FileNode(PosixNode):
     def _discard_granularity(self) -> int:
         return os.fstat(self.fd).st_blksize
 
+    async def reserve(self, offset: int, length: int) -> None:
+        try:
+            await self._try_mode(0, offset, length)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # Else it is the call that doesn't work here: writing may.
+
     async def grow(self, size: int, mode: PreallocMode) -> None:
         await resize(self.fd, size, mode, self._aio.call)
         self._size = self._read_size()

@@ -231,6 +231,11 @@ class QuorumNode(BlockNode):
         )
         self._check_errors(QuorumOpType.WRITE, offset, length, errors)
 
+    async def reserve(self, offset: int, length: int) -> None:
+        errors = await outcomes([member.reserve(offset, length) for member in self._members])
+        if errors.count(None) < self._threshold:
+            raise os_error(_vote_on_errors(errors))
+
     async def flush(self) -> None:
         errors: list[OSError | None] = []
         for member in self._members:

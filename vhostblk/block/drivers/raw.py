@@ -156,6 +156,11 @@ class RawNode(BlockNode):
             raise os_error(errno.ENOSPC)
         await self._file.pwrite_zeroes(self.offset + offset, length, flags)
 
+    async def reserve(self, offset: int, length: int) -> None:
+        if self.length is not None and offset + length > self.length:
+            raise os_error(errno.ENOSPC)
+        await self._file.reserve(self.offset + offset, length)
+
     async def pdiscard(self, offset: int, length: int) -> None:
         await self._file.pdiscard(self.offset + offset, length)
 
