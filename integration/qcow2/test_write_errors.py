@@ -9,6 +9,7 @@ import os
 import random
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from integration.qcow2.record import RecordingNode, crash, never, opened_on
@@ -41,7 +42,7 @@ async def burst(
         *(write(backend, offset, data) for offset, data in writes), return_exceptions=True
     )
     for (offset, data), error in zip(writes, errors, strict=True):
-        model.data[offset : offset + len(data)] = -1 if error else list(data)
+        model.data[offset : offset + len(data)] = -1 if error else np.frombuffer(data, np.uint8)
     return errors
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.schema.common import PreallocMode
 
-#: The file grows by so much: by a hole, which costs a call on a thread.
+#: The file grows by so much, if it can: by a hole, which costs a call on a thread.
 GROWTH = 64 << 20
 
 
@@ -48,6 +48,8 @@ class Allocator:
         self.high_water = image.geometry.clusters(image.file.node.size)
         #: The file is longer than it has to be.
         self._grown = False
+        #: What it is to grow by the next time, besides what is needed.
+        self._ahead = GROWTH
         #: From this byte on the rest of a cluster has room for compressed data; 0: there is none.
         self._packed_end = 0
 
@@ -71,7 +73,7 @@ class Allocator:
                 count -= length
         except OSError:
             for run in runs:
-                await self._image.refcounts.change(run.first, run.length, -1)
+                await self.free(run)
             raise
         self.hint = position
         return runs
@@ -202,7 +204,11 @@ class Allocator:
             raise os_error(errno.EIO)
         await self._grow_file(first + count)
         await self._image.refcounts.change(first, count, 1)
-        fresh = first >= self.high_water and self._image.grows_with_zeroes
+        fresh = (
+            first >= self.high_water
+            and self._image.grows_with_zeroes
+            and (first + count) << geometry.cluster_bits <= self._image.file.node.size
+        )
         self.high_water = max(self.high_water, first + count)
         return fresh
 
@@ -238,19 +244,28 @@ class Allocator:
             await image.file.truncate(end)
 
     async def _grow_file(self, clusters: int) -> None:
-        """Make the file long enough for so many clusters."""
-        image = self._image
-        end = clusters << self._geometry.cluster_bits
-        size = image.file.node.size
-        if end <= size:
-            return
-        try:
-            await image.file.truncate(end + GROWTH)
-            self._grown = True
-        except OSError as error:
-            if error.errno != errno.ENOTSUP:
-                raise
-            # Not for resizing: then it grows by writing, or is full.
+        """Make the file long enough for so many clusters; raises OSError.
+
+        Longer still, if it can be: there are limits to the length of files.
+        """
+        file, end = self._image.file, clusters << self._geometry.cluster_bits
+        while end > file.node.size:
+            try:
+                await file.truncate(end + self._ahead)
+            except OSError as error:
+                if error.errno == errno.ENOTSUP:
+                    return  # not for resizing: then it grows by writing, or is full
+                if not self._ahead:
+                    if error.errno == errno.EINVAL:  # a device
+                        raise os_error(errno.ENOSPC) from error
+                    raise
+                self._ahead //= 2
+                if self._ahead < self._geometry.cluster_size:
+                    self._ahead = 0
+            else:
+                self._grown = True
+                self._ahead = min(max(2 * self._ahead, self._geometry.cluster_size), GROWTH)
+                return
 
     async def _add_block(self, index: int, start: int) -> None:
         """Add the refcount block `index`, all of whose clusters are free, among them itself."""

@@ -266,15 +266,27 @@ class Writer:
         return backing is None or backing.known_zero(start, length)
 
     async def _allocate(self, plans: list[_Plan]) -> None:
-        if not plans:
-            return
-        bits = self._image.geometry.cluster_bits
+        """Find host clusters. Where there are not enough, the first plans get them."""
+        bits, count = self._image.geometry.cluster_bits, len(plans)
         waiting = iter(plans)
-        for run in await self._image.allocator.allocate(len(plans)):
-            for cluster in range(run.first, run.first + run.length):
-                plan = next(waiting)
-                plan.host = cluster << bits
-                plan.fresh = run.fresh
+        left = count
+        while left:
+            try:
+                runs = await self._image.allocator.allocate(count)
+            except OSError as error:
+                if count == 1:
+                    for plan in waiting:
+                        plan.error = error
+                    return
+                count //= 2
+                continue
+            for run in runs:
+                for cluster in range(run.first, run.first + run.length):
+                    plan = next(waiting)
+                    plan.host = cluster << bits
+                    plan.fresh = run.fresh
+            left -= count
+            count = min(count, left)
 
     # Doing.
 
