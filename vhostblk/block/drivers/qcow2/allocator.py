@@ -278,6 +278,8 @@ class Allocator:
         values = np.zeros(1 << bits, block_dtype(geometry.refcount_order))
         image.overlap.check_allocation(own, 1)
         await self._grow_file(own + 1)
+        await image.places.make(own << geometry.cluster_bits)
+        await image.places.ensure(image.header.reftable_offset + 8 * index)
         self.high_water = max(self.high_water, own + 1)
         block = RefBlock(index, own << geometry.cluster_bits, values)
         values[own & ((1 << bits) - 1)] = 1
@@ -309,8 +311,6 @@ class Allocator:
             raise os_error(errno.EFBIG)
         total = table_clusters + blocks
         image.overlap.check_allocation(start, total)
-        await self._grow_file(start + total)
-        self.high_water = max(self.high_water, start + total)
         table = np.zeros(table_clusters * per_cluster, np.uint64)
         table[: len(refcounts.table)] = refcounts.table
         new_blocks = []
@@ -330,9 +330,23 @@ class Allocator:
             block.values[low:high] = 1
             block.touch(0, 1 << bits)
             new_blocks.append(block)
-        await image.commit.move_reftable(table, start << geometry.cluster_bits, new_blocks)
+        await self._grow_file(start + total)
+        try:
+            await image.commit.write_reftable(table, start << geometry.cluster_bits, new_blocks)
+        except BaseException:
+            await self._cut_off(start, total)
+            raise
+        self.high_water = max(self.high_water, start + total)
+        await image.commit.use_reftable(table, start << geometry.cluster_bits, new_blocks)
         image.overlap.metadata_added(start, table_clusters, "refcount_table")
         image.overlap.metadata_added(start + table_clusters, blocks, "refcount_block")
+
+    async def _cut_off(self, first: int, count: int) -> None:
+        """Forget what was written to clusters that were to be used, past all that is in use."""
+        try:
+            await self._image.file.truncate(first << self._geometry.cluster_bits)
+        except OSError:
+            self.high_water = max(self.high_water, first + count)  # they aren't zeroes any more
 
 
 def _leading_run(places: NDArray[Any]) -> int:

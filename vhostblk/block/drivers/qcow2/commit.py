@@ -12,10 +12,14 @@ Changed tables stay in memory until a flush, or until there are too many. Then:
 
 So a crash costs clusters that are in use without need, and nothing else. With lazy refcounts the
 blocks are not written in step 1; the image is marked dirty, and whoever opens it next repairs it.
+
+A full file system stops none of this: what is written has storage from before its first change on
+(see `places`).
 """
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.refcounts import RefBlock
     from vhostblk.block.drivers.qcow2.tables import L2Slice
     from vhostblk.block.edge import Edge
+
+logger = logging.getLogger(__name__)
 
 #: So many bytes of clusters are given up before metadata is written without a flush.
 FREE_BYTES = 64 << 20
@@ -137,8 +143,10 @@ class Commit:
 
     async def close(self) -> None:
         """Leave nothing in memory, and no more room at the file's end than there has to be."""
-        await self.write_all()
-        await self._image.allocator.trim()
+        try:
+            await self.write_all()
+        finally:
+            await self._image.allocator.trim()
 
     async def _mark_dirty(self) -> None:
         """Say that refcounts in the file may be wrong, before they are."""
@@ -161,10 +169,7 @@ class Commit:
         dirty = refcounts.dirty_blocks()
         if dirty:
             self.unsynced = True
-            for block in dirty:
-                offset, raw = refcounts.encode(block)
-                await write_array(image.file, offset, raw)
-                block.clean()
+            await run_all([self._write_block(block) for block in dirty])
         if refcounts.dirty_entries:
             await image.file.flush()
             for index in sorted(refcounts.dirty_entries):
@@ -174,6 +179,11 @@ class Commit:
                 )
             refcounts.dirty_entries.clear()
             self.unsynced = True
+
+    async def _write_block(self, block: RefBlock) -> None:
+        offset, raw = self._image.refcounts.encode(block)
+        await write_array(self._image.file, offset, raw)
+        block.clean()
 
     async def sync(self) -> None:
         """Put data and metadata written so far on stable storage."""
@@ -198,8 +208,8 @@ class Commit:
         if dirty:
             if self.unsynced:
                 await self.sync()
-            await run_all([self._write_slice(found) for found in dirty])
             self.unsynced = True
+            await run_all([self._write_slice(found) for found in dirty])
         if tables.l1_changes.dirty:
             if self.unsynced:
                 await self.sync()
@@ -220,7 +230,7 @@ class Commit:
         found.pins += 1  # until then the file has something older
         try:
             await write_array(self._image.file, found.host + 8 * low, words)
-        except OSError:
+        except BaseException:
             found.touch(*before)
             raise
         finally:
@@ -229,27 +239,38 @@ class Commit:
     async def _release(self) -> None:
         """Let go of clusters that the file no longer refers to."""
         image = self._image
-        freed, self._freed, self._freed_clusters = self._freed, [], 0
-        try:
-            if self.unsynced:
-                await self.sync()
-            await image.publisher.settle()
-        except BaseException:
-            self._freed = freed + self._freed
-            raise
+        if self.unsynced:
+            await self.sync()
+        await image.publisher.settle()
         image.reader.forget_compressed()
         forgotten, self._forgotten = self._forgotten, set()
         for first, count in _runs(sorted(forgotten)):
             await self._discard(image.data, first, count)
+        freed, self._freed, self._freed_clusters = self._freed, [], 0
         for run in freed:
-            free = await image.refcounts.change(run.first, run.length, -1)
-            for first, count in _runs(free):
-                image.allocator.released(first, count)
-                if run.discard:
-                    await self.discard(first, count)
+            for part in image.refcounts.by_block(run.first, run.length):
+                await self._release_part(*part, discard=run.discard)
+
+    async def _release_part(self, first: int, length: int, *, discard: bool) -> None:
+        """Drop the counts of clusters that one block has; where that fails they stay in use."""
+        image = self._image
+        try:
+            free = await image.refcounts.change(first, length, -1)
+        except OSError as error:
+            if image.unusable:
+                raise
+            text = "%s: clusters %#x to %#x stay in use without need: %s"
+            last = first + length - 1
+            logger.warning(text, image.file.node.filename, first, last, error.strerror)
+            return
+        for first, count in _runs(free):
+            image.allocator.released(first, count)
+            if discard:
+                await self.discard(first, count)
 
     async def discard(self, first: int, count: int) -> None:
         """Have the file forget clusters that are free."""
+        self._image.places.gone(first, count)
         await self._discard(self._image.file, first, count)
 
     async def _discard(self, edge: Edge, first: int, count: int) -> None:
@@ -261,16 +282,29 @@ class Commit:
     async def move_reftable(
         self, table: NDArray[np.uint64], offset: int, blocks: list[RefBlock]
     ) -> None:
-        """Go over to another refcount table, with new blocks that cover it; all at once."""
+        """Go over to another refcount table, with new blocks that cover it."""
+        await self.write_reftable(table, offset, blocks)
+        await self.use_reftable(table, offset, blocks)
+
+    async def write_reftable(
+        self, table: NDArray[np.uint64], offset: int, blocks: list[RefBlock]
+    ) -> None:
+        """Write another refcount table, with new blocks that cover it; nobody uses it yet."""
         image = self._image
-        refcounts, geometry = image.refcounts, image.geometry
         for block in blocks:
-            place, raw = refcounts.encode(block)
+            place, raw = image.refcounts.encode(block)
             await write_array(image.file, place, raw)
             block.clean()
         await self._write_refcounts()
         await write_array(image.file, offset, table.astype(">u8"))
         await image.file.flush()
+
+    async def use_reftable(
+        self, table: NDArray[np.uint64], offset: int, blocks: list[RefBlock]
+    ) -> None:
+        """Go over to the refcount table that was written, all at once."""
+        image = self._image
+        refcounts, geometry = image.refcounts, image.geometry
         clusters = len(table) * 8 >> geometry.cluster_bits
         pointer = offset.to_bytes(8, "big") + clusters.to_bytes(4, "big")
         await write_bytes(image.file, _REFTABLE_FIELD, pointer)

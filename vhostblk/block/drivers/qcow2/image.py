@@ -25,6 +25,7 @@ from vhostblk.block.drivers.qcow2.commit import Commit
 from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK, Autoclear, Incompatible
 from vhostblk.block.drivers.qcow2.opening import metadata_error
 from vhostblk.block.drivers.qcow2.overlap import Overlap
+from vhostblk.block.drivers.qcow2.places import Places
 from vhostblk.block.drivers.qcow2.publish import Publisher
 from vhostblk.block.drivers.qcow2.read import Reader
 from vhostblk.block.drivers.qcow2.refcounts import Refcounts
@@ -85,6 +86,7 @@ class Image:
         self.unusable = False
         self.tables: L2Cache
         self.refcounts: Refcounts
+        self.places: Places
         self.overlap: Overlap
         self.publisher: Publisher
         self.reader: Reader
@@ -140,6 +142,8 @@ class Image:
             self.file, geometry, reftable.astype(np.uint64), settings.refblocks
         )
         self.refcounts.corrupt = self.corruption
+        self.places = Places(self.file, geometry.cluster_bits)
+        self.refcounts.ensure_place = self.places.ensure
         self.overlap = Overlap(self)
         self.overlap.collect()
         self.reader = Reader(self)
@@ -224,24 +228,38 @@ class Image:
         found = await self.reader.slice_at(offset)
         index = offset >> (bits + self.geometry.l2_bits)
         word = int(tables.l1[index])
-        if found is not None and word & COPIED:
-            return found
+        if found is None or not word & COPIED:
+            await self._new_table(index, word)
+            found = await tables.load(offset >> tables.span_bits)
+            assert found is not None
+        if not found.placed:
+            await self.places.ensure(found.host)
+            found.placed = True
+        return found
+
+    async def _new_table(self, index: int, word: int) -> None:
+        """Give an L1 entry an L2 table of its own, in place of the one that it refers to, if any.
+
+        Nothing has changed where that fails.
+        """
+        tables, bits = self.tables, self.geometry.cluster_bits
+        old = (word & OFFSET_MASK) >> bits
         run = await self.allocator.allocate_together(1)
-        host = run.first << bits
-        if found is None:
-            if not run.fresh:
-                await self.file.pwrite_zeroes(host, self.geometry.cluster_size)
-        else:
-            await self._load_whole_table(index)
-            tables.move_table(index, host)
-            self.overlap.metadata_removed((word & OFFSET_MASK) >> bits, 1)
-            self.commit.free((word & OFFSET_MASK) >> bits, discard=self.settings.discard_other)
+        try:
+            await self.places.make(run.first << bits)
+            await self.places.ensure(self.header.l1_offset + 8 * index)
+            if old:
+                await self._load_whole_table(index)
+        except BaseException:
+            await self.allocator.free(run)
+            raise
+        if old:
+            tables.move_table(index, run.first << bits)
+            self.overlap.metadata_removed(old, 1)
+            self.commit.free(old, discard=self.settings.discard_other)
         self.commit.unsynced = True
-        tables.set_l1(index, host | COPIED)
+        tables.set_l1(index, run.first << bits | COPIED)
         self.overlap.metadata_added(run.first, 1, "active_l2")
-        moved = await tables.load(offset >> tables.span_bits)
-        assert moved is not None
-        return moved
 
     async def _load_whole_table(self, index: int) -> None:
         """Have all slices of an L2 table in the cache."""

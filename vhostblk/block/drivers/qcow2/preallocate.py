@@ -66,12 +66,18 @@ async def _map(image: Image, found: L2Slice, cluster: int, low: int, high: int) 
 async def _allocate(image: Image, count: int) -> NDArray[np.uint64]:
     """Allocate clusters that read as zeroes; shape (count,)."""
     bits = image.geometry.cluster_bits
-    parts = []
-    for run in await image.allocator.allocate(count):
-        if not run.fresh:
-            await image.file.pwrite_zeroes(run.first << bits, run.length << bits)
-        parts.append(np.arange(run.first, run.first + run.length, dtype=np.uint64))
-    return np.concatenate(parts)
+    runs = await image.allocator.allocate(count)
+    try:
+        for run in runs:
+            if not run.fresh:
+                await image.file.pwrite_zeroes(run.first << bits, run.length << bits)
+    except BaseException:
+        for run in runs:
+            await image.allocator.free(run)
+        raise
+    return np.concatenate(
+        [np.arange(run.first, run.first + run.length, dtype=np.uint64) for run in runs]
+    )
 
 
 def _estimate(image: Image, clusters: int) -> int:

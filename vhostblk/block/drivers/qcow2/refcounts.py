@@ -19,7 +19,7 @@ from vhostblk.block.drivers.qcow2.transfer import read_array
 from vhostblk.block.edge import os_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -79,6 +79,8 @@ class Refcounts:
         self.limit = limit
         #: Called with a text where the image contradicts itself; raises OSError.
         self.corrupt: Callable[[str], None] = _corrupt
+        #: Has storage for the block at an offset; raises OSError where there is no room.
+        self.ensure_place: Callable[[int], Awaitable[None]] = _nothing
 
     def block_offset(self, index: int) -> int:
         """Return where a block is in the file; 0: nowhere."""
@@ -126,18 +128,17 @@ class Refcounts:
     async def change(self, first: int, count: int, by: int) -> list[int]:
         """Add +1 or -1 to the counts of consecutive clusters; return those that became free.
 
-        Where one can't be changed, those before it are, and OSError is raised.
+        Where one can't be changed, those that blocks before have are, and OSError is raised.
         """
         geometry, freed = self._geometry, []
-        bits, mask = geometry.refblock_bits, (1 << geometry.refblock_bits) - 1
-        cluster, stop = first, first + count
-        while cluster < stop:
-            block = await self.block(cluster >> bits)
+        mask = (1 << geometry.refblock_bits) - 1
+        spans = list(self.by_block(first, count))
+        for cluster, _ in spans if len(spans) > 1 else ():
+            await self._changeable(cluster)  # all of them, before one has changed
+        for cluster, length in spans:
+            block = await self._changeable(cluster)
             low = cluster & mask
-            high = min(low + stop - cluster, mask + 1)
-            if block is None:
-                self.corrupt(f"Cluster {cluster:#x} is in use and has no refcount")
-                raise os_error(errno.EIO)
+            high = low + length
             part = block.values[low:high]
             if by > 0:
                 if (part == geometry.refcount_max).any():
@@ -150,8 +151,24 @@ class Refcounts:
                 part -= part.dtype.type(1)
                 freed += (np.flatnonzero(part == 0) + cluster).tolist()
             block.touch(low, high)
-            cluster += high - low
         return freed
+
+    def by_block(self, first: int, count: int) -> Iterator[tuple[int, int]]:
+        """Split consecutive clusters by the blocks that have their counts: first, count."""
+        bits, stop = self._geometry.refblock_bits, first + count
+        while first < stop:
+            end = min(((first >> bits) + 1) << bits, stop)
+            yield first, end - first
+            first = end
+
+    async def _changeable(self, cluster: int) -> RefBlock:
+        """Return the block that has a cluster's count, and storage in the file."""
+        block = await self.block(cluster >> self._geometry.refblock_bits)
+        if block is None:
+            self.corrupt(f"Cluster {cluster:#x} is in use and has no refcount")
+            raise os_error(errno.EIO)
+        await self.ensure_place(block.host)
+        return block
 
     def dirty_blocks(self) -> list[RefBlock]:
         """Return what is to be written, in the order of the file."""
@@ -169,3 +186,7 @@ class Refcounts:
 
 def _corrupt(_text: str) -> None:
     raise os_error(errno.EIO)
+
+
+async def _nothing(_offset: int) -> None:
+    pass

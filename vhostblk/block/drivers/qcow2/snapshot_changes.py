@@ -127,6 +127,7 @@ async def change_refcounts(
         block = await image.refcounts.block(index)
         if block is None:
             raise OSError(errno.EIO, "the image is corrupt: clusters in use have no refcount")
+        await image.places.ensure(block.host)
         places = clusters[low:high] - (index << bits)
         changed = block.values[places].astype(object) + by[low:high].astype(object)
         if (changed > image.geometry.refcount_max).any():

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class L2Slice(DirtyRange):
     """Entries of an L2 table."""
 
-    __slots__ = ("host", "number", "pins", "used", "words")
+    __slots__ = ("host", "number", "pins", "placed", "used", "words")
 
     def __init__(self, number: int, host: int, words: NDArray[Any]) -> None:
         super().__init__()
@@ -37,6 +37,8 @@ class L2Slice(DirtyRange):
         self.host = host
         self.words = words
         self.pins = 0
+        #: Its table has storage in the file (see `places`), and so may change.
+        self.placed = False
         self.used = True
 
 

@@ -92,7 +92,8 @@ async def _load(image: Image, batch: Sequence[Request]) -> None:
     wanted = {request.offset >> bits for request in batch}
     wanted.update([request.stop - 1 >> bits for request in batch])
     for number in wanted:
-        if number not in slices:
+        found = slices.get(number)
+        if found is None or not found.placed:
             try:
                 await image.ensure_table(number << bits)
             except OSError:
@@ -156,6 +157,7 @@ class _Picked:
         found = tables.slices.get(number >> tables.slice_bits)
         if (
             found is None
+            or not found.placed
             or not self._fresh
             or found.words[number & ((1 << tables.slice_bits) - 1)]
             or not int(tables.l1[number >> self._image.geometry.l2_bits]) & COPIED
