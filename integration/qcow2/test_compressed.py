@@ -13,6 +13,7 @@ import pytest
 from integration.qcow2.tools import check, content, opened, qemu_img, qemu_io, read, run, write
 from tests.block.support import RW, fails_with, options
 from vhostblk.block.backend import BlockBackend
+from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
 from vhostblk.block.iovec import IoVec
 from vhostblk.block.node import WriteFlags
@@ -107,21 +108,33 @@ async def _filtered(path: Path, driver: str) -> AsyncIterator[BlockBackend]:
 
 
 def test_the_compress_filter_stores_what_guests_write(tmp_path: Path) -> None:
-    path = tmp_path / "disk.qcow2"
-    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+    path, size = tmp_path / "disk.qcow2", 41 * CLUSTER
+    qemu_img("create", "-q", "-f", "qcow2", path, size)
 
     async def main() -> bytes:
         async with _filtered(path, "compress") as backend:
             await write(backend, 1000, b"a" * 300_000)
             await write(backend, 70_000, b"b" * 10)  # again, and a part of a cluster
-            await write(backend, SIZE - 512, b"c" * 512)
-            return await read(backend, 0, SIZE)
+            await write(backend, size - 512, b"c" * 512)
+            return await read(backend, 0, size)
 
     seen = run(main())
     assert seen[70_000:70_011] == b"b" * 10 + b"a"
     check(path)
     assert _checked(path)["compressed-clusters"] == 6
     assert content(path, tmp_path / "raw") == seen
+
+
+def test_the_compress_filter_takes_whole_clusters_only(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+
+    async def main() -> None:
+        with pytest.raises(BlockError, match="Image size is not a multiple of request alignment"):
+            async with _filtered(path, "compress"):
+                pass
+
+    run(main())
 
 
 def test_copy_on_read_fills_the_image(tmp_path: Path) -> None:

@@ -146,6 +146,29 @@ ACTIVE = [
 ]
 
 
+#: A disk of two blocks and a half.
+HALF_BLOCK: dict[str, Any] = {
+    "driver": "blkdebug",
+    "node-name": "b",
+    "align": 4096,
+    "image": {"driver": "raw", "file": "f", "size": 10240},
+}
+LOGGED = {"driver": "blklogwrites", "file": "r", "log": "n", "log-sector-size": 4096}
+LAST_BLOCK = [
+    *ADD,
+    ("blockdev-add", HALF_BLOCK),
+    export("reader", "b", False),
+    export("writer", "b", True),
+    ("blockdev-add", {"driver": "raw", "node-name": "w", "file": "b", "size": 4096}),
+    export("window", "w", True),
+    ("blockdev-add", {"driver": "copy-on-read", "node-name": "c", "file": "b"}),
+    ("block_resize", {"node-name": "r", "size": 10240}),
+    ("blockdev-add", {**LOGGED, "node-name": "l"}),
+    export("log-reader", "l", False),
+    export("log-writer", "l", True),
+]
+
+
 def in_directory(calls: list[Call], path: Path) -> list[Call]:
     path.mkdir()
     (path / "disk.img").write_bytes(bytes(1 << 20))
@@ -168,6 +191,8 @@ def in_directory(calls: list[Call], path: Path) -> list[Call]:
         pytest.param(QEMU_7, IN_USE, id="in-use-7"),
         pytest.param(QEMU_10, IN_USE, id="in-use-10"),
         pytest.param(QEMU_10, ACTIVE, id="active-10"),
+        pytest.param(QEMU_7, LAST_BLOCK, id="last-block-7"),
+        pytest.param(QEMU_10, LAST_BLOCK, id="last-block-10"),
     ],
 )
 def test_answers_are_the_same(program: Program, calls: list[Call], tmp_path: Path) -> None:

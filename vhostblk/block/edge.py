@@ -238,6 +238,7 @@ class Edge:
 
     async def _pwritev_shaped(self, offset: int, iov: IoVec, flags: WriteFlags) -> None:
         self._check_write(offset, iov.nbytes, flags)
+        self._check_last_block(offset + iov.nbytes)
         if flags & WriteFlags.WRITE_COMPRESSED & ~self.node.native_flags:
             raise os_error(errno.ENOTSUP)
         self._watch_threshold(offset + iov.nbytes)
@@ -256,6 +257,7 @@ class Edge:
     ) -> None:
         """Make a range read as zeroes, whether or not the driver knows how to."""
         self._check_write(offset, length, flags)
+        self._check_last_block(offset + length)
         self._watch_threshold(offset + length)
         node = self.node
         if node.options.discard is not BlockdevDiscardOptions.UNMAP:
@@ -333,6 +335,15 @@ class Edge:
             self.perm & Perm.RESIZE and self.parent_is_node
         ):
             raise os_error(errno.EIO)
+
+    def _check_last_block(self, end: int) -> None:
+        """Refuse a write that would make the node longer, as its last block is written whole.
+
+        That takes a node that has become shorter, or got larger blocks, under its writers.
+        """
+        mask = self._align_mask
+        if end & mask and (end | mask) >= self.node.size and not self.perm & Perm.RESIZE:
+            raise os_error(errno.EPERM)
 
     def _watch_threshold(self, end: int) -> None:
         node = self.node

@@ -77,6 +77,8 @@ def update_permissions(
             perm, _, outside = cumulative(node)
             if perm & _WRITERS and node.read_only:
                 raise _read_only(node, node in were_writable)
+            if perm & _WRITERS & ~node.granted[0]:
+                _check_size(node, perm)
             applied.append((node, *node.granted))
             if node.options.force_share:
                 outside = Perm.ALL
@@ -102,6 +104,18 @@ def _read_only(node: BlockNode, was_writable: bool) -> BlockError:
             f"Read-only block node '{node.node_name}' cannot support read-write users"
         )
     return BlockError("Block node is read-only")
+
+
+def _check_size(node: BlockNode, perm: Perm) -> None:
+    """Raise BlockError where writes to the last block would make the node longer.
+
+    Only new writers are refused: those that are there are not disturbed by what others do.
+    """
+    if not perm & Perm.RESIZE and node.size % node.limits.request_alignment:
+        raise BlockError(
+            "Cannot get 'write' permission without 'resize': Image size is not a multiple of "
+            "request alignment"
+        )
 
 
 def _refresh_below(
