@@ -73,20 +73,25 @@ static void check_extents(struct input *input)
     };
     uint64_t *table, count, file_offset = 0, offset, length;
     enum vb_extent_verdict verdict;
-    bool write = take_u8(input) & 1;
+    enum vb_extent_access access = take_u8(input) % 3;
+    bool write = access != VB_ACCESS_READ;
 
     count = (map.size + (1ull << map.cluster_bits) - 1) >> map.cluster_bits;
     table = malloc(count * sizeof(*table) + 1);
     map.table = table;
     for (uint64_t i = 0; i < count; i++)
-        table[i] = (uint64_t)take_u8(input) << map.cluster_bits | take_u8(input) % 8;
+        table[i] = (uint64_t)take_u8(input) << map.cluster_bits | take_u8(input) % 32;
     offset = take_u8(input) & 1 ? take_u64(input) : take_u16(input);
     length = take_u8(input) & 1 ? take_u64(input) : take_u16(input);
-    verdict = vb_extent_lookup(&map, offset, length, write, &file_offset);
+    verdict = vb_extent_lookup(&map, offset, length, access, &file_offset);
     if (verdict != VB_GO_UP) {
         CHECK(offset <= map.size && length <= map.size - offset);
         CHECK(!write || map.flags & VB_EXTENT_WRITE);
         CHECK(!write || verdict != VB_GO_ZERO);
+        if (map.kind == VB_EXTENT_TABLE && access == VB_ACCESS_WRITE_THROUGH)
+            for (uint64_t i = offset >> map.cluster_bits;
+                 i <= (offset + length - 1) >> map.cluster_bits; i++)
+                CHECK(!(table[i] & VB_ENTRY_VOLATILE));
     }
     free(table);
 }

@@ -89,7 +89,7 @@ static void choose_map(struct world *world)
     stub.file_end = map->kind == VB_EXTENT_TABLE ? 257 << 12 : map->offset + map->size;
     if (map->kind == VB_EXTENT_TABLE)
         for (unsigned i = 0; i < (map->size + 4095) >> 12; i++)
-            world->table[i] = (uint64_t)take_u8(input) << 12 | take_u8(input) % 8;
+            world->table[i] = (uint64_t)take_u8(input) << 12 | take_u8(input) % 32;
     vb_queue_set_map(world->queue, kind & 128 ? NULL : map);
 }
 

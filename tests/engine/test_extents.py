@@ -18,6 +18,7 @@ ffi, lib = _engine
 
 UP, FILE, ZERO, NULL = lib.VB_GO_UP, lib.VB_GO_FILE, lib.VB_GO_ZERO, lib.VB_GO_NULL
 READ, OVERWRITE, ZEROES = lib.VB_ENTRY_READ, lib.VB_ENTRY_OVERWRITE, lib.VB_ENTRY_ZERO
+VOLATILE = lib.VB_ENTRY_VOLATILE
 
 BITS = 12
 CLUSTER = 1 << BITS
@@ -50,10 +51,15 @@ def make_table(entries: list[int], size: int | None = None) -> Map:
     return Map(encoded, table)
 
 
-def look(extents: Map, offset: int, length: int, *, write: bool = False) -> tuple[int, int]:
+def look(
+    extents: Map, offset: int, length: int, *, write: bool = False, through: bool = False
+) -> tuple[int, int]:
     """Return the verdict, and the file offset where that is FILE."""
     place = ffi.new("uint64_t *")
-    verdict = lib.vb_inspect_extent(extents.encoded, offset, length, write, place)
+    access = lib.VB_ACCESS_WRITE if write else lib.VB_ACCESS_READ
+    if through:
+        access = lib.VB_ACCESS_WRITE_THROUGH
+    verdict = lib.vb_inspect_extent(extents.encoded, offset, length, access, place)
     return verdict, place[0] if verdict == FILE else 0
 
 
@@ -120,7 +126,12 @@ _entries = st.lists(
     st.builds(
         lambda cluster, flags: cluster << BITS | flags,
         st.integers(0, 5),
-        st.sampled_from([0, READ, READ | OVERWRITE, READ | OVERWRITE, ZEROES, OVERWRITE]),
+        st.sampled_from(
+            [
+                *(0, READ, READ | OVERWRITE, READ | OVERWRITE, ZEROES, OVERWRITE),
+                *(READ | OVERWRITE | 8, READ | OVERWRITE | 16, READ | OVERWRITE | VOLATILE),
+            ]
+        ),
     ),
     min_size=1,
     max_size=6,
@@ -132,13 +143,15 @@ _entries = st.lists(
     st.one_of(_entries, st.integers(1, 6).map(lambda n: [i << BITS | 3 for i in range(n)])),
     st.integers(0, 7 * CLUSTER),
     st.integers(0, 7 * CLUSTER),
-    st.booleans(),
+    st.sampled_from(["read", "write", "through"]),
 )
 def test_table_agrees_with_a_byte_map(
-    entries: list[int], offset: int, length: int, write: bool
+    entries: list[int], offset: int, length: int, access: str
 ) -> None:
     """What is done at once is what each byte of the range allows."""
-    verdict, place = look(make_table(entries), offset, length, write=write)
+    write, through = access != "read", access == "through"
+    table = make_table(entries)
+    verdict, place = look(table, offset, length, write=write, through=through)
     covered = entries[offset >> BITS : (offset + length + CLUSTER - 1) >> BITS]
     fits = length > 0 and offset + length <= len(entries) * CLUSTER
     wanted = OVERWRITE if write else READ
@@ -147,7 +160,9 @@ def test_table_agrees_with_a_byte_map(
     elif not write and all(entry & ZEROES for entry in covered):
         assert verdict == ZERO
     elif all(
-        entry & wanted and entry >> BITS == (covered[0] >> BITS) + number
+        entry & wanted
+        and not (through and entry & VOLATILE)
+        and entry >> BITS == (covered[0] >> BITS) + number
         for number, entry in enumerate(covered)
     ):
         assert (verdict, place) == (FILE, (covered[0] >> BITS << BITS) + offset % CLUSTER)

@@ -17,6 +17,7 @@ from tests.engine.support import Rig
 from tests.frontend.blk import range_segments
 from tests.frontend.ring import Segment
 from tests.virtio_blk.support import MIB, UNSET, header, pattern
+from vhostblk.block.drivers.qcow2.layout import VOLATILE, VOLATILE_BITS
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.virtio_blk.layout import RequestType, Status
 
@@ -235,6 +236,23 @@ def test_discard_and_write_zeroes(disk: Path, io: str) -> None:
         assert disk.read_bytes() == bytes(expected)
 
 
+@pytest.mark.parametrize("flags", [0, 1], ids=["keep", "unmap"])
+def test_zeroes_that_are_to_be_stored_at_once_come_up(disk: Path, io: str, flags: int) -> None:
+    payload = range_segments([(0, 4096)], flags)
+    with opened(disk) as fd, Rig(io) as rig:
+        queue = rig.queue(linear(fd, buffered=True), write_through=True)
+        pending = queue.request(ZEROES, send=payload)
+        (upcall,) = rig.wait_upcalls()
+        assert (upcall.type, upcall.payload()) == (ZEROES, payload)
+        assert disk.read_bytes() == pattern(MIB)
+        queue.complete(upcall)
+        queue.used()
+        assert pending.status == OK
+        rig.lib.vb_queue_set_write_through(queue.handle, 0)
+        assert queue.run(ZEROES, send=payload).status == OK
+        assert disk.read_bytes() == bytes(4096) + pattern(MIB)[4096:]
+
+
 def test_wrong_discards_are_refused_before_anything_is_done(disk: Path) -> None:
     with opened(disk) as fd, Rig() as rig:
         queue = rig.queue(linear(fd))
@@ -325,6 +343,43 @@ def test_table_map(disk: Path, io: str) -> None:
             assert upcall.sector == sector
             queue.complete(upcall)
             queue.used()
+
+
+@pytest.mark.parametrize("bit", [8, 16])
+def test_write_through_to_volatile_clusters_comes_up(disk: Path, io: str, bit: int) -> None:
+    with opened(disk) as fd, Rig(io) as rig:
+        lib, ffi = rig.lib, rig.ffi
+        assert lib.VB_ENTRY_VOLATILE == VOLATILE == sum(VOLATILE_BITS)
+        both = lib.VB_ENTRY_READ | lib.VB_ENTRY_OVERWRITE
+        table = ffi.new("uint64_t[]", [8192 | both, 12288 | both | bit, 16384 | both])
+        encoded = ffi.new(
+            "struct vb_extent_map *",
+            {
+                "kind": lib.VB_EXTENT_TABLE,
+                "flags": lib.VB_EXTENT_WRITE | lib.VB_EXTENT_BUFFERED,
+                "fd": fd,
+                "size": 3 * 4096,
+                "cluster_bits": 12,
+                "table": table,
+            },
+        )
+        queue = rig.queue(device_size=3 * 4096)
+        queue.use_map(encoded)
+        assert queue.run(OUT, send=pattern(12288, 7)).status == OK
+        rig.lib.vb_queue_set_write_through(queue.handle, 1)
+        assert queue.run(OUT, send=pattern(4096, 8)).status == OK
+        assert queue.run(OUT, 16, send=pattern(4096, 9)).status == OK
+        for sector, length in ((8, 512), (15, 512), (7, 1024), (0, 12288), (8, 8192)):
+            queue.request(OUT, sector, send=bytes(length))
+            (upcall,) = rig.wait_upcalls()
+            assert upcall.sector == sector
+            queue.complete(upcall)
+            queue.used()
+        expected = pattern(4096, 8) + pattern(12288, 7)[4096:8192] + pattern(4096, 9)
+        assert queue.run(IN, want=12288).data == expected == os.pread(fd, 12288, 8192)
+        table[1] &= ~lib.VB_ENTRY_VOLATILE
+        assert queue.run(OUT, send=pattern(12288, 3)).status == OK
+        assert os.pread(fd, 12288, 8192) == pattern(12288, 3)
 
 
 @pytest.mark.parametrize("max_batch", [0, 3])

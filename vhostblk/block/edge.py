@@ -443,9 +443,7 @@ async def flush_node(node: BlockNode) -> None:
     if node.options.cache.no_flush or (
         node.counts_writes and generation == node.flushed_generation
     ):
-        await node.write_back()
-        for child in node.children.values():
-            await child.flush()
+        await node.flush_children()
         return
     node.debug_event("flush_to_disk")
     await node.flush()

@@ -496,6 +496,12 @@ class BlockNode(ABC):
         For users who never flush; a flush does it, too.
         """
 
+    async def flush_children(self) -> None:
+        """Write back and flush the children: a flush where the node itself has nothing to do."""
+        await self.write_back()
+        for child in self.children.values():
+            await child.flush()
+
     async def reload_image(self) -> None:  # noqa: B027
         """Read again what the node knows of its image; drained, once it may have changed.
 

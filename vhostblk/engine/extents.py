@@ -54,7 +54,8 @@ class ExtentTable:
     """Where each cluster of `1 << cluster_bits` bytes is, and what may be done with it.
 
     An entry is a file offset and, in the low nine bits, flags (`enum vb_extent_entry`); 0: the node
-    is asked. The node changes entries at any time, each at once. One that took something back waits
+    is asked. An entry that a crash may take back says so; writes that must survive one are asked,
+    too. The node changes entries at any time, each at once. One that took something back waits
     (`settle`) before it puts the storage to another use.
     """
 

@@ -243,6 +243,13 @@ static bool within_budget(const struct vb_slot *slot)
                                       slot->queue->iothread->now);
 }
 
+static enum vb_extent_access access_of(const struct vb_slot *slot)
+{
+    if (slot->request.type != VB_T_OUT)
+        return VB_ACCESS_READ;
+    return slot->queue->write_through ? VB_ACCESS_WRITE_THROUGH : VB_ACCESS_WRITE;
+}
+
 static void execute_transfer(struct vb_slot *slot)
 {
     struct vb_queue *queue = slot->queue;
@@ -255,7 +262,7 @@ static void execute_transfer(struct vb_slot *slot)
         vb_slot_complete(slot, VB_S_IOERR, 0);
         return;
     }
-    verdict = vb_extent_lookup(queue->map, offset, request->length, write, &file_offset);
+    verdict = vb_extent_lookup(queue->map, offset, request->length, access_of(slot), &file_offset);
     if (verdict == VB_GO_UP ||
         (verdict == VB_GO_FILE &&
          !vb_extent_aligned(queue->map, file_offset, slot->iovs, request->iov_count)) ||

@@ -8,28 +8,31 @@
 
 /* A range of clusters is one request where all of them may be used alike and lie in one piece. */
 static enum vb_extent_verdict lookup_table(const struct vb_extent_map *map, uint64_t offset,
-                                           uint64_t length, bool write, uint64_t *file_offset)
+                                           uint64_t length, enum vb_extent_access access,
+                                           uint64_t *file_offset)
 {
     uint64_t cluster = 1ull << map->cluster_bits;
     uint64_t first = offset >> map->cluster_bits;
     uint64_t last = (offset + length - 1) >> map->cluster_bits;
     /* Entries change under our hands: each is read once, whole. */
     uint64_t entry = __atomic_load_n(&map->table[first], __ATOMIC_ACQUIRE);
-    uint64_t wanted = write ? VB_ENTRY_OVERWRITE : VB_ENTRY_READ;
+    uint64_t wanted = access == VB_ACCESS_READ ? VB_ENTRY_READ : VB_ENTRY_OVERWRITE;
+    uint64_t bars = access == VB_ACCESS_WRITE_THROUGH ? VB_ENTRY_VOLATILE : 0;
 
-    if (!write && entry & VB_ENTRY_ZERO) {
+    if (access == VB_ACCESS_READ && entry & VB_ENTRY_ZERO) {
         for (uint64_t i = first + 1; i <= last; i++)
             if (!(__atomic_load_n(&map->table[i], __ATOMIC_ACQUIRE) & VB_ENTRY_ZERO))
                 return VB_GO_UP;
         return VB_GO_ZERO;
     }
-    if (!(entry & wanted))
+    if (!(entry & wanted) || entry & bars)
         return VB_GO_UP;
     *file_offset = (entry & ~ENTRY_FLAGS) + (offset & (cluster - 1));
     for (uint64_t i = first + 1; i <= last; i++) {
         uint64_t next = __atomic_load_n(&map->table[i], __ATOMIC_ACQUIRE);
 
-        if (!(next & wanted) || (next & ~ENTRY_FLAGS) != (entry & ~ENTRY_FLAGS) + cluster)
+        if (!(next & wanted) || next & bars ||
+            (next & ~ENTRY_FLAGS) != (entry & ~ENTRY_FLAGS) + cluster)
             return VB_GO_UP;
         entry = next;
     }
@@ -37,8 +40,11 @@ static enum vb_extent_verdict lookup_table(const struct vb_extent_map *map, uint
 }
 
 enum vb_extent_verdict vb_extent_lookup(const struct vb_extent_map *map, uint64_t offset,
-                                        uint64_t length, bool write, uint64_t *file_offset)
+                                        uint64_t length, enum vb_extent_access access,
+                                        uint64_t *file_offset)
 {
+    bool write = access != VB_ACCESS_READ;
+
     if (!map || !length || offset > map->size || length > map->size - offset)
         return VB_GO_UP;
     if (write && !(map->flags & VB_EXTENT_WRITE))
@@ -50,7 +56,7 @@ enum vb_extent_verdict vb_extent_lookup(const struct vb_extent_map *map, uint64_
         *file_offset = map->offset + offset;
         return VB_GO_FILE;
     case VB_EXTENT_TABLE:
-        return lookup_table(map, offset, length, write, file_offset);
+        return lookup_table(map, offset, length, access, file_offset);
     default:
         return VB_GO_UP;
     }

@@ -25,9 +25,19 @@ enum vb_extent_entry {
     VB_ENTRY_READ = 1,      /* reads come from the file */
     VB_ENTRY_OVERWRITE = 2, /* writes go to the file */
     VB_ENTRY_ZERO = 4,      /* reads give zeroes */
+    /* What leads to the cluster is not on stable storage yet: writes that have to be there when they
+     * complete are asked. Two bits: what a flush in progress covers, and what it does not. */
+    VB_ENTRY_VOLATILE = 24,
 };
 
 /* What is to be done with a range. */
+enum vb_extent_access {
+    VB_ACCESS_READ,
+    VB_ACCESS_WRITE,
+    VB_ACCESS_WRITE_THROUGH, /* on stable storage when it completes */
+};
+
+/* How it is done. */
 enum vb_extent_verdict {
     VB_GO_UP,   /* ask Python */
     VB_GO_FILE, /* at *file_offset of the map's file */

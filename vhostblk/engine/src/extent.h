@@ -12,7 +12,8 @@
 #include "extent.cdef.h"
 
 enum vb_extent_verdict vb_extent_lookup(const struct vb_extent_map *map, uint64_t offset,
-                                        uint64_t length, bool write, uint64_t *file_offset);
+                                        uint64_t length, enum vb_extent_access access,
+                                        uint64_t *file_offset);
 
 /* Whether offset, length and every segment suit the map's file (O_DIRECT). */
 bool vb_extent_aligned(const struct vb_extent_map *map, uint64_t offset, const struct iovec *iovs,

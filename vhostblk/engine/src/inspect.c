@@ -115,7 +115,8 @@ uint8_t vb_inspect_discard(const void *payload, uint64_t length, uint32_t type, 
 }
 
 enum vb_extent_verdict vb_inspect_extent(const struct vb_extent_map *map, uint64_t offset,
-                                         uint64_t length, int write, uint64_t *file_offset)
+                                         uint64_t length, enum vb_extent_access access,
+                                         uint64_t *file_offset)
 {
-    return vb_extent_lookup(map, offset, length, write, file_offset);
+    return vb_extent_lookup(map, offset, length, access, file_offset);
 }

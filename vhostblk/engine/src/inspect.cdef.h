@@ -35,4 +35,5 @@ uint8_t vb_inspect_discard(const void *payload, uint64_t length, uint32_t type, 
                            uint32_t logical_block_size);
 
 enum vb_extent_verdict vb_inspect_extent(const struct vb_extent_map *map, uint64_t offset,
-                                         uint64_t length, int write, uint64_t *file_offset);
+                                         uint64_t length, enum vb_extent_access access,
+                                         uint64_t *file_offset);

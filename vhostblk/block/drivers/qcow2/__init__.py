@@ -4,8 +4,9 @@
 What is where: `layout` (facts of the format), `header` (parsing, pure), `options` (what the user
 chose), `tables` (the L1 table and cached slices of L2 tables), `mapping` (what L2 entries mean),
 `refcounts` and `allocator` (which clusters of the file are in use), `places` (room for metadata),
-`dirty` and `commit` (what is to be written, and in which order), `write`, `write_fresh` with
-`ahead` and `scratch`, `write_compressed`, `zero` and `read` (the data path), `publish` (the extent
-map), `snapshots`, `snapshot_changes` and `snapshot_apply`, `bitmaps`, `resize`, `check`, `create`,
-`opening` and `lifecycle` (opening and closing), and `node` (the driver, which joins them).
+`dirty`, `commit` and `flush` (what is to be written, in which order, and when), `write`,
+`write_fresh` with `ahead` and `scratch`, `write_compressed`, `zero` and `read` (the data path),
+`publish` and `volatile` (the extent map), `snapshots`, `snapshot_changes` and `snapshot_apply`,
+`bitmaps`, `resize`, `check`, `create`, `opening` and `lifecycle` (opening and closing), and `node`
+(the driver, which joins them).
 """

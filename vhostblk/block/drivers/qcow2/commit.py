@@ -226,6 +226,7 @@ class Commit:
         high = -(-found.high * per_entry // 64) * 64
         words = found.words[low:high].copy()
         before = (found.low, found.high)
+        self._image.publisher.volatile.note(found.number, *before)
         found.clean()
         found.pins += 1  # until then the file has something older
         try:

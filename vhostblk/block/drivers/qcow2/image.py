@@ -22,6 +22,7 @@ from vhostblk.block.drivers.qcow2.ahead import Streams
 from vhostblk.block.drivers.qcow2.allocator import Allocator
 from vhostblk.block.drivers.qcow2.bitmap_store import BitmapStore
 from vhostblk.block.drivers.qcow2.commit import Commit
+from vhostblk.block.drivers.qcow2.flush import Flusher
 from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK, Autoclear, Incompatible
 from vhostblk.block.drivers.qcow2.opening import metadata_error
 from vhostblk.block.drivers.qcow2.overlap import Overlap
@@ -92,6 +93,7 @@ class Image:
         self.reader: Reader
         self.allocator: Allocator
         self.commit: Commit
+        self.flusher: Flusher
         self.writer: Writer
         self.zeroer: Zeroer
 
@@ -149,6 +151,7 @@ class Image:
         self.reader = Reader(self)
         self.allocator = Allocator(self)
         self.commit = Commit(self)
+        self.flusher = Flusher(self)
         self.writer = Writer(self)
         self.zeroer = Zeroer(self)
         self.new_publisher()

@@ -129,6 +129,9 @@ ALL_SUBCLUSTERS = (1 << SUBCLUSTERS) - 1
 
 # Bits of an extent map's entry, as the engine has them (`engine/src/extent.cdef.h`).
 READ, OVERWRITE, READ_ZERO = 1, 2, 4
+#: What leads to the cluster is not on stable storage; see `volatile`.
+VOLATILE_BITS = (8, 16)
+VOLATILE = 24
 
 
 class Kind(IntEnum):

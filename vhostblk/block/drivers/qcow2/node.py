@@ -219,20 +219,14 @@ class Qcow2Node(Lifecycle):
     async def flush(self) -> None:
         if not self._is_loaded:  # then nothing was written, either
             return
-        image = self._image
-        await self.write_back()
-        await image.commit.flush_files()
+        await self._image.flusher.flush()
+
+    async def flush_children(self) -> None:
+        await self.flush()  # the node itself has nothing more to do
 
     async def write_back(self) -> None:
-        if not self._is_loaded:
-            return
-        image = self._image
-        image.check_usable()
-        if image.writable:
-            async with image.lock:  # what somebody else is writing has to be complete, too
-                image.check_usable()
-                if image.commit.dirty:
-                    await image.commit.write()
+        if self._is_loaded:
+            await self._image.flusher.write_back()
 
     async def check_image(self, *, repair: bool) -> CheckResult:
         from vhostblk.block.drivers.qcow2.check import check

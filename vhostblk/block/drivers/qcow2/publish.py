@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhostblk.block.completion import Completion
-from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK
+from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK, VOLATILE
 from vhostblk.block.drivers.qcow2.mapping import OVERWRITE, READ, map_entries
+from vhostblk.block.drivers.qcow2.volatile import Volatile
 from vhostblk.engine.extents import ExtentKind, ExtentMap, ExtentTable, Treatment
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Publisher:
         self.unit_bits = geometry.subcluster_bits
         count = -(-image.size >> geometry.subcluster_bits)
         self._table: ExtentTable | None = None
+        #: Which entries are ahead of stable storage.
+        self.volatile = Volatile(self)
         #: The entries, shape (subclusters of the disk,).
         self.entries: NDArray[np.uint64] = np.zeros(0, np.uint64)
         if 0 < count <= _MAX_ENTRIES:
@@ -60,20 +63,43 @@ class Publisher:
 
     # Entries.
 
+    @property
+    def slice_clusters(self) -> int:
+        """How many clusters a slice has entries for."""
+        return 1 << self._image.tables.slice_bits
+
+    def run(self, number: int, low: int, high: int) -> NDArray[np.uint64]:
+        """Return the entries of clusters [low, high) of a slice, to be changed."""
+        image = self._image
+        first = (number << image.tables.slice_bits) + low
+        shift = image.geometry.cluster_bits - self.unit_bits
+        return self.entries[first << shift : (first + high - low) << shift]
+
     def load(self, found: L2Slice) -> None:
-        """Publish a slice."""
-        self.update(found, 0, 1 << self._image.tables.slice_bits)
+        """Publish a slice that has been read."""
+        mapped = self._map(found, 0, self.slice_clusters)
+        self.volatile.mark_loaded(found.number, mapped)
+        self._publish(found, 0, mapped)
 
     def update(self, found: L2Slice, low: int, high: int) -> None:
-        """Publish entries [low, high) of a slice, as they are now."""
-        entries = self.entries
-        if not len(entries) or self._image.unusable:
-            return
+        """Publish entries [low, high) of a slice, which have changed."""
+        mapped = self._map(found, low, high)
+        self.volatile.mark(mapped)
+        self._publish(found, low, mapped)
+
+    def _publish(self, found: L2Slice, low: int, mapped: NDArray[np.uint64]) -> None:
+        run = self.run(found.number, low, self.slice_clusters)[: len(mapped)]
+        run[:] = mapped[: len(run)]
+
+    def _map(self, found: L2Slice, low: int, high: int) -> NDArray[np.uint64]:
+        """Return what is to be published of entries [low, high) of a slice."""
         image = self._image
+        if not len(self.entries) or image.unusable:
+            return np.zeros(0, np.uint64)
         tables, geometry = image.tables, image.geometry
         first_cluster = (found.number << tables.slice_bits) + low
         per_entry = tables.words_per_entry
-        mapped = map_entries(
+        return map_entries(
             geometry,
             found.words[low * per_entry : high * per_entry],
             first_cluster,
@@ -82,37 +108,32 @@ class Publisher:
             has_backing=image.backing is not None,
             forbidden=image.overlap.offsets(),
         )
-        start = first_cluster << (geometry.cluster_bits - self.unit_bits)
-        room = len(entries) - start
-        if room > 0:
-            entries[start : start + len(mapped)] = mapped[:room]
 
     def changed(self, found: L2Slice, index: int, cluster: int, word: int) -> None:
         """Publish a cluster that has been written, at a place known to be right."""
         if self._image.geometry.extended_l2:
             self.update(found, index, index + 1)
         elif cluster < len(self.entries) and not self._image.unusable:
-            self.entries[cluster] = (word & OFFSET_MASK) | READ | OVERWRITE
+            self.entries[cluster] = (word & OFFSET_MASK) | READ | OVERWRITE | self.volatile.bit
 
     def written(self, hosts: dict[int, int]) -> None:
         """Publish clusters, not of extended L2 entries, that have been written; by number."""
         count = len(hosts)
         numbers = np.fromiter(hosts.keys(), np.uint64, count)
-        words = np.fromiter(hosts.values(), np.uint64, count) | np.uint64(READ | OVERWRITE)
+        flags = np.uint64(READ | OVERWRITE | self.volatile.bit)
+        words = np.fromiter(hosts.values(), np.uint64, count) | flags
         if len(self.entries) and not self._image.unusable:
             self.entries[numbers] = words
 
     def revoke(self, found: L2Slice, low: int, high: int) -> None:
         """Take entries [low, high) of a slice back."""
-        image = self._image
-        first = (found.number << image.tables.slice_bits) + low
-        shift = image.geometry.cluster_bits - self.unit_bits
-        self.entries[first << shift : first + (high - low) << shift] = 0
+        self.run(found.number, low, high)[:] = 0
 
     def evict(self, found: L2Slice) -> None:
         """Take a slice back, and give whole pages back to the system."""
         tables = self._image.tables
-        self.revoke(found, 0, 1 << tables.slice_bits)
+        self.revoke(found, 0, self.slice_clusters)
+        self.volatile.evicted(found.number)
         if self._table is None:
             return
         span = 8 << tables.span_bits >> self.unit_bits
@@ -125,9 +146,8 @@ class Publisher:
 
     def revoke_all(self) -> None:
         """Take everything back."""
-        tables = self._image.tables
-        for found in tables.slices.values():
-            self.revoke(found, 0, 1 << tables.slice_bits)
+        for found in self._image.tables.slices.values():
+            self.revoke(found, 0, self.slice_clusters)
 
     def overwritable(self, offset: int, length: int) -> int:
         """Return where a range lies in the data file, if it may just be overwritten; else -1."""
@@ -135,11 +155,11 @@ class Publisher:
         first, last = offset >> bits, (offset + length - 1) >> bits
         if not self._image.writable or last >= len(entries):
             return -1
-        entry = int(entries[first])
+        entry = int(entries[first]) & ~VOLATILE
         if not entry & OVERWRITE:
             return -1
         if last > first:
-            run = entries[first : last + 1]
+            run = entries[first : last + 1] & ~np.uint64(VOLATILE)
             expected = np.uint64(entry) + (
                 np.arange(last - first + 1, dtype=np.uint64) << np.uint64(bits)
             )

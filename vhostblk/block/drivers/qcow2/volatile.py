@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which entries of the extent map a crash may take back.
+
+A cluster that has just been allocated is in the map at once, its L2 entry on stable storage only
+after a flush. A write that must be there when it completes (write cache off, FUA) must not just
+overwrite such a cluster: after a crash nobody would find it. So the entry in the map has a bit. The
+engine leaves these writes to the driver then, which flushes after them.
+
+An entry gets the bit when its L2 entry changes. It loses it when a flush has succeeded that began
+after the L2 entry was written. There are two bits, which take turns at each flush: it clears the
+one, and entries that change meanwhile get the other.
+
+What is read from the file need not be on stable storage either: another process may have written
+it, or we have, before the slice was dropped from the cache. All entries of such a slice have it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhostblk.block.drivers.qcow2.layout import OVERWRITE, VOLATILE_BITS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vhostblk.block.drivers.qcow2.publish import Publisher
+
+#: So many entries are cleared before others get a turn on the event loop.
+_TURN = 1 << 20
+
+#: A range of entries of each slice, by the slice's number.
+_Ranges = dict[int, tuple[int, int]]
+
+
+class Volatile:
+    """Keeps the bits of a publisher's entries. Ranges are in clusters of a slice."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        #: What entries get that change now, and what those have that a flush covers.
+        self.bit, self._other = VOLATILE_BITS
+        #: Where entries with each bit are; all of these slices are in the cache.
+        self._marked: _Ranges = {}
+        self._covered: _Ranges = {}
+        #: The file has changes that nobody knows the place of, and that no flush covers.
+        self._unknown = True
+        #: Such changes that the flush in progress covers.
+        self._unknown_covered = False
+
+    def mark(self, entries: NDArray[np.uint64]) -> None:
+        """Give all entries that allow writes the bit, before they are published."""
+        step = np.uint64(self.bit // OVERWRITE)
+        entries |= (entries & np.uint64(OVERWRITE)) * step
+
+    def mark_loaded(self, number: int, entries: NDArray[np.uint64]) -> None:
+        """Give all entries of a slice the bit, if what was read may not be on stable storage."""
+        if self._unknown or self._unknown_covered:
+            self.mark(entries)
+            self.note(number, 0, self._publisher.slice_clusters)
+
+    def note(self, number: int, low: int, high: int) -> None:
+        """Note that changed entries [low, high) of a slice are about to be written."""
+        before = self._marked.get(number)
+        if before is not None:
+            low, high = min(low, before[0]), max(high, before[1])
+        self._marked[number] = (low, high)
+
+    def evicted(self, number: int) -> None:
+        """Forget a slice; its changes have been written, but need not be on stable storage."""
+        if self._marked.pop(number, None) is not None:
+            self._unknown = True
+        if self._covered.pop(number, None) is not None:
+            self._unknown_covered = True
+
+    # Flushes: one at a time.
+
+    def begin(self) -> None:
+        """Begin a flush; all changes have been written. Nothing changes during the call."""
+        self._covered, self._marked = self._marked, {}
+        self._unknown_covered, self._unknown = self._unknown, False
+        self.bit, self._other = self._other, self.bit
+
+    async def succeeded(self) -> None:
+        """End a flush: clear the bit of all that it covers."""
+        self._unknown_covered = False
+        done, keep = 0, ~np.uint64(self._other)
+        while self._covered:
+            number, (low, high) = self._covered.popitem()
+            run = self._publisher.run(number, low, high)
+            run &= keep
+            done += len(run)
+            if done >= _TURN:
+                done = 0
+                await asyncio.sleep(0)
+
+    def failed(self) -> None:
+        """End a flush: all that it was to cover is as it was before."""
+        former, bit = np.uint64(self._other), np.uint64(self.bit)
+        for number, (low, high) in self._covered.items():
+            run = self._publisher.run(number, low, high)
+            run[:] = np.where(run & former, run & ~former | bit, run)
+            self.note(number, low, high)
+        self._covered = {}
+        self._unknown |= self._unknown_covered
+        self._unknown_covered = False
