@@ -9,6 +9,7 @@ import os
 import resource
 from array import array
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +24,6 @@ from vhostblk.virtio_blk.layout import RequestType, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 IN, OUT, FLUSH = RequestType.IN, RequestType.OUT, RequestType.FLUSH
 DISCARD, ZEROES = RequestType.DISCARD, RequestType.WRITE_ZEROES
@@ -210,6 +210,30 @@ def test_flush_that_failed_once_fails_for_ever(disk: Path, tmp_path: Path, io: s
         assert other.run(FLUSH).status == IOERR
         forgetful = rig.queue(linear(fd))
         assert forgetful.run(FLUSH).status == OK
+
+
+def test_failure_to_store_a_write_counts_as_a_failed_flush(disk: Path) -> None:
+    """The kernel tells of lost data once, perhaps a write that it is not of.
+
+    The file takes what is written, and doesn't know RWF_DSYNC.
+    """
+    path = Path("/proc/self/coredump_filter")
+    present = b"0x" + path.read_bytes().strip()
+    cell = array("i", [0])
+    with opened(path) as fd, opened(disk) as other_fd, Rig("pool") as rig:
+        queue = rig.queue(linear(fd, flush_error=cell), write_through=True)
+        assert queue.run(OUT, send=present.ljust(512, b"\0")).status == Status.UNSUPP
+        assert cell[0] == errno.EOPNOTSUPP
+        other = rig.queue(linear(other_fd, flush_error=cell))
+        assert other.run(FLUSH).status == Status.UNSUPP
+
+
+def test_write_through_that_fails_as_a_write_is_no_failed_flush(disk: Path, io: str) -> None:
+    cell = array("i", [0])
+    with opened(disk, os.O_RDONLY) as fd, Rig(io) as rig:
+        queue = rig.queue(linear(fd, flush_error=cell), write_through=True)
+        assert queue.run(OUT, send=bytes(512)).status == IOERR
+        assert cell[0] == 0
 
 
 def test_write_through(disk: Path, io: str) -> None:

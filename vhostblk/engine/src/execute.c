@@ -404,6 +404,7 @@ static void execute_unmap(struct vb_slot *slot)
 void vb_slot_execute(struct vb_slot *slot)
 {
     slot->done = 0;
+    slot->sync_error = 0;
     switch (slot->request.type) {
     case VB_T_IN:
     case VB_T_OUT:
@@ -435,6 +436,16 @@ void vb_slot_execute(struct vb_slot *slot)
     }
 }
 
+/* A flush that failed makes all later ones fail. Several iothreads share the cell. */
+static int64_t judge_flush(struct vb_extent_map *map, int64_t result)
+{
+    if (!map->flush_error)
+        return result;
+    if (result < 0)
+        __atomic_store_n(map->flush_error, (int32_t)-result, __ATOMIC_RELAXED);
+    return -(int64_t)__atomic_load_n(map->flush_error, __ATOMIC_RELAXED);
+}
+
 static void continue_transfer(struct vb_slot *slot)
 {
     struct vb_io_op *op = &slot->op;
@@ -444,12 +455,19 @@ static void continue_transfer(struct vb_slot *slot)
         queue_op(slot, op->opcode, op->flags);
         return;
     }
+    if (result < 0 && op->flags & RWF_DSYNC && slot->map->flush_error) {
+        /* If it wasn't the write that failed, but bringing data to storage, that counts as a failed
+         * flush: what was lost may be another's. The same without RWF_DSYNC tells. */
+        slot->sync_error = result;
+        queue_op(slot, VB_IO_WRITE, 0);
+        return;
+    }
     if (result < 0) {
         finish_mapped(slot, result);
         return;
     }
     if (slot->done + result == slot->request.length) {
-        finish_mapped(slot, 0);
+        finish_mapped(slot, slot->sync_error ? judge_flush(slot->map, slot->sync_error) : 0);
         return;
     }
     whole = whole_blocks(slot, result);
@@ -464,16 +482,6 @@ static void continue_transfer(struct vb_slot *slot)
     } else {
         finish_mapped(slot, -ENOSPC);
     }
-}
-
-/* A flush that failed makes all later ones fail. Several iothreads share the cell. */
-static int64_t judge_flush(struct vb_extent_map *map, int64_t result)
-{
-    if (!map->flush_error)
-        return result;
-    if (result < 0)
-        __atomic_store_n(map->flush_error, (int32_t)-result, __ATOMIC_RELAXED);
-    return -(int64_t)__atomic_load_n(map->flush_error, __ATOMIC_RELAXED);
 }
 
 void vb_slot_continue(struct vb_slot *slot)

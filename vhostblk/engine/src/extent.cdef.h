@@ -53,8 +53,8 @@ struct vb_extent_map {
     uint64_t size;      /* bytes of the device that the map covers */
     uint64_t offset;    /* linear */
     uint32_t cluster_bits;
-    /* errno of a failed flush, or NULL where one failure means nothing for the next. What was lost
-     * can't be known, so every later flush fails too. */
+    /* errno of a failed flush (or of a write's own, RWF_DSYNC), or NULL where one failure means nothing
+     * for the next. What was lost can't be known, so every later flush fails too. */
     int32_t *flush_error;
     const uint64_t *table; /* (size rounded up to clusters) entries */
     /* What reads and writes are accounted for in, or NULL; those that it lacks the means for go up,

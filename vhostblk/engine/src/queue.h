@@ -38,7 +38,8 @@ struct vb_slot {
     struct vb_slot *next_up;
     struct vb_slot *next_in_run;
     uint64_t begun;
-    uint64_t done; /* bytes transferred so far */
+    uint64_t done;      /* bytes transferred so far */
+    int64_t sync_error; /* of a write with RWF_DSYNC, which is tried without */
     uint32_t segment, segment_count;
     uint32_t ring_length; /* descriptors of a packed ring */
     uint8_t state;

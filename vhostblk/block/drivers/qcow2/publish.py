@@ -222,4 +222,5 @@ class Publisher:
             flush=Treatment.ASK,
             discard=Treatment.ASK,
             table=self._table,
+            flush_error=below.flush_error,
         )
