@@ -7,15 +7,21 @@ requests are in flight; each 4 KiB block is in at most one request at a time.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import TYPE_CHECKING
 
 import pytest
 
-from integration.qcow2.tools import check, content, qemu_img
+from integration.qcow2.tools import check, content, qemu_img, qemu_io
+from tests.block.support import options
+from tests.exports.support import frontend
 from tests.frontend.blk import BlkDriver, BlkRequest, range_segments
 from tests.frontend.launch import Daemon, Program
 from tests.frontend.memory import Memory
+from tests.virtio_blk.support import UNSET
+from vhostblk.block.graph import Graph
+from vhostblk.schema.throttle import UNLIMITED, ThrottleLimits, changed_limits
 from vhostblk.virtio_blk.layout import RequestType
 
 if TYPE_CHECKING:
@@ -118,3 +124,36 @@ def test_requests_at_depth_and_the_engine_agree(
     for number, byte in enumerate(client.blocks):
         block = found[number * BLOCK : (number + 1) * BLOCK]
         assert byte == -1 or block == bytes([byte]) * BLOCK, number
+
+
+def test_limits_below_the_image_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine does not go past a throttle filter between the image and its file."""
+    monkeypatch.setenv("VHOSTBLK_LANE", "express")
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+    qemu_io(path, "write -q -P 1 0 64k")
+
+    async def main() -> None:
+        graph = Graph()
+        graph.throttle_groups.add("g", UNLIMITED)
+        file = {"driver": "file", "filename": str(path)}
+        throttle = {"driver": "throttle", "throttle-group": "g", "file": file}
+        node = await graph.add(options(driver="qcow2", node_name="disk", file=throttle))
+        async with frontend(node) as front:
+            await front.connect()
+            await front.start()
+            assert await front.done(front.request(RequestType.IN, want=512)) == 0
+            group = graph.throttle_groups.find("g")
+            group.set_limits(changed_limits(UNLIMITED, ThrottleLimits(bps_total=1)))
+            assert await front.done(front.request(RequestType.IN, want=512)) == 0
+            member = node.children["file"].node._member  # type: ignore[attr-defined]
+            waiting = front.request(RequestType.IN, want=512)
+            await front.until(lambda: member.waiting[0] or waiting.status != UNSET)
+            assert waiting.status == UNSET
+            group.set_limits(UNLIMITED)
+            assert await front.done(waiting) == 0
+        await front.block_backend.detach()
+        await graph.close()
+        graph.throttle_groups.close()
+
+    asyncio.run(main())

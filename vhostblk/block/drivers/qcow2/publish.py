@@ -223,4 +223,5 @@ class Publisher:
             discard=Treatment.ASK,
             table=self._table,
             flush_error=below.flush_error,
+            budget=below.budget,
         )
