@@ -14,6 +14,7 @@ import pytest
 from tests.block.support import fails_with, options, read_bytes, run, write_bytes
 from tests.plugin.support import Memory, MemoryOptions, SyncMemory, opened
 from vhostblk.block.completion import drive
+from vhostblk.block.drivers.file import FileNode
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
 from vhostblk.block.iovec import IoVec
@@ -341,6 +342,61 @@ def test_drivers_may_lie_on_other_nodes(driver: Any, tmp_path: Any) -> None:
 
     run(main)
     assert image.read_bytes()[:1024] == bytes(512) + b"\xff" * 512
+
+
+class NoFlush(Driver[InvertOptions]):
+    """Has all in its child, and leaves flushing out."""
+
+    options_type = InvertOptions
+
+    def size(self) -> int:
+        return self.children["file"].size()
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return await self.children["file"].read(offset, length)
+
+    async def write(self, offset: int, data: bytes) -> None:
+        await self.children["file"].write(offset, data)
+
+
+class SyncNoFlush(SyncDriver[InvertOptions]):
+    """The same in a thread."""
+
+    options_type = InvertOptions
+
+    def size(self) -> int:
+        return self.children["file"].size()
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self.children["file"].read(offset, length)
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.children["file"].write(offset, data)
+
+
+@pytest.mark.parametrize("driver", [Invert, SyncInvert, NoFlush, SyncNoFlush])
+def test_flushes_reach_the_nodes_below(
+    driver: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(SIZE))
+    below = {"driver": "file", "filename": str(image)}
+    flushed: list[bytes] = []
+
+    async def flush(_node: FileNode) -> None:
+        flushed.append(image.read_bytes()[:512])
+
+    monkeypatch.setattr(FileNode, "flush", flush)
+
+    async def main() -> None:
+        async with opened(**use(driver), file=below) as (_, backend):
+            backend.enable_write_cache = False
+            await write_bytes(backend, 0, b"\x01" * 512)
+            assert flushed == [image.read_bytes()[:512]]
+            await backend.pwrite_zeroes(0, 512)
+            assert flushed[1:] == [image.read_bytes()[:512]]
+
+    run(main)
 
 
 def test_plug_ins_are_resized_and_reopened(tmp_path: Any) -> None:

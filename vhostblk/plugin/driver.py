@@ -80,8 +80,8 @@ class Driver(DriverBase[O, Child]):
     *Which requests come.* All are inside [0, size), aligned and no longer than the class says.
     Many are in flight at a time; none waits for another. A driver that has no `write` is read-only.
     Without `write_zeroes`, zeroes are written. Without `discard`, discards are ignored; with it,
-    they come where the node's option says `discard=unmap`. Without `flush` there is nothing to
-    flush. Without `block_status` all is data.
+    they come where the node's option says `discard=unmap`. Without `flush`, the children are
+    flushed. Without `block_status` all is data.
 
     *What may go wrong.* An OSError becomes the error of the request, with its errno; any other
     exception becomes EIO. Both are logged with their traceback, at a limited rate. ENOTSUP from

@@ -254,7 +254,10 @@ class PluginNode(BlockNode):
         await self._guard("discard", self._operations.discard, offset, length)
 
     async def flush(self) -> None:
-        await self._guard("flush", self._operations.flush)
+        if has(self._driver, "flush"):
+            await self._guard("flush", self._operations.flush)
+        else:
+            await self.flush_children()
         await self._guard("size", self._watch_size)
 
     async def block_status(self, offset: int, length: int) -> NodeExtent:
