@@ -138,6 +138,27 @@ def test_second_write_to_a_new_cluster_while_the_tables_are_written(
     assert _content(path, tmp_path / "raw")[BLOCK : 2 * BLOCK] == b"\x02" * BLOCK
 
 
+def test_bursts_after_the_cache_was_turned_off(tmp_path: Path, directory: Path, lane: Lane) -> None:
+    """Half of the clusters are new, and half have been so before."""
+    path, count, step = tmp_path / "disk.qcow2", 30, 64 << 10
+
+    def make(number: int) -> tuple[int, int, bytes]:
+        return RequestType.OUT, number * step + BLOCK, bytes([2 + number]) * BLOCK
+
+    with _serving(directory, _image(path, FORMS[0]), lane) as run:
+        driver = run.driver
+        driver.run_at_depth(count, count, lambda at: (RequestType.OUT, at * step, b"\x01" * 512))
+        run.set_cache(on=False)
+        done = driver.run_at_depth(count, count, make)
+        done += driver.run_at_depth(count, count, lambda at: make(count + at))
+        assert all(request.status == 0 for request, _ in done)
+        run.daemon.kill()
+    found = _content(path, tmp_path / "raw")
+    for number in range(2 * count):
+        start = number * step + BLOCK
+        assert found[start : start + BLOCK] == bytes([2 + number]) * BLOCK
+
+
 def test_zeroes_while_the_cache_is_off(tmp_path: Path, directory: Path, lane: Lane) -> None:
     path, length = tmp_path / "disk.qcow2", 128 << 10
     with _serving(directory, _image(path, FORMS[0]), lane) as run:
