@@ -3,9 +3,11 @@
 
 VENV ?= .venv
 JOBS ?= 2
+# Debian releases whose QEMU tests compare with; without them those tests are skipped.
+ROOTS ?= trixie
 PYTEST = $(VENV)/bin/pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help setup demo test lint unit integration reference bench sanitize fuzz clean
+.PHONY: help setup roots demo test lint unit integration reference bench sanitize fuzz clean
 
 help:
 	@echo 'make demo         export a disk, boot a QEMU guest from it, show what happens'
@@ -17,6 +19,7 @@ help:
 	@echo 'make bench        benchmarks against qemu-storage-daemon'
 	@echo 'make sanitize     tests of the engine under ASan and UBSan'
 	@echo 'make fuzz         fuzz the engine, qcow2 images and vhost-user sessions, a minute each'
+	@echo 'make roots        only unpack the QEMU 10 that tests and benchmarks compare with'
 	@echo 'make setup        only install what the above need'
 	@echo 'make clean        remove everything that was built'
 
@@ -26,7 +29,10 @@ setup:
 demo: setup
 	@$(VENV)/bin/python -m examples.demo
 
-test: lint
+roots: setup
+	@$(VENV)/bin/python -m peers $(ROOTS)
+
+test: lint roots
 	$(PYTEST) tests examples integration
 
 lint: setup
@@ -34,13 +40,13 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-unit: setup
+unit: roots
 	$(PYTEST) tests examples
 
-integration: setup
+integration: roots
 	$(PYTEST) integration
 
-reference: setup
+reference: roots
 	$(PYTEST) integration --daemon=qemu-storage-daemon
 
 bench: setup

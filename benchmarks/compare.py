@@ -25,15 +25,14 @@ from benchmarks.daemons import (
     version,
     vhostblk_backend,
 )
-from benchmarks.libblkio import debian
 from benchmarks.libblkio.client import compile_bench
-from benchmarks.libblkio.debian import RootError
 from benchmarks.loadgen.build import BuildError
 from benchmarks.loadgen.protocol import ProtocolError
 from benchmarks.loadgen.run import RunError
 from benchmarks.measure import Settings, measure_case, measure_footprint
 from benchmarks.plot import as_svg
 from benchmarks.report import Report, as_json, as_text
+from peers.debian import TRIXIE, RootError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -115,7 +114,7 @@ def peer(chosen: Path | None) -> Path | None:
     """Say which QEMU daemon is the peer: the chosen one, the Debian root's, or (None) another."""
     if chosen is not None or "QEMU_STORAGE_DAEMON" in os.environ:
         return chosen
-    return debian.ROOT if debian.has_root() else None
+    return TRIXIE.path if TRIXIE.is_complete() else None
 
 
 def _clients(options: argparse.Namespace) -> list[str]:
@@ -127,7 +126,7 @@ def _clients(options: argparse.Namespace) -> list[str]:
             raise ValueError("--client libblkio: has one queue and one thread")
         compile_bench()
         return ["libblkio"]
-    if options.queues != 1 or options.no_throughput or (options.quick and not debian.has_root()):
+    if options.queues != 1 or options.no_throughput or (options.quick and not TRIXIE.is_complete()):
         return ["loadgen"]
     try:
         compile_bench()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.libblkio import debian
+from peers import debian
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

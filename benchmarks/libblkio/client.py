@@ -11,10 +11,10 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.libblkio.debian import CACHE, LIBRARIES, ROOT, command, make_root
 from benchmarks.loadgen.build import BuildError
 from benchmarks.loadgen.histogram import BUCKETS, Histogram
 from benchmarks.loadgen.run import Result, RunError
+from peers.debian import CACHE, LIBRARIES, TRIXIE, command, make_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,8 +33,8 @@ def compile_bench() -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The headers and the C library of this system, which is the older one, serve both.
     compiler = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra"]
-    compiler += ["-idirafter", str(ROOT / "usr/include"), "-o", str(path), str(SOURCE)]
-    compiler += [str(ROOT / LIBRARIES / "libblkio.so.1"), "-Wl,--allow-shlib-undefined"]
+    compiler += ["-idirafter", str(TRIXIE.path / "usr/include"), "-o", str(path), str(SOURCE)]
+    compiler += [str(TRIXIE.path / LIBRARIES / "libblkio.so.1"), "-Wl,--allow-shlib-undefined"]
     try:
         subprocess.run(compiler, capture_output=True, text=True, check=True)
     except FileNotFoundError as error:

@@ -9,14 +9,15 @@ its only archive, to be mounted at `/packages`.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
-from benchmarks.libblkio import debian
 from integration.guest.errors import HarnessError
 from integration.guest.initramfs import CACHE
 from integration.guest.system import Packages, System, make_ext4, run
+from peers.debian import RootError, debootstrap, mirrors
 
 SUITE = "bookworm"
 ROOT_SIZE = "1G"
@@ -66,10 +67,7 @@ def debian_system() -> System:
 def _build(work: Path) -> None:
     system, archive, disks = work / "system", work / "packages", work / "disks"
     disks.mkdir()
-    try:
-        debian.bootstrap(SUITE, system)
-    except debian.RootError as error:
-        raise HarnessError(str(error)) from error
+    _bootstrap(system)
     run("chroot", system, "apt-get", "-q", "update")
     fetch = ("apt-get", "-q", "-y", "--no-install-recommends", "--download-only", "install")
     run("chroot", system, *fetch, *PACKAGES.all)
@@ -87,6 +85,18 @@ def _build(work: Path) -> None:
     make_ext4(system, work / "root.img", ROOT_SIZE)
     convert = ("qemu-img", "convert", "-c", "-O", "qcow2")
     run(*convert, work / "root.img", disks / "root.qcow2")
+
+
+def _bootstrap(system: Path) -> None:
+    """Make a directory of a minimal Debian system."""
+    try:
+        program = debootstrap()
+    except RootError as error:
+        raise HarnessError(f"no Debian system: {error}") from error
+    if os.geteuid():
+        raise HarnessError("no Debian system: debootstrap needs root to set packages up")
+    run(program, "--variant=minbase", SUITE, system, mirrors()[0])
+    shutil.rmtree(system / "var/cache/apt/archives", ignore_errors=True)
 
 
 def _index(directory: Path) -> str:

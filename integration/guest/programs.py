@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from benchmarks.libblkio import debian
+from peers import debian
 
 
 def qemu_program(name: str) -> list[str]:
     """Return the beginning of a command line: QEMU 10 of the Debian 13 root, or the installed one.
 
-    The benchmarks make the root; it has `qemu-storage-daemon`, `qemu-img` and `qemu-io`.
+    `make` makes the root (see `peers`); it has `qemu-storage-daemon`, `qemu-img` and `qemu-io`.
     """
     try:
         return list(debian.program(name))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The front-end with libblkio, and the Debian root that it comes from."""
+"""The front-end with libblkio, from the Debian root."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 
 from benchmarks.compare import main, peer
 from benchmarks.daemons import DaemonError, Disk, qemu_backend, version
-from benchmarks.libblkio import debian
 from benchmarks.libblkio.client import run_bench
 from benchmarks.loadgen.run import RunError
+from peers import debian
+from peers.debian import TRIXIE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from tests.benchmarks.conftest import Serve
 
 
-needs_root = pytest.mark.skipif(not debian.has_root(), reason="no Debian 13 root")
+needs_root = pytest.mark.skipif(not TRIXIE.is_complete(), reason="no Debian 13 root")
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -31,7 +32,6 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.fixture
 def _no_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(debian, "ROOT", tmp_path / "trixie")
     monkeypatch.setattr(debian, "CACHE", tmp_path)
 
 
@@ -42,20 +42,6 @@ def test_no_debootstrap_is_one_clear_line(
     monkeypatch.setattr(shutil, "which", lambda *_arguments, **_more: None)
     assert main(["--client", "libblkio"]) == 1
     assert "debootstrap is not installed" in one_line(capsys)
-
-
-@pytest.mark.usefixtures("_no_root")
-def test_failed_debootstrap_leaves_nothing_behind(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake = tmp_path / "debootstrap"
-    fake.write_text("#!/bin/sh\nmkdir -p $4; echo E: no route to the mirror; exit 1\n")
-    fake.chmod(0o755)
-    monkeypatch.setattr(shutil, "which", lambda *_arguments, **_more: str(fake))
-    monkeypatch.setattr("os.geteuid", lambda: 0)
-    assert main(["--client", "libblkio"]) == 1
-    assert "no route to the mirror" in one_line(capsys)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["debootstrap", "debootstrap.log"]
 
 
 @pytest.mark.usefixtures("_no_root")
@@ -80,7 +66,7 @@ def test_a_peer_that_is_no_program_is_named(tmp_path: Path) -> None:
 
 @needs_root
 def test_daemon_of_the_root_runs_with_its_own_libraries() -> None:
-    assert "version 10." in version(qemu_backend(where=debian.ROOT))
+    assert "version 10." in version(qemu_backend(where=TRIXIE.path))
 
 
 @needs_root

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from qemu.qmp import EventListener, ExecuteError, QMPClient
 
-from benchmarks.libblkio import debian
+from peers import debian
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -42,7 +42,7 @@ class Program:
 
 VHOSTBLK = Program("vhostblk", 0, (sys.executable, "-m", "vhostblk"))
 QEMU_7 = Program("qemu-7", 7, ("qemu-storage-daemon",))
-QEMU_10 = Program("qemu-10", 10, debian.command(debian.ROOT / "usr/bin/qemu-storage-daemon"))
+QEMU_10 = Program("qemu-10", 10, debian.command(debian.TRIXIE.path / "usr/bin/qemu-storage-daemon"))
 
 
 class Session:
