@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tests.differential.differences import Difference, problem
+from tests.differential.normal import runs_of
 from tests.filters.nbd import Flag, NbdClient, as_sent
 from tests.qmp_block.support import execute
 from tests.qmp_exports.daemons import QEMU_10, Program, running
@@ -175,11 +177,8 @@ def check(case: Case, directory: Path, program: Program = QEMU_10) -> None:
     problems: list[str] = []
 
     def compare(told: str, our: Any, their: Any, but: str) -> None:
-        shown = f"{told}\n  ours:   {our}\n  theirs: {their}"
-        if but and our == their:
-            problems.append(f"no difference any more ({but}): {shown}")
-        elif not but and our != their:
-            problems.append(shown)
+        if found := problem(Difference(but) if but else None, program.version, our, their):
+            problems.append(f"{found}: {told}\n  ours:   {our}\n  theirs: {their}")
 
     for step, our, their in zip(case.steps, ours.steps, theirs.steps, strict=True):
         compare(f"{step.what} {step.where} {step.arguments}", our, their, step.but)
@@ -201,16 +200,11 @@ def _prepare(case: Case, directory: Path) -> Path:
     return directory
 
 
-def _runs(data: bytes) -> list[tuple[int, int]]:
-    """Describe data as (length, byte), one after the other."""
-    return [(len(run[0]), run[0][0]) for run in re.finditer(rb"(.)\1*", data, re.DOTALL)]
-
-
 def _shown(directory: Path, name: str) -> Any:
     """Describe a file as it is in the end."""
     path = directory / name
     if path.suffix != ".qcow2":
-        return _runs(path.read_bytes())
+        return runs_of(path.read_bytes())
 
     def image(command: str, *arguments: str) -> Any:
         done = subprocess.run(
@@ -227,7 +221,7 @@ def _shown(directory: Path, name: str) -> Any:
     raw = path.with_suffix(".raw")
     subprocess.run(["qemu-img", "convert", "-O", "raw", str(path), str(raw)], check=True)
     return {
-        "contents": _runs(raw.read_bytes()),
+        "contents": runs_of(raw.read_bytes()),
         "map": extents,
         "check": {key: report.get(key, 0) for key in counted},
         "behind the image": max(0, path.stat().st_size - report["image-end-offset"]),
@@ -338,7 +332,7 @@ async def _on_backend(backend: BlockBackend, what: str, arguments: Any) -> Any:
             iov.fill(0xEE)
             async with backend.request():
                 await backend.preadv(offset, iov)
-            return _runs(iov.to_bytes())
+            return runs_of(iov.to_bytes())
         case "write", (offset, length, byte, fua):
             iov = IoVec.from_buffers([bytearray([byte]) * length])
             async with backend.request():
@@ -435,7 +429,7 @@ def _their_io(client: NbdClient, what: str, arguments: Any) -> Any:
     try:
         match what, arguments:
             case "read", (offset, length):
-                return _runs(client.read(offset, length))
+                return runs_of(client.read(offset, length))
             case "write", (offset, length, byte, fua):
                 client.write(offset, bytes([byte]) * length, Flag.FUA if fua else Flag.NONE)
             case "zero", (offset, length, unmap):

@@ -6,14 +6,17 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import os
 import re
 import shutil
-import subprocess
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
+from tests.differential.daemon import Daemon as Client
 from tests.qmp_exports.daemons import QEMU_10
 from vhostblk.daemon import Daemon
 from vhostblk.errors import VhostblkError
@@ -22,7 +25,6 @@ from vhostblk.schema.convert import from_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from tests.qmp_exports.daemons import Program
     from vhostblk.events import Event
@@ -68,31 +70,9 @@ async def ours(calls: Sequence[Call], events: list[Event] | None = None) -> list
 
 def theirs(program: Program, calls: Sequence[Call]) -> list[Any]:
     """Run commands on QEMU's daemon."""
-    process = subprocess.Popen(
-        [*program.command, "--chardev", "stdio,id=m", "--monitor", "m"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        process.stdout.readline()
-        answers = []
-        for name, arguments in (("qmp_capabilities", {}), *calls):
-            request = {"execute": name, "arguments": arguments}
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            answer = {"event": None}
-            while "event" in answer:
-                line = process.stdout.readline()
-                if not line.startswith("Formatting '"):  # what creating an image says there
-                    answer = json.loads(line)
-            answers.append(normalized(answer.get("error", answer)))
-        return answers[1:]
-    finally:
-        process.kill()
-        process.communicate()
+    with closing(Client(program, Path(os.devnull))) as daemon:
+        answers = [daemon.execute(name, **arguments) for name, arguments in calls]
+    return [normalized(answer.get("error", answer)) for answer in answers]
 
 
 def normalized(value: Any) -> Any:

@@ -80,7 +80,7 @@ async def running(
     program: Program, log: Path, arguments: Sequence[str] = ()
 ) -> AsyncIterator[Session]:
     """Run a daemon and connect; it is killed at the end. `log` takes what it says."""
-    process, near = _start(program, log, arguments)
+    process, near = start(program, log, arguments)
     client = QMPClient(program.name)
     try:
         session = Session(client, process)
@@ -97,9 +97,10 @@ async def running(
         near.close()
 
 
-def _start(
-    program: Program, log: Path, arguments: Sequence[str]
+def start(
+    program: Program, log: Path, arguments: Sequence[str] = (), directory: Path | None = None
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a daemon in a directory; return its process and the socket of its monitor."""
     near, far = socket.socketpair()
     with far, log.open("wb") as output:
         process = subprocess.Popen(
@@ -113,6 +114,7 @@ def _start(
             stdout=output,
             stderr=output,
             pass_fds=[far.fileno()],
+            cwd=directory,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
     return process, near

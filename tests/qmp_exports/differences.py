@@ -9,37 +9,9 @@ the test, so that the list stays true.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-BOTH = frozenset({7, 10})
-
-
-def _anything(_ours: Any, _theirs: Any) -> bool:
-    return True
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Answers differ, for a reason, from QEMU's of these major versions."""
-
-    reason: str
-    versions: frozenset[int] = BOTH
-    #: What still has to hold.
-    holds: Callable[[Any, Any], bool] = _anything
-
-
-def ours_is_refused(text: str) -> Callable[[Any, Any], bool]:
-    """Make a check that vhostblk refuses with `text`, and QEMU doesn't."""
-
-    def check(ours: Any, theirs: Any) -> bool:
-        return "return" in theirs and ours == {"class": "GenericError", "desc": text}
-
-    return check
-
+from tests.differential.differences import Difference, ours_is_refused
 
 # Exports and objects.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tests.qmp_exports import differences as but
 
 if TYPE_CHECKING:
-    from tests.qmp_exports.differences import Difference
+    from tests.differential.differences import Difference
 
 
 @dataclass(frozen=True, slots=True)

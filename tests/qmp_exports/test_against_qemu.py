@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.differential.differences import problem
 from tests.qmp_exports.daemons import QEMU_7, QEMU_10, VHOSTBLK, Program, running
 from tests.qmp_exports.differences import normalized
 from tests.qmp_exports.script import CASES, Case
@@ -29,16 +30,10 @@ def test_answers_are_the_same(program: Program, case: Case, tmp_path: Path) -> N
     problems = []
     declared = False
     for step, our, their in zip(case.steps, ours, theirs, strict=True):
-        difference = step.difference
         told = f"{step.command} {json.dumps(step.arguments)}\n  ours:   {our}\n  theirs: {their}"
-        if difference is not None and program.version in difference.versions:
-            declared = True
-            if our == their:
-                problems.append(f"no difference any more: {difference.reason}\n{told}")
-            elif not difference.holds(our, their):
-                problems.append(f"another difference than: {difference.reason}\n{told}")
-        elif our != their:
-            problems.append(told)
+        declared |= step.difference is not None and program.version in step.difference.versions
+        if found := problem(step.difference, program.version, our, their):
+            problems.append(f"{found}\n{told}")
     if not declared and our_events != their_events:
         problems.append(f"events\n  ours:   {our_events}\n  theirs: {their_events}")
     assert not problems, "\n".join(problems)
