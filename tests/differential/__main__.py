@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.differential.comparison import Finding, compare
+from tests.differential.random_scripts import search
 from tests.differential.script import ScriptError, parse
 from tests.qmp_exports.daemons import QEMU_7, QEMU_10, VHOSTBLK
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tests.differential.script import Script
     from tests.qmp_exports.daemons import Program
 
+OUTPUT = Path(__file__).parents[2] / ".cache" / "differential"
 PEERS = {program.name: program for program in (QEMU_10, QEMU_7, VHOSTBLK)}
 
 
@@ -31,6 +33,10 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("script", nargs="*", type=Path, help="a file in the format of tests/differential")
     add("--peer", choices=[*PEERS], default=QEMU_10.name, help="what vhostblk is held against")
+    add("--random", action="store_true", help="write random scripts, and keep those that differ")
+    add("--seed", type=int, default=1, help="of the first random script; the next has the next")
+    add("--seconds", type=float, default=60, help="how long to go on")
+    add("--output", type=Path, default=OUTPUT, help="where scripts are kept that show a difference")
     add("--show", action="store_true", help="print all outcomes, also where they are the same")
     return parser
 
@@ -60,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{peer.name} is not there (run: make roots)", file=sys.stderr)
         return 2
     status = 0
+    if options.random and search(peer, options.seed, options.seconds, options.output):
+        status = 1
     for path in options.script:
         try:
             well = run_script(parse(path.read_text(), str(path)), peer, show=options.show)

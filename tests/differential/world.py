@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What there is in a daemon while a random script goes on, as its answers tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Commands after which the nodes are looked at anew.
+CHANGING = frozenset(
+    {
+        *("blockdev-add", "blockdev-del", "blockdev-reopen", "blockdev-snapshot", "transaction"),
+        *("blockdev-snapshot-sync", "blockdev-snapshot-internal-sync", "block_resize"),
+        *("blockdev-snapshot-delete-internal-sync", "x-blockdev-change", "blockdev-set-active"),
+        *("block-dirty-bitmap-add", "block-dirty-bitmap-remove", "change-backing-file"),
+    }
+)
+
+
+@dataclass(slots=True)
+class Node:
+    """A node with a name."""
+
+    driver: str
+    size: int
+    read_only: bool
+    bitmaps: list[str] = field(default_factory=list)
+    snapshots: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Export:
+    """A vhost-user-blk export; its socket is called like it."""
+
+    node: str
+    writable: bool
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether requests may change the disk."""
+        return self.writable
+
+
+@dataclass(slots=True)
+class World:
+    """All of it."""
+
+    #: Images in the directory, and their formats.
+    files: dict[str, str] = field(default_factory=dict)
+    nodes: dict[str, Node] = field(default_factory=dict)
+    #: How nodes were defined last.
+    definitions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    exports: dict[str, Export] = field(default_factory=dict)
+    groups: list[str] = field(default_factory=list)
+
+    def learn(self, command: str, arguments: dict[str, Any], answer: Any) -> None:
+        """Take in what a command has come to."""
+        if not isinstance(answer, dict) or "return" not in answer:
+            return
+        match command:
+            case "query-named-block-nodes":
+                self._learn_nodes(answer["return"])
+            case "blockdev-add":
+                self._define(arguments)
+            case "blockdev-reopen":
+                for definition in arguments["options"]:
+                    self._define(definition)
+            case "block-export-add":
+                self.exports[arguments["id"]] = Export(
+                    arguments["node-name"], arguments.get("writable", False)
+                )
+            case "block-export-del":
+                self.exports.pop(arguments["id"], None)
+            case "object-add" if arguments["qom-type"] == "throttle-group":
+                self.groups.append(arguments["id"])
+            case "object-del" if arguments["id"] in self.groups:
+                self.groups.remove(arguments["id"])
+            case "blockdev-snapshot-sync":
+                self._learn_file(arguments)
+            case "transaction":
+                for action in arguments["actions"]:
+                    if action["type"] == "blockdev-snapshot-sync":
+                        self._learn_file(action["data"])
+
+    def _define(self, definition: dict[str, Any]) -> None:
+        for each in _definitions(definition):
+            self.definitions[each["node-name"]] = each
+
+    def _learn_file(self, arguments: dict[str, Any]) -> None:
+        self.files[arguments["snapshot-file"]] = arguments.get("format", "qcow2")
+
+    def _learn_nodes(self, nodes: list[dict[str, Any]]) -> None:
+        self.nodes = {
+            node["node-name"]: Node(
+                node["drv"],
+                node["image"]["virtual-size"],
+                node["ro"],
+                [bitmap["name"] for bitmap in node.get("dirty-bitmaps", []) if "name" in bitmap],
+                [snapshot["name"] for snapshot in node["image"].get("snapshots", [])],
+            )
+            for node in nodes
+            if not node["node-name"].startswith("#")
+        }
+        self.definitions = {
+            name: definition for name, definition in self.definitions.items() if name in self.nodes
+        }
+
+
+def _definitions(value: Any) -> Iterator[dict[str, Any]]:
+    """Find the definitions of nodes with names, also inside others."""
+    if isinstance(value, dict):
+        if "node-name" in value and "driver" in value:
+            yield value
+        for member in value.values():
+            yield from _definitions(member)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _definitions(item)
