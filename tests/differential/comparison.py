@@ -111,8 +111,8 @@ def _problem(step: Step, version: int, ours: Outcome, theirs: Outcome) -> str:
     if not wrong or declared.expected(declared.RULES, version, step.command, ours, theirs):
         return ""
     rules = (*declared.RULES, *known.RULES)
-    if reason := declared.expected(rules, version, step.command, ours, theirs):
-        return f"known, and to go: {reason}"
+    if why := declared.expected(rules, version, step.command, ours, theirs):
+        return f"known, and to go: {why.reason}"
     return wrong
 
 

@@ -92,6 +92,14 @@ class Daemon:
             self.process.wait()
             return None
 
+    def ends_soon(self) -> bool:
+        """Tell whether it is about to end by itself: it has closed connections."""
+        try:
+            self.process.wait(2)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def _receive(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Receive messages until one is wanted; raises DaemonGoneError."""
         deadline = time.monotonic() + PATIENCE

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,38 @@ class Rule:
     commands: frozenset[str] = frozenset()
     holds: Callable[[Any, Any], bool] | None = None
     without: Callable[[Any], Any] | None = None
+    #: What comes after can't be compared any more, although both do the same kind of thing.
+    cuts: bool = False
     versions: frozenset[int] = BOTH
+
+
+def answer(commands: str, ours: str, theirs: str, reason: str, *, cuts: bool = False) -> Rule:
+    """Make a rule about what is said (`said`): patterns of our outcome and of theirs."""
+
+    def holds(our: Any, their: Any) -> bool:
+        return bool(re.search(ours, said(our)) and re.search(theirs, said(their)))
+
+    return Rule(reason, frozenset(commands.split()), holds, cuts=cuts)
+
+
+def said(outcome: Any) -> str:
+    """Return an outcome as a text: that of an error, "return", or the lines."""
+    if not isinstance(outcome, dict):
+        return "\n".join(map(str, outcome))
+    return str(outcome["error"]["desc"]) if "error" in outcome else "return"
+
+
+def texts(change: Callable[[str], str]) -> Callable[[Any], Any]:
+    """Make a function that changes all texts in an outcome."""
+
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: without(member) for name, member in value.items()}
+        if isinstance(value, list):
+            return [without(item) for item in value]
+        return change(value) if isinstance(value, str) else value
+
+    return without
 
 
 def find(name: str) -> Difference:
@@ -36,9 +68,20 @@ def find(name: str) -> Difference:
     return found
 
 
-def expected(rules: Iterable[Rule], version: int, command: str, ours: Any, theirs: Any) -> str:
-    """Return the reasons why two outcomes differ; an empty string: they are not all known."""
-    reasons = []
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why two outcomes differ."""
+
+    reason: str
+    cuts: bool
+
+
+def expected(
+    rules: Iterable[Rule], version: int, command: str, ours: Any, theirs: Any
+) -> Explanation | None:
+    """Explain why two outcomes differ; None: that is not known."""
+    reasons: list[str] = []
+    differ = _succeeded(ours) != _succeeded(theirs)
     applying = [
         rule
         for rule in rules
@@ -46,16 +89,25 @@ def expected(rules: Iterable[Rule], version: int, command: str, ours: Any, their
     ]
     for rule in applying:
         if rule.without is not None:
-            before = ours == theirs, ours, theirs
-            ours, theirs = rule.without(ours), rule.without(theirs)
-            if before != (ours == theirs, ours, theirs):
+            our, their = rule.without(ours), rule.without(theirs)
+            if (our, their) != (ours, theirs):
                 reasons.append(rule.reason)
+            ours, theirs = our, their
     if ours == theirs:
-        return "; ".join(reasons)
+        return Explanation("; ".join(reasons), cuts=differ)
     for rule in applying:
         if rule.holds is not None and rule.holds(ours, theirs):
-            return rule.reason
-    return ""
+            return Explanation(rule.reason, rule.cuts or differ)
+    return None
+
+
+def _succeeded(outcome: Any) -> bool:
+    return not (isinstance(outcome, dict) and "error" in outcome)
+
+
+def _same_but(change: Callable[[Any], Any]) -> Callable[[Any, Any], bool]:
+    """Make a check that outcomes are the same once something was taken out of them."""
+    return lambda ours, theirs: bool(change(ours) == change(theirs))
 
 
 def _without_file_lengths(value: Any) -> Any:
@@ -69,11 +121,41 @@ def _without_file_lengths(value: Any) -> Any:
     return {name: _without_file_lengths(member) for name, member in value.items()}
 
 
+def _without_sizes(value: Any) -> Any:
+    """Take the sizes of `raw` and of filters out of an answer that lists nodes."""
+    if isinstance(value, list):
+        return [_without_sizes(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("drv") != "qcow2" and "image" in value:
+        value = {**value, "image": {**value["image"], "virtual-size": None}}
+    return {name: _without_sizes(member) for name, member in value.items()}
+
+
+_NODES = frozenset({"query-named-block-nodes"})
+_IMAGE_IN_USE = re.compile(r" Is another process using the image \[[^]]*\]\?")
+
 #: Better than QEMU, or only otherwise.
 RULES = (
     Rule(
         "vhostblk's qcow2 makes its file grow ahead of what is allocated, and cuts it at the end.",
-        frozenset({"query-named-block-nodes"}),
+        _NODES,
         without=_without_file_lengths,
+    ),
+    Rule(
+        "Messages about image locks name the image.",
+        without=texts(lambda text: _IMAGE_IN_USE.sub("", text).replace("lock.", "lock")),
+    ),
+    Rule(
+        "Nodes above one that is resized have the new size at once; in QEMU they keep the old one.",
+        _NODES,
+        holds=_same_but(_without_sizes),
+        cuts=True,
+    ),
+    answer(
+        "blockdev-add blockdev-reopen blockdev-create",
+        "return",
+        "does(n't| not) support the option '(cache|overlap-check)'",
+        "An object of options may be empty.",
     ),
 )

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from tests.differential.script import Request
 
+#: Seconds for what takes milliseconds on an idle machine.
+PATIENCE = 20.0
 _MEMORY = ((0, 4 * MIB), (1 << 32, 60 * MIB))
 #: More runs of bytes than this are told by their hash.
 _MOST_RUNS = 64
@@ -45,14 +47,17 @@ class Disk:
         """Connect; raises OSError where nobody listens."""
         self._memory = Memory(_MEMORY)
         try:
-            self._connection = Connection.connect(path)
-            self._driver = BlkDriver(self._connection, self._memory)
+            self._connection = Connection.connect(path, PATIENCE)
+            self._driver = BlkDriver(self._connection, self._memory, timeout=PATIENCE)
+            # QEMU's daemon closes the connection when it has news and no channel for them.
+            self._channel = self._connection.open_channel()
         except BaseException:
             self._memory.close()
             raise
 
     def close(self) -> None:
         """Disconnect."""
+        self._channel.close()
         self._driver.close()
         self._memory.close()
 

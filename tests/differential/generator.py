@@ -8,7 +8,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from tests.differential.values import Values
-from tests.differential.world import CHANGING, World
+from tests.differential.world import CHANGING, PROTOCOLS, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,8 +43,6 @@ CHILDREN = {
 CHILDLESS = ("file", "host_device", "null-co", "quorum")
 #: Members whose change makes another node of one; `blockdev-reopen` mostly keeps them.
 KEPT = ("file", "children", "image", "log", "target", "filename")
-#: Drivers whose nodes hold a file's bytes.
-PROTOCOLS = ("file", "host_device")
 
 IMAGES = (
     ("qcow2", ""),
@@ -129,7 +127,7 @@ class Generator:
 
     def end(self) -> Iterator[str]:
         """Look at everything that is left."""
-        for name in self.world.exports:
+        for name in self.world.comparable_exports():
             yield f"io {name}.sock dump"
             yield f"io {name}.sock close"
         yield qmp("query-block-exports")
@@ -155,7 +153,7 @@ class Generator:
             if others:
                 words += ["-b", others[-1], "-F", "qcow2"]
             else:
-                yield f"$ qemu-img create -q -f raw base.raw {MIB} && printf base | dd of=base.raw"
+                yield f"$ qemu-img create -q -f raw base.raw {MIB}"
                 words += ["-b", "base.raw", "-F", "raw"]
                 self.world.files["base.raw"] = "raw"
         elif options:
@@ -234,8 +232,9 @@ class Generator:
         if not defined:
             return self._add_node()
         options = []
-        for _ in range(self.values.choose(1, 1, 1, 2)):
-            definition = dict(self.world.definitions[self.chance.choice(defined)])
+        # A node that is named twice has the options of both in QEMU.
+        for name in self.chance.sample(defined, min(self.values.choose(1, 1, 1, 2), len(defined))):
+            definition = dict(self.world.definitions[name])
             if self.values.likely(0.85):
                 self._alter(definition)
             options.append(definition)
@@ -271,7 +270,10 @@ class Generator:
         return self._command("blockdev-set-active", arguments)
 
     def _threshold(self) -> list[str]:
-        members = {"node-name": self.values.some_node(), "write-threshold": self.values.some_size()}
+        node = self.values.some_node()
+        if self.world.is_opaque(node):
+            node = "nobody"
+        members = {"node-name": node, "write-threshold": self.values.some_size()}
         return self._command("block-set-write-threshold", members)
 
     # Exports and requests.
@@ -301,9 +303,9 @@ class Generator:
         return [f"io {name}.sock close", *deleted, f'wait BLOCK_EXPORT_DELETED {{"id": "{name}"}}']
 
     def _io(self) -> list[str]:
-        if not self.world.exports:
+        if not (exports := self.world.comparable_exports()):
             return self._add_stack()
-        name = self.chance.choice(list(self.world.exports))
+        name = self.chance.choice(exports)
         node = self.world.nodes.get(self.world.exports[name].node)
         size = max(node.size if node else MIB, 64 * KIB) & ~511
         if self.values.likely(0.05):
@@ -336,9 +338,9 @@ class Generator:
         return f"{kind} {place} {length}"
 
     def _dump(self) -> list[str]:
-        if not self.world.exports:
+        if not (exports := self.world.comparable_exports()):
             return self._query()
-        return [f"io {self.chance.choice(list(self.world.exports))}.sock dump"]
+        return [f"io {self.chance.choice(exports)}.sock dump"]
 
     # Snapshots and bitmaps.
 
@@ -366,8 +368,11 @@ class Generator:
         file = (
             f"o{self._next_number()}.qcow2" if self.values.likely(0.9) else self.values.some_file()
         )
+        node = self.values.some_node()
+        if self.world.is_opaque(node):
+            node = "nobody"
         return {
-            "node-name": self.values.some_node(),
+            "node-name": node,
             "snapshot-file": file,
             "snapshot-node-name": self.values.new_node(),
             **self.values.choose({}, {}, {}, {"format": "qcow2"}, {"mode": "existing"}),

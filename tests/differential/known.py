@@ -10,28 +10,62 @@ import json
 import re
 from typing import Any
 
-from tests.differential.declared import Rule
+from tests.differential.declared import Rule, answer, texts
+
+#: Names of options, but for those that hold a node's children.
+_NO_CHILD = r"(?!file'|backing'|data-file'|image'|target'|log'|children)[a-z0-9.-]+"
+_PERMISSIONS = re.compile(
+    r"are both required by (.*? child\)) and unshared by (.*? child\))", re.DOTALL
+)
 
 
-def _texts(change: Any) -> Any:
-    """Make a function that changes all texts in an outcome."""
-
-    def without(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: without(member) for name, member in value.items()}
-        if isinstance(value, list):
-            return [without(item) for item in value]
-        return change(value) if isinstance(value, str) else value
-
-    return without
-
-
-def _sorted_nodes(answer: Any) -> Any:
+def _sorted_nodes(outcome: Any) -> Any:
     """Sort the nodes of a list; the numbers of made-up names depend on their order."""
-    if not isinstance(answer, dict) or not isinstance(answer.get("return"), list):
-        return answer
-    nodes = _texts(lambda text: re.sub(r"#block-\d+", "#block", text))(answer["return"])
+    if not isinstance(outcome, dict) or not isinstance(outcome.get("return"), list):
+        return outcome
+    nodes = _without_numbers(outcome)["return"]
     return {"return": sorted(nodes, key=lambda node: json.dumps(node, sort_keys=True))}
+
+
+_without_numbers = texts(lambda text: re.sub(r"#block-\d+", "#block", text))
+
+
+def _any_parent_first(text: str) -> str:
+    """Name two parents whose permissions conflict in the order of the alphabet."""
+    return _PERMISSIONS.sub(lambda found: " ".join(sorted(found.groups())), text)
+
+
+def _unnamed_backends(value: Any) -> Any:
+    """Take out the names of exports' block backends."""
+    if isinstance(value, dict):
+        if value.get("type") == "block-backend":
+            value = {**value, "name": ""}
+        return {name: _unnamed_backends(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_unnamed_backends(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"block device '\w*'", "an unnamed block device", value)
+    return value
+
+
+def _sorted_graph(outcome: Any) -> Any:
+    """Sort a graph, whose nodes are numbered in the order in which they come."""
+    if not isinstance(outcome, dict) or "return" not in outcome:
+        return outcome
+    graph = _without_numbers(outcome["return"])
+    names = {node["id"]: f"{node['type']} {node['name']}" for node in graph["nodes"]}
+    edges = [
+        {**edge, "parent": names[edge["parent"]], "child": names[edge["child"]]}
+        for edge in graph["edges"]
+    ]
+    for edge in edges:
+        edge["perm"], edge["shared-perm"] = sorted(edge["perm"]), sorted(edge["shared-perm"])
+    edges.sort(key=lambda edge: json.dumps(edge, sort_keys=True))
+    return {"nodes": sorted(names.values()), "edges": edges}
+
+
+def _both_refuse(ours: Any, theirs: Any) -> bool:
+    return all(isinstance(outcome, dict) and "error" in outcome for outcome in (ours, theirs))
 
 
 RULES: tuple[Rule, ...] = (
@@ -40,10 +74,25 @@ RULES: tuple[Rule, ...] = (
         frozenset({"query-named-block-nodes"}),
         without=_sorted_nodes,
     ),
+    Rule("QEMU has no names for the block backends of exports.", without=_unnamed_backends),
     Rule(
-        "QEMU has no names for the block backends of exports.",
-        without=_texts(
-            lambda text: re.sub(r"block device 'e\d+'", "an unnamed block device", text)
-        ),
+        "QEMU lists children in another order.",
+        frozenset({"x-debug-query-block-graph"}),
+        without=_sorted_graph,
     ),
+    Rule("QEMU names the newest parent first.", without=texts(_any_parent_first)),
+    Rule("Made-up names.", without=_without_numbers),
+    answer(
+        "blockdev-reopen",
+        "return",
+        rf"Option '{_NO_CHILD}' cannot be reset|Cannot change the option '{_NO_CHILD}'",
+        "vhostblk takes values of read-only options that QEMU doesn't.",
+    ),
+    answer(
+        "block-export-add",
+        "is not a multiple of the logical block size",
+        "return",
+        "Sizes that are no multiple of 512.",
+    ),
+    Rule("Both refuse, in other words.", holds=_both_refuse),
 )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 #: Lengths of scripts, in actions.
 LENGTHS = (5, 10, 20, 40)
+HANGING = (["requests don't end"], ["no answer to a connection"])
 
 
 @dataclass(slots=True)
@@ -85,21 +86,19 @@ def _step(pair: Pair, result: Result, text: str) -> tuple[Outcome, bool]:
     if ours == theirs:
         return theirs, not pair.ours.died
     version = pair.peer.version
+    rules = (*declared.RULES, *known.RULES)
     if pair.theirs.died and not pair.ours.died:
-        result.cut = "QEMU dies"
-    elif reason := declared.expected(
-        (*declared.RULES, *known.RULES), version, step.command, ours, theirs
-    ):
-        if _succeeded(ours) == _succeeded(theirs):
+        words = pair.theirs.output().strip().splitlines()[-1:] or declared.said(theirs).split("\n")
+        result.cut = f"QEMU dies: {words[0][-200:]}"
+    elif theirs in HANGING and ours not in HANGING:
+        result.cut = "QEMU hangs"
+    elif why := declared.expected(rules, version, step.command, ours, theirs):
+        if not why.cuts:
             return theirs, True
-        result.cut = reason
+        result.cut = why.reason
     else:
         result.finding = Finding(text, "outcomes differ", ours, theirs, step)
     return theirs, False
-
-
-def _succeeded(outcome: Outcome) -> bool:
-    return not (isinstance(outcome, dict) and "error" in outcome)
 
 
 def _written(generator: Generator) -> Iterator[str]:

@@ -189,11 +189,14 @@ class Session:
             if socket not in self._disks:
                 self._disks[socket] = Disk(self.directory / socket)
             return self._disks[socket].run(requests)
+        except TimeoutError:
+            return ["no answer to a connection"]
         except OSError as error:
             return [f"can't connect: {error.strerror}"]
         except FrontendError:
             if (disk := self._disks.pop(socket, None)) is not None:
                 disk.close()
+            self.died = self._daemon is not None and self._daemon.ends_soon()
             return ["disconnected"]
 
     def _end(self) -> None:

@@ -148,7 +148,9 @@ class Values:
         for member in members:
             name = member["name"]
             if name not in made and self._wanted(member):
-                made[name] = self.value(member["type"], name)
+                value = self.value(member["type"], name)
+                if value != {}:  # which QEMU takes for a member that it does not know
+                    made[name] = value
         return made
 
     def value(self, type_name: str, name: str = "") -> Any:

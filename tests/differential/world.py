@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: Drivers whose nodes hold a file's bytes.
+PROTOCOLS = ("file", "host_device")
 #: Commands after which the nodes are looked at anew.
 CHANGING = frozenset(
     {
@@ -36,12 +38,7 @@ class Export:
     """A vhost-user-blk export; its socket is called like it."""
 
     node: str
-    writable: bool
-
-    @property
-    def is_writable(self) -> bool:
-        """Whether requests may change the disk."""
-        return self.writable
+    opaque: bool
 
 
 @dataclass(slots=True)
@@ -55,6 +52,29 @@ class World:
     definitions: dict[str, dict[str, Any]] = field(default_factory=dict)
     exports: dict[str, Export] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)
+
+    def is_opaque(self, reference: Any) -> bool:
+        """Tell whether what a node has are the bytes of a qcow2 image.
+
+        Where such an image has what is its own affair: two of them are not compared by bytes.
+        """
+        if isinstance(reference, str):
+            found = self.definitions.get(reference)
+            if found is None:
+                node = self.nodes.get(reference)
+                return node is not None and node.driver in PROTOCOLS
+            reference = found
+        if not isinstance(reference, dict) or reference["driver"] == "qcow2":
+            return False
+        if "filename" in reference:
+            return self.files.get(reference["filename"]) != "raw"
+        children = [reference.get(name) for name in ("file", "image")]
+        children += reference.get("children", [])
+        return any(self.is_opaque(child) for child in children)
+
+    def comparable_exports(self) -> list[str]:
+        """List exports whose data can be compared."""
+        return [name for name, export in self.exports.items() if not export.opaque]
 
     def learn(self, command: str, arguments: dict[str, Any], answer: Any) -> None:
         """Take in what a command has come to."""
@@ -70,7 +90,7 @@ class World:
                     self._define(definition)
             case "block-export-add":
                 self.exports[arguments["id"]] = Export(
-                    arguments["node-name"], arguments.get("writable", False)
+                    arguments["node-name"], self.is_opaque(arguments["node-name"])
                 )
             case "block-export-del":
                 self.exports.pop(arguments["id"], None)
