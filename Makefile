@@ -7,7 +7,7 @@ JOBS ?= 2
 ROOTS ?= trixie
 PYTEST = $(VENV)/bin/pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help setup roots demo test lint unit integration reference bench sanitize fuzz clean
+.PHONY: help setup roots demo test lint unit integration reference bench sanitize fuzz soak clean
 
 help:
 	@echo 'make demo         export a disk, boot a QEMU guest from it, show what happens'
@@ -20,6 +20,7 @@ help:
 	@echo 'make sanitize     tests of the engine under ASan and UBSan'
 	@echo 'make fuzz         fuzz the engine, qcow2 images and vhost-user sessions, a minute each'
 	@echo 'make roots        only unpack the QEMU 10 that tests and benchmarks compare with'
+	@echo 'make soak         all tests that take hours; goes on where the last one was stopped'
 	@echo 'make setup        only install what the above need'
 	@echo 'make clean        remove everything that was built'
 
@@ -50,7 +51,7 @@ reference: roots
 	$(PYTEST) integration --daemon=qemu-storage-daemon
 
 bench: setup
-	$(VENV)/bin/python -m benchmarks
+	scripts/exclusive $(VENV)/bin/python -m benchmarks
 
 sanitize: setup
 	PYTHON=$(CURDIR)/$(VENV)/bin/python scripts/sanitize
@@ -59,6 +60,9 @@ fuzz:
 	fuzz/run 60
 	PYTHONPATH=. $(VENV)/bin/python -m integration.qcow2.fuzz 60
 	PYTHON=$(CURDIR)/$(VENV)/bin/python fuzz/run-python 60
+
+soak: roots
+	scripts/exclusive $(VENV)/bin/python -m soak $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a soak consists of.
+
+In commands `{python}` is the interpreter, `{pytest}` pytest, `{root}` the tree, `{seed}` a number
+that no other slice has, and `{seconds}` the length of the slice. A part whose command has no
+`{seconds}` has one slice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Longest slice, in seconds: what is lost at most when a soak is stopped.
+SLICE = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A command line, run by the shell in the root of the tree."""
+
+    name: str
+    command: str
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it runs for a given time."""
+        return "{seconds}" in self.command
+
+    def slices(self, seconds: int) -> list[int]:
+        """Return the lengths of its slices."""
+        if not self.is_timed:
+            return [0]
+        count = -(-seconds // SLICE)
+        return [seconds // count + (number < seconds % count) for number in range(count)]
+
+
+#: In this order.
+PARTS = (
+    Part("model", "{python} -m tests.model --seed {seed} --seconds {seconds}"),
+    Part(
+        "differential",
+        "{python} -m tests.differential --random --seed {seed} --seconds {seconds}",
+    ),
+    Part("qcow2-images", "{python} -m integration.qcow2.fuzz {seconds}"),
+    # Fuzzers leave what they find in the working directory.
+    Part("fuzz-engine", "cd .cache/soak && {root}/fuzz/run {seconds}"),
+    Part("fuzz-python", "cd .cache/soak && PYTHON={python} {root}/fuzz/run-python {seconds}"),
+    Part("mutations", "{python} -m fuzz.mutations"),
+    Part("load", "{python} -m benchmarks.verify --duration {seconds} --seed {seed}"),
+    Part("guest-soak", "{pytest} integration/test_soak.py --soak 10000"),
+    Part("guest-kills", "{pytest} integration/test_crash.py --kills 100"),
+    Part("guest-migrations", "{pytest} integration/test_migration.py --migrations 20"),
+    Part("guest-handovers", "{pytest} integration/test_handover.py --handovers 100"),
+    Part("guest-debian", "{pytest} integration/test_root_disk.py --debian"),
+    Part("guest-zones", "{python} -m peers forky && {pytest} integration/test_zoned.py"),
+)
