@@ -2,9 +2,9 @@
 """Everything that takes hours: `make soak`.
 
 Parts are command lines (`parts`). Most run for a given time, which is cut into slices, each with a
-seed of its own. What is done is kept in `.cache/soak/state.json`. The next `make soak` goes on where
-one was stopped: with the next slice, and with what failed. When all is done, the next one begins a
-new run, with other seeds.
+seed of its own. What is done is kept in `.cache/soak/state.json`. The next `make soak` goes on
+where one was stopped: with the next slice, and with what failed. When all is done, the next one
+begins a new run, with other seeds.
 
 There is one line of result for each part, and a log in `.cache/soak`. The exit status is 1 if a
 part failed. `scripts/exclusive` keeps benchmarks and other soaks of this tree from running
