@@ -3,7 +3,7 @@
 
 | root | has |
 |---|---|
-| `.cache/trixie` | QEMU 10 (`qemu-storage-daemon`, `qemu-img`, `qemu-io`) and libblkio |
+| `.cache/trixie` | QEMU 10 (`qemu-storage-daemon`, `qemu-img`, `qemu-io`), libblkio |
 | `.cache/forky` | a QEMU and a kernel that know zoned virtio disks |
 
 debootstrap resolves dependencies, downloads the packages and checks their signatures. dpkg-deb
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 CACHE = Path(__file__).parents[1] / ".cache"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
+#: Parts of QEMU that it loads on demand, from where the variable QEMU_MODULE_DIR says.
+MODULES = f"{LIBRARIES}/qemu"
 LOADER = "usr/lib64/ld-linux-x86-64.so.2"
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
 #: A script of debootstrap that fits all later releases, also those that it does not know by name.
@@ -67,13 +69,14 @@ class Root:
 
 TRIXIE = Root(
     "trixie",
-    ("qemu-system-common", "qemu-utils", "libblkio-dev"),
+    ("qemu-system-common", "qemu-utils", "qemu-block-extra", "libblkio-dev"),
     (
         "usr/bin/qemu-storage-daemon",
         "usr/bin/qemu-img",
         "usr/bin/qemu-io",
         "usr/include/blkio.h",
         f"{LIBRARIES}/libblkio.so.1",
+        f"{MODULES}/block-blkio.so",
     ),
     "qemu-storage-daemon",
     "QEMU 10 and libblkio",
@@ -104,7 +107,7 @@ def program(name: str, root: Path | None = None) -> tuple[str, ...]:
 
 
 def make_root(root: Root = TRIXIE) -> None:
-    """Make a root unless it is there (100 to 160 MB to download, half a minute).
+    """Make a root unless it is there (120 to 160 MB to download, half a minute).
 
     Raises RootError, and leaves nothing then.
     """
@@ -125,7 +128,9 @@ def make_root(root: Root = TRIXIE) -> None:
         except BaseException:
             _remove(unfinished)
             raise
-        _remove(root.path)
+        # Whoever uses a root that lacks something is not disturbed by its removal.
+        if root.path.exists():
+            root.path.rename(unfinished / "former")
         (unfinished / "root").rename(root.path)
         _remove(unfinished)
 

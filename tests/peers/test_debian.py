@@ -37,7 +37,8 @@ exit 1
 """
 #: dpkg-deb -x: the loader is a script that succeeds.
 DPKG_DEB = """#!/bin/sh
-cd "$3" && mkdir -p usr/lib64 usr/bin usr/include usr/lib/x86_64-linux-gnu
+cd "$3" && mkdir -p usr/lib64 usr/bin usr/include usr/lib/x86_64-linux-gnu/qemu
+touch usr/lib/x86_64-linux-gnu/qemu/block-blkio.so
 printf '#!/bin/sh\\n' > usr/lib64/ld-linux-x86-64.so.2
 chmod +x usr/lib64/ld-linux-x86-64.so.2
 touch usr/include/blkio.h usr/lib/x86_64-linux-gnu/libblkio.so.1
