@@ -128,11 +128,16 @@ def verify(path: Path, directory: Path, expected: NDArray[np.int16], *, repair: 
     assert model.matches(0, content(path, directory / "raw"))
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("snapshot", [False, True])
+@pytest.mark.parametrize(
+    ("form", "snapshot"),
+    [
+        (form, snapshot)
+        for form in FORMATS
+        for snapshot in (False, True)
+        if not (snapshot and "refcount_bits=1" in form)  # there are no snapshots with such
+    ],
+)
 def test_a_crash_at_any_point_costs_nothing(tmp_path: Path, form: str, snapshot: bool) -> None:
-    if snapshot and "refcount_bits=1" in form:
-        pytest.skip("no snapshots with refcounts of one bit")
     path = tmp_path / "disk.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", "-o", form, path, SIZE)
     qemu_io(path, "write -q -P 170 100k 300k", "write -q -P 85 1M 64k")

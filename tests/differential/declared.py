@@ -153,6 +153,18 @@ RULES = (
         cuts=True,
     ),
     answer(
+        "",
+        "^Failed to get .* lock",
+        "return",
+        "vhostblk's exports share their images with no other writer, unless they are told to.",
+    ),
+    answer(
+        "blockdev-reopen",
+        "^setting detect-zeroes to unmap is not allowed without setting discard",
+        "return",
+        "An option that is left out goes back to its default; QEMU keeps the former discard.",
+    ),
+    answer(
         "blockdev-add blockdev-reopen blockdev-create",
         "return",
         "does(n't| not) support the option '(cache|overlap-check)'",

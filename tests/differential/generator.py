@@ -306,7 +306,7 @@ class Generator:
         if not (exports := self.world.comparable_exports()):
             return self._add_stack()
         name = self.chance.choice(exports)
-        node = self.world.nodes.get(self.world.exports[name].node)
+        node = self.world.nodes.get(self.world.exports[name])
         size = max(node.size if node else MIB, 64 * KIB) & ~511
         if self.values.likely(0.05):
             return [f"io {name}.sock cache {self.values.choose('on', 'off')}"]
@@ -450,13 +450,19 @@ class Generator:
         return self._command("object-add", members)
 
     def _create(self) -> list[str]:
+        """Create an image in a new file."""
+        file, node = f"c{self._next_number()}.qcow2", self.values.new_node()
+        size = self.values.choose(0, 0, 65536)
+        options = self.values.create_options(driver="qcow2", file=node)
+        self.world.files[file] = "qcow2"
+        return [
+            *self._job({"driver": "file", "filename": file, "size": size}),
+            *self._command("blockdev-add", {"driver": "file", "node-name": node, "filename": file}),
+            *self._job(options),
+        ]
+
+    def _job(self, options: dict[str, Any]) -> list[str]:
         name = f"j{self._next_number()}"
-        if self.values.likely(0.5):
-            file = f"c{self._next_number()}.qcow2"
-            options: dict[str, Any] = {"driver": "file", "filename": file}
-            options["size"] = self.values.choose(0, 0, 65536)
-        else:
-            options = self.values.create_options(driver="qcow2", file=self.values.some_node())
         return [
             *self._command("blockdev-create", {"job-id": name, "options": options}),
             f'wait JOB_STATUS_CHANGE {{"id": "{name}", "status": "concluded"}}',

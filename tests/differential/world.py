@@ -34,14 +34,6 @@ class Node:
 
 
 @dataclass(slots=True)
-class Export:
-    """A vhost-user-blk export; its socket is called like it."""
-
-    node: str
-    opaque: bool
-
-
-@dataclass(slots=True)
 class World:
     """All of it."""
 
@@ -50,7 +42,8 @@ class World:
     nodes: dict[str, Node] = field(default_factory=dict)
     #: How nodes were defined last.
     definitions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    exports: dict[str, Export] = field(default_factory=dict)
+    #: vhost-user-blk exports, whose sockets are called like them, and their nodes.
+    exports: dict[str, str] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)
 
     def is_opaque(self, reference: Any) -> bool:
@@ -64,8 +57,10 @@ class World:
                 node = self.nodes.get(reference)
                 return node is not None and node.driver in PROTOCOLS
             reference = found
-        if not isinstance(reference, dict) or reference["driver"] == "qcow2":
+        if not isinstance(reference, dict):
             return False
+        if reference["driver"] == "qcow2":
+            return self.is_opaque(reference.get("backing"))
         if "filename" in reference:
             return self.files.get(reference["filename"]) != "raw"
         children = [reference.get(name) for name in ("file", "image")]
@@ -74,7 +69,7 @@ class World:
 
     def comparable_exports(self) -> list[str]:
         """List exports whose data can be compared."""
-        return [name for name, export in self.exports.items() if not export.opaque]
+        return [name for name, node in self.exports.items() if not self.is_opaque(node)]
 
     def learn(self, command: str, arguments: dict[str, Any], answer: Any) -> None:
         """Take in what a command has come to."""
@@ -89,9 +84,7 @@ class World:
                 for definition in arguments["options"]:
                     self._define(definition)
             case "block-export-add":
-                self.exports[arguments["id"]] = Export(
-                    arguments["node-name"], self.is_opaque(arguments["node-name"])
-                )
+                self.exports[arguments["id"]] = arguments["node-name"]
             case "block-export-del":
                 self.exports.pop(arguments["id"], None)
             case "object-add" if arguments["qom-type"] == "throttle-group":

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,12 +34,14 @@ from vhostblk.vhost_user.layout import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.frontend.connection import Connection
 
 #: The list speaks of 100,000, which take half a minute.
 MESSAGES = int(os.environ.get("VHOSTBLK_TEST_MESSAGES", "10000"))
+
+#: How many huge pages may be made on demand.
+OVERCOMMIT = Path("/proc/sys/vm/nr_overcommit_hugepages")
 
 #: A front-end's words up to a started vring, without what needs descriptors.
 _HANDSHAKE = b"".join(
@@ -146,6 +150,25 @@ def test_3_memory_truncated_where_there_is_no_engine(
         scene.daemon.kill()
 
 
+@pytest.fixture
+def _huge_pages() -> Iterator[None]:
+    """Have the kernel make huge pages on demand, where none are set aside and we may say so."""
+    try:
+        file = OVERCOMMIT.open("r+")
+    except OSError:  # there may be some that were set aside
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # other test processes do the same
+        before = file.read()
+        OVERCOMMIT.write_text("4")
+        try:
+            yield
+        finally:
+            OVERCOMMIT.write_text(before)
+
+
+@pytest.mark.usefixtures("_huge_pages")
 def test_3_memory_of_huge_pages(scene: Scene) -> None:
     size = 2 << 20
     fd = os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_HUGETLB)
