@@ -46,26 +46,27 @@ class World:
     exports: dict[str, str] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)
 
-    def is_opaque(self, reference: Any) -> bool:
+    def is_opaque(self, reference: Any, above: tuple[str, ...] = ()) -> bool:
         """Tell whether what a node has are the bytes of a qcow2 image.
 
         Where such an image has what is its own affair: two of them are not compared by bytes.
         """
         if isinstance(reference, str):
             found = self.definitions.get(reference)
-            if found is None:
+            above = (*above, reference)
+            if found is None or reference in above[:-1]:
                 node = self.nodes.get(reference)
                 return node is not None and node.driver in PROTOCOLS
             reference = found
         if not isinstance(reference, dict):
             return False
         if reference["driver"] == "qcow2":
-            return self.is_opaque(reference.get("backing"))
+            return self.is_opaque(reference.get("backing"), above)
         if "filename" in reference:
             return self.files.get(reference["filename"]) != "raw"
         children = [reference.get(name) for name in ("file", "image")]
         children += reference.get("children", [])
-        return any(self.is_opaque(child) for child in children)
+        return any(self.is_opaque(child, above) for child in children)
 
     def comparable_exports(self) -> list[str]:
         """List exports whose data can be compared."""
