@@ -133,6 +133,7 @@ def test_what_has_completed_is_stored(stack: str, change: str, align: int) -> No
                 assert storage.stable[offset + length + shift] == OLD[0]
         await user.detach()
         await graph.close()
+        graph.throttle_groups.close()
 
     run(main)
 
@@ -153,5 +154,6 @@ def test_what_cannot_be_stored_fails(stack: str, monkeypatch: pytest.MonkeyPatch
         await write_bytes(user, 0, b"x")
         await user.detach()
         await graph.close()
+        graph.throttle_groups.close()
 
     run(main)
