@@ -94,7 +94,8 @@ class HandNode(BlockNode):
     async def pwrite_zeroes(
         self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
     ) -> None:
-        await self._turn(f"zero {offset}+{length}" + " unmap" * bool(flags & WriteFlags.MAY_UNMAP))
+        what = f"zero {offset}+{length}" + " unmap" * bool(flags & WriteFlags.MAY_UNMAP)
+        await self._turn(what + " fua" * bool(flags & WriteFlags.FUA))
         self.data[offset : offset + length] = bytes(length)
 
     async def pdiscard(self, offset: int, length: int) -> None:
