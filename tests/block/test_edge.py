@@ -300,6 +300,25 @@ def test_without_write_cache_every_write_is_flushed() -> None:
     run(main)
 
 
+def test_what_was_written_before_writes_are_counted_is_flushed() -> None:
+    async def main() -> None:
+        node = MemoryNode(4096, BlockLimits())
+        _, backend = backend_on(node)
+        await write_bytes(backend, 0, b"x")
+        events: list[str] = []
+        node.take_debug_event = events.append  # a flush of nothing stays away from the driver now
+        for edge in node.parents:
+            edge.refresh()
+        for _ in range(2):
+            await backend.flush()
+            assert node.log == ["write", "flush"]
+        await write_bytes(backend, 0, b"x")
+        await backend.flush()
+        assert node.log == ["write", "flush"] * 2
+
+    run(main)
+
+
 def test_no_flush_drops_flushes() -> None:
     async def main() -> None:
         node = MemoryNode(SIZE, BlockLimits())

@@ -92,6 +92,7 @@ class Edge:
         self.perm = perm
         self.shared = shared
         self.shared_outside = shared_outside
+        self._plain_flags = -1
         self.refresh()
 
     def refresh(self) -> None:
@@ -103,6 +104,8 @@ class Edge:
         self._max_transfer = limits.max_transfer or sys.maxsize
         self._max_iov = limits.max_iov
         self._detect_zeroes = node.options.detect_zeroes is not BlockdevDetectZeroesOptions.OFF
+        if self._plain_flags >= 0 and node.counts_writes:
+            node.write_generation += 1  # there may have been writes that were not counted
         #: Flags that a write may have on the fast path; -1 where there is none.
         self._plain_flags = int(node.native_flags)
         if not self.writable or node.write_threshold or self._detect_zeroes or node.counts_writes:
