@@ -340,9 +340,9 @@ class Edge:
             raise os_error(errno.EIO)
 
     def _check_last_block(self, end: int) -> None:
-        """Refuse a write that would make the node longer, as its last block is written whole.
+        """Refuse a write to a part of the last block if writing all of it makes the node longer.
 
-        That takes a node that has become shorter, or got larger blocks, under its writers.
+        New writers are refused for that; the node has become shorter, or its blocks larger, since.
         """
         mask = self._align_mask
         if end & mask and (end | mask) >= self.node.size and not self.perm & Perm.RESIZE:
