@@ -90,14 +90,6 @@ RULES: tuple[Rule, ...] = (
         frozenset({"query-named-block-nodes"}),
         without=_without_snapshots,
     ),
-    answer(
-        "block-dirty-bitmap-clear block-dirty-bitmap-add block-dirty-bitmap-remove"
-        " block-dirty-bitmap-enable block-dirty-bitmap-disable block-dirty-bitmap-merge"
-        " x-debug-block-dirty-bitmap-sha256 transaction",
-        "return",
-        "Dirty bitmap '.*' not found",
-        "Inactive nodes have no bitmaps in QEMU.",
-    ),
     Rule(
         "QEMU lists children in another order.",
         frozenset({"x-debug-query-block-graph"}),

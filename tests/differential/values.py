@@ -149,7 +149,7 @@ class Values:
             name = member["name"]
             if name not in made and self._wanted(member):
                 value = self.value(member["type"], name)
-                if value != {}:  # which QEMU takes for a member that it does not know
+                if value not in ({}, []):  # which QEMU takes for members that it does not know
                     made[name] = value
         return made
 
