@@ -149,7 +149,8 @@ class Values:
             name = member["name"]
             if name not in made and self._wanted(member):
                 value = self.value(member["type"], name)
-                if value not in ({}, []):  # which QEMU takes for members that it does not know
+                # QEMU takes empty ones for members that it doesn't know.
+                if value not in ({}, []) or "default" not in member:
                     made[name] = value
         return made
 
