@@ -19,6 +19,7 @@ from vhostblk.block.completion import Completion
 from vhostblk.block.drain import with_descendants
 from vhostblk.block.edge import os_error
 from vhostblk.block.node import BlockLimits, WriteFlags
+from vhostblk.block.permission_update import check_conflicts, update_permissions
 from vhostblk.block.permissions import Perm
 from vhostblk.schema.common import PreallocMode
 from vhostblk.trace import points as trace
@@ -101,6 +102,16 @@ class BlockBackend:
         self._bind()
         if trace.blk_root_attach.enabled:
             trace.blk_root_attach(self.name, node.node_name)
+
+    def exclude_others(self) -> None:
+        """Let nobody else use the node, in this process or another.
+
+        Raises BlockError where somebody does; the caller then detaches.
+        """
+        edge = self.edge
+        self.shared = self.shared_outside = edge.shared = edge.shared_outside = Perm.NONE
+        check_conflicts(edge)
+        update_permissions([edge.node])
 
     async def detach(self) -> None:
         """Stop using the node, once all requests have finished."""

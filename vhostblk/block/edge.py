@@ -63,6 +63,7 @@ class Edge:
         "_node_pwritev",
         "_plain_flags",
         "_takes_bursts",
+        "exclusive",
         "flushes",
         "frozen",
         "node",
@@ -89,6 +90,8 @@ class Edge:
         self.frozen = False
         #: False while it doesn't matter what a crash leaves: an image is being created.
         self.flushes = True
+        #: The node is being formatted: nobody else may use it, whatever the parent would share.
+        self.exclusive = False
         self.perm = perm
         self.shared = shared
         self.shared_outside = shared_outside

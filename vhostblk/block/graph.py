@@ -29,6 +29,7 @@ from vhostblk.block.node import BlockNode
 from vhostblk.block.permission_update import check_conflicts, derive, update_permissions
 from vhostblk.block.permissions import Perm
 from vhostblk.block.registry import driver_class, driver_name
+from vhostblk.block.storage import check_apart
 from vhostblk.block.throttle_group import ThrottleGroups
 from vhostblk.block.turns import Turns
 from vhostblk.block.zones import check_zoned_child
@@ -135,6 +136,7 @@ class Graph:
             raise
         parent.children[role] = edge
         self._opening[parent.node_name].append(edge)
+        check_apart(parent)
         return node
 
     async def close_child(self, parent: BlockNode, role: str) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vhostblk.block.iovec import IoVec
     from vhostblk.block.lifetime import Lifetime
     from vhostblk.block.locking import LockGuard
+    from vhostblk.block.storage import StorageId
     from vhostblk.block.tracker import WriteTracker
     from vhostblk.block.zones import Zone, ZonedLimits, ZoneOp
     from vhostblk.engine.extents import ExtentMap
@@ -426,6 +427,11 @@ class BlockNode(ABC):
 
     async def remove_stored_bitmap(self, name: str) -> None:  # noqa: B027
         """Take a bitmap out of the image, if it is there; raises BlockError or OSError."""
+
+    @property
+    def storage(self) -> frozenset[StorageId]:
+        """The files of the host that the node itself reads and writes; see `block.storage`."""
+        return frozenset()
 
     # Reopening (`block.reopen`): prepare, take options, check; then commit or abort. No request is
     # in flight and nothing of it may suspend.

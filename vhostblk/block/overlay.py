@@ -28,6 +28,7 @@ from vhostblk.block.inherit import BACKING
 from vhostblk.block.node import BlockNode
 from vhostblk.block.permission_update import check_conflicts, cumulative, update_permissions
 from vhostblk.block.permissions import Perm
+from vhostblk.block.storage import check_no_loop
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.create import BlockdevCreateOptionsFile, BlockdevCreateOptionsQcow2
@@ -96,6 +97,7 @@ class OverlayAction:
                 f"Inactive '{base.node_name}' can't be a {BACKING} child of active "
                 f"'{overlay.node_name}'"
             )
+        check_no_loop(overlay, base)
 
     def _append(self) -> None:
         base, overlay = self._base, self._overlay
@@ -219,6 +221,10 @@ class NewOverlayAction:
             if path.startswith("json:"):
                 raise BlockError("Unknown protocol 'json'")
             _check_creatable(self._driver)
+            if self._filename == image_name(base):
+                raise BlockError(
+                    "Error: Trying to create an image with the same filename as the backing file"
+                )
             if not await asyncio.to_thread(os.path.lexists, path):
                 self._new_file = Path(path)
             await _create(graph, path, base.size)

@@ -44,16 +44,22 @@ def derive(edge: Edge) -> None:
         return
     perm, shared, outside = cumulative(parent)
     edge.perm, edge.shared = parent.child_permissions(edge.role, perm, shared)
+    if edge.exclusive:
+        edge.shared = Perm.NONE
     edge.shared_outside = edge.shared & parent.child_permissions(edge.role, perm, outside)[1]
 
 
 def check_conflicts(edge: Edge) -> None:
-    """Raise PermissionConflictError where another user of the same node and `edge` exclude."""
-    for other in edge.node.parents:
-        if other is edge:
-            continue
-        for needs, bars in ((edge, other), (other, edge)):
-            if conflict := needs.perm & ~bars.shared:
+    """Raise PermissionConflictError where `edge` and another user of its node exclude each other.
+
+    `edge` need not be one of the node's yet. Where several users conflict, the message is about
+    those that QEMU names: it takes the newest user first.
+    """
+    users = edge.node.parents if edge in edge.node.parents else [*edge.node.parents, edge]
+    for bars in reversed(users):
+        for needs in (edge,) if bars is not edge else reversed(users):
+            conflict = needs.perm & ~bars.shared
+            if conflict and needs is not bars:
                 raise PermissionConflictError(
                     f"Permission conflict on node '{edge.node.node_name}': permissions "
                     f"'{names_of(conflict)}' are both required by {needs.describe()} and unshared "

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vhostblk.chardev.base import ChardevError
+from vhostblk.chardev.outputs import open_file
 from vhostblk.chardev.stream import StreamChardev, close_fds
 
 if TYPE_CHECKING:
@@ -107,12 +108,3 @@ class SerialChardev(StreamChardev):
         """Go on with the output alone, as for a device such as /dev/null."""
         assert self._stream is not None
         self._stream.stop_reading()
-
-
-def open_file(path: str, flags: int) -> int:
-    """Open a file without ever blocking on it; raises ChardevError."""
-    try:
-        return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ChardevError(f"Could not open '{path}': {reason}") from error

@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any, cast
 
 from vhostblk.chardev.base import Chardev, ChardevError
+from vhostblk.chardev.outputs import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,11 +144,7 @@ def _open_log(device: Chardev, backend: ChardevBackend) -> None:
     if not isinstance(path, str):
         return
     mode = os.O_APPEND if backend.data.logappend else os.O_TRUNC
-    try:
-        device.log_fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | mode, 0o666)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ChardevError(f"Could not create '{path}': {reason}") from error
+    device.log_fd = open_file(path, os.O_WRONLY | os.O_CREAT | mode, "Could not create")
 
 
 def _close_log(device: Chardev) -> None:

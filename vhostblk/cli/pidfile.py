@@ -12,6 +12,8 @@ import os
 import stat
 from pathlib import Path
 
+from vhostblk.block.errors import BlockError
+from vhostblk.block.storage import check_unused
 from vhostblk.cli.errors import StartupError
 
 
@@ -23,6 +25,11 @@ class PidFile:
         try:
             self._fd = _open_locked(path)
         except StartupError as error:
+            raise StartupError(f"cannot create PID file: {error}") from error
+        try:
+            check_unused(self._fd, path)
+        except BlockError as error:
+            os.close(self._fd)
             raise StartupError(f"cannot create PID file: {error}") from error
         # The working directory may change before the end.
         self._path = Path(path).absolute()

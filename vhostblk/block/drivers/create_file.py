@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Creating files for `blockdev-create`.
 
-A file that is there already is emptied first, unless somebody else uses it.
+A file that is there already is emptied first, unless another process, or this one, uses it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from vhostblk.block.drivers.preallocation import resize
 from vhostblk.block.errors import BlockError, ImageLockedError
 from vhostblk.block.locking import ImageLock, ofd_locks_available
 from vhostblk.block.permissions import Perm
+from vhostblk.block.storage import check_unused
 from vhostblk.schema.base import UnsetType
 from vhostblk.schema.common import PreallocMode
 
@@ -53,9 +54,7 @@ async def create(options: BlockdevCreateOptionsFile, _graph: Graph, pause: Pause
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise BlockError(f"'file' driver requires '{path}' to be a regular file")
-        if ofd_locks_available():
-            lock = ImageLock(fd, path)
-            lock.acquire(Perm.WRITE | Perm.RESIZE, Perm.ALL & ~Perm.RESIZE)
+        _exclude_others(fd, path)
         await resize(fd, 0, PreallocMode.OFF, asyncio.to_thread)
         if options.nocow:
             _switch_cow_off(fd)
@@ -67,6 +66,19 @@ async def create(options: BlockdevCreateOptionsFile, _graph: Graph, pause: Pause
         raise
     finally:
         os.close(fd)
+
+
+def _exclude_others(fd: int, path: str) -> None:
+    """Raise BlockError where somebody uses the file; else keep others away until it is closed.
+
+    What QEMU asks for comes first, so that the message is the same where it refuses, too. A reader
+    would be no obstacle to it.
+    """
+    if ofd_locks_available():
+        lock = ImageLock(fd, path)
+        lock.acquire(Perm.WRITE | Perm.RESIZE, Perm.ALL & ~Perm.RESIZE)
+        lock.acquire(Perm.WRITE | Perm.RESIZE, Perm.NONE)
+    check_unused(fd, path)
 
 
 def _open(path: str) -> tuple[int, bool]:

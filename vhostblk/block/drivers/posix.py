@@ -18,6 +18,7 @@ from array import array
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk import engine as core
+from vhostblk.block import storage
 from vhostblk.block.aio.engine import acquire, release
 from vhostblk.block.completion import gather
 from vhostblk.block.drivers.direct import probe_alignment
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from vhostblk.block.iovec import IoVec
     from vhostblk.block.locking import LockGuard
     from vhostblk.block.node import Failures
+    from vhostblk.block.storage import StorageId
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class PosixNode(BlockNode):
         self.direct: bool = options.cache.direct
         self.fd = -1
         self._size = 0
+        self._storage: frozenset[StorageId] = frozenset()
         self._aio: AioEngine
         self._lock: ImageLock | None = None
         self._fd_writable = False
@@ -117,6 +120,8 @@ class PosixNode(BlockNode):
                 ) from error
             raise
         node._aio.limit_batch(options.aio_max_batch)
+        node._storage = storage.identify(node.fd)
+        storage.note_open(node)
         return node
 
     def _open_file(self, *, writable: bool, direct: bool) -> int:
@@ -160,6 +165,11 @@ class PosixNode(BlockNode):
     async def close(self) -> None:
         await release(self._aio)
         os.close(self.fd)
+        storage.note_closed(self)
+
+    @property
+    def storage(self) -> frozenset[StorageId]:
+        return self._storage
 
     @property
     def size(self) -> int:

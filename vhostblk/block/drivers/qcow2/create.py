@@ -7,6 +7,7 @@ opened as any other, and resized. Options are checked in QEMU's order, with its 
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from vhostblk.block.backend import BlockBackend
@@ -19,12 +20,15 @@ from vhostblk.block.drivers.qcow2.refcounts import pack
 from vhostblk.block.drivers.qcow2.transfer import write_bytes
 from vhostblk.block.errors import BlockError
 from vhostblk.block.permissions import Perm
+from vhostblk.block.storage import check_formattable
 from vhostblk.schema.base import UNSET, UnsetType
 from vhostblk.schema.common import PreallocMode
 from vhostblk.schema.create import BlockdevQcow2Version, Qcow2CompressionType
 from vhostblk.schema.drivers.qcow2 import BlockdevOptionsQcow2
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from vhostblk.block.drivers.preallocation import Pause
     from vhostblk.block.drivers.qcow2.node import Qcow2Node
     from vhostblk.block.graph import Graph
@@ -36,8 +40,9 @@ _WRITER = Perm.WRITE | Perm.RESIZE
 
 
 async def create(options: BlockdevCreateOptionsQcow2, graph: Graph, pause: Pause) -> None:
-    """Create an image in a file, which other users may not resize; raises BlockError or OSError."""
+    """Create an image in a file that nobody else uses; raises BlockError or OSError."""
     async with graph.borrowed(options.file) as file:
+        check_formattable(file)
         parsed, mode = describe(options)
         data_ref = options.data_file
         if isinstance(data_ref, UnsetType):
@@ -46,6 +51,7 @@ async def create(options: BlockdevCreateOptionsQcow2, graph: Graph, pause: Pause
         if parsed.version < 3:
             raise BlockError(_too_old("External data files are only supported with compatibility"))
         async with graph.borrowed(data_ref) as data:
+            check_formattable(data)
             from vhostblk.block.describe import image_name
 
             parsed.data_file = image_name(data).encode(errors="surrogateescape")
@@ -157,23 +163,39 @@ async def _create(
     pause: Pause,
 ) -> None:
     file, data = nodes
-    await _write_empty(graph, file, parsed)
+    async with AsyncExitStack() as users:
+        backend = await users.enter_async_context(_alone(graph, file))
+        if data is not None and data is not file:
+            await users.enter_async_context(_alone(graph, data))
+        await _write_empty(backend, parsed)
     opened = BlockdevOptionsQcow2(
         file=file.node_name,
         data_file=UNSET if data is None else data.node_name,
         backing=None,
     )
     async with graph.borrowed(opened) as node:
-        backend = BlockBackend("", _WRITER)
-        backend.attach(graph, node)
-        try:
+        # From here on the data file is written to as well.
+        for edge in node.children.values():
+            edge.exclusive = True
+        async with _alone(graph, node) as backend:
             _flush_children(node, False)
             await _resize(node, options.size, mode, pause)  # type: ignore[arg-type]
             await _set_backing(node, options)  # type: ignore[arg-type]
             _flush_children(node, True)
             await backend.flush()
-        finally:
-            await backend.detach()
+
+
+@asynccontextmanager
+async def _alone(graph: Graph, node: BlockNode) -> AsyncIterator[BlockBackend]:
+    """Write to a node that nobody else uses inside the block; raises BlockError."""
+    backend = BlockBackend("", _WRITER)
+    try:
+        async with graph.changing():
+            backend.attach(graph, node)
+            backend.exclude_others()
+        yield backend
+    finally:
+        await backend.detach()
 
 
 def _flush_children(node: BlockNode, wanted: bool) -> None:
@@ -181,7 +203,7 @@ def _flush_children(node: BlockNode, wanted: bool) -> None:
         edge.flushes = wanted
 
 
-async def _write_empty(graph: Graph, file: BlockNode, parsed: Header) -> None:
+async def _write_empty(backend: BlockBackend, parsed: Header) -> None:
     """Write an image of no size."""
     import numpy as np
 
@@ -192,21 +214,16 @@ async def _write_empty(graph: Graph, file: BlockNode, parsed: Header) -> None:
     counts = np.zeros(1 << geometry.refblock_bits, np.uint64)
     counts[:3] = 1
     block = pack(counts, geometry.refcount_order).tobytes()
-    backend = BlockBackend("", _WRITER)
-    backend.attach(graph, file)
-    try:
-        for offset, part, name in (
-            (0, first, "qcow2 header"),
-            (cluster, table + block, "refcount table"),
-        ):
-            try:
-                if backend.size < offset + len(part):
-                    await backend.truncate(offset + len(part))
-                await write_bytes(backend.edge, offset, part)
-            except OSError as error:
-                raise BlockError(f"Could not write {name}: {error.strerror}") from error
-    finally:
-        await backend.detach()
+    for offset, part, name in (
+        (0, first, "qcow2 header"),
+        (cluster, table + block, "refcount table"),
+    ):
+        try:
+            if backend.size < offset + len(part):
+                await backend.truncate(offset + len(part))
+            await write_bytes(backend.edge, offset, part)
+        except OSError as error:
+            raise BlockError(f"Could not write {name}: {error.strerror}") from error
 
 
 async def _resize(node: Qcow2Node, size: int, mode: PreallocMode, pause: Pause) -> None:

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that character devices write to: none that a block node has open."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from vhostblk.block.errors import BlockError
+from vhostblk.block.storage import check_unused
+from vhostblk.chardev.base import ChardevError
+
+
+def open_file(path: str, flags: int, failure: str = "Could not open") -> int:
+    """Open a file without ever blocking on it; raises ChardevError.
+
+    `O_TRUNC` empties a regular file once it is known that no block node has it open.
+    """
+    try:
+        fd = os.open(path, flags & ~os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        try:
+            if flags & (os.O_WRONLY | os.O_RDWR):
+                check_unused(fd, path)
+            if flags & os.O_TRUNC and stat.S_ISREG(os.fstat(fd).st_mode):
+                os.ftruncate(fd, 0)
+        except BaseException:
+            os.close(fd)
+            raise
+    except (OSError, ValueError, BlockError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ChardevError(f"{failure} '{path}': {reason}") from error
+    return fd
