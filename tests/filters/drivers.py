@@ -42,6 +42,8 @@ class CowNode(BlockNode):
     """
 
     driver = "test-cow"
+    reopens = True
+    exchangeable_roles = frozenset({"backing"})
 
     def __init__(self, node_name: str, options: CowOptions) -> None:
         super().__init__(node_name, options)
@@ -70,9 +72,6 @@ class CowNode(BlockNode):
 
     def child_permissions(self, role: str, perm: Perm, shared: Perm) -> tuple[Perm, Perm]:
         return perm & Perm.CONSISTENT_READ, Perm.ALL
-
-    def prepare_reopen(self, options: Any) -> None:
-        pass
 
     async def _cluster(self, number: int) -> bytes:
         from vhostblk.block.iovec import IoVec
@@ -123,6 +122,7 @@ class GrowNode(BlockNode):
     """A format whose file grows as it is written, with no end of its own."""
 
     driver = "test-grow"
+    reopens = True
 
     def __init__(self, node_name: str, options: GrowOptions) -> None:
         super().__init__(node_name, options)
@@ -143,9 +143,6 @@ class GrowNode(BlockNode):
         if perm & Perm.WRITE:
             perm |= Perm.RESIZE
         return perm, shared & ~Perm.RESIZE
-
-    def prepare_reopen(self, options: Any) -> None:
-        pass
 
     async def preadv(self, offset: int, iov: IoVec) -> None:
         await self.children["file"].preadv(offset, iov)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.block.support import fails_with, options, read_bytes, run, write_bytes
 from tests.plugin.support import Memory, MemoryOptions, SyncMemory, opened
+from vhostblk.block.backend import BlockBackend
 from vhostblk.block.completion import drive
 from vhostblk.block.drivers.file import FileNode
 from vhostblk.block.errors import BlockError
@@ -416,6 +417,50 @@ def test_plug_ins_are_resized_and_reopened(tmp_path: Any) -> None:
             assert node.strong_options == {"key": 15}
 
     run(main)
+
+
+@pytest.mark.parametrize("follows", [False, True])
+def test_other_data_below_is_for_drivers_that_say_so(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, follows: bool
+) -> None:
+    """A filter may come in any case, as it shows the same data."""
+    if follows:
+        monkeypatch.setattr(Invert, "replaceable_children", frozenset({"file"}))
+    for name, size in (("a", SIZE), ("b", 2 * SIZE)):
+        (tmp_path / name).write_bytes(name.encode() * size)
+    members = {**use(Invert), "node_name": "disk"}
+    below = [
+        *(file_options(tmp_path / name) for name in ("a", "b")),
+        options(driver="copy-on-read", node_name="filter", file="a"),
+    ]
+
+    async def main() -> None:
+        graph = Graph()
+        for each in (*below, options(**members, file="a")):
+            await graph.add(each)
+        backend = BlockBackend("test", Perm.CONSISTENT_READ | Perm.WRITE)
+        backend.attach(graph, graph.find("disk"))
+        await graph.reopen([options(**members, file="filter")])
+        assert await read_bytes(backend, 0, 512) == bytes([0xFF ^ ord("a")]) * 512
+        other = options(**members, file="b")
+        if follows:
+            await graph.reopen([other])
+            assert backend.size == 2 * SIZE
+            assert await read_bytes(backend, SIZE, 512) == bytes([0xFF ^ ord("b")]) * 512
+        else:
+            with pytest.raises(BlockError, match="Cannot replace the data of the file child"):
+                await graph.reopen([other])
+            assert backend.size == SIZE
+        await write_bytes(backend, 0, b"\xff" * 512)
+        await backend.detach()
+        await graph.close()
+
+    run(main)
+    assert (tmp_path / ("b" if follows else "a")).read_bytes()[:513].rstrip(b"ab") == bytes(512)
+
+
+def file_options(path: Any) -> Any:
+    return options(driver="file", node_name=path.name, filename=str(path))
 
 
 class Slow(SyncMemory):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.frontend.blk import BlkDriver
 from tests.frontend.connection import Connection
@@ -25,11 +25,16 @@ SIZE = 1 << 20
 BLOCK = 4096
 
 
-async def export_disk(daemon: Daemon, directory: Path) -> None:
-    """Export the node "disk" as "e", on the socket `e.sock`."""
+def definition(directory: Path) -> dict[str, Any]:
+    """Return the export "e" of the node "disk", on the socket `e.sock`."""
     addr = {"type": "unix", "path": str(directory / "e.sock")}
     members = {"type": "vhost-user-blk", "id": "e", "node-name": "disk", "addr": addr}
-    await daemon.add_export({**members, "writable": True})
+    return {**members, "writable": True}
+
+
+async def export_disk(daemon: Daemon, directory: Path) -> None:
+    """Export the node "disk"; see `definition`."""
+    await daemon.add_export(definition(directory))
 
 
 @contextmanager

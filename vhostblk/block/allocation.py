@@ -57,6 +57,17 @@ async def is_allocated(node: BlockNode, offset: int, length: int) -> tuple[bool,
     return bool(extent.status & BlockStatus.ALLOCATED), min(extent.length, length)
 
 
+async def is_empty(node: BlockNode) -> bool:
+    """Tell whether a node's image itself holds nothing."""
+    offset = 0
+    while offset < node.size:
+        allocated, count = await is_allocated(node, offset, node.size - offset)
+        if allocated or not count:
+            return False
+        offset += count
+    return True
+
+
 async def is_allocated_above(
     top: BlockNode | None, base: BlockNode, offset: int, length: int
 ) -> tuple[bool, int]:

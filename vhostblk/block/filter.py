@@ -27,6 +27,7 @@ class FilterNode(BlockNode):
     """Passes every request on to its child."""
 
     is_filter = True
+    reopens = True
 
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)
@@ -50,9 +51,6 @@ class FilterNode(BlockNode):
         """Take note of the child, once it is there."""
         self._file = self.children[self.primary_role]
         self.refresh_limits()
-
-    def prepare_reopen(self, options: Any) -> None:
-        pass
 
     def refresh_limits(self) -> None:
         # The edge below shapes requests for the child; nothing is to be done for it here.

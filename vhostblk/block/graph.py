@@ -8,7 +8,8 @@ are named or defined while their parent opens, so cycles can't come about; `reop
 Permissions are checked edge by edge and take effect all or nothing: `block.permission_update`.
 
 Commands that suspend take turns. Block backends come and go at any time, so between the looks at
-the graph and the change nothing is awaited. What is in use changes inside a drained section.
+the graph and the change nothing is awaited; while nodes are being reopened none come. What is in
+use changes inside a drained section.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ from vhostblk.schema.block import BlockErrorAction, BlockIoError, BlockWriteThre
 from vhostblk.trace import points as trace
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 
-    from vhostblk.block.reopen import Change
+    from vhostblk.block.reopen import Reopening
+    from vhostblk.block.reopen_plan import Change
     from vhostblk.schema.block import IoOperationType
 
 #: What QEMU takes as an identifier, and its length limit for node names.
@@ -58,6 +60,8 @@ class Graph:
         self.throttle_groups = ThrottleGroups()
         #: Held by one command at a time.
         self._changing = Turns()
+        #: Whether nodes are in a state that may be taken back, so that nobody may come to use them.
+        self._switching = False
         #: Drained sections whose only purpose is that users look at extent maps again.
         self._refreshing: set[asyncio.Task[None]] = set()
         self._drained_sections: list[DrainedSection] = []
@@ -166,7 +170,12 @@ class Graph:
             await holder.detach()
 
     def attach(self, backend: BlockBackend, node: BlockNode) -> Edge:
-        """Make the edge from a block backend to its node; raises BlockError on a conflict."""
+        """Make the edge from a block backend to its node; raises BlockError on a conflict.
+
+        Who may be in another task than the command that changes the graph does so in `changing()`.
+        """
+        if self._switching:
+            raise BlockError(f"Node '{node.node_name}' is busy: nodes are being reopened")
         edge = Edge(backend, "root", node)
         self._attach(edge)
         self._roots[edge] = None
@@ -225,25 +234,39 @@ class Graph:
 
     async def reopen(self, definitions: Iterable[Any]) -> None:
         """Give nodes other options and children: all of them, or none. See `block.reopen`."""
-        from vhostblk.block import reopen
+        from vhostblk.block import reopen_plan
 
         async with self._changing:
-            await self._reopen(reopen.plan(self, definitions))
+            await self._reopen(reopen_plan.plan(self, definitions))
 
     async def _reopen(self, changes: list[Change]) -> None:
-        from vhostblk.block import reopen
+        from vhostblk.block.reopen import Reopening
 
         nodes = [change.node for change in changes]
         async with self.drained(nodes):
-            await _flush(nodes, "Error flushing drive: ")
+            reopening = Reopening(self, changes)
+            loading = reopening.remembering
+            await _flush(dict.fromkeys([*reversed(loading), *nodes]), "Error flushing drive: ")
             opening = [change.node for change in changes if change.opens_for_writing]
             closing = [change.node for change in changes if change.options.read_only]
-            async with _writing_given_up(closing, ""):
-                replaced = reopen.execute(self, changes)
-            for node in replaced:
+            async with _writing_given_up(list(dict.fromkeys([*closing, *loading])), ""):
+                await self._switch(reopening)
+            for node in reopening.replaced:
                 await self._close_unused(node)
-            for node in reversed(opening):
-                await node.reload_image()
+            await _each(
+                [
+                    *(node.reload_image() for node in reversed(opening) if node not in loading),
+                    *(node.start_writing() for node in loading),
+                ]
+            )
+
+    async def _switch(self, reopening: Reopening) -> None:
+        """Make changes; new users would see them before it is known whether they last."""
+        self._switching = True
+        try:
+            await reopening.run()
+        finally:
+            self._switching = False
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[None]:
@@ -256,10 +279,10 @@ class Graph:
 
         Raises BlockError.
         """
-        from vhostblk.block import reopen
+        from vhostblk.block import reopen_plan
 
         if node.read_only != read_only:
-            await self._reopen(reopen.plan_read_only(node, read_only=read_only))
+            await self._reopen(reopen_plan.plan_read_only(node, read_only=read_only))
 
     async def append(self, base: BlockNode, overlay: BlockNode) -> None:
         """Put an overlay on a node, for all who use that (an external snapshot)."""
@@ -426,9 +449,14 @@ class Graph:
         return str(name)
 
     async def _close_unused(self, node: BlockNode) -> None:
-        """Close a node that neither a parent nor the user holds, and then its children likewise."""
+        """Close a node that neither a parent nor the user holds, and then its children likewise.
+
+        Not one that may yet get its parent back: who let go of it closes it afterwards.
+        """
         name = node.node_name
-        if node.parents or name in self._owned or self._nodes.pop(name, None) is None:
+        if node.parents or name in self._owned or node.pinned:
+            return
+        if self._nodes.pop(name, None) is None:
             return
         try:
             await node.settle()
@@ -478,6 +506,18 @@ async def _flush(nodes: Iterable[BlockNode], prefix: str) -> None:
             await flush_node(node)
     except OSError as error:
         raise BlockError(f"{prefix}{error.strerror}") from error
+
+
+async def _each(steps: Iterable[Awaitable[None]]) -> None:
+    """Await steps one after the other, also when one fails; raises the first BlockError."""
+    failed: BlockError | None = None
+    for step in steps:
+        try:
+            await step
+        except BlockError as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
 
 
 @asynccontextmanager

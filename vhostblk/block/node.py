@@ -29,6 +29,7 @@ from vhostblk.block.permissions import Perm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from collections.abc import Set as AbstractSet
 
     from vhostblk.block.completion import Completion
     from vhostblk.block.dirty_bitmap import DirtyBitmap
@@ -144,10 +145,19 @@ class BlockNode(ABC):
     #: Whether children may be added and removed at run time.
     changes_children: ClassVar[bool] = False
 
+    #: Whether `blockdev-reopen` may change anything.
+    reopens: ClassVar[bool] = False
     #: Members of the options that `blockdev-reopen` may change, besides those common to all.
     mutable_options: ClassVar[frozenset[str]] = frozenset()
     #: Those among them that do not go back to their default when they are left out.
     kept_options: ClassVar[frozenset[str]] = frozenset()
+    #: Those among them that say what part of the children's data the node shows.
+    data_options: ClassVar[frozenset[str]] = frozenset()
+    #: Roles whose child `blockdev-reopen` may replace by another node. A child "backing" comes and
+    #: goes where there can be one.
+    exchangeable_roles: frozenset[str] = frozenset({"file"})
+    #: Children of whose data the node keeps something in memory. See `load_other_data`.
+    remembered_roles: frozenset[str] = frozenset()
 
     #: Modules that I/O needs and opening doesn't: who has time imports them before.
     late_modules: ClassVar[tuple[str, ...]] = ()
@@ -176,6 +186,8 @@ class BlockNode(ABC):
         self.native_flags = WriteFlags.NONE
         #: What `apply_permissions` was last called with; kept by the graph.
         self.granted = (Perm.NONE, Perm.ALL)
+        #: Former values of it that are kept in force, as a change may be undone; see `Pins`.
+        self.pinned: list[tuple[Perm, Perm]] = []
         #: Writes in flight, where unaligned ones need read-modify-write (see `block.shaping`).
         self.write_tracker: WriteTracker | None = None
         #: Takes debug events: those of the layer above about this node, and those of a parent whose
@@ -436,20 +448,22 @@ class BlockNode(ABC):
     # Reopening (`block.reopen`): prepare, take options, check; then commit or abort. No request is
     # in flight and nothing of it may suspend.
 
-    def prepare_reopen(self, options: Any) -> None:
+    def prepare_reopen(self, options: Any) -> None:  # noqa: B027
         """Do what can fail of going over to other options; nothing else changes yet.
 
         Raises BlockError, and then leaves nothing behind; else a commit or an abort follows.
         """
-        raise BlockError(
-            f"Block format '{self.driver}' used by node '{self.node_name}' does not support "
-            "reopening files"
-        )
 
     def take_options(self, options: Any) -> None:
         """Go by other options, as far as that is done in memory; also to go back. Never fails."""
         self.options = options
         self.read_only = options.read_only
+
+    def child_changed(self, role: str) -> None:  # noqa: B027
+        """Go by the child that a role has now, or by none; drained. Also to go back. Never fails.
+
+        The edge to it is the same object as before where there was a child.
+        """
 
     def check_children(self) -> None:  # noqa: B027
         """Raise BlockError where the options don't go with the children."""
@@ -459,6 +473,31 @@ class BlockNode(ABC):
 
     def abort_reopen(self) -> None:  # noqa: B027
         """Undo what was prepared. Never fails."""
+
+    # Other data below: a child, or something further down, has been replaced, or shows another part
+    # of its data. All is drained. What the node keeps of the former data was written back before
+    # (`give_up_writing`). Nodes load what they need of the new data, those below first; when all
+    # have, each keeps it, and may then write. Where one can't, all go back to what they had.
+
+    async def load_other_data(self, roles: AbstractSet[str]) -> None:
+        """Read anew what the node keeps of the data of its children `roles`, and go by it.
+
+        Raises BlockError where the node can't go on with other data. A drop follows then, too.
+        """
+        for role in sorted(roles & self.remembered_roles):
+            raise BlockError(
+                f"Cannot replace the data of the {role} child of node '{self.node_name}': "
+                f"'{self.driver}' relies on it"
+            )
+
+    def keep_other_data(self) -> None:  # noqa: B027
+        """Make what was loaded final. Never fails."""
+
+    def drop_other_data(self) -> None:  # noqa: B027
+        """Go by what the node had before it loaded. Never fails."""
+
+    async def start_writing(self) -> None:  # noqa: B027
+        """Prepare the image that was loaded for writing; raises BlockError."""
 
     # Drained sections of whoever lies above; they may be nested.
 
@@ -471,7 +510,8 @@ class BlockNode(ABC):
     async def give_up_writing(self) -> None:  # noqa: B027
         """Put the image in order: the node is about to become read-only or inactive.
 
-        No request is in flight and all is flushed. Raises OSError where that can't be done.
+        Also where it is about to lie on other data. No request is in flight and all is flushed.
+        Raises OSError where that can't be done.
         """
 
     async def resume_writing(self) -> None:  # noqa: B027
@@ -537,13 +577,6 @@ class BlockNode(ABC):
 
     def child_removed(self, role: str) -> None:
         """Go by one child less from now on. Never fails."""
-        raise NotImplementedError
-
-    def backing_changed(self) -> None:
-        """Go by the present child "backing", or by none; where supported, and drained.
-
-        Never fails.
-        """
         raise NotImplementedError
 
     async def change_backing_file(self, name: str, driver: str | None) -> None:

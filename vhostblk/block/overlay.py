@@ -16,17 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk.block import reopen
 from vhostblk.block.activation import grant_backend
-from vhostblk.block.allocation import links, next_image
+from vhostblk.block.allocation import is_empty, links, next_image
 from vhostblk.block.create import create_image
+from vhostblk.block.data_below import who_relies_on
 from vhostblk.block.describe import image_name
-from vhostblk.block.drain import users_of, with_descendants
+from vhostblk.block.drain import users_of, with_ancestors, with_descendants
 from vhostblk.block.drivers.qcow2.backing import described, full_name
-from vhostblk.block.edge import Edge, flush_node
+from vhostblk.block.edge import flush_node
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import check_not_backing
 from vhostblk.block.inherit import BACKING
 from vhostblk.block.node import BlockNode
-from vhostblk.block.permission_update import check_conflicts, cumulative, update_permissions
+from vhostblk.block.permission_update import (
+    Pins,
+    check_conflicts,
+    cumulative,
+    update_permissions,
+)
 from vhostblk.block.permissions import Perm
 from vhostblk.block.storage import check_no_loop
 from vhostblk.schema.blockdev import BlockdevOptions
@@ -53,6 +59,7 @@ class OverlayAction:
         self._base = base
         self._overlay = overlay
         self._undo: list[Callable[[], None]] = []
+        self._pins: Pins
 
     def nodes(self) -> list[BlockNode]:
         """Return both."""
@@ -70,6 +77,8 @@ class OverlayAction:
                     f"Write to node '{base.node_name}' failed: {error.strerror}"
                 ) from error
         self._check()
+        await self._check_data()
+        self._pins = Pins(with_descendants([base, self._overlay]))
         try:
             self._append()
         except BaseException:
@@ -99,6 +108,23 @@ class OverlayAction:
             )
         check_no_loop(overlay, base)
 
+    async def _check_data(self) -> None:
+        """Raise BlockError where nodes above keep something of data that would become another."""
+        base, overlay = self._base, self._overlay
+        above = who_relies_on(base)
+        if above is None:
+            return
+        reason = ""
+        if overlay.size != base.size:
+            reason = "a size"
+        elif not await is_empty(overlay):
+            reason = "data"
+        if reason:
+            raise BlockError(
+                f"The overlay has {reason} of its own, and node '{above.node_name}' relies on that "
+                f"of '{base.node_name}'"
+            )
+
     def _append(self) -> None:
         base, overlay = self._base, self._overlay
         below = with_descendants([overlay])
@@ -110,11 +136,7 @@ class OverlayAction:
                     f"{edge.parent.description} to '{base.node_name}'"
                 )
             self._undo.append(reopen.moved(edge, overlay))
-        backing = Edge(overlay, BACKING, base)
-        base.parents.append(backing)
-        overlay.children[BACKING] = backing
-        overlay.backing_changed()
-        self._undo.append(self._remove_backing)
+        self._undo.append(reopen.added(overlay, BACKING, base))
         for edge in moved:
             if not isinstance(edge.parent, BlockNode):
                 grant_backend(edge)
@@ -124,18 +146,15 @@ class OverlayAction:
                     f"'{edge.parent.node_name}'"
                 )
             check_conflicts(edge)
+        for node in with_ancestors([overlay]):
+            node.check_children()
         update_permissions([overlay, base])
-
-    def _remove_backing(self) -> None:
-        edge = self._overlay.children.pop(BACKING)
-        self._base.parents.remove(edge)
-        self._overlay.backing_changed()
 
     def _take_back(self) -> None:
         for step in reversed(self._undo):
             step()
         self._undo.clear()
-        update_permissions([self._base, self._overlay])
+        self._pins.release()
         self._refresh()
 
     def _refresh(self) -> None:
@@ -149,6 +168,7 @@ class OverlayAction:
 
     async def commit(self) -> None:
         """Make the node read-only; that it fails does no harm, as nobody writes to it."""
+        self._pins.release()
         try:
             await self._graph.make_read_only(self._base)
         except BlockError as error:

@@ -88,6 +88,8 @@ def update_permissions(
             applied.append((node, *node.granted))
             if node.options.force_share:
                 outside = Perm.ALL
+            for former, shared in node.pinned:
+                perm, outside = perm | former, outside & shared
             node.apply_permissions(perm, outside)
             node.granted = (perm, outside)
     except BaseException:
@@ -102,6 +104,24 @@ def update_permissions(
         node.permissions_applied()
     for edge, *_ in edges:
         edge.refresh()
+
+
+class Pins:
+    """What nodes have from outside, kept while a change may still be undone.
+
+    Otherwise another process could take what they let go of, and there would be no way back.
+    """
+
+    def __init__(self, nodes: Iterable[BlockNode]) -> None:
+        self._pinned = [(node, node.granted) for node in nodes]
+        for node, granted in self._pinned:
+            node.pinned.append(granted)
+
+    def release(self) -> None:
+        """Let go of what the nodes don't need any more."""
+        for node, granted in self._pinned:
+            node.pinned.remove(granted)
+        update_permissions([node for node, _ in self._pinned])
 
 
 def _read_only(node: BlockNode, was_writable: bool) -> BlockError:

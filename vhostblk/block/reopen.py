@@ -1,233 +1,195 @@
 # SPDX-License-Identifier: Apache-2.0
 """`blockdev-reopen`: other options and other children for nodes in use, all or nothing.
 
-The drained graph is changed in steps, each with its way back. Whatever may fail comes first
-(opening files again, looking at sizes, permissions); then the nodes commit, which can't fail.
-Between the first step and the last nothing is awaited, so nobody sees a half-changed graph.
+The drained graph is changed in steps, each with its way back; whatever may fail comes first
+(opening files again, looking at sizes, permissions). So far nothing is awaited. Nodes that come to
+lie on other data (`data_below`) then read what they keep of it. When all have, the nodes commit,
+which can't fail. Until then each node keeps the image locks that it had, and no new user comes.
 
-A node's options are replaced as a whole: what the new ones leave out goes back to its default. A
-child defined inside its parent is reopened with it, with what its definition says and what it
-inherits. A child given by name takes the place of the present one. A backing image may come and go.
+What may be changed is said in `reopen_plan`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import logging
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-from msgspec.structs import replace
-
-from vhostblk.block import inherit
+from vhostblk.block import data_below, inherit
 from vhostblk.block.drain import users_of, with_ancestors, with_descendants
-from vhostblk.block.edge import Edge
+from vhostblk.block.edge import Edge, notify_resize
 from vhostblk.block.errors import BlockError
-from vhostblk.block.permission_update import update_permissions
-from vhostblk.block.registry import driver_name
+from vhostblk.block.node import BlockNode
+from vhostblk.block.permission_update import Pins, update_permissions
+from vhostblk.block.reopen_plan import (
+    check_backing_given,
+    check_options,
+    check_unchanged,
+    planned_data,
+)
+from vhostblk.block.storage import check_apart
 from vhostblk.block.zones import check_zoned_child
-from vhostblk.schema.base import UNSET
-from vhostblk.schema.qdict import bucket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
+    from vhostblk.block.dirty_bitmap import DirtyBitmap
     from vhostblk.block.graph import Graph
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.reopen_plan import Change
 
-#: Members that may be changed in all nodes.
-_COMMON = frozenset({"node_name", "discard", "cache", "read_only", "auto_read_only"})
-_COMMON_MUTABLE = _COMMON | {"detect_zeroes"}
+logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Change:
-    """What becomes of one node."""
+class Reopening:
+    """Changes to nodes, on their way. All users of the nodes are drained."""
 
-    node: BlockNode
-    #: As the user gave them, and with what they leave out.
-    given: Any
-    options: Any
-    #: Names of the nodes that become children, by role; None: there is to be none.
-    children: dict[str, str | None] = field(default_factory=dict)
+    def __init__(self, graph: Graph, changes: list[Change]) -> None:
+        self._graph = graph
+        self._changes = changes
+        self.nodes = [change.node for change in changes]
+        #: Nodes that come to lie on other data, and by which children; those below come first.
+        self.other_data = data_below.nodes_with_other_data(planned_data(graph, changes))
+        #: Those that keep something of the data that is replaced.
+        self.remembering = [
+            node for node, roles in self.other_data.items() if roles & node.remembered_roles
+        ]
+        #: Former children that were replaced, and those that took their place.
+        self.replaced: list[BlockNode] = []
+        self._new_children: list[BlockNode] = []
+        self._prepared: list[BlockNode] = []
+        self._loaded: list[BlockNode] = []
+        #: Bitmaps that are to know that all data is another.
+        self._recording = {node: node.recorders for node in self.other_data}
+        self._undo: list[Callable[[], None]] = []
 
-    @property
-    def opens_for_writing(self) -> bool:
-        """Whether the node is read-only no longer."""
-        return not self.options.read_only and self.node.read_only
-
-
-def plan(graph: Graph, definitions: Iterable[Any]) -> list[Change]:
-    """Return the changes to nodes that these options ask for; raises BlockError."""
-    changes: dict[BlockNode, Change] = {}
-    for given in definitions:
-        if given.node_name is UNSET:
-            raise BlockError("node-name not specified")
-        node = graph.find_exactly(given.node_name)
-        _plan_node(changes, node, given, inherit.resolve(given))
-    return list(changes.values())
-
-
-def _plan_node(changes: dict[BlockNode, Change], node: BlockNode, given: Any, options: Any) -> None:
-    change = changes[node] = Change(node, given, options)
-    if driver_name(options) != node.driver or node.changes_children:
-        return  # `_check_options` or `prepare_reopen` refuses it
-    for role, edge in node.children.items():
-        child, ref = edge.node, _child_ref(options, role)
-        inline = child.defined_in is node
-        if ref is UNSET:
-            if role == inherit.BACKING:
-                raise BlockError(f"backing is missing for '{node.node_name}'")
-            resolved = inherit.resolve_child(child.given_options, role, options)
-            _plan_node(changes, child, child.given_options, resolved)
-        elif ref is None:
-            if role != inherit.BACKING:
-                raise BlockError(f"Cannot change the option '{role}'")
-            change.children[role] = None
-        elif isinstance(ref, str):
-            if ref != child.node_name:
-                change.children[role] = ref
-            elif inline:
-                resolved = inherit.resolve_child(child.given_options, role, options)
-                _plan_node(changes, child, child.given_options, resolved)
-        elif not inline:
-            raise BlockError(f"Cannot change the option '{role}.driver'")
+    async def run(self) -> None:
+        """Make the changes; raises BlockError, and then nothing has changed."""
+        sizes = {node: node.size for node in with_ancestors(self.nodes)}
+        pins = Pins(with_descendants(self.nodes))
+        try:
+            self._apply()
+            await self._load()
+        except BaseException:
+            self._take_back()
+            raise
         else:
-            if ref.node_name not in (UNSET, child.node_name):
-                raise BlockError("Cannot change the option 'node-name'")
-            _plan_node(changes, child, ref, inherit.resolve_child(ref, role, options))
-    if node.supports_backing and inherit.BACKING not in node.children:
-        _plan_backing(change)
+            self._commit(sizes)
+        finally:
+            pins.release()
 
+    async def _load(self) -> None:
+        """Have nodes go over to other data."""
+        order = with_ancestors(self.nodes)
+        for node in order:
+            if node in self.other_data:
+                self._loaded.append(node)
+                await node.load_other_data(self.other_data[node])
+                refresh([node])
+        for node in order:
+            if self._waits_for_data(node):
+                node.check_children()
 
-def _plan_backing(change: Change) -> None:
-    """Plan for a node that has no backing image now; to have one, it has to be named."""
-    node, ref = change.node, change.options.backing
-    if ref is UNSET:
-        if node.auto_backing_name:
-            raise BlockError(f"backing is missing for '{node.node_name}'")
-    elif isinstance(ref, str):
-        change.children[inherit.BACKING] = ref
-    elif ref is not None:
-        raise BlockError(f"Cannot change the option '{inherit.BACKING}.driver'")
+    def _waits_for_data(self, node: BlockNode) -> bool:
+        """Tell whether the children may yet have another size."""
+        below = with_descendants([edge.node for edge in node.children.values()])
+        return any(each in self.other_data for each in below)
 
+    def _apply(self) -> None:
+        """Change options, edges and permissions."""
+        for change in self._changes:
+            check_options(change)
+            if not change.other_driver:
+                change.node.prepare_reopen(change.options)
+                self._prepared.append(change.node)
+            check_backing_given(change)
+            self._replace_children(change)
+            check_unchanged(change)
+        writable = self._take_options()
+        refresh(self.nodes)
+        for node in with_ancestors(self.nodes):
+            check_apart(node)
+            for edge in node.children.values():
+                check_zoned_child(node, edge.node)
+            if not self._waits_for_data(node):
+                node.check_children()
+        update_permissions([*self.nodes, *self.replaced], writable)
 
-def plan_read_only(node: BlockNode, *, read_only: bool) -> list[Change]:
-    """Return the changes that make a node read-only, or writable again, and nothing else.
+    def _replace_children(self, change: Change) -> None:
+        """Give a node its new children."""
+        node = change.node
+        for role, name in change.children.items():
+            new = None if name is None else self._graph.find(name)
+            if new is not None:
+                _check_child(node, role, new)
+                self._new_children.append(new)
+            edge = node.children.get(role)
+            if edge is not None:
+                if edge.frozen:
+                    raise BlockError(
+                        f"Cannot change frozen '{role}' link from '{node.node_name}' to "
+                        f"'{edge.node.node_name}'"
+                    )
+                self.replaced.append(edge.node)
+            if edge is not None and new is not None:
+                self._undo.append(moved(edge, new))
+            elif edge is not None:
+                self._undo.append(_removed(node, edge))
+            elif new is not None:
+                self._undo.append(added(node, role, new))
 
-    What is defined inside it follows, as far as it was not said otherwise there.
-    """
-    changes = [Change(node, node.given_options, replace(node.options, read_only=read_only))]
-    for change in changes:
-        for role, edge in change.node.children.items():
-            child = edge.node
-            if child.defined_in is not change.node:
-                continue
-            resolved = inherit.resolve_child(child.given_options, role, change.options)
-            if resolved.read_only != child.read_only:
-                options = replace(child.options, read_only=resolved.read_only)
-                changes.append(Change(child, child.given_options, options))
-    return changes
+    def _take_options(self) -> frozenset[BlockNode]:
+        """Put the new options in force; return the nodes that thereby become read-only."""
+        locked = []
+        for change in self._changes:
+            node, old, given = change.node, change.node.options, change.node.given_options
+            if not node.read_only and change.options.read_only:
+                locked.append(node)
 
+            def restore(node: BlockNode = node, old: Any = old, given: Any = given) -> None:
+                node.given_options = given
+                node.take_options(old)
 
-def _child_ref(options: Any, role: str) -> Any:
-    """Return what options say of a child; "children.1" is an item of a list."""
-    name, _, index = role.partition(".")
-    ref = getattr(options, name.replace("-", "_"))
-    return ref[int(index)] if index else ref
+            self._undo.append(restore)
+            node.given_options = change.given
+            # An inline child keeps its name, also one that was made up.
+            node.take_options(change.options)
+        return frozenset(locked)
 
-
-def execute(graph: Graph, changes: list[Change]) -> list[BlockNode]:
-    """Make the changes, and return children that were replaced; drained and flushed.
-
-    Raises BlockError, and then nothing has changed.
-    """
-    nodes = [change.node for change in changes]
-    prepared: list[BlockNode] = []
-    undo: list[Callable[[], None]] = []
-    replaced: list[BlockNode] = []
-    try:
-        for change in changes:
-            _check_options(change)
-            change.node.prepare_reopen(change.options)
-            prepared.append(change.node)
-            replaced += _replace_children(graph, change, undo)
-        writable = _take_options(changes, undo)
-        refresh(nodes)
-        for node in nodes:
-            node.check_children()
-        update_permissions([*nodes, *replaced], writable)
-    except BaseException:
-        for step in reversed(undo):
+    def _take_back(self) -> None:
+        """Undo everything; the pins see to it that this succeeds."""
+        for node in reversed(self._loaded):
+            node.drop_other_data()
+        for step in reversed(self._undo):
             step()
-        for node in prepared:
+        for node in self._prepared:
             node.abort_reopen()
-        refresh(nodes)
-        raise
-    _commit(changes)
-    for old in replaced:
-        old.defined_in = None
-    for backend in users_of(nodes):
-        backend.child_resized()
-    return replaced
+        refresh(self.nodes)
+        try:
+            update_permissions([*self.nodes, *self._new_children])
+        except BlockError as error:
+            logger.error("permissions can't be restored: %s", error)
+
+    def _commit(self, sizes: dict[BlockNode, int]) -> None:
+        for node in reversed(self.nodes):
+            node.commit_reopen()
+        for node in self._loaded:
+            node.keep_other_data()
+        refresh(self.nodes)
+        for node, size in sizes.items():
+            if node.size != size:
+                notify_resize(node)
+        for node, bitmaps in self._recording.items():
+            _mark_all(node, bitmaps)
+        for old in self.replaced:
+            old.defined_in = None
+        for backend in users_of(self.nodes):
+            backend.child_resized()
 
 
-def _check_options(change: Change) -> None:
-    """Raise BlockError where an option is not for change."""
-    inherit.check_options(change.options)
-    node, new, old = change.node, change.options, change.node.options
-    fixed = list(_members_but(node, _COMMON_MUTABLE | node.mutable_options))
-    changeable = _COMMON_MUTABLE | (node.mutable_options - node.kept_options)
-    for name, wire_name, default in _members_but(node, changeable):
-        value = getattr(new, name, default)
-        if value == default and getattr(old, name) != default:
-            raise BlockError(f"Option '{wire_name}' cannot be reset to its default value")
-    if driver_name(new) != node.driver:
-        raise BlockError("Cannot change the option 'driver'")
-    for name, wire_name, _ in fixed:
-        if getattr(new, name) != getattr(old, name):
-            raise BlockError(f"Cannot change the option '{wire_name}'")
-
-
-def _members_but(node: BlockNode, left_out: frozenset[str]) -> Iterator[tuple[str, str, Any]]:
-    """Yield name, wire name and default of a node's options, without children and `left_out`.
-
-    They are in the order in which QEMU looks at them.
-    """
-    children = {role.partition(".")[0] for role in node.children}
-    if node.supports_backing:
-        children.add(inherit.BACKING)
-    members = msgspec.structs.fields(node.options)
-    for info in sorted(members, key=lambda member: bucket(member.encode_name)):
-        if info.name in left_out or info.encode_name in children:
-            continue
-        default = inherit.default_of(info.name, info.default)
-        yield info.name, info.encode_name, default
-
-
-def _replace_children(
-    graph: Graph, change: Change, undo: list[Callable[[], None]]
-) -> list[BlockNode]:
-    """Give a node its new children; return those that it had instead."""
-    node, replaced = change.node, []
-    for role, name in change.children.items():
-        new = None if name is None else graph.find(name)
-        if new is not None:
-            _check_child(node, role, new)
-        edge = node.children.get(role)
-        if edge is not None:
-            if edge.frozen:
-                raise BlockError(
-                    f"Cannot change frozen '{role}' link from '{node.node_name}' to "
-                    f"'{edge.node.node_name}'"
-                )
-            replaced.append(edge.node)
-        if edge is not None and new is not None:
-            undo.append(moved(edge, new))
-        elif edge is not None:
-            undo.append(_backing_removed(node, edge))
-        elif new is not None:
-            undo.append(_backing_added(node, new))
-    return replaced
+def _mark_all(node: BlockNode, bitmaps: Iterable[DirtyBitmap]) -> None:
+    """Have bitmaps that a node still has note that all its data is another."""
+    for bitmap in bitmaps:
+        if bitmap in node.bitmaps:
+            bitmap.mark(0, node.size)
 
 
 def _check_child(node: BlockNode, role: str, new: BlockNode) -> None:
@@ -241,33 +203,33 @@ def _check_child(node: BlockNode, role: str, new: BlockNode) -> None:
     check_zoned_child(node, new)
 
 
-def _backing_removed(node: BlockNode, edge: Edge) -> Callable[[], None]:
-    """Take the backing image away from a node; return the way back."""
+def _removed(node: BlockNode, edge: Edge) -> Callable[[], None]:
+    """Take a backing image away from a node; return the way back."""
     place = edge.node.parents.index(edge)
 
     def undo() -> None:
         edge.node.parents.insert(place, edge)
         node.children[inherit.BACKING] = edge
-        node.backing_changed()
+        node.child_changed(inherit.BACKING)
 
     edge.node.parents.remove(edge)
     del node.children[inherit.BACKING]
-    node.backing_changed()
+    node.child_changed(inherit.BACKING)
     return undo
 
 
-def _backing_added(node: BlockNode, new: BlockNode) -> Callable[[], None]:
-    """Put a node on a backing image; return the way back."""
-    edge = Edge(node, inherit.BACKING, new)
+def added(node: BlockNode, role: str, new: BlockNode) -> Callable[[], None]:
+    """Give a node a child that it had not; return the way back."""
+    edge = Edge(node, role, new)
 
     def undo() -> None:
         new.parents.remove(edge)
-        del node.children[inherit.BACKING]
-        node.backing_changed()
+        del node.children[role]
+        node.child_changed(role)
 
     new.parents.append(edge)
-    node.children[inherit.BACKING] = edge
-    node.backing_changed()
+    node.children[role] = edge
+    node.child_changed(role)
     return undo
 
 
@@ -285,36 +247,18 @@ def moved(edge: Edge, new: BlockNode) -> Callable[[], None]:
         old.parents.insert(place, edge)
         edge.node = old
         edge.perm, edge.shared, edge.shared_outside = granted
+        _tell_parent(edge)
 
     old.parents.remove(edge)
     new.parents.append(edge)
     edge.node = new
+    _tell_parent(edge)
     return undo
 
 
-def _take_options(changes: list[Change], undo: list[Callable[[], None]]) -> frozenset[BlockNode]:
-    """Put the new options in force; return the nodes that thereby become read-only."""
-    locked = []
-    for change in changes:
-        node, old, given = change.node, change.node.options, change.node.given_options
-        if not node.read_only and change.options.read_only:
-            locked.append(node)
-
-        def restore(node: BlockNode = node, old: Any = old, given: Any = given) -> None:
-            node.given_options = given
-            node.take_options(old)
-
-        undo.append(restore)
-        node.given_options = change.given
-        # An inline child keeps its name, also one that was made up.
-        node.take_options(change.options)
-    return frozenset(locked)
-
-
-def _commit(changes: list[Change]) -> None:
-    for change in reversed(changes):
-        change.node.commit_reopen()
-    refresh([change.node for change in changes])
+def _tell_parent(edge: Edge) -> None:
+    if isinstance(edge.parent, BlockNode):
+        edge.parent.child_changed(edge.role)
 
 
 def refresh(nodes: list[BlockNode]) -> None:

@@ -55,8 +55,9 @@ async def start_export(
     """
     if options.fixed_iothread:
         _check_lane(options)
-    await _activate_node(options, graph)
-    backend = _attach_backend(options, graph)
+    async with graph.changing():
+        await _activate_node(options, graph)
+        backend = _attach_backend(options, graph)
     try:
         tag = options.__struct_config__.tag
         export = EXPORT_TYPES[str(tag)]()(options, backend, iothreads)

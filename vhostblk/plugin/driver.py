@@ -55,6 +55,10 @@ class DriverBase(ABC, Generic[O, C]):
     optimal_transfer: int = 0
     #: Options that `blockdev-reopen` may change; `options` is then replaced.
     mutable_options: ClassVar[frozenset[str]] = frozenset()
+    #: Children that may be replaced by others with other data: the driver keeps nothing in memory
+    #: of what it has read from them. It is asked for its `size()` again. To put a filter below a
+    #: driver is always allowed.
+    replaceable_children: ClassVar[frozenset[str]] = frozenset()
     #: Children that the driver may write to past their end.
     growing_children: ClassVar[frozenset[str]] = frozenset()
 

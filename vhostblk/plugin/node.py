@@ -34,6 +34,7 @@ from vhostblk.schema.convert import members_of, without_title
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Set as AbstractSet
 
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
@@ -74,6 +75,7 @@ def node_class(driver_class: type[Driver[Any] | SyncDriver[Any]]) -> type[Plugin
         "driver": name,
         "driver_class": driver_class,
         "mutable_options": driver_class.mutable_options,
+        "data_options": driver_class.mutable_options,
     }
     return type(f"{driver_class.__name__}Node", (PluginNode,), members)
 
@@ -92,11 +94,12 @@ class PluginNode(BlockNode):
     """A node whose driver is a plug-in. There is a subclass for each (`node_class()`)."""
 
     driver_class: ClassVar[type[Driver[Any] | SyncDriver[Any]]]
+    reopens = True
 
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)
         self.read_only = options.read_only
-        self._size = 0
+        self._size = self._former_size = 0
         self._log = RateLimitedLogger(logger, f"node '{node_name}': driver '{self.driver}': ")
         self._threads: Threaded | None = None
 
@@ -107,6 +110,8 @@ class PluginNode(BlockNode):
         node = cls(node_name, options)
         for role, ref in child_members(options):
             await graph.open_child(node, role, ref)
+        node.exchangeable_roles = frozenset(node.children)
+        node.remembered_roles = node.exchangeable_roles - cls.driver_class.replaceable_children
         await node._open_driver()
         return node
 
@@ -190,7 +195,21 @@ class PluginNode(BlockNode):
     def prepare_reopen(self, options: Any) -> None:
         # Where the driver was opened for writing, the graph keeps writers off a read-only node.
         if self._driver.read_only and has(self._driver, "write") and not options.read_only:
-            super().prepare_reopen(options)
+            raise BlockError(
+                f"Block format '{self.driver}' used by node '{self.node_name}' does not support "
+                "reopening files"
+            )
+
+    async def load_other_data(self, roles: AbstractSet[str]) -> None:
+        self._former_size = self._size
+        await super().load_other_data(roles)
+        try:
+            self._size = await self._guard("size", self._ask_size)
+        except OSError as error:
+            raise BlockError(f"Could not reopen '{self.node_name}': {_text(error)}") from error
+
+    def drop_other_data(self) -> None:
+        self._size = self._former_size
 
     def take_options(self, options: Any) -> None:
         super().take_options(options)

@@ -42,6 +42,7 @@ class BlkdebugNode(FilterNode):
 
     driver = "blkdebug"
     primary_role = "image"
+    exchangeable_roles = frozenset()
 
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)
@@ -54,9 +55,12 @@ class BlkdebugNode(FilterNode):
     @classmethod
     async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
         node = await super().open(node_name, options, graph)
-        _check_limits(options, node._file.node.limits.request_alignment)
+        node.check_children()
         node._rules.take_event(BlkdebugEvent.NONE.value)
         return node
+
+    def check_children(self) -> None:
+        _check_limits(self.options, self._file.node.limits.request_alignment)
 
     def refresh_limits(self) -> None:
         super().refresh_limits()

@@ -31,7 +31,7 @@ from vhostblk.block.drivers.blklogwrites_layout import (
 from vhostblk.block.edge import flush_node
 from vhostblk.block.errors import BlockError
 from vhostblk.block.filter import FilterNode
-from vhostblk.block.node import BlockNode, WriteFlags
+from vhostblk.block.node import WriteFlags
 from vhostblk.block.permissions import Perm
 from vhostblk.schema.base import UNSET
 
@@ -51,6 +51,8 @@ class BlklogwritesNode(FilterNode):
     """A filter that keeps a record of all writes."""
 
     driver = "blklogwrites"
+    reopens = False
+    remembered_roles = frozenset({"log"})
 
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)
@@ -126,9 +128,6 @@ class BlklogwritesNode(FilterNode):
         except OSError as error:
             raise BlockError(f"{what}: {error.strerror}") from error
         return iov.to_bytes()
-
-    def prepare_reopen(self, options: Any) -> None:
-        BlockNode.prepare_reopen(self, options)  # not supported
 
     def refresh_limits(self) -> None:
         super().refresh_limits()

@@ -33,6 +33,7 @@ class BlkverifyNode(FilterNode):
 
     driver = "blkverify"
     primary_role = "raw"
+    reopens = False
 
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)
@@ -47,9 +48,6 @@ class BlkverifyNode(FilterNode):
         node._test = node.children["test"]
         node.adopt_children()
         return node
-
-    def prepare_reopen(self, options: Any) -> None:
-        BlockNode.prepare_reopen(self, options)  # not supported
 
     def refresh_limits(self) -> None:
         super().refresh_limits()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.filter import FilterNode
-from vhostblk.block.node import BlockNode, WriteFlags
+from vhostblk.block.node import WriteFlags
 
 if TYPE_CHECKING:
     from vhostblk.block.graph import Graph
@@ -26,15 +26,18 @@ class CompressNode(FilterNode):
     """Adds the flag WRITE_COMPRESSED to writes."""
 
     driver = "compress"
-    prepare_reopen = BlockNode.prepare_reopen
+    reopens = False
 
     @classmethod
     async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
         node = await super().open(node_name, options, graph)
-        below = node._file.node
+        node.check_children()
+        return node
+
+    def check_children(self) -> None:
+        below = self._file.node
         if not below.native_flags & WriteFlags.WRITE_COMPRESSED:
             raise BlockError(f"Compression is not supported for underlying format: {below.driver}")
-        return node
 
     def refresh_limits(self) -> None:
         super().refresh_limits()

@@ -67,7 +67,9 @@ class CopyBeforeWriteNode(FilterNode):
     """Copies clusters to the child "target" before the first write to each."""
 
     driver = "copy-before-write"
-    prepare_reopen = BlockNode.prepare_reopen
+    reopens = False
+    #: The snapshot is what was not changed of the one, and what was saved in the other.
+    remembered_roles = frozenset({"file", "target"})
 
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)

@@ -37,7 +37,7 @@ class CopyOnReadNode(FilterNode):
     """Copies what reads find in backing images, down to the image `bottom`."""
 
     driver = "copy-on-read"
-    prepare_reopen = BlockNode.prepare_reopen
+    reopens = False
 
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)
@@ -53,10 +53,19 @@ class CopyOnReadNode(FilterNode):
         below = node._file.node
         if below.write_tracker is None:
             async with graph.drained([below]):  # all writes from now on are tracked
-                below.write_tracker = WriteTracker()
-                for edge in below.parents:
-                    edge.refresh()
+                node._track_writes()
         return node
+
+    def _track_writes(self) -> None:
+        """Have all writes to the image tracked, which is drained."""
+        below = self._file.node
+        if below.write_tracker is None:
+            below.write_tracker = WriteTracker()
+            for edge in below.parents:
+                edge.refresh()
+
+    def child_changed(self, role: str) -> None:
+        self._track_writes()
 
     def _freeze_chain(self, name: str, graph: Graph) -> None:
         """Take note of the bottom image, and keep the chain down to it as it is."""

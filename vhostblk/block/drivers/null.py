@@ -29,6 +29,7 @@ class NullNode(BlockNode):
     """A disk that takes everything and keeps nothing."""
 
     driver = "null-co"
+    reopens = True
 
     def __init__(self, node_name: str, options: Any, zones: EmulatedZones | None = None) -> None:
         super().__init__(node_name, options)
@@ -55,9 +56,6 @@ class NullNode(BlockNode):
     @property
     def size(self) -> int:
         return self._size
-
-    def prepare_reopen(self, options: Any) -> None:
-        pass
 
     @property
     def allocated_size(self) -> int | None:

@@ -64,6 +64,7 @@ _AGAIN = (-errno.EAGAIN, -errno.EINTR)
 class PosixNode(BlockNode):
     """A file or device that is read and written at offsets."""
 
+    reopens = True
     # Options of a check that `cache.direct` makes superfluous; nothing goes by them.
     mutable_options = frozenset({"drop_cache", "x_check_cache_dropped"})
 

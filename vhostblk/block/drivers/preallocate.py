@@ -32,6 +32,8 @@ from vhostblk.schema.base import UNSET
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
     from vhostblk.block.graph import Graph
     from vhostblk.block.iovec import IoVec
     from vhostblk.engine.extents import ExtentMap
@@ -52,6 +54,7 @@ class PreallocateNode(FilterNode):
     driver = "preallocate"
     mutable_options = frozenset({"prealloc_align", "prealloc_size"})
     kept_options = mutable_options
+    remembered_roles = frozenset({"file"})
 
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)
@@ -68,16 +71,20 @@ class PreallocateNode(FilterNode):
     async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
         node = await super().open(node_name, options, graph)
         node.prepare_reopen(options)
+        node.check_children()
         return node
 
     def prepare_reopen(self, options: Any) -> None:
-        (align, ahead), below = _sizes(options), self._file.node.limits.request_alignment
+        align, ahead = _sizes(options)
         if align < 0 or ahead < 0:
             raise BlockError("preallocate: 'prealloc-align' and 'prealloc-size' must be positive")
         if align % SECTOR:
             raise BlockError(
                 f"prealloc-align parameter of preallocate filter is not aligned to {SECTOR}"
             )
+
+    def check_children(self) -> None:
+        align, below = _sizes(self.options)[0], self._file.node.limits.request_alignment
         if align % below:
             raise BlockError(
                 "prealloc-align parameter of preallocate filter is not aligned to underlying node "
@@ -138,6 +145,10 @@ class PreallocateNode(FilterNode):
         await self.settle()
         if self._data_end is not None:
             await self._drop()
+
+    async def load_other_data(self, roles: AbstractSet[str]) -> None:
+        """Do nothing: what was preallocated is gone, and the new file is looked at when needed."""
+        assert self._data_end is None, "dropped before the data was replaced"
 
     async def settle(self) -> None:
         while self._dropping is not None:

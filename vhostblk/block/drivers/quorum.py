@@ -35,6 +35,7 @@ from vhostblk.schema.drivers.quorum import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
 
     from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
@@ -57,7 +58,7 @@ class QuorumNode(BlockNode):
         self._events = events
         self._members: list[Edge] = []
         self._next_index = 0
-        self._size = 0
+        self._size = self._former_size = 0
         voting = options.read_pattern is QuorumReadPattern.QUORUM
         self._threshold: int = options.vote_threshold
         self._voting = voting
@@ -132,12 +133,21 @@ class QuorumNode(BlockNode):
         for node in below:
             self.native_flags &= node.native_flags
 
-    def refresh_image(self) -> None:
-        sizes = {edge.node.size for edge in self._members}
-        if len(sizes) > 1:
+    def check_children(self) -> None:
+        if len({edge.node.size for edge in self._members}) > 1:
             reason = os.strerror(errno.EIO)
             raise BlockError(f"Could not refresh total sector count: {reason}")
-        (self._size,) = sizes
+
+    def refresh_image(self) -> None:
+        self.check_children()
+        self._size = self._members[0].node.size
+
+    async def load_other_data(self, roles: AbstractSet[str]) -> None:
+        self._former_size = self._size
+        self.refresh_image()
+
+    def drop_other_data(self) -> None:
+        self._size = self._former_size
 
     @property
     def size(self) -> int:

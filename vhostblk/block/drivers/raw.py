@@ -36,7 +36,8 @@ class RawNode(BlockNode):
     """Bytes [offset, offset + size) of the child "file"."""
 
     driver = "raw"
-    mutable_options = frozenset({"offset", "size"})
+    reopens = True
+    mutable_options = data_options = frozenset({"offset", "size"})
 
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)

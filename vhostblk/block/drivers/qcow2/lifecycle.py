@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening, closing and reopening an image: the part of `Qcow2Node` that isn't I/O.
+"""Opening, closing and reopening an image; reading it again is in `reloading`.
 
 All that may fail of opening happens at once. `Image`, which needs numpy, is made of what was read
 when it is first used, or at once where there is more to do (snapshots, bitmaps, repair).
@@ -19,13 +19,13 @@ from vhostblk.block.drivers.qcow2.backing import DATA_FILE, open_backing, open_d
 from vhostblk.block.drivers.qcow2.layout import Incompatible
 from vhostblk.block.drivers.qcow2.opening import read_header, read_top_tables
 from vhostblk.block.drivers.qcow2.options import settle
-from vhostblk.block.edge import notify_resize
 from vhostblk.block.errors import BlockError
 from vhostblk.block.node import BlockLimits, BlockNode, WriteFlags
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block import BlockImageCorrupted
 
 if TYPE_CHECKING:
+    from vhostblk.block.dirty_bitmap import DirtyBitmap
     from vhostblk.block.drivers.qcow2.header import Header
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.opening import TopTables
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 class Lifecycle(BlockNode):
     """A node from when it is opened until it is closed."""
 
+    reopens = True
+    remembered_roles = frozenset({"file"})
     mutable_options = frozenset(
         {
             "lazy_refcounts",
@@ -112,6 +114,7 @@ class Lifecycle(BlockNode):
         return self._tables is None
 
     def _note_backing_name(self, parsed: Header) -> None:
+        self.auto_backing_name = ""
         backing = self.children.get(inherit.BACKING)
         if backing is not None and self.options.backing is UNSET:
             from vhostblk.block.describe import image_name
@@ -130,37 +133,48 @@ class Lifecycle(BlockNode):
         image = self._new_image()
         await image.load()
         self._image, self._tables = image, None
-        image.writable = self.writable_image
         self.refresh_limits()
-        if image.writable:
-            try:
-                await image.prepare_writing()
-            except OSError as error:
-                raise BlockError(f"Could not update qcow2 header: {error.strerror}") from error
-        if self.active:
-            await self._load_bitmaps()
+        bitmaps = await self._load_bitmaps(image, self.bitmaps) if self.active else self.bitmaps
+        self._take_bitmaps(bitmaps)
+        await self._prepare_writing()
         self._schedule_cleaning()
 
-    async def _load_bitmaps(self) -> None:
-        """Take over the bitmaps that the image keeps, in place of those that it kept before."""
+    async def _prepare_writing(self) -> None:
+        """Do what has to be done before an image that was just loaded may be written to."""
         image = self._image
-        former = {each.name: each for each in self.bitmaps if each.persistent}
+        image.writable = self.writable_image
+        if not image.writable:
+            return
+        try:
+            await image.prepare_writing()
+        except OSError as error:
+            raise BlockError(f"Could not update qcow2 header: {error.strerror}") from error
+        try:
+            await image.bitmaps.mark_in_use()
+        except OSError as error:
+            raise BlockError(f"Can't update bitmap directory: {error.strerror}") from error
+        self._lock_bitmaps(locked=False)
+
+    async def _load_bitmaps(self, image: Image, present: list[DirtyBitmap]) -> list[DirtyBitmap]:
+        """Read the bitmaps that an image keeps; return those that the node then has.
+
+        They take the place of `present` ones that the image kept before.
+        """
+        former = {each.name: each for each in present if each.persistent}
         loaded = await image.bitmaps.load()
         names = {each.name for each in loaded}
-        bitmaps = [each for each in self.bitmaps if not each.persistent or each.name not in names]
+        bitmaps = [each for each in present if not each.persistent or each.name not in names]
         for bitmap in loaded:
             if any(each.name == bitmap.name for each in bitmaps):
                 raise BlockError(f"Bitmap already exists: {bitmap.name}")
             known = former.get(bitmap.name)
             if known is not None and not bitmap.inconsistent:
                 bitmap.disabled = known.disabled
-            bitmap.read_only = not image.writable
+            bitmap.read_only = True  # until the file says that they are in use
             bitmaps.insert(0, bitmap)
-        if image.writable:
-            try:
-                await image.bitmaps.mark_in_use()
-            except OSError as error:
-                raise BlockError(f"Can't update bitmap directory: {error.strerror}") from error
+        return bitmaps
+
+    def _take_bitmaps(self, bitmaps: list[DirtyBitmap]) -> None:
         self.bitmaps = bitmaps
         node_bitmaps.refresh(self)
 
@@ -204,6 +218,9 @@ class Lifecycle(BlockNode):
             await self.give_up_writing()
         except OSError as error:
             logger.error("%s: closing: %s", self.filename, error.strerror)
+        await self.settle()
+
+    async def settle(self) -> None:
         if self._is_loaded:
             await self._image.settled()
 
@@ -269,26 +286,6 @@ class Lifecycle(BlockNode):
                 await image.bitmaps.remove(name)
             except OSError as error:
                 raise BlockError(f"Failed to update bitmap extension: {error.strerror}") from error
-
-    async def reload_image(self) -> None:
-        """Start anew with what is in the file now; the children stay."""
-        parsed = await read_header(self.children["file"])
-        if parsed.geometry.external_data != self._header.geometry.external_data:
-            raise BlockError("qcow2: the image has come to have, or lost, an external data file")
-        if parsed.crypt_method:
-            raise BlockError(f"qcow2: encrypted images are not supported ('{self.filename}')")
-        if self._is_loaded:
-            await self._image.settled()
-        former, size = (self._header, self._settings), self.size
-        try:
-            self._header, self._settings = parsed, settle(self.options, parsed)
-            await self._load_image()
-        except BlockError:
-            self._header, self._settings = former
-            self._image.unusable = True
-            raise
-        if self.size != size:
-            notify_resize(self)
 
     # Reopening.
 

@@ -23,7 +23,7 @@ from vhostblk.block.drivers.qcow2.layout import (
     READ_ZERO,
     Kind,
 )
-from vhostblk.block.drivers.qcow2.lifecycle import Lifecycle
+from vhostblk.block.drivers.qcow2.reloading import Reloading
 from vhostblk.block.edge import notify_resize, os_error
 from vhostblk.block.errors import BlockError
 from vhostblk.block.node import BlockStatus, Extent, WriteFlags
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _OFFSET = ~511
 
 
-class Qcow2Node(Lifecycle):
+class Qcow2Node(Reloading):
     """A qcow2 image: children "file", and perhaps "data-file" and "backing"."""
 
     driver = "qcow2"
@@ -239,8 +239,8 @@ class Qcow2Node(Lifecycle):
             image.tables.clear()
             return await check(image, repair=repair)
 
-    def backing_changed(self) -> None:
-        if self._is_loaded:
+    def child_changed(self, role: str) -> None:
+        if role == inherit.BACKING and self._is_loaded:
             self._image.backing = self.children.get(inherit.BACKING)
             self._image.new_publisher()
 

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which nodes come to lie on other data when a graph changes.
+
+A filter shows the data of its primary child, so putting one in or taking one out changes nothing
+for the nodes above. Any other node has data of its own, made of its children's. What a node shows
+is compared before and after the change as a *view*: nested tuples of nodes and of those options
+that choose a part of the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vhostblk.block.drain import with_ancestors
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
+    from vhostblk.block.node import BlockNode
+
+
+@dataclass(slots=True)
+class Planned:
+    """What a node is going to have."""
+
+    options: Any
+    #: Children that are replaced, by role; None: there is none; `object()`: an unknown one.
+    children: Mapping[str, object | None] = field(default_factory=dict)
+
+
+class Views:
+    """The views of the nodes of a graph, as it is or as it is planned to be."""
+
+    def __init__(self, planned: Mapping[BlockNode, Planned]) -> None:
+        self._planned = planned
+        self._known: dict[BlockNode, Hashable] = {}
+
+    def children(self, node: BlockNode) -> dict[str, Any]:
+        """Return the children by role."""
+        found: dict[str, Any] = {role: edge.node for role, edge in node.children.items()}
+        if node in self._planned:
+            found.update(self._planned[node].children)
+        return {role: child for role, child in found.items() if child is not None}
+
+    def below(self, node: BlockNode) -> dict[str, Hashable]:
+        """Return the views of the children by role."""
+        return {role: self.of(child) for role, child in self.children(node).items()}
+
+    def of(self, node: Any) -> Hashable:
+        """Return the view of a node."""
+        if type(node) is object:
+            return node
+        if node not in self._known:
+            self._known[node] = node  # a cycle, which is refused later, ends here
+            below = self.below(node)
+            if node.is_filter and node.primary_role in below:
+                self._known[node] = below[node.primary_role]
+            else:
+                self._known[node] = (node, self._part(node), tuple(below.items()))
+        return self._known[node]
+
+    def _part(self, node: BlockNode) -> Hashable:
+        options = self._planned[node].options if node in self._planned else node.options
+        if type(options) is not type(node.options):
+            return None  # refused later
+        return tuple(getattr(options, name) for name in sorted(node.data_options))
+
+
+def nodes_with_other_data(
+    planned: Mapping[BlockNode, Planned],
+) -> dict[BlockNode, frozenset[str]]:
+    """Return the nodes below which data is replaced, and the roles of those children.
+
+    What lies below comes before what lies above.
+    """
+    before, after = Views({}), Views(planned)
+    found: dict[BlockNode, frozenset[str]] = {}
+    for node in with_ancestors(planned):
+        old, new = before.below(node), after.below(node)
+        roles = {role for role in old.keys() | new.keys() if old.get(role) != new.get(role)}
+        if roles:
+            found[node] = frozenset(roles)
+    return found
+
+
+def who_relies_on(node: BlockNode) -> BlockNode | None:
+    """Return a node above that keeps something of the data of `node`, where there is one."""
+    above = with_ancestors([node])
+    for parent in above:
+        if parent is not node and any(
+            role in parent.remembered_roles and edge.node in above
+            for role, edge in parent.children.items()
+        ):
+            return parent
+    return None

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading an image again: after another process may have changed it, and from another file.
+
+Tables, sizes and bitmaps are those of one file. When the node comes to have another one, or when
+what lies below shows other data, all of that is read anew; until the change is final, the former
+image is kept for the way back. Between the two nothing is written: what the node had not written
+yet went to the former file before (`give_up_writing`).
+"""
+
+# ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vhostblk.block.describe import image_name
+from vhostblk.block.drivers.qcow2.backing import DATA_FILE, full_name
+from vhostblk.block.drivers.qcow2.layout import Incompatible
+from vhostblk.block.drivers.qcow2.lifecycle import Lifecycle
+from vhostblk.block.drivers.qcow2.opening import read_header
+from vhostblk.block.drivers.qcow2.options import settle
+from vhostblk.block.edge import notify_resize
+from vhostblk.block.errors import BlockError
+from vhostblk.block.inherit import BACKING
+from vhostblk.schema.base import UNSET
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+    from vhostblk.block.dirty_bitmap import DirtyBitmap
+    from vhostblk.block.drivers.qcow2.header import Header
+    from vhostblk.block.drivers.qcow2.image import Image
+    from vhostblk.block.drivers.qcow2.opening import TopTables
+    from vhostblk.block.drivers.qcow2.options import Settings
+
+
+@dataclass(frozen=True)
+class _State:
+    """All that a node has of the file that it was read from."""
+
+    header: Header
+    settings: Settings
+    tables: TopTables | None
+    #: None: not made yet.
+    image: Image | None
+    bitmaps: list[DirtyBitmap]
+    backing_name: str
+
+
+class Reloading(Lifecycle):
+    """A node that can go over to what is in its file now, or in another file."""
+
+    #: What the node had before it loaded other data, until that is final.
+    _former: _State | None = None
+
+    async def reload_image(self) -> None:
+        """Start anew with what is in the file now; the children stay."""
+        former, size = (self._header, self._settings), self.size
+        try:
+            parsed = await self._read_other_header()
+            await self.settle()
+            self._header, self._settings = parsed, settle(self.options, parsed)
+            await self._load_image()
+        except BlockError:
+            self._header, self._settings = former
+            self._image.unusable = True
+            raise
+        if self.size != size:
+            notify_resize(self)
+
+    async def _read_other_header(self) -> Header:
+        """Read the header of what may be another image; raises BlockError where it can't be used.
+
+        The children "data-file" and "backing" stay.
+        """
+        parsed = await read_header(self.children["file"])
+        if parsed.geometry.external_data != self._header.geometry.external_data:
+            raise BlockError("qcow2: the image has come to have, or lost, an external data file")
+        if parsed.crypt_method:
+            raise BlockError(f"qcow2: encrypted images are not supported ('{self.filename}')")
+        if parsed.incompatible & Incompatible.CORRUPT and not self.read_only:
+            raise BlockError("qcow2: Image is corrupt; cannot be opened read/write")
+        return parsed
+
+    async def load_other_data(self, roles: AbstractSet[str]) -> None:
+        if "file" not in roles:
+            return
+        self._former = self._state()
+        parsed = await self._read_other_header()
+        self._check_other_names(parsed)
+        self._header, self._settings = parsed, settle(self.options, parsed)
+        image = self._new_image()
+        await image.load()
+        bitmaps = [each for each in self.bitmaps if not each.persistent]
+        if self.active:
+            bitmaps = await self._load_bitmaps(image, bitmaps)
+        self._image, self._tables = image, None
+        self._note_backing_name(parsed)
+        self._take_bitmaps(bitmaps)
+        self._schedule_cleaning()
+
+    def keep_other_data(self) -> None:
+        self._former = None
+
+    def drop_other_data(self) -> None:
+        former, self._former = self._former, None
+        if former is None:
+            return
+        self._header, self._settings = former.header, former.settings
+        self._tables = former.tables
+        self.__dict__.pop("_image", None)
+        if former.image is not None:
+            self._image = former.image
+        self.auto_backing_name = former.backing_name
+        self._take_bitmaps(former.bitmaps)
+        self._schedule_cleaning()
+
+    async def start_writing(self) -> None:
+        try:
+            await self._prepare_writing()
+        except BlockError:
+            self._image.unusable = True
+            raise
+
+    def _state(self) -> _State:
+        return _State(
+            self._header,
+            self._settings,
+            self._tables,
+            self.__dict__.get("_image"),
+            self.bitmaps,
+            self.auto_backing_name,
+        )
+
+    def _check_other_names(self, parsed: Header) -> None:
+        """Raise BlockError where an image asks for other children than the node has.
+
+        Children that the user has named are his choice.
+        """
+        if self.options.backing is UNSET and not self._goes_with_backing(parsed):
+            raise BlockError(f"backing is missing for '{self.node_name}'")
+        if self.options.data_file is UNSET and parsed.geometry.external_data:
+            child = self.children[DATA_FILE].node
+            if self._full_name(parsed.data_file) != child.filename:
+                raise BlockError(f"data-file is missing for '{self.node_name}'")
+
+    def _goes_with_backing(self, parsed: Header) -> bool:
+        """Tell whether an image names the backing file that is there, or none where none is."""
+        edge = self.children.get(BACKING)
+        if edge is None or parsed.backing_file is None:
+            return edge is None and parsed.backing_file is None
+        kind = edge.node.driver if parsed.backing_format is None else parsed.backing_format.decode()
+        name = self._full_name(parsed.backing_file)
+        return kind == edge.node.driver and name == image_name(edge.node)
+
+    def _full_name(self, raw: bytes | None) -> str | None:
+        return (
+            None if raw is None else full_name(raw.decode(errors="surrogateescape"), self.filename)
+        )
