@@ -46,6 +46,30 @@ def images(directory: Path, *names: str) -> list[dict[str, Any]]:
     ]
 
 
+def test_an_image_below_another_keeps_its_length(tmp_path: Path) -> None:
+    """Or what the upper one does not hold would be cut off, or come back as zeroes."""
+    make_images(tmp_path, base="1M", top="1M")
+
+    async def main() -> None:
+        async with graph_of(*images(tmp_path, "base", "top")) as graph:
+            base = user(graph, "base")
+            await write_bytes(base, 0, b"x" * MIB)
+            await base.detach()
+            await append(graph, "base", "top")
+            top = user(graph, "top")
+            for name in ("base", "base-file"):
+                for size in (0, 4096, 2 * MIB):
+                    with pytest.raises(BlockError) as caught:
+                        await graph.resize(graph.find(name), size)
+                    text = str(caught.value)
+                    assert "node is used as backing hd of 'top'" in text or "'resize'" in text
+            assert await read_bytes(top, 0, MIB) == b"x" * MIB
+            await graph.resize(graph.find("top"), MIB // 2)
+            assert await read_bytes(top, 0, MIB // 2) == b"x" * (MIB // 2)
+
+    run(main)
+
+
 def test_copy_on_read_goes_on_above_an_overlay(tmp_path: Path) -> None:
     """The overlay's writes are kept apart from copies, as those to the former image were."""
     make_images(tmp_path, base="1M", top="1M")

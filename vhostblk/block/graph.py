@@ -328,8 +328,9 @@ class Graph:
             await self.detach(edge)
 
     async def resize(self, node: BlockNode, size: int) -> None:
-        """Change a node's length; all who use it are told at once."""
+        """Change a node's length; all who use it are told at once. Raises BlockError."""
         async with self._changing:
+            check_not_backing(node)
             backend = BlockBackend("", Perm.RESIZE)
             backend.attach(self, node)
             try:
@@ -491,7 +492,7 @@ class Graph:
 
 def check_not_backing(node: BlockNode) -> None:
     """Raise BlockError where a node is the backing image of another."""
-    for edge in node.parents:
+    for edge in reversed(node.parents):
         if isinstance(edge.parent, BlockNode) and edge.role == inherit.BACKING:
             raise BlockError(
                 f"Node '{node.node_name}' is busy: node is used as backing hd of "

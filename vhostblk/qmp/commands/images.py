@@ -33,6 +33,8 @@ async def blockdev_check(daemon: Daemon, arguments: BlockdevCheck) -> ImageCheck
         node = daemon.graph.find_exactly(arguments.node_name)
         if arguments.repair and node.read_only:
             raise BlockError(f"Node '{node.node_name}' is read only")
+        if arguments.repair and not node.active:
+            raise BlockError(f"Node '{node.node_name}' is inactive")
         try:
             found = await node.check_image(repair=arguments.repair)
         except OSError as error:

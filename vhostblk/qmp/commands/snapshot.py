@@ -49,7 +49,7 @@ def _snapshot_node(graph: Graph, name: str) -> Qcow2Node:
         raise QmpError("Need a root block node")
     if node.read_only:
         raise QmpError(f"Device '{name}' is read only")
-    if node.driver != "qcow2":
+    if node.driver != "qcow2" or not node.active:
         raise QmpError(
             f"Block format '{node.driver}' used by device '{name}' does not support internal "
             "snapshots"
