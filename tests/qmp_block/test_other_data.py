@@ -46,14 +46,23 @@ def qemu_img(*words: object) -> None:
 
 
 async def exchange_until(daemon: Daemon, done: asyncio.Event) -> int:
-    """Have the exported image and another one exchange their files; return how often."""
+    """Have the exported image and another one exchange their files; return how often.
+
+    Each time is preceded by one that fails when the first image has been read already.
+    """
     count = 0
     while not done.is_set():
         count += 1
         files = NAMES if count % 2 == 0 else NAMES[::-1]
-        changes = [image(*each) for each in zip(("disk", "other"), files, strict=True)]
-        answer = await execute(daemon, "blockdev-reopen", {"options": changes})
-        assert answer == {"return": {}}
+        for below, expected in (
+            (
+                (files[0], "zeroes"),
+                {"class": "GenericError", "desc": "Image is not in qcow2 format"},
+            ),
+            (files, {"return": {}}),
+        ):
+            changes = [image(*each) for each in zip(("disk", "other"), below, strict=True)]
+            assert await execute(daemon, "blockdev-reopen", {"options": changes}) == expected
         await asyncio.sleep(0.002)
     return count
 
@@ -63,8 +72,10 @@ def test_every_write_is_in_one_of_the_files(tmp_path: Path, loop: LoopThread) ->
     """Each block is written once. Clusters have four, so it depends on the tables where it goes."""
     for name in NAMES:
         qemu_img("create", "-f", "qcow2", "-o", "cluster_size=16k", tmp_path / name, SIZE)
+    (tmp_path / "zeroes").write_bytes(bytes(BLOCK))
     files = [
-        {"driver": "file", "node-name": name, "filename": str(tmp_path / name)} for name in NAMES
+        {"driver": "file", "node-name": name, "filename": str(tmp_path / name)}
+        for name in (*NAMES, "zeroes")
     ]
     daemon = Daemon(blockdevs=[*files, image("disk", "a"), image("other", "b")])
     chosen = random.Random(1)

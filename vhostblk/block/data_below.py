@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.drain import with_ancestors
+from vhostblk.block.node import BlockNode
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable, Iterable, Mapping
 
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.edge import Edge
 
 
 @dataclass(slots=True)
@@ -84,13 +85,13 @@ def nodes_with_other_data(
     return found
 
 
-def who_relies_on(node: BlockNode) -> BlockNode | None:
-    """Return a node above that keeps something of the data of `node`, where there is one."""
-    above = with_ancestors([node])
-    for parent in above:
-        if parent is not node and any(
-            role in parent.remembered_roles and edge.node in above
-            for role, edge in parent.children.items()
-        ):
-            return parent
+def who_relies_on(edges: Iterable[Edge]) -> BlockNode | None:
+    """Return a node that keeps something of the data to which these edges lead, if there is one."""
+    pending = list(edges)
+    for edge in pending:
+        parent = edge.parent
+        if isinstance(parent, BlockNode):
+            if edge.role in parent.remembered_roles:
+                return parent
+            pending += parent.parents
     return None

@@ -44,6 +44,7 @@ from vhostblk.schema.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vhostblk.block.edge import Edge
     from vhostblk.block.graph import Graph
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class OverlayAction:
     async def _check_data(self) -> None:
         """Raise BlockError where nodes above keep something of data that would become another."""
         base, overlay = self._base, self._overlay
-        above = who_relies_on(base)
+        above = who_relies_on(self._edges_to_move())
         if above is None:
             return
         reason = ""
@@ -125,10 +126,14 @@ class OverlayAction:
                 f"of '{base.node_name}'"
             )
 
+    def _edges_to_move(self) -> list[Edge]:
+        """Return the edges that are going to lead to the overlay: all but those below it."""
+        below = with_descendants([self._overlay])
+        return [edge for edge in self._base.parents if edge.parent not in below]
+
     def _append(self) -> None:
         base, overlay = self._base, self._overlay
-        below = with_descendants([overlay])
-        moved = [edge for edge in base.parents if edge.parent not in below]
+        moved = self._edges_to_move()
         for edge in moved:
             if edge.frozen:
                 raise BlockError(

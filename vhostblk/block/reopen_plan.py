@@ -161,9 +161,9 @@ def check_options(change: Change) -> None:
             "reopening files"
         )
     changeable = _COMMON_MUTABLE | (node.mutable_options - node.kept_options)
-    for info, default in _members(node, changeable | _child_members(node)):
-        value = getattr(new, info.name, default)
-        if value == default and getattr(old, info.name) != default:
+    for info, default in _members(old, changeable | _child_members(node)):
+        value = getattr(new, info.name, UNSET)
+        if value in (UNSET, default) and getattr(old, info.name) != default:
             raise BlockError(f"Option '{info.encode_name}' cannot be reset to its default value")
 
 
@@ -186,9 +186,10 @@ def check_unchanged(change: Change) -> None:
     """
     node, new, old = change.node, change.options, change.node.options
     if change.other_driver:
-        raise BlockError("Cannot change the option 'driver'")
+        names = ["driver", *_foreign_names(change)]
+        raise BlockError(f"Cannot change the option '{min(names, key=bucket)}'")
     names = [] if change.given.node_name in (UNSET, node.node_name) else ["node-name"]
-    for info, _ in _members(node, _COMMON_MUTABLE | node.mutable_options | _child_members(node)):
+    for info, _ in _members(old, _COMMON_MUTABLE | node.mutable_options | _child_members(node)):
         value = getattr(new, info.name)
         if value != getattr(old, info.name):
             names += _flat_names(info.encode_name, value)
@@ -198,6 +199,16 @@ def check_unchanged(change: Change) -> None:
         names += _flat_names(inherit.BACKING, new.backing or UNSET)
     if names:
         raise BlockError(f"Cannot change the option '{min(names, key=bucket)}'")
+
+
+def _foreign_names(change: Change) -> Iterator[str]:
+    """Yield the names of what is given of another driver's options."""
+    left_out = _COMMON_MUTABLE | change.node.mutable_options
+    for info, default in _members(change.options, left_out):
+        value = getattr(change.given, info.name)
+        is_child = info.name in (inherit.BACKING, "file")
+        if value != default and not (is_child and (value is None or isinstance(value, str))):
+            yield from _flat_names(info.encode_name, value)
 
 
 def _foreign_child(node: BlockNode, role: str, ref: Any) -> Any:
@@ -233,9 +244,11 @@ def _child_members(node: BlockNode) -> frozenset[str]:
     return frozenset(role.partition(".")[0].replace("-", "_") for role in roles)
 
 
-def _members(node: BlockNode, left_out: frozenset[str]) -> Iterator[tuple[Any, Any]]:
-    """Yield the members of a node's options but some, and their defaults, in QEMU's order."""
-    members = msgspec.structs.fields(node.options)
+def _members(options: Any, left_out: frozenset[str]) -> Iterator[tuple[Any, Any]]:
+    """Yield the members of options but some, and their defaults, in QEMU's order."""
+    members = msgspec.structs.fields(options)
     for info in sorted(members, key=lambda member: bucket(member.encode_name)):
         if info.name not in left_out:
-            yield info, inherit.default_of(info.name, info.default)
+            made = info.default_factory is not msgspec.NODEFAULT
+            default = info.default_factory() if made else info.default
+            yield info, inherit.default_of(info.name, default)

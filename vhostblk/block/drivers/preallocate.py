@@ -54,7 +54,6 @@ class PreallocateNode(FilterNode):
     driver = "preallocate"
     mutable_options = frozenset({"prealloc_align", "prealloc_size"})
     kept_options = mutable_options
-    remembered_roles = frozenset({"file"})
 
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)
@@ -128,7 +127,7 @@ class PreallocateNode(FilterNode):
     async def _drop(self) -> None:
         """Cut off what is too much, and let others have the file."""
         await self._truncate_to_data()
-        self._data_end = None
+        self._data_end, self.remembered_roles = None, frozenset()
         update_permissions([self])
 
     async def _truncate_to_data(self) -> None:
@@ -198,6 +197,7 @@ class PreallocateNode(FilterNode):
             if self._file.perm & _GROW != _GROW:
                 return False
             self._data_end = self._zero_start = self._file_end = self._file.node.size
+            self.remembered_roles = frozenset({"file"})
         if end <= self._data_end:
             return False
         if not zeroes:

@@ -30,7 +30,7 @@ class ThrottleNode(FilterNode):
     """Passes requests on when their time has come."""
 
     driver = "throttle"
-    mutable_options = frozenset({"throttle_group"})
+    mutable_options = kept_options = frozenset({"throttle_group"})
 
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)
