@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,10 +12,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.block.locks import locked_bytes
-from tests.block.support import RW, change_bitmap, options, read_bytes, run, write_bytes
+from tests.block.support import (
+    RW,
+    change_bitmap,
+    fails_with,
+    options,
+    read_bytes,
+    run,
+    write_bytes,
+)
 from tests.filters.drivers import GrowOptions, register
 from vhostblk.block import node_bitmaps
 from vhostblk.block.backend import BlockBackend
+from vhostblk.block.drivers.qcow2.bitmap_store import BitmapStore
 from vhostblk.block.drivers.qcow2.reloading import Reloading
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
@@ -305,6 +316,22 @@ def test_bitmaps_are_those_of_the_file(tmp_path: Path) -> None:
     run(main)
 
 
+def test_a_window_that_moves_has_changed_altogether(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(2 * MIB))
+    window = {"driver": "raw", "node_name": "w", "file": "a-file", "size": MIB}
+
+    async def main() -> None:
+        async with graph_of(file(tmp_path, "a"), window) as graph:
+            await change_bitmap(AddBitmap, graph, "w", "mine")
+            (bitmap,) = graph.find("w").bitmaps
+            await graph.reopen([options(**window, detect_zeroes="on")])
+            assert bitmap.count == 0
+            await graph.reopen([options(**window, offset=MIB)])
+            assert bitmap.count == MIB
+
+    run(main)
+
+
 def test_a_filter_that_comes_or_goes_changes_no_data(tmp_path: Path) -> None:
     """Even where something relies on it that could not go over to other data."""
     make_images(tmp_path, a="1M")
@@ -560,3 +587,44 @@ def test_a_write_that_fails_on_the_way_leaves_the_image_where_it_was(tmp_path: P
     check_image(tmp_path / "a")
     qemu_img("convert", "-O", "raw", tmp_path / "a", tmp_path / "raw")
     assert (tmp_path / "raw").read_bytes()[:PART] == b"x" * PART
+
+
+@pytest.mark.parametrize("where", ["the new file", "the former file"])
+def test_without_its_marks_an_image_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The bitmaps in it would lack what is written; nor by the table that others go by."""
+    make_images(tmp_path, a="1M", b="1M")
+    (tmp_path / "bad").write_bytes(bytes(MIB))
+    for name in ("a", "b"):
+        qemu_img("bitmap", "--add", tmp_path / name, "kept")
+    below = "b-file" if where == "the new file" else "bad-file"
+
+    async def fail(_store: BitmapStore) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def main() -> None:
+        async with graph_of(
+            *(file(tmp_path, name) for name in ("a", "b", "bad")), image("q", "a-file")
+        ) as graph:
+            q = user(graph, "q")
+            await write_bytes(q, 0, b"x" * PART)
+            await graph.reopen([options(**image("q", "b-file"))])
+            await write_bytes(q, 0, b"x" * PART)
+            await graph.reopen([options(**image("q", "a-file"))])
+            assert await read_bytes(q, 0, PART) == b"x" * PART
+            with monkeypatch.context() as patch:
+                patch.setattr(BitmapStore, "mark_in_use", fail)
+                with pytest.raises(BlockError):
+                    await graph.reopen([options(**image("q", below))])
+            assert await read_bytes(q, 0, PART) == b"x" * PART
+            for offset in (100, 65536, MIB - 512):
+                with fails_with(errno.EIO):
+                    await write_bytes(q, offset, b"y")
+            extents = q.extent_map()
+            assert extents is None or not extents.writable
+            assert await read_bytes(q, 0, PART) == b"x" * PART
+
+    run(main)
+    for name in ("a", "b"):
+        check_image(tmp_path / name)

@@ -71,16 +71,17 @@ class Views:
 def nodes_with_other_data(
     planned: Mapping[BlockNode, Planned],
 ) -> dict[BlockNode, frozenset[str]]:
-    """Return the nodes below which data is replaced, and the roles of those children.
+    """Return the nodes that come to show other data, and the roles of children that do.
 
-    What lies below comes before what lies above.
+    Nodes that show another part of the same data have no such children. What lies below comes
+    before what lies above.
     """
     before, after = Views({}), Views(planned)
     found: dict[BlockNode, frozenset[str]] = {}
     for node in with_ancestors(planned):
         old, new = before.below(node), after.below(node)
         roles = {role for role in old.keys() | new.keys() if old.get(role) != new.get(role)}
-        if roles:
+        if roles or before.of(node) != after.of(node):
             found[node] = frozenset(roles)
     return found
 

@@ -40,7 +40,7 @@ from vhostblk.schema.block import BlockErrorAction, BlockIoError, BlockWriteThre
 from vhostblk.trace import points as trace
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
     from vhostblk.block.reopen import Reopening
     from vhostblk.block.reopen_plan import Change
@@ -255,8 +255,8 @@ class Graph:
                 await self._close_unused(node)
             await _each(
                 [
-                    *(node.reload_image() for node in reversed(opening) if node not in loading),
-                    *(node.start_writing() for node in loading),
+                    *(node.reload_image for node in reversed(opening) if node not in loading),
+                    *(node.start_writing for node in loading),
                 ]
             )
 
@@ -509,12 +509,12 @@ async def _flush(nodes: Iterable[BlockNode], prefix: str) -> None:
         raise BlockError(f"{prefix}{error.strerror}") from error
 
 
-async def _each(steps: Iterable[Awaitable[None]]) -> None:
-    """Await steps one after the other, also when one fails; raises the first BlockError."""
+async def _each(steps: Iterable[Callable[[], Awaitable[None]]]) -> None:
+    """Take steps one after the other, also when one fails; raises the first BlockError."""
     failed: BlockError | None = None
     for step in steps:
         try:
-            await step
+            await step()
         except BlockError as error:
             failed = failed or error
     if failed is not None:

@@ -46,7 +46,7 @@ class Reopening:
         self._graph = graph
         self._changes = changes
         self.nodes = [change.node for change in changes]
-        #: Nodes that come to lie on other data, and by which children; those below come first.
+        #: Nodes that come to show other data, and by which children; those below come first.
         self.other_data = data_below.nodes_with_other_data(planned_data(graph, changes))
         #: Those that keep something of the data that is replaced.
         self.remembering = [

@@ -313,9 +313,7 @@ class Image:
         name = self.file.node.filename
         if fatal:
             logger.error("qcow2: Marking image as corrupt: %s: %s", name, text)
-            self.unusable = True
-            self.writable = False
-            self.publisher.revoke_all()
+            self.refuse_writes()
             self.header.incompatible |= Incompatible.CORRUPT
             task = asyncio.get_running_loop().create_task(self._mark_corrupt())
             self._marking.add(task)
@@ -323,6 +321,12 @@ class Image:
         else:
             logger.error("qcow2: Image is corrupt: %s: %s", name, text)
         self.on_corruption(text, offset, size, fatal)
+
+    def refuse_writes(self) -> None:
+        """Have nobody change the image any more, by the published table neither."""
+        self.unusable = True
+        self.writable = False
+        self.publisher.revoke_all()
 
     async def _mark_corrupt(self) -> None:
         if self.header.version < 3:

@@ -256,7 +256,7 @@ class Lifecycle(BlockNode):
             async with image.lock:
                 await image.bitmaps.mark_in_use()
         except (OSError, BlockError) as error:
-            image.unusable = True  # or the bitmaps would come to lack what is written
+            image.refuse_writes()  # or the bitmaps would come to lack what is written
             logger.error("%s: bitmaps can't be used: %s", self.filename, error)
             return
         self._lock_bitmaps(locked=False)

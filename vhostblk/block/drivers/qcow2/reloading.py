@@ -64,7 +64,7 @@ class Reloading(Lifecycle):
             await self._load_image()
         except BlockError:
             self._header, self._settings = former
-            self._image.unusable = True
+            self._image.refuse_writes()
             raise
         if self.size != size:
             notify_resize(self)
@@ -101,7 +101,10 @@ class Reloading(Lifecycle):
         self._schedule_cleaning()
 
     def keep_other_data(self) -> None:
-        self._former = None
+        if self._former is not None:
+            self._former = None
+            # Until the file says that bitmaps are in use, and what else has to be done before.
+            self._image.unusable = self.writable_image
 
     def drop_other_data(self) -> None:
         former, self._former = self._former, None
@@ -117,10 +120,11 @@ class Reloading(Lifecycle):
         self._schedule_cleaning()
 
     async def start_writing(self) -> None:
+        self._image.unusable = False
         try:
             await self._prepare_writing()
-        except BlockError:
-            self._image.unusable = True
+        except BaseException:
+            self._image.refuse_writes()
             raise
 
     def _state(self) -> _State:
