@@ -219,6 +219,24 @@ def test_a_node_does_not_write_twice_to_one_file(disk: Path, tmp_path: Path, rol
     assert disk.read_bytes() == before
 
 
+def test_copies_of_a_disk_are_in_files_of_their_own(disk: Path, tmp_path: Path) -> None:
+    one = {"driver": "file", "filename": str(disk), "locking": "off"}
+    same = {**one, "filename": str(tmp_path / "hard"), "node-name": "same"}
+
+    async def main() -> None:
+        quorum = {"driver": "quorum", "node-name": "q", "children": [one], "vote-threshold": 1}
+        async with Daemon(blockdevs=[quorum, same]) as daemon:
+            call: Call = ("x-blockdev-change", {"parent": "q", "node": "same"})
+            error = await outcome(daemon, call)
+            assert error == (
+                f"The children.0 and children.1 children of node 'q' are the same file, '{disk}'"
+            )
+            assert list(daemon.graph.find("q").children) == ["children.0"]
+            assert not daemon.graph.find("same").parents
+
+    asyncio.run(main())
+
+
 def test_files_that_nodes_have_open_are_not_created(disk: Path, tmp_path: Path) -> None:
     async def main() -> None:
         async with Daemon(blockdevs=[file(disk)]) as daemon:

@@ -309,6 +309,12 @@ class Graph:
             edge = Edge(parent, role, child)
             self._attach(edge)
             parent.children[role] = edge
+            try:
+                check_apart(parent)
+            except BlockError:
+                del parent.children[role]
+                await self.detach(edge)
+                raise
             parent.child_added(role)
             reopen.refresh([parent])
 
