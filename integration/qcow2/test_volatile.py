@@ -181,7 +181,7 @@ class Scene:
 
     async def change_graph(self) -> None:
         async with self.node._graph.drained([self.node]):
-            self.node.backing_changed()
+            self.node.child_changed("backing")
 
     async def fail(self) -> None:
         """Have flushes fail for a while; other tests do that to snapshots."""
