@@ -50,6 +50,10 @@ class MemoryNode(BlockNode):
     def size(self) -> int:
         return len(self.data)
 
+    @property
+    def grows_by_writing(self) -> bool:
+        return True
+
     def _check(self, offset: int, iov: IoVec) -> None:
         align = self.limits.request_alignment
         assert offset % align == 0

@@ -127,17 +127,6 @@ def test_file_systems_that_cannot_reserve_are_written_to_all_the_same(
     run(main)
 
 
-def test_a_window_of_fixed_length_has_no_room_behind_it(tmp_path: Path) -> None:
-    async def main() -> None:
-        graph, node, backend = await open_files(tmp_path, driver="raw", file="a", size=131072)
-        await node.reserve(65536, 65536)
-        with fails_with(errno.ENOSPC):
-            await node.reserve(65536, 65537)
-        await close(graph, backend)
-
-    run(main)
-
-
 def test_a_quorum_has_room_where_enough_of_its_children_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

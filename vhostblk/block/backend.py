@@ -71,6 +71,8 @@ class BlockBackend:
         self.in_flight = 0
         #: What offset and length of every request are multiples of; set before attaching.
         self.request_alignment = 1
+        #: With the permission RESIZE, writes past the end are to make the node longer.
+        self.writes_past_end = False
         #: Uses the node only when it is active, and bears with its becoming inactive.
         self.allow_inactive = False
         self._edge: Edge | None = None

@@ -160,6 +160,14 @@ class Edge:
         """Tell a node from a `BlockBackend`, for which nothing is past the end."""
         return isinstance(self.parent, BlockNode)
 
+    @property
+    def _may_grow(self) -> bool:
+        """Tell whether the parent may write past the node's end."""
+        parent = self.parent
+        return bool(self.perm & Perm.RESIZE) and (
+            isinstance(parent, BlockNode) or parent.writes_past_end
+        )
+
     def describe(self) -> str:
         """Say who uses what as what, in QEMU's words."""
         return (
@@ -281,8 +289,12 @@ class Edge:
 
     async def pdiscard(self, offset: int, length: int) -> None:
         """Forget a range, if the node's `discard` option lets it."""
-        self._check_write(offset, length)
         node = self.node
+        if self._may_grow and offset + length > node.size:
+            length = node.size - offset  # past the end there is nothing to forget
+            if length <= 0:
+                return
+        self._check_write(offset, length)
         if node.options.discard is not BlockdevDiscardOptions.UNMAP:
             return
         tracker = node.write_tracker
@@ -337,10 +349,11 @@ class Edge:
             raise os_error(errno.EPERM)
         if offset < 0 or length < 0:
             raise os_error(errno.EIO)
-        if offset + length > self.node.size and not (
-            self.perm & Perm.RESIZE and self.parent_is_node
-        ):
-            raise os_error(errno.EIO)
+        if offset + length > self.node.size:
+            if not self._may_grow:
+                raise os_error(errno.EIO)
+            if not self.node.grows_by_writing:
+                raise os_error(errno.ENOSPC)
 
     def _check_last_block(self, end: int) -> None:
         """Refuse a write to a part of the last block if writing all of it makes the node longer.

@@ -69,6 +69,10 @@ class FilterNode(BlockNode):
         return self._file.node.exact_size
 
     @property
+    def grows_by_writing(self) -> bool:
+        return self._file.node.grows_by_writing
+
+    @property
     def cluster_size(self) -> int:
         return self._file.node.cluster_size
 

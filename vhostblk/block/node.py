@@ -7,8 +7,8 @@ or filter above it (`raw`). Its I/O methods are coroutines on byte ranges which 
 `limits.request_alignment`, no longer than `limits.max_transfer`, refused on read-only nodes. A
 driver therefore does no checking of its own. It raises OSError with a fitting errno when I/O fails.
 Two requests may reach past the end: those rounded up to the alignment where the size is no multiple
-of it (what is missing reads as zeroes), and writes of a parent with the RESIZE permission, which
-make the node grow.
+of it (what is missing reads as zeroes), and writes of a parent with the RESIZE permission to a node
+that grows by writing (`grows_by_writing`).
 
 Coroutines may be run by `vhostblk.block.completion.drive` (see there) or in asyncio tasks. All run
 on the event loop's thread; a driver never blocks it.
@@ -308,6 +308,17 @@ class BlockNode(ABC):
         No front-end is there yet, so it may block. Raises OSError.
         """
         return None
+
+    @property
+    def grows_by_writing(self) -> bool:
+        """Tell whether a write past the end makes the node longer. If not, it gets no such write.
+
+        A node that keeps its size in memory counts it up in `written_past_end`.
+        """
+        return False
+
+    def written_past_end(self, size: int) -> None:  # noqa: B027
+        """Go by a size of at least `size`, whole sectors: a write up to there has succeeded."""
 
     async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
         """Write all of `iov` at `offset`; honours FUA itself or through the layer above."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vhostblk.block.node import BlockNode
     from vhostblk.block.tracker import TrackedWrite
 
+SECTOR = 512
+
 #: Longest bounce buffer. Guests may send lists that name the same memory again and again; what
 #: they make us allocate has to be bounded.
 BOUNCE_BYTES = 1 << 20
@@ -136,6 +138,15 @@ def _tell(node: BlockNode, event: str) -> None:
         node.take_debug_event(event)
 
 
+def _count_up(node: BlockNode, end: int) -> None:
+    """Tell the node that a write has succeeded, if that makes it longer.
+
+    Before the write is recorded: bitmaps keep nothing of what is past the node's end.
+    """
+    if end > node.size:
+        node.written_past_end(-(-end // SECTOR) * SECTOR)
+
+
 def _done(node: BlockNode, offset: int, length: int) -> None:
     """Take note that a write has ended, well or not."""
     node.write_generation += 1
@@ -154,6 +165,7 @@ async def _write_blocks(node: BlockNode, offset: int, iov: IoVec, flags: WriteFl
     _tell(node, "pwritev")
     try:
         await _write_pieces(node, offset, iov, flags)
+        _count_up(node, offset + iov.nbytes)
     finally:
         _done(node, offset, iov.nbytes)
 
@@ -235,6 +247,7 @@ async def _write_zero_blocks(node: BlockNode, offset: int, length: int, flags: W
     _tell(node, "pwritev_zero")
     try:
         await _write_zero_pieces(node, offset, length, flags)
+        _count_up(node, offset + length)
     finally:
         _done(node, offset, length)
 

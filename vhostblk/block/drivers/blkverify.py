@@ -71,6 +71,10 @@ class BlkverifyNode(FilterNode):
         return self._test.node.exact_size
 
     @property
+    def grows_by_writing(self) -> bool:
+        return self._test.node.grows_by_writing and self._file.node.grows_by_writing
+
+    @property
     def allocated_size(self) -> int | None:
         return None
 

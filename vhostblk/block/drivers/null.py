@@ -58,6 +58,13 @@ class NullNode(BlockNode):
         return self._size
 
     @property
+    def grows_by_writing(self) -> bool:
+        return self._zones is None
+
+    def written_past_end(self, size: int) -> None:
+        self._size = max(self._size, size)
+
+    @property
     def allocated_size(self) -> int | None:
         return 0
 

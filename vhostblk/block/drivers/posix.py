@@ -359,8 +359,13 @@ class PosixNode(BlockNode):
         done = await self._aio.pwritev(self.fd, iov, offset)
         if done != iov.nbytes:
             await self._continue_write(offset, iov, done)
-        if offset + iov.nbytes > self._size:
-            self._size = -(-(offset + iov.nbytes) // SECTOR) * SECTOR
+
+    @property
+    def grows_by_writing(self) -> bool:
+        return True  # a device as far as the kernel lets it
+
+    def written_past_end(self, size: int) -> None:
+        self._size = max(self._size, size)
 
     async def _continue_write(self, offset: int, iov: IoVec, result: int) -> None:
         """Go on after a write that was short, or failed."""

@@ -154,6 +154,13 @@ class QuorumNode(BlockNode):
         return self._size
 
     @property
+    def grows_by_writing(self) -> bool:
+        return True  # each member says whether it does, and they vote
+
+    def written_past_end(self, size: int) -> None:
+        self._size = max(self._size, size)
+
+    @property
     def exact_size(self) -> int:
         return min(self._size, *(edge.node.exact_size for edge in self._members))
 

@@ -13,7 +13,7 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block.edge import MAX_SIZE, os_error
+from vhostblk.block.edge import MAX_SIZE
 from vhostblk.block.errors import BlockError
 from vhostblk.block.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
 from vhostblk.block.permissions import Perm
@@ -127,6 +127,10 @@ class RawNode(BlockNode):
         return max(available - self.offset, 0) // SECTOR * SECTOR
 
     @property
+    def grows_by_writing(self) -> bool:
+        return self.length is None and self._file.node.grows_by_writing
+
+    @property
     def grows_with_zeroes(self) -> bool:
         return not self.is_window and self._file.node.grows_with_zeroes
 
@@ -145,21 +149,15 @@ class RawNode(BlockNode):
         await self._file.preadv(self.offset + offset, iov)
 
     async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
-        if self.length is not None and offset + iov.nbytes > self.length:
-            raise os_error(errno.ENOSPC)
         self.debug_event("write_aio")
         await self._file.pwritev(self.offset + offset, iov, flags)
 
     async def pwrite_zeroes(
         self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
     ) -> None:
-        if self.length is not None and offset + length > self.length:
-            raise os_error(errno.ENOSPC)
         await self._file.pwrite_zeroes(self.offset + offset, length, flags)
 
     async def reserve(self, offset: int, length: int) -> None:
-        if self.length is not None and offset + length > self.length:
-            raise os_error(errno.ENOSPC)
         await self._file.reserve(self.offset + offset, length)
 
     async def pdiscard(self, offset: int, length: int) -> None:

@@ -165,6 +165,7 @@ async def _create(
     file, data = nodes
     async with AsyncExitStack() as users:
         backend = await users.enter_async_context(_alone(graph, file))
+        backend.writes_past_end = file.grows_by_writing
         if data is not None and data is not file:
             await users.enter_async_context(_alone(graph, data))
         await _write_empty(backend, parsed)
@@ -219,7 +220,7 @@ async def _write_empty(backend: BlockBackend, parsed: Header) -> None:
         (cluster, table + block, "refcount table"),
     ):
         try:
-            if backend.size < offset + len(part):
+            if backend.size < offset + len(part) and not backend.writes_past_end:
                 await backend.truncate(offset + len(part))
             await write_bytes(backend.edge, offset, part)
         except OSError as error:
