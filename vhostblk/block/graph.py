@@ -60,7 +60,7 @@ class Graph:
         self.throttle_groups = ThrottleGroups()
         #: Held by one command at a time.
         self._changing = Turns()
-        #: Whether nodes are in a state that may be taken back, so that nobody may come to use them.
+        #: Whether a change is in force that may still be undone: no user may attach then.
         self._switching = False
         #: Drained sections whose only purpose is that users look at extent maps again.
         self._refreshing: set[asyncio.Task[None]] = set()
@@ -172,7 +172,7 @@ class Graph:
     def attach(self, backend: BlockBackend, node: BlockNode) -> Edge:
         """Make the edge from a block backend to its node; raises BlockError on a conflict.
 
-        Who may be in another task than the command that changes the graph does so in `changing()`.
+        A task that may run beside a command that changes the graph calls this in `changing()`.
         """
         if self._switching:
             raise BlockError(f"Node '{node.node_name}' is busy: nodes are being reopened")
@@ -261,7 +261,7 @@ class Graph:
             )
 
     async def _switch(self, reopening: Reopening) -> None:
-        """Make changes; new users would see them before it is known whether they last."""
+        """Make changes; no user attaches until they are final."""
         self._switching = True
         try:
             await reopening.run()
@@ -458,7 +458,7 @@ class Graph:
     async def _close_unused(self, node: BlockNode) -> None:
         """Close a node that neither a parent nor the user holds, and then its children likewise.
 
-        Not one that may yet get its parent back: who let go of it closes it afterwards.
+        A pinned node stays, as it may get its parent back; `_reopen` closes it afterwards.
         """
         name = node.node_name
         if node.parents or name in self._owned or node.pinned:

@@ -107,9 +107,10 @@ def update_permissions(
 
 
 class Pins:
-    """What nodes have from outside, kept while a change may still be undone.
+    """Keeps in force what nodes have from outside, while a change may still be undone.
 
-    Otherwise another process could take what they let go of, and there would be no way back.
+    Otherwise another process could take the locks that a node releases, and the change could not be
+    undone.
     """
 
     def __init__(self, nodes: Iterable[BlockNode]) -> None:

@@ -155,7 +155,7 @@ class Reopening:
         return frozenset(locked)
 
     def _take_back(self) -> None:
-        """Undo everything; the pins see to it that this succeeds."""
+        """Undo everything. Each node still has the image locks that it had, so this succeeds."""
         for node in reversed(self._loaded):
             node.drop_other_data()
         for step in reversed(self._undo):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which files of the host the nodes of this process keep their data in.
 
-A file is known by device and inode, so by whatever names it goes (links, prefixes). Image locks
-exclude other processes, and two nodes of this one; but a node that nobody uses holds none, and with
-the option `locking=off` none does. Whoever empties or formats a file, or lays one image on another,
-asks here.
+A file is identified by device and inode, so its names (links, prefixes) don't matter. Image locks
+exclude other processes, and other nodes of this process. But a node without users holds no locks,
+and with the option `locking=off` no node does. Code that empties or formats a file, or puts one
+image on another, therefore asks here.
 """
 
 from __future__ import annotations
