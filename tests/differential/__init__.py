@@ -25,7 +25,8 @@ working directory of the daemon and of shell lines.
 
 A line that begins with a blank goes on with the line before. Requests of `io`: `read OFFSET
 LENGTH`, `write OFFSET LENGTH BYTE`, `zero OFFSET LENGTH [unmap]`, `discard OFFSET LENGTH`, `flush`,
-`id`. Alone in a line: `size`, `dump` (reads all), `cache on|off`, `close` (disconnects).
+`id`. Alone in a line: `connect`, `size`, `dump` (reads up to 64 MiB), `cache on|off`, `close`
+(disconnects).
 
 At the end the daemon is told to quit. Events are compared by kind and subject, in their order. What
 depends on time and place is taken out of all outcomes (`normal`): directories, numbers in made-up

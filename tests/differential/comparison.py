@@ -138,7 +138,8 @@ def _grouped(events: Iterable[tuple[str, Any]]) -> dict[str, list[Any]]:
     for name, data in events:
         subjects = [str(data[key]) for key in _SUBJECTS if isinstance(data, dict) and key in data]
         groups.setdefault(" ".join([name, *subjects]), []).append(data)
-    return dict(sorted(groups.items()))
+    ordered: dict[str, list[Any]] = json.loads(json.dumps(groups, sort_keys=True))
+    return ordered
 
 
 def _difference(ours: Any, theirs: Any) -> list[str]:

@@ -90,7 +90,6 @@ class Generator:
             (self._bitmap, 10),
             (self._transaction, 5),
             (self._change, 4),
-            (self._threshold, 1),
             (self._active, 1),
             (self._group, 2),
             (self._create, 3),
@@ -270,14 +269,8 @@ class Generator:
         arguments = self.values.arguments("blockdev-set-active", active=self.values.likely(0.7))
         return self._command("blockdev-set-active", arguments)
 
-    def _threshold(self) -> list[str]:
-        node = self.values.some_node()
-        if self.world.is_opaque(node):
-            node = "nobody"
-        members = {"node-name": node, "write-threshold": self.values.some_size()}
-        return self._command("block-set-write-threshold", members)
-
-    # Exports and requests.
+    # Exports and requests. (No write thresholds: by how much a request is beyond one depends on
+    # whether it was joined with others.)
 
     def _add_export(self) -> list[str]:
         return self._export(self.values.some_node(), writable=self.values.likely(0.7))
@@ -294,7 +287,7 @@ class Generator:
         if self.values.likely(0.1):
             members["writethrough"] = True
         # Connected at once: QEMU dies when an export without a front-end has news.
-        return [*self._command("block-export-add", members), f"io {name}.sock size"]
+        return [*self._command("block-export-add", members), f"io {name}.sock connect"]
 
     def _delete_export(self) -> list[str]:
         if not self.world.exports:

@@ -65,6 +65,6 @@ class Normalizer:
         return self._names.setdefault(found[0], f"#block-{len(self._names) + 1}")
 
 
-def runs_of(data: bytes) -> list[tuple[int, int]]:
+def runs_of(data: bytes | bytearray) -> list[tuple[int, int]]:
     """Describe data as (length, byte), one after the other."""
     return [(len(run[0]), run[0][0]) for run in re.finditer(rb"(.)\1*", data, re.DOTALL)]

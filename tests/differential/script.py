@@ -105,7 +105,7 @@ class Script:
 
 
 #: Requests that have a line for themselves.
-_ALONE = frozenset({"size", "dump", "cache", "close"})
+_ALONE = frozenset({"connect", "size", "dump", "cache", "close"})
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _NUMBER = re.compile(r"(0x[0-9a-f]+|\d+)([kmgt]?)", re.IGNORECASE)
 
@@ -196,7 +196,7 @@ def _request(words: list[str]) -> Request:
             if value > 255:
                 raise ScriptError(f"{byte!r} is more than a byte")
             return Request("write", number(offset), number(length), value)
-        case ["flush" | "id" | "size" | "dump" | "close" as what]:
+        case ["flush" | "id" | "connect" | "size" | "dump" | "close" as what]:
             return Request(what)
         case ["cache", "on" | "off" as state]:
             return Request("cache", on=state == "on")

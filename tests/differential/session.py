@@ -14,6 +14,7 @@ from tests.differential.daemon import PATIENCE, Daemon, DaemonGoneError
 from tests.differential.disk import Disk, FrontendError
 from tests.differential.normal import Normalizer
 from tests.differential.script import Control, Io, Qmp, Shell, Wait
+from tests.frontend.ring import CompletionTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -189,6 +190,8 @@ class Session:
             if socket not in self._disks:
                 self._disks[socket] = Disk(self.directory / socket)
             return self._disks[socket].run(requests)
+        except CompletionTimeoutError:
+            return ["requests don't end"]
         except TimeoutError:
             return ["no answer to a connection"]
         except OSError as error:

@@ -73,6 +73,7 @@ def test_every_kind_of_line() -> None:
         ("io e.sock read 0 x", "'x' is not a number"),
         ("io e.sock write 0 1 256", "'256' is more than a byte"),
         ("io e.sock dump; flush", "are alone in a line"),
+        ("io e.sock connect 1", "not a request"),
         ("wait EVENT {", "Expecting property name"),
         ("but", "want: but NAME"),
         ("but X Y", "want: but NAME"),

@@ -25,7 +25,7 @@ _LEFT_OUT = frozenset({"encrypt", "config", "x-check-cache-dropped", "iothread",
 #: How often optional members are set; of others it is `_RARELY`.
 _OFTEN = {"discard": 0.5, "read-only": 0.2, "detect-zeroes": 0.15, "granularity": 0.5}
 _RARELY = 0.08
-_NEVER_QUITE = {"active": 0.02, "force-share": 0.02, "inject-error": 0.0, "set-state": 0.0}
+_NEVER_QUITE = {"active": 0.02, "force-share": 0.0, "inject-error": 0.0, "set-state": 0.0}
 
 SIZES = (0, 512, 65536, 1 << 20, (1 << 20) + 512, 3 << 20, 4 << 20, 6 << 20)
 NUMBERS = (0, 1, 2, 3, 511, 512, 1024, 4096, 65536, 1 << 20, 1 << 31, 1 << 32)
