@@ -27,7 +27,7 @@ WHO = "basename $(dirname $PWD)"
 
 def test_a_daemon_is_like_itself() -> None:
     text = """
-start --blockdev null-co,node-name=n,size=1M,read-zeroes=on
+start --blockdev null-co,node-name=n,size=1048576,read-zeroes=on
    --export vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=e.sock,writable=on
 > {"execute": "query-named-block-nodes"}
 io e.sock dump
