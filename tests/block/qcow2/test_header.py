@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vhostblk.block.drivers.qcow2 import header, layout
@@ -12,6 +12,13 @@ from vhostblk.block.drivers.qcow2.header import BitmapsExtension, Header, encode
 from vhostblk.block.drivers.qcow2.layout import HEADER, Geometry
 from vhostblk.block.errors import BlockError
 
+_KNOWN = (
+    layout.EXT_BACKING_FORMAT,
+    layout.EXT_FEATURE_NAMES,
+    layout.EXT_BITMAPS,
+    layout.EXT_ENCRYPTION,
+    layout.EXT_DATA_FILE,
+)
 V3 = Geometry(version=3, cluster_bits=12, refcount_order=4, extended_l2=False, external_data=False)
 
 
@@ -44,6 +51,66 @@ def test_what_was_encoded_is_parsed() -> None:
         unknown_extensions=[(0x12345678, b"kept"), (0x9, b"")],
     )
     assert parse(encode(original)) == original
+
+
+names = st.binary(min_size=1, max_size=15).filter(lambda name: b"\0" not in name)
+magics = st.integers(1, (1 << 32) - 1).filter(lambda magic: magic not in _KNOWN)
+
+
+@st.composite
+def headers(draw: st.DrawFn) -> Header:
+    """Return any header that can be encoded, in clusters of any size."""
+    version = draw(st.sampled_from([2, 3]))
+    bits = draw(st.sampled_from([9, 12, 13, 16, 21]))
+    zstd = version == 3 and draw(st.booleans())
+    header = Header(
+        Geometry(version, bits, 4, extended_l2=False, external_data=False),
+        size=draw(st.integers(0, 1 << 20)) * 512,
+        l1_offset=draw(st.integers(1, 1 << 20)) << bits,
+        l1_size=1 << 15,
+        reftable_offset=draw(st.integers(1, 1 << 20)) << bits,
+        reftable_clusters=1,
+        snapshots_offset=draw(st.integers(1, 1 << 20)) << bits,
+        nb_snapshots=draw(st.integers(0, 9)),
+        incompatible=8 if zstd else 0,
+        compression_type=int(zstd),
+        backing_file=draw(st.none() | names | st.just(b"n" * 1023)),
+        backing_format=draw(st.none() | names),
+        unknown_extensions=draw(st.lists(st.tuples(magics, st.binary(max_size=40)), max_size=3)),
+    )
+    header.size = min(header.size, header.l1_size << 2 * bits - 3)
+    if version == 3:
+        header.compatible = draw(st.integers(0, 1 << 63))
+        header.autoclear = draw(st.integers(0, 1 << 63)) & ~2 | 1
+        header.unknown_fields = draw(st.binary(max_size=100))
+        if draw(st.booleans()):
+            header.bitmaps = BitmapsExtension(2, 64, 5 << bits)
+    return header
+
+
+@settings(max_examples=300, deadline=None)
+@given(headers())
+def test_whatever_was_encoded_is_parsed(original: Header) -> None:
+    try:
+        data = encode(original)
+    except BlockError:
+        assume(original.geometry.cluster_size > 4096)  # only small clusters may lack the room
+        raise
+    assert len(data) == original.geometry.cluster_size
+    parsed = parse(data)
+    assert parsed == original
+    assert encode(parsed) == data
+
+
+@pytest.mark.parametrize("length", [113, 120, 256, 512])
+def test_a_name_behind_unknown_fields_keeps_its_place(length: int) -> None:
+    fields = (bytes(range(1, 256)) * 2)[: length - HEADER.size]
+    data = encode(make(backing_file=b"base.img", unknown_fields=fields))
+    raw = HEADER.decode(data)
+    assert raw["header_length"] == length
+    assert data[HEADER.size : length] == fields
+    start = raw["backing_file_offset"]
+    assert data[start : start + raw["backing_file_size"]] == b"base.img"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ order and words; `encode` is its inverse. What is unknown is kept and written ba
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vhostblk.block.drivers.qcow2 import layout
 from vhostblk.block.drivers.qcow2.layout import (
@@ -67,7 +67,7 @@ class Header:
     autoclear: int = 0
     crypt_method: int = 0
     compression_type: int = 0
-    header_length: int = HEADER.size
+    #: What the header has behind the members of `HEADER`.
     unknown_fields: bytes = b""
     backing_file: bytes | None = None
     backing_format: bytes | None = None
@@ -157,7 +157,6 @@ def parse(data: bytes) -> Header:
         autoclear=raw["autoclear_features"],
         crypt_method=raw["crypt_method"],
         compression_type=compression,
-        header_length=length,
         unknown_fields=data[HEADER.size : length],
     )
     _check_tables(header)
@@ -319,41 +318,55 @@ def _backing_name(data: bytes, offset: int, length: int) -> bytes:
 
 def encode(header: Header) -> bytes:
     """Return the first cluster, one cluster long; raises BlockError where it has no room."""
-    geometry = header.geometry
-    is_v2 = header.version == 2
-    length = layout.V2_HEADER_LENGTH if is_v2 else max(header.header_length, HEADER.size)
+    size = header.geometry.cluster_size
     tail = b"".join(_encode_extension(magic, content) for magic, content in _extensions(header))
     tail += bytes(EXTENSION.size)
-    name = header.backing_file
-    unknown = b"" if is_v2 else header.unknown_fields
-    raw = HEADER.encode(
-        magic=layout.MAGIC,
-        version=header.version,
-        cluster_bits=geometry.cluster_bits,
-        size=header.size,
-        crypt_method=header.crypt_method,
-        l1_size=header.l1_size,
-        l1_table_offset=header.l1_offset,
-        refcount_table_offset=header.reftable_offset,
-        refcount_table_clusters=header.reftable_clusters,
-        nb_snapshots=header.nb_snapshots,
-        snapshots_offset=header.snapshots_offset,
-        incompatible_features=header.incompatible,
-        compatible_features=header.compatible,
-        autoclear_features=header.autoclear,
-        refcount_order=geometry.refcount_order,
-        header_length=length,
-        compression_type=header.compression_type,
-        backing_file_offset=0 if name is None else length + len(unknown) + len(tail),
-        backing_file_size=0 if name is None else len(name),
-        padding=b"",
-    )
-    front = raw[:length] + unknown
+    length, name = _length(header), header.backing_file
+    if name is not None:
+        backing = {"backing_file_offset": length + len(tail), "backing_file_size": len(name)}
+    else:
+        backing = {"backing_file_offset": 0, "backing_file_size": 0}
+    front = HEADER.encode(**_members(header), **backing)
+    if header.version == 2:
+        front = front[:length]
+    else:
+        front += header.unknown_fields
     if name is not None:
         tail += name
-    if len(front) + len(tail) > geometry.cluster_size:
+    if len(front) + len(tail) > size:
         raise BlockError("Could not update qcow2 header: No space left on device")
-    return (front + tail).ljust(geometry.cluster_size, b"\0")
+    return (front + tail).ljust(size, b"\0")
+
+
+def _length(header: Header) -> int:
+    """Return how long the header is before the first extension."""
+    if header.version == 2:
+        return layout.V2_HEADER_LENGTH
+    return HEADER.size + len(header.unknown_fields)
+
+
+def _members(header: Header) -> dict[str, Any]:
+    """Return the members of the structure, but for where the backing file's name is."""
+    return {
+        "magic": layout.MAGIC,
+        "version": header.version,
+        "cluster_bits": header.geometry.cluster_bits,
+        "size": header.size,
+        "crypt_method": header.crypt_method,
+        "l1_size": header.l1_size,
+        "l1_table_offset": header.l1_offset,
+        "refcount_table_offset": header.reftable_offset,
+        "refcount_table_clusters": header.reftable_clusters,
+        "nb_snapshots": header.nb_snapshots,
+        "snapshots_offset": header.snapshots_offset,
+        "incompatible_features": header.incompatible,
+        "compatible_features": header.compatible,
+        "autoclear_features": header.autoclear,
+        "refcount_order": header.geometry.refcount_order,
+        "header_length": _length(header),
+        "compression_type": header.compression_type,
+        "padding": b"",
+    }
 
 
 def _extensions(header: Header) -> list[tuple[int, bytes]]:
