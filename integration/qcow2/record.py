@@ -6,19 +6,22 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import asynccontextmanager
+from itertools import chain, combinations
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.block.support import RW, options
 from vhostblk.block.backend import BlockBackend
+from vhostblk.block.completion import Completion
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.graph import Graph
 from vhostblk.block.inherit import resolve
 from vhostblk.block.node import BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.permissions import Perm
 from vhostblk.schema.drivers.file import BlockdevOptionsFile
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from vhostblk.block.iovec import IoVec
 
@@ -31,18 +34,25 @@ Change = tuple[int, bytes | None] | None
 class RecordingNode(BlockNode):
     """A file whose writes are all in `log`, in order; each request suspends.
 
-    `fails` says with which errno a write of these bytes to this place fails, half done; 0: it
-    succeeds.
+    As with real files, what is cancelled meanwhile has happened all the same.
     """
 
     driver = "file"
 
-    def __init__(self, data: bytes) -> None:
-        options = BlockdevOptionsFile(node_name="record", filename="record")
-        super().__init__("record", resolve(options))
+    def __init__(self, data: bytes, name: str = "record") -> None:
+        options = BlockdevOptionsFile(node_name=name, filename=name)
+        super().__init__(name, resolve(options))
+        self.original = data
         self.data = bytearray(data)
         self.log: list[Change] = []
+        #: With which errno a write of these bytes to this place fails, half done; 0: it succeeds.
         self.fails: Callable[[int, bytes], int] = never
+        #: The same of all that changes the file or flushes it, each by its number.
+        self.fails_at: Callable[[int], int] = _nowhere
+        self.requests = 0
+        #: Which writes are held up, and those that are.
+        self.holds: Callable[[int, bytes], bool] = _none
+        self.held: list[Completion[None]] = []
 
     @classmethod
     async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
@@ -57,48 +67,87 @@ class RecordingNode(BlockNode):
         return True
 
     async def preadv(self, offset: int, iov: IoVec) -> None:
-        await asyncio.sleep(0)
-        iov.copy_from(bytes(self.data[offset : offset + iov.nbytes]).ljust(iov.nbytes, b"\0"))
+        await self._turn(lambda: iov.copy_from(self._read(offset, iov.nbytes)))
 
     async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
         data = iov.to_bytes()
-        await asyncio.sleep(0)
-        self._write(offset, data)
+        if self.holds(offset, data):
+            let_go: Completion[None] = Completion()
+            self.held.append(let_go)
+            await let_go
+        await self._turn(lambda: self._write(offset, data))
 
     async def pwrite_zeroes(
         self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
     ) -> None:
-        await asyncio.sleep(0)
-        self._write(offset, bytes(length))
+        await self._turn(lambda: self._write(offset, bytes(length)))
 
     async def pdiscard(self, offset: int, length: int) -> None:
-        await asyncio.sleep(0)
         # What nobody may rely on any more: so that whoever does is found out.
-        self._change((offset, b"\xdd" * length))
+        await self._turn(lambda: self._change((offset, b"\xdd" * length)))
 
     async def truncate(self, size: int) -> None:
-        await asyncio.sleep(0)
-        self._change((size, None))
+        await self._turn(lambda: self._change((size, None)))
 
     async def flush(self) -> None:
         # Only what is complete when the flush begins is sure to be there.
         position = len(self.log)
-        await asyncio.sleep(0)
+        await self._turn(lambda: self._flushed(position))
+
+    def _flushed(self, position: int) -> None:
+        self._count()
         self.log.insert(position, None)
 
     async def block_status(self, offset: int, length: int) -> Extent:
         status = BlockStatus.DATA | BlockStatus.OFFSET_VALID | BlockStatus.ALLOCATED
         return Extent(length, status, offset, self)
 
-    def _write(self, offset: int, data: bytes) -> None:
-        code = self.fails(offset, data)
-        if not code:
-            self._change((offset, data))
-            return
-        self._change((offset, data[: len(data) // 2]))
-        raise OSError(code, os.strerror(code))
+    def _turn(self, action: Callable[[], object]) -> Completion[None]:
+        """Do something in the loop's next turn."""
+        done: Completion[None] = Completion()
 
-    def _change(self, change: tuple[int, bytes | None]) -> None:
+        def act() -> None:
+            try:
+                action()
+            except OSError as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        asyncio.get_running_loop().call_soon(act)
+        return done
+
+    def _read(self, offset: int, length: int) -> bytes:
+        return bytes(self.data[offset : offset + length]).ljust(length, b"\0")
+
+    def _write(self, offset: int, data: bytes) -> None:
+        middle = (offset + len(data) // 2) // SECTOR * SECTOR
+        half = (offset, data[: max(middle - offset, 0)])
+        code = self.fails(offset, data)
+        if code:
+            self._log(half)
+            raise OSError(code, os.strerror(code))
+        self._change((offset, data), half)
+
+    def _change(
+        self, change: tuple[int, bytes | None], half: tuple[int, bytes | None] | None = None
+    ) -> None:
+        try:
+            self._count()
+        except OSError:
+            if half is not None:
+                self._log(half)
+            raise
+        self._log(change)
+
+    def _count(self) -> None:
+        """Count a request; raise the OSError that it is to fail with."""
+        code = self.fails_at(self.requests)
+        self.requests += 1
+        if code:
+            raise OSError(code, os.strerror(code))
+
+    def _log(self, change: tuple[int, bytes | None]) -> None:
         self.log.append(change)
         apply_change(self.data, change)
 
@@ -108,16 +157,33 @@ def never(_offset: int, _data: bytes) -> int:
     return 0
 
 
+def _nowhere(_number: int) -> int:
+    return 0
+
+
+def _none(_offset: int, _data: bytes) -> bool:
+    return False
+
+
 @asynccontextmanager
 async def opened_on(
-    file: RecordingNode, **members: Any
+    file: RecordingNode,
+    backing: RecordingNode | None = None,
+    others: Sequence[RecordingNode] = (),
+    **members: Any,
 ) -> AsyncIterator[tuple[Qcow2Node, BlockBackend]]:
-    """Open the image in a recorded file, in a graph of its own."""
+    """Open the image in a recorded file, in a graph of its own; it has no other backing file.
+
+    `others`: what `members` name.
+    """
     graph = Graph()
-    graph._nodes["record"] = file  # not by a driver's name: it is no driver
+    for each in (file, *([] if backing is None else [backing]), *others):
+        graph._nodes[each.node_name] = each  # not by a driver's name: it is no driver
+    members["backing"] = None if backing is None else backing.node_name
     node = await graph.add(options(driver="qcow2", node_name="disk", file="record", **members))
     assert isinstance(node, Qcow2Node)
-    backend = BlockBackend("test", RW)
+    perm = Perm.CONSISTENT_READ if members.get("read_only") else RW | Perm.RESIZE
+    backend = BlockBackend("test", perm)
     backend.attach(graph, node)
     yield node, backend
     await backend.detach()
@@ -164,3 +230,57 @@ def _apply_sectors(data: bytearray, change: tuple[int, bytes | None], rng: rando
         low, high = max(start, offset), min(start + SECTOR, offset + len(written))
         if rng.random() < 0.5:
             apply_change(data, (low, written[low - offset : high - offset]))
+
+
+def crashes(before: bytes, log: list[Change]) -> Iterator[bytes]:
+    """Yield all that a crash may leave, at any point of `log`, each once.
+
+    Of what was not flushed by then any part may be there, as long as it is a few writes; of more,
+    all, none, all but one, or only one. Of a write there may be either half.
+    """
+    seen: set[int] = set()
+    safe, tail = bytearray(before), list[tuple[int, bytes | None]]()
+    for change in [*log, None]:
+        if change is not None:
+            tail.append(change)
+            continue
+        for chosen in _parts(tail):
+            data = bytearray(safe)
+            for each in chosen:
+                apply_change(data, each)
+            state = bytes(data)
+            if hash(state) not in seen:
+                seen.add(hash(state))
+                yield state
+        for each in tail:
+            apply_change(safe, each)
+        tail.clear()
+
+
+def flushed(before: bytes, log: list[Change]) -> bytes:
+    """Return what is sure to be there at the end of `log`."""
+    data = bytearray(before)
+    last = max((index for index, change in enumerate(log) if change is None), default=0)
+    for change in log[:last]:
+        if change is not None:
+            apply_change(data, change)
+    return bytes(data)
+
+
+def _parts(
+    tail: list[tuple[int, bytes | None]],
+) -> Iterator[tuple[tuple[int, bytes | None], ...]]:
+    """Yield which of some unflushed writes may be there."""
+    count = len(tail)
+    if count <= 4:
+        yield from chain.from_iterable(combinations(tail, size) for size in range(count + 1))
+    else:
+        yield from ((), tuple(tail))
+        for index, change in enumerate(tail):
+            yield (change,)
+            yield (*tail[:index], *tail[index + 1 :])
+    for index, (offset, data) in enumerate(tail):
+        if data is not None and len(data) > SECTOR:
+            middle = len(data) // 2 // SECTOR * SECTOR
+            yield (*tail[:index], (offset, data[:middle]))
+            yield (*tail[:index], (offset + middle, data[middle:]))

@@ -11,7 +11,7 @@ import asyncio
 import random
 import subprocess
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -78,10 +78,12 @@ async def _change_snapshots(node: Qcow2Node, model: Model, what: str) -> None:
         await node.create_snapshot("t")
 
 
-async def _record(before: bytes, disk: bytes, rng: random.Random, snapshot: bool) -> _Recorded:
-    file = RecordingNode(before)
-    members = {"backing": None, "l2_cache_size": 4096, "l2_cache_entry_size": 512}
-    async with opened_on(file, discard="unmap", **members) as (node, backend):
+async def _record(
+    before: bytes, below: bytes, disk: bytes, rng: random.Random, snapshot: bool
+) -> _Recorded:
+    file, backing = RecordingNode(before), RecordingNode(below, "backing") if below else None
+    members: dict[str, Any] = {"l2_cache_size": 4096, "l2_cache_entry_size": 512}
+    async with opened_on(file, backing, discard="unmap", **members) as (node, backend):
         flushed, snapshots = await _use(file, node, backend, Model(disk), rng, snapshot)
     return _Recorded(file.log, flushed, snapshots)
 
@@ -129,23 +131,28 @@ def verify(path: Path, directory: Path, expected: NDArray[np.int16], *, repair: 
 
 
 @pytest.mark.parametrize(
-    ("form", "snapshot"),
+    ("form", "state"),
     [
-        (form, snapshot)
+        (form, state)
         for form in FORMATS
-        for snapshot in (False, True)
-        if not (snapshot and "refcount_bits=1" in form)  # there are no snapshots with such
+        for state in ("plain", "snapshot", "backing")
+        if state != "snapshot" or "refcount_bits=1" not in form  # which has no room for them
     ],
 )
-def test_a_crash_at_any_point_costs_nothing(tmp_path: Path, form: str, snapshot: bool) -> None:
-    path = tmp_path / "disk.qcow2"
-    qemu_img("create", "-q", "-f", "qcow2", "-o", form, path, SIZE)
+def test_a_crash_at_any_point_costs_nothing(tmp_path: Path, form: str, state: str) -> None:
+    """`backing`: what is not there, or not yet, reads as something else than zeroes."""
+    snapshot = state == "snapshot"
+    path, base = tmp_path / "disk.qcow2", tmp_path / "base"
+    below = random.Random("base").randbytes(SIZE) if state == "backing" else b""
+    base.write_bytes(below)
+    over = ["-b", base, "-F", "raw"] if below else []
+    qemu_img("create", "-q", "-f", "qcow2", "-o", form, *over, path, SIZE)
     qemu_io(path, "write -q -P 170 100k 300k", "write -q -P 85 1M 64k")
     if snapshot:
         qemu_img("snapshot", "-c", "s", path)
     before = path.read_bytes()
-    rng = random.Random(f"{form} {snapshot}")
-    recorded = run(_record(before, content(path, tmp_path / "raw"), rng, snapshot))
+    rng = random.Random(f"{form} {state}")
+    recorded = run(_record(before, below, content(path, tmp_path / "raw"), rng, snapshot))
     for _ in range(CUTS):
         cut = rng.randrange(len(recorded.log) + 1)
         path.write_bytes(crash(before, recorded.log[:cut], rng))

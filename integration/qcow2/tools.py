@@ -49,12 +49,18 @@ def qemu_img_status(*arguments: object) -> tuple[int, str]:
 
 def qemu_io(path: Path | str, *commands: str, options: str = "") -> str:
     """Run qemu-io's commands on an image."""
+    status, said = qemu_io_status(path, *commands, options=options)
+    assert status == 0, f"qemu-io {commands}: {said}"
+    return said
+
+
+def qemu_io_status(path: Path | str, *commands: str, options: str = "") -> tuple[int, str]:
+    """Run qemu-io's commands on an image; return its exit status and what it says."""
     words = ["qemu-io", *(["--image-opts", options] if options else ["-f", "qcow2", str(path)])]
     for command in commands:
         words += ["-c", command]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
-    return done.stdout
+    return done.returncode, done.stdout + done.stderr
 
 
 def check(path: Path | str) -> None:
