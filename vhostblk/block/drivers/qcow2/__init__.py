@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`qcow2`: QEMU's image format, versions 2 and 3 (`docs/interop/qcow2.txt` in QEMU's sources).
 
-What is where: `layout` (facts of the format), `header` (parsing, pure), `options` (what the user
-chose), `tables` (the L1 table and cached slices of L2 tables), `mapping` (what L2 entries mean),
-`refcounts` and `allocator` (which clusters of the file are in use), `places` (room for metadata),
-`dirty`, `commit` and `flush` (what is to be written, in which order, and when), `write`,
-`write_fresh` with `ahead` and `scratch`, `write_compressed`, `zero` and `read` (the data path),
-`publish` and `volatile` (the extent map), `snapshots`, `snapshot_changes` and `snapshot_apply`,
-`bitmaps`, `resize`, `check`, `create`, `opening` and `lifecycle` (opening and closing), and `node`
-(the driver, which joins them).
+What is where: `layout` (facts of the format), `header` (parsing, pure) and `header_file` (changing
+it, in memory and in the file), `options` (what the user chose), `tables` (the L1 table and cached
+slices of L2 tables), `mapping` (what L2 entries mean), `refcounts` and
+`allocator` (which clusters of the file are in use), `places` (room for metadata), `overlap` (what
+metadata is where), `dirty`, `commit` and `flush` (what is to be written, in which order, and when),
+`write`, `write_fresh` with `ahead` and `scratch`, `write_compressed`, `zero` and `read` (the data
+path), `publish` and `volatile` (the extent map), `snapshots`, `snapshot_changes` and
+`snapshot_apply`, `bitmaps` and `bitmap_store`, `resize`, `check`, `create`, `opening`, `lifecycle`
+and `reloading` (opening and closing), and `node` (the driver, which joins them).
 """

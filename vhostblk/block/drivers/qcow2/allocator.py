@@ -337,9 +337,9 @@ class Allocator:
             await self._cut_off(start, total)
             raise
         self.high_water = max(self.high_water, start + total)
-        await image.commit.use_reftable(table, start << geometry.cluster_bits, new_blocks)
         image.overlap.metadata_added(start, table_clusters, "refcount_table")
         image.overlap.metadata_added(start + table_clusters, blocks, "refcount_block")
+        await image.commit.use_reftable(table, start << geometry.cluster_bits, new_blocks)
 
     async def _cut_off(self, first: int, count: int) -> None:
         """Forget what was written to clusters that were to be used, past all that is in use."""

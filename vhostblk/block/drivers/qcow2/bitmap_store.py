@@ -56,8 +56,6 @@ class BitmapStore:
         self._image = image
         #: What the file says.
         self.entries: list[Bitmap] = []
-        #: The file's header may lead to another directory, as writing it failed.
-        self._doubtful = False
 
     def find(self, name: str) -> Bitmap | None:
         """Return the entry of a bitmap."""
@@ -141,10 +139,7 @@ class BitmapStore:
         Where only a part of it gets to the file, some are marked and some aren't, and all is right.
         """
         image, extension = self._image, self._image.header.bitmaps
-        if self._doubtful:
-            await image.update_header()
-            await image.file.flush()
-            self._doubtful = False
+        await image.header_file.confirm()
         if extension is None or all(entry.in_use for entry in self.entries):
             return
         marked = [replace(each, flags=each.flags | layout.BITMAP_IN_USE) for each in self.entries]
@@ -170,7 +165,7 @@ class BitmapStore:
                 raise OSError(
                     errno.EINVAL, f"Bitmap '{name}' doesn't satisfy the constraints: {text}"
                 )
-        dropped = [entry for entry in self.entries if entry.text in chosen]
+        dropped = await self._clusters_of(entry for entry in self.entries if entry.text in chosen)
         names = {entry.text: entry.name for entry in self.entries}
         names.update((name, name.encode()) for name in chosen if name not in names)
         taken: list[int] = []
@@ -180,10 +175,9 @@ class BitmapStore:
                 kept[name] = await self._write_bitmap(names[name], bitmap, taken)
             await self._replace_directory(list(kept.values()), taken)
         except BaseException:
-            await self._give_back(taken)
+            self._give_back(taken)
             raise
-        for entry in dropped:
-            await self._free_bitmap(entry)
+        self._free(dropped)
 
     async def remove(self, name: str) -> None:
         """Take a bitmap out of the image; raises OSError."""
@@ -191,14 +185,15 @@ class BitmapStore:
         if entry is None:
             return
         taken: list[int] = []
+        clusters = await self._clusters_of([entry])
         try:
             await self._replace_directory(
                 [each for each in self.entries if each is not entry], taken
             )
         except BaseException:
-            await self._give_back(taken)
+            self._give_back(taken)
             raise
-        await self._free_bitmap(entry)
+        self._free(clusters)
         await self._image.commit.write()
 
     async def _allocate(self, count: int, taken: list[int]) -> list[int]:
@@ -218,11 +213,10 @@ class BitmapStore:
         taken += range(run.first, run.first + run.length)
         return run.first << geometry.cluster_bits
 
-    async def _give_back(self, taken: list[int]) -> None:
-        """Free clusters that nothing in the file refers to yet."""
+    def _give_back(self, taken: list[int]) -> None:
+        """Give clusters up, once nothing in the file leads to them."""
         for cluster in taken:
-            await self._image.refcounts.change(cluster, 1, -1)
-            self._image.allocator.released(cluster)
+            self._image.commit.free(cluster)
 
     async def _write_bitmap(self, name: bytes, bitmap: DirtyBitmap, taken: list[int]) -> Bitmap:
         """Write a bitmap's data and table; return its entry."""
@@ -253,7 +247,7 @@ class BitmapStore:
     async def _replace_directory(self, entries: list[Bitmap], taken: list[int]) -> None:
         """Go over to another directory, once all that it leads to is on stable storage."""
         image, header = self._image, self._image.header
-        former = (header.bitmaps, header.autoclear)
+        former = header.bitmaps
         autoclear = header.autoclear & ~int(Autoclear.BITMAPS)
         extension: BitmapsExtension | None = None
         if entries:
@@ -265,43 +259,37 @@ class BitmapStore:
         image.commit.unsynced = True
         await image.commit.write()
         await image.commit.sync()
-        taken.clear()  # whether the file refers to them is not known from here on
-        header.bitmaps, header.autoclear = extension, autoclear
         try:
-            await image.update_header()
-            await image.file.flush()
-        except (OSError, BlockError) as error:
-            header.bitmaps, header.autoclear = former
-            self._doubtful = True
-            if isinstance(error, BlockError):
-                raise OSError(errno.ENOSPC, str(error)) from error
-            raise
+            await image.header_file.rewrite(bitmaps=extension, autoclear=autoclear)
+        except BlockError as error:
+            raise OSError(errno.ENOSPC, str(error)) from error
         self.entries = entries
         image.overlap.collect()
-        if former[0] is not None:
+        if former is not None:
             bits = image.geometry.cluster_bits
             image.commit.free(
-                former[0].offset >> bits,
-                image.geometry.clusters(former[0].size),
+                former.offset >> bits,
+                image.geometry.clusters(former.size),
                 discard=image.settings.discard_other,
             )
 
-    async def _free_bitmap(self, entry: Bitmap) -> None:
-        """Give up what a bitmap that isn't in the directory any more took."""
-        image, geometry = self._image, self._image.geometry
-        discard = image.settings.discard_other
-        try:
-            table = await self._read_table(entry)
-        except OSError:
-            return  # so it stays in use without need
-        offsets = table_offsets(table)
-        for cluster in (offsets[offsets != 0] >> np.uint64(geometry.cluster_bits)).tolist():
-            image.commit.free(cluster, discard=discard)
-        image.commit.free(
-            entry.table_offset >> geometry.cluster_bits,
-            geometry.clusters(8 * entry.table_size),
-            discard=discard,
-        )
+    async def _clusters_of(self, entries: Iterable[Bitmap]) -> list[int]:
+        """Return the clusters that bitmaps take."""
+        geometry, clusters = self._image.geometry, list[int]()
+        for entry in entries:
+            try:
+                offsets = table_offsets(await self._read_table(entry))
+            except OSError:
+                continue  # so they stay in use without need
+            clusters += (offsets[offsets != 0] >> np.uint64(geometry.cluster_bits)).tolist()
+            first = entry.table_offset >> geometry.cluster_bits
+            clusters += range(first, first + geometry.clusters(8 * entry.table_size))
+        return clusters
+
+    def _free(self, clusters: list[int]) -> None:
+        """Give up what bitmaps took that aren't in the directory any more."""
+        for cluster in clusters:
+            self._image.commit.free(cluster, discard=self._image.settings.discard_other)
 
     # Checks.
 

@@ -3,15 +3,16 @@
 
 Changed tables stay in memory until a flush, or until there are too many. Then:
 
-1. guest data and refcounts (which have only grown so far) are put on stable storage, the refcount
+1. a header of which nobody knows whether it got to the file is written again (see `header_file`);
+2. guest data and refcounts (which have only grown so far) are put on stable storage, the refcount
    table's entries after the blocks that they point to;
-2. L2 entries, which now refer to clusters that are in use and have their data;
-3. L1 entries, once the L2 tables that they point to are there;
-4. clusters that nothing in the file refers to any more, once nobody uses them, are free: their
-   refcounts drop, in memory, to be written with the next step 1.
+3. L2 entries, which now refer to clusters that are in use and have their data;
+4. L1 entries, once the L2 tables that they point to are there;
+5. clusters that nothing in the file refers to any more, once nobody uses them, are free: their
+   refcounts drop, in memory, to be written with the next step 2.
 
 So a crash costs clusters that are in use without need, and nothing else. With lazy refcounts the
-blocks are not written in step 1; the image is marked dirty, and whoever opens it next repairs it.
+blocks are not written in step 2; the image is marked dirty, and whoever opens it next repairs it.
 
 A full file system stops none of this: what is written has storage from before its first change on
 (see `places`).
@@ -23,10 +24,12 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from vhostblk.block.drivers.qcow2.layout import HEADER, Incompatible
-from vhostblk.block.drivers.qcow2.transfer import run_all, write_array, write_bytes
+from vhostblk.block.drivers.qcow2.layout import Incompatible
+from vhostblk.block.drivers.qcow2.transfer import run_all, write_array
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -39,8 +42,6 @@ logger = logging.getLogger(__name__)
 
 #: So many bytes of clusters are given up before metadata is written without a flush.
 FREE_BYTES = 64 << 20
-
-_REFTABLE_FIELD = HEADER.offsets["refcount_table_offset"]
 
 
 class Freed(NamedTuple):
@@ -69,7 +70,8 @@ class Commit:
         image = self._image
         tables = image.tables
         return bool(
-            self._freed
+            image.header_file.in_doubt
+            or self._freed
             or self._forgotten
             or tables.l1_changes.dirty
             or any(found.dirty for found in tables.slices.values())
@@ -122,6 +124,8 @@ class Commit:
     async def write(self) -> None:
         """Write everything, as said above."""
         image = self._image
+        image.check_usable()
+        await image.header_file.confirm()
         await self._mark_dirty()
         if not self._lazy or len(image.refcounts.blocks) > image.refcounts.limit:
             await self._write_refcounts()
@@ -137,9 +141,7 @@ class Commit:
             await self._write_refcounts()
         if image.header.incompatible & Incompatible.DIRTY:
             await image.file.flush()
-            image.header.incompatible &= ~int(Incompatible.DIRTY)
-            await image.write_features()
-            await image.file.flush()
+            await image.header_file.set_dirty(False)
 
     async def close(self) -> None:
         """Leave nothing in memory, and no more room at the file's end than there has to be."""
@@ -150,18 +152,8 @@ class Commit:
 
     async def _mark_dirty(self) -> None:
         """Say that refcounts in the file may be wrong, before they are."""
-        image = self._image
-        if not self._lazy or image.header.incompatible & Incompatible.DIRTY:
-            return
-        if not self._refcounts_dirty:
-            return
-        image.header.incompatible |= int(Incompatible.DIRTY)
-        try:
-            await image.write_features()
-            await image.file.flush()
-        except OSError:
-            image.header.incompatible &= ~int(Incompatible.DIRTY)
-            raise
+        if self._lazy and self._refcounts_dirty:
+            await self._image.header_file.set_dirty(True)
 
     async def _write_refcounts(self) -> None:
         image = self._image
@@ -247,25 +239,31 @@ class Commit:
         forgotten, self._forgotten = self._forgotten, set()
         for first, count in _runs(sorted(forgotten)):
             await self._discard(image.data, first, count)
-        freed, self._freed, self._freed_clusters = self._freed, [], 0
-        for run in freed:
-            for part in image.refcounts.by_block(run.first, run.length):
-                await self._release_part(*part, discard=run.discard)
+        self._freed_clusters = 0
+        self._freed = [
+            Freed(*part, run.discard)
+            for run in self._freed
+            for part in image.refcounts.by_block(run.first, run.length)
+        ]
+        while self._freed:
+            part = self._freed[-1]
+            free = await self._drop(image.refcounts.change(part.first, part.length, -1))
+            self._freed.pop()
+            await self._forget_free(free, discard=part.discard)
 
-    async def _release_part(self, first: int, length: int, *, discard: bool) -> None:
-        """Drop the counts of clusters that one block has; where that fails they stay in use."""
-        image = self._image
+    async def _drop(self, change: Awaitable[list[int]]) -> list[int]:
+        """Drop refcounts; return which clusters are free. Where that fails they stay in use."""
         try:
-            free = await image.refcounts.change(first, length, -1)
+            return await change
         except OSError as error:
-            if image.unusable:
-                raise
-            text = "%s: clusters %#x to %#x stay in use without need: %s"
-            last = first + length - 1
-            logger.warning(text, image.file.node.filename, first, last, error.strerror)
-            return
-        for first, count in _runs(free):
-            image.allocator.released(first, count)
+            self._image.check_usable()
+            text = "%s: clusters stay in use without need: %s"
+            logger.warning(text, self._image.file.node.filename, error.strerror)
+            return []
+
+    async def _forget_free(self, clusters: list[int], *, discard: bool) -> None:
+        for first, count in _runs(clusters):
+            self._image.allocator.released(first, count)
             if discard:
                 await self.discard(first, count)
 
@@ -292,6 +290,7 @@ class Commit:
     ) -> None:
         """Write another refcount table, with new blocks that cover it; nobody uses it yet."""
         image = self._image
+        await image.header_file.confirm()
         for block in blocks:
             place, raw = image.refcounts.encode(block)
             await write_array(image.file, place, raw)
@@ -303,21 +302,21 @@ class Commit:
     async def use_reftable(
         self, table: NDArray[np.uint64], offset: int, blocks: list[RefBlock]
     ) -> None:
-        """Go over to the refcount table that was written, all at once."""
+        """Go over to the refcount table that was written, all at once; raises OSError.
+
+        It is in force then nevertheless, as another one would need even more room.
+        """
         image = self._image
-        refcounts, geometry = image.refcounts, image.geometry
-        clusters = len(table) * 8 >> geometry.cluster_bits
-        pointer = offset.to_bytes(8, "big") + clusters.to_bytes(4, "big")
-        await write_bytes(image.file, _REFTABLE_FIELD, pointer)
-        await image.file.flush()
-        old, old_clusters = image.header.reftable_offset, image.header.reftable_clusters
-        image.header.reftable_offset, image.header.reftable_clusters = offset, clusters
+        header, refcounts, bits = image.header, image.refcounts, image.geometry.cluster_bits
+        old, old_clusters = header.reftable_offset >> bits, header.reftable_clusters
         refcounts.table = table
         refcounts.dirty_entries.clear()
         for block in blocks:
             refcounts.add(block)
-        image.overlap.metadata_removed(old >> geometry.cluster_bits, old_clusters)
-        self.free(old >> geometry.cluster_bits, old_clusters)
+        image.overlap.metadata_removed(old, old_clusters)
+        self.free(old, old_clusters)
+        clusters = len(table) * 8 >> bits
+        await image.header_file.go_over(reftable_offset=offset, reftable_clusters=clusters)
 
 
 def _runs(clusters: list[int]) -> list[tuple[int, int]]:

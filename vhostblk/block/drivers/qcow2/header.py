@@ -338,6 +338,16 @@ def encode(header: Header) -> bytes:
     return (front + tail).ljust(size, b"\0")
 
 
+def encode_fields(header: Header) -> tuple[int, bytes]:
+    """Return what changes while an image is used, and where: sizes, places of tables, features.
+
+    All of it is in the first sector.
+    """
+    raw = HEADER.encode(**_members(header), backing_file_offset=0, backing_file_size=0)
+    start, stop = HEADER.offsets["size"], HEADER.offsets["refcount_order"]
+    return start, raw[start : min(stop, _length(header))]
+
+
 def _length(header: Header) -> int:
     """Return how long the header is before the first extension."""
     if header.version == 2:

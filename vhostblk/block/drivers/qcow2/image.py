@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from vhostblk.block.drivers.qcow2 import header, layout
+from vhostblk.block.drivers.qcow2 import layout
 from vhostblk.block.drivers.qcow2.ahead import Streams
 from vhostblk.block.drivers.qcow2.allocator import Allocator
 from vhostblk.block.drivers.qcow2.bitmap_store import BitmapStore
 from vhostblk.block.drivers.qcow2.commit import Commit
 from vhostblk.block.drivers.qcow2.flush import Flusher
+from vhostblk.block.drivers.qcow2.header_file import HeaderFile
 from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK, Autoclear, Incompatible
 from vhostblk.block.drivers.qcow2.opening import metadata_error
 from vhostblk.block.drivers.qcow2.overlap import Overlap
@@ -37,7 +38,7 @@ from vhostblk.block.drivers.qcow2.snapshots import (
     parse_table,
 )
 from vhostblk.block.drivers.qcow2.tables import L2Cache
-from vhostblk.block.drivers.qcow2.transfer import Mutex, read_array, read_bytes, write_bytes
+from vhostblk.block.drivers.qcow2.transfer import Mutex, read_array, read_bytes
 from vhostblk.block.drivers.qcow2.write import Writer
 from vhostblk.block.drivers.qcow2.zero import Zeroer
 from vhostblk.block.errors import BlockError
@@ -58,7 +59,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_INCOMPATIBLE_OFFSET = layout.HEADER.offsets["incompatible_features"]
 _SNAPSHOT_CHUNK = 64 << 10
 
 
@@ -79,6 +79,7 @@ class Image:
         #: What is written one cluster behind the other.
         self.streams = Streams(parsed.geometry.cluster_bits)
         self.snapshots = SnapshotTable()
+        self.header_file = HeaderFile(self)
         self.bitmaps = BitmapStore(self)
         self.on_corruption: Callable[[str, int, int, bool], object] = _no_listener
         self._signalled = False
@@ -211,9 +212,8 @@ class Image:
         parsed = self.header
         unknown = parsed.autoclear & ~int(Autoclear.ALL)
         if unknown or parsed.stale_bitmaps:
-            parsed.autoclear &= int(Autoclear.ALL)
-            parsed.stale_bitmaps = False
-            await self.update_header()
+            known = parsed.autoclear & int(Autoclear.ALL)
+            await self.header_file.rewrite(autoclear=known, stale_bitmaps=False)
         if parsed.incompatible & Incompatible.DIRTY:
             from vhostblk.block.drivers.qcow2.check import check
 
@@ -332,8 +332,7 @@ class Image:
         if self.header.version < 3:
             return
         try:
-            await self.write_features()
-            await self.file.flush()
+            await self.header_file.mark_corrupt()
         except OSError as error:
             logger.error("%s: can't be marked as corrupt: %s", self.file.node.filename, error)
 
@@ -341,15 +340,6 @@ class Image:
         """Wait for what goes on in the background."""
         while self._marking:
             await asyncio.wait(set(self._marking))
-
-    async def write_features(self) -> None:
-        """Write the incompatible feature bits."""
-        features = self.header.incompatible.to_bytes(8, "big")
-        await write_bytes(self.file, _INCOMPATIBLE_OFFSET, features)
-
-    async def update_header(self) -> None:
-        """Write the first cluster, as `header` has it now; raises BlockError or OSError."""
-        await write_bytes(self.file, 0, header.encode(self.header))
 
     def check_usable(self) -> None:
         """Raise OSError where the image was found corrupt."""

@@ -255,18 +255,11 @@ class Qcow2Node(Reloading):
             raise os_error(errno.EINVAL)
         async with image.lock:
             image.check_usable()
-            before = (image.header.backing_file, image.header.backing_format)
-            image.header.backing_file = raw
-            image.header.backing_format = None if driver is None else driver.encode()
+            kind = None if driver is None else driver.encode()
             try:
-                await image.update_header()
-                await image.file.flush()
+                await image.header_file.rewrite(backing_file=raw, backing_format=kind)
             except BlockError as error:  # no room
-                image.header.backing_file, image.header.backing_format = before
                 raise os_error(errno.ENOSPC) from error
-            except OSError:
-                image.header.backing_file, image.header.backing_format = before
-                raise
         self.auto_backing_name = name
 
     # Internal snapshots.
