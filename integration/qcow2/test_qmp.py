@@ -48,6 +48,10 @@ SCRIPT: list[Call] = [
     _node("b", "old.qcow2", **{"read-only": True}),
     _node("c", "top.qcow2"),
     NODES,
+    _node("v", "small.qcow2"),
+    ("block_resize", {"node-name": "v", "size": SIZE}),
+    ("block_resize", {"node-name": "v", "size": SIZE // 2 + 1024}),
+    ("blockdev-del", {"node-name": "v"}),
     ("block_resize", {"node-name": "a", "size": 1000}),
     ("block_resize", {"node-name": "a", "size": 2 << 20}),
     ("blockdev-snapshot-internal-sync", {"device": "nobody", "name": "s"}),
@@ -75,6 +79,8 @@ def _prepare(directory: Path) -> None:
     top, base = directory / "top.qcow2", directory / "base.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top)
     qemu_io(top, "write -q 0 64k")
+    small, old = directory / "small.qcow2", ["-o", "compat=0.10", "-b", base, "-F", "qcow2"]
+    qemu_img("create", "-q", "-f", "qcow2", *old, small, SIZE // 2 + 512)
     lost = directory / "lost.qcow2"
     qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", "gone.raw", "-F", "raw", lost, SIZE)
     strange = bytearray((directory / "plain.qcow2").read_bytes())

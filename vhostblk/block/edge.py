@@ -447,12 +447,14 @@ class Edge:
         if self.node.read_only:
             raise OSError(errno.EACCES, "Image is read-only")
         old_size = self.node.size
-        if mode is PreallocMode.OFF:
-            await self.node.truncate(size)
-        else:
-            await self.node.grow(size, mode)
-        if self.node.size != old_size:
-            notify_resize(self.node)
+        try:
+            if mode is PreallocMode.OFF:
+                await self.node.truncate(size)
+            else:
+                await self.node.grow(size, mode)
+        finally:
+            if self.node.size != old_size:
+                notify_resize(self.node)
 
 
 async def flush_node(node: BlockNode) -> None:

@@ -197,7 +197,7 @@ class Qcow2Node(Reloading):
         while start < stop:
             end = min(stop, (start // unit + 1) * unit)
             async with image.lock:
-                done = await image.zeroer.zero_around(start)
+                done = await image.zeroer.zero_around(start, max(image.size, stop))
                 await image.relieve()
             for low in range(start, end, step) if not done else ():
                 await self.pwritev(low, IoVec.allocate(min(step, end - low)))
@@ -329,21 +329,12 @@ class Qcow2Node(Reloading):
     async def grow(
         self, size: int, mode: PreallocMode, pause: Callable[[], Awaitable[None]] = no_pause
     ) -> None:
-        from vhostblk.block.drivers.qcow2.resize import resize, zero_new_part
+        from vhostblk.block.drivers.qcow2.resize import resize
 
         image = self._image
         image.check_usable()
         image.bitmaps.check_resize(self.bitmaps)
-        old_size = image.size
-        async with image.lock:
-            await resize(image, size, mode, pause)
-            if size > old_size and mode is PreallocMode.OFF:
-                await zero_new_part(image, old_size)
-        border = min(
-            -(-old_size // image.geometry.cluster_size) * image.geometry.cluster_size, size
-        )
-        if old_size < border and not await image.zeroer.reads_zero(old_size, border - old_size):
-            await self._zero_bytes(old_size, border)
+        await resize(image, size, mode, pause, self._zero_bytes)
 
     def extent_map(self) -> ExtentMap | None:
         return self._image.publisher.extent_map()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Giving guest clusters their place in the file before anybody writes to them.
 
-The image's lock is held. With extended L2 entries a cluster has its place and still shows what lies
-below; otherwise it reads as zeroes.
+The image's lock is held. With extended L2 entries a cluster has its place and may still show what
+lies below; otherwise it reads as zeroes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.drivers.qcow2.layout import COPIED
+from vhostblk.block.drivers.qcow2.layout import ALL_SUBCLUSTERS, COPIED, SUBCLUSTERS
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
@@ -22,10 +22,15 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.tables import L2Slice
 
 
-async def preallocate(image: Image, old_size: int, mode: PreallocMode, pause: Pause) -> None:
-    """Map all clusters from `old_size` on, with storage as `mode` says; raises OSError."""
+async def preallocate(
+    image: Image, size: int, mode: PreallocMode, pause: Pause, *, zeroes: bool
+) -> None:
+    """Map all clusters from the disk's end to `size`, with storage as `mode` says.
+
+    `zeroes`: extended L2 entries hide what lies below. Raises OSError.
+    """
     geometry, tables = image.geometry, image.tables
-    first, last = geometry.clusters(old_size), geometry.clusters(image.size)
+    first, last = geometry.clusters(image.size), geometry.clusters(size)
     if not geometry.external_data:
         await image.allocator.reserve(_estimate(image, last - first), _of_file(mode))
     per_slice = 1 << tables.slice_bits
@@ -34,7 +39,7 @@ async def preallocate(image: Image, old_size: int, mode: PreallocMode, pause: Pa
         found = await image.ensure_table((cluster + low) << geometry.cluster_bits)
         found.pins += 1
         try:
-            await _map(image, found, cluster, low, high)
+            await _map(image, found, cluster, low, high, zeroes=zeroes)
         finally:
             found.pins -= 1
         image.commit.unsynced = True
@@ -47,7 +52,9 @@ def _of_file(mode: PreallocMode) -> PreallocMode:
     return PreallocMode.OFF if mode is PreallocMode.METADATA else mode
 
 
-async def _map(image: Image, found: L2Slice, cluster: int, low: int, high: int) -> None:
+async def _map(
+    image: Image, found: L2Slice, cluster: int, low: int, high: int, *, zeroes: bool
+) -> None:
     """Give entries [low, high) of a slice, whose first guest cluster is given, their clusters."""
     geometry = image.geometry
     words = found.words.reshape(-1, image.tables.words_per_entry)
@@ -59,6 +66,8 @@ async def _map(image: Image, found: L2Slice, cluster: int, low: int, high: int) 
     else:
         hosts = await _allocate(image, len(places))
     words[places, 0] = (hosts << np.uint64(geometry.cluster_bits)) | np.uint64(COPIED)
+    if geometry.extended_l2 and zeroes:
+        words[places, 1] = ALL_SUBCLUSTERS << SUBCLUSTERS
     found.touch(int(places[0]), int(places[-1]) + 1)
     image.publisher.update(found, int(places[0]), int(places[-1]) + 1)
 

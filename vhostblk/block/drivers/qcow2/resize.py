@@ -1,33 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changing the disk's length; drained, the image's lock is held."""
+"""Changing the disk's length; no requests are in flight.
+
+The header's size goes from the old to the new value in one write, so a crash leaves either the old
+disk or the new one. A disk that grows gets all that its new part needs before that: clusters past
+the end that earlier changes have left are given up, zeroes hide what the backing file has there,
+and clusters are preallocated. A disk that shrinks gives its clusters up afterwards; those that a
+crash leaves there are given up when the disk grows again.
+"""
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.drivers.qcow2.layout import HEADER, MAX_L1_BYTES, OFFSET_MASK
+from vhostblk.block.drivers.qcow2.layout import MAX_L1_BYTES, OFFSET_MASK
 from vhostblk.block.drivers.qcow2.preallocate import preallocate
-from vhostblk.block.drivers.qcow2.transfer import write_array, write_bytes
+from vhostblk.block.drivers.qcow2.transfer import write_array
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from vhostblk.block.drivers.preallocation import Pause
     from vhostblk.block.drivers.qcow2.image import Image
 
+    #: Writes zeroes to bytes from one offset to another, both in the same cluster.
+    ZeroBytes = Callable[[int, int], Awaitable[None]]
+
+logger = logging.getLogger(__name__)
+
 _SECTOR = 512
-_SIZE_FIELD = HEADER.offsets["size"]
-_L1_FIELDS = HEADER.offsets["l1_size"]
+#: Clusters that are zeroed before the metadata in memory is looked at.
+_STEP = 4096
 
 
-async def resize(image: Image, size: int, mode: PreallocMode, pause: Pause) -> None:
+async def resize(
+    image: Image, size: int, mode: PreallocMode, pause: Pause, zero_bytes: ZeroBytes
+) -> None:
     """Change the disk's length; raises OSError, with a text for the user.
 
-    With a mode, what is added gets its place in the file; where that fails the length stays what it
-    is. So does, without one, what has a raw data file: nobody can tell it from the disk.
+    With a mode, what is added gets its place in the file. So does, without one, what has a raw data
+    file: nobody can tell it from the disk. Where anything fails the disk is what it was.
     """
     header = image.header
     if mode is not PreallocMode.OFF and size < image.size:
@@ -36,104 +53,175 @@ async def resize(image: Image, size: int, mode: PreallocMode, pause: Pause) -> N
         raise OSError(errno.EINVAL, f"The new size must be a multiple of {_SECTOR}")
     if header.nb_snapshots and header.version < 3:
         raise OSError(errno.ENOTSUP, "Can't resize a v2 image which has snapshots")
-    old_size = image.size
-    if size < old_size:
-        await _give_up_rest(image, size)
-    else:
-        await _make_room(image, image.geometry.l1_entries(size))
-        await _grow_data(image, size, mode)
-    await _set_size(image, size)
-    if image.geometry.external_data and size < old_size:
-        await image.data.truncate(size)
-    if mode is PreallocMode.OFF and header.raw_data_file and size > old_size:
-        mode = PreallocMode.METADATA
-    if mode is PreallocMode.OFF:
+    if size < image.size:
+        async with image.lock:
+            await _shrink(image, size)
         return
+    if not _can_be_zeroed(image, size):
+        text = f"Failed to zero out new clusters: {os.strerror(errno.ENOTSUP)}"
+        raise OSError(errno.ENOTSUP, text)
+    if mode is PreallocMode.OFF and header.raw_data_file and size > image.size:
+        mode = PreallocMode.METADATA
+    await _grow(image, size, mode, pause, zero_bytes)
+
+
+def _can_be_zeroed(image: Image, size: int) -> bool:
+    """Tell whether whole clusters of the new part need not hide the backing file, or can."""
+    return (
+        image.header.version >= 3
+        or not _backing_is_longer(image)
+        or size <= image.geometry.clusters(image.size) << image.geometry.cluster_bits
+    )
+
+
+def _backing_is_longer(image: Image) -> bool:
+    """Tell whether the backing file would show in what the disk grows by."""
+    return image.backing is not None and image.backing.node.size > image.size
+
+
+async def _grow(
+    image: Image, size: int, mode: PreallocMode, pause: Pause, zero_bytes: ZeroBytes
+) -> None:
+    geometry, old_size, data_size = image.geometry, image.size, image.data.node.size
+    border = min(geometry.clusters(old_size) << geometry.cluster_bits, size)
+    async with image.lock:
+        await _make_room(image, geometry.l1_entries(size))
     try:
-        await preallocate(image, old_size, mode, pause)
+        async with image.lock:
+            await _forget(image, old_size, size)
+            if geometry.external_data:
+                await _grow_data(image, size, mode)
+            if mode is PreallocMode.OFF:
+                await _hide_backing(image, size)
+            else:
+                zeroes = _backing_is_longer(image)
+                await preallocate(image, size, mode, pause, zeroes=zeroes)
+        if old_size < border and not await _reads_zero(image, old_size, border):
+            await zero_bytes(old_size, border)
+        async with image.lock:
+            await _set_size(image, size)
     except BaseException:
-        await _give_up_rest(image, old_size)
-        await _set_size(image, old_size)
+        async with image.lock:
+            await _undo_growth(image, size, data_size)
         raise
+
+
+async def _reads_zero(image: Image, start: int, stop: int) -> bool:
+    """Tell whether bytes of a cluster read as zeroes, by the tables and without them."""
+    if image.header.raw_data_file:
+        return False  # nobody knows
+    return await image.zeroer.reads_zero(start, stop - start)
 
 
 async def _grow_data(image: Image, size: int, mode: PreallocMode) -> None:
     """Make the external data file as long as the disk will be."""
-    if image.geometry.external_data and image.data.node.size != size:
+    if image.data.node.size != size:
         await image.data.truncate(size, PreallocMode.OFF if mode is PreallocMode.METADATA else mode)
 
 
+async def _hide_backing(image: Image, size: int) -> None:
+    """Have whole clusters past the end read as zeroes where the backing file has something."""
+    if image.backing is None:
+        return
+    geometry = image.geometry
+    stop = geometry.clusters(min(size, image.backing.node.size))
+    for first in range(geometry.clusters(image.size), stop, _STEP):
+        count = min(_STEP, stop - first)
+        bits = geometry.cluster_bits
+        await image.zeroer.zero(first << bits, count << bits, unmap=False)
+        await image.relieve()
+
+
+async def _undo_growth(image: Image, size: int, data_size: int) -> None:
+    """Give up what the disk was to get; what can't be is in nobody's way."""
+    try:
+        await _forget(image, image.size, size)
+        if image.geometry.external_data and image.data.node.size != data_size:
+            await image.data.truncate(data_size)
+    except OSError as error:
+        logger.warning("%s: after failing to grow: %s", image.file.node.filename, error.strerror)
+
+
+async def _shrink(image: Image, size: int) -> None:
+    old_size = image.size
+    await _set_size(image, size)
+    if image.geometry.external_data:
+        try:
+            await image.data.truncate(size)
+        except BaseException:
+            await _set_size(image, old_size)
+            raise
+    try:
+        await _forget(image, size, old_size)
+        await image.commit.write()
+    except OSError as error:
+        image.check_usable()
+        text = "%s: what was past the disk's new end is still in use: %s"
+        logger.warning(text, image.file.node.filename, error.strerror)
+
+
 async def _set_size(image: Image, size: int) -> None:
+    """Have the header say another size, once all that it takes is on stable storage."""
     await image.commit.write()
     await image.commit.sync()
-    await write_bytes(image.file, _SIZE_FIELD, size.to_bytes(8, "big"))
-    await image.file.flush()
-    image.header.size = size
+    await image.header_file.change(size=size)
     image.tables.clear()
     image.new_publisher()
 
 
-async def zero_new_part(image: Image, old_size: int) -> None:
-    """Make what a disk has grown by read as zeroes, whatever lies below it.
-
-    Whole clusters only; the caller writes zeroes up to the first one.
-    """
-    if image.backing is None:
-        return
-    start = image.geometry.clusters(old_size) << image.geometry.cluster_bits
-    stop = min(image.size, image.backing.node.size)
-    if start < stop:
-        end = min(image.geometry.clusters(stop) << image.geometry.cluster_bits, image.size)
-        await image.zeroer.zero(start, end - start, unmap=False)
-
-
 async def _make_room(image: Image, entries: int) -> None:
     """Have an L1 table of so many entries at least."""
-    tables, header, bits = image.tables, image.header, image.geometry.cluster_bits
+    tables, header, geometry = image.tables, image.header, image.geometry
     if entries <= header.l1_size:
         return
     if entries * 8 > MAX_L1_BYTES:
         raise OSError(errno.EFBIG, f"Failed to grow the L1 table: {os.strerror(errno.EFBIG)}")
-    await image.commit.write()
     table = np.zeros(entries, np.uint64)
     table[: len(tables.l1)] = tables.l1
-    run = await image.allocator.allocate_together(image.geometry.clusters(8 * entries))
-    await write_array(image.file, run.first << bits, table.astype(">u8"))
-    image.commit.unsynced = True
-    await image.commit.write()  # its refcounts
-    await image.commit.sync()
-    pointer = entries.to_bytes(4, "big") + (run.first << bits).to_bytes(8, "big")
-    await write_bytes(image.file, _L1_FIELDS, pointer)
-    await image.file.flush()
-    old, old_clusters = header.l1_offset >> bits, image.geometry.clusters(8 * header.l1_size)
-    header.l1_offset, header.l1_size = run.first << bits, entries
+    run = await image.allocator.allocate_together(geometry.clusters(8 * entries))
+    offset = run.first << geometry.cluster_bits
+    old, old_clusters = header.l1_offset, geometry.clusters(8 * header.l1_size)
+    try:
+        await write_array(image.file, offset, table.astype(">u8"))
+        image.commit.unsynced = True
+        await image.commit.write()  # its refcounts, and what it leads to
+        await image.commit.sync()
+        await image.header_file.change(l1_offset=offset, l1_size=entries)
+    except BaseException:
+        image.commit.free(run.first, run.length)
+        raise
     tables.l1 = table
-    image.overlap.metadata_removed(old, old_clusters)
+    image.overlap.metadata_removed(old >> geometry.cluster_bits, old_clusters)
     image.overlap.metadata_added(run.first, run.length, "active_l1")
     if old_clusters and old:
-        image.commit.free(old, old_clusters)
+        image.commit.free(old >> geometry.cluster_bits, old_clusters)
 
 
-async def _give_up_rest(image: Image, size: int) -> None:
-    """Let go of all clusters past `size`, and of the L2 tables that have no others."""
+async def _forget(image: Image, start: int, stop: int) -> None:
+    """Give up what L2 tables that map something between `start` and `stop` have past `start`.
+
+    Those that have nothing else are given up, too.
+    """
     geometry, tables = image.geometry, image.tables
-    first = geometry.clusters(size)
-    last = geometry.clusters(image.size)
-    start = first >> geometry.l2_bits
-    for index in (start + np.flatnonzero(tables.l1[start:] & np.uint64(OFFSET_MASK))).tolist():
+    first = geometry.clusters(start)
+    begin, end = first >> geometry.l2_bits, geometry.l1_entries(stop)
+    for index in (begin + np.flatnonzero(tables.l1[begin:end] & np.uint64(OFFSET_MASK))).tolist():
         low = max(first, index << geometry.l2_bits)
-        high = min((index + 1) << geometry.l2_bits, max(last, low))
-        await image.zeroer.forget(low, high)
+        await image.zeroer.forget(low, (index + 1) << geometry.l2_bits)
         if low == index << geometry.l2_bits:
             await image.commit.write()
-            table = int(tables.l1[index]) & OFFSET_MASK
-            for number in range(
-                index << tables.per_table_bits, (index + 1) << tables.per_table_bits
-            ):
-                found = tables.slices.get(number)
-                if found is not None:
-                    found.clean()
-                    tables.evict(found)
-            tables.set_l1(index, 0)
-            image.overlap.metadata_removed(table >> geometry.cluster_bits, 1)
-            image.commit.free(table >> geometry.cluster_bits, discard=image.settings.discard_other)
+            _drop_table(image, index)
+
+
+def _drop_table(image: Image, index: int) -> None:
+    """Give up an L2 table that maps nothing any more."""
+    geometry, tables = image.geometry, image.tables
+    table = (int(tables.l1[index]) & OFFSET_MASK) >> geometry.cluster_bits
+    for number in range(index << tables.per_table_bits, (index + 1) << tables.per_table_bits):
+        found = tables.slices.get(number)
+        if found is not None:
+            found.clean()
+            tables.evict(found)
+    tables.set_l1(index, 0)
+    image.overlap.metadata_removed(table, 1)
+    image.commit.free(table, discard=image.settings.discard_other)

@@ -171,19 +171,20 @@ class Zeroer:
         found.touch(index, index + 1)
         image.publisher.update(found, index, index + 1)
 
-    async def zero_around(self, offset: int) -> bool:
+    async def zero_around(self, offset: int, end: int) -> bool:
         """Have the subcluster of a byte say that it reads as zeroes; False: it does not, so far.
 
-        It is no more left to what may lie below one day.
+        It is no more left to what may lie below one day. `end`: where the disk ends.
         """
         image = self._image
         unit = image.geometry.subcluster_size
         start = offset // unit * unit
-        length = min(unit, image.size - start)
-        if not await self.reads_zero(start, length):
+        if image.header.raw_data_file:  # which has nothing past the disk's end
+            return False
+        if not await self.reads_zero(start, min(unit, end - start)):
             return False
         if image.geometry.version >= 3:
-            await self.zero(start, length, unmap=False)
+            await self.zero(start, unit, unmap=False)
         return True
 
     async def reads_zero(self, offset: int, length: int) -> bool:
