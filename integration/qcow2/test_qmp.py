@@ -59,6 +59,12 @@ SCRIPT: list[Call] = [
     ("blockdev-snapshot-internal-sync", {"device": "a", "name": ""}),
     ("blockdev-snapshot-internal-sync", {"device": "a", "name": "s"}),
     ("blockdev-snapshot-internal-sync", {"device": "a", "name": "s"}),
+    # The start of a name that is too long is the name, whoever has it already.
+    ("blockdev-snapshot-internal-sync", {"device": "a", "name": "n" * 256}),
+    ("blockdev-snapshot-internal-sync", {"device": "a", "name": "n" * 70_000}),
+    ("blockdev-snapshot-internal-sync", {"device": "a", "name": "n" * 255}),
+    ("blockdev-snapshot-delete-internal-sync", {"device": "a", "name": "n" * 256}),
+    ("blockdev-snapshot-delete-internal-sync", {"device": "a", "id": "n" * 256}),
     ("blockdev-snapshot-delete-internal-sync", {"device": "a"}),
     ("blockdev-snapshot-delete-internal-sync", {"device": "a", "name": "t"}),
     ("blockdev-del", {"node-name": "c"}),

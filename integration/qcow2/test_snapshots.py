@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 
 from integration.qcow2.tools import check, content, opened, qemu_img, qemu_io, read, run, write
 from tests.block.support import fails_with
+from vhostblk.block.drivers.qcow2 import snapshot_changes
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.errors import BlockError
 
@@ -167,6 +170,46 @@ def test_refcounts_that_are_too_narrow_are_told(tmp_path: Path) -> None:
             with pytest.raises(OSError, match="Invalid argument"):
                 await node.create_snapshot("s")
             await write(backend, 50_000, b"y" * 100_000)
+
+    run(main())
+    check(path)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "\u00e4" * 200, "n" * 70_000])
+def test_the_start_of_a_long_name_is_the_name(tmp_path: Path, name: str) -> None:
+    """As in QEMU; lengths in the file have sixteen bits."""
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+
+    async def main() -> None:
+        async with opened(path) as (node, backend):
+            assert isinstance(node, Qcow2Node)
+            await write(backend, 0, b"x" * 100_000)
+            made = await node.create_snapshot(name)
+            assert made.name == name.encode()[:255]
+            await write(backend, 0, b"y" * 100_000)
+
+    run(main())
+    check(path)
+    snapshots = json.loads(qemu_img("info", "--output=json", path))["snapshots"]
+    assert [each["name"] for each in snapshots] == [name.encode()[:255].decode(errors="replace")]
+
+
+def test_a_snapshot_table_without_room_is_told_before_anything_changes(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+
+    async def main() -> None:
+        async with opened(path) as (node, backend):
+            assert isinstance(node, Qcow2Node)
+            await write(backend, 0, b"x" * 100_000)
+            await backend.flush()
+            before = path.read_bytes()
+            with mock.patch.object(snapshot_changes, "MAX_SNAPSHOTS_BYTES", 64):
+                with fails_with(errno.EFBIG):
+                    await node.create_snapshot("s")
+            await backend.flush()
+            assert path.read_bytes() == before
 
     run(main())
     check(path)

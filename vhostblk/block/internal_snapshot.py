@@ -44,8 +44,9 @@ class InternalSnapshotAction:
     async def abort(self) -> None:
         """Delete the snapshot."""
         number = self._made.id.decode()
+        name = self._made.name.decode(errors="surrogateescape")
         try:
-            await self._node.delete_snapshot(id=number, name=self._name)
+            await self._node.delete_snapshot(id=number, name=name)
         except (BlockError, OSError) as error:
             logger.error(
                 "Failed to delete snapshot with id '%s' and name '%s' on device '%s' in abort: %s",

@@ -25,6 +25,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhostblk.block.drivers.qcow2.layout import Incompatible
+from vhostblk.block.drivers.qcow2.refcount_changes import change_refcounts
 from vhostblk.block.drivers.qcow2.transfer import run_all, write_array
 
 if TYPE_CHECKING:
@@ -52,12 +53,21 @@ class Freed(NamedTuple):
     discard: bool
 
 
+class FreedMany(NamedTuple):
+    """Sorted host clusters that lose a number of references each."""
+
+    clusters: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    discard: bool
+
+
 class Commit:
     """What is to be written, and in which order. The image's lock is held for all of it."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self._freed: list[Freed] = []
+        self._freed_many: list[FreedMany] = []
         #: Clusters of an external data file that it may forget, as nothing refers to them.
         self._forgotten: set[int] = set()
         self._freed_clusters = 0
@@ -72,6 +82,7 @@ class Commit:
         return bool(
             image.header_file.in_doubt
             or self._freed
+            or self._freed_many
             or self._forgotten
             or tables.l1_changes.dirty
             or any(found.dirty for found in tables.slices.values())
@@ -98,6 +109,13 @@ class Commit:
                 self._freed[-1] = last._replace(length=last.length + count)
                 return
         self._freed.append(Freed(first, count, discard))
+
+    def free_many(
+        self, clusters: NDArray[np.int64], counts: NDArray[np.int64], *, discard: bool = False
+    ) -> None:
+        """Give up references to sorted clusters, once the file no longer has them."""
+        self._freed_clusters += len(clusters)
+        self._freed_many.append(FreedMany(clusters, counts, discard))
 
     def forget(self, cluster: int) -> None:
         """Let the external data file forget a cluster, once the file has no reference to it.
@@ -130,7 +148,7 @@ class Commit:
         if not self._lazy or len(image.refcounts.blocks) > image.refcounts.limit:
             await self._write_refcounts()
         await self._write_tables()
-        if self._freed or self._forgotten:
+        if self._freed or self._freed_many or self._forgotten:
             await self._release()
 
     async def write_all(self) -> None:
@@ -250,6 +268,11 @@ class Commit:
             free = await self._drop(image.refcounts.change(part.first, part.length, -1))
             self._freed.pop()
             await self._forget_free(free, discard=part.discard)
+        while self._freed_many:
+            clusters, counts, discard = self._freed_many[-1]
+            free = await self._drop(change_refcounts(image, clusters, -counts))
+            self._freed_many.pop()
+            await self._forget_free(free, discard=discard)
 
     async def _drop(self, change: Awaitable[list[int]]) -> list[int]:
         """Drop refcounts; return which clusters are free. Where that fails they stay in use."""

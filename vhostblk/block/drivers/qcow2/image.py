@@ -84,6 +84,8 @@ class Image:
         self.on_corruption: Callable[[str, int, int, bool], object] = _no_listener
         self._signalled = False
         self._marking: set[asyncio.Task[None]] = set()
+        #: Bits "copied" are to be set, as a snapshot has gone.
+        self.untidy = False
         #: Set once metadata turned out to be wrong while writing: nothing goes on from there.
         self.unusable = False
         self.tables: L2Cache

@@ -238,6 +238,10 @@ class Lifecycle(BlockNode):
                 failed = error  # all else is put in order nevertheless
             else:
                 self._lock_bitmaps(locked=True)
+            if image.untidy:
+                from vhostblk.block.drivers.qcow2.snapshot_changes import try_to_tidy_up
+
+                await try_to_tidy_up(image)
             await image.commit.close()
         if failed is not None:
             raise OSError(

@@ -293,8 +293,12 @@ class Qcow2Node(Reloading):
             if self.bitmaps:
                 raise OSError(errno.EBUSY, "Device has active dirty bitmaps")
             found = self._find_snapshot(id, name)
-            await snapshot_apply.apply(image, found)
-            notify_resize(self)
+            size = image.size
+            try:
+                await snapshot_apply.apply(image, found)
+            finally:
+                if image.size != size:
+                    notify_resize(self)
             return found
 
     def _find_snapshot(self, number: str | None, name: str | None) -> Snapshot:

@@ -2,15 +2,17 @@
 """Creating and deleting internal snapshots; drained, the image's lock is held.
 
 A snapshot is a copy of the L1 table; all that it leads to has one reference more. What the disk and
-a snapshot share is no longer "copied", and so is copied before it changes. Each step leaves an
-image that is right but for clusters in use without need.
+a snapshot share is no longer "copied", and so is copied before it changes. The header goes over to
+a new snapshot table with one write. Whatever a crash leaves is right but for clusters in use
+without need, and for bits "copied" that are not set; an operation that fails leaves nothing.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -18,11 +20,12 @@ from vhostblk.block.drivers.qcow2.check import check_flags
 from vhostblk.block.drivers.qcow2.layout import (
     COMPRESSED,
     COPIED,
-    HEADER,
+    MAX_SNAPSHOT_NAME,
     MAX_SNAPSHOTS,
     MAX_SNAPSHOTS_BYTES,
     OFFSET_MASK,
 )
+from vhostblk.block.drivers.qcow2.refcount_changes import change_refcounts, check_refcounts
 from vhostblk.block.drivers.qcow2.references import Tally, add_tree, gather_references
 from vhostblk.block.drivers.qcow2.snapshots import Snapshot, encode_table
 from vhostblk.block.drivers.qcow2.transfer import read_array, write_array, write_bytes
@@ -32,55 +35,52 @@ from vhostblk.block.node import CheckResult
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from vhostblk.block.drivers.qcow2.allocator import Run
     from vhostblk.block.drivers.qcow2.image import Image
+
+logger = logging.getLogger(__name__)
 
 #: Tables of more snapshots are encoded on a thread.
 _MANY = 256
-_NB_SNAPSHOTS = HEADER.offsets["nb_snapshots"]
 
 
 async def create(image: Image, name: bytes, seconds: int, nanoseconds: int) -> Snapshot:
-    """Make a snapshot of the disk as it is; raises OSError."""
-    entries = image.snapshots.entries
+    """Make a snapshot of the disk as it is; raises OSError.
+
+    Of a name that is too long it takes the start, as QEMU does.
+    """
+    entries, tables = image.snapshots.entries, image.tables
     if len(entries) >= MAX_SNAPSHOTS:
         raise os_error(errno.EFBIG)
     if image.geometry.external_data:
         raise os_error(errno.ENOTSUP)  # data can't be in two places
-    await image.commit.write_all()
-    tally = Tally()
-    if await add_tree(tally, image, image.tables.l1):
-        raise OSError(errno.EIO, "the image is corrupt")
-    clusters, weights = tally.counts()
-    await change_refcounts(image, clusters, weights, check_only=True)
-    bits = image.geometry.cluster_bits
-    run = await image.allocator.allocate_together(
-        max(image.geometry.clusters(8 * image.header.l1_size), 1)
-    )
-    await write_array(image.file, run.first << bits, image.tables.l1.astype(">u8"))
-    await change_refcounts(image, clusters, weights, check_only=False)
-    await image.commit.write()
-    await image.commit.sync()
-    image.tables.clear()
-    await clear_copied(image, image.tables.l1)
-    image.tables.l1_changes.touch(0, len(image.tables.l1))
-    await image.commit.write()
-    await image.commit.sync()
     snapshot = Snapshot(
         id=str(max((_number(each.id) for each in entries), default=0) + 1).encode(),
-        name=name,
-        l1_offset=run.first << bits,
+        name=name[:MAX_SNAPSHOT_NAME],
+        l1_offset=0,
         l1_size=image.header.l1_size,
         disk_size=image.size,
         date_sec=seconds,
         date_nsec=nanoseconds,
     )
-    await _write_table(image, [*entries, snapshot])
-    image.overlap.collect()
+    await _encode(image, [*entries, snapshot])  # whether there is room for one more
+    await image.commit.write_all()
+    taken = await take_tree(image, tables.l1)
+    try:
+        tables.l1 &= ~np.uint64(COPIED)
+        tables.l1_changes.touch(0, len(tables.l1))
+        await clear_copied(image, tables.l1)
+        snapshot.l1_offset = taken.run.first << image.geometry.cluster_bits
+        await _write_table(image, [*entries, snapshot])
+    except BaseException:
+        taken.give_up(image)
+        await try_to_tidy_up(image)
+        raise
     return snapshot
 
 
 async def delete(image: Image, snapshot: Snapshot) -> None:
-    """Delete a snapshot; raises OSError."""
+    """Delete a snapshot; raises OSError, and then it is still there."""
     geometry = image.geometry
     if geometry.external_data:
         raise os_error(errno.ENOTSUP)
@@ -89,19 +89,36 @@ async def delete(image: Image, snapshot: Snapshot) -> None:
     tally = Tally()
     await add_tree(tally, image, raw.astype(np.uint64))
     tally.add_range(geometry.cluster_bits, snapshot.l1_offset, 8 * snapshot.l1_size)
-    clusters, weights = tally.counts()
-    await change_refcounts(image, clusters, -weights, check_only=True)
+    clusters, counts = tally.counts()
+    await check_refcounts(image, clusters, -counts)
     await _write_table(image, [each for each in image.snapshots.entries if each is not snapshot])
-    await image.publisher.settle()
-    await change_refcounts(image, clusters, -weights, check_only=False)
+    image.commit.free_many(clusters, counts, discard=image.settings.discard_snapshot)
+    await try_to_tidy_up(image)
+
+
+async def try_to_tidy_up(image: Image) -> None:
+    """Free what has been given up, and set the bits "copied" of what only the disk has now.
+
+    Where that fails it is done when the image is closed: clusters are copied without need so far.
+    """
+    image.untidy = True
+    try:
+        await _tidy_up(image)
+    except OSError as error:
+        image.check_usable()
+        logger.warning("%s: freeing clusters: %s", image.file.node.filename, error.strerror)
+
+
+async def _tidy_up(image: Image) -> None:
+    """Do so; raises OSError."""
     await image.commit.write_all()
-    # What only the disk has now may be changed in place again.
+    await image.commit.sync()
     references, _ = await gather_references(image)
-    found, counts = references.counts()
+    clusters, counts = references.counts()
     image.tables.clear()
-    await check_flags(image, found[counts == 1], CheckResult(), repair=True)
+    await check_flags(image, clusters[counts == 1], CheckResult(), repair=True)
     await image.commit.write_all()
-    image.overlap.collect()
+    image.untidy = False
 
 
 def find(image: Image, snapshot_id: bytes | None, name: bytes | None) -> Snapshot | None:
@@ -117,39 +134,54 @@ def _number(text: bytes) -> int:
     return int(digits[:18] or b"0")
 
 
-async def change_refcounts(
-    image: Image, clusters: NDArray[np.int64], by: NDArray[np.int64], *, check_only: bool
-) -> None:
-    """Add to refcounts; raises OSError where one can't be changed, if only checked for nothing."""
-    bits = image.geometry.refblock_bits
-    for index in np.unique(clusters >> bits).tolist():
-        low, high = np.searchsorted(clusters, [index << bits, (index + 1) << bits])
-        block = await image.refcounts.block(index)
-        if block is None:
-            raise OSError(errno.EIO, "the image is corrupt: clusters in use have no refcount")
-        await image.places.ensure(block.host)
-        places = clusters[low:high] - (index << bits)
-        changed = block.values[places].astype(object) + by[low:high].astype(object)
-        if (changed > image.geometry.refcount_max).any():
-            raise os_error(errno.EINVAL)
-        if (changed < 0).any():
-            raise OSError(errno.EIO, "the image is corrupt: refcounts are too low")
-        if check_only:
-            continue
-        block.values[places] = changed.astype(block.values.dtype)
-        block.touch(int(places.min()), int(places.max()) + 1)
-        for cluster in (clusters[low:high][changed == 0]).tolist():
-            image.allocator.released(cluster)
-            if image.settings.discard_snapshot:
-                await image.commit.discard(cluster, 1)
+class Taken(NamedTuple):
+    """A copy of an L1 table, and the references that it has taken."""
+
+    run: Run
+    clusters: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    def give_up(self, image: Image) -> None:
+        """Give both up, once the file has nothing that leads there."""
+        image.commit.free_many(self.clusters, self.counts)
+        image.commit.free(self.run.first, self.run.length)
+
+
+async def take_tree(image: Image, l1: NDArray[np.uint64]) -> Taken:
+    """Put a copy of an L1 table on stable storage, and a reference more on all that it leads to.
+
+    Raises OSError, and then nothing was taken.
+    """
+    tally = Tally()
+    if await add_tree(tally, image, l1):
+        raise OSError(errno.EIO, "the image is corrupt")
+    clusters, counts = tally.counts()
+    await check_refcounts(image, clusters, counts)
+    copy = (l1 & ~np.uint64(COPIED)).astype(">u8")
+    run = await image.allocator.allocate_together(max(image.geometry.clusters(copy.nbytes), 1))
+    try:
+        await change_refcounts(image, clusters, counts)
+    except BaseException:
+        image.commit.free(run.first, run.length)
+        raise
+    taken = Taken(run, clusters, counts)
+    try:
+        await write_array(image.file, run.first << image.geometry.cluster_bits, copy)
+        image.commit.unsynced = True
+        await image.commit.write()
+        await image.commit.sync()
+    except BaseException:
+        taken.give_up(image)
+        raise
+    return taken
 
 
 async def clear_copied(image: Image, l1: NDArray[np.uint64]) -> None:
-    """Have nothing that an L1 table leads to changed in place; it has been checked."""
+    """Have no cluster that the L2 tables of an L1 table map changed in place; it was checked."""
     geometry = image.geometry
-    l1 &= ~np.uint64(COPIED)
-    for offset in l1[l1 & np.uint64(OFFSET_MASK) != 0].tolist():
-        offset &= OFFSET_MASK
+    image.tables.clear()
+    image.commit.unsynced = True
+    for offset in (l1[l1 & np.uint64(OFFSET_MASK) != 0] & np.uint64(OFFSET_MASK)).tolist():
         raw = await read_array(image.file, offset, geometry.cluster_size // 8, ">u8")
         words = raw.astype(np.uint64)
         entries = words[0::2] if geometry.extended_l2 else words
@@ -158,31 +190,40 @@ async def clear_copied(image: Image, l1: NDArray[np.uint64]) -> None:
         if flagged.any():
             entries[flagged] &= ~np.uint64(COPIED)
             await write_array(image.file, offset, words.astype(">u8"))
-    image.commit.unsynced = True
 
 
-async def _write_table(image: Image, entries: list[Snapshot]) -> None:
-    """Write the snapshot table to a new place, and give the old one up."""
-    bits, header = image.geometry.cluster_bits, image.header
+async def _encode(image: Image, entries: list[Snapshot]) -> bytes:
+    """Return a snapshot table; raises OSError where it is too long."""
     encode = partial(encode_table, entries)
     data = await image.in_thread(encode) if len(entries) > _MANY else encode()
     if len(data) > MAX_SNAPSHOTS_BYTES:
         raise os_error(errno.EFBIG)
-    offset = 0
+    return data
+
+
+async def _write_table(image: Image, entries: list[Snapshot]) -> None:
+    """Write the snapshot table to a new place, and give the old one up.
+
+    Raises OSError, and then the old one is in force.
+    """
+    geometry, header, snapshots = image.geometry, image.header, image.snapshots
+    data = await _encode(image, entries)
+    offset, clusters = 0, geometry.clusters(len(data))
     if data:
-        run = await image.allocator.allocate_together(image.geometry.clusters(len(data)))
-        offset = run.first << bits
+        run = await image.allocator.allocate_together(clusters)
+        offset = run.first << geometry.cluster_bits
+    old, old_clusters = header.snapshots_offset, geometry.clusters(snapshots.table_bytes)
+    try:
         await write_bytes(image.file, offset, data)
-    image.commit.unsynced = True
-    await image.commit.write()
-    await image.commit.sync()
-    pointer = len(entries).to_bytes(4, "big") + offset.to_bytes(8, "big")
-    await write_bytes(image.file, _NB_SNAPSHOTS, pointer)
-    await image.file.flush()
-    old, old_bytes = header.snapshots_offset, image.snapshots.table_bytes
-    header.nb_snapshots, header.snapshots_offset = len(entries), offset
-    image.snapshots.entries = entries
-    image.snapshots.table_bytes = len(data)
-    if old_bytes:
-        image.commit.free(old >> bits, image.geometry.clusters(old_bytes))
+        image.commit.unsynced = True
+        await image.commit.write()
+        await image.commit.sync()
+        await image.header_file.change(nb_snapshots=len(entries), snapshots_offset=offset)
+    except BaseException:
+        if data:
+            image.commit.free(run.first, run.length)
+        raise
+    snapshots.entries, snapshots.table_bytes = entries, len(data)
+    if old_clusters:
+        image.commit.free(old >> geometry.cluster_bits, old_clusters)
     image.overlap.collect()
