@@ -284,9 +284,8 @@ class Allocator:
         block = RefBlock(index, own << geometry.cluster_bits, values)
         values[own & ((1 << bits) - 1)] = 1
         block.touch(0, 1 << bits)
+        image.change_reftable(index, block.host)
         refcounts.add(block)
-        refcounts.table[index] = own << geometry.cluster_bits
-        refcounts.dirty_entries.add(index)
         image.overlap.metadata_added(own, 1, "refcount_block")
 
     async def _grow_table(self, index: int) -> None:

@@ -142,6 +142,7 @@ class BitmapStore:
         await image.header_file.confirm()
         if extension is None or all(entry.in_use for entry in self.entries):
             return
+        image.overlap.check_table("bitmap_directory", extension.offset, extension.size)
         marked = [replace(each, flags=each.flags | layout.BITMAP_IN_USE) for each in self.entries]
         await write_bytes(image.file, extension.offset, encode_directory(marked))
         await image.file.flush()

@@ -35,11 +35,15 @@ if TYPE_CHECKING:
 
 async def check(image: Image, *, repair: bool) -> CheckResult:
     """Check an image; `repair`: put refcounts and flags right."""
+    result = CheckResult()
+    if repair:
+        result.corruptions = result.corruptions_fixed = _drop_misplaced(image)
     tally, wrong = await gather_references(image)
-    result = CheckResult(corruptions=wrong)
+    result.corruptions += wrong
     clusters, expected = tally.counts()
     bits = image.geometry.refblock_bits
-    covered = set(np.flatnonzero(image.refcounts.table & np.uint64(REFTABLE_OFFSET_MASK)).tolist())
+    there = image.refcounts.table & np.uint64(REFTABLE_OFFSET_MASK) != 0
+    covered = set(np.flatnonzero(there & _well_placed(image)).tolist())
     needed = set(np.unique(clusters >> bits).tolist())
     once = clusters[expected == 1]
     if repair:
@@ -61,6 +65,29 @@ async def check(image: Image, *, repair: bool) -> CheckResult:
         image.overlap.collect()
         await image.commit.write_all()
     return result
+
+
+def _well_placed(image: Image) -> NDArray[np.bool_]:
+    """Return of each entry of the refcount table whether a block can be where it says."""
+    offsets = image.refcounts.table & np.uint64(REFTABLE_OFFSET_MASK)
+    aligned = (offsets & np.uint64(image.geometry.cluster_size - 1)) == 0
+    good: NDArray[np.bool_] = aligned & (offsets < np.uint64(image.file.node.size))
+    return good
+
+
+def _drop_misplaced(image: Image) -> int:
+    """Forget refcount blocks that can't be where they are said to be, or share their place.
+
+    Return how many; others take their place.
+    """
+    offsets = image.refcounts.table & np.uint64(REFTABLE_OFFSET_MASK)
+    shared = image.overlap.are_contested(offsets)
+    found = np.flatnonzero((offsets != 0) & (shared | ~_well_placed(image))).tolist()
+    for index in found:
+        image.change_reftable(index, 0)
+        image.refcounts.blocks.pop(index, None)
+    image.overlap.collect()
+    return len(found)
 
 
 def _part(
@@ -85,6 +112,7 @@ async def _check_block(
     result.leaks += high
     changed = np.flatnonzero(actual != right)
     if repair and len(changed):
+        await image.refcounts.check_place(block.host)
         result.corruptions_fixed += low
         result.leaks_fixed += high
         block.values[:] = right.astype(block.values.dtype)
@@ -162,8 +190,7 @@ async def _make_blocks(
         await image.commit.move_reftable(table, layout.table << geometry.cluster_bits, made)
         return
     for block in made:
-        refcounts.table[block.index] = block.host
-        refcounts.dirty_entries.add(block.index)
+        image.change_reftable(block.index, block.host)
         refcounts.add(block)
 
 
@@ -183,6 +210,7 @@ async def check_flags(
             result.corruptions += 1
             if repair:
                 result.corruptions_fixed += 1
+                image.check_l1(index)
                 tables.set_l1(index, word ^ COPIED)
         if not alone:
             continue  # a table that snapshots have too is replaced before it is changed

@@ -286,6 +286,7 @@ class Commit:
 
     async def _forget_free(self, clusters: list[int], *, discard: bool) -> None:
         for first, count in _runs(clusters):
+            self._image.overlap.check_freed(first, count)
             self._image.allocator.released(first, count)
             if discard:
                 await self.discard(first, count)

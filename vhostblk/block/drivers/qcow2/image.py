@@ -148,7 +148,7 @@ class Image:
         )
         self.refcounts.corrupt = self.corruption
         self.places = Places(self.file, geometry.cluster_bits)
-        self.refcounts.ensure_place = self.places.ensure
+        self.refcounts.check_place = self._check_block
         self.overlap = Overlap(self)
         self.overlap.collect()
         self.reader = Reader(self)
@@ -238,6 +238,7 @@ class Image:
             found = await tables.load(offset >> tables.span_bits)
             assert found is not None
         if not found.placed:
+            self.overlap.check_table("active_l2", found.host, tables.slice_size)
             await self.places.ensure(found.host)
             found.placed = True
         return found
@@ -249,6 +250,9 @@ class Image:
         """
         tables, bits = self.tables, self.geometry.cluster_bits
         old = (word & OFFSET_MASK) >> bits
+        self.check_l1(index)
+        if old:
+            self.overlap.check_table("active_l2", old << bits, self.geometry.cluster_size)
         run = await self.allocator.allocate_together(1)
         try:
             await self.places.make(run.first << bits)
@@ -265,6 +269,22 @@ class Image:
         self.commit.unsynced = True
         tables.set_l1(index, run.first << bits | COPIED)
         self.overlap.metadata_added(run.first, 1, "active_l2")
+
+    def check_l1(self, index: int, count: int = 1) -> None:
+        """Raise OSError where entries of the L1 table can't be changed: something else is there."""
+        self.overlap.check_table("active_l1", self.header.l1_offset + 8 * index, 8 * count)
+
+    def change_reftable(self, index: int, offset: int) -> None:
+        """Have a refcount block at an offset; raises OSError where it is not to be changed."""
+        place = self.header.reftable_offset + 8 * index
+        self.overlap.check_table("refcount_table", place, 8)
+        self.refcounts.table[index] = offset
+        self.refcounts.dirty_entries.add(index)
+
+    async def _check_block(self, offset: int) -> None:
+        """Raise OSError where a refcount block has no storage, or something else is there."""
+        self.overlap.check_table("refcount_block", offset, self.geometry.cluster_size)
+        await self.places.ensure(offset)
 
     async def _load_whole_table(self, index: int) -> None:
         """Have all slices of an L2 table in the cache."""

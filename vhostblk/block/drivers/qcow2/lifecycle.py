@@ -134,9 +134,13 @@ class Lifecycle(BlockNode):
         await image.load()
         self._image, self._tables = image, None
         self.refresh_limits()
-        bitmaps = await self._load_bitmaps(image, self.bitmaps) if self.active else self.bitmaps
-        self._take_bitmaps(bitmaps)
-        await self._prepare_writing()
+        try:
+            bitmaps = await self._load_bitmaps(image, self.bitmaps) if self.active else self.bitmaps
+            self._take_bitmaps(bitmaps)
+            await self._prepare_writing()
+        except BaseException:
+            await image.settled()  # the file may be closed now
+            raise
         self._schedule_cleaning()
 
     async def _prepare_writing(self) -> None:

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which clusters of the file are metadata, so that no write hits them by mistake (`overlap-check`).
 
-An image may say that guest data lies where its own tables are, or that a cluster is free which is
-not. Data clusters are checked when their L2 slice is loaded, all at once; allocations when made.
-The L2 tables of snapshots are only known from the file: they are looked up when first needed.
+An image may say that guest data lies where its own tables are, that two tables share a place, or
+that a cluster is free which is not. Data clusters are checked when their L2 slice is loaded, all at
+once; allocations when made; tables before their first change. The L2 tables of snapshots are only
+known from the file: they are looked up when first needed.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK, REFTABLE_OFFSET_MASK
+from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK, REFTABLE_OFFSET_MASK
 from vhostblk.block.drivers.qcow2.references import cluster_spans
 from vhostblk.block.drivers.qcow2.transfer import read_array
 from vhostblk.block.edge import os_error
@@ -29,18 +30,19 @@ logger = logging.getLogger(__name__)
 #: So many L1 entries of snapshots are looked at; an image can have too many for that.
 _MAX_INACTIVE_ENTRIES = 16 << 20
 
-#: Option members and what messages call the structure.
+#: Option members and what messages call the structure, in the order in which they are looked at.
 NAMES = {
     "main_header": "qcow2_header",
     "active_l1": "active L1 table",
-    "active_l2": "active L2 table",
     "refcount_table": "refcount table",
-    "refcount_block": "refcount block",
     "snapshot_table": "snapshot table",
     "inactive_l1": "inactive L1 table",
+    "active_l2": "active L2 table",
+    "refcount_block": "refcount block",
     "inactive_l2": "inactive L2 table",
     "bitmap_directory": "bitmap directory",
 }
+_L2_TABLES = ("active_l2", "inactive_l2")
 
 
 class Overlap:
@@ -53,47 +55,61 @@ class Overlap:
         self._added: dict[int, str] = {}
         #: All of them, sorted; None: to be put together.
         self._all: NDArray[np.int64] | None = None
+        #: Clusters of tables that are something else, too, or two tables; sorted.
+        self._contested = np.zeros(0, np.int64)
+        #: Of the active disk, each cluster once a table, but for L2 tables that snapshots share.
+        self._claimed = np.zeros(0, np.int64)
         #: The L2 tables of snapshots are to be checked and not known: `complete` is to be called.
         self.incomplete = False
 
     def collect(self) -> None:
         """Take stock of the metadata that is known from tables in memory."""
         image = self._image
-        self.incomplete = bool("inactive_l2" in image.settings.overlap and image.snapshots.entries)
-        header, geometry = image.header, image.geometry
-        bits = geometry.cluster_bits
+        header, geometry, snapshots = image.header, image.geometry, image.snapshots.entries
+        bits, l1, reftable = geometry.cluster_bits, image.tables.l1, image.refcounts.table
+        self.incomplete = bool("inactive_l2" in image.settings.overlap and snapshots)
         self._added.clear()
         self._all = None
 
         def span(offset: int, nbytes: int) -> NDArray[np.int64]:
-            return cluster_spans(bits, [offset], [nbytes])
-
-        snapshots = image.snapshots.entries
+            return np.arange(offset >> bits, offset + nbytes + geometry.cluster_size - 1 >> bits)
 
         found = {
             "main_header": np.zeros(1, np.int64),
             "active_l1": span(header.l1_offset, 8 * header.l1_size),
-            "active_l2": _targets(image.tables.l1, OFFSET_MASK, bits),
-            "refcount_table": span(
-                header.reftable_offset, header.reftable_clusters * geometry.cluster_size
-            ),
-            "refcount_block": _targets(image.refcounts.table, REFTABLE_OFFSET_MASK, bits),
+            "refcount_table": span(header.reftable_offset, header.reftable_clusters << bits),
             "snapshot_table": span(header.snapshots_offset, image.snapshots.table_bytes),
-            "inactive_l1": cluster_spans(
-                bits,
-                [each.l1_offset for each in snapshots],
-                [8 * each.l1_size for each in snapshots],
+            "inactive_l1": np.unique(
+                cluster_spans(
+                    bits,
+                    [each.l1_offset for each in snapshots],
+                    [8 * each.l1_size for each in snapshots],
+                )
             ),
+            "active_l2": _targets(l1, OFFSET_MASK, bits),
+            "refcount_block": _targets(reftable, REFTABLE_OFFSET_MASK, bits),
         }
         if header.bitmaps is not None:
             found["bitmap_directory"] = span(header.bitmaps.offset, header.bitmaps.size)
         if geometry.external_data:
             self._data_exempt = True
+        copied = _targets(l1[l1 & np.uint64(COPIED) != 0], OFFSET_MASK, bits)
+        self._note_contested(found, copied)
         self._clusters = {
             name: np.unique(clusters)
             for name, clusters in found.items()
             if name in image.settings.overlap
         }
+
+    def _note_contested(self, found: dict[str, NDArray[np.int64]], copied: NDArray[Any]) -> None:
+        """Find the tables that don't have their place for themselves.
+
+        Several L1 entries may lead to an L2 table as long as none may change it in place.
+        """
+        shared = np.intersect1d(_repeated(found["active_l2"]), copied)
+        once = {**found, "active_l2": np.unique(found["active_l2"])}
+        self._contested = np.union1d(shared, _repeated(np.concatenate([*once.values()])))
+        self._claimed = np.unique(np.concatenate([*{**found, "active_l2": copied}.values()]))
 
     _data_exempt = False
 
@@ -115,6 +131,7 @@ class Overlap:
             targets = _targets(table.astype(np.uint64), OFFSET_MASK, image.geometry.cluster_bits)
             found = np.union1d(found, targets)
         self._clusters["inactive_l2"] = found
+        self._contested = np.union1d(self._contested, np.intersect1d(found, self._claimed))
         self._all = None
         self.incomplete = False
 
@@ -146,21 +163,61 @@ class Overlap:
         for name, clusters in self._clusters.items():
             if not name.startswith("inactive"):
                 self._clusters[name] = clusters[(clusters < first) | (clusters >= last)]
+        contested = self._contested
+        self._contested = contested[(contested < first) | (contested >= last)]
         self._all = None
 
-    def structure_at(self, first: int, count: int) -> str | None:
-        """Name the structure that one of these clusters belongs to."""
+    def structure_at(self, first: int, count: int, *besides: str) -> str | None:
+        """Name the structure, none of `besides`, that one of these clusters belongs to."""
         for cluster in range(first, first + count) if len(self._added) >= count else ():
             if cluster in self._added:
                 return NAMES[self._added[cluster]]
         for cluster, what in self._added.items() if len(self._added) < count else ():
             if first <= cluster < first + count:
                 return NAMES[what]
-        for name, clusters in self._clusters.items():
-            place = int(np.searchsorted(clusters, first))
-            if place < len(clusters) and int(clusters[place]) < first + count:
-                return NAMES[name]
+        for name, text in NAMES.items():
+            clusters = self._clusters.get(name)
+            if clusters is not None and name not in besides and _has(clusters, first, count):
+                return text
         return None
+
+    def check_table(self, what: str, offset: int, length: int) -> None:
+        """Raise OSError(EIO), and mark the image corrupt, where a table is something else, too.
+
+        To be called before a part of it is changed; `what`: a key of `NAMES`.
+        """
+        bits = self._image.geometry.cluster_bits
+        first = offset >> bits
+        count = (offset + length - 1 >> bits) - first + 1
+        if not len(self._contested) or not _has(self._contested, first, count):
+            return
+        found = self.structure_at(first, count, what)
+        if found is None and what in self._image.settings.overlap:
+            found = NAMES[what]  # two of them
+        if found is not None:
+            self._refuse(found, offset, length)
+
+    def are_contested(self, offsets: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Return of each offset whether it is in a cluster of a table that is something else."""
+        clusters = (offsets >> np.uint64(self._image.geometry.cluster_bits)).astype(np.int64)
+        return np.isin(clusters, self._contested)
+
+    def check_tree(self, l1: NDArray[np.uint64]) -> None:
+        """Do so where one of the L2 tables that an L1 table leads to is something else, too."""
+        bits = self._image.geometry.cluster_bits
+        targets = _targets(l1, OFFSET_MASK, bits)
+        for name, text in NAMES.items():
+            if name in _L2_TABLES or name not in self._clusters:
+                continue
+            hit = np.intersect1d(targets, self._clusters[name])
+            if len(hit):
+                self._refuse(text, int(hit[0]) << bits, 1 << bits)
+        for cluster in np.intersect1d(targets, self._contested).tolist():
+            self.check_table("active_l2", cluster << bits, 1 << bits)
+
+    def check_freed(self, first: int, count: int) -> None:
+        """Do so where clusters to which nothing refers any more hold metadata."""
+        self._check(first, count)
 
     def check_allocation(self, first: int, count: int) -> None:
         """Raise OSError(EIO), and mark the image corrupt, where free clusters hold metadata."""
@@ -175,19 +232,30 @@ class Overlap:
         self._check(first, (offset + length - 1 >> bits) - first + 1)
 
     def _check(self, first: int, count: int) -> None:
-        clusters = self._all_clusters()
-        place = clusters.searchsorted(first)
-        if place == len(clusters) or int(clusters[place]) >= first + count:
+        if not _has(self._all_clusters(), first, count):
             return
         found = self.structure_at(first, count)
         if found is not None:
             bits = self._image.geometry.cluster_bits
-            self._image.corruption(
-                f"Preventing invalid write on metadata (overlaps with {found})",
-                first << bits,
-                count << bits,
-            )
-            raise os_error(errno.EIO)
+            self._refuse(found, first << bits, count << bits)
+
+    def _refuse(self, found: str, offset: int, length: int) -> None:
+        text = f"Preventing invalid write on metadata (overlaps with {found})"
+        self._image.corruption(text, offset, length)
+        raise os_error(errno.EIO)
+
+
+def _has(clusters: NDArray[np.int64], first: int, count: int) -> bool:
+    """Tell whether one of consecutive clusters is among sorted ones."""
+    place = int(clusters.searchsorted(first))
+    return place < len(clusters) and int(clusters[place]) < first + count
+
+
+def _repeated(clusters: NDArray[Any]) -> NDArray[np.int64]:
+    """Return those that are there more than once, sorted."""
+    found, counts = np.unique(clusters, return_counts=True)
+    repeated: NDArray[np.int64] = found[counts > 1]
+    return repeated
 
 
 def _targets(table: NDArray[np.uint64], mask: int, bits: int) -> NDArray[np.int64]:

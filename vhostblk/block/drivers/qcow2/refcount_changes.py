@@ -62,7 +62,7 @@ async def _changed(
     block = await image.refcounts.block(index)
     if block is None:
         raise OSError(errno.EIO, "the image is corrupt: clusters in use have no refcount")
-    await image.places.ensure(block.host)
+    await image.refcounts.check_place(block.host)
     places = clusters - (index << image.geometry.refblock_bits)
     changed = block.values[places].astype(object) + by.astype(object)
     if (changed > image.geometry.refcount_max).any():

@@ -77,18 +77,20 @@ class Refcounts:
         self.blocks: dict[int, RefBlock] = {}
         #: How many blocks are kept.
         self.limit = limit
-        #: Called with a text where the image contradicts itself; raises OSError.
+        #: Called with a text where the image contradicts itself; may raise OSError.
         self.corrupt: Callable[[str], None] = _corrupt
-        #: Has storage for the block at an offset; raises OSError where there is no room.
-        self.ensure_place: Callable[[int], Awaitable[None]] = _nothing
+        #: Called with the offset of a block before it is changed; raises OSError where it has no
+        #: storage there, or something else is there.
+        self.check_place: Callable[[int], Awaitable[None]] = _nothing
 
     def block_offset(self, index: int) -> int:
-        """Return where a block is in the file; 0: nowhere."""
+        """Return where a block is in the file; 0: nowhere. Raises OSError where it can't be."""
         if index >= len(self.table):
             return 0
         offset = int(self.table[index]) & REFTABLE_OFFSET_MASK
         if offset & (self._geometry.cluster_size - 1):
             self.corrupt(f"Refblock offset {offset:#x} unaligned (reftable index: {in_hex(index)})")
+            raise os_error(errno.EIO)
         return offset
 
     async def block(self, index: int) -> RefBlock | None:
@@ -162,12 +164,12 @@ class Refcounts:
             first = end
 
     async def _changeable(self, cluster: int) -> RefBlock:
-        """Return the block that has a cluster's count, and storage in the file."""
+        """Return the block that has a cluster's count, and a place of its own in the file."""
         block = await self.block(cluster >> self._geometry.refblock_bits)
         if block is None:
             self.corrupt(f"Cluster {cluster:#x} is in use and has no refcount")
             raise os_error(errno.EIO)
-        await self.ensure_place(block.host)
+        await self.check_place(block.host)
         return block
 
     def dirty_blocks(self) -> list[RefBlock]:

@@ -206,6 +206,7 @@ async def _forget(image: Image, start: int, stop: int) -> None:
     first = geometry.clusters(start)
     begin, end = first >> geometry.l2_bits, geometry.l1_entries(stop)
     for index in (begin + np.flatnonzero(tables.l1[begin:end] & np.uint64(OFFSET_MASK))).tolist():
+        image.check_l1(index)
         low = max(first, index << geometry.l2_bits)
         await image.zeroer.forget(low, (index + 1) << geometry.l2_bits)
         if low == index << geometry.l2_bits:

@@ -65,6 +65,7 @@ async def create(image: Image, name: bytes, seconds: int, nanoseconds: int) -> S
     )
     await _encode(image, [*entries, snapshot])  # whether there is room for one more
     await image.commit.write_all()
+    image.check_l1(0, len(tables.l1))
     taken = await take_tree(image, tables.l1)
     try:
         tables.l1 &= ~np.uint64(COPIED)
@@ -152,6 +153,9 @@ async def take_tree(image: Image, l1: NDArray[np.uint64]) -> Taken:
 
     Raises OSError, and then nothing was taken.
     """
+    if image.overlap.incomplete:
+        await image.overlap.complete()
+    image.overlap.check_tree(l1)
     tally = Tally()
     if await add_tree(tally, image, l1):
         raise OSError(errno.EIO, "the image is corrupt")
@@ -177,7 +181,10 @@ async def take_tree(image: Image, l1: NDArray[np.uint64]) -> Taken:
 
 
 async def clear_copied(image: Image, l1: NDArray[np.uint64]) -> None:
-    """Have no cluster that the L2 tables of an L1 table map changed in place; it was checked."""
+    """Have no cluster that the L2 tables of an L1 table map changed in place.
+
+    The tables were checked by `take_tree`.
+    """
     geometry = image.geometry
     image.tables.clear()
     image.commit.unsynced = True
