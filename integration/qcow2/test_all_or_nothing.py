@@ -182,12 +182,15 @@ def test_a_task_that_is_cancelled_leaves_the_old_or_the_new(command: Command, ru
 
     async def main(turns: int) -> None:
         async with using(command, known.prepared) as (file, node, backend):
+            told = [backend.size]
+            backend.on_resize(lambda: told.append(backend.size))
             task = asyncio.ensure_future(command.run(node, backend))
             for _ in range(turns):
                 await asyncio.sleep(0)
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+            assert told[-1] == node.size
             await _check_use(command, file, node, backend, known, [known.before, known.after])
         await _check_closed(command, bytes(file.data), known, tidy=True)
 
