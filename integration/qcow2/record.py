@@ -66,6 +66,10 @@ class RecordingNode(BlockNode):
     def grows_with_zeroes(self) -> bool:
         return True
 
+    @property
+    def grows_by_writing(self) -> bool:
+        return True
+
     async def preadv(self, offset: int, iov: IoVec) -> None:
         await self._turn(lambda: iov.copy_from(self._read(offset, iov.nbytes)))
 
