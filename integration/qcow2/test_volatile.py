@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 SIZE = 2 << 20
 BLOCK = 2048
-SEEDS = 3
+#: Scenes of each form, and at most so many until what is to be seen has been seen.
+SEEDS, MOST = 3, 30
 SMALL = {"l2_cache_size": 1024, "l2_cache_entry_size": 512}
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "small cache": ("cluster_size=4k", SMALL),
@@ -293,8 +294,10 @@ def test_what_is_not_volatile_is_stored(tmp_path: Path, form: str) -> None:
             assert not (scene.image.publisher.entries & VOLATILE).any()
             passed, asked = passed + scene.passed, asked + scene.asked
 
-    for seed in range(SEEDS):
+    for seed in range(MOST):
         run(main(random.Random(f"{form} {seed}")))
+        if seed + 1 >= SEEDS and passed and asked:
+            break
     assert passed > 0
     assert asked > 0
 

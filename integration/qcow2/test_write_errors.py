@@ -96,9 +96,10 @@ def test_data_that_cannot_be_written(
         offset, data = wanted[index]
         wanted[index] = offset, data[: len(data) // 2] + BAD + data[len(data) // 2 + len(BAD) :]
     file = RecordingNode(path.read_bytes())
+    below = RecordingNode((tmp_path / "base").read_bytes(), "base") if backed else None
 
     async def main() -> None:
-        async with opened_on(file) as (node, backend):
+        async with opened_on(file, below) as (node, backend):
             if fresh:  # looks for free clusters
                 assert not any(await burst(backend, model, [(SIZE - 4096, b"f" * 4096)]))
             file.fails = lambda _, data: code if BAD in data else 0
