@@ -3,10 +3,10 @@
 
 The header says where all tables are. A change of it is one write of one sector, followed by a
 flush, once everything that it leads to is on stable storage. Where the write or the flush fails, or
-the task is cancelled, nobody knows which header the file has. Then memory keeps the former one (but
-for `go_over`), and the file's is *in doubt*: `commit` writes it again before it writes anything
-else. Until then all that either header leads to stays in use and unchanged, so that a crash leaves
-the image as it was before or after the change.
+the task is cancelled, nobody knows which header the file has. Memory then keeps the former one,
+except after `go_over`, and the file's header is *in doubt*: `commit` writes it again before it
+writes anything else. Until then all that either header leads to stays in use and unchanged, so a
+crash leaves the image as it was before the change or as it is after it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class HeaderFile:
         await self._try(_Doubt.FIELDS, members)
 
     async def go_over(self, **members: int) -> None:
-        """Do so; where it fails the header in memory has changed nevertheless."""
+        """Do the same, but where it fails the header in memory has changed nevertheless."""
         self._set(members)
         self._doubt = max(self._doubt, _Doubt.FIELDS)
         await self.confirm()

@@ -203,7 +203,7 @@ class Overlap:
         return np.isin(clusters, self._contested)
 
     def check_tree(self, l1: NDArray[np.uint64]) -> None:
-        """Do so where one of the L2 tables that an L1 table leads to is something else, too."""
+        """Refuse, as `check_table` does, where an L2 table that `l1` leads to is something else."""
         bits = self._image.geometry.cluster_bits
         targets = _targets(l1, OFFSET_MASK, bits)
         for name, text in NAMES.items():
@@ -216,7 +216,7 @@ class Overlap:
             self.check_table("active_l2", cluster << bits, 1 << bits)
 
     def check_freed(self, first: int, count: int) -> None:
-        """Do so where clusters to which nothing refers any more hold metadata."""
+        """Refuse, as `check_table` does, where clusters that have become free hold metadata."""
         self._check(first, count)
 
     def check_allocation(self, first: int, count: int) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SECTOR = 512
-#: Clusters that are zeroed before the metadata in memory is looked at.
+#: Clusters that are zeroed before metadata is written, if there is too much of it in memory.
 _STEP = 4096
 
 
@@ -43,8 +43,8 @@ async def resize(
 ) -> None:
     """Change the disk's length; raises OSError, with a text for the user.
 
-    With a mode, what is added gets its place in the file. So does, without one, what has a raw data
-    file: nobody can tell it from the disk. Where anything fails the disk is what it was.
+    With a mode, what is added gets its place in the file. With a raw data file it always does, as
+    the file reads the same as the disk. Where anything fails the disk is what it was.
     """
     header = image.header
     if mode is not PreallocMode.OFF and size < image.size:
@@ -170,7 +170,7 @@ async def _set_size(image: Image, size: int) -> None:
 
 
 async def _make_room(image: Image, entries: int) -> None:
-    """Have an L1 table of so many entries at least."""
+    """Have an L1 table of at least `entries` entries."""
     tables, header, geometry = image.tables, image.header, image.geometry
     if entries <= header.l1_size:
         return
@@ -198,9 +198,9 @@ async def _make_room(image: Image, entries: int) -> None:
 
 
 async def _forget(image: Image, start: int, stop: int) -> None:
-    """Give up what L2 tables that map something between `start` and `stop` have past `start`.
+    """Give up all clusters past `start` that the L2 tables up to `stop` map.
 
-    Those that have nothing else are given up, too.
+    A table that maps nothing else is given up, too.
     """
     geometry, tables = image.geometry, image.tables
     first = geometry.clusters(start)

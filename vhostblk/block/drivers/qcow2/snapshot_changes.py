@@ -45,9 +45,9 @@ _MANY = 256
 
 
 async def create(image: Image, name: bytes, seconds: int, nanoseconds: int) -> Snapshot:
-    """Make a snapshot of the disk as it is; raises OSError.
+    """Make a snapshot of the disk as it is; raises OSError, and then nothing has changed.
 
-    Of a name that is too long it takes the start, as QEMU does.
+    A name that is too long is cut off, as in QEMU.
     """
     entries, tables = image.snapshots.entries, image.tables
     if len(entries) >= MAX_SNAPSHOTS:
@@ -100,7 +100,8 @@ async def delete(image: Image, snapshot: Snapshot) -> None:
 async def try_to_tidy_up(image: Image) -> None:
     """Free what has been given up, and set the bits "copied" of what only the disk has now.
 
-    Where that fails it is done when the image is closed: clusters are copied without need so far.
+    Where that fails it is done when the image is closed. Until then clusters of the disk are copied
+    before they change, which they need not be.
     """
     image.untidy = True
     try:
@@ -111,7 +112,7 @@ async def try_to_tidy_up(image: Image) -> None:
 
 
 async def _tidy_up(image: Image) -> None:
-    """Do so; raises OSError."""
+    """Do what `try_to_tidy_up` does; raises OSError."""
     await image.commit.write_all()
     await image.commit.sync()
     references, _ = await gather_references(image)
