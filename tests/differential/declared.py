@@ -190,6 +190,12 @@ RULES = (
         "An option that is left out goes back to its default; QEMU keeps the former discard.",
     ),
     answer(
+        "blockdev-reopen",
+        "return",
+        "^Permission conflict on node '.*': permissions 'write, resize' are both required by node",
+        "A preallocate filter drops what it has preallocated before users go round it.",
+    ),
+    answer(
         "blockdev-add blockdev-reopen blockdev-create",
         "return",
         "does(n't| not) support the option '(cache|overlap-check|[a-z]+-child-perms)'",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pytest
 from tests.block.support import RW, options, read_bytes, run, write_bytes
 from tests.filters.drivers import GrowOptions, register
 from vhostblk.block.backend import BlockBackend
+from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
 from vhostblk.block.permissions import Perm
 
@@ -190,6 +192,64 @@ def test_shrinking_and_growing(tmp_path: Path) -> None:
         assert path.stat().st_size == node.size == 64 * KIB
         await edge.truncate(2 * KIB)
         assert path.stat().st_size == node.size == 2 * KIB
+        await backend.detach()
+        await graph.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("between", ["", "raw", "blkdebug"])
+def test_it_can_be_taken_away_from_a_writer(tmp_path: Path, between: str) -> None:
+    async def main() -> None:
+        graph, path = Graph(), tmp_path / "file"
+        backend, node = await grown(graph, path)
+        filters = ["pre"]
+        if between:
+            filters.insert(0, "between")
+            role = "image" if between == "blkdebug" else "file"
+            await graph.add(options(driver=between, node_name="between", **{role: "pre"}))
+            await graph.reopen([GrowOptions(node_name="top", file="between")])
+        for start in (4 * KIB, 5 * KIB):
+            await write_bytes(backend, start, b"\x22" * 512)
+            assert path.stat().st_size > start + 512
+            await graph.reopen([GrowOptions(node_name="top", file="file")])
+            assert path.stat().st_size == node.size == start + 512
+            await write_bytes(backend, start + 512, b"\x33" * 512)
+            assert path.stat().st_size == start + KIB
+            await graph.reopen([GrowOptions(node_name="top", file=filters[0])])
+        await graph.reopen([GrowOptions(node_name="top", file="file")])
+        for name in filters:
+            await graph.remove(name)
+        await write_bytes(backend, 6 * KIB, b"\x44" * 512)
+        await backend.detach()
+        await graph.close()
+        parts = (b"\x22" * 512 + b"\x33" * 512) * 2 + b"\x44" * 512
+        assert path.read_bytes() == b"\x11" * 4 * KIB + parts
+
+    run(main)
+
+
+def test_it_stays_where_the_preallocation_cannot_be_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        graph, path = Graph(), tmp_path / "file"
+        backend, node = await grown(graph, path)
+        await write_bytes(backend, 4 * KIB, b"\x22" * 512)
+        length = path.stat().st_size
+
+        async def fail(_size: int) -> None:
+            raise OSError(errno.EIO, "injected")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(graph.find("file"), "truncate", fail)
+            with pytest.raises(BlockError, match=r"^Node 'pre' can't be replaced: injected$"):
+                await graph.reopen([GrowOptions(node_name="top", file="file")])
+        assert path.stat().st_size == length
+        await write_bytes(backend, 5 * KIB, b"\x33" * 512)
+        assert node.size == 5 * KIB + 512
+        await graph.reopen([GrowOptions(node_name="top", file="file")])
+        assert path.stat().st_size == 5 * KIB + 512
         await backend.detach()
         await graph.close()
 

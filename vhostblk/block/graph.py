@@ -247,6 +247,7 @@ class Graph:
             reopening = Reopening(self, changes)
             loading = reopening.remembering
             await _flush(dict.fromkeys([*reversed(loading), *nodes]), "Error flushing drive: ")
+            await _release_children(reopening.leaving)
             opening = [change.node for change in changes if change.opens_for_writing]
             closing = [change.node for change in changes if change.options.read_only]
             async with _writing_given_up(list(dict.fromkeys([*closing, *loading])), ""):
@@ -513,6 +514,17 @@ async def _flush(nodes: Iterable[BlockNode], prefix: str) -> None:
             await flush_node(node)
     except OSError as error:
         raise BlockError(f"{prefix}{error.strerror}") from error
+
+
+async def _release_children(nodes: Iterable[BlockNode]) -> None:
+    """Have nodes keep no permissions for themselves; raises BlockError."""
+    for node in nodes:
+        try:
+            await node.release_children()
+        except OSError as error:
+            raise BlockError(
+                f"Node '{node.node_name}' can't be replaced: {error.strerror}"
+            ) from error
 
 
 async def _each(steps: Iterable[Callable[[], Awaitable[None]]]) -> None:

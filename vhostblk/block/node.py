@@ -528,6 +528,13 @@ class BlockNode(ABC):
     async def resume_writing(self) -> None:  # noqa: B027
         """Undo `give_up_writing()`: the node stays writable after all."""
 
+    async def release_children(self) -> None:  # noqa: B027
+        """Give back the permissions on children that the node keeps for itself, not for its users.
+
+        Drained: a user is about to leave the node, and to use the children without it. Raises
+        OSError where that can't be done.
+        """
+
     async def settle(self) -> None:  # noqa: B027
         """Wait until what the node does of its own accord is done: requests that no user waits for.
 

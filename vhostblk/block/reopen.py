@@ -52,6 +52,13 @@ class Reopening:
         self.remembering = [
             node for node, roles in self.other_data.items() if roles & node.remembered_roles
         ]
+        #: What users are about to leave: the present children, where others take their place.
+        self.leaving = with_descendants(
+            change.node.children[role].node
+            for change in changes
+            for role in change.children
+            if role in change.node.children
+        )
         #: Former children that were replaced, and those that took their place.
         self.replaced: list[BlockNode] = []
         self._new_children: list[BlockNode] = []

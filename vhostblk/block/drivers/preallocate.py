@@ -10,8 +10,8 @@ to new space then need not extend it. Users see the file end where their data do
 
 That is only known while nobody else changes the file: while the users both write and resize, for
 which the filter keeps others from doing so. What is too much is cut off when they stop, when the
-node becomes read-only or inactive, and when it is closed. An extension excludes all writes to what
-it covers (`_tracker`).
+node becomes read-only or inactive, before users go round it (`blockdev-reopen`), and when it is
+closed. An extension excludes all writes to what it covers (`_tracker`).
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -140,10 +140,13 @@ class PreallocateNode(FilterNode):
             await self._file.truncate(self._data_end)
             self._file_end = self._data_end
 
-    async def give_up_writing(self) -> None:
+    async def release_children(self) -> None:
         await self.settle()
         if self._data_end is not None:
             await self._drop()
+
+    async def give_up_writing(self) -> None:
+        await self.release_children()
 
     async def load_other_data(self, roles: AbstractSet[str]) -> None:
         """Do nothing: what was preallocated is gone, and the new file is looked at when needed."""
