@@ -129,6 +129,11 @@ class Publisher:
         """Take entries [low, high) of a slice back."""
         self.run(found.number, low, high)[:] = 0
 
+    def restore(self, found: L2Slice, low: int, high: int) -> None:
+        """Undo `revoke`, also where the entries of the slice have changed since."""
+        self.update(found, low, high)
+        self.volatile.note(found.number, low, high)  # the next flush covers them
+
     def evict(self, found: L2Slice) -> None:
         """Take a slice back, and give whole pages back to the system."""
         tables = self._image.tables

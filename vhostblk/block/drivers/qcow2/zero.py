@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vhostblk.block.drivers.qcow2.layout import (
@@ -17,6 +19,8 @@ from vhostblk.block.edge import os_error
 from vhostblk.block.node import WriteFlags
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.tables import L2Slice
 
@@ -45,8 +49,13 @@ class Zeroer:
             await self.discard(offset, length)
             return
         if image.header.raw_data_file:
-            await self._zero_raw(offset, length, unmap=unmap)
-        stop, done = offset + length, 0
+            change = partial(self._zero_entries, unmap=unmap)
+            await self._zero_raw(offset, offset + length, change, unmap=unmap)
+        else:
+            await self._zero_entries(offset, offset + length, unmap=unmap)
+
+    async def _zero_entries(self, offset: int, stop: int, *, unmap: bool) -> None:
+        geometry, size, done = self._image.geometry, self._image.size, 0
         while offset < stop:
             done += 1
             if done % _TURN == 0:
@@ -54,17 +63,49 @@ class Zeroer:
             inside = offset & (geometry.cluster_size - 1)
             end = min(stop, offset - inside + geometry.cluster_size)
             found, index, entry = await self._entry(offset)
-            if inside or (end - offset < geometry.cluster_size and end != image.size):
+            if inside or (end - offset < geometry.cluster_size and end != size):
                 self._zero_subclusters(found, index, entry, offset, end)
             else:
                 self._zero_cluster(found, index, entry, unmap)
             offset = end
 
-    async def _zero_raw(self, offset: int, length: int, *, unmap: bool) -> None:
-        """Keep a data file that is a raw image of the disk what it is."""
+    async def _zero_raw(
+        self, offset: int, stop: int, change: Callable[[int, int], Awaitable[None]], *, unmap: bool
+    ) -> None:
+        """Zero a range of a data file that is a raw image of the disk, then `change` its entries.
+
+        Overwrites that go by the published table are kept off meanwhile: the data file would have
+        what they write, and the disk zeroes.
+        """
+        image = self._image
+        span = 1 << image.tables.span_bits
         flags = WriteFlags.MAY_UNMAP if unmap else WriteFlags.NONE
-        await self._image.data.pwrite_zeroes(offset, length, flags)
-        self._image.commit.unsynced = True
+        while offset < stop:
+            end = min(stop, (offset // span + 1) * span)
+            async with self._overwrites_kept_off(offset, end):
+                await image.data.pwrite_zeroes(offset, end - offset, flags)
+                image.commit.unsynced = True
+                await change(offset, end)
+            offset = end
+
+    @asynccontextmanager
+    async def _overwrites_kept_off(self, offset: int, stop: int) -> AsyncIterator[None]:
+        """Have no overwrite of a range, which is in one slice, in flight inside the block."""
+        image = self._image
+        if await image.reader.slice_at(offset) is None:
+            yield  # nothing is allocated: all writes take the image's lock
+            return
+        found = await image.ensure_table(offset)
+        bits, mask = image.geometry.cluster_bits, (1 << image.tables.slice_bits) - 1
+        low, high = offset >> bits & mask, (stop - 1 >> bits & mask) + 1
+        found.pins += 1
+        image.publisher.revoke(found, low, high)
+        try:
+            await image.publisher.settle()
+            yield
+        finally:
+            image.publisher.restore(found, low, high)
+            found.pins -= 1
 
     async def _entry(self, offset: int) -> tuple[L2Slice, int, Entry]:
         image = self._image
@@ -104,8 +145,12 @@ class Zeroer:
         if geometry.version < 3 and image.backing is not None:
             raise os_error(errno.ENOTSUP)
         if image.header.raw_data_file:
-            await self._zero_raw(offset, length, unmap=True)
-        stop, done = offset + length, 0
+            await self._zero_raw(offset, offset + length, self._discard_entries, unmap=True)
+        else:
+            await self._discard_entries(offset, offset + length)
+
+    async def _discard_entries(self, offset: int, stop: int) -> None:
+        image, done = self._image, 0
         while offset < stop:
             done += 1
             if done % _TURN == 0:
@@ -117,7 +162,7 @@ class Zeroer:
                 continue
             found, index, entry = await self._entry(offset)
             self._discard_cluster(found, index, entry)
-            offset += geometry.cluster_size
+            offset += image.geometry.cluster_size
 
     async def forget(self, first: int, last: int) -> None:
         """Let go of guest clusters [first, last) altogether: they will be past the disk's end."""
