@@ -176,6 +176,34 @@ def test_tables_above_an_overlay_stay_right(tmp_path: Path) -> None:
     qemu_img("check", "-f", "qcow2", tmp_path / "top")
 
 
+def test_an_overlay_has_no_storage_yet_for_tables_above_it(tmp_path: Path) -> None:
+    """So the image above asks again, before data needs a table that is in memory."""
+    make_images(tmp_path, base="1M", top="1M")
+    os.truncate(tmp_path / "base", MIB)
+    nodes = [
+        file(tmp_path, "base"),
+        {"driver": "raw", "node_name": "raw", "file": "base-file"},
+        image("upper", "raw"),
+    ]
+
+    async def main() -> None:
+        async with graph_of(*nodes, *images(tmp_path, "top")) as graph:
+            disk = user(graph, "upper")
+            await write_bytes(disk, 0, b"x" * PART)
+            upper: Any = graph.find("upper")
+            tables = upper._image.tables.slices.values()
+            assert any(each.placed for each in tables)
+            await graph.resize(graph.find("top"), graph.find("raw").size)
+            await append(graph, "raw", "top")
+            assert not any(each.placed for each in tables)
+            assert not upper._image.places._known
+            await write_bytes(disk, PART, b"y" * PART)
+            assert any(each.placed for each in tables)
+            assert await read_bytes(disk, 0, 2 * PART) == b"x" * PART + b"y" * PART
+
+    run(main)
+
+
 class Failing:
     """An action that fails, and looks at locks before."""
 

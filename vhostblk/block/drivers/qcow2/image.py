@@ -147,8 +147,8 @@ class Image:
             self.file, geometry, reftable.astype(np.uint64), settings.refblocks
         )
         self.refcounts.corrupt = self.corruption
-        self.places = Places(self.file, geometry.cluster_bits)
         self.refcounts.check_place = self._check_block
+        self.forget_places()
         self.overlap = Overlap(self)
         self.overlap.collect()
         self.reader = Reader(self)
@@ -158,6 +158,12 @@ class Image:
         self.writer = Writer(self)
         self.zeroer = Zeroer(self)
         self.new_publisher()
+
+    def forget_places(self) -> None:
+        """Know of no metadata any more that the file has storage for it: it may be another file."""
+        self.places = Places(self.file, self.geometry.cluster_bits)
+        for found in self.tables.slices.values():
+            found.placed = False
 
     def new_publisher(self) -> None:
         """Start a table of its own for the disk's present size; no operation is in flight."""

@@ -240,9 +240,13 @@ class Qcow2Node(Reloading):
             return await check(image, repair=repair)
 
     def child_changed(self, role: str) -> None:
-        if role == inherit.BACKING and self._is_loaded:
+        if not self._is_loaded:
+            return
+        if role == inherit.BACKING:
             self._image.backing = self.children.get(inherit.BACKING)
             self._image.new_publisher()
+        elif role == "file":
+            self._image.forget_places()
 
     # What the header says of the backing file.
 
