@@ -95,11 +95,13 @@ class Frontend:
         if enable:
             self.device.set_vring_enabled(index, True)
 
-    def request(self, kind: int, *, send: bytes = b"", want: int = 0, index: int = 0) -> Pending:
+    def request(
+        self, kind: int, sector: int = 0, *, send: bytes = b"", want: int = 0, index: int = 0
+    ) -> Pending:
         """Make a request available and kick."""
         memory = self.memory
         head_addr, status = memory.allocate(16, region=1), memory.allocate(1, 1, region=1)
-        memory.write(head_addr, header(kind))
+        memory.write(head_addr, header(kind, sector))
         memory.write(status, bytes([UNSET]))
         data = memory.allocate(len(send) + want + 1, region=1)
         memory.write(data, send)

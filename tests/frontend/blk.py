@@ -158,7 +158,7 @@ class BlkDriver:
     ) -> None:
         self.close()
 
-    def reconnect(self, connection: Connection) -> None:
+    def reconnect(self, connection: Connection, *, enable: bool = True) -> None:
         """Go on with another back-end process, as QEMU does: it knows no more than the rings do."""
         self.connection.close()
         self.connection = connection
@@ -167,7 +167,7 @@ class BlkDriver:
         if self.inflight is not None:
             connection.set_inflight_fd(self.inflight)
         for index, ring in enumerate(self.rings):
-            ring.attach(connection, index, base=ring.known_base)
+            ring.attach(connection, index, enable=enable, base=ring.known_base)
 
     def close(self) -> None:
         """Disconnect without ceremony, as a killed VMM does."""

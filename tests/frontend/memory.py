@@ -100,9 +100,13 @@ class Memory:
         """Copy bytes in."""
         self.view(guest_addr, len(data))[:] = np.frombuffer(data, np.uint8)
 
+    def content(self) -> list[bytes]:
+        """Copy all of it, for `bring_back`."""
+        return [region.bytes.tobytes() for region in self._regions]
+
     def take_away(self) -> list[bytes]:
         """Have no page of it there any more; returns its content, for `bring_back`."""
-        content = [region.bytes.tobytes() for region in self._regions]
+        content = self.content()
         for region in self._regions:
             os.ftruncate(region.fd, 0)
             os.ftruncate(region.fd, region.offset + region.size)
@@ -114,7 +118,7 @@ class Memory:
         return not any(os.fstat(region.fd).st_blocks for region in self._regions)
 
     def bring_back(self, content: Sequence[bytes]) -> None:
-        """Undo `take_away`."""
+        """Have it as it was when `content` or `take_away` was called."""
         for region, data in zip(self._regions, content, strict=True):
             region.bytes[:] = np.frombuffer(data, np.uint8)
 

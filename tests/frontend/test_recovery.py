@@ -93,6 +93,29 @@ def test_requests_in_flight_at_the_death_are_done_by_the_next_process(
 
 
 @pytest.mark.usefixtures("lane")
+def test_a_vring_that_stops_at_once_has_done_what_was_left(
+    tmp_path: Path, image: Path, memory: Memory, features: int
+) -> None:
+    """The front-end stops the vring before it has enabled it, and goes by the base."""
+    blocks = [bytes([1 + n]) * 4096 for n in range(4)]
+    with Daemon(Program.VHOSTBLK, tmp_path, STUCK, EXPORT, inherited=False) as first:
+        with BlkDriver(first.connect(), memory, features=features, inflight=True) as driver:
+            for n, block in enumerate(blocks):
+                driver.submit(OUT, 4096 * n, data_out=[block])
+            driver.kick()
+            wait_noted(driver, 4)
+            first.kill()
+            with Daemon(Program.VHOSTBLK, tmp_path, raw_file(image), EXPORT, inherited=False) as d:
+                driver.reconnect(d.connect(), enable=False)
+                base = driver.connection.get_vring_base(0)
+                assert image.read_bytes()[: 4 * 4096] == b"".join(blocks)
+                assert [request.status for request, _ in driver.poll()] == [Status.OK] * 4
+                assert base == driver.rings[0].base
+                driver.rings[0].attach(driver.connection, 0, base=base)
+                assert driver.read(0, 4 * 4096) == b"".join(blocks)
+
+
+@pytest.mark.usefixtures("lane")
 def test_a_corrupt_record_ends_the_connection_and_nothing_else(
     tmp_path: Path, image: Path, memory: Memory, features: int
 ) -> None:

@@ -174,5 +174,8 @@ class FakeBackend:
     def set_channel(self, channel: BackendChannel | None) -> None:
         self.channel = channel
 
+    def abandon(self) -> None:
+        self.called("abandon")
+
     async def reset(self) -> None:
         self.called("reset")

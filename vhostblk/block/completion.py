@@ -102,6 +102,14 @@ class Completion(Generic[T]):
         return False
 
 
+def resolve_all(waiting: list[Completion[None]]) -> None:
+    """Let everybody go on who waits in this list, which is empty from then on."""
+    now = waiting.copy()
+    waiting.clear()
+    for completion in now:
+        completion.set_result(None)
+
+
 def drive(
     coroutine: Coroutine[Any, Any, T],
     on_done: Callable[[T | None, BaseException | None], object],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk.errors import VhostblkError
 from vhostblk.exports import dirty_logging, offer
+from vhostblk.exports.inflight_records import InflightRecords
 from vhostblk.exports.ownership import ImageOwnership
 from vhostblk.imports import import_modules
 from vhostblk.ratelimit import RateLimitedLogger
@@ -23,7 +24,6 @@ from vhostblk.schema.base import UNSET
 from vhostblk.schema.export import iothread_names
 from vhostblk.trace import points as trace
 from vhostblk.vhost_user.errors import VhostUserError
-from vhostblk.vhost_user.inflight import InflightArea, make_inflight
 from vhostblk.vhost_user.mapping import LossSignal
 from vhostblk.virtio_blk.eventfd import adopt_eventfd
 from vhostblk.virtio_blk.features import Feature
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         RegionDescription,
         VringConfig,
     )
+    from vhostblk.vhost_user.inflight import InflightPart
     from vhostblk.vhost_user.mapping import Mapping
     from vhostblk.vhost_user.memory import GuestMemory
     from vhostblk.virtio_blk.express import ExpressQueue
@@ -98,12 +99,14 @@ class VhostUserBlkBackend:
         #: Held while queues come, go, or move: front-end and daemon may want that at once.
         self._changing = asyncio.Lock()
         self._configs: dict[int, VringConfig] = {}
+        #: The front-end is about to be disconnected.
+        self._leaving = False
         #: Statistics of queues that have stopped, by index.
         self._past: dict[int, NDArray[np.void]] = {}
         self._enabled: set[int] = set()
         self._call_fds: dict[int, int] = {}
         self._err_fds: dict[int, int] = {}
-        self._inflight: InflightArea | None = None
+        self._records = InflightRecords(self._watch)
         #: Tells that the front-end has truncated memory that it shares.
         self._loss: LossSignal | None = None
         self._disconnect: Callable[[str], None] | None = None
@@ -132,6 +135,7 @@ class VhostUserBlkBackend:
 
     async def prepare(self) -> None:
         """Import what serving takes."""
+        self._leaving = False
         await prepare(self._lane, *self._backend.late_modules)
 
     @property
@@ -231,6 +235,7 @@ class VhostUserBlkBackend:
         self._unwatch()
         for queue in self._queues.values():
             queue.hold()
+        self.abandon()
         if self._disconnect is not None:
             self._disconnect("it has truncated memory that it shares")
 
@@ -269,26 +274,11 @@ class VhostUserBlkBackend:
 
     def make_inflight(self, num_queues: int, queue_size: int) -> InflightDescription:
         """Make memory to note them in."""
-        # Front-ends may ask before they set features: there is room for either kind of ring.
-        return make_inflight(num_queues, queue_size, self._inflight_bytes(packed=True))
+        return self._records.make(num_queues, queue_size)
 
     def set_inflight(self, inflight: InflightDescription | None) -> None:
         """Note them there, and go on with those that are noted already; None: nowhere."""
-        if inflight is None:
-            self._inflight = None
-            return
-        try:
-            area = InflightArea(inflight, self._watch())
-            packed = bool(self._features & Feature.RING_PACKED.mask)
-            area.check(self._inflight_bytes(packed=packed))
-        finally:
-            os.close(inflight.fd)
-        self._inflight = area
-
-    def _inflight_bytes(self, *, packed: bool) -> Callable[[int], int]:
-        from vhostblk.virtqueue.ring import inflight_bytes
-
-        return inflight_bytes(packed=packed)
+        self._records.use(inflight, packed=bool(self._features & Feature.RING_PACKED.mask))
 
     # Queues.
 
@@ -309,26 +299,26 @@ class VhostUserBlkBackend:
             try:
                 if self.dirty_logging is not None:
                     self.dirty_logging.check_vring(config)
-                queue = self._make_queue(config, kick)
+                record = self._records.part(config)
+                queue = self._make_queue(config, record, kick)
             except BaseException:
                 if kick is not None:
                     os.close(kick)
                 raise
             self._configs[config.index] = config
+            self._records.begin(config.index, record)
             self._start_queue(queue)
 
-    def _make_queue(self, config: VringConfig, kick: int | None) -> BlkQueue | ExpressQueue:
+    def _make_queue(
+        self, config: VringConfig, record: InflightPart | None, kick: int | None
+    ) -> BlkQueue | ExpressQueue:
         from vhostblk.virtio_blk.device import BlkDevice
         from vhostblk.virtio_blk.queue import BlkQueue
         from vhostblk.virtqueue.ring import ring_kind
 
         event_idx = bool(self._features & Feature.RING_EVENT_IDX.mask)
-        inflight = None
-        if self._inflight is not None:
-            bytes_for = self._inflight_bytes(packed=config.packed)
-            inflight = self._inflight.part(config.index, bytes_for)
         kind = ring_kind(packed=config.packed)
-        ring = kind(config, self.memory, event_idx=event_idx, inflight=inflight)
+        ring = kind(config, self.memory, event_idx=event_idx, inflight=record)
         if len(ring.left):
             logger.info(
                 "export '%s': queue %d: %d requests of an earlier process are done again",
@@ -428,11 +418,12 @@ class VhostUserBlkBackend:
                 kick = queue.kick_copy()
                 next_avail = await self._retire(queue)
                 config = replace(self._configs[index], next_avail=next_avail)
+                record = self._records.of(index)
                 try:
-                    self._start_queue(self._make_queue(config, kick))
+                    self._start_queue(self._make_queue(config, record, kick))
                 except BaseException:
                     self._lane = former
-                    self._start_queue(self._make_queue(config, kick))
+                    self._start_queue(self._make_queue(config, record, kick))
                     raise
 
     async def set_vring_log(self, index: int, log_addr: int | None) -> None:
@@ -445,13 +436,49 @@ class VhostUserBlkBackend:
     async def stop_vring(self, index: int) -> int:
         """Finish what is in flight; return the base to go on from."""
         async with self._changing:
-            next_avail = await self._retire(self._queues[index])
-            if self.dirty_logging is not None:
-                self.dirty_logging.end(index)
-            self.set_vring_call(index, None)
+            await self._finish_left(self._queues[index])
+            next_avail = await self._stop_vring(index)
         if not self._queues:
             await self._ownership.leave()
         return next_avail
+
+    async def _stop_vring(self, index: int) -> int:
+        next_avail = await self._retire(self._queues[index])
+        self._records.end(index)
+        if self.dirty_logging is not None:
+            self.dirty_logging.end(index)
+        self.set_vring_call(index, None)
+        return next_avail
+
+    async def _finish_left(self, queue: BlkQueue | ExpressQueue) -> None:
+        """Have requests done that an earlier process has left in flight, and no others.
+
+        The base says that they were taken. A queue that is disabled does them, too: it was not when
+        they were taken. In a drained section they have to wait for its end. Raises VhostUserError
+        where the front-end is about to be disconnected: they stay in the record.
+        """
+        if not queue.limit_to_left():
+            return
+        disabled = queue.index not in self._enabled
+        if disabled:
+            queue.release()
+        try:
+            if not self._leaving:
+                with self._backend.hurried():
+                    await queue.wait_left()
+        finally:
+            if disabled:
+                queue.hold()
+        if left := queue.limit_to_left():
+            raise VhostUserError(
+                f"queue {queue.index}: {left} requests of an earlier process are not done"
+            )
+
+    def abandon(self) -> None:
+        """Wait for no request that is not in flight: the next process can do it as well."""
+        self._leaving = True
+        for queue in self._queues.values():
+            queue.abandon_left()
 
     def set_vring_enabled(self, index: int, enabled: bool) -> None:
         """Let a queue be processed or not."""
@@ -526,8 +553,9 @@ class VhostUserBlkBackend:
 
     async def reset(self) -> None:
         """Forget the front-end: finish its requests, close its descriptors, unmap its memory."""
-        for index in list(self._queues):
-            await self.stop_vring(index)
+        async with self._changing:
+            for index in list(self._queues):
+                await self._stop_vring(index)
         await self._ownership.leave()  # also where a queue could not be started
         for fds in (self._call_fds, self._err_fds):
             for fd in fds.values():
@@ -536,7 +564,8 @@ class VhostUserBlkBackend:
         self._enabled.clear()
         self._unwatch()
         self._memory = None
-        self._inflight = None
+        self._records.reset()
+        self._leaving = False
         if self.dirty_logging is not None:
             self.dirty_logging.reset()
         self._channel = None

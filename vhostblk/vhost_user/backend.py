@@ -171,7 +171,10 @@ class Backend(Protocol):
         """Note writes to the used ring of a running vring there, or not; see `VringConfig`."""
 
     async def stop_vring(self, index: int) -> int:
-        """Finish what is in flight, close the kick and call descriptors, return `next_avail`."""
+        """Finish what is in flight, close the kick and call descriptors, return `next_avail`.
+
+        That includes what an earlier process has left in flight, whether or not it was taken here.
+        """
 
     def set_vring_enabled(self, index: int, enabled: bool) -> None:
         """Let a vring be processed or not; may come before it starts. All begin disabled."""
@@ -188,8 +191,12 @@ class Backend(Protocol):
     def set_channel(self, channel: BackendChannel | None) -> None:
         """Set the way to send requests to the front-end."""
 
+    def abandon(self) -> None:
+        """The front-end is about to be disconnected: what waits for something may fail."""
+
     async def reset(self) -> None:
         """The front-end has gone: stop all vrings, finish in-flight requests, unmap memory.
 
+        What an earlier process has left in flight, and was not taken yet, stays in the record.
         Afterwards the backend is as new, ready for the next front-end.
         """

@@ -142,6 +142,7 @@ class VhostUserServer:
     async def stop(self) -> None:
         """Disconnect the front-end, reset the backend, stop listening, remove the socket file."""
         self._stopping = True
+        self._backend.abandon()
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_exception(_StoppedError())
         task, self._task = self._task, None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vhostblk.block.completion import Completion
+from vhostblk.block.completion import Completion, resolve_all
 from vhostblk.block.iovec import address_of
 from vhostblk.engine.layouts import STATS
 from vhostblk.engine.maps import encode_map
@@ -71,6 +71,8 @@ class ExpressQueue:
         self._holds = 1
         self._counted = False
         self._idle: list[Completion[None]] = []
+        self._left: list[Completion[None]] = []
+        self._abandoned = False
         self._settled: list[Completion[None]] = []
         self._table: ExtentTable | None = None
         regions, count = self._regions(ring.memory)
@@ -189,6 +191,26 @@ class ExpressQueue:
             self._idle.append(idle)
             await idle
 
+    def limit_to_left(self) -> int:
+        """Take nothing more but what an earlier process has left in flight.
+
+        Return how many of these requests are still to be taken.
+        """
+        left: int = self._lib.vb_queue_limit_to_left(self._queue)
+        return left
+
+    async def wait_left(self) -> None:
+        """Wait until those are taken, the ring breaks, or they are abandoned."""
+        while self.limit_to_left() and not self._abandoned:
+            left: Completion[None] = Completion()
+            self._left.append(left)
+            await left
+
+    def abandon_left(self) -> None:
+        """Have nobody wait for them any more: they stay in the record of requests in flight."""
+        self._abandoned = True
+        resolve_all(self._left)
+
     def move(self, memory: GuestMemory) -> None:
         """Go on in a new memory table; held and idle."""
         self._ring.move(memory)
@@ -223,8 +245,7 @@ class ExpressQueue:
         if table is not None:
             table.add_user(self)
         self._table = table
-        for settled in self._take_settled():  # idle: nothing goes by any table
-            settled.set_result(None)
+        resolve_all(self._settled)  # idle: nothing goes by any table
 
     async def settle(self) -> None:
         """Wait until what went by the table before now has ended; see `ExtentTable`."""
@@ -238,10 +259,6 @@ class ExpressQueue:
         settled: Completion[None] = Completion()
         self._settled.append(settled)
         return settled
-
-    def _take_settled(self) -> list[Completion[None]]:
-        waiting, self._settled = self._settled, []
-        return waiting
 
     def statistics(self) -> NDArray[np.void]:
         """Return what was counted since the start, a `STATS` array of shape (1,)."""
@@ -278,13 +295,12 @@ class ExpressQueue:
             text = self._ffi.string(reason).decode()
             self._log.warning("queue %d is broken: %s", self.index, text)
         if self._settled and not self._lib.vb_queue_unsettled(self._queue):
-            for settled in self._take_settled():
-                settled.set_result(None)
+            resolve_all(self._settled)
         if (self._idle or self._counted) and not self.in_flight:
             self._uncount()
-            waiting, self._idle = self._idle, []
-            for idle in waiting:
-                idle.set_result(None)
+            resolve_all(self._idle)
+        if self._left and not self.limit_to_left():
+            resolve_all(self._left)
 
     def _report_errors(self) -> None:
         for kind in (RequestType.IN, RequestType.OUT):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.completion import Completion
+from vhostblk.block.completion import Completion, resolve_all
 from vhostblk.trace import points as trace
 from vhostblk.virtio_blk import eventfd
 from vhostblk.virtio_blk.request import parse
@@ -71,6 +71,10 @@ class BlkQueue:
         self._counters = Counters()
         self._runner = RequestRunner(device, log, self._publish, self._counters)
         self._idle: list[Completion[None]] = []
+        #: Takes nothing but what an earlier process has left in flight.
+        self._left_only = False
+        self._left: list[Completion[None]] = []
+        self._abandoned = False
         #: Notes what requests write, while that is wanted.
         self._written: WrittenMemory | None = None
 
@@ -111,6 +115,26 @@ class BlkQueue:
             idle: Completion[None] = Completion()
             self._idle.append(idle)
             await idle
+
+    def limit_to_left(self) -> int:
+        """Take nothing more but what an earlier process has left in flight.
+
+        Return how many of these requests are still to be taken.
+        """
+        self._left_only = True
+        return 0 if self._broken else len(self._ring.left)
+
+    async def wait_left(self) -> None:
+        """Wait until those are taken, the ring breaks, or they are abandoned."""
+        while self.limit_to_left() and not self._abandoned:
+            left: Completion[None] = Completion()
+            self._left.append(left)
+            await left
+
+    def abandon_left(self) -> None:
+        """Have nobody wait for them any more: they stay in the record of requests in flight."""
+        self._abandoned = True
+        resolve_all(self._left)
 
     def move(self, memory: GuestMemory) -> None:
         """Go on in a new memory table; held and idle."""
@@ -177,6 +201,8 @@ class BlkQueue:
         if self._stopped or self._holds or self._broken:
             return
         ring = self._ring
+        if self._left_only and not len(ring.left):
+            return
         ring.disable_notifications()
         try:
             batch = ring.pop(BURST)
@@ -199,11 +225,14 @@ class BlkQueue:
         if self._written is not None:
             self._written.begin(requests)
         self._runner.start(requests)
+        if self._left and not len(ring.left):
+            resolve_all(self._left)
         self._schedule_sweep()
 
     def _break(self, error: BrokenRingError) -> None:
         """Serve this ring no more, as a device that needs a reset (VIRTIO 1.3, 2.1.2)."""
         self._broken = True
+        resolve_all(self._left)
         self._log.warning("queue %d is broken: %s", self.index, error)
         if self._err_fd is not None:
             eventfd.signal(self._err_fd)
@@ -228,6 +257,4 @@ class BlkQueue:
             eventfd.signal(self._call_fd)
         self.in_flight -= len(completed.heads)
         if self._idle and not self.in_flight:
-            waiting, self._idle = self._idle, []
-            for idle in waiting:
-                idle.set_result(None)
+            resolve_all(self._idle)

@@ -174,17 +174,11 @@ static void drop_file(struct vb_queue *queue)
     vb_iothread_signal(queue->iothread);
 }
 
-/* Whether an earlier process has left requests that are still to be taken. */
-static bool has_left(const struct vb_queue *queue)
-{
-    return queue->inflight.left_taken < queue->inflight.left_count;
-}
-
 static void take_left(struct vb_queue *queue)
 {
     struct vb_inflight *inflight = &queue->inflight;
 
-    while (has_left(queue) && !vb_queue_full(queue)) {
+    while (vb_queue_left(queue) && !vb_queue_full(queue)) {
         uint16_t place = inflight->left_taken++;
 
         if (queue->ring.packed) {
@@ -197,6 +191,8 @@ static void take_left(struct vb_queue *queue)
         }
     }
     vb_run_finish(queue);
+    if (queue->left_only && !vb_queue_left(queue))
+        vb_iothread_signal(queue->iothread);
 }
 
 /* Whether a part of guest memory, or of the record, is no longer there. */
@@ -287,10 +283,12 @@ bool vb_queue_take(struct vb_queue *queue)
     /* Without room there is nothing to do before something completes. */
     if (queue->holds || queue->broken || vb_queue_full(queue))
         return false;
-    if (has_left(queue)) {
+    if (vb_queue_left(queue)) {
         take_left(queue);
         return true;
     }
+    if (queue->left_only)
+        return false;
     if (ring->packed)
         return sweep_packed(queue);
     available = vb_ring_available(ring);
@@ -342,15 +340,17 @@ bool vb_queue_arm(struct vb_queue *queue)
 {
     if (queue->holds || queue->broken || vb_queue_full(queue))
         return false;
+    if (queue->left_only)
+        return vb_queue_left(queue);
     queue->kicks_enabled = true;
     if (queue->ring.packed) {
         vb_packed_enable_kicks(&queue->ring);
         vb_queue_log_ring(queue, queue->ring.used, sizeof(struct vb_packed_event));
-        return has_left(queue) || vb_packed_available(&queue->ring);
+        return vb_queue_left(queue) || vb_packed_available(&queue->ring);
     }
     vb_ring_enable_kicks(&queue->ring);
     log_kick_request(queue);
-    return has_left(queue) || vb_ring_available(&queue->ring) != 0;
+    return vb_queue_left(queue) || vb_ring_available(&queue->ring);
 }
 
 /* Calls from Python. */

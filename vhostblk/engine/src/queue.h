@@ -82,6 +82,7 @@ struct vb_queue {
     uint32_t holds;
     uint8_t phase;
     bool settling;
+    bool left_only;         /* takes nothing but what an earlier process has left */
     uint16_t unpublished;   /* used elements that the driver has not been shown */
     uint32_t inline_count[VB_STAT_KINDS]; /* completed within this turn, for the statistics */
     uint64_t inline_bytes[VB_STAT_KINDS];
@@ -100,6 +101,12 @@ struct vb_queue {
  * iothread's, and lets go of a file that is kept no longer. */
 bool vb_queue_take(struct vb_queue *queue);
 bool vb_queue_sweep(struct vb_queue *queue);
+
+/* Requests that an earlier process has left in flight, and that are still to be taken. */
+static inline uint32_t vb_queue_left(const struct vb_queue *queue)
+{
+    return queue->inflight.left_count - queue->inflight.left_taken;
+}
 
 /* Whether Python looks after its ring for now; see `vb_upcalls_look`. */
 static inline bool vb_queue_looked_for(const struct vb_queue *queue)

@@ -29,6 +29,17 @@ int vb_queue_track(struct vb_queue *queue, uint64_t record, uint64_t counter, ui
     return 0;
 }
 
+uint32_t vb_queue_limit_to_left(struct vb_queue *queue)
+{
+    uint32_t left;
+
+    vb_iothread_enter(queue->iothread);
+    queue->left_only = true;
+    left = queue->broken ? 0 : vb_queue_left(queue);
+    vb_iothread_leave(queue->iothread);
+    return left;
+}
+
 int vb_queue_track_packed(struct vb_queue *queue, uint64_t record, uint64_t counter,
                           uint32_t entries, const uint16_t *links, uint16_t free_head,
                           uint32_t left_count, const struct vb_packed_left *left,
