@@ -229,8 +229,7 @@ class Daemon:
     async def add_export(self, options: Options, carried: Any = None) -> Export:
         """Start an export; clients may connect once this returns.
 
-        With `carried` go on where another process's export has stopped, once `export.backend` is
-        resumed.
+        With `carried` go on where another process's export has stopped, once it is resumed.
         """
         checked = export_options(options)
         if checked.id in self._exports:

@@ -112,6 +112,11 @@ class Memory:
             os.ftruncate(region.fd, region.offset + region.size)
         return content
 
+    def truncate(self) -> None:
+        """Have files of no length, as no front-end that means well does."""
+        for region in self._regions:
+            os.ftruncate(region.fd, 0)
+
     @property
     def untouched(self) -> bool:
         """Tell whether there is no page still: reading one makes it, too."""

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.process import ROOT, wait_until
-from tests.frontend.blk import BlkDriver
+from tests.frontend.blk import FEATURES, BlkDriver
+from tests.frontend.connection import Connection
+from tests.frontend.inband import InbandConnection, read_in_band
 from tests.frontend.launch import Daemon, Program, raw_file
+from tests.frontend.memory import Memory
 from tests.virtio_blk.lanes import lane
 from vhostblk.virtio_blk.layout import RequestType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
-
-    from tests.frontend.memory import Memory
 
 __all__ = ["lane"]
 
@@ -112,6 +113,32 @@ def test_a_session_goes_on_in_the_next_process(
     assert not (tmp_path / "pid").exists()
 
 
+@pytest.mark.usefixtures("lane")
+def test_rings_that_messages_kick_go_on_where_they_were(
+    tmp_path: Path, image: Path, memory: Memory
+) -> None:
+    with first(tmp_path, image) as old:
+        connection = InbandConnection.connect(old.socket_path)
+        with BlkDriver(connection, memory, num_queues=2, start=5) as driver:
+            for queue in (0, 1, 0):
+                assert read_in_band(driver, connection, queue) == bytes(4096)
+            # It is taken over from with a message of its own that was not answered yet.
+            driver.submit(RequestType.OUT, data_out=[b"a" * 4096])
+            driver.rings[0].publish()
+            driver.rings[0]._arm()
+            connection.kick()
+            wait_until(driver.rings[0].has_used)
+            connection.sync()
+            driver.poll()
+            with taker(tmp_path) as new:
+                new.wait_ready()
+                for queue in (0, 1, 0):
+                    assert read_in_band(driver, connection, queue) == b"a" * 4096
+                assert driver.stop() == [ring.last_used & 0xFFFF for ring in driver.rings]
+                assert "channel" not in new.output()
+        connection.channel.close()
+
+
 def test_where_nobody_is_there_to_take_over_from(tmp_path: Path, image: Path) -> None:
     words = ("--takeover", str(tmp_path / "none"))
     with Daemon(
@@ -159,6 +186,36 @@ def test_a_taker_that_dies_changes_nothing(tmp_path: Path, image: Path, memory: 
                 new.wait_ready()
                 assert driver.read(4096, 4096) == b"b" * 4096
                 driver.run(RequestType.FLUSH)
+
+
+@pytest.mark.usefixtures("lane")
+def test_a_front_end_that_can_not_be_taken_over_costs_the_others_nothing(
+    tmp_path: Path, image: Path, memory: Memory
+) -> None:
+    other = tmp_path / "other.sock"
+    words = [
+        *("--blockdev", "driver=null-co,node-name=more,size=1048576,read-zeroes=on"),
+        *("--export", f"vhost-user-blk,id=o,node-name=more,addr.type=unix,addr.path={other}"),
+    ]
+    with first(tmp_path, image, *words) as old, BlkDriver(old.connect(), memory) as driver:
+        driver.write(0, b"a" * 4096)
+        mad = Memory()
+        with Connection.connect(other) as connection:
+            connection.negotiate(FEATURES)
+            connection.set_mem_table(mad.describe())
+            connection.sync()
+            mad.truncate()
+            with taker(tmp_path) as new:
+                assert new.process.wait(60) == 1
+                assert "export 'o': ADD_MEM_REG: " in new.output()
+            connection.wait_closed()
+        assert driver.read(0, 4096) == b"a" * 4096
+        with Connection.connect(other) as connection:
+            connection.negotiate(FEATURES)
+        with taker(tmp_path) as new:
+            new.wait_ready()
+            assert driver.read(0, 4096) == b"a" * 4096
+        mad.close()
 
 
 #: Has a giver wait for a taker's readiness for no more than a moment.

@@ -4,28 +4,25 @@
 from __future__ import annotations
 
 import select
-import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.cli.process import wait_until
 from tests.frontend.blk import BlkDriver
-from tests.frontend.connection import PROTOCOL_FEATURES, Connection, FrontendError
+from tests.frontend.connection import PROTOCOL_FEATURES, FrontendError
+from tests.frontend.inband import INBAND, REPLY, InbandConnection, read_in_band
 from tests.frontend.memory import Memory
 from tests.hostile.conftest import daemon, scene
 from vhostblk.vhost_user.layout import (
-    FLAG_NEED_REPLY,
-    FLAG_REPLY,
     HEADER,
     U64,
-    VERSION,
     VRING_STATE,
     BackendRequest,
     ProtocolFeature,
     Request,
 )
-from vhostblk.virtio_blk.layout import RequestType, Status
+from vhostblk.virtio_blk.layout import RequestType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,41 +30,6 @@ if TYPE_CHECKING:
     from tests.frontend.scene import Scene
 
 __all__ = ["daemon", "scene"]
-
-INBAND = ProtocolFeature.INBAND_NOTIFICATIONS
-REPLY = VERSION | FLAG_REPLY
-
-
-class InbandConnection(Connection):
-    """Kicks and gets called by messages; has the channel before anything else."""
-
-    channel: socket.socket
-
-    def negotiate(self, features: int, protocol: ProtocolFeature = PROTOCOL_FEATURES) -> int:
-        negotiated = super().negotiate(features, protocol | INBAND)
-        self.channel = self.open_channel()
-        return negotiated
-
-    def set_vring_kick(self, index: int, fd: int | None) -> None:
-        """Leave it out: VRING_KICK starts the ring."""
-
-    def set_vring_call(self, index: int, fd: int | None) -> None:
-        """Leave it out: VRING_CALL is wanted."""
-
-    def kick(self, index: int = 0) -> None:
-        self.tell(Request.VRING_KICK, VRING_STATE.pack(index, 0))
-
-    def receive(self) -> tuple[int, int]:
-        """Return request and vring of the next notification, without acknowledging it."""
-        raw = self.channel.recv(HEADER.size + VRING_STATE.size, socket.MSG_WAITALL)
-        request, flags, size = HEADER.unpack_from(raw)
-        assert (flags, size) == (VERSION | FLAG_NEED_REPLY, VRING_STATE.size)
-        index, reserved = VRING_STATE.unpack_from(raw, HEADER.size)
-        assert reserved == 0
-        return request, index
-
-    def acknowledge(self, request: int) -> None:
-        self.channel.send(HEADER.pack(request, REPLY, U64.size) + U64.pack(0))
 
 
 class Guest:
@@ -80,18 +42,7 @@ class Guest:
 
     def read(self, queue: int = 0) -> None:
         """Read something, woken by nothing but messages."""
-        request = self.driver.submit(RequestType.IN, data_in=[4096], queue=queue)
-        self.driver.rings[queue].publish()
-        self.driver.rings[queue]._arm()
-        self.connection.kick(queue)
-        done = self.driver.poll(queue)
-        while not done:
-            number, index = self.connection.receive()
-            assert number == BackendRequest.VRING_CALL
-            self.connection.acknowledge(number)
-            if index == queue:
-                done = self.driver.poll(queue)
-        assert (done[0][0], request.status, done[0][1]) == (request, Status.OK, bytes(4096))
+        assert read_in_band(self.driver, self.connection, queue) == bytes(4096)
 
     def close(self) -> None:
         self.connection.channel.close()

@@ -121,6 +121,9 @@ class FakeBackend:
         if offset != 32:
             raise VhostUserError("read-only")
 
+    def written_config(self) -> list[tuple[int, bytes]]:
+        return []
+
     def set_features(self, features: int) -> None:
         self.called("set_features", features)
 

@@ -39,7 +39,7 @@ from vhostblk.vhost_user.layout import (
     Request,
 )
 from vhostblk.vhost_user.listener import UnixAddress
-from vhostblk.vhost_user.server import VhostUserServer
+from vhostblk.vhost_user.server import Carried, VhostUserServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +56,8 @@ class Running:
         self.path = path
         self.backend = backend
         self.server = VhostUserServer(UnixAddress(str(path)), backend, "test")
+        #: That of a front-end that was there before; see `moved`.
+        self.connection: Connection
 
     def connect(self) -> Connection:
         return Connection.connect(self.path)
@@ -421,6 +423,139 @@ def test_stop_waits_for_the_backend(tmp_path: Path) -> None:
             running.loop.loop.call_soon_threadsafe(backend.gate.set)
             stopping.result(30)
         assert [call[0] for call in backend.calls[-2:]] == ["stop_vring", "reset"]
+
+
+def test_what_the_backend_waits_for_is_abandoned_at_the_end(tmp_path: Path) -> None:
+    class WaitingBackend(FakeBackend):
+        """Stops no vring before it is told to wait no more, as with requests that are drained."""
+
+        entered = threading.Event()
+
+        def abandon(self) -> None:
+            super().abandon()
+            if self.entered.is_set():
+                self.abandoned.set()
+
+        async def stop_vring(self, index: int) -> int:
+            self.abandoned = asyncio.Event()
+            self.entered.set()
+            await self.abandoned.wait()
+            raise VhostUserError("requests are not done")
+
+    backend = WaitingBackend()
+    with run_server(tmp_path / "s", backend) as running:
+        with running.negotiated() as connection:
+            connection.set_vring_num(0, 2)
+            connection.set_vring_addr(0, 0, 0, 0)
+            connection.set_vring_kick(0, None)
+            connection.send(Request.GET_VRING_BASE, VRING_STATE.pack(0, 0))
+            assert backend.entered.wait(30)
+            running.loop.run(running.server.stop())
+            connection.wait_closed()  # it gets no base
+
+
+@contextmanager
+def moved(path: Path) -> Iterator[tuple[LoopThread, Running, Carried]]:
+    """Suspend a server; give what it leaves, and another server."""
+    with LoopThread() as loop:
+        former = Running(loop, path, FakeBackend())
+        loop.run(former.server.start(movable=True))
+        with former.negotiated() as connection:
+            former.connection = connection
+            carried = loop.run(former.server.suspend())
+            after = Running(loop, path, FakeBackend())
+            after.connection = connection
+            yield loop, after, carried
+
+
+def test_a_front_end_is_not_listened_to_before_the_other_process_has_given_up(
+    tmp_path: Path,
+) -> None:
+    async def turns() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    with moved(tmp_path / "s") as (loop, running, carried):
+        loop.run(running.server.start(carried, movable=True))
+        with running.connect() as waiting:
+            waiting.send(Request.GET_FEATURES)
+            for connection in (running.connection, waiting):
+                loop.run(turns())
+                connection.send(Request.GET_QUEUE_NUM)
+                connection.socket.settimeout(0.05)
+                with pytest.raises(TimeoutError):
+                    connection.socket.recv(1)
+                connection.socket.settimeout(30)
+            loop.loop.call_soon_threadsafe(running.server.resume)
+            assert running.connection.receive_reply(Request.GET_QUEUE_NUM)
+            running.connection.close()
+            assert waiting.receive_reply(Request.GET_FEATURES)
+        loop.run(running.server.stop())
+
+
+def test_a_server_that_was_not_resumed_can_be_stopped(tmp_path: Path) -> None:
+    with moved(tmp_path / "s") as (loop, running, carried):
+        loop.run(running.server.start(carried, movable=True))
+        loop.run(running.server.stop())
+        running.connection.wait_closed()
+
+
+def test_a_backend_may_want_no_more_of_a_front_end_before_it_is_resumed(tmp_path: Path) -> None:
+    with moved(tmp_path / "s") as (loop, running, carried):
+        loop.run(running.server.start(carried, movable=True))
+        assert running.backend.disconnect is not None
+        loop.loop.call_soon_threadsafe(running.backend.disconnect, "it has gone mad")
+        running.connection.wait_closed()
+        loop.loop.call_soon_threadsafe(running.server.resume)
+        with running.negotiated() as connection:
+            assert connection.get_queue_num() == 2
+        loop.run(running.server.stop())
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_what_can_not_be_said_again(
+    tmp_path: Path, required: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one that takes over gives up; the one that goes on disconnects this front-end only."""
+    with moved(tmp_path / "s") as (loop, running, carried):
+        running.backend.failing["set_features"] = VhostUserError("not today")
+        carried.required = required
+        reason = "SET_FEATURES: not today"
+        if required:
+            with pytest.raises(VhostUserError, match=f"export 'test': {reason}"):
+                loop.run(running.server.start(carried, movable=True))
+            running.connection.wait_closed()
+            return
+        loop.run(running.server.start(carried, movable=True))
+        running.connection.wait_closed()
+        assert f"export 'test': front-end disconnected: {reason}" in caplog.text
+        running.backend.failing.clear()
+        loop.loop.call_soon_threadsafe(running.server.resume)
+        with running.negotiated() as connection:
+            assert connection.get_queue_num() == 2
+        loop.run(running.server.stop())
+
+
+def test_other_configuration_is_told_to_a_front_end_that_has_read_it(tmp_path: Path) -> None:
+    with LoopThread() as loop:
+        former = Running(loop, tmp_path / "s", FakeBackend())
+        loop.run(former.server.start(movable=True))
+        with former.negotiated() as connection, connection.open_channel() as channel:
+            connection.get_config(0, 4)
+            for config in (former.backend.config, bytes(60)):
+                carried = loop.run(former.server.suspend())
+                former = Running(loop, tmp_path / "s", FakeBackend())
+                former.backend.config = config
+                loop.run(former.server.start(carried, movable=True))
+                loop.loop.call_soon_threadsafe(former.server.resume)
+                connection.sync()
+                if not any(config):
+                    assert receive_request(channel) == (BackendRequest.CONFIG_CHANGE_MSG, b"")
+                channel.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    channel.recv(1)
+                channel.settimeout(30)
+        loop.run(former.server.stop())
 
 
 def test_session_stays_while_memory_arrives(tmp_path: Path) -> None:

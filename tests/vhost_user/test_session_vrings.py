@@ -128,16 +128,44 @@ def test_kick_on_a_running_vring_restarts_it_where_it_was(harness: Harness) -> N
     harness.backend.stop_at = 11
     harness.send(R.SET_VRING_KICK, U64.pack(0), 1)
     calls = harness.backend.take_calls()
-    assert [call[0] for call in calls] == ["stop_vring", "start_vring", "set_vring_call"]
-    assert calls[1][1].next_avail == 11
-    assert calls[2] == ("set_vring_call", 0, True)
+    assert [call[0] for call in calls] == ["stop_vring", "set_vring_call", "start_vring"]
+    assert calls[1] == ("set_vring_call", 0, True)
+    assert calls[2][1].next_avail == 11
+
+
+def test_a_restart_that_fails_leaves_the_vring_stopped_where_it_was(harness: Harness) -> None:
+    harness.start(base=3)
+    harness.backend.stop_at = 11
+    harness.backend.failing["start_vring"] = VhostUserError("not mapped")
+    assert not harness.acked(R.SET_VRING_KICK, U64.pack(0), 1)
+    harness.backend.failing.clear()
+    assert VRING_STATE.unpack(harness.query(R.GET_VRING_BASE, VRING_STATE.pack(0, 0))) == (0, 11)
+    calls = harness.backend.take_calls()
+    assert [call[0] for call in calls] == ["stop_vring", "set_vring_call", "start_vring"]
+    assert harness.acked(R.SET_VRING_KICK, U64.pack(0), 1)
+    assert harness.backend.take_calls()[0][1].next_avail == 11
+
+
+@pytest.mark.parametrize("purpose", ["call", "err"])
+def test_a_descriptor_that_is_refused_changes_nothing(harness: Harness, purpose: str) -> None:
+    """The one before it is given back when the vring restarts."""
+    harness.start()
+    request = {"call": R.SET_VRING_CALL, "err": R.SET_VRING_ERR}[purpose]
+    harness.backend.failing[f"set_vring_{purpose}"] = VhostUserError("no eventfd")
+    assert not harness.acked(request, U64.pack(0), 1)
+    harness.backend.failing.clear()
+    harness.backend.take_calls()
+    assert harness.session.state.vrings[0].err_set is False
+    assert harness.acked(R.SET_VRING_KICK, U64.pack(0), 1)
+    calls = harness.backend.take_calls()
+    assert [call for call in calls if call[0] == "set_vring_call"] == [("set_vring_call", 0, True)]
 
 
 def test_base_set_while_running_counts_at_the_restart(harness: Harness) -> None:
     harness.start()
     harness.send(R.SET_VRING_BASE, VRING_STATE.pack(0, 20))
     harness.send(R.SET_VRING_KICK, U64.pack(0), 1)
-    assert harness.backend.take_calls()[1][1].next_avail == 20
+    assert harness.backend.take_calls()[-1][1].next_avail == 20
 
 
 def test_addresses_set_while_running_change_nothing_else_than_dirty_logging(

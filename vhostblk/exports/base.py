@@ -26,9 +26,14 @@ class Export(ABC):
     async def start(self, carried: Any = None, *, movable: bool = False) -> None:
         """Begin to listen; clients may connect once this returns.
 
-        With `carried` go on where another export's `suspend` has stopped, which may be called here
-        if this one is `movable`. Raises VhostblkError, and then leaves nothing behind.
+        With `carried` go on where another export's `suspend` has stopped, once `resume` is called.
+        `suspend` may be called here if this one is `movable`. Raises VhostblkError, and then leaves
+        nothing behind.
         """
+
+    def resume(self) -> None:
+        """Go on, after a start with `carried`: the other process has given up."""
+        self.backend.resume()
 
     async def suspend(self) -> Any:
         """Stop, and leave clients connected; return what `start` takes elsewhere."""

@@ -49,8 +49,8 @@ async def start_export(
 ) -> Export:
     """Attach a block backend to the node, make the export and start it.
 
-    With `carried`, from another process's export, its block backend is quiesced: whoever knows that
-    the other one has given up resumes it. Raises VhostblkError, and then leaves nothing behind.
+    With `carried`, from another process's export, it does nothing yet: whoever knows that the other
+    one has given up resumes it. Raises VhostblkError, and then leaves nothing behind.
     Whoever stops the export then detaches `export.backend`.
     """
     if options.fixed_iothread:

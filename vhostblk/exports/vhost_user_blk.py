@@ -163,6 +163,14 @@ class VhostUserBlkBackend:
         self._chosen_write_cache = bool(data[0])
         self._set_write_cache()
 
+    def written_config(self) -> list[tuple[int, bytes]]:
+        """Return what the driver has written to `writeback`, if it did."""
+        if self._chosen_write_cache is None:
+            return []
+        from vhostblk.virtio_blk.layout import CONFIG_WRITEBACK_OFFSET
+
+        return [(CONFIG_WRITEBACK_OFFSET, bytes([self._chosen_write_cache]))]
+
     def set_features(self, features: int) -> None:
         """Take the features that the driver acknowledged.
 

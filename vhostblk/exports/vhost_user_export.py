@@ -56,6 +56,11 @@ class VhostUserBlkExport(Export):
             trace.blk_exp_start(self.id, self.backend.node.node_name)
         self.backend.on_resize(self.device.resized)
 
+    def resume(self) -> None:
+        """Go on: take requests, and listen to the front-end."""
+        super().resume()
+        self._server.resume()
+
     async def stop(self) -> None:
         """Disconnect the front-end, with its requests finished, and stop listening."""
         if trace.blk_exp_stop.enabled:

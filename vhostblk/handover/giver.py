@@ -176,9 +176,10 @@ class Giver:
                 if blockdev["node-name"] not in there:
                     await _open_again(daemon, blockdev)
             for export in exports:
-                if export["id"] in carried:
-                    again = await daemon.add_export(export, carried[export["id"]])
-                    again.backend.resume()
+                if (former := carried.get(export["id"])) is not None:
+                    former.required = False  # others are not to suffer from what one front-end does
+                    again = await daemon.add_export(export, former)
+                    again.resume()
         except VhostblkError as error:
             logger.error("hand-over: can't go on as before: %s", error)
             daemon.request_stop()  # a supervisor starts anew, and front-ends come back
@@ -267,7 +268,7 @@ def _state(
                     payload=said.payload,
                     fds=[fds.add(fd) for fd in said.fds],
                 )
-                for said in one.journal.said()
+                for said in one.said
             ],
         )
         for export_id, one in carried.items()

@@ -8,7 +8,6 @@ import errno
 import logging
 import os
 import socket
-import struct
 import time
 from typing import TYPE_CHECKING
 
@@ -31,8 +30,8 @@ from vhostblk.handover.wire import (
     State,
 )
 from vhostblk.vhost_user.codec import FdList
-from vhostblk.vhost_user.journal import Journal, Said
 from vhostblk.vhost_user.listener import Listener
+from vhostblk.vhost_user.restate import Said
 from vhostblk.vhost_user.server import Carried
 from vhostblk.virtio_blk.lane import choose_lane
 
@@ -117,7 +116,7 @@ class Taker:
         await self._build_on_leash(daemon, state, fds)
         await self._wait_for_commit()
         for export in daemon.exports.values():
-            export.backend.resume()
+            export.resume()
         waited = (time.monotonic() - state.since) * 1000
         logger.info("hand-over: taken over; front-ends waited for %.0f ms", waited)
         for listener, path in self._listeners:
@@ -179,10 +178,7 @@ class Taker:
             Said(one.request, one.payload, FdList([fds.take(place) for place in one.fds]))
             for one in export.said
         ]
-        try:
-            return Carried(listener, connection, Journal.of(said))
-        except (ValueError, struct.error) as error:
-            raise HandoverError(f"export '{export.id}': {error}") from error
+        return Carried(listener, connection, said)
 
     async def _undo(self, daemon: Daemon) -> None:
         """Close the images, before the other process opens them again."""

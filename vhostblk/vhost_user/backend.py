@@ -127,6 +127,9 @@ class Backend(Protocol):
     def set_config(self, offset: int, data: bytes) -> None:
         """Write configuration space; raises VhostUserError on what is not writable."""
 
+    def written_config(self) -> Sequence[tuple[int, bytes]]:
+        """Return what `set_config` has written and is still in force: offset and content."""
+
     def set_features(self, features: int) -> None:
         """Take the virtio features acknowledged (a subset of those offered)."""
 

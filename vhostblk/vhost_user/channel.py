@@ -121,6 +121,9 @@ class RequestChannel:
 
     def _give_up(self, reason: str) -> None:
         logger.warning("back-end channel closed: %s", reason)
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # there may be duplicates of the descriptor
+                self._socket.shutdown(socket.SHUT_RDWR)
         self.close()
 
     def close(self) -> None:

@@ -21,6 +21,11 @@ class DeviceState:
     def __init__(self) -> None:
         self._incoming: int | None = None
 
+    @property
+    def loading(self) -> bool:
+        """Tell whether a state is expected, and was not checked yet."""
+        return self._incoming is not None
+
     def begin(self, direction: int, phase: int, fd: int) -> None:
         """Begin to save to, or to load from, a pipe that is ours from now on.
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from vhostblk.vhost_user.channel import RequestChannel
 
 
+#: The requests that are sent here.
+_NOTICES = (BackendRequest.VRING_CALL, BackendRequest.VRING_ERR)
+
+
 @dataclass(slots=True, eq=False)
 class _Notice:
     """What is told of one vring by one kind of message."""
@@ -36,9 +40,14 @@ class _Notice:
 
 
 class InbandNotifications:
-    """The messages of one session, whose event loop is running."""
+    """The messages of one session, whose event loop is running.
 
-    def __init__(self) -> None:
+    `moved`: another process has begun the session. What the front-end still answers to that one is
+    for nobody here.
+    """
+
+    def __init__(self, *, moved: bool = False) -> None:
+        self._moved = moved
         self._loop = asyncio.get_running_loop()
         self._kicks: dict[int, int] = {}
         self._notices: dict[tuple[BackendRequest, int], _Notice] = {}
@@ -97,7 +106,7 @@ class InbandNotifications:
     def _answered(self, request: int) -> bool:
         """Take an acknowledgement; tell whether it was waited for."""
         if not self._sent or self._sent[0].request != request:
-            return False
+            return self._moved and request in _NOTICES
         notice = self._sent.popleft()
         notice.unanswered = False
         if notice.due:

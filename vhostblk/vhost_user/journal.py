@@ -1,96 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a front-end has said that still holds, as messages that say it again.
+"""How a session moves to another process: as messages that bring a fresh session to where it was.
 
-A session that moves to another process is told there in the protocol's own words: what a journal
-has kept is replayed to a fresh session, which checks it as it would check a front-end's. So nothing
-of the session's inner state has to be written down, and two versions that both speak vhost-user
-understand each other.
-
-A journal is told of every message that succeeded, keeps the last of each kind (of each vring), and
-forgets what a later one has taken back. It has duplicates of the descriptors: memory files among
-them, which are otherwise closed once they are mapped. So journals are kept only where sessions may
-have to move.
+The new session checks them as it would check a front-end's, and two versions that both speak
+vhost-user understand each other. What they say comes from the session's own state (`restate.py`).
+Only what came with descriptors has to be remembered: a `Journal` keeps the last message of each
+such kind, with duplicates of the descriptors, for as long as it is in force. As memory files are
+otherwise closed once they are mapped, journals are kept only where sessions may have to move.
 """
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
-from vhostblk.vhost_user.codec import FdList, Message
+from vhostblk.vhost_user import restate
+from vhostblk.vhost_user.codec import FdList
 from vhostblk.vhost_user.layout import (
+    CONFIG_HEADER,
     MEMORY_HEADER,
     MEMORY_REGION,
     SINGLE_REGION,
     U64,
-    VERSION,
     VRING_INDEX_MASK,
-    VRING_STATE,
     Request,
 )
+from vhostblk.vhost_user.restate import Said
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
 
-_KEPT = frozenset(
-    {
-        Request.SET_PROTOCOL_FEATURES,
-        Request.SET_CONFIG,
-        Request.SET_FEATURES,
-        Request.SET_LOG_BASE,
-        Request.SET_LOG_FD,
-        Request.SET_BACKEND_REQ_FD,
-        Request.SET_INFLIGHT_FD,
-        Request.SET_STATUS,
-        Request.SET_VRING_NUM,
-        Request.SET_VRING_ADDR,
-        Request.SET_VRING_BASE,
-        Request.SET_VRING_ERR,
-        Request.SET_VRING_CALL,
-        Request.SET_VRING_ENABLE,
-        Request.SET_VRING_KICK,
-    }
-)
-#: Those of `_KEPT` that are for one vring, which the first bytes name.
-_OF_VRING = frozenset(request for request in _KEPT if request.name.startswith("SET_VRING"))
+    from vhostblk.vhost_user.backend import VringConfig
+    from vhostblk.vhost_user.codec import Message
+    from vhostblk.vhost_user.restate import SessionState
+    from vhostblk.vhost_user.vring import Vring
 
-#: The order in which they are said again; memory comes before logs. Features come after the
-#: configuration, which some of them would take back, and a vring's kick starts it.
-_BEFORE_MEMORY = (Request.SET_PROTOCOL_FEATURES, Request.SET_CONFIG, Request.SET_FEATURES)
-_AFTER_MEMORY = (
+
+_KEPT_OF_VRING = frozenset({Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR})
+_KEPT = _KEPT_OF_VRING | {
     Request.SET_LOG_BASE,
     Request.SET_LOG_FD,
     Request.SET_BACKEND_REQ_FD,
+    Request.SET_DEVICE_STATE_FD,
     Request.SET_INFLIGHT_FD,
-    Request.SET_STATUS,
+}
+_MEMORY = frozenset({Request.SET_MEM_TABLE, Request.ADD_MEM_REG, Request.REM_MEM_REG})
+_POSTCOPY = frozenset({Request.POSTCOPY_ADVISE, Request.POSTCOPY_LISTEN, Request.POSTCOPY_END})
+
+#: What starts or stops one vring, whose index the payload begins with.
+_OF_VRING = _KEPT_OF_VRING | {Request.VRING_KICK, Request.GET_VRING_BASE}
+#: What may start or stop any.
+_OF_ALL_VRINGS = frozenset(
+    {Request.SET_FEATURES, Request.SET_STATUS, Request.RESET_DEVICE, Request.POSTCOPY_END}
 )
-_VRING_ORDER = (
-    Request.SET_VRING_NUM,
-    Request.SET_VRING_ADDR,
-    Request.SET_VRING_BASE,
-    Request.SET_VRING_ERR,
-    Request.SET_VRING_CALL,
-    Request.SET_VRING_KICK,
-    Request.SET_VRING_ENABLE,
+
+#: Said after memory, which logs have to cover, and before vrings, which must not run yet.
+_BEFORE_VRINGS = (
+    Request.SET_LOG_BASE,
+    Request.SET_LOG_FD,
+    Request.SET_BACKEND_REQ_FD,
+    Request.SET_DEVICE_STATE_FD,
 )
-
-
-class Said(NamedTuple):
-    """One thing that holds: what a message says, without the request for a reply."""
-
-    request: int
-    payload: bytes
-    fds: FdList
 
 
 class Journal:
-    """The messages of one session that hold."""
+    """What came with descriptors in one session, and is in force."""
 
     def __init__(self) -> None:
         #: By request, and vring (or 0).
         self._kept: dict[tuple[int, int], Said] = {}
         #: By guest address, size and user address.
         self._regions: dict[tuple[int, int, int], Said] = {}
+        #: Of each vring that runs: its configuration, and the area in which it notes requests in
+        #: flight. The front-end may have given another one since.
+        self._running: dict[int, tuple[VringConfig, Said | None]] = {}
+        #: The configuration space as it was read last.
+        self._shown: Said | None = None
         #: How far a post-copy migration to here has got; None: there is none.
         self._postcopy: int | None = None
 
@@ -102,74 +85,110 @@ class Journal:
 
     def close(self) -> None:
         """Close all descriptors."""
-        for said in (*self._kept.values(), *self._regions.values()):
+        areas = (area for _, area in self._running.values() if area is not None)
+        for said in (*self._kept.values(), *self._regions.values(), *areas):
             said.fds.close()
+        self._clear()
+
+    def _clear(self) -> None:
         self._kept.clear()
         self._regions.clear()
+        self._running.clear()
+        self._shown = None
         self._postcopy = None
 
-    def copy(self, message: Message) -> Said:
-        """Copy a message that is about to be carried out, for `note` or to be closed."""
-        wanted = message.request in _KEPT or message.request in _MEMORY
-        fds = FdList()
-        try:
-            for fd in message.fds if wanted else ():
-                fds.extend([os.dup(fd)])
-        except OSError:
-            fds.close()
-            raise
-        return Said(message.request, message.payload, fds)
+    @property
+    def movable(self) -> bool:
+        """Tell whether the session can move: not while guest memory is registered by this one."""
+        return self._postcopy is None
 
-    def note(self, said: Said, reply: bytes = b"") -> None:
-        """Take in a message that has succeeded; `reply` is the payload of the answer to it."""
-        request, payload, _ = said
-        if request in _KEPT:
+    # What is said
+
+    def copy(self, message: Message) -> Said:
+        """Copy a message that is about to be carried out, for `note`; raises OSError."""
+        wanted = message.request in _KEPT or message.request in _MEMORY
+        return Said(
+            message.request, message.payload, restate.duplicates(message.fds if wanted else ())
+        )
+
+    def note(self, said: Said, reply: bytes | None, state: SessionState) -> None:
+        """Take in a message, whose descriptors are ours, and how it left the session.
+
+        `reply` is the payload of the answer; None: the message has failed.
+        """
+        if reply is None:
+            said.fds.close()
+        else:
+            self._take_in(said, reply)
+        request = said.request
+        if request == Request.POSTCOPY_END:
+            self._postcopy = None
+        if request in _OF_ALL_VRINGS:
+            for index in range(len(state.vrings)):
+                self._look_at(index, state)
+        elif request in _OF_VRING:
+            self._look_at(_index_of(said), state)
+        if not state.loading:
+            self._forget(Request.SET_DEVICE_STATE_FD)
+
+    def _take_in(self, said: Said, reply: bytes) -> None:
+        request = said.request
+        if request in _KEPT_OF_VRING:
+            self._keep(said, _index_of(said))
+        elif request in _KEPT:
             self._keep(said)
         elif request in _MEMORY:
             self._change_memory(said)
         elif request in _POSTCOPY:
-            self._postcopy = None if request == Request.POSTCOPY_END else request
-        elif request == Request.GET_VRING_BASE:
-            index, _ = VRING_STATE.unpack(payload)
-            self._stopped(index, reply)
-        elif request == Request.RESET_OWNER:
-            for said in list(self._kept.values()):
-                if said.request == Request.SET_VRING_ENABLE:
-                    index, _ = VRING_STATE.unpack(said.payload)
-                    self._keep(said._replace(payload=VRING_STATE.pack(index, 0)))
-        elif request == Request.RESET_DEVICE:
-            self._reset()
-
-    def _keep(self, said: Said) -> None:
-        if said.request == Request.SET_STATUS and said.payload == U64.pack(0):
-            self._reset()
-            return
-        if said.request == Request.SET_VRING_KICK and self._postcopy == Request.POSTCOPY_ADVISE:
+            self._postcopy = request
+        elif request == Request.GET_CONFIG and len(reply) > CONFIG_HEADER.size:
+            self._shown = said._replace(payload=reply)
+        elif _is_reset(said):
+            self._forget(Request.SET_INFLIGHT_FD)
+        if request == Request.SET_VRING_KICK and self._postcopy == Request.POSTCOPY_ADVISE:
             self._postcopy = None  # all memory had come before that
-        index = 0
-        if said.request in _OF_VRING:
-            index = int.from_bytes(said.payload[:4], "little") & VRING_INDEX_MASK
-        elif said.request == Request.SET_CONFIG:
-            index = int.from_bytes(said.payload[:4], "little")
+
+    def _keep(self, said: Said, index: int = 0) -> None:
         self._forget(said.request, index)
         self._kept[said.request, index] = said
 
-    def _forget(self, request: int, index: int) -> None:
+    def _forget(self, request: int, index: int = 0) -> None:
         former = self._kept.pop((request, index), None)
         if former is not None:
-            former.fds.close()
+            self._close_unused(former)
 
-    def _stopped(self, index: int, state: bytes) -> None:
-        """A vring has stopped: it is to go on from `state` when it is started again."""
-        self._forget(Request.SET_VRING_KICK, index)
-        self._forget(Request.SET_VRING_CALL, index)
-        self.set_base(state)
+    def _close_unused(self, said: Said) -> None:
+        """Close a message's descriptors, unless it names the area of a vring that runs."""
+        in_use = (area for _, area in self._running.values())
+        if said is not self._area and not any(said is area for area in in_use):
+            said.fds.close()
 
-    def _reset(self) -> None:
-        """Forget what the driver has said; memory, protocol features and the channel stay."""
-        stays = (Request.SET_PROTOCOL_FEATURES, Request.SET_BACKEND_REQ_FD)
-        for key in [key for key in self._kept if key[0] not in stays]:
-            self._forget(*key)
+    @property
+    def _area(self) -> Said | None:
+        """The area for requests in flight that vrings get when they start."""
+        return self._kept.get((Request.SET_INFLIGHT_FD, 0))
+
+    def _look_at(self, index: int, state: SessionState) -> None:
+        """Forget what is no longer in force for a vring."""
+        if index >= len(state.vrings):
+            return
+        vring = state.vrings[index]
+        deferred = self._postcopy == Request.POSTCOPY_LISTEN
+        if vring.inband or not (vring.started or deferred):
+            self._forget(Request.SET_VRING_KICK, index)
+        if not vring.call_set:
+            self._forget(Request.SET_VRING_CALL, index)
+        if not vring.err_set:
+            self._forget(Request.SET_VRING_ERR, index)
+        config, area = self._running.get(index, (None, None))
+        if vring.running is config:
+            return
+        if vring.running is None:
+            del self._running[index]
+        else:
+            self._running[index] = (vring.running, self._area)
+        if area is not None:
+            self._close_unused(area)
 
     # Memory: always told region by region, which has no limit of its own on their number.
 
@@ -188,69 +207,74 @@ class Journal:
         else:
             _, guest, size, user, _ = SINGLE_REGION.unpack(said.payload)
             said.fds.close()
-            former_region = self._regions.pop((guest, size, user), None)
-            if former_region is not None:
+            if former_region := self._regions.pop((guest, size, user), None):
                 former_region.fds.close()
 
     def _add_region(self, payload: bytes, fds: FdList) -> None:
         _, guest, size, user, _ = SINGLE_REGION.unpack(payload)
-        if (former := self._regions.get((guest, size, user))) is not None:
-            former.fds.close()
         self._regions[guest, size, user] = Said(Request.ADD_MEM_REG, payload, fds)
 
-    # Moving.
+    # Moving
 
-    @property
-    def movable(self) -> bool:
-        """Tell whether the session can move: not while guest memory is registered by this one."""
-        return self._postcopy is None
+    def hand_out(self, state: SessionState) -> list[Said]:
+        """Return what has to be said to a fresh session, in this order; nothing is left here.
 
-    @property
-    def running(self) -> list[int]:
-        """The vrings that have been started."""
-        return [index for request, index in self._kept if request == Request.SET_VRING_KICK]
+        The vrings have stopped: `running` says where those that ran are to go on.
+        """
+        said = [*self._general(state), *self._vrings(state)]
+        if self._shown is not None:
+            said.append(self._shown)
+        handed_out = {id(item) for item in said}
+        for former in self._kept.values():
+            if id(former) not in handed_out:
+                former.fds.close()
+        self._clear()
+        return said
 
-    def set_base(self, state: bytes) -> None:
-        """Have a vring go on from where it has stopped; `state` is GET_VRING_BASE's answer."""
-        self._keep(Said(Request.SET_VRING_BASE, state, FdList()))
+    def _general(self, state: SessionState) -> Iterator[Said]:
+        yield from restate.features(state)
+        yield from self._regions.values()
+        for request in _BEFORE_VRINGS:
+            if (request, 0) in self._kept:
+                yield self._kept[request, 0]
+        yield from restate.status(state)
 
-    def said(self) -> list[Said]:
-        """List what holds, in the order in which it has to be said; descriptors stay here."""
-        kept = self._kept
-        indices = sorted({index for request, index in kept if request in _OF_VRING})
-        others = sorted(key for key in kept if key[0] not in _OF_VRING)
-        return [
-            *(kept[key] for request in _BEFORE_MEMORY for key in others if key[0] == request),
-            *self._regions.values(),
-            *(kept[key] for request in _AFTER_MEMORY for key in others if key[0] == request),
-            *(
-                kept[request, index]
-                for index in indices
-                for request in _VRING_ORDER
-                if (request, index) in kept
-            ),
+    def _vrings(self, state: SessionState) -> Iterator[Said]:
+        """Say what the vrings are, each after the area in which it notes requests in flight."""
+        present = self._area
+        areas = [
+            self._running[index][1] if index in self._running else present
+            for index in range(len(state.vrings))
         ]
 
-    @classmethod
-    def of(cls, said: Iterable[Said]) -> Journal:
-        """Make a journal that takes over what another process has sent; all of it is hostile."""
-        journal = cls()
-        for item in said:
-            journal.note(item)
-        return journal
+        # No message takes an area back, and the present one has to stay.
+        def turn(index: int) -> tuple[bool, bool, int]:
+            area = areas[index]
+            return area is present, area is not None, id(area)
+
+        told: Said | None = None
+        for index in sorted(range(len(areas)), key=turn):
+            area = areas[index]
+            if area is not None and area is not told:
+                told = area
+                yield area
+            yield from self._vring(index, state.vrings[index])
+        if present is not None and present is not told:
+            yield present
+
+    def _vring(self, index: int, vring: Vring) -> Iterator[Said]:
+        yield restate.enabled(index, vring)
+        for request in (Request.SET_VRING_ERR, Request.SET_VRING_CALL):
+            if (request, index) in self._kept:
+                yield self._kept[request, index]
+        yield from restate.vring(index, vring, self._kept.get((Request.SET_VRING_KICK, index)))
 
 
-_POSTCOPY = frozenset({Request.POSTCOPY_ADVISE, Request.POSTCOPY_LISTEN, Request.POSTCOPY_END})
-_MEMORY = frozenset({Request.SET_MEM_TABLE, Request.ADD_MEM_REG, Request.REM_MEM_REG})
+def _index_of(said: Said) -> int:
+    return int.from_bytes(said.payload[:4], "little") & VRING_INDEX_MASK
 
 
-def as_message(said: Said) -> Message:
-    """Make the message that says it, with duplicates of the descriptors; raises OSError."""
-    fds = FdList()
-    try:
-        for fd in said.fds:
-            fds.extend([os.dup(fd)])
-    except OSError:
-        fds.close()
-        raise
-    return Message(said.request, VERSION, said.payload, fds)
+def _is_reset(said: Said) -> bool:
+    return said.request == Request.RESET_DEVICE or (
+        said.request == Request.SET_STATUS and said.payload == U64.pack(0)
+    )

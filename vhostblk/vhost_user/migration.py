@@ -50,7 +50,9 @@ class MigrationMessages(ABC):
     _postcopy: Postcopy
 
     @abstractmethod
-    async def _start(self, index: int, take_kick: Callable[[], int | None]) -> None:
+    async def _start(
+        self, index: int, take_kick: Callable[[], int | None], *, inband: bool
+    ) -> None:
         """Start a vring."""
 
     # Dirty log
@@ -122,7 +124,7 @@ class MigrationMessages(ABC):
         deferred = self._postcopy.end()
         try:
             for index, kick in deferred.items():
-                await self._start(index, kick.take_only)
+                await self._start(index, kick.take_only, inband=self._vrings[index].inband)
         finally:
             for kick in deferred.values():
                 kick.close()

@@ -21,16 +21,21 @@ from typing import TYPE_CHECKING
 
 from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.trace import points as trace
-from vhostblk.vhost_user.codec import FdList, Message, MessageDecoder
+from vhostblk.vhost_user.codec import FdList, MessageDecoder
 from vhostblk.vhost_user.errors import ProtocolError, VhostUserError
-from vhostblk.vhost_user.journal import Journal, as_message
-from vhostblk.vhost_user.layout import HEADER, MAX_FDS, VERSION, VRING_STATE, Request
+from vhostblk.vhost_user.journal import Journal
+from vhostblk.vhost_user.layout import HEADER, MAX_FDS, Request
 from vhostblk.vhost_user.listener import listen
+from vhostblk.vhost_user.restate import as_message
 from vhostblk.vhost_user.session import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vhostblk.vhost_user.backend import Backend
+    from vhostblk.vhost_user.codec import Message
     from vhostblk.vhost_user.listener import ListenAddress, Listener
+    from vhostblk.vhost_user.restate import Said
     from vhostblk.vhost_user.rules import Answer
 
 logger = logging.getLogger(__name__)
@@ -67,11 +72,16 @@ class _SuspendedError(Exception):
 
 @dataclass(slots=True)
 class Carried:
-    """What moves to another server, perhaps of another process: sockets, and what has been said."""
+    """What moves to another server, perhaps of another process.
+
+    That is sockets, and what the front-end is to be spared saying again.
+    """
 
     listener: Listener
     connection: socket.socket | None
-    journal: Journal
+    said: Sequence[Said]
+    #: Whether `start` fails where that can't be said; else the front-end is disconnected.
+    required: bool = True
     #: Done when all has been said again.
     replayed: asyncio.Future[None] | None = None
 
@@ -79,8 +89,13 @@ class Carried:
         """Hang up, and listen no more."""
         if self.connection is not None:
             self.connection.close()
-        self.journal.close()
+        self.close_said()
         self.listener.close()
+
+    def close_said(self) -> None:
+        """Close the descriptors of what has been said."""
+        for said in self.said:
+            said.fds.close()
 
 
 class VhostUserServer:
@@ -103,8 +118,11 @@ class VhostUserServer:
         #: Set where the session may have to move.
         self._journal: Journal | None = None
         self._suspending = False
-        #: The front-end's connection, while it is served, and after `suspend`.
+        #: The front-end's connection after `suspend`, and what a session has to be told for it.
         self._connection: socket.socket | None = None
+        self._said: Sequence[Said] = ()
+        #: Another process may still go on, until `resume`.
+        self._held = False
 
     @property
     def running(self) -> bool:
@@ -120,11 +138,13 @@ class VhostUserServer:
     async def start(self, carried: Carried | None = None, *, movable: bool = False) -> None:
         """Listen; front-ends may connect once this returns. Raises ListenError.
 
-        With `carried` go on where another server has stopped; raises VhostUserError where that
-        can't be, and closes it. `movable`: `suspend` may be called.
+        With `carried` go on where another server has stopped, once `resume` is called; raises
+        VhostUserError where that can't be, and closes it. `movable`: `suspend` may be called.
         """
         self._stopping = self._suspending = False
+        self._held = carried is not None
         self._connection = None
+        self._said = ()
         self._journal = Journal() if movable else None
         loop = asyncio.get_running_loop()
         listener = listen(self._address) if carried is None else carried.listener
@@ -138,6 +158,12 @@ class VhostUserServer:
             await asyncio.wait({self._task, carried.replayed}, return_when=asyncio.FIRST_COMPLETED)
             if self._task.done():
                 await self._task
+
+    def resume(self) -> None:
+        """Listen to front-ends, after a start with `carried`: no other process does any more."""
+        self._held = False
+        if self._waiting is not None:
+            _wake(self._waiting)
 
     async def stop(self) -> None:
         """Disconnect the front-end, reset the backend, stop listening, remove the socket file."""
@@ -165,8 +191,9 @@ class VhostUserServer:
             _wake(self._waiting)
         task, self._task = self._task, None
         await task
-        carried = Carried(self._listener, self._connection, self._journal)
+        carried = Carried(self._listener, self._connection, self._said)
         self._listener = self._connection = self._journal = None
+        self._said = ()
         return carried
 
     async def _run(self, listener: Listener, carried: Carried | None) -> None:
@@ -188,13 +215,21 @@ class VhostUserServer:
 
     async def _resume(self, carried: Carried) -> None:
         """Serve the front-end that was carried here, if there is one."""
-        with carried.journal:
+        try:
             if carried.connection is not None:
                 with carried.connection as connection:
                     connection.setblocking(False)
                     await self._serve(connection, carried)
-            elif carried.replayed is not None:
+            if carried.replayed is not None and not carried.replayed.done():
                 carried.replayed.set_result(None)
+            await self._wait_resumed()
+        finally:
+            carried.close_said()
+
+    async def _wait_resumed(self) -> None:
+        """Wait until no other process can go on: what is read here would be lost to that one."""
+        while self._held:
+            await self._wait(asyncio.get_running_loop().create_future())
 
     async def _accept(self, listening: socket.socket) -> socket.socket | None:
         """Wait for a front-end; None where it was gone again, or nothing can be accepted now."""
@@ -221,7 +256,7 @@ class VhostUserServer:
         logger.info("export '%s': front-end %s", self._name, word)
         if trace.vhost_user_connect.enabled:
             trace.vhost_user_connect(self._name)
-        session = Session(self._backend)
+        session = Session(self._backend, moved=carried is not None)
         decoder = MessageDecoder()
         self.connected = True
         self._unwanted = None
@@ -233,8 +268,10 @@ class VhostUserServer:
             await self._converse(connection, session, decoder, silent=carried is None)
         except _FrontendGoneError:
             logger.info("export '%s': front-end disconnected", self._name)
-        except _ReplayError:
-            raise
+        except _ReplayError as error:
+            if carried is None or carried.required:
+                raise _ReplayError(f"export '{self._name}': {error}") from error
+            self._log.warning("front-end disconnected: %s", error)
         except VhostUserError as error:
             self._log.warning("front-end disconnected: %s", error)
         except OSError as error:  # reset by its end, or its end closed before the reply
@@ -251,7 +288,7 @@ class VhostUserServer:
             session.close()
             await self._reset()
             self.connected = False
-            if self._journal is not None and self._connection is None:
+            if self._journal is not None:
                 self._journal.close()
             if trace.vhost_user_disconnect.enabled:
                 trace.vhost_user_disconnect(self._name)
@@ -273,31 +310,34 @@ class VhostUserServer:
             await asyncio.sleep(0)
 
     async def _replay(self, session: Session, carried: Carried) -> None:
-        """Say again what the front-end has said; raises _ReplayError."""
+        """Say again what the front-end has said; raises _ReplayError. Return once resumed."""
+        config_changed = False
         try:
-            for said in carried.journal.said():
+            for said in carried.said:
                 answer = await self._carry_out(session, as_message(said))
                 answer.fds.close()
                 if answer.failure is not None:
                     raise _ReplayError(answer.failure)
+                if said.request == Request.GET_CONFIG:  # the payload is what was answered before
+                    config_changed = answer.reply[HEADER.size :] != said.payload
         except (VhostUserError, OSError) as error:
             raise _ReplayError(str(error)) from error
-        carried.journal.close()
+        carried.close_said()
         if carried.replayed is not None:
             carried.replayed.set_result(None)
+        await self._wait_resumed()
+        session.restated(config_changed=config_changed)
 
     async def _keep(self, connection: socket.socket, session: Session) -> None:
-        """Stop the vrings, note where they are to go on, and keep the connection."""
+        """Stop the vrings, and keep the connection and what a session has to be told for it."""
         assert self._journal is not None
         try:
-            for index in self._journal.running:
-                payload = VRING_STATE.pack(index, 0)
-                request = Message(Request.GET_VRING_BASE, VERSION, payload, FdList())
-                answer = await session.handle(request)
-                self._journal.set_base(answer.reply[HEADER.size :])
+            state = await session.suspend()
             self._connection = connection.dup()
         except (VhostUserError, OSError) as error:
             self._log.warning("front-end disconnected: %s", error)
+        else:
+            self._said = self._journal.hand_out(state)
 
     async def _reset(self) -> None:
         try:
@@ -343,10 +383,8 @@ class VhostUserServer:
         except BaseException:
             copy.fds.close()
             raise
-        if answer.failure is None:
-            self._journal.note(copy, answer.reply[HEADER.size :])
-        else:
-            copy.fds.close()
+        reply = answer.reply[HEADER.size :] if answer.failure is None else None
+        self._journal.note(copy, reply, session.state)
         return answer
 
     async def _send(self, connection: socket.socket, reply: bytes, fds: FdList) -> None:

@@ -20,6 +20,7 @@ Semantics where the specification leaves a choice, made as libvhost-user and QEM
   for such a vring, which can't know of it, is not used.
 - What a vring's size and base may be depends on whether rings are packed. That is looked at when
   they are set, and once more when the vring starts: features may have changed.
+- INBAND_NOTIFICATIONS, once acknowledged, stays: there may be vrings that are kicked that way.
 - VERSION_1 is demanded when a vring starts and not before: crosvm first acknowledges bit 30 alone.
 - Features that won't do leave FEATURES_OK clear. QEMU doesn't look, nor pass it on to its guest,
   and starts the vrings; what becomes of requests then is the back-end's to say (`Backend.refusal`).
@@ -32,6 +33,7 @@ one with no payload), and a bad SET_CONFIG, which a guest can provoke, is merely
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vhostblk.vhost_user import payloads, postcopy
@@ -84,6 +86,7 @@ from vhostblk.vhost_user.layout import (
     Request,
 )
 from vhostblk.vhost_user.migration import ACK, NACK, MigrationMessages
+from vhostblk.vhost_user.restate import SessionState
 from vhostblk.vhost_user.rules import Answer, Remark, ReplyWithFd, Rule, fixed
 from vhostblk.vhost_user.vring import Vring, check_base, check_size
 
@@ -111,10 +114,16 @@ PROTOCOL_FEATURES = (
 
 
 class Session(DeviceMessages, MigrationMessages):
-    """One front-end's session; messages are handled one after the other."""
+    """One front-end's session; messages are handled one after the other.
 
-    def __init__(self, backend: Backend) -> None:
+    `moved`: it goes on where another one was suspended, once it has been told its state.
+    """
+
+    def __init__(self, backend: Backend, *, moved: bool = False) -> None:
         self._backend = backend
+        self._moved = moved
+        #: It is being told the state of another one.
+        self._restating = moved
         self._vrings = [Vring() for _ in range(backend.num_queues)]
         self._features = 0
         self._protocol_features = ProtocolFeature(0)
@@ -177,6 +186,36 @@ class Session(DeviceMessages, MigrationMessages):
             return Answer(failure=line)
         raise VhostUserError(line) from error
 
+    # Moving to another process
+
+    @property
+    def state(self) -> SessionState:
+        """What another session has to be told to be as this one."""
+        return SessionState(
+            self._protocol_features,
+            self._features,
+            self._status,
+            self._backend.written_config(),
+            self._device_state.loading,
+            self._vrings,
+        )
+
+    def restated(self, *, config_changed: bool) -> None:
+        """Go on: all has been told. Tell the front-end where its configuration space is another."""
+        self._restating = False
+        if config_changed and self._channel is not None:
+            self._channel.config_changed()
+
+    async def suspend(self) -> SessionState:
+        """Stop all vrings, and return the state; vrings in it run, from where they have stopped."""
+        vrings = []
+        for index, vring in enumerate(self._vrings):
+            stopped = replace(vring)
+            if vring.running is not None:
+                stopped.running = replace(vring.running, next_avail=await self._stop(index))
+            vrings.append(stopped)
+        return self.state._replace(vrings=vrings)
+
     def close(self) -> None:
         """Release what the session itself holds; the backend is reset by whoever owns both."""
         for vring in self._vrings:
@@ -202,10 +241,12 @@ class Session(DeviceMessages, MigrationMessages):
             raise FeatureError(f"features {surplus:#x} were not offered")
         running = any(vring.started for vring in self._vrings)
         others_change = bool((features ^ self._features) & ~F_LOG_ALL)
-        if running and others_change:
-            await self._stop_disabled_vrings()
+        if others_change:
+            self._refuse_enabled_vrings()
         if self._backend.dirty_logging is not None:
             await self._backend.dirty_logging.set_logging(bool(features & F_LOG_ALL))
+        if others_change:
+            await self._stop_vrings()
         self._features = features
         if running and not others_change:
             return
@@ -219,9 +260,12 @@ class Session(DeviceMessages, MigrationMessages):
 
     async def _set_protocol_features(self, message: Message) -> None:
         features = payloads.protocol_features(message, self._protocol_offered)
+        inband = ProtocolFeature.INBAND_NOTIFICATIONS in features
+        if self._inband is not None and not inband:
+            raise FeatureError("INBAND_NOTIFICATIONS was acknowledged before")
         self._protocol_features = features
-        if ProtocolFeature.INBAND_NOTIFICATIONS in features and self._inband is None:
-            self._inband = InbandNotifications()
+        if inband and self._inband is None:
+            self._inband = InbandNotifications(moved=self._moved)
             if self._channel is not None:
                 self._inband.set_channel(self._channel)
 
@@ -314,12 +358,17 @@ class Session(DeviceMessages, MigrationMessages):
     async def _set_vring_num(self, message: Message) -> None:
         index, size = VRING_STATE.unpack(message.payload)
         vring = self._vring(index)
-        check_size(index, size, packed=self._packed)
+        check_size(index, size, packed=self._may_be_packed)
         vring.size = size
 
     @property
     def _packed(self) -> bool:
         return bool(self._features & F_RING_PACKED)
+
+    @property
+    def _may_be_packed(self) -> bool:
+        """Tell whether a vring that is set up now may be packed; features were others before."""
+        return self._packed or self._restating
 
     async def _set_vring_addr(self, message: Message) -> None:
         index, flags, desc, used, avail, log = VRING_ADDR.unpack(message.payload)
@@ -342,7 +391,7 @@ class Session(DeviceMessages, MigrationMessages):
     async def _set_vring_base(self, message: Message) -> None:
         index, base = VRING_STATE.unpack(message.payload)
         vring = self._vring(index)
-        check_base(index, base, packed=self._packed)
+        check_base(index, base, packed=self._may_be_packed)
         vring.base = base
         vring.base_set_since_start = True
 
@@ -380,7 +429,7 @@ class Session(DeviceMessages, MigrationMessages):
 
     async def _set_vring_kick(self, message: Message) -> None:
         index, fds = self._vring_fd(message)
-        await self._start(index, fds.take_only)
+        await self._start(index, fds.take_only, inband=False)
 
     async def _vring_kick(self, message: Message) -> None:
         index, reserved = VRING_STATE.unpack(message.payload)
@@ -390,10 +439,12 @@ class Session(DeviceMessages, MigrationMessages):
         if reserved:
             raise VringStateError(f"vring {index}: {reserved} where 0 is reserved")
         if not vring.started:
-            await self._start(index, lambda: inband.kick_fd(index))
+            await self._start(index, lambda: inband.kick_fd(index), inband=True)
         inband.kick(index)
 
-    async def _start(self, index: int, take_kick: Callable[[], int | None]) -> None:
+    async def _start(
+        self, index: int, take_kick: Callable[[], int | None], *, inband: bool
+    ) -> None:
         vring = self._vrings[index]
         if self._is_legacy:
             raise FeatureError(LEGACY)
@@ -402,9 +453,9 @@ class Session(DeviceMessages, MigrationMessages):
         if self._postcopy.listening:
             await self._backend.claim()
             self._postcopy.defer(index, take_kick())
+            vring.inband = inband
             return
-        restarted = vring.started
-        if restarted:
+        if vring.started:
             await self._restartable_stop(index)
         check_size(index, vring.size, packed=self._packed)
         check_base(index, vring.base, packed=self._packed)
@@ -415,11 +466,8 @@ class Session(DeviceMessages, MigrationMessages):
         if self._inband is not None:
             self._notify_inband(index, self._inband)
         await self._backend.start_vring(config, take_kick())
-        vring.started = True
+        vring.running, vring.inband = config, inband
         vring.base_set_since_start = False
-        if restarted:
-            for fd in vring.call.take_all():
-                self._give_call(index, fd)
 
     def _notify_inband(self, index: int, inband: InbandNotifications) -> None:
         """Send what the front-end has set no descriptor for, nor said that it polls."""
@@ -433,29 +481,36 @@ class Session(DeviceMessages, MigrationMessages):
 
     async def _set_vring_call(self, message: Message) -> None:
         index, fds = self._vring_fd(message)
-        self._vrings[index].call.close()
-        self._vrings[index].call_set = True
         self._give_call(index, fds.take_only())
+        self._vrings[index].call_set = True
 
     def _give_call(self, index: int, fd: int | None) -> None:
+        duplicate = FdList()
         if fd is not None:
             try:
-                self._vrings[index].call.extend([os.dup(fd)])
+                duplicate.extend([os.dup(fd)])
             except OSError:
                 os.close(fd)
                 raise
-        self._backend.set_vring_call(index, fd)
+        try:
+            self._backend.set_vring_call(index, fd)
+        except (VhostUserError, OSError):
+            duplicate.close()
+            raise
+        self._vrings[index].call.close()
+        self._vrings[index].call = duplicate
 
     async def _set_vring_err(self, message: Message) -> None:
         index, fds = self._vring_fd(message)
-        self._vrings[index].err_set = True
         self._backend.set_vring_err(index, fds.take_only())
+        self._vrings[index].err_set = True
 
     async def _stop(self, index: int) -> int:
         """Stop a vring for good: the front-end sets the call descriptor again if it restarts it."""
         vring = self._vrings[index]
         next_avail = await self._backend.stop_vring(index)
-        vring.started = vring.call_set = False
+        vring.running = None
+        vring.call_set = False
         vring.call.close()
         return next_avail
 
@@ -463,20 +518,22 @@ class Session(DeviceMessages, MigrationMessages):
         """Stop a vring that goes on where it was, unless the front-end has set a base since."""
         vring = self._vrings[index]
         next_avail = await self._backend.stop_vring(index)
-        vring.started = False
+        vring.running = None
         if not vring.base_set_since_start:
             vring.base = next_avail
+        for fd in vring.call.take_all():
+            self._give_call(index, fd)
 
-    async def _stop_disabled_vrings(self) -> None:
-        """Make way for other features."""
-        started = [index for index, vring in enumerate(self._vrings) if vring.started]
-        for index in started:
-            if self._vrings[index].enabled:
+    def _refuse_enabled_vrings(self) -> None:
+        """Raise FeatureError where a vring runs that doesn't make way for other features."""
+        for index, vring in enumerate(self._vrings):
+            if vring.started and vring.enabled:
                 raise FeatureError(f"features can't change while vring {index} runs")
-        for index in started:
-            await self._restartable_stop(index)
-            for fd in self._vrings[index].call.take_all():
-                self._give_call(index, fd)
+
+    async def _stop_vrings(self) -> None:
+        for index, vring in enumerate(self._vrings):
+            if vring.started:
+                await self._restartable_stop(index)
 
     # Channel
 

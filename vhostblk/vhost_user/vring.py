@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from vhostblk.vhost_user.codec import FdList
 from vhostblk.vhost_user.errors import VringStateError
 from vhostblk.vhost_user.layout import MAX_RING_SIZE
+
+if TYPE_CHECKING:
+    from vhostblk.vhost_user.backend import VringConfig
 
 
 @dataclass(slots=True)
@@ -21,13 +25,21 @@ class Vring:
     log_addr: int | None = None
     base: int = 0
     base_set_since_start: bool = False
-    started: bool = False
+    #: What it was started with; None: it is stopped.
+    running: VringConfig | None = None
+    #: It was started by VRING_KICK, which kicks it from then on.
+    inband: bool = False
     enabled: bool = False
     #: A duplicate of the call descriptor, because the backend closes its own when a vring stops.
     call: FdList = field(default_factory=FdList)
     #: Whether anybody has said how to tell of used buffers, and of errors.
     call_set: bool = False
     err_set: bool = False
+
+    @property
+    def started(self) -> bool:
+        """Tell whether it is running."""
+        return self.running is not None
 
 
 def check_size(index: int, size: int, *, packed: bool) -> None:

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A front-end that kicks and is called by messages, without a single eventfd."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from tests.frontend.connection import PROTOCOL_FEATURES, Connection
+from vhostblk.vhost_user.layout import (
+    FLAG_NEED_REPLY,
+    FLAG_REPLY,
+    HEADER,
+    U64,
+    VERSION,
+    VRING_STATE,
+    BackendRequest,
+    ProtocolFeature,
+    Request,
+)
+from vhostblk.virtio_blk.layout import RequestType, Status
+
+if TYPE_CHECKING:
+    from tests.frontend.blk import BlkDriver
+
+INBAND = ProtocolFeature.INBAND_NOTIFICATIONS
+REPLY = VERSION | FLAG_REPLY
+
+
+class InbandConnection(Connection):
+    """Kicks and gets called by messages; has the channel before anything else."""
+
+    channel: socket.socket
+
+    def negotiate(self, features: int, protocol: ProtocolFeature = PROTOCOL_FEATURES) -> int:
+        negotiated = super().negotiate(features, protocol | INBAND)
+        self.channel = self.open_channel()
+        return negotiated
+
+    def set_vring_kick(self, index: int, fd: int | None) -> None:
+        """Leave it out: VRING_KICK starts the ring."""
+
+    def set_vring_call(self, index: int, fd: int | None) -> None:
+        """Leave it out: VRING_CALL is wanted."""
+
+    def kick(self, index: int = 0) -> None:
+        self.tell(Request.VRING_KICK, VRING_STATE.pack(index, 0))
+
+    def receive(self) -> tuple[int, int]:
+        """Return request and vring of the next notification, without acknowledging it."""
+        raw = self.channel.recv(HEADER.size + VRING_STATE.size, socket.MSG_WAITALL)
+        request, flags, size = HEADER.unpack_from(raw)
+        assert (flags, size) == (VERSION | FLAG_NEED_REPLY, VRING_STATE.size)
+        index, reserved = VRING_STATE.unpack_from(raw, HEADER.size)
+        assert reserved == 0
+        return request, index
+
+    def acknowledge(self, request: int) -> None:
+        self.channel.send(HEADER.pack(request, REPLY, U64.size) + U64.pack(0))
+
+
+def read_in_band(driver: BlkDriver, connection: InbandConnection, queue: int = 0) -> bytes:
+    """Read 4096 bytes from the beginning, woken by nothing but messages."""
+    request = driver.submit(RequestType.IN, data_in=[4096], queue=queue)
+    driver.rings[queue].publish()
+    driver.rings[queue]._arm()
+    connection.kick(queue)
+    done = driver.poll(queue)
+    while not done:
+        number, index = connection.receive()
+        assert number == BackendRequest.VRING_CALL
+        connection.acknowledge(number)
+        if index == queue:
+            done = driver.poll(queue)
+    assert (done[0][0], request.status) == (request, Status.OK)
+    return done[0][1]
