@@ -56,7 +56,8 @@ def take_chains(
 ) -> list[list[Descriptor]] | Broken:
     """Take what is available from `place` on, a descriptor after the other.
 
-    A broken ring gives nothing, unless sound chains come before a chain that has no end.
+    A broken ring gives nothing, unless sound chains come before a chain that has no end: the ring
+    is found broken when these have been taken. Ids are judged for all chains that are found.
     """
     chains: list[list[Descriptor]] = []
     ids = set(in_flight)
@@ -69,7 +70,9 @@ def take_chains(
         while chain[-1].flags & _NEXT and taken + len(chain) < size:
             chain.append(read_descriptor(ring, (place + len(chain)) % size))
         if chain[-1].flags & _NEXT:
-            return chains or Broken()
+            if not chains:
+                return Broken()
+            break
         chains.append(chain)
         place = (place + len(chain)) % (2 * size)
         taken += len(chain)

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.virtqueue.packed_support import Broken, PackedPair, take_chains
@@ -83,7 +83,15 @@ def test_hostile_chains_get_the_same_verdicts(
             pass
 
 
+#: An id is made available twice, and then the ring ends without the end of a chain.
+_TWICE_AND_ENDLESS = [
+    *((1 << 15, 1, 0), (0, 0, 0), (1 << 15, 0, 0), (1 << 15, 1, 0)),
+    *((0, 0, 0), (1 << 15, 1, 0), (1 << 7, 0, 0), (1 << 7, 0, 0)),
+]
+
+
 @settings(max_examples=150, deadline=None)
+@example(_TWICE_AND_ENDLESS, 6, 6)
 @given(
     st.lists(
         st.tuples(
