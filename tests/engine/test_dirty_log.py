@@ -149,6 +149,7 @@ def test_nothing_is_noted_when_it_is_off(disk: int, log: Log) -> None:
 
 def test_what_is_behind_the_end_of_the_log_is_ignored() -> None:
     log = Log(1)
+    os.ftruncate(log._fd, 8192)
     described = log.describe()
     entry = QueueLog(DirtyLog(described), data=True, used_addr=None)
     os.close(described.fd)
@@ -156,4 +157,16 @@ def test_what_is_behind_the_end_of_the_log_is_ignored() -> None:
     addrs, lengths = np.array(ranges, np.uint64).T
     entry.mark(addrs, lengths)
     assert log.take() == {0, 7}
+    assert os.pread(log._fd, 8192, 0) == bytes(8192)
+    log.close()
+
+
+def test_nothing_is_noted_of_an_empty_range() -> None:
+    log = Log(8)
+    described = log.describe()
+    entry = QueueLog(DirtyLog(described), data=True, used_addr=None)
+    os.close(described.fd)
+    addrs = np.array([0, 5 * LOG_PAGE, 7 * LOG_PAGE + 100, 9 * LOG_PAGE], np.uint64)
+    entry.mark(addrs, np.array([0, 0, 0, 1], np.uint64))
+    assert log.take() == {9}
     log.close()

@@ -19,7 +19,7 @@ from tests.exports.support import BASE, FLUSH, Frontend, handed_over
 from tests.frontend.packed import PackedDriverRing
 from tests.frontend.ring import Segment
 from tests.virtio_blk.dirty_log import Log, changed, pages, snapshot
-from tests.virtio_blk.support import MIB, HandNode, header, pattern
+from tests.virtio_blk.support import MIB, HandNode, header, pattern, turns
 from vhostblk.engine import load
 from vhostblk.vhost_user.backend import LogDescription
 from vhostblk.vhost_user.errors import VhostUserError
@@ -193,11 +193,15 @@ def test_identity_is_noted_as_far_as_it_goes(log: Log) -> None:
         async with logging_frontend(log) as front:
             log.take()
             at = (1 << 32) + MIB
-            add(front, GET_ID, [Segment(at, 8192, True)])
+            segments = [(at, 8192), (at + 16384, 10), (at + 32768, 4000), (at + 65536, 512)]
+            add(front, GET_ID, [Segment(*segments[0], True)])
+            await run(front, 1)
+            assert pages(*segments[0]) & log.take() == {at // LOG_PAGE}
+            add(front, GET_ID, [Segment(*segment, True) for segment in segments[1:]])
             await run(front, 1)
             noted = log.take()
-            assert at // LOG_PAGE in noted
-            assert at // LOG_PAGE + 1 not in noted
+            assert pages(at + 16384, 10) | pages(at + 32768, 10) <= noted
+            assert not pages(*segments[3]) & noted
 
     asyncio.run(main())
 
@@ -224,6 +228,72 @@ def test_switched_on_and_off_with_requests_in_flight(log: Log) -> None:
             add(front, IN, [Segment((1 << 32) + MIB, 4096, True)])
             await run(front, 1)
             assert log.take() == set()
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("ring_kind")
+def test_another_log_while_a_request_is_in_flight(log: Log) -> None:
+    """The request is noted whole in the former one, and nothing is any more after that."""
+
+    async def main() -> None:
+        other = Log(LOG_BYTES)
+        async with logging_frontend(log) as front:
+            logging = front.device.dirty_logging
+            assert logging is not None
+            front.node.by_hand = True
+            may = add(front, IN, [Segment((1 << 32) + MIB, 8192, True)])
+            front.rings[0].kick(force=True)
+            await front.until(lambda: front.node.waiting)
+            log.take()
+            exchange = asyncio.create_task(logging.set_log(other.describe()))
+            await turns()
+            assert not exchange.done()
+            assert other.take() == set()
+            front.node.finish()
+            await exchange
+            assert may <= log.take()
+            front.node.by_hand = False
+            front.rings[0].poll()
+            async with quiet(front):
+                assert used_pages(front) <= other.take()
+                may = add(front, IN, [Segment((1 << 32) + MIB + 65536, 8192, True)])
+            await run(front, 1)
+            async with quiet(front):
+                noted = other.take()
+            assert may <= noted <= may | used_pages(front)
+            assert log.take() == set()
+        other.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("ring_kind")
+def test_logs_are_exchanged_under_load(log: Log) -> None:
+    """What changes is in one log or the other."""
+
+    async def main() -> None:
+        rng = np.random.default_rng(7)
+        logs = [log, Log(2 * LOG_BYTES)]
+        async with logging_frontend(log) as front:
+            logging = front.device.dirty_logging
+            assert logging is not None
+            for number in range(12):
+                async with quiet(front):
+                    count, may = random_requests(front, rng)
+                    front.rings[0].publish()
+                    before = snapshot(front.memory)
+                    for one in logs:
+                        one.take()
+                front.rings[0].kick(force=True)
+                await turns(int(rng.integers(0, 4)))
+                await logging.set_log(logs[(number + 1) % 2].describe())
+                await run(front, count)
+                async with quiet(front):
+                    noted = logs[0].take() | logs[1].take()
+                    assert changed(before, snapshot(front.memory)) <= noted
+                    assert noted <= may | used_pages(front)
+        logs[1].close()
 
     asyncio.run(main())
 

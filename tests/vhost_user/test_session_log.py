@@ -85,6 +85,14 @@ def test_no_other_feature_is_switched_with_it(harness: Harness) -> None:
     assert harness.backend.take_calls() == []
 
 
+def test_a_log_that_is_too_small_leaves_disabled_vrings_running(harness: Harness) -> None:
+    harness.start()
+    harness.backend.failing["set_logging"] = DirtyLogError("dirty log too small")
+    (features,) = U64.unpack(LOGGING)
+    assert not harness.acked(R.SET_FEATURES, U64.pack(features | FEATURE))
+    assert [call[0] for call in harness.backend.take_calls()] == ["set_logging"]
+
+
 def test_features_reach_the_device_without_the_log(harness: Harness) -> None:
     assert harness.acked(R.SET_FEATURES, LOGGING)
     assert ("set_features", F_VERSION_1) in harness.backend.take_calls()

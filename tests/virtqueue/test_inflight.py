@@ -38,9 +38,10 @@ class KilledError(Exception):
 class Survivor:
     """A ring and its record, which outlive the queues that work on them."""
 
-    def __init__(self, start: int = 0) -> None:
+    def __init__(self, start: int = 0, content: bytes = b"") -> None:
         self.pair = QueuePair(SIZE, start=start)
         described = make_inflight(1, SIZE, inflight_split_bytes)
+        os.pwrite(described.fd, content, 0)
         self.area = InflightArea(described)
         os.close(described.fd)
         self.queue = self.restart()
@@ -72,11 +73,14 @@ class Survivor:
         self.queue.push(np.array(heads, np.uint16), np.zeros(len(heads), np.uint32))
 
 
-def test_a_fresh_record_begins_where_the_front_end_says() -> None:
-    with closing(Survivor(start=0xFFFE)) as survivor:
+@pytest.mark.parametrize("content", [b"", bytes(10) + b"\1" * 200], ids=["zeroes", "anything"])
+def test_a_fresh_record_begins_where_the_front_end_says(content: bytes) -> None:
+    """Of a record without a version nothing counts."""
+    with closing(Survivor(0xFFFE, content)) as survivor:
         assert survivor.queue.next_avail == 0xFFFE
-        header, _ = survivor.record()
+        header, desc = survivor.record()
         assert header.tolist() == [(0, 1, SIZE, 0, 0xFFFE)]
+        assert not desc["inflight"].any()
 
 
 def test_requests_left_in_flight_are_taken_again_in_their_order_and_before_new_ones() -> None:

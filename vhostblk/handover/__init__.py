@@ -19,8 +19,10 @@ The running daemon gives (`giver.py`), the new one takes (`taker.py`); they talk
 
 Until the giver has sent `Commit` it can go on: where the taker says `Failure`, or is gone, it opens
 the images again, and replays to itself what it has sent. A taker that hangs then dies before it can
-touch anything again (`leash.py`). What a front-end has said travels as the messages that say it
-(`vhost_user/journal.py`).
+touch anything again (`leash.py`). A session travels as the messages that bring a fresh one to where
+it was (`vhost_user/journal.py`, `restate.py`). The taker reads nothing from front-ends before
+`Commit`: what it has read would be lost to the giver. Where a session can't be told its messages
+again, the taker fails; the giver, which has to go on, disconnects that front-end.
 
 The image locks are never gone: the giver holds them on an open file of its own, the guard, which
 the taker gets and whose locks it looks through (`block/locking.py`).
