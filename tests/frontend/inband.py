@@ -21,7 +21,7 @@ from vhostblk.vhost_user.layout import (
 from vhostblk.virtio_blk.layout import RequestType, Status
 
 if TYPE_CHECKING:
-    from tests.frontend.blk import BlkDriver
+    from tests.frontend.blk import BlkDriver, BlkRequest
 
 INBAND = ProtocolFeature.INBAND_NOTIFICATIONS
 REPLY = VERSION | FLAG_REPLY
@@ -63,8 +63,17 @@ def read_in_band(driver: BlkDriver, connection: InbandConnection, queue: int = 0
     """Read 4096 bytes from the beginning, woken by nothing but messages."""
     request = driver.submit(RequestType.IN, data_in=[4096], queue=queue)
     driver.rings[queue].publish()
-    driver.rings[queue]._arm()
+    driver.rings[queue].arm()
     connection.kick(queue)
+    done = wait_in_band(driver, connection, queue)
+    assert (done[0][0], request.status) == (request, Status.OK)
+    return done[0][1]
+
+
+def wait_in_band(
+    driver: BlkDriver, connection: InbandConnection, queue: int = 0
+) -> list[tuple[BlkRequest, bytes]]:
+    """Take what is done, woken by nothing but messages; a call may also come for nothing."""
     done = driver.poll(queue)
     while not done:
         number, index = connection.receive()
@@ -72,5 +81,4 @@ def read_in_band(driver: BlkDriver, connection: InbandConnection, queue: int = 0
         connection.acknowledge(number)
         if index == queue:
             done = driver.poll(queue)
-    assert (done[0][0], request.status) == (request, Status.OK)
-    return done[0][1]
+    return done

@@ -168,7 +168,7 @@ class PackedDriverRing(DriverRing):
             done.append(used)
         return done
 
-    def _arm(self) -> None:
+    def arm(self) -> None:
         if self.event_idx:
             self.driver_event[0] = self._encode(self.last_used)
             self.driver_event[1] = EVENT_DESC

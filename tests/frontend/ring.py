@@ -222,7 +222,7 @@ class DriverRing:
             done = self.poll()
             if done:
                 return done
-            self._arm()
+            self.arm()
             done = self.poll()
             if done:
                 return done
@@ -232,7 +232,7 @@ class DriverRing:
                 )
             os.eventfd_read(self.call_fd)
 
-    def _arm(self) -> None:
+    def arm(self) -> None:
         """Ask for an interrupt with the next used buffer."""
         if self.event_idx:
             self.used_event[0] = self.last_used & 0xFFFF

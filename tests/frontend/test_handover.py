@@ -125,7 +125,7 @@ def test_rings_that_messages_kick_go_on_where_they_were(
             # It is taken over from with a message of its own that was not answered yet.
             driver.submit(RequestType.OUT, data_out=[b"a" * 4096])
             driver.rings[0].publish()
-            driver.rings[0]._arm()
+            driver.rings[0].arm()
             connection.kick()
             wait_until(driver.rings[0].has_used)
             connection.sync()

@@ -11,7 +11,7 @@ import pytest
 from tests.cli.process import wait_until
 from tests.frontend.blk import BlkDriver
 from tests.frontend.connection import PROTOCOL_FEATURES, FrontendError
-from tests.frontend.inband import INBAND, REPLY, InbandConnection, read_in_band
+from tests.frontend.inband import INBAND, REPLY, InbandConnection, read_in_band, wait_in_band
 from tests.frontend.memory import Memory
 from tests.hostile.conftest import daemon, scene
 from vhostblk.vhost_user.layout import (
@@ -77,7 +77,7 @@ def test_a_front_end_that_does_not_answer_gets_one_message_a_vring_and_loses_non
     for _ in range(20):
         request = driver.submit(RequestType.IN, data_in=[512])
         driver.rings[0].publish()
-        driver.rings[0]._arm()
+        driver.rings[0].arm()
         connection.kick()
         wait_until(lambda: bool(driver.rings[0].used_idx[0] == driver.rings[0].avail_idx[0]))
         assert driver.poll()[0][0] is request
@@ -116,14 +116,14 @@ def test_what_got_no_answer_is_sent_again_on_another_channel(guest: Guest) -> No
     connection, driver = guest.connection, guest.driver
     driver.submit(RequestType.IN, data_in=[512])
     driver.rings[0].publish()
-    driver.rings[0]._arm()
+    driver.rings[0].arm()
     connection.kick()
     assert connection.receive() == (BackendRequest.VRING_CALL, 0)
     connection.channel.close()
     connection.channel = connection.open_channel()
     assert connection.receive() == (BackendRequest.VRING_CALL, 0)
     connection.acknowledge(BackendRequest.VRING_CALL)
-    driver.poll()
+    wait_in_band(driver, connection)
     guest.read()
 
 
