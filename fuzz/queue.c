@@ -208,7 +208,10 @@ static void reap(struct world *world)
     if (!op)
         return;
     world->iothread.now = vb_now();
-    vb_slot_continue((struct vb_slot *)((char *)op - offsetof(struct vb_slot, op)));
+    if (op->opcode == VB_IO_DROP)
+        vb_queue_file_gone((struct vb_queue *)((char *)op - offsetof(struct vb_queue, drop)));
+    else
+        vb_slot_continue((struct vb_slot *)((char *)op - offsetof(struct vb_slot, op)));
     vb_queue_publish(world->queue);
 }
 
@@ -411,6 +414,8 @@ static void finish(struct world *world)
     while (world->up_count)
         complete(world);
     sweep(world);
+    while (stub.count) /* files that are being closed */
+        reap(world);
     CHECK(!vb_queue_in_flight(world->queue));
     for (int i = 0; i < KEPT_FILES; i++)
         CHECK(!stub.kept[i]);

@@ -23,6 +23,7 @@ struct stub_io {
     uint64_t alignment;
     int fd;               /* of the map in use */
     int kept[KEPT_FILES]; /* descriptors; 0: free */
+    struct vb_io_op *drops[KEPT_FILES];
     bool benign; /* everything succeeds */
 };
 
@@ -74,6 +75,8 @@ static int64_t perform(const struct vb_io_op *op)
 {
     static const int errors[] = {0, 0, 0, EINTR, EIO, EOPNOTSUPP, ENOSYS, ENOSPC};
 
+    if (op->opcode == VB_IO_DROP)
+        return 0;
     CHECK(op->fd == stub.fd);
     CHECK(op->file == -1 || stub.kept[op->file] == op->fd);
     if (op->opcode == VB_IO_READ || op->opcode == VB_IO_WRITE)
@@ -111,23 +114,31 @@ static struct vb_io_op *stub_reap(struct vb_io *io)
     return op;
 }
 
-static int stub_keep_file(struct vb_io *io, int fd)
+static int stub_keep_file(struct vb_io *io, int fd, struct vb_io_op *drop)
 {
     CHECK(fd == stub.fd);
+    CHECK(drop->opcode == VB_IO_DROP);
     for (int i = 0; i < KEPT_FILES; i++)
         if (!stub.kept[i]) {
             stub.kept[i] = fd;
+            stub.drops[i] = drop;
             return i;
         }
     return -1;
 }
 
-static void stub_drop_file(struct vb_io *io, int file)
+/* Every other file is closed at once. */
+static bool stub_drop_file(struct vb_io *io, int file)
 {
+    bool later = stub.kept[file] & 1;
+
     CHECK(stub.kept[file]);
     for (unsigned i = 0; i < stub.count; i++)
-        CHECK(stub.waiting[i]->file != file);
+        CHECK(stub.waiting[i]->opcode == VB_IO_DROP || stub.waiting[i]->file != file);
     stub.kept[file] = 0;
+    if (later)
+        stub_queue(io, stub.drops[file]);
+    return later;
 }
 
 static bool stub_arm(struct vb_io *io, bool armed)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.descriptors import open_fds
 from tests.engine.support import Rig
 from tests.frontend.blk import range_segments
 from tests.frontend.ring import Segment
@@ -260,6 +261,43 @@ def test_discard_and_write_zeroes(disk: Path, io: str) -> None:
         assert disk.read_bytes() == bytes(expected)
 
 
+def test_discards_and_zeroes_go_to_where_the_map_says(tmp_path: Path, io: str) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(pattern(2 * MIB))
+    expected = bytearray(pattern(2 * MIB))
+    with opened(path) as fd, Rig(io) as rig:
+        queue = rig.queue(linear(fd, offset=MIB))
+        assert queue.run(DISCARD, send=range_segments([(8192, 4096)])).status == OK
+        assert queue.run(ZEROES, send=range_segments([(65536, 4096)])).status == OK
+        expected[MIB + 8192 : MIB + 12288] = expected[MIB + 65536 : MIB + 69632] = bytes(4096)
+        assert path.read_bytes() == bytes(expected)
+
+
+@pytest.mark.parametrize("kind", [DISCARD, ZEROES])
+@pytest.mark.parametrize("members", [{"writable": False}, {"alignment": 4096}])
+def test_discards_and_zeroes_that_are_to_be_asked_for(
+    disk: Path, kind: int, members: dict[str, Any]
+) -> None:
+    """Where writes are, and where a block of the file is more than one of the disk."""
+    with opened(disk) as fd, Rig() as rig:
+        queue = rig.queue(linear(fd, **members))
+        pending = queue.request(kind, send=range_segments([(512, 512)]))
+        (upcall,) = rig.wait_upcalls()
+        assert (upcall.type, pending.status) == (kind, UNSET)
+        queue.complete(upcall)
+        queue.used()
+        assert disk.read_bytes() == pattern(MIB)
+
+
+def test_segment_that_fails_fails_the_request(disk: Path, io: str) -> None:
+    """The first one of two; files don't get so long."""
+    size, behind = 1 << 61, 1 << 60
+    with opened(disk) as fd, Rig(io) as rig:
+        queue = rig.queue(linear(fd, size=size), device_size=size)
+        payload = range_segments([(behind, 4096), (0, 4096)])
+        assert queue.run(ZEROES, send=payload).status == IOERR
+
+
 @pytest.mark.parametrize("flags", [0, 1], ids=["keep", "unmap"])
 def test_zeroes_that_are_to_be_stored_at_once_come_up(disk: Path, io: str, flags: int) -> None:
     payload = range_segments([(0, 4096)], flags)
@@ -283,6 +321,7 @@ def test_wrong_discards_are_refused_before_anything_is_done(disk: Path) -> None:
         good = range_segments([(0, 4096)])
         for payload, status in (
             (good + range_segments([(MIB, 512)]), IOERR),
+            (good + range_segments([(0, 512)], 1), Status.UNSUPP),
             (good + range_segments([(0, 512)], 2), Status.UNSUPP),
             (good + b"\0", IOERR),
             (bytes(16 * 33), IOERR),
@@ -307,6 +346,19 @@ def test_fallocate_that_the_file_system_does_not_know_comes_up(io: str) -> None:
         queue.used()
         assert pending.status == OK
     os.close(fd)
+
+
+@pytest.mark.parametrize("kind", [FLUSH, DISCARD])
+def test_what_the_map_does_not_say_comes_up(disk: Path, kind: int) -> None:
+    with opened(disk) as fd, Rig() as rig:
+        queue = rig.queue(linear(fd, flush=Treatment.ASK, discard=Treatment.ASK))
+        send = range_segments([(0, 4096)]) if kind == DISCARD else b""
+        pending = queue.request(kind, send=send)
+        (upcall,) = rig.wait_upcalls()
+        assert (upcall.type, pending.status) == (kind, UNSET)
+        queue.complete(upcall)
+        queue.used()
+        assert pending.status == OK
 
 
 def test_what_the_map_treats_as_nothing(disk: Path) -> None:
@@ -419,3 +471,24 @@ def test_more_in_flight_than_the_io_uring_holds(disk: Path, io: str, max_batch: 
         queue.used(len(reads))
         for number, read in reads.items():
             assert (read.status, read.data) == (OK, content[number * 512 : number * 512 + 512])
+
+
+def test_operations_wait_while_the_kernel_takes_none(disk: Path) -> None:
+    """More than the submission queue holds, while another file is in the place of the io_uring."""
+    rings = open_fds("anon_inode:[io_uring]")
+    content = pattern(MIB)
+    with opened(disk) as fd, opened(os.devnull) as null, Rig() as rig:
+        (ring,) = open_fds("anon_inode:[io_uring]") - rings
+        queue = rig.queue(linear(fd, buffered=False), size=2048)
+        assert queue.run(IN, want=512).status == OK
+        for _ in range(2):
+            saved = os.dup(ring)
+            os.dup2(null, ring, inheritable=False)
+            reads = [queue.request(IN, number, want=512, kick=False) for number in range(600)]
+            queue.ring.kick(force=True)
+            rig.wait_until(lambda: queue.in_flight == 600)
+            os.dup2(saved, ring, inheritable=False)
+            os.close(saved)
+            queue.used(len(reads))
+            for number, read in enumerate(reads):
+                assert (read.status, read.data) == (OK, content[number * 512 :][:512])

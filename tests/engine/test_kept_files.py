@@ -100,6 +100,57 @@ def test_each_map_is_served_from_its_own_file(tmp_path: Path, io: str) -> None:
         assert not queue.stats()["upcalls"]
 
 
+def test_queues_keep_files_of_their_own(tmp_path: Path, io: str) -> None:
+    paths = [tmp_path / str(number) for number in range(3)]
+    for number, path in enumerate(paths):
+        path.write_bytes(pattern(MIB, number))
+    with Rig(io) as rig:
+        maps = [locked_map(path) for path in paths]
+        queues = [rig.queue(extents) for extents in maps]
+        for turn in range(3):
+            for number, queue in enumerate(queues):
+                sent = pattern(512, 10 * turn + number)
+                assert queue.run(RequestType.OUT, turn, send=sent).status == Status.OK
+                assert queue.run(RequestType.IN, turn, want=512).data == sent
+                assert paths[number].read_bytes()[512 * turn :][:512] == sent
+        for extents in maps:
+            os.close(extents.fd)
+
+
+def test_request_by_a_new_map_while_one_by_the_former_map_is_in_flight(disk: Path) -> None:
+    """A read from an empty pipe stays in flight."""
+    reading, writing = os.pipe()
+    pipe = ExtentMap(ExtentKind.LINEAR, MIB, fd=reading)
+    extents = locked_map(disk)
+    with Rig() as rig:
+        queue = rig.queue(pipe)
+        former = queue.request(RequestType.IN, want=512)
+        rig.wait_until(lambda: rig.lib.vb_queue_mapped_in_flight(queue.handle))
+        queue.set_map(extents)
+        read = queue.run(RequestType.IN, 3, want=512)
+        assert (read.status, read.data) == (Status.OK, pattern(MIB)[1536:2048])
+        os.write(writing, pattern(512, 9))
+        queue.used()
+        assert (former.status, former.data) == (Status.OK, pattern(512, 9))
+    for fd in (reading, writing, extents.fd):
+        os.close(fd)
+
+
+@keeps_files
+def test_queue_that_is_idle_has_let_go_of_its_file(disk: Path) -> None:
+    with Rig() as rig:
+        queue = rig.queue()
+        for _ in range(200):
+            extents = locked_map(disk)
+            queue.set_map(extents)
+            assert queue.run(RequestType.FLUSH).status == Status.OK
+            os.close(extents.fd)
+            queue.hold()
+            queue.wait_idle()
+            assert not locked_bytes(disk)
+            queue.release()
+
+
 def test_more_queues_than_files_are_kept(disk: Path, io: str) -> None:
     extents = locked_map(disk)
     with Rig(io) as rig:

@@ -240,13 +240,14 @@ static void submit(struct vb_io *io)
 {
 }
 
-static int keep_file(struct vb_io *io, int fd)
+static int keep_file(struct vb_io *io, int fd, struct vb_io_op *drop)
 {
     return -1;
 }
 
-static void drop_file(struct vb_io *io, int file)
+static bool drop_file(struct vb_io *io, int file)
 {
+    return false;
 }
 
 static int64_t perform(const struct vb_io_op *op)

@@ -37,7 +37,7 @@ static int kept_file(const struct vb_slot *slot)
     if (queue->file_stale || slot->map != queue->map)
         return VB_FILE_NONE;
     if (queue->file == VB_FILE_UNTRIED)
-        queue->file = io->vtable->keep_file(io, slot->map->fd);
+        queue->file = io->vtable->keep_file(io, slot->map->fd, &queue->drop);
     return queue->file;
 }
 

@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-enum vb_io_opcode { VB_IO_READ, VB_IO_WRITE, VB_IO_FSYNC, VB_IO_FALLOCATE };
+enum vb_io_opcode { VB_IO_READ, VB_IO_WRITE, VB_IO_FSYNC, VB_IO_FALLOCATE, VB_IO_DROP };
 
 /* One operation. It belongs to the io until it has been reaped. Of more than IOV_MAX segments the
  * first ones are transferred: a short result. */
@@ -33,10 +33,11 @@ struct vb_io_vtable {
     void (*queue)(struct vb_io *io, struct vb_io_op *op);
     void (*submit)(struct vb_io *io);
     /* Have the kernel keep an open file at hand, locks and all, whatever becomes of `fd`. Returns
-     * its number, or -1 where that can't be had. */
-    int (*keep_file)(struct vb_io *io, int fd);
-    /* Undo `keep_file`; no operation uses the file any more. */
-    void (*drop_file)(struct vb_io *io, int file);
+     * its number, or -1 where that can't be had. `drop` is what will drop it, a VB_IO_DROP. */
+    int (*keep_file)(struct vb_io *io, int fd, struct vb_io_op *drop);
+    /* Undo `keep_file`; all operations on the file have completed. True: `drop` completes once the
+     * kernel has closed the file, which may be later. False: nothing will tell. */
+    bool (*drop_file)(struct vb_io *io, int file);
     /* The operations that have completed, as a list; NULL: none. */
     struct vb_io_op *(*reap)(struct vb_io *io);
     /* Have completions make poll_fd readable, or not; true where one waits to be reaped already. */

@@ -140,13 +140,14 @@ static struct vb_io_op *pool_reap(struct vb_io *io)
     return done;
 }
 
-static int pool_keep_file(struct vb_io *io, int fd)
+static int pool_keep_file(struct vb_io *io, int fd, struct vb_io_op *drop)
 {
     return -1;
 }
 
-static void pool_drop_file(struct vb_io *io, int file)
+static bool pool_drop_file(struct vb_io *io, int file)
 {
+    return false;
 }
 
 static bool pool_arm(struct vb_io *io, bool armed)

@@ -5,10 +5,12 @@
  * kernel has them (6.1): completions then run when we ask for them instead of interrupting. Only
  * the iothread submits, reaps, and registers files.
  *
- * A registered file saves looking its descriptor up for each operation. It must be gone at once when
- * it is dropped, or an image would stay locked (and its space in use) after its node was closed.
- * Kernels before 6.13 put that off until operations on other files have finished, or for a second:
- * there descriptors serve.
+ * A registered file saves looking its descriptor up for each operation. Its node, which may be about
+ * to be closed, waits until the kernel has closed it, or an image would stay open (and its space in
+ * use) afterwards. An operation that has completed may still keep it open: a worker of the kernel's
+ * lets go of it later, and what is left to do then runs when we ask for it. So files have tags, whose
+ * completions tell. Kernels before 6.13 put it off until operations on other files have finished, or
+ * for a second: there descriptors serve.
  */
 #define _GNU_SOURCE
 #include "io.h"
@@ -61,6 +63,8 @@ static void prepare(struct io_uring_sqe *sqe, struct vb_io_op *op)
         break;
     case VB_IO_FALLOCATE:
         io_uring_prep_fallocate(sqe, op->fd, op->flags, op->offset, op->length);
+        break;
+    case VB_IO_DROP: /* not by way of the submission queue */
         break;
     }
     if (op->file >= 0) {
@@ -143,10 +147,11 @@ static struct vb_io_op *uring_reap(struct vb_io *io)
     struct io_uring_cqe *cqe;
     unsigned head, count = 0;
 
-    if (!io->in_flight)
-        return NULL;
+    /* Also what is left of operations that have completed. */
     if (kernel_flags(uring) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
         io_uring_get_events(&uring->ring);
+    if (!io->in_flight)
+        return NULL;
     io_uring_for_each_cqe(&uring->ring, head, cqe)
     {
         struct vb_io_op *op = io_uring_cqe_get_data(cqe);
@@ -184,34 +189,36 @@ static bool uring_arm(struct vb_io *io, bool armed)
         io_uring_cq_eventfd_toggle(&uring->ring, false);
         return false;
     }
-    if (!io->in_flight)
-        return false;
     io_uring_cq_eventfd_toggle(&uring->ring, true);
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     return work_waits(uring);
 }
 
-static int uring_keep_file(struct vb_io *io, int fd)
+static int uring_keep_file(struct vb_io *io, int fd, struct vb_io_op *drop)
 {
     struct uring *uring = (struct uring *)io;
+    uint64_t tag = (uintptr_t)drop;
     int file;
 
     if (!uring->free_files)
         return -1;
     file = __builtin_ctzll(uring->free_files);
-    if (io_uring_register_files_update(&uring->ring, file, &fd, 1) != 1)
+    if (io_uring_register_files_update_tag(&uring->ring, file, &fd, (__u64 *)&tag, 1) != 1)
         return -1;
     uring->free_files &= ~(1ull << file);
     return file;
 }
 
-static void uring_drop_file(struct vb_io *io, int file)
+static bool uring_drop_file(struct vb_io *io, int file)
 {
     struct uring *uring = (struct uring *)io;
     int none = -1;
 
-    io_uring_register_files_update(&uring->ring, file, &none, 1);
+    if (io_uring_register_files_update(&uring->ring, file, &none, 1) != 1)
+        return false;
     uring->free_files |= 1ull << file;
+    io->in_flight++;
+    return true;
 }
 
 static void uring_close(struct vb_io *io)

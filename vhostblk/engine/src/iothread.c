@@ -74,7 +74,10 @@ static bool reap(struct vb_iothread *iothread)
     while (op) {
         struct vb_io_op *next = op->next;
 
-        vb_slot_continue((struct vb_slot *)((char *)op - offsetof(struct vb_slot, op)));
+        if (op->opcode == VB_IO_DROP)
+            vb_queue_file_gone((struct vb_queue *)((char *)op - offsetof(struct vb_queue, drop)));
+        else
+            vb_slot_continue((struct vb_slot *)((char *)op - offsetof(struct vb_slot, op)));
         op = next;
     }
     return any;

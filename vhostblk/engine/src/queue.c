@@ -159,8 +159,15 @@ static void take_packed(struct vb_queue *queue, uint16_t id, const struct vb_pac
     begin(queue, id, vb_packed_walk(&queue->chain, &queue->memory, descs, count));
 }
 
+/* Whether the kernel has a file open for us. */
+static bool has_file(const struct vb_queue *queue)
+{
+    return queue->file >= 0 || queue->file == VB_FILE_DROPPED;
+}
+
 /* A queue that is held and idle keeps no file open: its node may be about to close it. Only the
- * iothread can see to that (the io's rule), so until then a kept file counts as in flight. */
+ * iothread can see to that (the io's rule), and the kernel may take a while: until then the file counts
+ * as in flight. */
 static void drop_file(struct vb_queue *queue)
 {
     struct vb_io *io = queue->iothread->io;
@@ -168,9 +175,16 @@ static void drop_file(struct vb_queue *queue)
     if (queue->file < 0 || queue->mapped_in_flight ||
         !(queue->file_stale || (queue->holds && !queue->in_flight)))
         return;
-    io->vtable->drop_file(io, queue->file);
-    queue->file = VB_FILE_UNTRIED;
     queue->file_stale = false;
+    if (io->vtable->drop_file(io, queue->file))
+        queue->file = VB_FILE_DROPPED;
+    else
+        vb_queue_file_gone(queue);
+}
+
+void vb_queue_file_gone(struct vb_queue *queue)
+{
+    queue->file = VB_FILE_UNTRIED;
     vb_iothread_signal(queue->iothread);
 }
 
@@ -408,6 +422,7 @@ struct vb_queue *vb_queue_new(struct vb_iothread *iothread, const struct vb_queu
     queue->call_fd = queue->err_fd = -1;
     queue->holds = 1;
     queue->file = VB_FILE_UNTRIED;
+    queue->drop.opcode = VB_IO_DROP;
     queue->slots = calloc(config->ring.size, sizeof(*queue->slots));
     if (config->ring.packed)
         queue->descs = calloc(config->ring.size, sizeof(*queue->descs));
@@ -462,7 +477,7 @@ uint32_t vb_queue_in_flight(struct vb_queue *queue)
     uint32_t count;
 
     vb_iothread_enter(queue->iothread);
-    count = queue->in_flight + (queue->holds && queue->file >= 0);
+    count = queue->in_flight + (queue->holds && has_file(queue));
     vb_iothread_leave(queue->iothread);
     return count;
 }
@@ -472,7 +487,7 @@ uint32_t vb_queue_mapped_in_flight(struct vb_queue *queue)
     uint32_t count;
 
     vb_iothread_enter(queue->iothread);
-    count = queue->mapped_in_flight + queue->file_stale;
+    count = queue->mapped_in_flight + (queue->file_stale || queue->file == VB_FILE_DROPPED);
     vb_iothread_leave(queue->iothread);
     return count;
 }
@@ -539,7 +554,7 @@ void vb_queue_set_map(struct vb_queue *queue, struct vb_extent_map *map)
     queue->map = map;
     if (queue->file >= 0)
         queue->file_stale = true;
-    else
+    else if (queue->file == VB_FILE_NONE)
         queue->file = VB_FILE_UNTRIED;
     vb_iothread_leave(queue->iothread);
 }

@@ -20,7 +20,7 @@
 #include "queue.cdef.h"
 #include "upcall.cdef.h"
 
-enum { VB_FILE_NONE = -1, VB_FILE_UNTRIED = -2 };
+enum { VB_FILE_NONE = -1, VB_FILE_UNTRIED = -2, VB_FILE_DROPPED = -3 };
 
 enum vb_slot_state { VB_SLOT_FREE, VB_SLOT_MAPPED, VB_SLOT_UP };
 
@@ -67,8 +67,9 @@ struct vb_queue {
     struct vb_memory memory;
     struct vb_region *regions;
     struct vb_extent_map *map;
-    int file;              /* the map's, as the io keeps it; or VB_FILE_NONE, VB_FILE_UNTRIED */
+    int file;              /* the map's, as the io keeps it; or one of VB_FILE_* */
     bool file_stale;       /* it is that of a former map */
+    struct vb_io_op drop;  /* completes when the kernel has closed the file */
     struct vb_chain chain; /* scratch */
     struct vb_run run;     /* empty between two sweeps */
     struct vb_slot *slots;
@@ -107,6 +108,9 @@ static inline uint32_t vb_queue_left(const struct vb_queue *queue)
 {
     return queue->inflight.left_count - queue->inflight.left_taken;
 }
+
+/* `drop` has completed. */
+void vb_queue_file_gone(struct vb_queue *queue);
 
 /* Whether Python looks after its ring for now; see `vb_upcalls_look`. */
 static inline bool vb_queue_looked_for(const struct vb_queue *queue)
