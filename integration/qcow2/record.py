@@ -178,16 +178,16 @@ async def opened_on(
 ) -> AsyncIterator[tuple[Qcow2Node, BlockBackend]]:
     """Open the image in a recorded file, in a graph of its own; it has no other backing file.
 
-    `others`: what `members` name.
+    `others`: what `members` name; `perm`: the user's permissions.
     """
+    perm = Perm.CONSISTENT_READ if members.get("read_only") else RW | Perm.RESIZE
+    backend = BlockBackend("test", members.pop("perm", perm))
     graph = Graph()
     for each in (file, *([] if backing is None else [backing]), *others):
         graph._nodes[each.node_name] = each  # not by a driver's name: it is no driver
     members["backing"] = None if backing is None else backing.node_name
     node = await graph.add(options(driver="qcow2", node_name="disk", file="record", **members))
     assert isinstance(node, Qcow2Node)
-    perm = Perm.CONSISTENT_READ if members.get("read_only") else RW | Perm.RESIZE
-    backend = BlockBackend("test", perm)
     backend.attach(graph, node)
     yield node, backend
     await backend.detach()

@@ -141,3 +141,78 @@ def test_tables_of_snapshots_are_checked_if_wanted(tmp_path: Path, caplog: Any) 
     run(main())
     assert "overlaps with inactive L2 table" in caplog.text
     assert path.read_bytes()[L2 : L2 + 8] == data[L2 : L2 + 8]
+
+
+#: Structures, and which cluster of an image that QEMU makes they are.
+STRUCTURES = {
+    "qcow2_header": 0,
+    "refcount table": 1,
+    "refcount block": 2,
+    "active L1 table": 3,
+    "active L2 table": 4,
+}
+
+
+@pytest.mark.parametrize("what", STRUCTURES)
+@pytest.mark.parametrize("kind", ["data", "table"])
+def test_metadata_that_counts_as_free_is_not_taken(
+    tmp_path: Path, caplog: Any, what: str, kind: str
+) -> None:
+    path, size = tmp_path / "disk.qcow2", 1 << 30
+    qemu_img("create", "-q", "-f", "qcow2", path, size)
+    qemu_io(path, "write -q -P 1 0 128k")
+    data = bytearray(path.read_bytes())
+    cluster = STRUCTURES[what]
+    data[0x20000 + 2 * cluster : 0x20002 + 2 * cluster] = bytes(2)
+    path.write_bytes(data)
+
+    async def main() -> None:
+        async with opened(path) as (_, backend):
+            with fails_with(errno.EIO):
+                await write(backend, 196608 if kind == "data" else size - 65536, b"x" * 4096)
+            with fails_with(errno.EIO):
+                await write(backend, 0, b"x" * 4096)
+
+    run(main())
+    assert f"Preventing invalid write on metadata (overlaps with {what})" in caplog.text
+    after = path.read_bytes()
+    assert after[79] & 2  # marked as corrupt
+    assert after[80 : len(data)] == data[80:]
+
+
+def test_the_header_is_not_taken_though_nothing_is_checked(tmp_path: Path, caplog: Any) -> None:
+    path = tmp_path / "disk.qcow2"
+    _image(path, 0x20000, 0x0000_0001_0001_0001)  # refcounts
+
+    async def main() -> None:
+        async with opened(path, overlap_check="none") as (_, backend):
+            with fails_with(errno.EIO):
+                await write(backend, 196608, b"x" * 4096)
+
+    run(main())
+    assert "Preventing invalid allocation of clusters at offset 0" in caplog.text
+    assert path.read_bytes()[:4] == b"QFI\xfb"
+
+
+def test_data_that_lies_where_a_table_has_come_is_not_written(tmp_path: Path, caplog: Any) -> None:
+    """The table has come after the image was opened; the entry is not published then."""
+    path, size = tmp_path / "disk.qcow2", 1 << 30
+    qemu_img("create", "-q", "-f", "qcow2", path, size)
+    qemu_io(path, "write -q -P 1 0 64k")
+    data = bytearray(path.read_bytes())
+    end = len(data)
+    assert end % 65536 == 0
+    data[L2 + 8 : L2 + 16] = (1 << 63 | end).to_bytes(8, "big")
+    path.write_bytes(data)
+
+    async def main() -> None:
+        async with opened(path) as (node, backend):
+            await write(backend, 0, b"x" * 512)
+            await write(backend, size - 65536, b"x" * 512)
+            image = node._image  # type: ignore[attr-defined]
+            assert int(image.tables.l1[1]) & ~(1 << 63) == end
+            with fails_with(errno.EIO):
+                await write(backend, 65536, b"y" * 65536)
+
+    run(main())
+    assert "overlaps with active L2 table" in caplog.text

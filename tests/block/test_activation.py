@@ -11,6 +11,7 @@ import pytest
 
 from tests.block.locks import locked_bytes
 from tests.block.support import RW, options, read_bytes, run, write_bytes
+from tests.unsynced import directory_on_disk, unsynced_bytes
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
@@ -71,6 +72,28 @@ def test_an_inactive_node_leaves_its_image_to_others(image: Path) -> None:
         await graph.close()
 
     run(main)
+
+
+def test_what_was_written_is_on_the_disk_when_a_node_is_inactive(tmp_path: Path) -> None:
+    """Another host, which does not have our page cache, goes on from there."""
+
+    async def main(path: Path) -> None:
+        graph = Graph()
+        raw = await make(path, graph)
+        guest = BlockBackend("guest", RW)
+        guest.attach(graph, raw)
+        await write_bytes(guest, 0, bytes(65536))
+        await guest.detach()
+        await graph.set_active("r", active=False)
+        assert unsynced_bytes(path) == 0
+        await graph.close()
+
+    with directory_on_disk(tmp_path) as directory:
+        path = directory / "image"
+        path.write_bytes(bytes(1 << 20))
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        run(lambda: main(path))
 
 
 def test_writers_keep_a_node_active(image: Path) -> None:

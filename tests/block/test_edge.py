@@ -7,6 +7,7 @@ import asyncio
 import errno
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,8 +18,15 @@ from vhostblk.block.completion import Completion
 from vhostblk.block.iovec import IoVec
 from vhostblk.block.node import BlockLimits, WriteFlags
 from vhostblk.block.permissions import Perm
+from vhostblk.schema.blockdev import (
+    BlockdevCacheOptions,
+    BlockdevDetectZeroesOptions,
+    BlockdevDiscardOptions,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from vhostblk.block.backend import BlockBackend
     from vhostblk.block.node import Failures
 
@@ -143,27 +151,100 @@ def test_bursts_are_taken_where_nothing_watches_writes() -> None:
     run(main)
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 2048), st.integers(1, 700)), min_size=2, max_size=8),
+class UnevenNode(MemoryNode):
+    """Some of its requests take longer than others: as many turns of the loop as it is told."""
+
+    def __init__(self, size: int, limits: BlockLimits, turns: list[int]) -> None:
+        super().__init__(size, limits)
+        self._turns = turns
+
+    async def _wait(self) -> None:
+        self._turns.append(self._turns.pop(0))
+        for _ in range(self._turns[-1]):
+            await asyncio.sleep(0)
+
+    async def preadv(self, offset: int, iov: IoVec) -> None:
+        await super().preadv(offset, iov)
+        await self._wait()
+
+    async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
+        await self._wait()
+        await super().pwritev(offset, iov, flags)
+
+    async def pwrite_zeroes(
+        self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
+    ) -> None:
+        await self._wait()
+        await super().pwrite_zeroes(offset, length, flags)
+
+
+_parts_of_blocks = st.tuples(st.integers(0, 2048), st.integers(1, 700))
+_whole_blocks = st.tuples(st.integers(0, 5), st.integers(1, 2)).map(
+    lambda place: (place[0] * 512, place[1] * 512)
 )
-def test_concurrent_writes_to_one_block_lose_nothing(ranges: list[tuple[int, int]]) -> None:
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.one_of(_parts_of_blocks, _whole_blocks), st.booleans()), min_size=2, max_size=8
+    ),
+    st.lists(st.integers(0, 6), min_size=1, max_size=6),
+)
+def test_concurrent_writes_to_one_block_lose_nothing(
+    writes: list[tuple[tuple[int, int], bool]], turns: list[int]
+) -> None:
     """Each byte has the value of one of those that wrote it, and none is undone by another."""
 
     async def main() -> None:
-        node = MemoryNode(4096, BlockLimits(request_alignment=512))
+        node = UnevenNode(4096, BlockLimits(request_alignment=512), turns)
+        node.data[:] = b"\xff" * 4096
         _, backend = backend_on(node)
+
+        def begin(number: int, start: int, count: int, zeroes: bool) -> Any:
+            if zeroes:
+                return backend.pwrite_zeroes(start, count)
+            return write_bytes(backend, start, bytes([number]) * count)
+
         await asyncio.gather(
-            *(
-                write_bytes(backend, start, bytes([n]) * count)
-                for n, (start, count) in enumerate(ranges, 1)
-            )
+            *(begin(n, *place, zeroes) for n, (place, zeroes) in enumerate(writes, 1))
         )
         for at, value in enumerate(node.data):
             writers = [
-                n for n, (start, count) in enumerate(ranges, 1) if start <= at < start + count
+                0 if zeroes else n
+                for n, ((start, count), zeroes) in enumerate(writes, 1)
+                if start <= at < start + count
             ]
-            assert value in (writers or [0])
+            assert value in (writers or [0xFF])
+
+    run(main)
+
+
+@pytest.mark.parametrize("whole_first", [False, True])
+@pytest.mark.parametrize(("start", "length"), [(0, 1), (100, 600), (511, 2)])
+@pytest.mark.parametrize("block", [0, 1])
+def test_writes_that_overlap_go_one_after_the_other(
+    whole_first: bool, start: int, length: int, block: int
+) -> None:
+    """One of them is whole blocks, the other one isn't; the second one ends as if it were alone."""
+
+    async def main() -> None:
+        node = SlowFirstWrite(SIZE, BlockLimits(request_alignment=512))
+        _, backend = backend_on(node)
+        ranges = [(start, b"p" * length), (512 * block, b"w" * 512)]
+        if whole_first:
+            ranges.reverse()
+        expected = bytearray(SIZE)
+        for offset, data in ranges:
+            expected[offset : offset + len(data)] = data
+        first = asyncio.ensure_future(write_bytes(backend, *ranges[0]))
+        await node.begun.wait()
+        second = asyncio.ensure_future(write_bytes(backend, *ranges[1]))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        node.held.set()
+        await asyncio.gather(first, second)
+        assert node.data == expected
 
     run(main)
 
@@ -331,16 +412,71 @@ def test_no_flush_drops_flushes() -> None:
 
 
 def _with_no_flush(struct: Any) -> Any:
-    import msgspec
-
-    from vhostblk.schema.blockdev import BlockdevCacheOptions
 
     return msgspec.structs.replace(struct, cache=BlockdevCacheOptions(no_flush=True))
 
 
-def test_discards_are_dropped_unless_the_option_says_unmap() -> None:
-    from vhostblk.schema.blockdev import BlockdevDiscardOptions
+class CountingNode(MemoryNode):
+    """A node that is flushed only if it was written to since; its flushes take a while."""
 
+    counts_writes = True
+    fails = False
+
+    async def flush(self) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        self.log.append("flush")
+        if self.fails:
+            raise OSError(errno.EIO, "injected")
+
+    async def pdiscard(self, offset: int, length: int) -> None:
+        self.log.append("discard")
+
+
+def test_a_flush_covers_no_write_that_comes_while_it_goes_on() -> None:
+    async def main() -> None:
+        node = CountingNode(SIZE, BlockLimits(), discard=BlockdevDiscardOptions.UNMAP)
+        _, backend = backend_on(node)
+        changes: list[Callable[[], Awaitable[None]]] = [
+            lambda: write_bytes(backend, 0, b"x"),
+            lambda: backend.pwrite_zeroes(0, 512),
+            lambda: backend.pdiscard(0, 512),
+        ]
+        for change in changes:
+            await change()
+            node.log.clear()
+            flush = asyncio.ensure_future(backend.flush())
+            await asyncio.sleep(0)
+            await change()
+            await flush
+            assert node.log[-1] == "flush"
+            node.log.clear()
+            await backend.flush()
+            assert node.log == ["flush"]
+            await backend.flush()
+            assert node.log == ["flush"]
+
+    run(main)
+
+
+def test_a_flush_that_failed_covers_nothing() -> None:
+    async def main() -> None:
+        node = CountingNode(SIZE, BlockLimits())
+        _, backend = backend_on(node)
+        await write_bytes(backend, 0, b"x")
+        node.fails = True
+        for _ in range(2):
+            with fails_with(errno.EIO):
+                await backend.flush()
+        node.fails = False
+        node.log.clear()
+        await backend.flush()
+        assert node.log == ["flush"]
+
+    run(main)
+
+
+def test_discards_are_dropped_unless_the_option_says_unmap() -> None:
     async def main() -> None:
         node = MemoryNode(SIZE, BlockLimits(request_alignment=512))
         _, backend = backend_on(node)
@@ -365,8 +501,6 @@ def test_discards_are_dropped_unless_the_option_says_unmap() -> None:
     ("mode", "expected"), [("off", "write"), ("on", "zero"), ("unmap", "unmap")]
 )
 def test_detect_zeroes(mode: str, expected: str) -> None:
-    from vhostblk.schema.blockdev import BlockdevDetectZeroesOptions, BlockdevDiscardOptions
-
     async def main() -> None:
         node = MemoryNode(
             SIZE,

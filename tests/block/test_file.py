@@ -15,6 +15,7 @@ import pytest
 
 from tests.block.support import RW, fails_with, options, read_bytes, run, write_bytes
 from tests.descriptors import open_fds
+from tests.unsynced import directory_on_disk, unsynced_bytes
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.completion import Completion, drive
 from vhostblk.block.drivers import direct
@@ -208,6 +209,8 @@ class Faults:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self.results: list[int | Callable[[int], int]] = []
+        #: What fallocate answers, if not 0.
+        self.fallocate_fails = 0
         self.calls = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -235,6 +238,11 @@ class Faults:
     def fdatasync(self, fd: int) -> Completion[int]:
         planned = self._next()
         return self._engine.fdatasync(fd) if planned is None else finished(planned)
+
+    def fallocate(self, fd: int, mode: int, offset: int, length: int) -> Completion[int]:
+        if self.fallocate_fails:
+            return finished(self.fallocate_fails)
+        return self._engine.fallocate(fd, mode, offset, length)  # type: ignore[no-any-return]
 
 
 def finished(result: int) -> Completion[int]:
@@ -298,6 +306,133 @@ def test_a_failed_flush_poisons_all_later_ones(image: Path, aio: str) -> None:
                 await backend.flush()
         assert faults.calls == 1
         await close_faulty(graph, node, backend)
+
+    run(main)
+
+
+def test_a_failed_flush_is_known_to_both_lanes(image: Path, aio: str) -> None:
+    """The map has the cell that tells; whoever flushes by the map sees it, and sets it."""
+
+    async def main() -> None:
+        graph, node, backend = await open_file(image, aio=aio)
+        extents = backend.extent_map()
+        assert extents is not None
+        assert extents.flush_error is not None
+        await backend.flush()
+        extents.flush_error[0] = errno.ENOSPC
+        with fails_with(errno.ENOSPC):
+            await backend.flush()
+        extents.flush_error[0] = 0
+        faults = with_faults(node)
+        faults.results = [-errno.EIO]
+        with fails_with(errno.EIO):
+            await backend.flush()
+        assert extents.flush_error[0] == errno.EIO
+        await close_faulty(graph, node, backend)
+
+    run(main)
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("cache_on", [True, False])
+def test_what_is_flushed_is_on_the_disk(
+    tmp_path: Path, aio: str, direct: bool, cache_on: bool
+) -> None:
+    async def main(path: Path) -> None:
+        graph, _, backend = await open_file(path, aio=aio, cache={"direct": direct})
+        backend.enable_write_cache = cache_on
+        await write_bytes(backend, 4096, b"x" * 8192)
+        await backend.pwrite_zeroes(65536, 4096)
+        await write_bytes(backend, MIB - 512, b"x" * 512)
+        if cache_on:
+            await backend.flush()
+        assert unsynced_bytes(path) == 0
+        await close(graph, backend)
+
+    with directory_on_disk(tmp_path) as directory:
+        path = directory / "disk.img"
+        path.write_bytes(b"a" * MIB)
+        os.sync()
+        run(lambda: main(path))
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_every_flush_asks_the_kernel(image: Path, aio: str, direct: bool) -> None:
+    async def main() -> None:
+        graph, node, backend = await open_file(image, aio=aio, cache={"direct": direct})
+        faults = with_faults(node)
+        await backend.flush()
+        await backend.flush()
+        assert faults.calls == 2
+        await close_faulty(graph, node, backend)
+
+    run(main)
+
+
+UNKNOWN = [-errno.EOPNOTSUPP, -errno.ENOSYS, -errno.ENODEV]
+
+
+@pytest.mark.parametrize("unmap", [False, True])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EPERM])
+def test_zeroes_that_fail_are_no_zeroes(image: Path, aio: str, code: int, unmap: bool) -> None:
+    flags = WriteFlags.MAY_UNMAP if unmap else WriteFlags.NONE
+
+    async def main() -> None:
+        graph, node, backend = await open_file(image, aio=aio, discard="unmap")
+        faults = with_faults(node)
+        faults.fallocate_fails = -code
+        with fails_with(code):
+            await backend.pwrite_zeroes(4096, 4096, flags)
+        assert image.read_bytes() == bytes(range(256)) * (MIB // 256)
+        faults.fallocate_fails = 0
+        await backend.pwrite_zeroes(4096, 4096, flags)
+        assert image.read_bytes()[4096:8192] == bytes(4096)
+        await close_faulty(graph, node, backend)
+
+    run(main)
+
+
+@pytest.mark.parametrize("unmap", [False, True])
+@pytest.mark.parametrize("code", UNKNOWN)
+def test_zeroes_that_the_file_system_does_not_know_are_written(
+    image: Path, aio: str, code: int, unmap: bool
+) -> None:
+    """From the first time on."""
+    flags = WriteFlags.MAY_UNMAP if unmap else WriteFlags.NONE
+
+    async def main() -> None:
+        graph, node, backend = await open_file(image, aio=aio, discard="unmap")
+        faults = with_faults(node)
+        for start in (4096, 16384):
+            faults.fallocate_fails = code if start == 4096 else 0
+            await backend.pwrite_zeroes(start, 4096, flags)
+            assert image.read_bytes()[start : start + 4096] == bytes(4096)
+        await close_faulty(graph, node, backend)
+
+    run(main)
+
+
+@pytest.mark.parametrize("unmap", [False, True])
+@pytest.mark.parametrize("unknown", [False, True])
+def test_zeroes_over_the_end_of_the_file(image: Path, aio: str, unmap: bool, unknown: bool) -> None:
+    """As a format above asks for them; `unknown`: the file system has no fallocate."""
+    flags = WriteFlags.MAY_UNMAP if unmap else WriteFlags.NONE
+
+    async def main() -> None:
+        graph, node, backend = await open_file(image, aio=aio, discard="unmap")
+        top = await graph.add(options(driver="raw", node_name="top", file="disk", discard="unmap"))
+        if unknown:
+            with_faults(node).fallocate_fails = UNKNOWN[0]
+        edge = top.children["file"]
+        edge.perm |= RW | Perm.RESIZE
+        edge.refresh()
+        await edge.pwrite_zeroes(MIB - 4096, 12288, flags)
+        content = image.read_bytes()
+        assert content[: MIB - 4096] == (bytes(range(256)) * (MIB // 256))[: MIB - 4096]
+        assert content[MIB - 4096 :] == bytes(12288)
+        if unknown:
+            node._aio = node._aio._engine  # type: ignore[attr-defined]
+        await close(graph, backend)
 
     run(main)
 

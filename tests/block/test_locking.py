@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -82,6 +82,43 @@ def test_locks_move_to_another_descriptor(image: Path) -> None:
     lock.acquire(RW | Perm.RESIZE, EXCLUSIVE)
     os.close(fds[1])
     assert not locked_bytes(image)
+
+
+def test_a_moving_lock_is_held_at_every_moment(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fds = [os.open(image, os.O_RDWR) for _ in range(2)]
+    lock = ImageLock(fds[0], "x")
+    lock.acquire(RW, EXCLUSIVE)
+    held = locked_bytes(image)
+    seen: list[set[int]] = []
+    for name in ("_set", "_release"):
+        original = getattr(ImageLock, name)
+
+        def step(self: ImageLock, *arguments: Any, original: Any = original) -> None:
+            original(self, *arguments)
+            seen.append(locked_bytes(image))
+
+        monkeypatch.setattr(ImageLock, name, step)
+    lock.transfer(fds[1])
+    assert len(seen) > len(held)
+    assert all(each == held for each in seen)
+    for fd in fds:
+        os.close(fd)
+
+
+def test_a_permission_that_is_refused_leaves_the_others_locked(
+    two_files: tuple[ImageLock, ImageLock], image: Path
+) -> None:
+    first, second = two_files
+    first.acquire(RW, Perm.ALL & ~Perm.RESIZE)
+    second.acquire(READ, Perm.ALL & ~Perm.RESIZE)
+    before = locked_bytes(image)
+    with pytest.raises(ImageLockedError):
+        second.acquire(READ | Perm.RESIZE, Perm.ALL & ~Perm.RESIZE)
+    assert locked_bytes(image) == before
+    first.acquire(Perm.NONE, Perm.ALL)
+    assert locked_bytes(image) == {100, 203}
 
 
 async def writer_on(image: Path, **members: object) -> tuple[Graph, BlockBackend]:

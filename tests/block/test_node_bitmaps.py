@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from tests.block.support import RW, MemoryNode, backend_on, change_bitmap, options, run, write_bytes
 from vhostblk.block import node_bitmaps
+from vhostblk.block.actions import perform
 from vhostblk.block.backend import BlockBackend
+from vhostblk.block.completion import Completion
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
 from vhostblk.block.iovec import IoVec
@@ -29,7 +31,10 @@ from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.schema.blockdev import BlockdevDetectZeroesOptions, BlockdevDiscardOptions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vhostblk.block.dirty_bitmap import DirtyBitmap
+    from vhostblk.block.node import Failures
 
 SIZE = 64 << 10
 NULL = {"driver": "null-co", "node_name": "n", "size": SIZE}
@@ -161,6 +166,53 @@ def test_bitmaps_grow_and_shrink_with_their_node() -> None:
     run(main)
 
 
+def test_bitmaps_that_record_nothing_grow_with_their_disk(tmp_path: Path) -> None:
+    """Else they can't be merged with those that were made since."""
+
+    async def main() -> None:
+        path = tmp_path / "disk"
+        path.write_bytes(bytes(SIZE))
+        graph = Graph()
+        node = await graph.add(options(driver="file", node_name="f", filename=str(path)))
+        old = give(node, "old", disabled=True)
+        old.mark(0, 1)
+        await graph.resize(node, 2 * SIZE)
+        new = give(node, "new")
+        user = BlockBackend("user", RW)
+        user.attach(graph, node)
+        await write_bytes(user, 2 * SIZE - 512, b"x")
+        await change_bitmap(MergeBitmaps, graph, "f", "old", ["new"])
+        assert list(old.areas()) == [(0, 512), (2 * SIZE - 512, 512)]
+        assert new.size == old.size
+        await user.detach()
+        await graph.close()
+
+    run(main)
+
+
+def test_a_burst_is_recorded() -> None:
+    """It is no burst then."""
+
+    class Bursts(MemoryNode):
+        takes_bursts = True
+
+        def pwritev_burst(self, offsets: list[int], iovs: list[IoVec]) -> Completion[Failures]:
+            done: Completion[Failures] = Completion()
+            done.set_result([])
+            return done
+
+    async def main() -> None:
+        _, backend = backend_on(node := Bursts(SIZE, BlockLimits()))
+        assert backend.pwritev_burst([0], [IoVec.allocate(512)]) is not None
+        bitmap = give(node)
+        assert backend.pwritev_burst([0], [IoVec.allocate(512)]) is None
+        bitmap.disabled = True
+        node_bitmaps.refresh(node)
+        assert backend.pwritev_burst([0], [IoVec.allocate(512)]) is not None
+
+    run(main)
+
+
 def test_no_write_is_lost_while_bitmaps_come_and_go() -> None:
     """A write that has started when a bitmap is added ends first; later ones are recorded."""
 
@@ -222,6 +274,62 @@ def test_merging_is_all_or_nothing() -> None:
             with pytest.raises(BlockError, match=f"Bitmap 'b' {message}"):
                 await change_bitmap(ClearBitmap, graph, "n", "b")
             setattr(target, state, False)
+        await graph.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("begins", ["disabled", "enabled"])
+def test_what_is_written_after_a_change_is_recorded_as_it_says(begins: str) -> None:
+    """Enabled, disabled, and what a change that was undone had changed."""
+
+    async def main() -> None:
+        graph = Graph()
+        node = await graph.add(options(**NULL))
+        backend = BlockBackend("test", RW)
+        backend.attach(graph, node)
+        await change_bitmap(AddBitmap, graph, "n", "b", 512, disabled=begins == "disabled")
+        _, bitmap = node_bitmaps.lookup(graph, "n", "b")
+        records = begins == "enabled"
+        for place, (enabled, is_undone) in enumerate(
+            [
+                (True, False),
+                (False, True),
+                (True, True),
+                (False, False),
+                (True, True),
+                (True, False),
+            ]
+        ):
+            action = EnableBitmap(graph, "n", "b", enabled=enabled)
+            if is_undone:
+                with pytest.raises(BlockError, match="not found"):
+                    await perform(graph, [action, ClearBitmap(graph, "n", "missing")])
+            else:
+                await perform(graph, [action])
+                records = enabled
+            await write_bytes(backend, 512 * place, b"x")
+            assert bitmap.is_dirty(512 * place) == records, (place, enabled, is_undone)
+        await backend.detach()
+        await graph.close()
+
+    run(main)
+
+
+def test_a_bitmap_that_goes_and_comes_back_records_on() -> None:
+    async def main() -> None:
+        graph = Graph()
+        node = await graph.add(options(**NULL))
+        backend = BlockBackend("test", RW)
+        backend.attach(graph, node)
+        await change_bitmap(AddBitmap, graph, "n", "b", 512)
+        _, bitmap = node_bitmaps.lookup(graph, "n", "b")
+        actions = [RemoveBitmap(graph, "n", "b"), AddBitmap(graph, "n", "b", 7)]
+        with pytest.raises(BlockError, match="Granularity"):
+            await perform(graph, actions)
+        await write_bytes(backend, 0, b"x")
+        assert bitmap.is_dirty(0)
+        await backend.detach()
         await graph.close()
 
     run(main)

@@ -18,8 +18,9 @@ from tests.block.support import RW, fails_with, options, read_bytes, run, write_
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.completion import Completion, outcomes
 from vhostblk.block.drivers.quorum_vote import Versions
-from vhostblk.block.errors import BlockError
+from vhostblk.block.errors import BlockError, PermissionConflictError
 from vhostblk.block.graph import Graph
+from vhostblk.block.permissions import Perm
 from vhostblk.schema.errors import OptionError
 from vhostblk.schema.options import blockdev_options
 
@@ -217,3 +218,80 @@ def test_replication_is_reserved() -> None:
         with pytest.raises(OptionError) as caught:
             blockdev_options(definition)
         assert str(caught.value) == "Driver 'replication' is not available in vhostblk"
+
+
+class Failing:
+    """Makes a child's requests fail."""
+
+    def __init__(self, graph: Graph, name: str, code: int = errno.EIO) -> None:
+        self._node: Any = graph.find(name)
+        self._code = code
+        self.flushes = 0
+
+    async def fail(self, *_arguments: Any) -> None:
+        raise OSError(self._code, "injected")
+
+    def writes(self) -> None:
+        self._node.pwritev = self._node.pwrite_zeroes = self.fail
+        for edge in self._node.parents:
+            edge.refresh()
+
+    def flush(self) -> None:
+        self._node.flush = self.fail
+
+    def count(self) -> None:
+        async def flush() -> None:
+            self.flushes += 1
+
+        self._node.flush = flush
+
+
+@pytest.mark.parametrize("what", ["write", "zeroes", "flush"])
+def test_too_few_children_are_not_enough(tmp_path: Path, what: str) -> None:
+    """Two of three have to have it."""
+
+    async def main() -> None:
+        graph, backend, _ = await open_quorum(tmp_path)
+        for name, is_enough in (("n1", True), ("n0", False)):
+            failing = Failing(graph, name)
+            failing.flush() if what == "flush" else failing.writes()
+            if what == "write":
+                request = write_bytes(backend, 0, b"x" * 512)
+            else:
+                request = backend.flush() if what == "flush" else backend.pwrite_zeroes(0, 512)
+            if is_enough:
+                await request
+                continue
+            with fails_with(errno.EIO):
+                await request
+        await backend.detach()
+        await graph.close()
+
+    run(main)
+
+
+def test_all_children_are_flushed(tmp_path: Path) -> None:
+    async def main() -> None:
+        graph, backend, _ = await open_quorum(tmp_path)
+        counting = [Failing(graph, name) for name in ("n0", "n1", "n2")]
+        for each in counting:
+            each.count()
+        await write_bytes(backend, 0, b"x" * 512)
+        await backend.flush()
+        assert [each.flushes for each in counting] == [1, 1, 1]
+        await backend.detach()
+        await graph.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("perm", [Perm.WRITE, Perm.RESIZE])
+def test_nobody_changes_one_child_alone(tmp_path: Path, perm: Perm) -> None:
+    async def main() -> None:
+        graph, backend, _ = await open_quorum(tmp_path)
+        with pytest.raises(PermissionConflictError):
+            BlockBackend("other", perm).attach(graph, graph.find("n1"))
+        await backend.detach()
+        await graph.close()
+
+    run(main)

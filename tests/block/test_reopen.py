@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.block.locks import locked_bytes
 from tests.block.support import RW, options, read_bytes, run, write_bytes
 from tests.descriptors import open_fds
 from vhostblk.block.backend import BlockBackend
@@ -320,5 +321,52 @@ def test_one_refusal_takes_back_what_others_had_agreed_to(disk: dict[str, Any]) 
         )
         await backend.detach()
         await graph.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("reason", ["options", "first writer"])
+def test_a_file_that_has_been_replaced_is_not_opened_in_its_place(
+    disk: dict[str, Any], reason: str
+) -> None:
+    async def main() -> None:
+        graph = Graph()
+        path = Path(disk["filename"])
+        members = {"auto_read_only": True} if reason == "first writer" else {"read_only": True}
+        node: Any = await graph.add(options(**disk, **members))
+        inode = os.fstat(node.fd).st_ino
+        other = path.with_name("other")
+        other.write_bytes(b"o" * (1 << 20))
+        other.rename(path)
+        message = "the file has been replaced"
+        backend = BlockBackend("", RW)
+        if reason == "options":
+            await refused(graph, f"Could not open '{path}': {message}", disk)
+        else:
+            with pytest.raises(BlockError, match=message):
+                backend.attach(graph, node)
+        assert os.fstat(node.fd).st_ino == inode
+        assert access_mode(node.fd) == os.O_RDONLY
+        await graph.close()
+        assert path.read_bytes() == b"o" * (1 << 20)  # noqa: ASYNC240
+
+    run(main)
+
+
+def test_a_file_stays_locked_while_it_is_reopened(disk: dict[str, Any]) -> None:
+    async def main() -> None:
+        graph = Graph()
+        path = Path(disk["filename"])
+        node: Any = await graph.add(options(**disk, auto_read_only=True))
+        backend = BlockBackend("", RW)
+        backend.attach(graph, node)  # opens it again, for writing
+        exclusive = {100, 101, 201, 203}
+        assert locked_bytes(path) == exclusive
+        for direct in (True, False):
+            await graph.reopen([options(**disk, cache={"direct": direct})])
+            assert locked_bytes(path) == exclusive
+        await backend.detach()
+        await graph.close()
+        assert not locked_bytes(path)
 
     run(main)

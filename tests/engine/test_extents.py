@@ -116,6 +116,16 @@ def test_run_of_clusters_is_one_request() -> None:
     assert look(table, 0, 512, write=True) == (UP, 0)
 
 
+def test_each_cluster_of_a_write_has_to_be_writable() -> None:
+    mine, shared = READ | OVERWRITE, READ
+    for entries in ([mine, shared], [shared, mine], [mine, shared, mine], [mine, mine, shared]):
+        table = make_table([place * CLUSTER | flags for place, flags in enumerate(entries)])
+        length = len(entries) * CLUSTER
+        assert look(table, 0, length) == (FILE, 0)
+        assert look(table, 0, length, write=True) == (UP, 0)
+        assert look(table, 512, length - 1024, write=True) == (UP, 0)
+
+
 def test_last_cluster_may_be_cut_short() -> None:
     table = make_table([READ, CLUSTER | READ], size=CLUSTER + 512)
     assert look(table, CLUSTER, 512) == (FILE, CLUSTER)

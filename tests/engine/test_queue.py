@@ -45,6 +45,19 @@ def test_held_queue_takes_nothing() -> None:
         assert read.status == Status.OK
 
 
+def test_one_hold_is_enough() -> None:
+    with Rig() as rig:
+        queue = rig.queue(NULL)
+        queue.hold()
+        read = queue.request(IN, want=512)
+        # A queue that is not held is served meanwhile.
+        assert rig.queue(NULL).run(IN, want=512).status == Status.OK
+        assert (queue.in_flight, read.status) == (0, UNSET)
+        queue.release()
+        queue.used()
+        assert read.status == Status.OK
+
+
 def test_becoming_idle_is_news_while_held() -> None:
     with Rig() as rig:
         queue = rig.queue()
@@ -186,6 +199,60 @@ def test_broken_ring(kind: str, reason: str) -> None:
         assert other.run(FLUSH).status == Status.OK
         assert queue.in_flight == 0
         os.close(err_fd)
+
+
+def test_head_that_the_kernel_works_on_is_not_taken_again() -> None:
+    """A read from an empty pipe stays in flight."""
+    reading, writing = os.pipe()
+    with Rig() as rig:
+        queue = rig.queue(ExtentMap(ExtentKind.LINEAR, MIB, fd=reading))
+        read = queue.request(IN, want=512)
+        rig.wait_until(lambda: queue.in_flight)
+        queue.ring.make_available(read.head)
+        queue.ring.kick(force=True)
+        rig.wait_until(lambda: queue.broken)
+        assert queue.broken.endswith("was made available while in flight")
+        os.write(writing, pattern(512, 4))
+        rig.wait_until(queue.ring.has_used)
+        assert (read.status, read.data) == (Status.OK, pattern(512, 4))
+        assert queue.in_flight == 0
+    os.close(reading)
+    os.close(writing)
+
+
+def _fill(rig: Rig, queue: EngineQueue, free: int) -> PackedDriverRing:
+    """Have all but so many descriptors of a packed ring in flight."""
+    ring = queue.ring
+    assert isinstance(ring, PackedDriverRing)
+    while ring.free > free:
+        queue.request(FLUSH, kick=False)
+    ring.kick(force=True)
+    rig.wait_until(lambda: queue.in_flight == (ring.size - free) // 2)
+    return ring
+
+
+@pytest.mark.parametrize("ring_kind", ["packed"], indirect=True)
+def test_full_packed_ring_gives_nothing_whatever_its_flags_say() -> None:
+    """Both descriptors of each flush are in flight."""
+    with Rig() as rig:
+        queue = rig.queue()
+        ring = _fill(rig, queue, 0)
+        ring.desc["flags"] ^= 0x8080  # all are available once more
+        ring.kick(force=True)
+        assert rig.queue(NULL).run(IN, want=512).status == Status.OK
+        assert (queue.in_flight, queue.broken) == (ring.size // 2, "")
+
+
+@pytest.mark.parametrize("ring_kind", ["packed"], indirect=True)
+def test_packed_chain_does_not_go_on_in_chains_in_flight() -> None:
+    with Rig() as rig:
+        queue = rig.queue()
+        ring = _fill(rig, queue, 2)
+        ring.put(ring.size - 1, [(0, 0, 0), (0, 0, 1)])  # the last one says that there is more
+        ring.kick(force=True)
+        rig.wait_until(lambda: queue.broken)
+        assert queue.broken == "a chain has no end"
+        assert queue.in_flight == ring.size // 2 - 1
 
 
 def test_ring_without_kick_descriptor_is_polled() -> None:

@@ -96,14 +96,21 @@ class Frontend:
             self.device.set_vring_enabled(index, True)
 
     def request(
-        self, kind: int, sector: int = 0, *, send: bytes = b"", want: int = 0, index: int = 0
+        self,
+        kind: int,
+        sector: int = 0,
+        *,
+        send: bytes = b"",
+        want: int = 0,
+        index: int = 0,
+        align: int = 16,
     ) -> Pending:
         """Make a request available and kick."""
         memory = self.memory
         head_addr, status = memory.allocate(16, region=1), memory.allocate(1, 1, region=1)
         memory.write(head_addr, header(kind, sector))
         memory.write(status, bytes([UNSET]))
-        data = memory.allocate(len(send) + want + 1, region=1)
+        data = memory.allocate(len(send) + want + 1, align, region=1)
         memory.write(data, send)
         chain = [Segment(head_addr, 16), Segment(data, len(send)), Segment(data, want, True)]
         ring = self.rings[index]

@@ -134,3 +134,22 @@ def test_overlapping_region_is_refused() -> None:
             assert len(front.device.memory.regions) == 2
 
     asyncio.run(run())
+
+
+def test_refused_table_leaves_all_queues_where_they_were() -> None:
+    """The second queue's ring is not in it."""
+
+    async def run() -> None:
+        async with frontend() as front:
+            await front.connect()
+            for index in (0, 1):
+                await front.start(index)
+            low, high = handed_over(front.memory.describe())
+            cut = replace(high, size=front.rings[1].used_addr - high.guest_addr)
+            with pytest.raises(VhostUserError, match="not in guest memory"):
+                await front.device.set_memory([low, cut])
+            for index in (0, 1):
+                read = front.request(IN, want=512, index=index)
+                assert await front.done(read) == Status.OK
+
+    asyncio.run(run())

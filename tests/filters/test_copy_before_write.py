@@ -62,13 +62,15 @@ async def scheme(
     granularity: int = CLUSTER,
     *,
     busy: bool = False,
+    content: bytes | None = None,
     **members: Any,
 ) -> Scheme:
     """Open it all; `chosen` says, by offset, how many bytes a bitmap for the filter has noted."""
-    content = random.Random(1).randbytes(SIZE)
+    content = random.Random(1).randbytes(SIZE) if content is None else content
     path.write_bytes(content)  # noqa: ASYNC240
     graph = Graph()
-    await graph.add(options(driver="file", node_name="file", filename=str(path)))
+    file = {"driver": "file", "node_name": "file", "filename": str(path)}
+    await graph.add(options(**file, discard=members.get("discard", "ignore")))
     if chosen is not None:
         await change_bitmap(AddBitmap, graph, "file", "chosen", granularity)
         _, bitmap = node_bitmaps.lookup(graph, "file", "chosen")
@@ -149,6 +151,63 @@ def test_concurrent_writes_and_readers(tmp_path: Path) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("step", [512, CLUSTER // 2, CLUSTER, 3 * CLUSTER // 2])
+def test_data_and_holes_are_saved_by_one_write_over_all_of_them(tmp_path: Path, step: int) -> None:
+    """What the file says of its first bytes need not hold for the rest of a cluster."""
+
+    async def main() -> None:
+        data = random.Random(3).randbytes(SIZE)
+        content = bytearray(SIZE)
+        for at in range(step, SIZE, 2 * step):
+            content[at : at + step] = data[at : at + step][: SIZE - at]
+        s = await scheme(tmp_path / "disk", content=bytes(content))
+        with (tmp_path / "disk").open("rb+") as file:  # with holes
+            file.truncate(0)
+            for at in range(step, SIZE, 2 * step):
+                file.seek(at)
+                file.write(content[at : at + step])
+            file.truncate(SIZE)
+        await s.write(0, b"w" * SIZE)
+        assert await s.snapshot() == content
+
+    run(main)
+
+
+def test_what_is_in_the_snapshot_in_part_is_not_read(tmp_path: Path) -> None:
+    """Rather than with what isn't."""
+
+    async def main() -> None:
+        s = await scheme(tmp_path / "disk")
+        await s.reader.pdiscard(2 * CLUSTER, CLUSTER)
+        for first, last in ((1, 3), (2, 3), (2, 4), (0, 5)):
+            with fails_with(errno.EACCES):
+                await read_bytes(s.reader, first * CLUSTER, (last - first) * CLUSTER)
+        for first, last in ((0, 2), (3, 5)):
+            found = await read_bytes(s.reader, first * CLUSTER, (last - first) * CLUSTER)
+            assert found == s.content[first * CLUSTER : last * CLUSTER]
+
+    run(main)
+
+
+@pytest.mark.parametrize("length", [1, CLUSTER // 2, CLUSTER, CLUSTER + 1])
+@pytest.mark.parametrize("kind", ["write", "zero", "discard"])
+def test_all_clusters_that_a_change_touches_are_saved(
+    tmp_path: Path, kind: str, length: int
+) -> None:
+    async def main() -> None:
+        s = await scheme(tmp_path / "disk", discard="unmap")
+        start = 2 * CLUSTER - 512
+        if kind == "write":
+            await write_bytes(s.disk, start, b"x" * length)
+        elif kind == "zero":
+            await s.disk.pwrite_zeroes(start, length)
+        else:
+            await s.disk.pdiscard(start, length)
+        assert await s.snapshot() == s.content
+
+    run(main)
+
+
 class SlowRead:
     """Holds reads of the file up until told to go on."""
 
@@ -183,6 +242,33 @@ def test_a_write_waits_for_who_reads_the_old_data(
         assert not writing.done()
         slow.go_on.set()
         assert await reading == s.content[CLUSTER : CLUSTER + 4096]
+        await writing
+
+    run(main)
+
+
+def test_a_write_waits_for_all_who_read_the_old_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        s = await scheme(tmp_path / "disk")
+        node: Any = s.graph.find("cbw")
+        readings = []
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                slow = SlowRead(s.graph, patch)
+                reading = asyncio.create_task(read_bytes(s.reader, CLUSTER, 4096))
+                await slow.started.wait()
+                readings.append((slow, reading))
+        for edge in s.graph.find("file").parents:
+            edge.refresh()
+        node._copy.forget(1, 2)  # nothing to copy: only the readers hold the write up
+        writing = asyncio.create_task(s.write(CLUSTER, b"b" * 4096))
+        for slow, reading in readings:
+            await s.write(0, b"c" * 512)
+            assert not writing.done()
+            slow.go_on.set()
+            assert await reading == s.content[CLUSTER : CLUSTER + 4096]
         await writing
 
     run(main)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -255,3 +256,74 @@ def test_what_cant_be_made_again_is_refused(tmp_path: Path, image: Path) -> None
             assert new.output().endswith(f"{reason}\n")
         assert old.process.poll() is None
         old.connect().close()
+
+
+class Filler(threading.Thread):
+    """Writes one cluster of a disk after the other, until it is stopped."""
+
+    def __init__(self, driver: BlkDriver, limit: int) -> None:
+        super().__init__(name="front-end")
+        self.count = 0
+        self.error: BaseException | None = None
+        self._driver = driver
+        self._limit = limit
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        try:
+            while not self._stopping.is_set() and self.count < self._limit:
+                self._driver.write(self.count * CLUSTER, content(self.count))
+                self.count += 1
+        except BaseException as error:
+            self.error = error
+
+    def finish(self) -> None:
+        self._stopping.set()
+        self.join(60)
+        if self.error is not None:
+            raise self.error
+
+
+CLUSTER = 4096
+
+
+def content(number: int) -> bytes:
+    return number.to_bytes(8, "little") * (CLUSTER // 8)
+
+
+@pytest.mark.usefixtures("lane")
+def test_tables_of_a_format_go_along_while_clusters_are_added(
+    tmp_path: Path, memory: Memory
+) -> None:
+    """Each process has the image for itself: none writes what the other one has changed since."""
+    path, limit = tmp_path / "disk.qcow2", 1 << 20
+    form = ("-f", "qcow2", "-o", f"cluster_size={CLUSTER}", path, str(limit * CLUSTER))
+    subprocess.run(["qemu-img", "create", "-q", *form], check=True)
+    words = ("--handover", str(tmp_path / "handover"), "--pidfile", str(tmp_path / "pid"))
+    blockdevs = [
+        f"driver=file,node-name=file,filename={path}",
+        "driver=qcow2,node-name=disk,file=file",
+    ]
+    with (
+        Daemon(Program.VHOSTBLK, tmp_path, blockdevs, EXPORT, inherited=False, extra=words) as old,
+        BlkDriver(old.connect(), memory, inflight=True) as driver,
+    ):
+        wait_until(lambda: (tmp_path / "handover").exists())
+        filler = Filler(driver, limit)
+        filler.start()
+        with taker(tmp_path) as new:
+            new.wait_ready()
+            assert old.process.wait(30) == 0
+            later = filler.count + 50
+            wait_until(lambda: filler.count >= later or filler.error is not None)
+            filler.finish()
+            for number in range(0, filler.count, 16):
+                count = min(16, filler.count - number)
+                expected = b"".join(content(number + each) for each in range(count))
+                assert driver.read(number * CLUSTER, count * CLUSTER) == expected
+            driver.stop()
+            driver.connection.sync()
+            new.process.terminate()
+            assert new.process.wait(30) == 0
+            assert new.output() == ""
+    subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=True)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -153,6 +155,101 @@ def test_several_or_none(tmp_path: Path) -> None:
             await write_bytes(user, 0, b"b" * 1000)
             await perform(graph, actions[:1])
             assert await read(user, 0, 1000) == b"b" * 1000
+            await user.detach()
+
+    asyncio.run(main())
+
+
+def test_all_users_of_the_base_go_over(tmp_path: Path) -> None:
+    """Block backends and a node above it."""
+
+    async def main() -> None:
+        async with Daemon() as daemon:
+            graph = daemon.graph
+            await add(daemon, tmp_path / "base")
+            await add(daemon, tmp_path / "overlay", backing=None)
+            await daemon.add_blockdev({"driver": "raw", "node-name": "top", "file": "base"})
+            users = [BlockBackend(f"user{number}", RW) for number in range(3)]
+            for user, name in zip(users, ("base", "top", "base"), strict=True):
+                user.attach(graph, graph.find(name))
+            await write_bytes(users[0], 0, b"a" * 4096)
+            await answered(daemon, "blockdev-snapshot", node="base", overlay="overlay")
+            base, overlay = graph.find("base"), graph.find("overlay")
+            assert [edge.parent for edge in base.parents] == [overlay]
+            for number, user in enumerate(users):
+                await write_bytes(user, 512 * number, bytes([number]) * 512)
+            for user in users:
+                assert (
+                    await read(user, 0, 2048) == bytes(512) + b"\1" * 512 + b"\2" * 512 + b"a" * 512
+                )
+                await user.detach()
+            looker = BlockBackend("looker", RW & ~RW.WRITE)
+            looker.attach(graph, base)
+            assert await read(looker, 0, 4096) == b"a" * 4096
+            await looker.detach()
+
+    asyncio.run(main())
+
+
+def test_snapshots_of_snapshots_are_undone_in_order(tmp_path: Path) -> None:
+    """The third one fails: the overlay of the second one is that of the first one's overlay."""
+
+    async def main() -> None:
+        async with Daemon() as daemon:
+            graph = daemon.graph
+            await add(daemon, tmp_path / "base")
+            for name in ("one", "two"):
+                await add(daemon, tmp_path / name, backing=None)
+            base, one, two = (graph.find(name) for name in ("base", "one", "two"))
+            user = BlockBackend("user", RW)
+            user.attach(graph, base)
+            await write_bytes(user, 0, b"a" * 1000)
+            before = await execute(daemon, "x-debug-query-block-graph", {})
+            actions = [
+                OverlayAction(graph, base, one),
+                OverlayAction(graph, one, two),
+                OverlayAction(graph, two, one),
+            ]
+            with pytest.raises(BlockError):
+                await perform(graph, actions)
+            assert await execute(daemon, "x-debug-query-block-graph", {}) == before
+            assert user.node is base
+            assert not base.read_only
+            assert not one.children.get("backing")
+            assert not two.children.get("backing")
+            await write_bytes(user, 0, b"b" * 1000)
+            assert await read(user, 0, 1000) == b"b" * 1000
+            await user.detach()
+
+    asyncio.run(main())
+
+
+def test_a_base_that_cannot_be_flushed_stays_what_it_is(tmp_path: Path) -> None:
+    """Nobody would hear of it later on."""
+
+    async def main() -> None:
+        async with Daemon() as daemon:
+            graph = daemon.graph
+            await add(daemon, tmp_path / "base")
+            await add(daemon, tmp_path / "overlay", backing=None)
+            base = graph.find("base")
+            user = BlockBackend("user", RW)
+            user.attach(graph, base)
+            await write_bytes(user, 0, b"a" * 4096)
+            file: Any = base.children["file"].node
+            flush = file.flush
+
+            async def fail() -> None:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+            file.flush = fail
+            arguments = {"node": "base", "overlay": "overlay"}
+            answer = await execute(daemon, "blockdev-snapshot", arguments)
+            assert answer["desc"] == "Write to node 'base' failed: Input/output error"
+            assert user.node is base
+            assert not base.read_only
+            file.flush = flush
+            await user.flush()
             await user.detach()
 
     asyncio.run(main())

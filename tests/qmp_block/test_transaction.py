@@ -203,6 +203,23 @@ def test_an_abort_gives_bitmaps_back_what_they_had() -> None:
     asyncio.run(main())
 
 
+def test_an_abort_undoes_the_last_action_first() -> None:
+    """The second one has seen the bitmap without its bits, and gives that back."""
+
+    async def main() -> None:
+        async with Daemon() as daemon:
+            await daemon.add_blockdev({"driver": "null-co", "node-name": "n", "size": 1 << 20})
+            await answer(daemon, do(bitmap("add", "a"), bitmap("add", "b")))
+            found = {each.name: each for each in daemon.graph.find("n").bitmaps}
+            found["a"].mark(0, 1)
+            found["b"].mark(1 << 19, 1)
+            for second in (merge("a", "b"), bitmap("clear", "a")):
+                assert "desc" in await answer(daemon, do(bitmap("clear", "a"), second, ABORT))
+                assert list(found["a"].areas()) == [(0, 65536)]
+
+    asyncio.run(main())
+
+
 def test_an_abort_leaves_no_file_and_no_node(tmp_path: Path) -> None:
     async def main() -> None:
         async with Daemon() as daemon:

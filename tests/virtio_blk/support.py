@@ -175,6 +175,7 @@ class Bench:
         kick: bool = True,
         event_idx: bool = False,
         zoned: bool = False,
+        refused: bool = False,
     ) -> None:
         self.memory = Memory(((0, 256 * 1024), (1 << 32, 4 * MIB)))
         self.ring = DriverRing(self.memory, size, event_idx=event_idx)
@@ -184,7 +185,9 @@ class Bench:
         split = SplitQueue(vring_config(self.ring, self.memory), self.mapped, event_idx=event_idx)
         logger = logging.getLogger("tests.virtio_blk")
         log = RateLimitedLogger(logger, "test: ")
-        device = make_device(self.backend, writable=writable, block=block, zoned=zoned)
+        device = make_device(
+            self.backend, writable=writable, block=block, zoned=zoned, refused=refused
+        )
         kick_fd = os.dup(self.ring.kick_fd) if kick else None
         self.iothreads = Iothreads()
         self.stopped: int | None = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.block.support import options
+from tests.frontend.blk import range_segments
 from tests.frontend.ring import Segment
 from tests.virtio_blk.support import UNSET, HandNode, bench, eventfds, pattern, turns
 from tests.virtqueue.support import map_memory
@@ -212,6 +213,57 @@ def test_a_refused_request_beside_writes_costs_them_nothing() -> None:
             await b.used(3)
             expected = [Status.OK, Status.IOERR, Status.OK]
             assert [request.status for request in requests] == expected
+
+    asyncio.run(run())
+
+
+def test_a_part_of_a_block_is_refused_beside_writes() -> None:
+    async def run() -> None:
+        node = BurstNode()
+        node.outcome.set_result([])
+        async with bench(node, size=64, block=4096) as b:
+            requests = [
+                b.request(OUT, sector, send=b"x" * length, kick=False)
+                for sector, length in ((8, 4096), (16, 512), (25, 4096), (32, 4096))
+            ]
+            b.ring.kick(force=True)
+            await b.used(4)
+            expected = [Status.OK, Status.IOERR, Status.IOERR, Status.OK]
+            assert [request.status for request in requests] == expected
+            written = {8: 4096, 32: 4096}
+            for sector in range(8, 48, 8):
+                length = written.get(sector, 0)
+                content = b"x" * length + bytes(4096 - length)
+                assert node.data[512 * sector : 512 * sector + 4096] == content, sector
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("bursts", [False, True])
+def test_a_driver_that_is_not_served_changes_nothing(bursts: bool) -> None:
+    async def run() -> None:
+        node = HandNode()
+        if bursts:
+            node = BurstNode()
+            node.outcome.set_result([])
+        node.data[:] = b"d" * len(node.data)
+        async with bench(node, size=64, refused=True) as b:
+            zeroes = range_segments([(0, 4096)])
+            requests = [
+                b.request(OUT, 8, send=bytes(512), kick=False),
+                b.request(OUT, 16, send=bytes(512), kick=False),
+            ]
+            b.ring.kick(force=True)
+            await b.used(2)
+            requests += [
+                b.request(RequestType.WRITE_ZEROES, send=zeroes),
+                b.request(RequestType.DISCARD, send=zeroes),
+                b.request(RequestType.FLUSH),
+            ]
+            await b.used(3)
+            assert [request.status for request in requests] == [Status.IOERR] * 5
+            assert not node.log
+            assert node.data == b"d" * len(node.data)
 
     asyncio.run(run())
 

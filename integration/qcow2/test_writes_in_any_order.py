@@ -1,0 +1,426 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between two flushes any write may get to the disk before any other, or never.
+
+So of what a run writes between two flushes, each write alone, and all but each, is what a crash may
+leave. A plain reader judges every such state: nothing refers to what isn't there or isn't its own,
+what was flushed is there, and what was written since is there or is what it was before. This finds
+a flush that is left out or comes too late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from integration.qcow2.plain import PlainImage
+from integration.qcow2.record import Change, RecordingNode, apply_change, opened_on
+from integration.qcow2.tools import qemu_img, qemu_io, run, write
+from vhostblk.block.drivers.qcow2.allocator import Allocator
+from vhostblk.block.iovec import IoVec
+from vhostblk.block.node import WriteFlags
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.int16]
+
+    from vhostblk.block.backend import BlockBackend
+    from vhostblk.block.drivers.qcow2.node import Qcow2Node
+
+SIZE = 192 << 10
+#: Where compressed clusters are.
+PACKED = 160 << 10
+#: Of longer stretches without a flush, so many writes are looked at.
+MOST = 10
+
+#: Formats, and with or without snapshots.
+CASES = [
+    ("cluster_size=512", False),
+    ("cluster_size=512,refcount_bits=64", True),
+    ("cluster_size=4k,refcount_bits=4", True),
+    ("cluster_size=4k,lazy_refcounts=on", False),
+    ("cluster_size=16k,extended_l2=on", False),
+    ("cluster_size=16k,extended_l2=on", True),
+]
+
+
+class Version(NamedTuple):
+    """What the disk has, -1 for bytes that may have anything, from some place of the log on."""
+
+    begins: int
+    data: Bytes
+
+
+class Recorded:
+    """A run on a file that records, and what may be expected of it."""
+
+    def __init__(self, file: RecordingNode, disk: bytes) -> None:
+        self.file = file
+        #: What the disk had, one after the other.
+        self.versions = [Version(0, np.frombuffer(disk, np.uint8).astype(np.int16))]
+        #: Places in the log from which on one of the versions, by number, is on the disk.
+        self.durable = [(0, 0)]
+        #: Snapshots: from where in the log, to where, name, and what they have.
+        self.snapshots: list[tuple[int, int, str, Bytes]] = []
+
+    @property
+    def data(self) -> Bytes:
+        """What the disk has now."""
+        return self.versions[-1].data
+
+    def change(self, offset: int, data: bytes | int) -> None:
+        """Note a change that is about to begin; a number: so many bytes of anything."""
+        after = self.data.copy()
+        if isinstance(data, int):
+            after[offset : offset + data] = -1
+        else:
+            after[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
+        self.versions.append(Version(len(self.file.log), after))
+
+    def flushed(self, version: int) -> None:
+        """Note that a version is on the disk from now on."""
+        self.durable.append((len(self.file.log), version))
+
+    def possible(self, moment: int) -> list[Bytes]:
+        """Return what the disk may have where a crash comes at some place of the log."""
+        first = max(version for place, version in self.durable if place <= moment)
+        return [each.data for each in self.versions[first:] if each.begins <= moment]
+
+
+class Client:
+    """Uses a disk, and notes what it may have."""
+
+    def __init__(self, node: Qcow2Node, backend: BlockBackend, recorded: Recorded) -> None:
+        self._node, self.backend, self.recorded = node, backend, recorded
+        self.cluster_size = node.cluster_size
+
+    async def write(self, offset: int, data: bytes) -> None:
+        self.recorded.change(offset, data)
+        await write(self.backend, offset, data)
+
+    async def compress(self, offset: int, data: bytes) -> None:
+        self.recorded.change(offset, data)
+        iov = IoVec.from_buffers([bytearray(data)])
+        await self.backend.pwritev(offset, iov, WriteFlags.WRITE_COMPRESSED)
+
+    async def zero(self, offset: int, length: int) -> None:
+        self.recorded.change(offset, bytes(length))
+        await self.backend.pwrite_zeroes(offset, length, WriteFlags.MAY_UNMAP)
+
+    async def discard(self, offset: int, length: int) -> None:
+        self.recorded.change(offset, length)
+        await self.backend.pdiscard(offset, length)
+
+    async def flush(self) -> None:
+        version = len(self.recorded.versions) - 1
+        await self.backend.flush()
+        self.recorded.flushed(version)
+
+    async def resize(self, size: int) -> None:
+        """Change the disk's length, without a backing file; what is new reads as zeroes."""
+        after = np.zeros(size, np.int16)
+        kept = self.recorded.data[:size]
+        after[: len(kept)] = kept
+        if size < len(self.recorded.data):  # what is cut off goes first
+            self.recorded.change(size, len(self.recorded.data) - size)
+        self.recorded.versions.append(Version(len(self.recorded.file.log), after))
+        await self.backend.truncate(size)
+        self.recorded.flushed(len(self.recorded.versions) - 1)
+
+    async def snapshot(self, name: str) -> None:
+        data = self.recorded.data.copy()
+        version = len(self.recorded.versions) - 1
+        await self._node.create_snapshot(name)
+        self.recorded.flushed(version)
+        place = len(self.recorded.file.log)
+        self.recorded.snapshots.append((place, 1 << 62, name, data))
+
+    async def go_back(self, name: str) -> None:
+        (data,) = (data for _, _, each, data in self.recorded.snapshots if each == name)
+        self.recorded.versions.append(Version(len(self.recorded.file.log), data))
+        await self._node.apply_snapshot(name=name)
+        self.recorded.flushed(len(self.recorded.versions) - 1)
+
+    async def forget(self, name: str) -> None:
+        place = len(self.recorded.file.log)
+        self.recorded.snapshots = [
+            (low, place if each == name else high, each, data)
+            for low, high, each, data in self.recorded.snapshots
+        ]
+        await self._node.delete_snapshot(name=name)
+
+
+def some(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
+    """Return writes that don't overlap each other."""
+    places = rng.sample(range(SIZE // 4096), count)
+    return [
+        (at * 4096 + rng.choice([0, 512]), rng.randbytes(rng.choice([512, 1024, 3584])))
+        for at in places
+    ]
+
+
+async def use(client: Client, rng: random.Random, cluster: int, snapshots: bool) -> None:
+    """Do what changes metadata, in every way, with flushes in between."""
+    whole = max(cluster, 4096)
+
+    async def burst(count: int) -> None:
+        await asyncio.gather(*(client.write(*each) for each in some(rng, count)))
+
+    for turn in range(2):
+        await burst(8)
+        await client.flush()
+        await client.discard(32768 * turn, 3 * whole)
+        await client.zero(32768 * turn + 81920, 2 * whole)
+        await burst(4)
+        await client.flush()
+        await burst(6)  # takes what was free
+        during = [client.write(*each) for each in some(rng, 4)]
+        await asyncio.gather(client.flush(), *during)
+        await client.flush()
+        data = (rng.randbytes(cluster // 3) + bytes(cluster))[:cluster]
+        await client.compress(PACKED, data)
+        await client.compress(PACKED + cluster, data)
+        await client.flush()
+        await client.write(PACKED, rng.randbytes(512))
+        await client.flush()
+        if snapshots:
+            await client.snapshot(f"s{turn}")
+            await burst(6)
+            await client.flush()
+        if snapshots and turn:
+            await burst(3)
+            await client.go_back("s0")
+            await burst(6)
+            await client.flush()
+    if snapshots:
+        await client.forget("s1")
+        await burst(6)
+        await client.flush()
+
+
+def stretches(log: list[Change]) -> Iterator[tuple[int, int]]:
+    """Yield the places between two flushes."""
+    start = 0
+    for place, change in enumerate([*log, None]):
+        if change is None:
+            if place > start:
+                yield start, place
+            start = place + 1
+
+
+def states(
+    before: bytes, log: list[Change], rng: random.Random
+) -> Iterator[tuple[int, bytes, str]]:
+    """Yield what a crash may leave: at which place of the log, the file, and why."""
+    file = bytearray(before)
+    # The file grows by far more than is used of it.
+    end = max(offset + len(data) for offset, data in filter(None, log) if data is not None)
+    for start, stop in stretches(log):
+        changes = [
+            (min(offset, end), data) if data is None else (offset, data)
+            for offset, data in filter(None, log[start:stop])
+        ]
+        numbers = range(len(changes))
+        for number in sorted(rng.sample(numbers, MOST)) if len(changes) > MOST else numbers:
+            for alone in (True, False):
+                state = bytearray(file)
+                for place, change in enumerate(changes):
+                    if (place == number) == alone:
+                        apply_change(state, change)
+                offset, data = changes[number]
+                what = f"{len(data)} bytes at {offset:#x}" if data is not None else f"size {offset}"
+                why = f"{'only' if alone else 'all but'} {start + number} of {start}-{stop}: {what}"
+                yield start + number + 1 if alone else stop, bytes(state), why
+        for change in changes:
+            apply_change(file, change)
+
+
+def judge(recorded: Recorded, moment: int, state: bytes, base: bytes, why: str) -> None:
+    """Find fault with a state that a crash at some place of the log may leave."""
+    image = PlainImage(state)
+    assert not image.problems, f"{why}: {image.problems}"
+    assert matches(image.content(base), recorded.possible(moment)), why
+    for low, high, name, data in recorded.snapshots:
+        if low <= moment < high:
+            assert matches(image.content(base, name), [data]), f"{why}: snapshot {name}"
+    assert not image.problems, f"{why}: {image.problems}"
+
+
+def matches(found: bytes, possible: list[Bytes]) -> bool:
+    """Tell whether each byte is one of those that are possible there."""
+    read = np.frombuffer(found, np.uint8).astype(np.int16)
+    fits = np.zeros(len(read), np.bool_)
+    for data in reversed(possible):
+        if len(data) == len(read):
+            fits |= (data == read) | (data == -1)
+            if fits.all():
+                return True
+    return False
+
+
+async def record(
+    before: bytes,
+    disk: bytes,
+    use: Callable[[Client], Awaitable[None]],
+    base: bytes = b"",
+    **members: Any,
+) -> Recorded:
+    """Record what a run writes to an image, perhaps over `base`; return it once it is closed."""
+    file = RecordingNode(before)
+    backing = RecordingNode(base, "base") if base else None
+    recorded = Recorded(file, disk)
+    async with opened_on(file, backing, discard="unmap", **members) as disk_node:
+        await use(Client(*disk_node, recorded))
+    return recorded
+
+
+def judge_all(before: bytes, recorded: Recorded, rng: random.Random, base: bytes = b"") -> None:
+    """Judge what crashes at all points may leave."""
+    count = 0
+    for moment, state, why in states(before, recorded.file.log, rng):
+        judge(recorded, moment, state, base, why)
+        count += 1
+    assert count > 20
+
+
+@pytest.mark.parametrize(("form", "snapshots"), CASES)
+def test_any_write_may_be_there_or_not(tmp_path: Path, form: str, snapshots: bool) -> None:
+    base = random.Random(form).randbytes(SIZE) if snapshots or "extended" in form else b""
+    path = tmp_path / "disk.qcow2"
+    words = []
+    if base:
+        (tmp_path / "base").write_bytes(base)
+        words = ["-b", str(tmp_path / "base"), "-F", "raw"]
+    qemu_img("create", "-q", "-f", "qcow2", "-o", form, *words, path, SIZE)
+    qemu_io(path, "write -q -P 170 20k 40k", "write -q -P 85 100k 10k")
+    before, rng = path.read_bytes(), random.Random(form)
+    first = PlainImage(before)
+    assert not first.problems
+
+    async def client(client: Client) -> None:
+        await use(client, rng, client.cluster_size, snapshots)
+
+    small = {"l2_cache_size": 2048, "l2_cache_entry_size": 512}
+    recorded = run(record(before, first.content(base), client, base, **small))
+    judge_all(before, recorded, rng, base)
+
+
+async def resize(client: Client, rng: random.Random) -> None:
+    """Grow past the end of tables, and shrink, with writes and flushes in between."""
+
+    async def burst(low: int, high: int) -> None:
+        places = rng.sample(range(low, high, 4096), 5)
+        await asyncio.gather(*(client.write(at, rng.randbytes(1024)) for at in places))
+        await client.flush()
+
+    await burst(0, SIZE)
+    await client.resize(2 * SIZE)
+    await burst(SIZE, 2 * SIZE)
+    await client.resize(SIZE // 2 + 512)
+    await burst(0, SIZE // 2)
+    await client.resize(SIZE + 1024)
+    await burst(SIZE // 2, SIZE)
+    await client.resize(4 * SIZE)
+    await burst(3 * SIZE, 4 * SIZE)
+
+
+@pytest.mark.parametrize("form", ["cluster_size=512", "cluster_size=4k,lazy_refcounts=on"])
+def test_any_write_of_a_resize_may_be_there_or_not(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", form, path, SIZE)
+    qemu_io(path, "write -q -P 170 20k 40k", "write -q -P 85 100k 10k")
+    before, rng = path.read_bytes(), random.Random(form)
+    disk = PlainImage(before).content()
+    recorded = run(record(before, disk, lambda client: resize(client, rng)))
+    judge_all(before, recorded, rng)
+
+
+def test_any_write_may_be_there_or_not_while_the_refcount_table_grows(tmp_path: Path) -> None:
+    """It has 64 entries of 64 clusters: 2 MiB."""
+    path, size = tmp_path / "disk.qcow2", 3 << 20
+    form = "cluster_size=512,refcount_bits=64"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", form, path, size)
+    qemu_io(path, "write -q -P 170 0 1800k")
+    before, rng = path.read_bytes(), random.Random("table")
+    table = PlainImage(before).reftable
+
+    async def fill(client: Client) -> None:
+        for at in range(1800 << 10, 2000 << 10, 40 << 10):
+            await client.write(at, rng.randbytes(40 << 10))
+            await client.write(at // 2, rng.randbytes(512))
+            await client.flush()
+
+    recorded = run(record(before, PlainImage(before).content(), fill))
+    assert PlainImage(bytes(recorded.file.data)).reftable != table
+    judge_all(before, recorded, rng)
+
+
+async def leave_garbage(client: Client, rng: random.Random) -> None:
+    """Have free clusters that don't read as zeroes."""
+    await client.write(0, rng.randbytes(SIZE // 2))
+    await client.flush()
+    await client.discard(0, SIZE // 4)
+    await client.flush()
+
+
+@pytest.mark.parametrize("form", ["cluster_size=512", "cluster_size=16k,extended_l2=on"])
+def test_a_flush_that_failed_is_made_up_for(tmp_path: Path, form: str) -> None:
+    """What it should have covered is flushed once more before tables rely on it."""
+    path, rng = tmp_path / "disk.qcow2", random.Random(form)
+    qemu_img("create", "-q", "-f", "qcow2", "-o", form, path, SIZE)
+    before = path.read_bytes()
+    fails = 0
+
+    async def use(client: Client) -> None:
+        nonlocal fails
+        file, flush = client.recorded.file, client.recorded.file.flush
+
+        async def fail() -> None:
+            nonlocal fails
+            fails += 1
+            raise OSError(errno.EIO, "injected")
+
+        await leave_garbage(client, rng)
+        for turn in range(6):
+            await client.write(4096 * turn, rng.randbytes(1024))
+            file.flush = fail  # type: ignore[method-assign]
+            with pytest.raises(OSError, match="injected"):
+                await client.flush()
+            file.flush = flush  # type: ignore[method-assign]
+            await client.flush()
+
+    recorded = run(record(before, bytes(SIZE), use))
+    assert fails == 6
+    judge_all(before, recorded, rng)
+
+
+def test_a_table_that_nothing_came_into_is_zeroed_before_anything_leads_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a cluster that was used before, and for the data there is no room."""
+    path, rng = tmp_path / "disk.qcow2", random.Random("table")
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, SIZE)
+    before = path.read_bytes()
+
+    async def refuse(*_arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "injected")
+
+    async def use(client: Client) -> None:
+        await leave_garbage(client, rng)
+        for place in range(SIZE // 2, SIZE, 32768):
+            with monkeypatch.context() as patch:
+                patch.setattr(Allocator, "allocate", refuse)
+                with pytest.raises(OSError, match="injected"):
+                    await write(client.backend, place, b"x" * 512)
+            await client.flush()
+
+    recorded = run(record(before, bytes(SIZE), use))
+    judge_all(before, recorded, rng)
