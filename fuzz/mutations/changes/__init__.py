@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mutations, by area."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fuzz.mutations.changes import (
+    block_layer,
+    devices,
+    engine_io,
+    files,
+    filters,
+    qcow2_data,
+    qcow2_metadata,
+    rings,
+)
+
+if TYPE_CHECKING:
+    from fuzz.mutations.mutation import Mutation
+
+_AREAS = (engine_io, rings, devices, files, block_layer, filters, qcow2_data, qcow2_metadata)
+
+
+def all_mutations() -> list[Mutation]:
+    """Return all mutations; their names differ."""
+    found = [mutation for area in _AREAS for mutation in area.MUTATIONS]
+    names = [mutation.name for mutation in found]
+    assert len(set(names)) == len(names), "two mutations have one name"
+    return found

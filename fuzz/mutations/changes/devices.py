@@ -1,0 +1,576 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device: running requests, the two lanes' queues, exports, sessions and hand-over."""
+
+from __future__ import annotations
+
+from fuzz.mutations.mutation import Mutation
+
+_RUNNER = "vhostblk/virtio_blk/runner.py"
+_QUEUE = "vhostblk/virtio_blk/queue.py"
+_EXPRESS = "vhostblk/virtio_blk/express.py"
+_DEVICE = "vhostblk/virtio_blk/device.py"
+_EXPORT = "vhostblk/exports/vhost_user_blk.py"
+_JOURNAL = "vhostblk/vhost_user/journal.py"
+_GIVER = "vhostblk/handover/giver.py"
+_TAKER = "vhostblk/handover/taker.py"
+
+_DEVICES = ("tests/virtio_blk",)
+_EXPORTS = ("tests/exports", "tests/virtio_blk/test_queue.py")
+_HANDOVER = ("tests/frontend/test_handover.py", "tests/handover")
+
+MUTATIONS = (
+    Mutation(
+        "read-only-disk-is-written",
+        _RUNNER,
+        """
+        - elif writable:
+        + elif writable or length:
+              coroutine = pwritev(sector * SECTOR_SIZE, iov)
+        """,
+        "A guest changes a disk that it was given read-only.",
+        ("tests/virtio_blk/test_queue.py",),
+    ),
+    Mutation(
+        "read-only-disk-is-written-in-bursts",
+        _RUNNER,
+        """
+        - not self._device.writable
+        - or (records["type"] != _OUT).any()
+        + (records["type"] != _OUT).any()
+          or (records["status"] != PENDING).any()
+        """,
+        "A guest changes a disk that it was given read-only.",
+        ("tests/virtio_blk/test_queue.py::test_a_driver_that_is_not_served_changes_nothing",),
+    ),
+    Mutation(
+        "invalid-request-in-a-burst",
+        _RUNNER,
+        """
+          or (records["type"] != _OUT).any()
+        - or (records["status"] != PENDING).any()
+        """,
+        "A request that was refused is done: what lies behind the disk is written over.",
+        ("tests/virtio_blk/test_queue.py",),
+    ),
+    Mutation(
+        "failed-burst-is-acknowledged",
+        _RUNNER,
+        """
+          failures = await together
+        - if not failures:
+        + if not failures or failures[0] is None:
+              if self._counters is not None:
+        """,
+        "Of a burst whose first write succeeded, failures are acknowledged.",
+        ("tests/virtio_blk/test_queue.py",),
+    ),
+    Mutation(
+        "failed-request-is-acknowledged",
+        _RUNNER,
+        """
+          head, _, status_addr, _ = outcome
+        - self._complete((head, 0, status_addr, status))
+        + self._complete((head, 0, status_addr, 0))
+        """,
+        "A write that failed is acknowledged.",
+        _DEVICES,
+    ),
+    Mutation(
+        "ended-before-published",
+        _RUNNER,
+        """
+        - self._publish(completed)
+          self._device.backend.end(len(completed.heads))
+        + self._publish(completed)
+        """,
+        "A drained section begins, and may unmap guest memory, before statuses are written there.",
+        (*_DEVICES, "tests/exports"),
+        equivalent="Tasks wait for it, and go on at the loop's next turn.",
+    ),
+    Mutation(
+        "burst-not-counted",
+        _RUNNER,
+        """
+        - backend.begin(len(records))
+          drive(self._finish_together(together, records, began), self._finished_together)
+        + backend.begin(1)
+        """,
+        "A drained section does not wait for bursts.",
+        ("tests/virtio_blk/test_queue.py",),
+    ),
+    Mutation(
+        "flush-is-nothing",
+        _DEVICE,
+        """
+          case RequestType.FLUSH:
+        -     await self.backend.flush()
+              return 0
+        """,
+        "A flush is acknowledged and nothing is on stable storage.",
+        ("tests/virtio_blk/test_device.py",),
+    ),
+    Mutation(
+        "read-only-disk-is-discarded",
+        _DEVICE,
+        """
+        - if not self.writable:
+        -     raise RefusedError(Status.IOERR)
+          if iov.nbytes > max_payload():
+        """,
+        "A guest discards a disk that it was given read-only.",
+        ("tests/virtio_blk/test_device.py",),
+    ),
+    Mutation(
+        "refused-driver-flushes",
+        _DEVICE,
+        """
+        - self.writable = writable and not refused
+        + self.writable = writable
+        """,
+        "A driver that doesn't know about zones writes a zoned disk.",
+        ("tests/virtio_blk/test_device.py", "tests/virtio_blk/test_queue.py"),
+    ),
+    Mutation(
+        "queue-stops-with-requests-in-flight",
+        _QUEUE,
+        """
+          self._cancel_sweep()
+        - await self.wait_idle()
+          self._runner.close()
+        """,
+        "The base says that requests are done which are not: the next device never does them.",
+        ("tests/virtio_blk/test_queue.py",),
+    ),
+    Mutation(
+        "queue-takes-while-held",
+        _QUEUE,
+        """
+          self._cancel_sweep()
+        - if self._stopped or self._holds or self._broken:
+        + if self._stopped or self._broken:
+              return
+        """,
+        "A kick inside a drained section begins requests.",
+        ("tests/virtio_blk/test_queue.py",),
+    ),
+    Mutation(
+        "queue-idle-before-published",
+        _QUEUE,
+        """
+        - notify = self._ring.push(completed.heads, lengths)
+        - if notify and self._call_fd is not None:
+        + self.in_flight -= len(completed.heads)
+        + if self._idle and not self.in_flight:
+        +     waiting, self._idle = self._idle, []
+        +     for idle in waiting:
+        +         idle.set_result(None)
+        + notify = self._ring.push(completed.heads, lengths)
+        + if notify and self._call_fd is not None:
+              self._counters.notified += 1
+              eventfd.signal(self._call_fd)
+        - self.in_flight -= len(completed.heads)
+        - if self._idle and not self.in_flight:
+        -     waiting, self._idle = self._idle, []
+        -     for idle in waiting:
+        -         idle.set_result(None)
+        """,
+        "A queue stops before its last completions are in the ring, in which they then never are.",
+        (*_DEVICES, "tests/exports"),
+        equivalent="Tasks wait for it, and go on at the loop's next turn.",
+    ),
+    Mutation(
+        "engine-requests-not-counted",
+        _EXPRESS,
+        """
+        - if not self._counted and self.in_flight:
+        + if not self._counted and self._holds == 1 and self.in_flight:
+              self._counted = True
+        """,
+        "A drained section that begins while the queue is held already does not wait.",
+        ("tests/engine", "tests/exports"),
+        equivalent="A held queue takes nothing: what is in flight was so at the first hold.",
+    ),
+    Mutation(
+        "engine-requests-never-counted",
+        _EXPRESS,
+        """
+          self._counted = True
+        - self._device.backend.begin()
+        + self._device.backend.begin(0)
+        ...
+          self._counted = False
+        - self._device.backend.end()
+        + self._device.backend.end(0)
+        """,
+        "A drained section does not wait for requests of the engine.",
+        (
+            "tests/exports/test_files.py::test_a_drained_section_begins_when_all_requests_have_ended",
+        ),
+    ),
+    Mutation(
+        "engine-settles-one-phase",
+        _EXPRESS,
+        """
+        - while self._queue and self._lib.vb_queue_unsettled(self._queue):
+        -     await self._settling()
+          if self._queue and self._lib.vb_queue_settle(self._queue):
+        """,
+        "Of two settlings at a time the second one forgets what the first waits for.",
+        ("tests/engine", "tests/exports"),
+    ),
+    Mutation(
+        "engine-does-not-settle",
+        _EXPRESS,
+        """
+          if self._queue and self._lib.vb_queue_settle(self._queue):
+        -     while self._queue and self._lib.vb_queue_unsettled(self._queue):
+        -         await self._settling()
+        +     pass
+        """,
+        "A discarded cluster gets another use while the engine writes to it.",
+        ("tests/engine", "tests/exports"),
+    ),
+    Mutation(
+        "engine-queue-not-a-user-of-its-table",
+        _EXPRESS,
+        """
+          if table is not None:
+        -     table.add_user(self)
+        +     pass
+          self._table = table
+        ...
+          if self._table is not None:
+        -     self._table.remove_user(self)
+        +     pass
+          if table is not None:
+        """,
+        "A discarded cluster gets another use while the engine writes to it.",
+        ("tests/engine", "tests/exports"),
+    ),
+    Mutation(
+        "engine-not-told-of-the-cache-mode",
+        _EXPRESS,
+        """
+        - self._lib.vb_queue_set_write_through(self._queue, not backend.enable_write_cache)
+          self._lib.vb_queue_set_device_size(self._queue, backend.size)
+        """,
+        "A guest turns the write cache off; its acknowledged writes are in the page cache only.",
+        ("tests/exports/test_files.py",),
+    ),
+    Mutation(
+        "engine-begins-with-the-cache-on",
+        _EXPRESS,
+        """
+        - "write_through": not device.backend.enable_write_cache,
+        + "write_through": False,
+        """,
+        "With `writethrough`, acknowledged writes are in the page cache only.",
+        ("tests/exports/test_files.py",),
+    ),
+    Mutation(
+        "engine-not-told-of-the-size",
+        _EXPRESS,
+        """
+          self._lib.vb_queue_set_write_through(self._queue, not backend.enable_write_cache)
+        - self._lib.vb_queue_set_device_size(self._queue, backend.size)
+        """,
+        "A disk goes by its former size: what was added is refused, what was cut off is asked for.",
+        ("tests/exports/test_files.py",),
+    ),
+    Mutation(
+        "queues-not-told-of-the-cache-mode",
+        _EXPORT,
+        """
+          self._backend.enable_write_cache = self._default_write_cache and may
+        - self._refresh_queues()
+        """,
+        "A guest turns the write cache off; its acknowledged writes are in the page cache only.",
+        ("tests/exports/test_files.py",),
+    ),
+    Mutation(
+        "writethrough-can-be-turned-off",
+        _EXPORT,
+        """
+        - self._backend.enable_write_cache = self._default_write_cache and may
+        + self._backend.enable_write_cache = may
+        """,
+        "A driver without FLUSH gets a write cache that nobody ever flushes.",
+        ("tests/exports/test_write_cache.py",),
+    ),
+    Mutation(
+        "cache-for-drivers-that-do-not-flush",
+        _EXPORT,
+        """
+        - may = not self._features or bool(self._features & Feature.FLUSH.mask)
+        + may = True
+        """,
+        "What a driver that can't flush has written is in a cache only.",
+        ("tests/exports/test_write_cache.py",),
+    ),
+    Mutation(
+        "cache-mode-of-the-former-driver",
+        _EXPORT,
+        """
+        - if not features & Feature.CONFIG_WCE.mask:
+        -     self._chosen_write_cache = None
+          self._set_write_cache()
+        """,
+        "A driver that knows nothing of it has the write cache that its predecessor chose.",
+        ("tests/exports/test_write_cache.py",),
+    ),
+    Mutation(
+        "queues-go-on-before-their-map",
+        _EXPORT,
+        """
+        - queue.set_extents(extents)
+          queue.release()
+        + queue.set_extents(extents)
+        """,
+        "After a drained section, the engine begins with the map of the former graph.",
+        ("tests/exports/test_files.py",),
+    ),
+    Mutation(
+        "queues-keep-their-map",
+        _EXPORT,
+        """
+          extents = self._extents()
+          for queue in self._queues.values():
+        -     queue.set_extents(extents)
+              queue.release()
+        """,
+        "After a drained section, the engine goes on with the map of the former graph.",
+        ("tests/exports/test_files.py",),
+    ),
+    Mutation(
+        "engine-writes-beside-read-modify-write",
+        _EXPORT,
+        """
+        - if extents is not None and extents.alignment > self._options.logical_block_size:
+        -     return replace(extents, writable=False)
+          return extents
+        """,
+        "A read-modify-write of the block layer takes a write of the engine back.",
+        ("tests/exports/test_large_blocks.py",),
+    ),
+    Mutation(
+        "new-queue-in-a-drained-section",
+        _EXPORT,
+        """
+        - if self._drained:
+        -     queue.hold()
+          self._queues[index] = queue
+        """,
+        "A queue that is started inside a drained section begins requests there.",
+        ("tests/exports/test_queues.py",),
+    ),
+    Mutation(
+        "memory-changes-under-requests",
+        _EXPORT,
+        """
+          with self._backend.hurried():
+              for queue in queues:
+        -         await queue.wait_idle()
+        +         pass
+          yield queues
+        """,
+        "Data of requests in flight goes to where guest memory was.",
+        ("tests/exports/test_memory_changes.py",),
+    ),
+    Mutation(
+        "memory-changed-in-part",
+        _EXPORT,
+        """
+          except VhostblkError:
+        -     for queue in queues:
+        -         queue.move(self.memory)
+              raise
+        """,
+        "After a memory table that was refused, some queues go by it and some don't.",
+        ("tests/exports/test_memory_changes.py",),
+    ),
+    Mutation(
+        "image-taken-by-nobody",
+        "vhostblk/exports/ownership.py",
+        """
+        -     await self._backend.set_active(active=True)
+        +     pass
+          except BlockError as error:
+              raise VhostUserError(str(error)) from error
+        """,
+        "Two daemons write one image in a migration.",
+        ("tests/exports/test_ownership.py",),
+    ),
+    Mutation(
+        "image-taken-from-running-queues",
+        "vhostblk/exports/ownership.py",
+        """
+        - self._backend.allow_inactive = False
+        """,
+        "An image is inactivated under a guest that runs.",
+        ("tests/exports/test_ownership.py",),
+    ),
+    Mutation(
+        "image-left-while-queues-run",
+        _EXPORT,
+        """
+        - if not self._queues:
+        + if index not in self._queues:
+              await self._ownership.leave()
+        """,
+        "With the first queue that stops, the image is left to others.",
+        ("tests/exports/test_ownership.py",),
+    ),
+    Mutation(
+        "logging-for-running-queues-only",
+        _EXPORT,
+        """
+        - if self.dirty_logging is not None:
+        -     queue.set_log(self.dirty_logging.begin(self._configs[index]))
+        """,
+        "What a queue writes that is started during a migration is missing at the destination.",
+        ("tests/exports/test_dirty_logging.py",),
+    ),
+    Mutation(
+        "logging-changes-under-requests",
+        "vhostblk/exports/dirty_logging.py",
+        """
+          self._check(self._log, self._memory(), enabled=enabled)
+        - async with self._quiet() as queues:
+        -     self._enabled = enabled
+        -     self._tell(queues)
+        + self._enabled = enabled
+        + async with self._quiet() as queues:
+        +     self._tell(queues[:1])
+        """,
+        "What one of several queues writes is missing at the destination of a migration.",
+        ("tests/exports/test_dirty_logging.py",),
+    ),
+    Mutation(
+        "logging-stops-with-the-vring-log",
+        "vhostblk/exports/dirty_logging.py",
+        """
+        - if self._log is None or not (self._enabled or used_addr is not None):
+        + if self._log is None or used_addr is None:
+              return None
+        """,
+        "What requests have written is missing at the destination of a migration.",
+        ("tests/exports/test_dirty_logging.py",),
+    ),
+    Mutation(
+        "journal-forgets-the-base",
+        _JOURNAL,
+        """
+          self._forget(Request.SET_VRING_CALL, index)
+        - self.set_base(state)
+        """,
+        "After a hand-over a vring that was stopped goes on from where it began.",
+        ("tests/vhost_user/test_journal.py", *_HANDOVER),
+    ),
+    Mutation(
+        "journal-starts-vrings-before-their-base",
+        _JOURNAL,
+        """
+          Request.SET_VRING_NUM,
+          Request.SET_VRING_ADDR,
+        - Request.SET_VRING_BASE,
+          Request.SET_VRING_ERR,
+          Request.SET_VRING_CALL,
+          Request.SET_VRING_KICK,
+        + Request.SET_VRING_BASE,
+          Request.SET_VRING_ENABLE,
+        """,
+        "After a hand-over a vring begins at 0 and does old requests again.",
+        ("tests/vhost_user/test_journal.py", *_HANDOVER),
+    ),
+    Mutation(
+        "journal-keeps-removed-memory",
+        _JOURNAL,
+        """
+        - former_region = self._regions.pop((guest, size, user), None)
+        + former_region = None
+        """,
+        "After a hand-over guest memory is mapped that the front-end has given another use.",
+        ("tests/vhost_user/test_journal.py", *_HANDOVER),
+    ),
+    Mutation(
+        "journal-keeps-an-old-table",
+        _JOURNAL,
+        """
+          for former in self._regions.values():
+              former.fds.close()
+        - self._regions.clear()
+        """,
+        "After a hand-over guest memory is mapped that the front-end has given another use.",
+        ("tests/vhost_user/test_journal.py", *_HANDOVER),
+    ),
+    Mutation(
+        "journal-without-the-inflight-area",
+        _JOURNAL,
+        """
+          Request.SET_BACKEND_REQ_FD,
+        - Request.SET_INFLIGHT_FD,
+          Request.SET_STATUS,
+          Request.SET_VRING_NUM,
+        """,
+        "After a hand-over requests in flight are noted nowhere: a crash then loses them.",
+        ("tests/vhost_user/test_journal.py", *_HANDOVER),
+    ),
+    Mutation(
+        "journal-without-the-dirty-log",
+        _JOURNAL,
+        """
+          Request.SET_FEATURES,
+        - Request.SET_LOG_BASE,
+          Request.SET_LOG_FD,
+          Request.SET_BACKEND_REQ_FD,
+          Request.SET_INFLIGHT_FD,
+        """,
+        "A hand-over during a migration: what is written afterwards is missing at the destination.",
+        ("tests/vhost_user/test_journal.py", *_HANDOVER),
+    ),
+    Mutation(
+        "handover-unlocks-the-images",
+        _GIVER,
+        """
+        - guards = _make_guards(daemon)
+          since = time.monotonic()
+        """,
+        "While images change hands, a third process opens them.",
+        _HANDOVER,
+    ),
+    Mutation(
+        "handover-guards-not-trusted-and-lost",
+        _TAKER,
+        """
+        - self._guards.append(taken)
+        - taken.trust()
+        + taken.trust()
+        + taken.close()
+        """,
+        "While images change hands, a third process opens them.",
+        _HANDOVER,
+    ),
+    Mutation(
+        "handover-leaves-images-open",
+        _GIVER,
+        """
+        - await daemon.graph.close()
+          told = True
+        """,
+        "Two processes have an image open for writing; tables in memory get to it late, or never.",
+        _HANDOVER,
+    ),
+    Mutation(
+        "handover-serves-before-the-commit",
+        _TAKER,
+        """
+          await self._build_on_leash(daemon, state, fds)
+        - await self._wait_for_commit()
+          for export in daemon.exports.values():
+              export.backend.resume()
+        + await self._wait_for_commit()
+        """,
+        "The new process serves requests though the old one may have gone on.",
+        _HANDOVER,
+    ),
+)

@@ -1,0 +1,601 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine: executing requests, and file I/O."""
+
+from __future__ import annotations
+
+from fuzz.mutations.mutation import Mutation
+
+_EXECUTE = "vhostblk/engine/src/execute.c"
+_QUEUE = "vhostblk/engine/src/queue.c"
+_URING = "vhostblk/engine/src/io_uring.c"
+_POOL = "vhostblk/engine/src/io_pool.c"
+_EXTENT = "vhostblk/engine/src/extent.c"
+
+_FILE_IO = ("tests/engine/test_file_io.py",)
+_ENGINE = ("tests/engine",)
+_THROUGH = ("tests/engine/test_write_through.py",)
+
+MUTATIONS = (
+    Mutation(
+        "kept-file-of-another-map",
+        _EXECUTE,
+        """
+        - if (queue->file_stale || slot->map != queue->map)
+        + if (slot->map != queue->map)
+              return VB_FILE_NONE;
+        """,
+        "Until the former map's file is dropped, requests of the new map go to that file.",
+        ("tests/engine/test_kept_files.py",),
+    ),
+    Mutation(
+        "kept-file-not-stale",
+        _QUEUE,
+        """
+          if (queue->file >= 0)
+        -     queue->file_stale = true;
+        +     queue->file_stale = !map;
+        """,
+        "Requests go to the file of the former map.",
+        ("tests/engine/test_kept_files.py",),
+    ),
+    Mutation(
+        "kept-file-place-used-twice",
+        _URING,
+        """
+        - uring->free_files &= ~(1ull << file);
+          return file;
+        """,
+        "Two queues register their files in one place: writes of one go to the other's file.",
+        ("tests/engine/test_kept_files.py",),
+    ),
+    Mutation(
+        "kept-file-never-dropped",
+        _URING,
+        """
+        + return false;
+          if (io_uring_register_files_update(&uring->ring, file, &none, 1) != 1)
+        """,
+        "A closed image stays open and locked: another process can't take it over.",
+        ("tests/engine/test_kept_files.py",),
+    ),
+    Mutation(
+        "kept-file-idle-too-early",
+        _QUEUE,
+        """
+        - count = queue->in_flight + (queue->holds && has_file(queue));
+        + count = queue->in_flight;
+        """,
+        "A drained section ends while the file is open still: its locks outlive the node.",
+        ("tests/engine/test_kept_files.py",),
+    ),
+    Mutation(
+        "rest-of-transfer-at-old-offset",
+        _EXECUTE,
+        """
+          slot->done += bytes;
+        - op->offset += bytes;
+        """,
+        "The rest of a short write goes to where its beginning went.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "rest-of-segment-from-its-start",
+        _EXECUTE,
+        """
+        - iovs->iov_base = (char *)iovs->iov_base + bytes;
+          iovs->iov_len -= bytes;
+        """,
+        "The rest of a short write is the segment's first bytes once more.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "attempt-beside-write-through",
+        _EXECUTE,
+        """
+          return slot->request.type != VB_T_OUT ||
+        -        (!queue->write_through && queue->iothread->now >= queue->slow_until);
+        +        queue->iothread->now >= queue->slow_until;
+        """,
+        "With the write cache off, an acknowledged write is in the page cache only.",
+        _THROUGH,
+    ),
+    Mutation(
+        "write-through-flag-lost",
+        _EXECUTE,
+        """
+        - queue_op(slot, VB_IO_WRITE, slot->queue->write_through ? RWF_DSYNC : 0);
+        + queue_op(slot, VB_IO_WRITE, 0);
+        """,
+        "With the write cache off, an acknowledged write is in the page cache only.",
+        _THROUGH,
+    ),
+    Mutation(
+        "write-through-flag-lost-on-the-rest",
+        _EXECUTE,
+        """
+          skip_segments(slot, whole); /* a part of a block is written again */
+        - queue_op(slot, op->opcode, op->flags);
+        + queue_op(slot, op->opcode, 0);
+        """,
+        "The rest of a short write under write-through is in the page cache only.",
+        _THROUGH,
+    ),
+    Mutation(
+        "write-through-flag-lost-on-retry",
+        _EXECUTE,
+        """
+          if (result == -EAGAIN || result == -EINTR) {
+        -     queue_op(slot, op->opcode, op->flags);
+        +     queue_op(slot, op->opcode, 0);
+        """,
+        "A write under write-through that is tried again is in the page cache only.",
+        _THROUGH,
+        equivalent="No test can have the kernel answer a write with EAGAIN or EINTR.",
+    ),
+    Mutation(
+        "write-through-flag-lost-in-io-uring",
+        _URING,
+        """
+              io_uring_prep_writev(sqe, op->fd, op->iovs, count, op->offset);
+        - sqe->rw_flags = op->flags;
+        """,
+        "With the write cache off, an acknowledged write is in the page cache only.",
+        _THROUGH,
+    ),
+    Mutation(
+        "write-through-flag-lost-in-the-pool",
+        _POOL,
+        """
+        - result = pwritev2(op->fd, op->iovs, count, op->offset, op->flags);
+        + result = pwritev2(op->fd, op->iovs, count, op->offset, 0);
+        """,
+        "With the write cache off, an acknowledged write is in the page cache only.",
+        _THROUGH,
+    ),
+    Mutation(
+        "write-cache-switch-ignored",
+        _QUEUE,
+        """
+          vb_iothread_enter(queue->iothread);
+        - queue->write_through = enabled;
+        """,
+        "A guest turns the write cache off; its acknowledged writes are in the page cache only.",
+        _THROUGH,
+    ),
+    Mutation(
+        "short-attempt-is-whole",
+        _EXECUTE,
+        """
+        - if (result >= 0 && (uint64_t)result == slot->request.length) {
+        + if (result > 0) {
+              finish_mapped(slot, 0);
+        """,
+        "A write that stopped halfway is acknowledged.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "short-run-is-whole",
+        _EXECUTE,
+        """
+        - together = result >= 0 && (uint64_t)result == run->bytes;
+        + together = result > 0;
+        """,
+        "Writes of a run that stopped halfway are acknowledged.",
+        ("tests/engine/test_runs.py",),
+    ),
+    Mutation(
+        "run-with-a-gap",
+        _EXECUTE,
+        """
+        - run->end != slot->op.offset || run->bytes + slot->request.length > MAX_INLINE_BYTES ||
+        + run->end > slot->op.offset || run->bytes + slot->request.length > MAX_INLINE_BYTES ||
+        """,
+        "A write behind a gap is written into the gap.",
+        ("tests/engine/test_runs.py",),
+    ),
+    Mutation(
+        "run-of-reads-and-writes",
+        _EXECUTE,
+        """
+        - if (!run->count || last->request.type != slot->request.type || last->map != slot->map ||
+        + if (!run->count || last->map != slot->map ||
+        """,
+        "A write that follows a read in the file is done as a read.",
+        ("tests/engine/test_runs.py",),
+    ),
+    Mutation(
+        "run-left-undone-for-the-last-request",
+        _EXECUTE,
+        """
+          run->end = slot->op.offset + slot->request.length;
+        - run->bytes += slot->request.length;
+          run->iov_count += slot->op.count;
+        """,
+        "A run's length is too small, so that a short one counts as whole.",
+        ("tests/engine/test_runs.py",),
+    ),
+    Mutation(
+        "read-only-device-is-written",
+        _EXECUTE,
+        """
+        - if (write && !queue->config.writable) {
+        + if (write && !queue->config.writable && queue->config.device_size == 0) {
+        """,
+        "A guest changes a disk that it was given read-only.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "read-only-device-is-discarded",
+        _EXECUTE,
+        """
+        - if (!queue->config.writable || request->length > sizeof(segments)) {
+        + if (request->length > sizeof(segments)) {
+        """,
+        "A guest discards a disk that it was given read-only.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "flush-of-a-format-is-nothing",
+        _EXECUTE,
+        """
+        - if (map && map->flags & VB_EXTENT_NO_FLUSH) {
+        + if (map && !(map->flags & VB_EXTENT_FLUSH)) {
+              vb_slot_complete(slot, VB_S_OK, 0);
+        """,
+        "A flush of a qcow2 disk is acknowledged, and its tables are in memory only.",
+        ("tests/engine/test_upcalls.py", "tests/engine/test_file_io.py"),
+    ),
+    Mutation(
+        "flush-of-a-format-is-its-files",
+        _EXECUTE,
+        """
+        - } else if (map && map->flags & VB_EXTENT_FLUSH) {
+        + } else if (map) {
+              begin_mapped(slot);
+        """,
+        "A flush of a qcow2 disk puts its file on stable storage, and not its tables.",
+        ("tests/engine/test_upcalls.py", "tests/engine/test_file_io.py"),
+    ),
+    Mutation(
+        "zeroes-without-the-offset",
+        _EXECUTE,
+        """
+        - slot->op.offset = map->offset + segment->sector * VB_SECTOR_SIZE;
+        + slot->op.offset = segment->sector * VB_SECTOR_SIZE;
+        """,
+        "Zeroes and discards on a raw node with an offset hit what lies before it in the file.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "zeroes-beside-write-through",
+        _EXECUTE,
+        """
+        - return map->flags & VB_EXTENT_ZERO_RANGE && !queue->write_through;
+        + return map->flags & VB_EXTENT_ZERO_RANGE;
+        """,
+        "With the write cache off, acknowledged zeroes are not on stable storage.",
+        _THROUGH,
+    ),
+    Mutation(
+        "zeroes-past-the-map",
+        _EXECUTE,
+        """
+        - if (!map || !(map->flags & VB_EXTENT_WRITE) || map->size < queue->config.device_size)
+        + if (!map || map->size < queue->config.device_size)
+        """,
+        "Zeroes and discards are done where writes have to be asked for: on a read-only file's "
+        "map, or under read-modify-write.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "zeroes-smaller-than-a-block",
+        _EXECUTE,
+        """
+        - if (map->kind != VB_EXTENT_LINEAR || map->alignment > queue->config.logical_block_size)
+        + if (map->kind != VB_EXTENT_LINEAR)
+        """,
+        "Zeroes that are not whole blocks of the file are done beside a read-modify-write.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "second-discard-segment-not-judged",
+        "vhostblk/engine/src/request.c",
+        """
+        - for (uint64_t i = 0; i < count; i++) {
+        + for (uint64_t i = 0; i < 1; i++) {
+              uint64_t sector = segments[i].sector, sectors = segments[i].sectors;
+        """,
+        "Segments past the end of the disk are discarded or zeroed in the file.",
+        ("tests/engine/test_file_io.py", "tests/engine/test_differential.py"),
+    ),
+    Mutation(
+        "discard-one-sector-past-the-end",
+        "vhostblk/engine/src/request.c",
+        """
+          if (sectors > VB_MAX_REQUEST_SECTORS || sector > size / VB_SECTOR_SIZE ||
+        -     sectors > size / VB_SECTOR_SIZE - sector)
+        +     sectors > size / VB_SECTOR_SIZE - sector + 1)
+        """,
+        "What lies behind the disk in its file is discarded.",
+        ("tests/engine/test_file_io.py", "tests/engine/test_differential.py"),
+    ),
+    Mutation(
+        "write-one-sector-past-the-end",
+        "vhostblk/engine/src/request.c",
+        """
+        - if (request->sector > capacity || sectors > capacity - request->sector)
+        + if (request->sector > capacity || sectors > capacity - request->sector + 1)
+        """,
+        "What lies behind the disk in its file is written over.",
+        ("tests/engine/test_differential.py", "tests/engine/test_runs.py"),
+    ),
+    Mutation(
+        "discard-with-unknown-flags",
+        "vhostblk/engine/src/request.c",
+        """
+        - uint32_t known = type == VB_T_WRITE_ZEROES ? VB_DISCARD_UNMAP : 0;
+        + uint32_t known = VB_DISCARD_UNMAP;
+        """,
+        "A discard that asks for more than we know is done.",
+        ("tests/engine/test_file_io.py", "tests/engine/test_differential.py"),
+    ),
+    Mutation(
+        "short-read-is-the-end",
+        _EXECUTE,
+        """
+        - if (op->opcode == VB_IO_READ && (!result || whole != result)) {
+        + if (op->opcode == VB_IO_READ) {
+        """,
+        "A read that the kernel does in two parts gives zeroes for the second one.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "short-write-is-whole",
+        _EXECUTE,
+        """
+        - if (slot->done + result == slot->request.length) {
+        + if (op->opcode == VB_IO_WRITE || slot->done + result == slot->request.length) {
+              finish_mapped(slot, slot->sync_error ? judge_flush(slot->map, slot->sync_error) : 0);
+        """,
+        "A write that stopped halfway is acknowledged.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "full-file-is-no-error",
+        _EXECUTE,
+        """
+        - finish_mapped(slot, -ENOSPC);
+        + finish_mapped(slot, 0);
+        """,
+        "A write that the kernel takes nothing of is acknowledged.",
+        _FILE_IO,
+        equivalent="No file answers a write with 0: what is full answers with an error.",
+    ),
+    Mutation(
+        "failed-flush-is-forgotten",
+        _EXECUTE,
+        """
+          if (result < 0)
+              __atomic_store_n(map->flush_error, (int32_t)-result, __ATOMIC_RELAXED);
+        - return -(int64_t)__atomic_load_n(map->flush_error, __ATOMIC_RELAXED);
+        + return result;
+        """,
+        "The flush after one that failed succeeds, though the kernel has dropped the data.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "failed-flush-is-not-noted",
+        _EXECUTE,
+        """
+        - if (result < 0)
+        + if (result == -EIO)
+              __atomic_store_n(map->flush_error, (int32_t)-result, __ATOMIC_RELAXED);
+        """,
+        "A flush that fails with ENOSPC or EDQUOT is acknowledged.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "failed-segment-is-forgotten",
+        _EXECUTE,
+        """
+        - else if (result < 0 || !start_segment(slot))
+        + else if (!start_segment(slot))
+              finish_mapped(slot, result);
+        """,
+        "Of several segments to be zeroed, the error of all but the last one is ignored.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "unknown-fallocate-is-done",
+        _EXECUTE,
+        """
+          end_mapped(slot);
+        - vb_slot_go_up(slot);
+        + vb_slot_complete(slot, VB_S_OK, 0);
+          return;
+        """,
+        "Zeroes are acknowledged on a file system that can't make them.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "error-of-fdatasync-ignored-in-the-pool",
+        _POOL,
+        """
+        - result = fdatasync(op->fd);
+        + fdatasync(op->fd);
+        + result = 0;
+        """,
+        "Where io_uring is forbidden, a failed flush is acknowledged.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "flush-left-out-in-the-pool",
+        _POOL,
+        """
+        - result = fdatasync(op->fd);
+        + result = 0;
+        """,
+        "Where io_uring is forbidden, a flush does nothing.",
+        _THROUGH,
+    ),
+    Mutation(
+        "flush-left-out-in-io-uring",
+        _URING,
+        """
+        - io_uring_prep_fsync(sqe, op->fd, IORING_FSYNC_DATASYNC);
+        + io_uring_prep_nop(sqe);
+        """,
+        "A flush does nothing.",
+        _THROUGH,
+    ),
+    Mutation(
+        "backlog-ends-in-the-past",
+        _URING,
+        """
+          uring->backlog = next;
+        - if (!next)
+        -     uring->backlog_end = &uring->backlog;
+        """,
+        "Operations that find the submission queue full a second time are never done.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "write-through-a-shared-entry",
+        _EXTENT,
+        """
+        - uint64_t wanted = access == VB_ACCESS_READ ? VB_ENTRY_READ : VB_ENTRY_OVERWRITE;
+        + uint64_t wanted = VB_ENTRY_READ;
+        """,
+        "A cluster that a snapshot shares is overwritten in place.",
+        ("tests/engine/test_extents.py",),
+    ),
+    Mutation(
+        "clusters-apart-are-one-piece",
+        _EXTENT,
+        """
+        - if (!(next & wanted) || next & bars ||
+        -     (next & ~ENTRY_FLAGS) != (entry & ~ENTRY_FLAGS) + cluster)
+        + if (!(next & wanted) || next & bars)
+              return VB_GO_UP;
+        """,
+        "A write over two clusters that lie apart goes over what is behind the first one.",
+        ("tests/engine/test_extents.py",),
+    ),
+    Mutation(
+        "next-cluster-need-not-be-writable",
+        _EXTENT,
+        """
+        - if (!(next & wanted) || next & bars ||
+        + if (!next || next & bars ||
+        """,
+        "The second cluster of a write is overwritten though a snapshot shares it.",
+        ("tests/engine/test_extents.py",),
+    ),
+    Mutation(
+        "last-cluster-not-looked-at",
+        _EXTENT,
+        """
+        - for (uint64_t i = first + 1; i <= last; i++) {
+        + for (uint64_t i = first + 1; i < last; i++) {
+        """,
+        "The last cluster of a write may be anybody's.",
+        ("tests/engine/test_extents.py",),
+    ),
+    Mutation(
+        "last-zero-cluster-not-looked-at",
+        _EXTENT,
+        """
+          if (access == VB_ACCESS_READ && entry & VB_ENTRY_ZERO) {
+        -     for (uint64_t i = first + 1; i <= last; i++)
+        +     for (uint64_t i = first + 1; i < last; i++)
+        """,
+        "A read gives zeroes for a cluster that has data.",
+        ("tests/engine/test_extents.py",),
+    ),
+    Mutation(
+        "write-through-a-volatile-entry",
+        _EXTENT,
+        """
+        - uint64_t bars = access == VB_ACCESS_WRITE_THROUGH ? VB_ENTRY_VOLATILE : 0;
+        + uint64_t bars = 0;
+        """,
+        "With the write cache off, a write to a cluster is acknowledged whose entry a crash takes "
+        "back.",
+        ("tests/engine/test_extents.py",),
+    ),
+    Mutation(
+        "write-through-a-volatile-second-entry",
+        _EXTENT,
+        """
+        - if (!(next & wanted) || next & bars ||
+        + if (!(next & wanted) ||
+              (next & ~ENTRY_FLAGS) != (entry & ~ENTRY_FLAGS) + cluster)
+        """,
+        "With the write cache off, a write to two clusters is acknowledged of which a crash takes "
+        "one back.",
+        ("tests/engine/test_extents.py",),
+    ),
+    Mutation(
+        "write-through-looks-up-like-a-write",
+        _EXECUTE,
+        """
+        - return slot->queue->write_through ? VB_ACCESS_WRITE_THROUGH : VB_ACCESS_WRITE;
+        + return VB_ACCESS_WRITE;
+        """,
+        "With the write cache off, a write to a cluster is acknowledged whose entry a crash takes "
+        "back.",
+        ("tests/engine/test_file_io.py", "integration/qcow2/test_volatile.py"),
+    ),
+    Mutation(
+        "failed-write-through-is-no-failed-flush",
+        _EXECUTE,
+        """
+        - finish_mapped(slot, slot->sync_error ? judge_flush(slot->map, slot->sync_error) : 0);
+        + finish_mapped(slot, slot->sync_error);
+        """,
+        "The flush after a write whose data could not be brought to storage succeeds.",
+        ("tests/engine/test_file_io.py",),
+    ),
+    Mutation(
+        "failed-write-through-is-acknowledged",
+        _EXECUTE,
+        """
+        - finish_mapped(slot, slot->sync_error ? judge_flush(slot->map, slot->sync_error) : 0);
+        + finish_mapped(slot, 0);
+        """,
+        "A write whose data could not be brought to storage is acknowledged.",
+        ("tests/engine/test_file_io.py",),
+    ),
+    Mutation(
+        "writes-without-leave",
+        _EXTENT,
+        """
+        - if (write && !(map->flags & VB_EXTENT_WRITE))
+        + if (write && map->kind == VB_EXTENT_TABLE && !(map->flags & VB_EXTENT_WRITE))
+              return VB_GO_UP;
+        """,
+        "Writes are done past a filter or a permission that wants to be asked.",
+        ("tests/engine/test_extents.py",),
+    ),
+    Mutation(
+        "linear-without-the-offset",
+        _EXTENT,
+        """
+        - *file_offset = map->offset + offset;
+        + *file_offset = offset;
+        """,
+        "A raw node with an offset is read and written elsewhere in the file.",
+        ("tests/engine/test_extents.py",),
+    ),
+    Mutation(
+        "length-past-the-map",
+        _EXTENT,
+        """
+        - if (!map || !length || offset > map->size || length > map->size - offset)
+        + if (!map || !length || offset >= map->size)
+              return VB_GO_UP;
+        """,
+        "A request that begins on the disk and ends behind it goes over what is behind it.",
+        ("tests/engine/test_extents.py",),
+    ),
+)
