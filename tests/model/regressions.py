@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that went wrong once, made small, and what was the matter."""
+
+from __future__ import annotations
+
+#: By name; each is a program as `Program.to_json` writes it. `{lane}` stands for the way in.
+REGRESSIONS: dict[str, str] = {
+    # A stream is given clusters in advance; they took the place of clusters of the same burst.
+    "sparse-stream": (
+        '{"options":{"size":65536,"lane":"{lane}"},"steps":['
+        '{"ops":[["write",0,1024,10,1024]],"depth":1},{"ops":[["write",10240,128,96,256]]}]}'
+    ),
+    # The same between two streams of one burst.
+    "two-sparse-streams": (
+        '{"options":{"size":98304,"lane":"{lane}"},"steps":['
+        '{"ops":[["write",0,1024,10,1024],["write",40960,1024,10,1024]],"depth":1},'
+        '{"ops":[["write",10240,128,64,256],["write",51200,128,64,384]]}]}'
+    ),
+    # An external data file forgot a cluster when the discard was committed, after a later write.
+    "data-file-discard": (
+        '{"options":{"size":4096,"data_file":"plain","seed":3,"lane":"{lane}"},"steps":['
+        '{"ops":[["write",0,128]]},{"ops":[["discard",0,128]]},{"ops":[["write",0,128]]},'
+        '{"ops":[["flush",0,0]]},{"ops":[["read",0,128]]}]}'
+    ),
+    "data-file-unmap": (
+        '{"options":{"size":4096,"data_file":"plain","seed":3,"lane":"{lane}"},"steps":['
+        '{"ops":[["write",0,128]]},{"ops":[["unmap",0,128]]},{"ops":[["write",0,128]]},'
+        '{"ops":[["flush",0,0]]},{"ops":[["read",0,128]]}]}'
+    ),
+    # A write through to a cluster whose table was in memory only.
+    "write-through-new-cluster": (
+        '{"options":{"size":4096,"cuts":true,"lane":"{lane}"},"steps":['
+        '{"ops":[["write",0,8]]},{"act":"cache","on":false},{"ops":[["write",8,8]]}]}'
+    ),
+    # Tables of the former file served the new one.
+    "swapped-files": (
+        '{"options":{"size":4096,"second":true,"lane":"{lane}"},"steps":['
+        '{"ops":[["write",0,8]]},{"ops":[["write",1280,8]],"disk":1},{"act":"swap"},'
+        '{"ops":[["read",0,128]]},{"ops":[["write",0,8]]}]}'
+    ),
+    "swapped-with-an-empty-file": (
+        '{"options":{"size":4096,"second":true,"lane":"{lane}"},"steps":['
+        '{"ops":[["write",0,8]]},{"act":"swap"},{"ops":[["write",1280,8]]}]}'
+    ),
+    # What a full file system had taken could not be reached after all was closed.
+    "full": (
+        '{"options":{"size":61440,"lane":"{lane}"},"steps":[{"act":"space","blocks":40},'
+        '{"ops":[["write",0,128,64,128],["flush",0,0]]}]}'
+    ),
+}

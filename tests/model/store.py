@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file under the images: its requests end in any order, and may be recorded, refused, or fail.
+
+`StoreNode` takes the place of the driver `file` while a program runs (`Yard.installed`), so that
+all files are such ones, also those that the code under test opens by name. The bytes are in a real
+file, whose descriptor an extent map may show, so that the express lane writes to it without
+asking.
+
+A request waits for some turns of the event loop before it takes effect and before it ends, and a
+write may take effect in two halves. How long is drawn from a seed, hence the same in each run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import heapq
+import os
+import random
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+from unittest import mock
+
+import numpy as np
+
+from tests.model import sparse
+from tests.model.content import GARBAGE_BYTE, SECTOR
+from tests.model.disk import NEVER, Clock
+from vhostblk.block import registry
+from vhostblk.block.completion import Completion
+from vhostblk.block.drivers.file import FileNode
+from vhostblk.block.edge import os_error
+from vhostblk.block.node import WriteFlags
+from vhostblk.engine.extents import Treatment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from vhostblk.block.graph import Graph
+    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.node import Failures
+    from vhostblk.engine.extents import ExtentMap
+    from vhostblk.schema.common import PreallocMode
+
+#: A file system gives out space in such units.
+BLOCK = 4096
+
+#: No recorded file gets longer; memory is taken as it is used.
+_LONGEST = 256 << 20
+
+#: How many turns a request may wait, by the name of the pace.
+PACES: dict[str, tuple[int, ...]] = {
+    "none": (0,),
+    "short": (0, 0, 1, 2),
+    "mixed": (0, 1, 1, 2, 3, 8, 30),
+    "long": (0, 1, 5, 20, 100, 300),
+    # A few are overtaken by everything else.
+    "straggling": (0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 5, 3000),
+}
+
+
+@dataclass
+class Written:
+    """Something that has changed a file: data at an offset, or a length (no data)."""
+
+    time: int
+    offset: int
+    data: bytes | None
+    #: When the request that did it ended; a flush that starts later covers it.
+    done: int = NEVER
+    #: It was on stable storage at once.
+    durable: bool = False
+
+
+@dataclass
+class Flush:
+    """A flush: what was complete when it started is on stable storage when it ends."""
+
+    start: int
+    end: int
+
+
+class StoreFile:
+    """One file: what is there, where there is storage, and what was written when."""
+
+    def __init__(self, yard: Yard, path: Path) -> None:
+        self.yard = yard
+        self.path = path
+        #: What a recording begins with, and what followed.
+        self.before = sparse.Content()
+        self.log: list[Written] = []
+        self.flushes: list[Flush] = []
+        #: The file as far as it was written by nodes; the engine's writes differ from it.
+        self._shadow: NDArray[np.uint8] | None = None
+        self._length = 0
+        #: Blocks that have storage; None: not looked at yet.
+        self._backed: NDArray[np.bool_] | None = None
+        if yard.recording:
+            self.before = sparse.Content(path)
+            self._shadow = np.zeros(_LONGEST, np.uint8)
+            self.before.copy_to(self._shadow)
+            self._length = self.before.size
+
+    def record(self, time: int, offset: int, data: bytes | None) -> Written:
+        """Note a change; whoever made it says when it is done."""
+        written = Written(time, offset, data)
+        shadow = self._shadow
+        if shadow is None:
+            return written
+        self.log.append(written)
+        if data is None:
+            shadow[offset : self._length] = 0
+            self._length = offset
+        else:
+            shadow[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
+            self._length = max(self._length, offset + len(data))
+        return written
+
+    def note_bypassed(self, *, durable: bool) -> None:
+        """Note what the engine has written: all that differs from what nodes have written."""
+        shadow = self._shadow
+        if shadow is None:
+            return
+        with self.path.open("rb") as file:
+            for start, stop in sparse.runs(file.fileno()):
+                stop -= (stop - start) % SECTOR
+                now = np.frombuffer(os.pread(file.fileno(), stop - start, start), np.uint8)
+                rows = (now != shadow[start:stop]).reshape(-1, SECTOR).any(axis=1)
+                places = np.flatnonzero(rows)
+                for run in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1):
+                    if len(run):
+                        low, high = int(run[0]) * SECTOR, (int(run[-1]) + 1) * SECTOR
+                        data = now[low:high].tobytes()
+                        time = self.yard.clock.tick()
+                        self.log.append(Written(time, start + low, data, time, durable))
+                        shadow[start + low : start + high] = now[low:high]
+
+    # Space.
+
+    def _look(self, size: int) -> NDArray[np.bool_]:
+        """Return which blocks have storage, of at least so many bytes."""
+        blocks = -(-size // BLOCK)
+        if self._backed is None:
+            self._backed = np.zeros(blocks, np.bool_)
+            with self.path.open("rb") as file:
+                for start, stop in sparse.runs(file.fileno()):
+                    self._extend(-(-stop // BLOCK))
+                    self._backed[start // BLOCK : -(-stop // BLOCK)] = True
+        self._extend(blocks)
+        return self._backed
+
+    def _extend(self, blocks: int) -> None:
+        backed = self._backed
+        if backed is not None and blocks > len(backed):
+            more = np.zeros(blocks - len(backed), np.bool_)
+            self._backed = np.concatenate([backed, more])
+
+    def take(self, offset: int, length: int) -> int:
+        """Take storage for a range; return how many of its bytes have some."""
+        if self.yard.free is None:
+            self._backed = None
+            return length
+        backed = self._look(offset + length)
+        for block in range(offset // BLOCK, -(-(offset + length) // BLOCK)):
+            if backed[block]:
+                continue
+            if self.yard.free <= 0:
+                return max(block * BLOCK - offset, 0)
+            self.yard.free -= 1
+            backed[block] = True
+        return length
+
+    def give(self, offset: int, length: int) -> None:
+        """Give storage of whole blocks back."""
+        if self.yard.free is None:
+            self._backed = None
+            return
+        backed = self._look(offset + length)
+        low, high = -(-offset // BLOCK), (offset + length) // BLOCK
+        if low < high:
+            self.yard.free += int(backed[low:high].sum())
+            backed[low:high] = False
+
+
+class Yard:
+    """All files of one program: one space, one pace, one time."""
+
+    def __init__(self, clock: Clock, *, pace: str = "none", seed: int = 0) -> None:
+        self.clock = clock
+        self.pace = pace
+        self.recording = False
+        #: Extent maps are shown, so that the express lane need not ask.
+        self.shows_maps = True
+        #: Free blocks of the file system; None: any number.
+        self.free: int | None = None
+        #: How many more requests of a kind ("write", "flush", "read") fail, and with what.
+        self.failing: dict[str, int] = {}
+        self.failed_with = errno.EIO
+        #: How many requests have failed by that, or for want of space.
+        self.refusals = 0
+        #: The power is off: nothing reaches the files any more.
+        self.dead = False
+        #: Called before a change is noted, so that what was acknowledged before is known.
+        self.before_change: Callable[[], object] = _nothing
+        self.files: dict[str, StoreFile] = {}
+        self._random = random.Random(seed)
+        #: What waits: for which turn, in which order.
+        self._waiting: list[tuple[int, int, Completion[None]]] = []
+        self._turn = self._count = 0
+        self._ticking = False
+
+    def file(self, path: str) -> StoreFile:
+        """Return a file by its name."""
+        known = self.files.get(path)
+        if known is None:
+            known = self.files[path] = StoreFile(self, Path(path))
+        return known
+
+    def forget(self) -> None:
+        """Begin anew with what the files have now."""
+        self.files.clear()
+
+    def start_recording(self) -> None:
+        """Note all changes of files that are opened from now on."""
+        self.recording = True
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Have the driver `file` be `StoreNode` inside the block."""
+        global _yard
+        former, _yard = _yard, self
+        try:
+            with mock.patch.dict(registry._BUILT_IN, {"file": (__name__, "StoreNode")}):
+                yield
+        finally:
+            _yard = former
+
+    async def wait(self) -> None:
+        """Wait for some turns."""
+        turns = self._random.choice(PACES[self.pace])
+        if not turns:
+            return
+        due: Completion[None] = Completion()
+        if not self._ticking:
+            self._ticking = True
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        self._count += 1
+        heapq.heappush(self._waiting, (self._turn + turns, self._count, due))
+        await due
+
+    def _next_turn(self) -> None:
+        """Let those go on whose turn it is; what nobody else has a use for is skipped."""
+        loop: Any = asyncio.get_running_loop()
+        self._turn += 1
+        if not loop._ready:
+            self._turn = max(self._turn, self._waiting[0][0])
+        while self._waiting and self._waiting[0][0] <= self._turn:
+            heapq.heappop(self._waiting)[2].set_result(None)
+        self._ticking = bool(self._waiting)
+        if self._ticking:
+            loop.call_soon(self._next_turn)
+
+    def chance(self, share: float) -> bool:
+        """Draw."""
+        return self._random.random() < share
+
+    def refuse(self, kind: str) -> None:
+        """Raise OSError where a request of this kind is to fail."""
+        if self.dead:
+            raise os_error(errno.EIO)
+        if self.failing.get(kind):
+            self.failing[kind] -= 1
+            self.refusals += 1
+            raise os_error(self.failed_with)
+
+    def full(self) -> OSError:
+        """Return the error of a request that finds no space."""
+        self.refusals += 1
+        return os_error(errno.ENOSPC)
+
+
+_yard: Yard | None = None
+
+
+def _nothing() -> None:
+    pass
+
+
+class StoreNode(FileNode):
+    """A file of the yard."""
+
+    _store: StoreFile
+    _yard: Yard
+
+    @classmethod
+    async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
+        node = await super().open(node_name, options, graph)
+        assert _yard is not None
+        node._yard = _yard
+        node._store = _yard.file(options.filename)
+        return node
+
+    def extent_map(self) -> ExtentMap:
+        shown = super().extent_map()
+        if not self._yard.shows_maps:
+            return None  # type: ignore[return-value]  # as nodes in general may
+        from dataclasses import replace
+
+        return replace(shown, zero_range=False, flush=Treatment.ASK, discard=Treatment.ASK)
+
+    # Reading.
+
+    async def preadv(self, offset: int, iov: IoVec) -> None:
+        await self._yard.wait()
+        self._yard.refuse("read")
+        data = os.pread(self.fd, iov.nbytes, offset)
+        iov.copy_from(data.ljust(iov.nbytes, b"\0"))
+        await self._yard.wait()
+
+    async def pread_segments(self, offsets: list[int], iov: IoVec) -> Failures:
+        return await super(FileNode, self).pread_segments(offsets, iov)
+
+    # Writing.
+
+    def _change(self, offset: int, data: bytes | None, *, hole: bool = False) -> Written:
+        yard = self._yard
+        if yard.dead:
+            raise os_error(errno.EIO)
+        yard.before_change()
+        time = yard.clock.tick()
+        if data is None:
+            os.ftruncate(self.fd, offset)
+        elif hole:
+            sparse.punch(self.fd, offset, len(data))
+        else:
+            os.pwrite(self.fd, data, offset)
+        return self._store.record(time, offset, data)
+
+    async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
+        data = iov.to_bytes()
+        await self._write(offset, data)
+        if offset + iov.nbytes > self._size:
+            self._size = -(-(offset + iov.nbytes) // SECTOR) * SECTOR
+
+    async def _write(self, offset: int, data: bytes) -> None:
+        yard = self._yard
+        await yard.wait()
+        yard.refuse("write")
+        has_space = self._store.take(offset, len(data))
+        half = min(has_space, len(data) // (2 * SECTOR) * SECTOR)
+        parts: list[Written] = []
+        if half and yard.chance(0.2):
+            parts.append(self._change(offset, data[:half]))
+            await yard.wait()
+            offset, data, has_space = offset + half, data[half:], has_space - half
+        if has_space:
+            parts.append(self._change(offset, data[:has_space]))
+        if has_space < len(data):
+            raise yard.full()
+        await self._finish(*parts)
+
+    async def _finish(self, *parts: Written) -> None:
+        """Let a request end some time after it took effect."""
+        await self._yard.wait()
+        for part in parts:
+            part.done = self._yard.clock.now
+
+    async def pwrite_zeroes(
+        self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
+    ) -> None:
+        yard = self._yard
+        if offset + length > self._size:
+            await self.truncate(offset + length)
+        await yard.wait()
+        yard.refuse("write")
+        if flags & WriteFlags.MAY_UNMAP:
+            written = self._forget(offset, bytes(length))
+        else:
+            if self._store.take(offset, length) < length:
+                raise yard.full()
+            written = self._change(offset, bytes(length))
+        await self._finish(written)
+
+    async def reserve(self, offset: int, length: int) -> None:
+        await self._yard.wait()
+        self._yard.refuse("write")
+        if self._store.take(offset, length) < length:
+            raise self._yard.full()
+        await self._yard.wait()
+
+    def _forget(self, offset: int, data: bytes) -> Written:
+        self._store.give(offset, len(data))
+        return self._change(offset, data, hole=not data[0])
+
+    async def pdiscard(self, offset: int, length: int) -> None:
+        yard = self._yard
+        await yard.wait()
+        # Nobody may rely on what is there then, so it is anything.
+        if yard.chance(0.7):
+            byte = 0 if yard.chance(0.3) else GARBAGE_BYTE
+            await self._finish(self._forget(offset, bytes([byte]) * length))
+
+    async def truncate(self, size: int) -> None:
+        await self._yard.wait()
+        if size < self._size:
+            self._store.give(size, self._size - size)
+        written = self._change(size, None)
+        self._size = self._read_size()
+        await self._finish(written)
+
+    async def grow(self, size: int, mode: PreallocMode) -> None:
+        old = self._size
+        await self.truncate(size)
+        if size > old and self._store.take(old, size - old) < size - old:
+            await self.truncate(old)
+            raise self._yard.full()
+
+    async def flush(self) -> None:
+        yard = self._yard
+        start = yard.clock.tick()
+        await yard.wait()
+        yard.refuse("flush")
+        if yard.recording:
+            yard.before_change()
+            self._store.flushes.append(Flush(start, yard.clock.tick()))

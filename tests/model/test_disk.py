@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Disks of all kinds read as the model says, whatever guests and administrators do.
+
+Programs are drawn without chance, so that all runs are alike; `python -m tests.model` draws others.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.model.program import Program
+from tests.model.regressions import REGRESSIONS
+from tests.model.run import run
+from tests.model.strategies import FOCUSES, programs
+from vhostblk.engine import load
+
+_LANES = ("backend", "python", "express") if load() else ("backend", "python")
+#: Of each focus and lane.
+_EXAMPLES = 6
+
+
+@pytest.mark.parametrize("lane", _LANES)
+@pytest.mark.parametrize("name", REGRESSIONS)
+def test_programs_that_went_wrong_once(name: str, lane: str) -> None:
+    run(Program.from_json(REGRESSIONS[name].replace("{lane}", lane)))
+
+
+@pytest.mark.parametrize("lane", _LANES)
+@pytest.mark.parametrize("focus", FOCUSES)
+def test_disks_read_as_the_model_says(focus: str, lane: str) -> None:
+    @settings(
+        max_examples=_EXAMPLES,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],  # `python -m tests.model` makes a program small
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.data())
+    def play(data: st.DataObject) -> None:
+        run(data.draw(programs(focus, lane)))
+
+    play()

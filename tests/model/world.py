@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a program has made: files, a daemon, disks and their guests, and one clock for all."""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from unittest import mock
+
+from tests.model import images
+from tests.model.content import SECTOR
+from tests.model.disk import Clock, Disk
+from tests.model.guests import BackendGuest, Guest, QueueGuest
+from tests.model.stack import GROUP, LIMITS, OFFSET, Stack
+from tests.model.store import Yard
+from vhostblk.daemon import Daemon
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.model.bitmaps import BitmapModel
+    from tests.model.program import Options
+
+EXPORT = "export"
+#: So long a request or an act may take on a busy machine; one that takes longer hangs.
+PATIENCE = 60.0
+
+
+@dataclass(eq=False)
+class DiskState:
+    """One disk: what it may have, its nodes, and its guest."""
+
+    index: int
+    model: Disk
+    stack: Stack
+    guest: Guest
+    write_cache: bool = True
+    bitmaps: dict[str, BitmapModel] = field(default_factory=dict)
+    #: Sectors that the last step has touched: first, count.
+    touched: list[tuple[int, int]] = field(default_factory=list)
+
+
+class World:
+    """Everything that one program has to do with."""
+
+    def __init__(self, options: Options, directory: Path) -> None:
+        self.options = options
+        self.directory = directory
+        self.clock = Clock()
+        self.random = random.Random(options.seed)
+        self.yard = Yard(self.clock, pace=options.pace, seed=options.seed)
+        self.yard.recording = options.cuts
+        self.yard.before_change = self._poll
+        self.daemon: Daemon
+        self.disks: list[DiskState] = []
+        #: When something was going on to which other rules apply: start, end, what.
+        self.periods: list[tuple[int, int, str]] = []
+        #: How many layers the first disk had, from when on.
+        self.chains: list[tuple[int, int]] = [(0, 1)]
+        #: The last crash was then, and how many there have been.
+        self.since = 0
+        self.epoch = 0
+        #: The engine writes to files, or has done so.
+        self.express = options.lane == "express"
+        #: Times at which the log has all that was acknowledged before.
+        self.moments: list[int] = []
+
+    @property
+    def store(self) -> bool:
+        """Whether files are those of the yard."""
+        return self.options.storage == "store"
+
+    # Files.
+
+    def make_files(self) -> None:
+        """Make the images."""
+        options = self.options
+        token = self.clock.token()
+        assert token == images.BASE_TOKEN
+        if options.backing:
+            images.make_base(self.directory, options)
+        for index in range(1 + options.second):
+            name = f"disk{index}.{options.format}"
+            images.make_image(self.directory, name, options, options.size)
+        if "offset" in options.below:
+            self._shift(self.directory / f"disk0.{options.format}")
+
+    def _shift(self, path: Path) -> None:
+        """Have an image begin later in its file."""
+        content = images.load(path)
+        with path.open("wb") as file:
+            file.write(b"\xcc" * OFFSET)
+            file.write(content.tobytes())
+
+    def make_model(self) -> Disk:
+        """Return what a new disk has."""
+        options = self.options
+        garbage = options.format == "raw" or options.data_file == "raw"
+        model = Disk(self.clock, options.size, garbage=garbage)
+        if options.backing:
+            model.initial(0, min(options.backing, options.size), images.BASE_TOKEN)
+        return model
+
+    # The daemon.
+
+    async def start(self) -> None:
+        """Start a daemon; the disks are made at the first time, and known from then on."""
+        lane = self.options.lane
+        with mock.patch.dict(os.environ, {} if lane == "backend" else {"VHOSTBLK_LANE": lane}):
+            await self._start()
+
+    async def _start(self) -> None:
+        self.daemon = Daemon()
+        await self.daemon.__aenter__()
+        self.daemon.add_object({"qom-type": "throttle-group", "id": GROUP, "limits": LIMITS})
+        if not self.disks:
+            for index in range(1 + self.options.second):
+                options = self.options
+                stack = Stack(self.daemon, self.directory, options, f"disk{index}")
+                await stack.build()
+                guest = await self.connect(stack, index)
+                state = DiskState(index, self.make_model(), stack, guest)
+                self.disks.append(state)
+                if not options.write_cache:
+                    await self.set_write_cache(state, enabled=False)
+            return
+        for state in self.disks:
+            state.stack = state.stack.again(self.daemon)
+            await state.stack.build()
+            state.guest = await self.connect(state.stack, state.index)
+            await state.guest.set_write_cache(enabled=state.write_cache)
+
+    async def connect(self, stack: Stack, index: int) -> Guest:
+        """Return a guest of a disk."""
+        options = self.options
+        if options.lane == "backend" or index:
+            return BackendGuest(self.daemon, self.daemon.graph.find(stack.top))
+        path = self.directory / "socket"
+        await self.daemon.add_export(
+            {
+                "type": "vhost-user-blk",
+                "id": EXPORT,
+                "node-name": stack.top,
+                "addr": {"type": "unix", "path": str(path)},
+                "writable": True,
+                "num-queues": options.queues,
+                "logical-block-size": options.block * SECTOR,
+                **self._iothreads(),
+            }
+        )
+        return await QueueGuest.connect(
+            path, options.queues, packed=options.packed, taken=self.taken
+        )
+
+    def _iothreads(self) -> dict[str, list[str]]:
+        """Make iothreads, and return the option of the export that names them."""
+        options = self.options
+        if not options.iothreads or options.lane != "express":
+            return {}
+        names = [f"iothread{number}" for number in range(options.queues)]
+        for name in names:
+            if name not in self.daemon.objects:
+                self.daemon.add_object({"qom-type": "iothread", "id": name})
+        return {"x-vhostblk-iothreads": names}
+
+    async def leave(self, state: DiskState) -> None:
+        """Have a guest leave, and flush; raises OSError where that fails."""
+        try:
+            await state.guest.close()
+        finally:
+            if EXPORT in self.daemon.exports and not state.index:
+                await self.daemon.remove_export(EXPORT)
+
+    async def stop(self) -> None:
+        """Have all guests leave, and stop the daemon; no request fails any more but for space."""
+        self.yard.failing.clear()
+        for state in self.disks:
+            start, refusals = self.clock.tick(), self.yard.refusals
+            try:
+                await self.leave(state)
+            except OSError:
+                if refusals == self.yard.refusals:
+                    raise
+            else:
+                state.model.flushed(start)
+        await self.daemon.close()
+        self.moments.append(self.clock.tick())
+
+    async def abandon(self) -> None:
+        """Get rid of a daemon whose power is off; it complains, and nothing reaches the files."""
+        for state in self.disks:
+            with suppress(Exception):
+                await self.leave(state)
+        with suppress(Exception):
+            await self.daemon.close()
+
+    def begin_anew(self) -> None:
+        """Go on after a crash: what was recorded before is of no use."""
+        self.since = self.clock.tick()
+        self.moments = [self.since]
+        self.chains = [(self.since, self.chains[-1][1])]
+        self.periods = []
+
+    async def set_write_cache(self, state: DiskState, *, enabled: bool) -> None:
+        """Turn a disk's write cache on or off."""
+        # While it is being changed it counts as on.
+        state.write_cache = True
+        await state.guest.set_write_cache(enabled=enabled)
+        state.write_cache = enabled
+
+    # What was acknowledged, and what the files had then.
+
+    def _poll(self) -> None:
+        for state in self.disks:
+            state.guest.poll()
+
+    def taken(self) -> None:
+        """Have the log show all that the engine has written so far."""
+        if self.options.cuts and self.express:
+            durable = not self.disks[0].write_cache if self.disks else False
+            for file in self.yard.files.values():
+                file.note_bypassed(durable=durable)
+            self.moments.append(self.clock.tick())
