@@ -546,7 +546,7 @@ MUTATIONS = (
         _PUBLISH,
         """
         - self.volatile.mark_loaded(found.number, mapped)
-          self._publish(found, 0, mapped)
+          self._referred.note(mapped)
         """,
         "With the write cache off, a write is acknowledged to a cluster whose entry another "
         "process has written and not flushed.",

@@ -19,6 +19,7 @@ _BITMAPS = f"{_QCOW2}/bitmap_store.py"
 _HEADER = f"{_QCOW2}/header.py"
 _LIFECYCLE = f"{_QCOW2}/lifecycle.py"
 _NODE = f"{_QCOW2}/node.py"
+_PUBLISH = f"{_QCOW2}/publish.py"
 _FLUSH = f"{_QCOW2}/flush.py"
 
 _CRASH = ("integration/qcow2/test_writes_in_any_order.py",)
@@ -28,6 +29,7 @@ _SNAPS = ("integration/qcow2/test_snapshots.py", "integration/qcow2/test_writes_
 _BITS = ("integration/qcow2/test_bitmaps.py",)
 _SIZES = ("integration/qcow2/test_write.py", "integration/qcow2/test_node_changes.py")
 _CORRUPTION = ("integration/qcow2/test_corruption.py", "integration/qcow2/test_opening.py")
+_BECOMING = ("integration/qcow2/test_becoming_metadata.py",)
 
 MUTATIONS = (
     Mutation(
@@ -516,7 +518,7 @@ MUTATIONS = (
         "refcounts-without-storage",
         _ALLOCATOR,
         """
-          await self._grow_file(own + 1)
+          await image.become_metadata(own, 1, "refcount_block")
         - await image.places.make(own << geometry.cluster_bits)
         """,
         "On a full file system clusters in use count as free.",
@@ -537,6 +539,7 @@ MUTATIONS = (
         _IMAGE,
         """
           except BaseException:
+              self.overlap.metadata_removed(run.first, 1)
         -     await self.allocator.free(run)
         +     self.commit.free(old)
               raise
@@ -596,6 +599,28 @@ MUTATIONS = (
         """,
         "An image that says that data lies on a new table has it written over.",
         _CORRUPTION,
+    ),
+    Mutation(
+        "published-entry-outlives-its-check",
+        _PUBLISH,
+        """
+          self.volatile.mark_loaded(found.number, mapped)
+        - self._referred.note(mapped)
+        """,
+        "An image that says that data lies on a free cluster has it written over a new table.",
+        _BECOMING,
+    ),
+    Mutation(
+        "table-written-before-what-is-in-flight-has-ended",
+        _IMAGE,
+        """
+              first, count
+          ):
+        -     await self.publisher.settle()
+        +     pass
+        """,
+        "In such an image, a write that is in flight goes over the new table.",
+        _BECOMING,
     ),
     Mutation(
         "overlap-of-one-cluster",

@@ -7,7 +7,7 @@ slices of L2 tables), `mapping` (what L2 entries mean), `refcounts`, `refcount_c
 `allocator` (which clusters of the file are in use), `places` (room for metadata), `overlap` (what
 metadata is where), `dirty`, `commit` and `flush` (what is to be written, in which order, and when),
 `write`, `write_fresh` with `ahead` and `scratch`, `write_compressed`, `zero` and `read` (the data
-path), `publish` and `volatile` (the extent map), `snapshots`, `snapshot_changes` and
+path), `publish`, `volatile` and `referred` (the extent map), `snapshots`, `snapshot_changes` and
 `snapshot_apply`, `bitmaps` and `bitmap_store`, `resize`, `check`, `create`, `opening`, `lifecycle`
 and `reloading` (opening and closing), and `node` (the driver, which joins them).
 """

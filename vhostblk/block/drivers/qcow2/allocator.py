@@ -278,15 +278,19 @@ class Allocator:
         values = np.zeros(1 << bits, block_dtype(geometry.refcount_order))
         image.overlap.check_allocation(own, 1)
         await self._grow_file(own + 1)
-        await image.places.make(own << geometry.cluster_bits)
-        await image.places.ensure(image.header.reftable_offset + 8 * index)
+        try:
+            await image.become_metadata(own, 1, "refcount_block")
+            await image.places.make(own << geometry.cluster_bits)
+            await image.places.ensure(image.header.reftable_offset + 8 * index)
+            image.change_reftable(index, own << geometry.cluster_bits)
+        except BaseException:
+            image.overlap.metadata_removed(own, 1)
+            raise
         self.high_water = max(self.high_water, own + 1)
         block = RefBlock(index, own << geometry.cluster_bits, values)
         values[own & ((1 << bits) - 1)] = 1
         block.touch(0, 1 << bits)
-        image.change_reftable(index, block.host)
         refcounts.add(block)
-        image.overlap.metadata_added(own, 1, "refcount_block")
 
     async def _grow_table(self, index: int) -> None:
         """Move the refcount table to a larger place, past all that is in use.
@@ -331,13 +335,14 @@ class Allocator:
             new_blocks.append(block)
         await self._grow_file(start + total)
         try:
+            await image.become_metadata(start, table_clusters, "refcount_table")
+            await image.become_metadata(start + table_clusters, blocks, "refcount_block")
             await image.commit.write_reftable(table, start << geometry.cluster_bits, new_blocks)
         except BaseException:
+            image.overlap.metadata_removed(start, total)
             await self._cut_off(start, total)
             raise
         self.high_water = max(self.high_water, start + total)
-        image.overlap.metadata_added(start, table_clusters, "refcount_table")
-        image.overlap.metadata_added(start + table_clusters, blocks, "refcount_block")
         await image.commit.use_reftable(table, start << geometry.cluster_bits, new_blocks)
 
     async def _cut_off(self, first: int, count: int) -> None:

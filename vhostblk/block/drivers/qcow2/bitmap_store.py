@@ -247,23 +247,21 @@ class BitmapStore:
 
     async def _replace_directory(self, entries: list[Bitmap], taken: list[int]) -> None:
         """Go over to another directory, once all that it leads to is on stable storage."""
-        image, header = self._image, self._image.header
-        former = header.bitmaps
-        autoclear = header.autoclear & ~int(Autoclear.BITMAPS)
-        extension: BitmapsExtension | None = None
+        image, geometry = self._image, self._image.geometry
+        former = image.header.bitmaps
+        raw, offset = b"", 0
         if entries:
             raw = encode_directory(entries)
             offset = await self._allocate_together(len(raw), taken)
-            await write_bytes(image.file, offset, raw)
-            extension = BitmapsExtension(len(entries), len(raw), offset)
-            autoclear |= int(Autoclear.BITMAPS)
-        image.commit.unsynced = True
-        await image.commit.write()
-        await image.commit.sync()
+        first, clusters = offset >> geometry.cluster_bits, geometry.clusters(len(raw))
         try:
-            await image.header_file.rewrite(bitmaps=extension, autoclear=autoclear)
-        except BlockError as error:
-            raise OSError(errno.ENOSPC, str(error)) from error
+            if entries:
+                await image.become_metadata(first, clusters, "bitmap_directory")
+                await write_bytes(image.file, offset, raw)
+            await self._change_header(len(entries), len(raw), offset)
+        except BaseException:
+            image.overlap.metadata_removed(first, clusters)
+            raise
         self.entries = entries
         image.overlap.collect()
         if former is not None:
@@ -273,6 +271,21 @@ class BitmapStore:
                 image.geometry.clusters(former.size),
                 discard=image.settings.discard_other,
             )
+
+    async def _change_header(self, count: int, nbytes: int, offset: int) -> None:
+        """Have the header name another directory, once that is on stable storage."""
+        image, header = self._image, self._image.header
+        extension = BitmapsExtension(count, nbytes, offset) if count else None
+        autoclear = header.autoclear & ~int(Autoclear.BITMAPS)
+        if extension is not None:
+            autoclear |= int(Autoclear.BITMAPS)
+        image.commit.unsynced = True
+        await image.commit.write()
+        await image.commit.sync()
+        try:
+            await image.header_file.rewrite(bitmaps=extension, autoclear=autoclear)
+        except BlockError as error:
+            raise OSError(errno.ENOSPC, str(error)) from error
 
     async def _clusters_of(self, entries: Iterable[Bitmap]) -> list[int]:
         """Return the clusters that bitmaps take."""

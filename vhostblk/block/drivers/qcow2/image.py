@@ -249,6 +249,18 @@ class Image:
             found.placed = True
         return found
 
+    async def become_metadata(self, first: int, count: int, what: str) -> None:
+        """Have nobody write guest data to free clusters any more, as metadata goes there.
+
+        To be called before it is written; `Overlap.metadata_removed` undoes it. In an image that
+        contradicts itself, published entries may refer to free clusters. A later write through
+        such an entry is looked at, and refused.
+        """
+        if self.overlap.metadata_added(first, count, what) and self.publisher.take_back(
+            first, count
+        ):
+            await self.publisher.settle()
+
     async def _new_table(self, index: int, word: int) -> None:
         """Give an L1 entry an L2 table of its own, in place of the one that it refers to, if any.
 
@@ -261,11 +273,13 @@ class Image:
             self.overlap.check_table("active_l2", old << bits, self.geometry.cluster_size)
         run = await self.allocator.allocate_together(1)
         try:
+            await self.become_metadata(run.first, 1, "active_l2")
             await self.places.make(run.first << bits)
             await self.places.ensure(self.header.l1_offset + 8 * index)
             if old:
                 await self._load_whole_table(index)
         except BaseException:
+            self.overlap.metadata_removed(run.first, 1)
             await self.allocator.free(run)
             raise
         if old:
@@ -274,7 +288,6 @@ class Image:
             self.commit.free(old, discard=self.settings.discard_other)
         self.commit.unsynced = True
         tables.set_l1(index, run.first << bits | COPIED)
-        self.overlap.metadata_added(run.first, 1, "active_l2")
 
     def check_l1(self, index: int, count: int = 1) -> None:
         """Raise OSError where entries of the L1 table can't be changed: something else is there."""

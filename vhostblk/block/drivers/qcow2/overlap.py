@@ -3,7 +3,8 @@
 
 An image may say that guest data lies where its own tables are, that two tables share a place, or
 that a cluster is free which is not. Data clusters are checked when their L2 slice is loaded, all at
-once; allocations when made; tables before their first change. The L2 tables of snapshots are only
+once, and once more where metadata comes later (`Image.become_metadata`); allocations when made;
+tables before their first change. The L2 tables of snapshots are only
 known from the file: they are looked up when first needed.
 """
 
@@ -148,12 +149,17 @@ class Overlap:
             self._all = np.unique(np.concatenate([*self._clusters.values(), added]))
         return self._all
 
-    def metadata_added(self, first: int, count: int, what: str) -> None:
-        """Note that clusters hold metadata from now on; `what`: a key of `NAMES`."""
-        if what in self._image.settings.overlap:
-            for cluster in range(first, first + count):
-                self._added[cluster] = what
-            self._all = None
+    def metadata_added(self, first: int, count: int, what: str) -> bool:
+        """Note that clusters hold metadata from now on; `what`: a key of `NAMES`.
+
+        Tell whether that is checked. Who is about to write there calls `Image.become_metadata`.
+        """
+        if what not in self._image.settings.overlap:
+            return False
+        for cluster in range(first, first + count):
+            self._added[cluster] = what
+        self._all = None
+        return True
 
     def metadata_removed(self, first: int, count: int) -> None:
         """Note that clusters don't hold metadata of the active disk any more."""

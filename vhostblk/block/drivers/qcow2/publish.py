@@ -16,6 +16,7 @@ import numpy as np
 from vhostblk.block.completion import Completion
 from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK, VOLATILE
 from vhostblk.block.drivers.qcow2.mapping import OVERWRITE, READ, map_entries
+from vhostblk.block.drivers.qcow2.referred import Referred
 from vhostblk.block.drivers.qcow2.volatile import Volatile
 from vhostblk.engine.extents import ExtentKind, ExtentMap, ExtentTable, Treatment
 
@@ -43,6 +44,12 @@ class Publisher:
         self._table: ExtentTable | None = None
         #: Which entries are ahead of stable storage.
         self.volatile = Volatile(self)
+        self._referred = Referred(
+            geometry.cluster_bits,
+            0 if geometry.external_data else geometry.clusters(image.file.node.size),
+        )
+        #: How often entries were taken back as their clusters became metadata.
+        self.taken_back = 0
         #: The entries, shape (subclusters of the disk,).
         self.entries: NDArray[np.uint64] = np.zeros(0, np.uint64)
         if 0 < count <= _MAX_ENTRIES:
@@ -79,6 +86,7 @@ class Publisher:
         """Publish a slice that has been read."""
         mapped = self._map(found, 0, self.slice_clusters)
         self.volatile.mark_loaded(found.number, mapped)
+        self._referred.note(mapped)
         self._publish(found, 0, mapped)
 
     def update(self, found: L2Slice, low: int, high: int) -> None:
@@ -133,6 +141,16 @@ class Publisher:
         """Undo `revoke`, also where the entries of the slice have changed since."""
         self.update(found, low, high)
         self.volatile.note(found.number, low, high)  # the next flush covers them
+
+    def take_back(self, first: int, count: int) -> bool:
+        """Take entries back whose host clusters become metadata; tell whether there were any."""
+        if self._image.geometry.external_data or not self._referred.may_refer(first, count):
+            return False
+        slices = self._image.tables.slices
+        runs = (self.run(number, 0, self.slice_clusters) for number in list(slices))
+        found = self._referred.take_back(first, count, runs)
+        self.taken_back += found
+        return found
 
     def evict(self, found: L2Slice) -> None:
         """Take a slice back, and give whole pages back to the system."""

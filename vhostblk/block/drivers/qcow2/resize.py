@@ -182,17 +182,18 @@ async def _make_room(image: Image, entries: int) -> None:
     offset = run.first << geometry.cluster_bits
     old, old_clusters = header.l1_offset, geometry.clusters(8 * header.l1_size)
     try:
+        await image.become_metadata(run.first, run.length, "active_l1")
         await write_array(image.file, offset, table.astype(">u8"))
         image.commit.unsynced = True
         await image.commit.write()  # its refcounts, and what it leads to
         await image.commit.sync()
         await image.header_file.change(l1_offset=offset, l1_size=entries)
     except BaseException:
+        image.overlap.metadata_removed(run.first, run.length)
         image.commit.free(run.first, run.length)
         raise
     tables.l1 = table
     image.overlap.metadata_removed(old >> geometry.cluster_bits, old_clusters)
-    image.overlap.metadata_added(run.first, run.length, "active_l1")
     if old_clusters and old:
         image.commit.free(old >> geometry.cluster_bits, old_clusters)
 

@@ -64,7 +64,7 @@ _Piece = tuple[int, IoVec, _Owners]
 async def write_fresh(image: Image, batch: Sequence[Request], scratch: Scratch) -> list[Request]:
     """Do what is plain of a batch; return the rest. Failures of data are noted in the requests."""
     await _load(image, batch)
-    picked = _Picked(image)
+    picked, taken_back = _Picked(image), image.publisher.taken_back
     rest = picked.take(batch)
     clusters = [each for each in picked.clusters.values() if each.parts]
     clusters.sort(key=attrgetter("number"))
@@ -73,6 +73,8 @@ async def write_fresh(image: Image, batch: Sequence[Request], scratch: Scratch) 
     try:
         if clusters and not await _allocate(image, clusters):
             return list(batch)
+        if image.publisher.taken_back != taken_back:  # a place has become metadata
+            rest += picked.look_again()
         try:
             await _fill(image, clusters, picked.pieces, scratch)
         except BaseException:
@@ -109,7 +111,8 @@ class _Picked:
         self._possible = not geometry.extended_l2 and not geometry.external_data
         self._fresh = image.allocator.gives_fresh
         self.clusters: dict[int, _Cluster] = {}
-        #: Of requests that just overwrite.
+        #: Requests that just overwrite, and what they write.
+        self.overwriting: list[Request] = []
         self.pieces: list[_Piece] = []
 
     def take(self, batch: Sequence[Request]) -> list[Request]:
@@ -131,10 +134,16 @@ class _Picked:
                 continue
             host = overwritable(offset, iov.nbytes)
             if host >= 0:
+                self.overwriting.append(request)
                 self.pieces.append((host, iov, (request,)))
             else:
                 rest.append(request)
         return rest
+
+    def look_again(self) -> list[Request]:
+        """Don't just overwrite; return the requests that were to do so."""
+        self.pieces = []
+        return self.overwriting
 
     def _take_long(self, request: Request) -> bool:
         """Take a request for several clusters in, if nobody has any of them."""
