@@ -21,9 +21,9 @@ from vhostblk.block.create import create_image
 from vhostblk.block.data_below import who_relies_on
 from vhostblk.block.describe import image_name
 from vhostblk.block.drain import users_of, with_ancestors, with_descendants
-from vhostblk.block.drivers.qcow2.backing import described, full_name
 from vhostblk.block.edge import flush_node
 from vhostblk.block.errors import BlockError
+from vhostblk.block.filename import described, full_name, protocol_of
 from vhostblk.block.graph import check_not_backing
 from vhostblk.block.inherit import BACKING
 from vhostblk.block.node import BlockNode
@@ -246,6 +246,8 @@ class NewOverlayAction:
             if path.startswith("json:"):
                 raise BlockError("Unknown protocol 'json'")
             _check_creatable(self._driver)
+            if (protocol := protocol_of(path)) != "file":
+                raise BlockError(f"Protocol driver '{protocol}' does not support image creation")
             if self._filename == image_name(base):
                 raise BlockError(
                     "Error: Trying to create an image with the same filename as the backing file"

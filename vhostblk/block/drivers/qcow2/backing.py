@@ -6,13 +6,12 @@ What the user says goes first. Names are relative to the directory of the image 
 
 from __future__ import annotations
 
-import re
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.block import inherit
 from vhostblk.block.drivers.qcow2.opening import read_plainly
 from vhostblk.block.errors import BlockError
+from vhostblk.block.filename import described, full_name
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.errors import OptionError
@@ -29,51 +28,7 @@ PROBE = "probe"
 #: The role of the file with the guest's data.
 DATA_FILE = "data-file"
 
-_PROTOCOL = re.compile(r"([^/:]+):")
 _PROBE_BYTES = 2048
-
-
-def full_name(name: str, image: str) -> str:
-    """Return a name that an image gives, as seen from here; raises BlockError."""
-    if name.startswith("json:"):
-        return name
-    protocol = _PROTOCOL.match(name)
-    if protocol is not None:
-        if protocol[1] != "file":
-            raise BlockError(f"Unknown protocol '{protocol[1]}'")
-        name = name[len("file:") :]
-    if not name.startswith("/") and image.startswith("json:"):
-        raise BlockError("Cannot use relative backing file names for 'json:' images")
-    return str(PurePosixPath(image).parent / name) if not name.startswith("/") else name
-
-
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """Turn members with dots in their names into objects, as `json:` names may have them."""
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        *path, last = name.split(".")
-        place = tree
-        for step in path:
-            place = place.setdefault(step, {})
-            if not isinstance(place, dict):
-                raise BlockError(f"Parameter '{name}' is unexpected")
-        place[last] = nested(value) if isinstance(value, dict) else value
-    return tree
-
-
-def described(name: str) -> dict[str, Any]:
-    """Return the options that a name, complete by now, stands for."""
-    if not name.startswith("json:"):
-        return {"driver": "file", "filename": name}
-    from vhostblk.schema import json_text  # few images need it
-
-    try:
-        tree = json_text.parse(name[len("json:") :])
-    except OptionError as error:
-        raise BlockError(f"Could not parse the JSON options: {error}") from error
-    if not isinstance(tree, dict):
-        raise BlockError("Invalid JSON object given")
-    return nested(tree)
 
 
 async def open_backing(node: BlockNode, graph: Graph, header: Header) -> None:
@@ -93,20 +48,29 @@ async def _open_named(node: BlockNode, graph: Graph, header: Header) -> None:
     if graph.opening_depth > MAX_DEPTH:
         raise BlockError("the backing chain is too long, or leads back to itself")
     assert header.backing_file is not None
-    name = full_name(_text(header.backing_file), node.filename)
-    options = described(name)
     kind = None if header.backing_format is None else _text(header.backing_format)
-    if not name.startswith("json:") or options.get("driver") in ("file", "host_device"):
-        if kind is None:
-            kind = await _probe(node, graph, options)
-        options = {"driver": kind, "file": options}
+    name = full_name(_text(header.backing_file), node.filename, kind)
+    options = described(name, kind)
+    if kind is None and not name.startswith("json:"):
+        options = {"file": options}
     try:
-        converted = from_json(BlockdevOptions, options)
+        converted = from_json(BlockdevOptions, await _with_formats(node, graph, options))
     except OptionError as error:
         if kind is not None and str(error).startswith("Parameter 'driver' does not accept"):
             raise BlockError(f"Unknown driver '{kind}'") from error
         raise BlockError(str(error)) from error
     await graph.open_child(node, inherit.BACKING, converted)
+
+
+async def _with_formats(node: BlockNode, graph: Graph, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options with a driver in each; raises BlockError, OptionError."""
+    found = dict(options)
+    for role, below in options.items():
+        if isinstance(below, dict) and ("driver" in below or "file" in below):
+            found[role] = await _with_formats(node, graph, below)
+    if "driver" not in found and "file" in found:
+        found["driver"] = await _probe(node, graph, found["file"])
+    return found
 
 
 async def open_data_file(node: BlockNode, graph: Graph, header: Header) -> None:
@@ -137,9 +101,10 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-async def _probe(node: BlockNode, graph: Graph, options: dict[str, Any]) -> str:
+async def _probe(node: BlockNode, graph: Graph, file: Any) -> str:
     """Tell the format of a file by its first bytes, where nothing else says it."""
-    child = await graph.open_child(node, PROBE, from_json(BlockdevOptions, options))
+    ref = file if isinstance(file, str) else from_json(BlockdevOptions, file)
+    child = await graph.open_child(node, PROBE, ref)
     try:
         data = await read_plainly(node.children[PROBE], 0, _PROBE_BYTES)
     except OSError as error:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.block.drivers.qcow2.backing import full_name
 from vhostblk.block.drivers.qcow2.layout import COMPRESSION_ZSTD, Incompatible
 from vhostblk.block.drivers.qcow2.snapshots import NO_ICOUNT
 from vhostblk.block.errors import BlockError
+from vhostblk.block.filename import full_name
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block_query import (
     ImageInfoSpecific,
@@ -37,12 +37,15 @@ def describe(image: Image, filename: str) -> dict[str, Any]:
     if header.backing_file:
         name = header.backing_file.decode(errors="replace")
         members["backing_filename"] = name
+        kind = None
+        if header.backing_format is not None:
+            kind = members["backing_filename_format"] = header.backing_format.decode(
+                errors="replace"
+            )
         try:
-            members["full_backing_filename"] = full_name(name, filename)
+            members["full_backing_filename"] = full_name(name, filename, kind)
         except BlockError:
             pass  # then there is none
-        if header.backing_format is not None:
-            members["backing_filename_format"] = header.backing_format.decode(errors="replace")
     return members
 
 

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhostblk.block.describe import image_name
-from vhostblk.block.drivers.qcow2.backing import DATA_FILE, full_name
+from vhostblk.block.drivers.qcow2.backing import DATA_FILE
 from vhostblk.block.drivers.qcow2.layout import Incompatible
 from vhostblk.block.drivers.qcow2.lifecycle import Lifecycle
 from vhostblk.block.drivers.qcow2.opening import read_header
 from vhostblk.block.drivers.qcow2.options import settle
 from vhostblk.block.edge import notify_resize
 from vhostblk.block.errors import BlockError
+from vhostblk.block.filename import full_name
 from vhostblk.block.inherit import BACKING
 from vhostblk.schema.base import UNSET
 
@@ -155,10 +156,10 @@ class Reloading(Lifecycle):
         if edge is None or parsed.backing_file is None:
             return edge is None and parsed.backing_file is None
         kind = edge.node.driver if parsed.backing_format is None else parsed.backing_format.decode()
-        name = self._full_name(parsed.backing_file)
+        name = self._full_name(parsed.backing_file, kind)
         return kind == edge.node.driver and name == image_name(edge.node)
 
-    def _full_name(self, raw: bytes | None) -> str | None:
-        return (
-            None if raw is None else full_name(raw.decode(errors="surrogateescape"), self.filename)
-        )
+    def _full_name(self, raw: bytes | None, kind: str | None = None) -> str | None:
+        if raw is None:
+            return None
+        return full_name(raw.decode(errors="surrogateescape"), self.filename, kind)
