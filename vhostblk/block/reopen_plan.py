@@ -10,6 +10,7 @@ its role. A backing image may come and go.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,10 +21,11 @@ from vhostblk.block.data_below import Planned
 from vhostblk.block.errors import BlockError, NodeNotFoundError
 from vhostblk.block.registry import driver_name
 from vhostblk.schema.base import UNSET
+from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.qdict import bucket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from vhostblk.block.graph import Graph
     from vhostblk.block.node import BlockNode
@@ -58,13 +60,16 @@ class Change:
 
 
 def plan(graph: Graph, definitions: Iterable[Any]) -> list[Change]:
-    """Return the changes to nodes that these options ask for; raises BlockError."""
+    """Return the changes to nodes that these options ask for; raises BlockError.
+
+    Where a node is given twice, the later definition has what it leaves out from the former.
+    """
     changes: dict[BlockNode, Change] = {}
     for given in definitions:
         if given.node_name is UNSET:
             raise BlockError("node-name not specified")
         node = graph.find_exactly(given.node_name)
-        _plan_node(changes, node, given, inherit.resolve(given))
+        _plan_node(changes, node, given, inherit.resolve)
     return list(changes.values())
 
 
@@ -72,10 +77,14 @@ def _plan_node(
     changes: dict[BlockNode, Change],
     node: BlockNode,
     given: Any,
-    options: Any,
+    resolve: Callable[[Any], Any],
     *,
     kept: bool = False,
 ) -> None:
+    former = changes.get(node)
+    if former is not None:
+        given, kept = _joined(given, former.given), kept and former.kept
+    options = resolve(given)
     change = changes[node] = Change(node, given, options, kept)
     if not node.reopens:
         return  # `check_options` refuses it
@@ -86,14 +95,33 @@ def _plan_node(
         if same := kept or ref in (UNSET, child.node_name):
             ref = child.given_options
         if ref is not None and not isinstance(ref, str):
-            resolved = inherit.resolve_child(ref, role, options)
-            _plan_node(changes, child, ref, resolved, kept=same)
+            inherited = partial(inherit.resolve_child, role=role, parent=options)
+            _plan_node(changes, child, ref, inherited, kept=same)
     for role in _exchangeable(node) if not kept else ():
         present, ref = node.children.get(role), _child_ref(options, role)
         if ref is None and present is not None:
             change.children[role] = None
         elif isinstance(ref, str) and (present is None or ref != present.node.node_name):
             change.children[role] = ref
+
+
+def _joined(later: Any, former: Any) -> Any:
+    """Return a definition with what it leaves out taken from a former one of the same node.
+
+    Definitions of children are not taken over: the children are among the changes themselves.
+    """
+    if type(later) is not type(former):
+        return later  # which is refused
+    changes: dict[str, Any] = {}
+    for info in msgspec.structs.fields(later):
+        value, before = getattr(later, info.name), getattr(former, info.name)
+        if isinstance(value, BlockdevOptions) or isinstance(before, BlockdevOptions):
+            continue
+        if isinstance(value, msgspec.Struct):
+            changes[info.name] = _joined(value, before)
+        elif not info.required and value == _default(info):
+            changes[info.name] = before
+    return replace(later, **changes)
 
 
 def _exchangeable(node: BlockNode) -> list[str]:
@@ -249,6 +277,9 @@ def _members(options: Any, left_out: frozenset[str]) -> Iterator[tuple[Any, Any]
     members = msgspec.structs.fields(options)
     for info in sorted(members, key=lambda member: bucket(member.encode_name)):
         if info.name not in left_out:
-            made = info.default_factory is not msgspec.NODEFAULT
-            default = info.default_factory() if made else info.default
-            yield info, inherit.default_of(info.name, default)
+            yield info, inherit.default_of(info.name, _default(info))
+
+
+def _default(info: msgspec.structs.FieldInfo) -> Any:
+    made = info.default_factory is not msgspec.NODEFAULT
+    return info.default_factory() if made else info.default
