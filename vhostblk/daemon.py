@@ -96,8 +96,10 @@ class Daemon:
         #: The character devices by id.
         self.chardevs = Chardevs()
         self._monitors: Monitors | None = None
-        #: Held while a QMP command in band is executed; who builds the daemon keeps them off.
+        #: Held while a QMP command in band is executed.
         self.command_lock = asyncio.Lock()
+        #: Monitors take no commands yet, as who builds the daemon has not come to the end.
+        self.holds_commands = False
         #: Exports are kept ready to move to another process, front-ends and all; set before there
         #: are any.
         self.movable = False
@@ -362,6 +364,12 @@ class Daemon:
 
             self._monitors = Monitors(self)
         self._monitors.add(chardev, pretty=checked.pretty is True)
+
+    def take_commands(self) -> None:
+        """Have monitors take commands, which they did not do with `holds_commands`."""
+        self.holds_commands = False
+        if self._monitors is not None:
+            self._monitors.take_commands()
 
     def request_stop(self) -> None:
         """Ask whoever entered the daemon to leave it."""

@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ import pytest
 from tests.cli.process import PATIENCE, refusal, run, running, wait_for_socket, wait_until
 
 CHARDEV = ("--chardev", "socket,id=c,path=q.sock,server=on,wait=off")
+#: What takes the event loop some turns.
+NODES = tuple(
+    word for number in range(20) for word in ("--blockdev", f"null-co,node-name=n{number}")
+)
 NULL = ("--chardev", "null,id=c")
 
 
@@ -69,6 +74,25 @@ def test_pretty_over_an_inherited_listener(tmp_path: Path) -> None:
         with running(*options, cwd=tmp_path, pass_fds=[fd]):
             with connect(tmp_path / "inherited") as client:
                 assert client.recv(11, socket.MSG_WAITALL) == b'{\r\n    "QMP'
+
+
+def test_no_command_is_carried_out_where_start_up_fails(tmp_path: Path) -> None:
+    """A client that is there from the beginning is greeted, and gets no answer."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "inherited"))
+        listener.listen()
+        with connect(tmp_path / "inherited") as client:
+            client.sendall(b"{'execute':'nonsense'}{'execute':'qmp_capabilities'}]")
+            chardev = f"socket,id=c,fd={listener.fileno()},server=on,wait=on"
+            options = ("--chardev", chardev, "--monitor", "c", *NODES, "--blockdev", "bogus")
+            done = run(*options, cwd=tmp_path, pass_fds=[listener.fileno()])
+            assert "Parameter 'driver' does not accept value 'bogus'" in done.stderr
+            said = b""
+            with suppress(ConnectionResetError):  # what it has sent was not read
+                while some := client.recv(4096):
+                    said += some
+            assert said.count(b"\n") == 1
+            assert "QMP" in json.loads(said)
 
 
 def test_start_up_loads_no_numpy(tmp_path: Path) -> None:

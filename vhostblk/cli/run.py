@@ -97,6 +97,7 @@ def _sandbox(arguments: Arguments) -> Sandbox:
 
 async def _serve(arguments: Arguments, readiness: Readiness | None, sandbox: Sandbox) -> None:
     daemon = Daemon()
+    daemon.holds_commands = True  # a client is to see, and to change, no half of a daemon
     handover = Handover(daemon, _value(arguments.takeover), _value(arguments.handover))
     sandbox.prepare_loop()
     loop = asyncio.get_running_loop()
@@ -116,6 +117,7 @@ async def _serve(arguments: Arguments, readiness: Readiness | None, sandbox: San
                     sandbox.close_files(daemon, made)
                 _tell_ready(daemon, readiness, handover)
                 handover.release()
+                daemon.take_commands()
                 await daemon.stop_requested.wait()
                 if not handover.given:
                     systemd.notify("STOPPING=1")
@@ -163,21 +165,20 @@ async def _build_unless_stopped(daemon: Daemon, arguments: Arguments, handover: 
 
 
 async def _build(daemon: Daemon, arguments: Arguments, handover: Handover) -> None:
-    """Carry out the options in the order given, the short form last; QMP commands have to wait."""
+    """Carry out the options in the order given, the short form last."""
     daemon.chardevs.stdio_available = not arguments.daemonize
-    async with daemon.command_lock:
-        with _located(_location(arguments.takeover)):
-            taking_over = await handover.begin()
-        if not taking_over:
-            await _carry_out(daemon, arguments.steps)
-            if arguments.address is not None:
-                await _build_short_form(daemon, arguments.image, arguments.address)
-            return
-        # All else is as the other daemon has it.
-        monitors = [step for step in arguments.steps if step.option in ("chardev", "monitor")]
-        await _carry_out(daemon, monitors)
-        with _located(_location(arguments.takeover)):
-            await handover.finish()
+    with _located(_location(arguments.takeover)):
+        taking_over = await handover.begin()
+    if not taking_over:
+        await _carry_out(daemon, arguments.steps)
+        if arguments.address is not None:
+            await _build_short_form(daemon, arguments.image, arguments.address)
+        return
+    # All else is as the other daemon has it.
+    monitors = [step for step in arguments.steps if step.option in ("chardev", "monitor")]
+    await _carry_out(daemon, monitors)
+    with _located(_location(arguments.takeover)):
+        await handover.finish()
 
 
 async def _carry_out(daemon: Daemon, steps: list[Step]) -> None:

@@ -44,7 +44,13 @@ class Monitor:
     """The front-end of `chardev`; commands in band wait for `dispatcher`."""
 
     def __init__(
-        self, daemon: Daemon, chardev: Chardev, dispatcher: asyncio.Lock, *, pretty: bool = False
+        self,
+        daemon: Daemon,
+        chardev: Chardev,
+        dispatcher: asyncio.Lock,
+        *,
+        pretty: bool = False,
+        takes_commands: bool = True,
     ) -> None:
         self._daemon = daemon
         self._chardev = chardev
@@ -59,11 +65,17 @@ class Monitor:
         self._unsent: deque[bytes] = deque()
         self._turn: asyncio.Handle | None = None
         self._commands: set[asyncio.Task[None]] = set()
-        self._takes_commands = True
+        #: If not, clients are greeted, and what they send stays where it is.
+        self._takes_commands = takes_commands
 
     def start(self) -> None:
         """Begin to serve; raises ChardevError where the device is in use."""
         self._chardev.attach(self)
+
+    def take_commands(self) -> None:
+        """Begin to take commands."""
+        self._takes_commands = True
+        self._schedule()
 
     async def stop_commands(self, patience: float) -> None:
         """Take no more commands; cancel those that don't end in `patience` seconds."""

@@ -27,14 +27,27 @@ class Monitors:
         self._daemon = daemon
         self._dispatcher = daemon.command_lock
         self._monitors: list[Monitor] = []
+        self._takes_commands = not daemon.holds_commands
         self._throttle = EventThrottle(asyncio.get_running_loop(), self._deliver)
         daemon.events.listen(self._throttle.take)
 
     def add(self, chardev: Chardev, *, pretty: bool = False) -> None:
         """Serve QMP on a character device; raises ChardevError where it is in use."""
-        monitor = Monitor(self._daemon, chardev, self._dispatcher, pretty=pretty)
+        monitor = Monitor(
+            self._daemon,
+            chardev,
+            self._dispatcher,
+            pretty=pretty,
+            takes_commands=self._takes_commands,
+        )
         monitor.start()
         self._monitors.append(monitor)
+
+    def take_commands(self) -> None:
+        """Begin to take commands: the daemon is complete."""
+        self._takes_commands = True
+        for monitor in self._monitors:
+            monitor.take_commands()
 
     async def stop_commands(self) -> None:
         """Take no more commands and wait for those that run; events are still told."""
