@@ -48,16 +48,6 @@ def _unnamed_backends(value: Any) -> Any:
     return value
 
 
-def _without_snapshots(value: Any) -> Any:
-    """Take the snapshots of other nodes than qcow2 out of a list of nodes."""
-    if isinstance(value, dict):
-        if value.get("drv") != "qcow2" and "image" in value:
-            image = {key: item for key, item in value["image"].items() if key != "snapshots"}
-            value = {**value, "image": image}
-        return {name: _without_snapshots(member) for name, member in value.items()}
-    return [_without_snapshots(item) for item in value] if isinstance(value, list) else value
-
-
 def _sorted_graph(outcome: Any) -> Any:
     """Sort a graph, whose nodes are numbered in the order in which they come."""
     if not isinstance(outcome, dict) or "return" not in outcome:
@@ -85,11 +75,6 @@ RULES: tuple[Rule, ...] = (
         without=_sorted_nodes,
     ),
     Rule("QEMU has no names for the block backends of exports.", without=_unnamed_backends),
-    Rule(
-        "QEMU lists the snapshots of what is below a filter.",
-        frozenset({"query-named-block-nodes"}),
-        without=_without_snapshots,
-    ),
     Rule(
         "QEMU lists children in another order.",
         frozenset({"x-debug-query-block-graph"}),

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from vhostblk.block.allocation import links
 from vhostblk.block.inherit import BACKING
+from vhostblk.block.internal_snapshot import keeper_of
 from vhostblk.block.node import BlockNode
 from vhostblk.block.permissions import PERM_NAMES, Perm
 from vhostblk.schema.base import UNSET, UnsetType
@@ -164,6 +165,9 @@ def _describe_image(node: BlockNode) -> ImageInfo:
         members.update({name: below[name] for name in _PASSED_ON if name in below})
     if node.driver in FILE_DRIVERS:
         members["format_specific"] = ImageInfoSpecific(type="file", data=ImageInfoSpecificFile())
+    keeper = keeper_of(node)
+    if keeper not in (None, node) and "snapshots" in (kept := keeper.image_details):
+        members["snapshots"] = kept["snapshots"]
     members.update(node.image_details)
     return ImageInfo(**members)
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making an internal snapshot, as a change that can be undone."""
+"""Internal snapshots: which node keeps them, and making one as a change that can be undone.
+
+A node without snapshots of its own has those of the node below, as in QEMU, where that is the only
+one that holds its data.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,11 @@ import logging
 from typing import TYPE_CHECKING
 
 from vhostblk.block.errors import BlockError
+from vhostblk.block.inherit import BACKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vhostblk.block.drivers.qcow2.node import Qcow2Node
     from vhostblk.block.drivers.qcow2.snapshots import Snapshot
     from vhostblk.block.node import BlockNode
@@ -16,12 +23,37 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class InternalSnapshotAction:
-    """`blockdev-snapshot-internal-sync`; an `Action`."""
+def keeper_of(node: BlockNode) -> Qcow2Node | None:
+    """Return the node that keeps the snapshots of what a node shows; None: there can't be any."""
+    way = list(_way_down(node))
+    if way[-1].driver != "qcow2":
+        return None
+    keeper: Qcow2Node = way[-1]  # type: ignore[assignment]  # told by its driver
+    return keeper
 
-    def __init__(self, node: Qcow2Node, name: str) -> None:
+
+def can_snapshot(node: BlockNode) -> bool:
+    """Tell whether all nodes down to the one that keeps the snapshots may be written to."""
+    return all(each.active and not each.read_only for each in _way_down(node))
+
+
+def _way_down(node: BlockNode) -> Iterator[BlockNode]:
+    """Yield a node and those below, down to one with snapshots or to where data forks or ends."""
+    yield node
+    while node.driver != "qcow2" and (child := node.primary_child) is not None:
+        if any(role != BACKING and edge is not child for role, edge in node.children.items()):
+            break
+        node = child.node
+        yield node
+
+
+class InternalSnapshotAction:
+    """`blockdev-snapshot-internal-sync`; an `Action`. `device`: how the user calls the disk."""
+
+    def __init__(self, node: Qcow2Node, name: str, device: str) -> None:
         self._node = node
         self._name = name
+        self._device = device
         self._made: Snapshot
 
     def nodes(self) -> list[BlockNode]:
@@ -31,10 +63,10 @@ class InternalSnapshotAction:
     async def prepare(self) -> None:
         """Make the snapshot."""
         try:
-            self._made = await self._node.create_snapshot(self._name)
+            self._made = await self._node.create_snapshot(self._name, self._device)
         except OSError as error:
             raise BlockError(
-                f"Failed to create snapshot '{self._name}' on device '{self._node.node_name}': "
+                f"Failed to create snapshot '{self._name}' on device '{self._device}': "
                 f"{error.strerror}"
             ) from error
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from vhostblk.block.actions import LateAction, perform
 from vhostblk.block.errors import NodeNotFoundError
 from vhostblk.block.graph import check_not_backing
+from vhostblk.block.internal_snapshot import InternalSnapshotAction, can_snapshot, keeper_of
 from vhostblk.block.node import BlockNode
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
 from vhostblk.qmp.errors import QmpError
@@ -40,7 +41,7 @@ async def _perform(daemon: Daemon, make: Callable[[Graph, T], Action], arguments
 
 
 def _snapshot_node(graph: Graph, name: str) -> Qcow2Node:
-    """Return a node that has internal snapshots; there are no devices that could be meant."""
+    """Return the node that keeps a node's snapshots; there are no devices that could be meant."""
     try:
         node = graph.find_exactly(name)
     except NodeNotFoundError:
@@ -49,13 +50,13 @@ def _snapshot_node(graph: Graph, name: str) -> Qcow2Node:
         raise QmpError("Need a root block node")
     if node.read_only:
         raise QmpError(f"Device '{name}' is read only")
-    if node.driver != "qcow2" or not node.active:
+    keeper = keeper_of(node)
+    if keeper is None or not can_snapshot(node):
         raise QmpError(
             f"Block format '{node.driver}' used by device '{name}' does not support internal "
             "snapshots"
         )
-    found: Qcow2Node = node  # type: ignore[assignment]  # told by its driver
-    return found
+    return keeper
 
 
 def _find(graph: Graph, name: str | UnsetType, device: str | UnsetType = UNSET) -> BlockNode:
@@ -127,12 +128,10 @@ async def change_backing_file(daemon: Daemon, arguments: ChangeBackingFile) -> N
 
 def snapshot_internal(graph: Graph, arguments: BlockdevSnapshotInternal) -> Action:
     """Return what makes an internal snapshot."""
-    from vhostblk.block.internal_snapshot import InternalSnapshotAction
-
     node = _snapshot_node(graph, arguments.device)
     if not arguments.name:
         raise QmpError("Name is empty")
-    return InternalSnapshotAction(node, arguments.name)
+    return InternalSnapshotAction(node, arguments.name, arguments.device)
 
 
 @command("blockdev-snapshot-internal-sync")
@@ -155,7 +154,8 @@ async def blockdev_snapshot_delete_internal(
         if number is None and name is None:
             raise QmpError("Name or id must be provided")
         try:
-            found = await node.delete_snapshot(id=number, name=name)
+            device = arguments.device
+            found = await node.delete_snapshot(id=number, name=name, device=device)
         except OSError as error:
             raise QmpError(f"Failed to delete the snapshot: {error.strerror}") from error
     return snapshot_info(found)

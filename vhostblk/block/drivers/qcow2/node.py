@@ -272,8 +272,11 @@ class Qcow2Node(Reloading):
         """Return the internal snapshots, the oldest first."""
         return list(self._image.snapshots.entries)
 
-    async def create_snapshot(self, name: str) -> Snapshot:
-        """Make an internal snapshot, between requests; raises BlockError or OSError."""
+    async def create_snapshot(self, name: str, device: str | None = None) -> Snapshot:
+        """Make an internal snapshot, between requests; raises BlockError or OSError.
+
+        `device`: what the node is called in messages.
+        """
         from vhostblk.block.drivers.qcow2 import snapshot_changes
 
         image = self._image
@@ -283,7 +286,8 @@ class Qcow2Node(Reloading):
             raw = name.encode(errors="surrogateescape")
             if snapshot_changes.find(image, None, raw) is not None:
                 raise BlockError(
-                    f"Snapshot with name '{name}' already exists on device '{self.node_name}'"
+                    f"Snapshot with name '{name}' already exists on device "
+                    f"'{device or self.node_name}'"
                 )
             return await snapshot_changes.create(image, raw, *divmod(now, 10**9))
 
@@ -305,7 +309,9 @@ class Qcow2Node(Reloading):
                     notify_resize(self)
             return found
 
-    def _find_snapshot(self, number: str | None, name: str | None) -> Snapshot:
+    def _find_snapshot(
+        self, number: str | None, name: str | None, device: str | None = None
+    ) -> Snapshot:
         from vhostblk.block.drivers.qcow2 import snapshot_changes
 
         found = snapshot_changes.find(
@@ -316,18 +322,24 @@ class Qcow2Node(Reloading):
         if found is None:
             raise BlockError(
                 f"Snapshot with id '{number or 'null'}' and name '{name or 'null'}' does not exist "
-                f"on device '{self.node_name}'"
+                f"on device '{device or self.node_name}'"
             )
         return found
 
-    async def delete_snapshot(self, *, id: str | None = None, name: str | None = None) -> Snapshot:  # noqa: A002
+    async def delete_snapshot(
+        self,
+        *,
+        id: str | None = None,  # noqa: A002
+        name: str | None = None,
+        device: str | None = None,
+    ) -> Snapshot:
         """Delete the internal snapshot with this id and name; raises BlockError or OSError."""
         from vhostblk.block.drivers.qcow2 import snapshot_changes
 
         image = self._image
         async with self._graph.drained([self]), image.lock:
             image.check_usable()
-            found = self._find_snapshot(id, name)
+            found = self._find_snapshot(id, name, device)
             await snapshot_changes.delete(image, found)
             return found
 
