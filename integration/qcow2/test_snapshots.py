@@ -14,8 +14,10 @@ import pytest
 from integration.qcow2.tools import check, content, opened, qemu_img, qemu_io, read, run, write
 from tests.block.support import fails_with
 from vhostblk.block.drivers.qcow2 import snapshot_changes
+from vhostblk.block.drivers.qcow2.layout import Incompatible
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.errors import BlockError
+from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -210,6 +212,37 @@ def test_a_snapshot_table_without_room_is_told_before_anything_changes(tmp_path:
                     await node.create_snapshot("s")
             await backend.flush()
             assert path.read_bytes() == before
+
+    run(main())
+    check(path)
+
+
+@pytest.mark.parametrize("change", ["create", "apply", "grow"])
+def test_with_lazy_refcounts_what_changes_no_entries_leaves_the_image_clean(
+    tmp_path: Path, change: str
+) -> None:
+    """QEMU marks an image dirty when it links clusters, and not for these."""
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", path, SIZE)
+    qemu_io(path, "write -q -P 1 0 128k")
+    qemu_img("snapshot", "-c", "s", path)
+
+    async def main() -> None:
+        async with opened(path) as (node, _):
+            assert isinstance(node, Qcow2Node)
+            if change == "create":
+                await node.create_snapshot("t")
+            elif change == "apply":
+                await node.apply_snapshot(name="s")
+            else:
+                await node.grow(1 << 40, PreallocMode.OFF)
+            copy = tmp_path / "copy.qcow2"
+            shutil.copyfile(path, copy)
+            features = int.from_bytes(copy.read_bytes()[72:80], "big")
+            assert not features & Incompatible.DIRTY
+            errors = qemu_img("check", copy, check=False)
+            assert "corrupt" not in errors
+            assert "ERROR" not in errors
 
     run(main())
     check(path)

@@ -13,6 +13,7 @@ Changed tables stay in memory until a flush, or until there are too many. Then:
 
 So a crash costs clusters that are in use without need, and nothing else. With lazy refcounts the
 blocks are not written in step 2; the image is marked dirty, and whoever opens it next repairs it.
+As in QEMU, what changes no L2 entries (a snapshot, a longer L1 table) marks nothing.
 
 A full file system stops none of this: what is written has storage from before its first change on
 (see `places`).
@@ -144,8 +145,11 @@ class Commit:
         image = self._image
         image.check_usable()
         await image.header_file.confirm()
-        await self._mark_dirty()
-        if not self._lazy or len(image.refcounts.blocks) > image.refcounts.limit:
+        # Without L2 entries to be written there is nothing to be gained by being lazy.
+        lazy = self._lazy and any(found.dirty for found in image.tables.slices.values())
+        if lazy and self._refcounts_dirty:
+            await image.header_file.set_dirty(True)  # before they are wrong in the file
+        if not lazy or len(image.refcounts.blocks) > image.refcounts.limit:
             await self._write_refcounts()
         await self._write_tables()
         if self._freed or self._freed_many or self._forgotten:
@@ -167,11 +171,6 @@ class Commit:
             await self.write_all()
         finally:
             await self._image.allocator.trim()
-
-    async def _mark_dirty(self) -> None:
-        """Say that refcounts in the file may be wrong, before they are."""
-        if self._lazy and self._refcounts_dirty:
-            await self._image.header_file.set_dirty(True)
 
     async def _write_refcounts(self) -> None:
         image = self._image
