@@ -424,6 +424,8 @@ class BlockNode(ABC):
 
         The text of the OSError is shown to the user, and then the length is what it was.
         """
+        if type(self).truncate is BlockNode.truncate:
+            await self.truncate(size)  # which says that there is no resizing at all
         raise OSError(errno.ENOTSUP, f"Unsupported preallocation mode '{mode.value}'")
 
     # Access to a snapshot that the node keeps (`snapshot-access`).

@@ -114,8 +114,11 @@ async def _reads_zero(image: Image, start: int, stop: int) -> bool:
 
 
 async def _grow_data(image: Image, size: int, mode: PreallocMode) -> None:
-    """Make the external data file as long as the disk will be."""
-    if image.data.node.size != size:
+    """Make the external data file as long as the disk will be; with a mode, at least so long."""
+    if mode is PreallocMode.OFF:
+        if image.data.node.size != size:
+            await image.data.truncate(size)
+    elif image.data.node.size < size:
         await image.data.truncate(size, PreallocMode.OFF if mode is PreallocMode.METADATA else mode)
 
 
