@@ -118,6 +118,16 @@ def test_what_lies_below_a_copy_on_write_image_is_read_only() -> None:
     assert resolve_child(BlockdevOptionsNull(read_only=False), BACKING, parent).read_only is False
 
 
+def test_children_of_inactive_nodes_are_inactive() -> None:
+    root = resolve(BlockdevOptionsNull(node_name="n", active=False))
+    backing = resolve_child(BlockdevOptionsNull(), BACKING, root)
+    assert not backing.active
+    assert not resolve_child(BlockdevOptionsNull(active=True), BACKING, root).active
+    assert not resolve_child(BlockdevOptionsNull(), "file", backing).active
+    assert resolve_child(BlockdevOptionsNull(), "file", root).active
+    assert resolve_child(BlockdevOptionsNull(), "file", resolve(BlockdevOptionsNull())).active
+
+
 def test_nothing_is_left_open() -> None:
     for options in (
         resolve(BlockdevOptionsNull()),

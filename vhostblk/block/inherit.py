@@ -4,7 +4,8 @@
 A node of its own gets the defaults. A node defined inside its parent takes over how the parent
 treats storage; what it says itself goes first. As in QEMU, two things are not the parent's to say:
 an inline child may always unmap, since the parent hands down only discards that it wants to have,
-and what a copy-on-write image lies on is read-only.
+and what a copy-on-write image lies on is read-only. A child of an inactive node is inactive,
+whatever it says; only "file" of a node that says so itself is active, as QEMU opens it before.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ def resolve(options: Any) -> Any:
 def resolve_child(options: Any, role: str, parent: Any) -> Any:
     """Return the options of a child defined inside `parent`, whose own are resolved."""
     values = {name: getattr(parent, name) for name in _HANDED_DOWN}
-    values["active"] = True
+    has_name = parent.node_name is not UNSET  # as a node of its own has
+    values["active"] = parent.active or (role == "file" and has_name)
+    if not values["active"]:
+        options = replace(options, active=False)
     values["discard"] = BlockdevDiscardOptions.UNMAP
     if role == BACKING:
         values["read_only"], values["auto_read_only"] = True, False
