@@ -270,12 +270,12 @@ class Changes:
         await self.read_kept()
         name = stack.above.pop()
         child = stack.above[-1] if stack.above else stack.active.node
+        if name in self._kept:  # while the filter has a parent, its child may have no other writer
+            access, _ = self._kept.pop(name)
+            await stack.do("blockdev-del", node_name=access)
         error = await stack.put_above(child)
         if error:
             raise CommandError(f"removing {name}: {error}")
-        if name in self._kept:
-            access, _ = self._kept.pop(name)
-            await stack.do("blockdev-del", node_name=access)
         await stack.remove_filter(name)
 
     async def read_kept(self) -> None:
