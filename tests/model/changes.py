@@ -427,7 +427,7 @@ class Changes:
         world, yard = self._world, self._world.yard
         if not world.options.cuts or self._copies:
             return
-        world.taken()
+        world.note_bypassed()
         now = world.clock.tick()
         views = [disk.model.after_cut(now) for disk in world.disks]
         rng = random.Random(seed)

@@ -27,11 +27,14 @@ from vhostblk.virtio_blk.layout import CONFIG_WRITEBACK_OFFSET, RequestType, Sta
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from tests.model.program import Op
     from vhostblk.block.node import BlockNode, Failures
     from vhostblk.daemon import Daemon
+
+    Taking = Callable[[], AbstractContextManager[None]]
 
 #: What a guest writes with; the other kinds carry no data.
 WRITES = ("write", "fua", "packed", "blank")
@@ -197,11 +200,11 @@ async def _write(backend: BlockBackend, offset: int, iov: IoVec) -> bytes:
 class QueueGuest(Guest):
     """A driver on a connection to an export."""
 
-    def __init__(self, driver: BlkDriver, memory: Memory, taken: Callable[[], object]) -> None:
-        """`taken` is called when completions were taken and before they count."""
+    def __init__(self, driver: BlkDriver, memory: Memory, taking: Taking) -> None:
+        """`taking` is entered when completions were taken, and left when they count."""
         self._driver = driver
         self._memory = memory
-        self._taken = taken
+        self._taking = taking
         self._requests: dict[int, Request] = {}
         self._next = 0
         self._loop = asyncio.get_running_loop()
@@ -211,9 +214,7 @@ class QueueGuest(Guest):
             ring.arm()
 
     @classmethod
-    async def connect(
-        cls, path: Path, queues: int, *, packed: bool, taken: Callable[[], object]
-    ) -> QueueGuest:
+    async def connect(cls, path: Path, queues: int, *, packed: bool, taking: Taking) -> QueueGuest:
         """Connect; what the export has to say meanwhile is said on this loop."""
         memory = Memory(_LAYOUT)
 
@@ -227,7 +228,7 @@ class QueueGuest(Guest):
                 indirect=True,
             )
 
-        return cls(await asyncio.to_thread(negotiate), memory, taken)
+        return cls(await asyncio.to_thread(negotiate), memory, taking)
 
     def submit(self, requests: Sequence[Request]) -> None:
         driver = self._driver
@@ -273,9 +274,10 @@ class QueueGuest(Guest):
                 ring.arm()  # and look again, for what came before that
         if not done:
             return
-        self._taken()
-        for made, data in done:
-            self.finish(self._requests.pop(id(made)), data if made.status == Status.OK else None)
+        with self._taking():
+            for made, data in done:
+                read = data if made.status == Status.OK else None
+                self.finish(self._requests.pop(id(made)), read)
 
     async def set_write_cache(self, *, enabled: bool) -> None:
         connection, value = self._driver.connection, bytes([enabled])

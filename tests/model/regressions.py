@@ -32,6 +32,12 @@ REGRESSIONS: dict[str, str] = {
         '{"options":{"size":4096,"cuts":true,"lane":"{lane}"},"steps":['
         '{"ops":[["write",0,8]]},{"act":"cache","on":false},{"ops":[["write",8,8]]}]}'
     ),
+    # A write through to a cluster whose table was on its way to the file.
+    "write-through-meets-flush": (
+        '{"options":{"size":4096,"cuts":true,"write_cache":false,"pace":"straggling","seed":9,'
+        '"lane":"{lane}"},"steps":[{"ops":[["write",1024,128]]},'
+        '{"ops":[["write",0,8,3,8],["read",1024,8,30]],"depth":2}]}'
+    ),
     # Tables of the former file served the new one.
     "swapped-files": (
         '{"options":{"size":4096,"second":true,"lane":"{lane}"},"steps":['

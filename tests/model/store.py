@@ -52,6 +52,9 @@ BLOCK = 4096
 #: No recorded file gets longer; memory is taken as it is used.
 _LONGEST = 256 << 20
 
+#: What the engine needs for a request on an idle machine, in seconds; more does no harm.
+_ENGINE = 0.001
+
 #: How many turns a request may wait, by the name of the pace.
 PACES: dict[str, tuple[int, ...]] = {
     "none": (0,),
@@ -212,6 +215,9 @@ class Yard:
         self._waiting: list[tuple[int, int, Completion[None]]] = []
         self._turn = self._count = 0
         self._ticking = False
+        #: The engine gets some time before a turn that nobody else has a use for is skipped.
+        self.engine_first = False
+        self._paused = False
 
     def file(self, path: str) -> StoreFile:
         """Return a file by its name."""
@@ -257,7 +263,12 @@ class Yard:
         loop: Any = asyncio.get_running_loop()
         self._turn += 1
         if not loop._ready:
+            if self.engine_first and not self._paused:
+                self._paused = True
+                loop.call_later(_ENGINE, self._next_turn)
+                return
             self._turn = max(self._turn, self._waiting[0][0])
+        self._paused = False
         while self._waiting and self._waiting[0][0] <= self._turn:
             heapq.heappop(self._waiting)[2].set_result(None)
         self._ticking = bool(self._waiting)

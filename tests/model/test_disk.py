@@ -19,12 +19,14 @@ from vhostblk.engine import load
 _LANES = ("backend", "python", "express") if load() else ("backend", "python")
 #: Of each focus and lane.
 _EXAMPLES = 6
+#: How many power cuts are judged of a program that went wrong once.
+_CUTS = 60
 
 
 @pytest.mark.parametrize("lane", _LANES)
 @pytest.mark.parametrize("name", REGRESSIONS)
 def test_programs_that_went_wrong_once(name: str, lane: str) -> None:
-    run(Program.from_json(REGRESSIONS[name].replace("{lane}", lane)))
+    run(Program.from_json(REGRESSIONS[name].replace("{lane}", lane)), cuts=_CUTS)
 
 
 @pytest.mark.parametrize("lane", _LANES)
