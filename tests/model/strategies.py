@@ -176,7 +176,8 @@ def options(draw: Draw, focus: str, lane: str | None = None) -> Options:
         chosen["detect_zeroes"] = _pick(draw, "on", "unmap")
     chosen |= _filters(draw, focus, chosen)
     chosen["top"] = focus in ("graph", "filters") or not _chance(draw, 40)
-    if chosen["format"] == "qcow2" and focus != "filters":
+    # Where a file has two copies, names that begin at its directory lead nowhere.
+    if chosen["format"] == "qcow2" and focus != "filters" and "quorum" not in chosen["below"]:
         chosen["named"] = _chance(draw, 20)
     chosen["second"] = focus == "graph" and not chosen.get("data_file") and _chance(draw, 50)
     return Options(**chosen)

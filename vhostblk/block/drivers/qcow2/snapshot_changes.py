@@ -120,6 +120,7 @@ async def _tidy_up(image: Image) -> None:
     image.tables.clear()
     await check_flags(image, clusters[counts == 1], CheckResult(), repair=True)
     await image.commit.write_all()
+    await image.commit.sync()
     image.untidy = False
 
 
