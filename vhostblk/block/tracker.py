@@ -6,6 +6,9 @@ read and the write no other write may change these blocks, or it would be undone
 node with an alignment is entered here; a *serialising* one (read-modify-write) and whatever
 overlaps it go one after the other, in the order in which they came. As each waits only for earlier
 ones, nobody waits for ever and there is no deadlock.
+
+While there are serialising writes, all writes in flight are found by their places: a request of a
+guest may become thousands of writes, and comparing each with all others would stop the event loop.
 """
 
 from __future__ import annotations
@@ -15,9 +18,14 @@ from typing import TYPE_CHECKING
 from vhostblk.block.completion import Completion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from vhostblk.block.backend import BlockBackend
+
+#: Writes are listed for each part of the node that they touch: this many bits of an offset.
+_PART_BITS = 14
+#: Those that touch more parts than this are listed apart.
+_FEW = 64
 
 
 class TrackedWrite:
@@ -40,18 +48,66 @@ class TrackedWrite:
         )
 
 
+class _Places:
+    """Finds writes by where they are."""
+
+    __slots__ = ("_parts", "_wide")
+
+    def __init__(self, writes: Iterable[TrackedWrite]) -> None:
+        self._parts: dict[int, dict[TrackedWrite, None]] = {}
+        self._wide: dict[TrackedWrite, None] = {}
+        for write in writes:
+            self.add(write)
+
+    def add(self, write: TrackedWrite) -> None:
+        parts = _parts(write)
+        if len(parts) > _FEW:
+            self._wide[write] = None
+            return
+        for part in parts:
+            self._parts.setdefault(part, {})[write] = None
+
+    def remove(self, write: TrackedWrite) -> None:
+        parts = _parts(write)
+        if len(parts) > _FEW:
+            del self._wide[write]
+            return
+        for part in parts:
+            there = self._parts[part]
+            del there[write]
+            if not there:
+                del self._parts[part]
+
+    def near(self, write: TrackedWrite) -> Iterator[TrackedWrite]:
+        """Yield all writes that may overlap one, some several times."""
+        yield from self._wide
+        parts = _parts(write)
+        if len(parts) > len(self._parts):
+            for there in self._parts.values():
+                yield from there
+            return
+        for part in parts:
+            yield from self._parts.get(part, ())
+
+
+def _parts(write: TrackedWrite) -> range:
+    return range(write.start >> _PART_BITS, (write.stop - 1 >> _PART_BITS) + 1)
+
+
 class WriteTracker:
     """The writes in flight on one node, in order of arrival.
 
     `earlier`: users of the node whose writes in flight, if any, were not entered.
     """
 
-    __slots__ = ("_active", "_earlier", "_serialising")
+    __slots__ = ("_active", "_earlier", "_places", "_serialising")
 
     def __init__(self, earlier: Iterable[BlockBackend] = ()) -> None:
         self._earlier = list(earlier)
         self._active: dict[TrackedWrite, None] = {}
         self._serialising = 0
+        #: Of all that is active, while something is serialising.
+        self._places: _Places | None = None
 
     def try_enter(self, start: int, stop: int) -> TrackedWrite | None:
         """Enter an ordinary write at once; None where it may have to wait."""
@@ -66,11 +122,7 @@ class WriteTracker:
         if serialising and self._earlier:
             await self._drain_earlier()
         write = TrackedWrite(start, stop, serialising)
-        earlier: list[TrackedWrite] = []
-        if serialising or self._serialising:
-            earlier = [other for other in self._active if other.excludes(write)]
-        self._active[write] = None
-        self._serialising += serialising
+        earlier = self._add(write)
         try:
             for other in earlier:
                 if other in self._active:
@@ -81,6 +133,19 @@ class WriteTracker:
             self.leave(write)
             raise
         return write
+
+    def _add(self, write: TrackedWrite) -> Iterable[TrackedWrite]:
+        """Note a write; return the earlier ones that it has to wait for."""
+        earlier: dict[TrackedWrite, None] = {}
+        self._serialising += write.serialising
+        if self._serialising:
+            if self._places is None:
+                self._places = _Places(self._active)
+            near = self._places.near(write)
+            earlier = {other: None for other in near if other.excludes(write)}
+            self._places.add(write)
+        self._active[write] = None
+        return earlier
 
     def forget(self, user: object) -> None:
         """Wait for no earlier writes of a user, as there are none."""
@@ -97,5 +162,9 @@ class WriteTracker:
         """End a write, and let those go on that waited for it."""
         del self._active[write]
         self._serialising -= write.serialising
+        if not self._serialising:
+            self._places = None
+        elif self._places is not None:
+            self._places.remove(write)
         for turn in write.waiters:
             turn.set_result(None)
