@@ -44,6 +44,8 @@ _INSERTED_ABOVE = (
 )  # fmt: skip
 _INSERTED_BELOW = ("throttle", "preallocate", "blkdebug", "blklogwrites", "raw")
 _PACES = ("none", "short", "mixed", "long", "straggling")
+#: No request is for more clusters, so that programs with small ones don't take all the time.
+_MOST_CLUSTERS = 1024
 
 
 def _pick(draw: Draw, *values: Any) -> Any:
@@ -204,7 +206,7 @@ def _lengths(draw: Draw, chosen: Options) -> int:
     length: int = _pick(
         draw, 8, 1, cluster, 3, 16, 64, 128, cluster + cluster // 2, 2 * cluster, 1024, 4096, 16384
     )
-    return min(length, chosen.size)
+    return min(length, chosen.size, _MOST_CLUSTERS * cluster)
 
 
 _KINDS = ("write",) * 9 + (
@@ -223,7 +225,8 @@ def _op(draw: Draw, chosen: Options) -> Op:
     if _chance(draw, 25):
         cluster = max(1 << chosen.cluster_bits - 9, 1)
         times = draw(st.integers(2, 40))
-        times = max(min(times, 16 * MIB // max(count, 1)), 1)
+        most = min(16 * MIB, 4 * _MOST_CLUSTERS * cluster)
+        times = max(min(times, most // max(count, 1)), 1)
         step = _pick(draw, count, 2 * count, cluster, max(count - 1, 1), 2 * cluster, count + 1)
     return Op(kind, _places(draw, chosen), count, times, step if times > 1 else 0)
 
