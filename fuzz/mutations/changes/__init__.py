@@ -11,15 +11,22 @@ from fuzz.mutations.changes import (
     engine_io,
     files,
     filters,
+    handover,
+    qcow2_changes,
     qcow2_data,
     qcow2_metadata,
+    qcow2_places,
+    records,
     rings,
 )
 
 if TYPE_CHECKING:
     from fuzz.mutations.mutation import Mutation
 
-_AREAS = (engine_io, rings, devices, files, block_layer, filters, qcow2_data, qcow2_metadata)
+_AREAS = (
+    *(engine_io, rings, records, devices, handover, files, block_layer, filters),
+    *(qcow2_data, qcow2_metadata, qcow2_changes, qcow2_places),
+)
 
 
 def all_mutations() -> list[Mutation]:

@@ -66,13 +66,44 @@ MUTATIONS = (
         "write-past-the-end",
         _EDGE,
         """
-        - if offset + length > self.node.size and not (
-        + if offset > self.node.size and not (
-              self.perm & Perm.RESIZE and self.parent_is_node
-          ):
+        - if offset + length > self.node.size:
+        + if offset > self.node.size:
+              if not self._may_grow:
         """,
-        "A request that ends behind the disk goes over what lies there.",
-        _EDGES,
+        "What a user of a disk may not make longer is made longer.",
+        (*_EDGES, "tests/block/test_growing.py"),
+    ),
+    Mutation(
+        "write-past-a-fixed-end",
+        _EDGE,
+        """
+              raise os_error(errno.EIO)
+        - if not self.node.grows_by_writing:
+        -     raise os_error(errno.ENOSPC)
+        """,
+        "A format writes past the end of what can't become longer: the driver gets to decide.",
+        ("tests/block/test_growing.py", "tests/block/test_raw_window.py"),
+    ),
+    Mutation(
+        "write-to-a-part-of-the-last-block",
+        _EDGE,
+        """
+        - if end & mask and (end | mask) >= self.node.size and not self.perm & Perm.RESIZE:
+        + if end & mask and (end | mask) > self.node.size + mask and not self.perm & Perm.RESIZE:
+              raise os_error(errno.EPERM)
+        """,
+        "A guest's write to the last sectors makes file and disk longer.",
+        ("tests/block/test_last_block.py",),
+    ),
+    Mutation(
+        "resize-of-a-backing-file",
+        _GRAPH,
+        """
+        - check_not_backing(node)
+          backend = BlockBackend("", Perm.RESIZE)
+        """,
+        "A backing file shrinks under its overlay.",
+        ("tests/qmp_block",),
     ),
     Mutation(
         "burst-on-a-read-only-node",
@@ -509,11 +540,12 @@ MUTATIONS = (
         "reopen-without-a-flush",
         _GRAPH,
         """
-        - await _flush(nodes, "Error flushing drive: ")
-          opening = [change.node for change in changes if change.opens_for_writing]
+          loading = reopening.remembering
+        - await _flush(dict.fromkeys([*reversed(loading), *nodes]), "Error flushing drive: ")
+          await _release_children(reopening.leaving)
         """,
-        "What was written through one open file is not on stable storage when that is closed.",
-        ("tests/block/test_reopen.py",),
+        "What was written before a reopen stays in the cache of a file that has been left.",
+        ("tests/block/test_reopen.py", "tests/block/test_other_data.py"),
     ),
     Mutation(
         "reopen-leaves-frozen-children-alone-no-more",
@@ -530,24 +562,24 @@ MUTATIONS = (
         "reopen-undone-in-part",
         _REOPEN,
         """
-          except BaseException:
-        -     for step in reversed(undo):
-        +     for step in undo[:1]:
-                  step()
+        - for step in reversed(self._undo):
+        + for step in self._undo[:1]:
+              step()
+          for node in self._prepared:
         """,
-        "After a reopen that failed, some nodes have their new options and children.",
+        "After a reopen that was refused, half of the nodes go by the new options.",
         ("tests/block/test_reopen.py",),
     ),
     Mutation(
         "reopen-keeps-the-old-fast-path",
         _REOPEN,
         """
-          for change in reversed(changes):
-              change.node.commit_reopen()
-        - refresh([change.node for change in changes])
+          writable = self._take_options()
+        - refresh(self.nodes)
+          for node in with_ancestors(self.nodes):
         """,
-        "After a reopen, requests go by the limits of the former open file.",
-        ("tests/block/test_reopen.py",),
+        "A node goes on by the limits and options that it had.",
+        ("tests/block/test_reopen.py", "tests/block/test_other_data.py"),
     ),
     Mutation(
         "reopen-with-the-former-backing",
@@ -555,11 +587,56 @@ MUTATIONS = (
         """
           edge.node.parents.remove(edge)
           del node.children[inherit.BACKING]
-        - node.backing_changed()
+        - node.child_changed(inherit.BACKING)
           return undo
         """,
         "An image that was given no backing file goes on with the one it had.",
         ("tests/block/test_reopen.py", "integration/qcow2/test_node_changes.py"),
+    ),
+    Mutation(
+        "reopen-keeps-tables-of-the-former-file",
+        _REOPEN,
+        """
+          if node in self.other_data:
+        -     self._loaded.append(node)
+        -     await node.load_other_data(self.other_data[node])
+              refresh([node])
+        """,
+        "An image that got another file goes by the tables of the former one.",
+        ("tests/block/test_other_data.py",),
+    ),
+    Mutation(
+        "reopen-that-failed-keeps-the-other-tables",
+        _REOPEN,
+        """
+        - for node in reversed(self._loaded):
+        -     node.drop_other_data()
+          for step in reversed(self._undo):
+        """,
+        "After a reopen that failed, an image goes by the tables of a file that it hasn't got.",
+        ("tests/block/test_other_data.py",),
+    ),
+    Mutation(
+        "reopen-changes-no-bitmap",
+        _REOPEN,
+        """
+          for node, bitmaps in self._recording.items():
+        -     _mark_all(node, bitmaps)
+        +     assert node not in bitmaps
+        """,
+        "An incremental backup lacks all that another file has brought.",
+        ("tests/block/test_other_data.py",),
+    ),
+    Mutation(
+        "reopen-writes-before-its-marks",
+        "vhostblk/block/drivers/qcow2/reloading.py",
+        """
+        - self._image.unusable = self.writable_image
+        + self._image.unusable = False
+        """,
+        "An image is written to before the file says that its bitmaps are out of date.",
+        ("tests/block/test_other_data.py",),
+        equivalent="The graph is drained until `start_writing` has put the marks in the file.",
     ),
     Mutation(
         "overlay-over-unflushed-data",
@@ -578,11 +655,22 @@ MUTATIONS = (
         "overlay-for-some-users",
         _OVERLAY,
         """
-        - moved = [edge for edge in base.parents if edge.parent not in below]
-        + moved = [edge for edge in base.parents[:1] if edge.parent not in below]
+        - return [edge for edge in self._base.parents if edge.parent not in below]
+        + return [edge for edge in self._base.parents[:1] if edge.parent not in below]
         """,
-        "One of two exports goes on writing to the base of a snapshot.",
+        "After a snapshot some users still write to the image that is to stay as it is.",
         ("tests/qmp_block/test_overlay.py", "tests/block/test_graph.py"),
+    ),
+    Mutation(
+        "overlay-on-its-own-file",
+        _OVERLAY,
+        """
+        -     check_no_loop(overlay, base)
+
+          async def _check_data(self) -> None:
+        """,
+        "A snapshot goes into a file of its own chain.",
+        ("tests/qmp_block/test_files_in_use.py",),
     ),
     Mutation(
         "overlay-abort-keeps-the-overlay",

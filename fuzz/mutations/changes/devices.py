@@ -158,21 +158,16 @@ MUTATIONS = (
         _QUEUE,
         """
         - notify = self._ring.push(completed.heads, lengths)
-        - if notify and self._call_fd is not None:
         + self.in_flight -= len(completed.heads)
         + if self._idle and not self.in_flight:
-        +     waiting, self._idle = self._idle, []
-        +     for idle in waiting:
-        +         idle.set_result(None)
+        +     resolve_all(self._idle)
         + notify = self._ring.push(completed.heads, lengths)
-        + if notify and self._call_fd is not None:
+          if notify and self._call_fd is not None:
               self._counters.notified += 1
               eventfd.signal(self._call_fd)
         - self.in_flight -= len(completed.heads)
         - if self._idle and not self.in_flight:
-        -     waiting, self._idle = self._idle, []
-        -     for idle in waiting:
-        -         idle.set_result(None)
+        -     resolve_all(self._idle)
         """,
         "A queue stops before its last completions are in the ring, in which they then never are.",
         (*_DEVICES, "tests/exports"),
@@ -455,122 +450,5 @@ MUTATIONS = (
         """,
         "What requests have written is missing at the destination of a migration.",
         ("tests/exports/test_dirty_logging.py",),
-    ),
-    Mutation(
-        "journal-forgets-the-base",
-        _JOURNAL,
-        """
-          self._forget(Request.SET_VRING_CALL, index)
-        - self.set_base(state)
-        """,
-        "After a hand-over a vring that was stopped goes on from where it began.",
-        ("tests/vhost_user/test_journal.py", *_HANDOVER),
-    ),
-    Mutation(
-        "journal-starts-vrings-before-their-base",
-        _JOURNAL,
-        """
-          Request.SET_VRING_NUM,
-          Request.SET_VRING_ADDR,
-        - Request.SET_VRING_BASE,
-          Request.SET_VRING_ERR,
-          Request.SET_VRING_CALL,
-          Request.SET_VRING_KICK,
-        + Request.SET_VRING_BASE,
-          Request.SET_VRING_ENABLE,
-        """,
-        "After a hand-over a vring begins at 0 and does old requests again.",
-        ("tests/vhost_user/test_journal.py", *_HANDOVER),
-    ),
-    Mutation(
-        "journal-keeps-removed-memory",
-        _JOURNAL,
-        """
-        - former_region = self._regions.pop((guest, size, user), None)
-        + former_region = None
-        """,
-        "After a hand-over guest memory is mapped that the front-end has given another use.",
-        ("tests/vhost_user/test_journal.py", *_HANDOVER),
-    ),
-    Mutation(
-        "journal-keeps-an-old-table",
-        _JOURNAL,
-        """
-          for former in self._regions.values():
-              former.fds.close()
-        - self._regions.clear()
-        """,
-        "After a hand-over guest memory is mapped that the front-end has given another use.",
-        ("tests/vhost_user/test_journal.py", *_HANDOVER),
-    ),
-    Mutation(
-        "journal-without-the-inflight-area",
-        _JOURNAL,
-        """
-          Request.SET_BACKEND_REQ_FD,
-        - Request.SET_INFLIGHT_FD,
-          Request.SET_STATUS,
-          Request.SET_VRING_NUM,
-        """,
-        "After a hand-over requests in flight are noted nowhere: a crash then loses them.",
-        ("tests/vhost_user/test_journal.py", *_HANDOVER),
-    ),
-    Mutation(
-        "journal-without-the-dirty-log",
-        _JOURNAL,
-        """
-          Request.SET_FEATURES,
-        - Request.SET_LOG_BASE,
-          Request.SET_LOG_FD,
-          Request.SET_BACKEND_REQ_FD,
-          Request.SET_INFLIGHT_FD,
-        """,
-        "A hand-over during a migration: what is written afterwards is missing at the destination.",
-        ("tests/vhost_user/test_journal.py", *_HANDOVER),
-    ),
-    Mutation(
-        "handover-unlocks-the-images",
-        _GIVER,
-        """
-        - guards = _make_guards(daemon)
-          since = time.monotonic()
-        """,
-        "While images change hands, a third process opens them.",
-        _HANDOVER,
-    ),
-    Mutation(
-        "handover-guards-not-trusted-and-lost",
-        _TAKER,
-        """
-        - self._guards.append(taken)
-        - taken.trust()
-        + taken.trust()
-        + taken.close()
-        """,
-        "While images change hands, a third process opens them.",
-        _HANDOVER,
-    ),
-    Mutation(
-        "handover-leaves-images-open",
-        _GIVER,
-        """
-        - await daemon.graph.close()
-          told = True
-        """,
-        "Two processes have an image open for writing; tables in memory get to it late, or never.",
-        _HANDOVER,
-    ),
-    Mutation(
-        "handover-serves-before-the-commit",
-        _TAKER,
-        """
-          await self._build_on_leash(daemon, state, fds)
-        - await self._wait_for_commit()
-          for export in daemon.exports.values():
-              export.backend.resume()
-        + await self._wait_for_commit()
-        """,
-        "The new process serves requests though the old one may have gone on.",
-        _HANDOVER,
     ),
 )

@@ -155,7 +155,7 @@ MUTATIONS = (
         - if (queue->holds || queue->broken || vb_queue_full(queue))
         + if (queue->holds > 1 || queue->broken || vb_queue_full(queue))
               return false;
-          if (has_left(queue)) {
+          if (vb_queue_left(queue)) {
         """,
         "Requests begin inside a drained section.",
         ("tests/engine/test_queue.py",),
