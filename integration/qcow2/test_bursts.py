@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from integration.qcow2.tools import check, content, opened, qemu_img, read, run, write
+from integration.qcow2.tools import check, content, opened, qemu_img, qemu_io, read, run, write
 from vhostblk.block.completion import gather
 from vhostblk.block.drivers.qcow2.ahead import MIN_STREAM
 from vhostblk.block.iovec import IoVec
@@ -119,6 +119,32 @@ def test_a_stream_into_an_image_without_its_backing_file_hides_nothing_of_that(
             for start in range(0, MIN_STREAM, 1 << 20):
                 pieces = [(at, b"n" * CLUSTER) for at in range(start, start + (1 << 20), CLUSTER)]
                 assert not any(await burst(backend, model, pieces))
+
+    run(main())
+    check(path)
+    assert content(path, tmp_path / "raw") == model
+
+
+@pytest.mark.parametrize("distance", [0, 1, 15])
+def test_a_stream_over_a_backing_file_hides_nothing_of_that(tmp_path: Path, distance: int) -> None:
+    """A fourth of the stream would be given in advance, and there the backing file has data."""
+    end = MIN_STREAM + (1 << 20)  # the first burst's clusters are not at the file's end
+    data_at = end + distance * CLUSTER
+    base, path = tmp_path / "base.qcow2", tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", base, SIZE)
+    # The table of all of it is there, and is read first.
+    qemu_io(base, f"write -q -P 1 {data_at} {CLUSTER}")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", path, SIZE)
+    model = bytearray(SIZE)
+    model[data_at : data_at + CLUSTER] = b"\1" * CLUSTER
+
+    async def main() -> None:
+        async with opened(path) as (_, backend):
+            assert await read(backend, 0, SIZE) == model
+            for start in range(0, end, 1 << 20):
+                pieces = [(at, b"n" * CLUSTER) for at in range(start, start + (1 << 20), CLUSTER)]
+                assert not any(await burst(backend, model, pieces))
+            assert await read(backend, 0, SIZE) == model
 
     run(main())
     check(path)

@@ -15,6 +15,7 @@ from integration.qcow2.test_write import SIZE, Model, perform
 from integration.qcow2.tools import check, content, opened, qemu_img, qemu_io, read, run, write
 from tests.block.support import RW, options
 from vhostblk.block.backend import BlockBackend
+from vhostblk.block.drivers.qcow2.bitmap_store import BitmapStore
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
 from vhostblk.block.permissions import Perm
@@ -186,6 +187,38 @@ def test_an_image_that_is_not_handed_over_after_all_goes_on_recording(tmp_path: 
     run(main())
     for path in paths:
         check(path)
+
+
+def test_an_image_whose_bitmaps_cannot_be_stored_is_not_handed_over(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+
+    async def main() -> None:
+        graph = Graph()
+        qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+        qemu_img("bitmap", "--add", path, "b")
+        await graph.add(options(**_members(path)))
+        await _write_by(graph, 0, b"a")
+        node = graph.find("disk")
+
+        async def fail(_store: BitmapStore, _bitmaps: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with mock.patch.object(BitmapStore, "store", fail):
+            with pytest.raises(BlockError) as caught:
+                await graph.set_active("disk", active=False)
+        assert str(caught.value) == (
+            "Failed to inactivate node: Lost persistent bitmaps during inactivation of node "
+            "'disk': No space left on device"
+        )
+        assert node.active
+        await _write_by(graph, 1 << 20, b"b")
+        (bitmap,) = node.bitmaps
+        assert bitmap.is_dirty(0)
+        assert bitmap.is_dirty(1 << 20)
+        await graph.close()
+
+    run(main())
+    check(path)
 
 
 def _shared(path: Path) -> str:

@@ -54,6 +54,35 @@ def test_room_behind_compressed_data_is_not_used_once_its_cluster_has_another_us
     assert content(path, tmp_path / "raw") == model
 
 
+def test_clusters_that_were_given_up_are_used_before_the_file_grows(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+
+    async def main() -> None:
+        async with opened(path, discard="unmap") as (node, backend):
+
+            async def hosts(first: int, count: int) -> set[int | None]:
+                extents = [
+                    await node.block_status(number * CLUSTER, CLUSTER)
+                    for number in range(first, first + count)
+                ]
+                assert all(extent.status & BlockStatus.OFFSET_VALID for extent in extents)
+                return {extent.offset for extent in extents}
+
+            for number in range(8):
+                await write(backend, 2 * number * CLUSTER, b"a" * CLUSTER)
+            former = await hosts(4, 1) | await hosts(10, 1)
+            for number in (4, 10):
+                await backend.pdiscard(number * CLUSTER, CLUSTER)
+            await backend.flush()
+            for number in (30, 40):  # no stream
+                await write(backend, number * CLUSTER, b"b" * CLUSTER)
+            assert await hosts(30, 1) | await hosts(40, 1) == former
+
+    run(main())
+    check(path)
+
+
 @pytest.mark.parametrize("give_up", ["discard", "unmap"])
 @pytest.mark.parametrize("form", ["cluster_size=64k", "extended_l2=on,cluster_size=64k"])
 def test_an_external_data_file_forgets_nothing_that_was_written_again(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -294,7 +295,16 @@ def test_a_drained_section_waits_for_nobody(clock: Clock) -> None:
         bench.start("b", 2)
         await clock.advance(0)
         assert bench.take() == "aa"
-        async with a.drained():
+        section = a.drained()
+        entering = asyncio.create_task(section.__aenter__())
+        await settle()
+        waited = not entering.done()
+        if waited:
+            await clock.advance(60)  # so that the test fails, and does not hang
+        await entering
+        assert not waited
+        async with AsyncExitStack() as stack:
+            stack.push_async_exit(section)
             assert bench.take() == "a" * 10
             bench.start("a", 2)
             await clock.advance(0.5)

@@ -232,6 +232,24 @@ def test_switched_on_and_off_with_requests_in_flight(log: Log) -> None:
     asyncio.run(main())
 
 
+def test_all_queues_are_noted(log: Log) -> None:
+    async def main() -> None:
+        async with logging_frontend(log) as front:
+            logging = front.device.dirty_logging
+            assert logging is not None
+            await front.start(1)
+            for enabled in (False, True):
+                await logging.set_logging(enabled)
+                log.take()
+                for index in (0, 1):
+                    request = front.request(IN, want=4096, index=index, align=4096)
+                    await front.done(request)
+                    noted = log.take()
+                    assert (request.address // LOG_PAGE in noted) is enabled
+
+    asyncio.run(main())
+
+
 @pytest.mark.usefixtures("ring_kind")
 def test_another_log_while_a_request_is_in_flight(log: Log) -> None:
     """The request is noted whole in the former one, and nothing is any more after that."""

@@ -83,6 +83,22 @@ def test_zeroes_ahead_need_not_be_written(tmp_path: Path) -> None:
     run(main)
 
 
+def test_zeroes_over_data_are_written(tmp_path: Path) -> None:
+    """A range that begins in data and ends past it does not read as zeroes yet."""
+
+    async def main() -> None:
+        graph, path = Graph(), tmp_path / "file"
+        backend, node = await grown(graph, path)
+        await write_bytes(backend, 4 * KIB, b"\x22" * 4 * KIB)
+        await backend.pwrite_zeroes(6 * KIB, 4 * KIB)
+        assert node.size == 10 * KIB
+        assert await read_bytes(backend, 4 * KIB, 6 * KIB) == b"\x22" * 2 * KIB + bytes(4 * KIB)
+        await backend.detach()
+        await graph.close()
+
+    run(main)
+
+
 def test_others_keep_off_until_the_preallocation_is_gone(tmp_path: Path) -> None:
     async def main() -> None:
         graph, path = Graph(), tmp_path / "file"

@@ -411,6 +411,6 @@ MUTATIONS = (
         +     pass
         """,
         "A drained section waits as long as the limits say; commands and a shut-down with it.",
-        ("tests/block/test_throttle.py",),
+        ("tests/block/test_throttle.py::test_a_drained_section_waits_for_nobody",),
     ),
 )

@@ -189,7 +189,7 @@ MUTATIONS = (
         -     found.pins -= 1
         """,
         "A slice is evicted and read again while its new content is on its way to the file.",
-        ("integration/qcow2/test_write.py", "integration/qcow2/test_bursts.py"),
+        ("integration/qcow2/test_cache.py",),
     ),
     Mutation(
         "commit-failed-release-forgets",
@@ -330,7 +330,7 @@ MUTATIONS = (
         + break
         """,
         "Of two slices with the same entries one gets the changes, and the other stays.",
-        ("integration/qcow2/test_write.py", "integration/qcow2/test_read.py"),
+        ("integration/qcow2/test_cache.py",),
     ),
     Mutation(
         "moved-table-written-in-part",
@@ -548,7 +548,7 @@ MUTATIONS = (
         + self.hint = max(self.hint, first)
         """,
         "Clusters that were given up are never taken again: the file grows without need.",
-        ("tests/block/qcow2/test_refcounts.py", "integration/qcow2/test_write.py"),
+        ("integration/qcow2/test_reuse.py",),
     ),
     Mutation(
         "run-over-a-used-cluster",

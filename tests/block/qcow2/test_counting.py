@@ -33,7 +33,8 @@ class File:
 
 
 def geometry_of(order: int) -> Geometry:
-    return Geometry(3, 9, order, extended_l2=False, external_data=False)
+    # A block has two sectors: only what has changed of it is written.
+    return Geometry(3, 10, order, extended_l2=False, external_data=False)
 
 
 def make(order: int, limit: int = 2) -> tuple[Refcounts, File, list[str]]:

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slices of L2 tables come into memory once, and stay while the file has something older."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from integration.qcow2.tools import check, opened, qemu_img, qemu_io, read, run, write
+from vhostblk.block.drivers.qcow2 import commit
+from vhostblk.block.drivers.qcow2 import tables as l2
+from vhostblk.block.drivers.qcow2.node import Qcow2Node
+from vhostblk.block.drivers.qcow2.transfer import read_array, write_array
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+SIZE = 4 << 20
+CLUSTER = 64 << 10
+
+
+def test_a_slice_that_two_want_at_once_is_loaded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+    qemu_io(path, f"write -q -P 1 0 {CLUSTER}")
+
+    async def read_late(*arguments: Any) -> Any:
+        await asyncio.sleep(0)
+        return await read_array(*arguments)
+
+    async def main() -> None:
+        async with opened(path) as (node, backend):
+            assert isinstance(node, Qcow2Node)
+            tables = node._image.tables
+            monkeypatch.setattr(l2, "read_array", read_late)
+            loaded: list[Any] = []
+            tables.on_load = loaded.append
+            first, second = await asyncio.gather(tables.load(0), tables.load(0))
+            assert first is second
+            assert loaded == [first]
+            both = await asyncio.gather(read(backend, 0, 512), read(backend, 512, 512))
+            assert both == [b"\1" * 512] * 2
+
+    run(main())
+
+
+def test_a_slice_that_is_being_written_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who would read it from the file meanwhile would get entries from before."""
+    path, model = tmp_path / "disk.qcow2", bytearray(SIZE)
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+    qemu_io(path, f"write -q -P 1 0 {CLUSTER}")
+    model[:CLUSTER] = b"\1" * CLUSTER
+
+    async def main() -> None:
+        async with opened(path) as (node, backend):
+            assert isinstance(node, Qcow2Node)
+            image, looked = node._image, 0
+
+            async def write_late(*arguments: Any) -> None:
+                nonlocal looked
+                for _ in range(2):  # what has not been used since the first time goes
+                    image.tables.clean_unused()
+                assert await read(backend, 0, SIZE) == model
+                looked += 1
+                await write_array(*arguments)
+
+            await write(backend, 8 * CLUSTER, b"n" * CLUSTER)
+            model[8 * CLUSTER : 9 * CLUSTER] = b"n" * CLUSTER
+            monkeypatch.setattr(commit, "write_array", write_late)
+            await backend.flush()
+            assert looked
+
+    run(main())
+    check(path)
