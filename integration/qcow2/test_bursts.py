@@ -125,6 +125,25 @@ def test_a_stream_into_an_image_without_its_backing_file_hides_nothing_of_that(
     assert content(path, tmp_path / "raw") == model
 
 
+@pytest.mark.parametrize("gap", [512, 4096])
+def test_writes_to_one_cluster_hide_nothing_between_them(tmp_path: Path, gap: int) -> None:
+    path, model = make_backed(tmp_path)
+
+    async def main() -> None:
+        async with opened(path) as (_, backend):
+            await write(backend, SIZE // 2 - CLUSTER, b"t")  # the table is there
+            model[SIZE // 2 - CLUSTER] = ord("t")
+            for number in range(4):
+                start, middle = number * CLUSTER, 8192
+                rest = CLUSTER - middle - gap
+                pieces = [(start, b"n" * middle), (start + middle + gap, b"m" * rest)]
+                assert not any(await burst(backend, model, pieces))
+            assert await read(backend, 0, SIZE) == model
+
+    run(main())
+    check(path)
+
+
 @pytest.mark.parametrize("distance", [0, 1, 15])
 def test_a_stream_over_a_backing_file_hides_nothing_of_that(tmp_path: Path, distance: int) -> None:
     """A fourth of the stream would be given in advance, and there the backing file has data."""

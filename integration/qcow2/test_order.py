@@ -56,6 +56,25 @@ def test_a_table_that_a_snapshot_shares_is_not_changed(
     assert content(path, tmp_path / "raw") == before
 
 
+def test_a_table_that_a_snapshot_shares_is_copied_as_a_whole(tmp_path: Path) -> None:
+    """Most of its slices have not been read when one of them changes."""
+    path, model = tmp_path / "disk.qcow2", bytearray(b"\1" * SIZE)
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, SIZE)
+    qemu_io(path, f"write -q -P 1 0 {SIZE}")
+    qemu_img("snapshot", "-c", "s", path)
+
+    async def main() -> None:
+        async with opened(path, l2_cache_entry_size=512) as (_, backend):
+            await write(backend, SIZE // 2, b"n" * 4096)
+            model[SIZE // 2 : SIZE // 2 + 4096] = b"n" * 4096
+            await backend.flush()
+            assert await read(backend, 0, SIZE) == model
+
+    run(main())
+    check(path)
+    assert content(path, tmp_path / "raw") == model
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_a_freed_cluster_had_is_seen_by_nobody(tmp_path: Path, count: int) -> None:
     """The file keeps it, and what lies behind it has never been used: both are taken at once."""
@@ -118,6 +137,77 @@ def test_data_of_a_subcluster_is_there_before_its_bit(tmp_path: Path) -> None:
             assert all(byte in (former, ord("n")) for byte, former in changed)
 
     run(main())
+
+
+def test_data_of_a_new_cluster_is_there_before_its_entry(tmp_path: Path) -> None:
+    """All else has been flushed, and with lazy refcounts no others are written."""
+    path, base = tmp_path / "disk.qcow2", tmp_path / "base"
+    below = random.Random("base").randbytes(SIZE)
+    base.write_bytes(below)
+    form = f"lazy_refcounts=on,cluster_size={CLUSTER}"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", form, "-b", base, "-F", "raw", path, SIZE)
+    qemu_io(path, f"write -q -P 1 0 {CLUSTER}")
+    qemu_img("snapshot", "-c", "s", path)
+    file, backing = RecordingNode(path.read_bytes()), RecordingNode(below, "backing")
+    places = range(4 * CLUSTER, 8 * CLUSTER, CLUSTER)
+    states: list[bytes] = []
+    old, model = b"", bytearray(SIZE)
+
+    async def main() -> None:
+        nonlocal old
+        async with opened_on(file, backing=backing) as (node, backend):
+            assert isinstance(node, Qcow2Node)
+            # What the snapshot has of it stays in use, and so no cluster becomes free.
+            await write(backend, 0, b"w" * CLUSTER)
+            await backend.flush()
+            assert node._image.allocator.gives_fresh
+            assert not node._image.commit.unsynced
+            old = await read(backend, 0, SIZE)
+            before = bytes(file.data)
+            file.log.clear()
+            assert not any(await burst(backend, model, [(at, b"n" * 4096) for at in places]))
+            await backend.flush()
+            states.extend(crashes(before, file.log))
+        for state in states:
+            below_it = RecordingNode(below, "backing")
+            crashed = RecordingNode(state)
+            async with opened_on(crashed, backing=below_it, read_only=True) as (_, backend):
+                seen = await read(backend, 0, SIZE)
+            for byte, former, new in zip(seen, old, model, strict=True):
+                assert byte in (former, new) if new else byte == former
+
+    run(main())
+    assert len(states) >= 3
+
+
+def test_a_new_table_is_empty_before_an_entry_leads_to_it(tmp_path: Path) -> None:
+    """Its cluster had data. With lazy refcounts, and as the write fails, nothing else is new."""
+    path, size = tmp_path / "disk.qcow2", 64 << 20
+    form = f"lazy_refcounts=on,cluster_size={CLUSTER}"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", form, path, size)
+    file, second = RecordingNode(path.read_bytes()), size // 2  # another table begins there
+    states: list[bytes] = []
+
+    async def main() -> None:
+        async with opened_on(file, discard="unmap") as (node, backend):
+            await write(backend, 0, b"\xaa" * CLUSTER)
+            await backend.flush()
+            await backend.pdiscard(0, CLUSTER)
+            await backend.flush()
+            assert not node._image.commit.unsynced
+            before = bytes(file.data)
+            file.log.clear()
+            file.fails = lambda _, data: errno.EIO if b"n" in data else 0
+            with fails_with(errno.EIO):
+                await write(backend, second, b"n" * CLUSTER)
+            await backend.flush()
+            states.extend(crashes(before, file.log))
+        for state in states:
+            async with opened_on(RecordingNode(state), read_only=True) as (_, backend):
+                assert await read(backend, second, CLUSTER) == bytes(CLUSTER)
+
+    run(main())
+    assert len(states) >= 3
 
 
 @pytest.mark.parametrize("name", ["enabled", "disabled"])

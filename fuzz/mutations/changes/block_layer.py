@@ -574,9 +574,10 @@ MUTATIONS = (
         "reopen-keeps-the-old-fast-path",
         _REOPEN,
         """
-          writable = self._take_options()
+          for node in self._loaded:
+              node.keep_other_data()
         - refresh(self.nodes)
-          for node in with_ancestors(self.nodes):
+          for node, size in sizes.items():
         """,
         "A node goes on by the limits and options that it had.",
         ("tests/block/test_reopen.py", "tests/block/test_other_data.py"),
@@ -682,7 +683,7 @@ MUTATIONS = (
         +     self._refresh()
         """,
         "A transaction that fails leaves its snapshots in place.",
-        ("tests/qmp_block/test_transaction.py", "tests/qmp_block/test_overlay.py"),
+        ("tests/qmp_block/test_overlay.py",),
     ),
     Mutation(
         "transaction-undone-first-to-last",

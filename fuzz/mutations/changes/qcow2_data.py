@@ -358,7 +358,7 @@ MUTATIONS = (
         -     self._image.commit.unsynced = True
         """,
         "Entries get to the file before the data that they refer to.",
-        ("integration/qcow2/test_crash.py::test_a_crash_in_a_stream_costs_nothing",),
+        ("integration/qcow2/test_order.py",),
     ),
     Mutation(
         "data-counts-as-synced",

@@ -248,6 +248,7 @@ MUTATIONS = (
         """,
         "A cluster that was discarded and has become a table again has no storage.",
         ("integration/qcow2/test_full.py",),
+        equivalent="A cluster that becomes metadata is written as a whole then: it has storage.",
     ),
     Mutation(
         "allocation-over-metadata",
