@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from integration.qcow2.record import RecordingNode, flushed, opened_on
 from integration.qcow2.tools import opened, qemu_img, qemu_io, read, run, write
 from tests.block.support import fails_with
+from vhostblk.block.drivers.qcow2.layout import HEADER, Incompatible
 from vhostblk.block.errors import BlockError
 from vhostblk.block.permissions import Perm
 
@@ -68,6 +70,23 @@ def test_corrupt_images_are_told_and_left_alone(
 
     if place == L2:
         run(again())
+
+
+def test_the_mark_of_a_corrupt_image_is_on_stable_storage(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    _image(path, L2, 1 << 63 | L1)
+    file = RecordingNode(path.read_bytes())
+    features = HEADER.offsets["incompatible_features"]
+
+    async def main() -> None:
+        async with opened_on(file) as (node, backend):
+            with fails_with(errno.EIO):
+                await write(backend, 0, b"x" * 512)
+            await node.settle()
+            stable = flushed(file.original, file.log)
+            assert int.from_bytes(stable[features : features + 8], "big") & Incompatible.CORRUPT
+
+    run(main())
 
 
 def test_nothing_is_published_any_more_once_an_image_is_corrupt(tmp_path: Path) -> None:

@@ -134,6 +134,28 @@ def test_what_was_written_before_the_file_system_was_full_is_there(
     verify()
 
 
+def test_a_cluster_that_is_taken_can_be_counted(tmp_path: Path) -> None:
+    """A write that succeeds can be flushed, also where its refcount lies in a hole of the block."""
+    path, outcomes = tmp_path / "disk.qcow2", set[bool]()
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=8k,refcount_bits=64", path, SIZE)
+
+    async def main(room: int) -> bool:
+        file = BoundedNode(path.read_bytes(), sparse=True)
+        async with opened_on(file) as (node, backend):
+            node._image.allocator.hint = 600  # counted in the second half of the block
+            file.room = len(file.blocks) + room
+            model = Model(bytes(SIZE))
+            (error,) = await burst(backend, model, [(0, b"w" * 8192)])
+            if error is None:
+                await backend.flush()
+            file.room = 1 << 30
+        return error is None
+
+    for room in range(12):
+        outcomes.add(run(main(room)))
+    assert outcomes == {False, True}
+
+
 @pytest.fixture
 def small_file_system(tmp_path: Path) -> Iterator[Path]:
     """Mount an ext4 file system with some 19 MiB of room."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from integration.qcow2.tools import check, content, opened, qemu_img, read, run, write
+from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.iovec import IoVec
 from vhostblk.block.node import BlockStatus, WriteFlags
 
@@ -81,6 +82,28 @@ def test_clusters_that_were_given_up_are_used_before_the_file_grows(tmp_path: Pa
 
     run(main())
     check(path)
+
+
+def test_a_run_past_the_end_of_a_refcount_block_has_no_cluster_in_use(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512,refcount_bits=64", path, SIZE)
+
+    async def main() -> None:
+        async with opened(path) as (node, backend):
+            assert isinstance(node, Qcow2Node)
+            await write(backend, 0, b"a" * 512 * 200)
+            image, border = node._image, 1 << node._image.geometry.refblock_bits
+            async with image.lock:
+                assert await image.refcounts.get(border) == 1
+                for cluster in (border - 2, border - 1):
+                    assert await image.refcounts.change(cluster, 1, -1) == [cluster]
+                image.allocator.hint = border - 2
+                taken = await image.allocator.allocate_together(3)
+                assert taken.first > border
+                taken = await image.allocator.allocate_together(2)
+                assert taken.first == border - 2
+
+    run(main())
 
 
 @pytest.mark.parametrize("give_up", ["discard", "unmap"])

@@ -560,7 +560,7 @@ MUTATIONS = (
         + more = int(used[0]) + 1 if len(used) else len(values)
         """,
         "A run of clusters at a refcount block's end has one that is in use.",
-        ("tests/block/qcow2/test_refcounts.py", "integration/qcow2/test_write.py"),
+        ("integration/qcow2/test_reuse.py",),
     ),
     Mutation(
         "table-without-its-old-entries",
