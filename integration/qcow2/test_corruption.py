@@ -12,7 +12,7 @@ import pytest
 from integration.qcow2.record import RecordingNode, flushed, opened_on
 from integration.qcow2.tools import opened, qemu_img, qemu_io, read, run, write
 from tests.block.support import fails_with
-from vhostblk.block.drivers.qcow2.layout import HEADER, Incompatible
+from vhostblk.block.drivers.qcow2.layout import HEADER, OFFSET_MASK, Incompatible
 from vhostblk.block.errors import BlockError
 from vhostblk.block.permissions import Perm
 
@@ -197,6 +197,26 @@ def test_metadata_that_counts_as_free_is_not_taken(
     after = path.read_bytes()
     assert after[79] & 2  # marked as corrupt
     assert after[80 : len(data)] == data[80:]
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_a_run_with_metadata_in_it_is_not_taken(tmp_path: Path, caplog: Any, before: int) -> None:
+    """Its first clusters are really free."""
+    path = tmp_path / "disk.qcow2"
+    _image(path, L2, 0)
+
+    async def main() -> None:
+        async with opened(path) as (node, _):
+            image = node._image  # type: ignore[attr-defined]
+            table = (int(image.tables.l1[0]) & OFFSET_MASK) >> image.geometry.cluster_bits
+            image.overlap.check_allocation(table + 1, 8)
+            image.overlap.metadata_added(table + 20, 1, "active_l2")
+            image.overlap.check_allocation(table + 20 - before, before)
+            with fails_with(errno.EIO):
+                image.overlap.check_allocation(table + 20 - before, before + 1)
+
+    run(main())
+    assert "overlaps with active L2 table" in caplog.text
 
 
 def test_the_header_is_not_taken_though_nothing_is_checked(tmp_path: Path, caplog: Any) -> None:

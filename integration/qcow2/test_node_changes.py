@@ -189,6 +189,28 @@ def test_an_image_that_is_not_handed_over_after_all_goes_on_recording(tmp_path: 
         check(path)
 
 
+def test_an_image_loses_its_backing_file(tmp_path: Path) -> None:
+    """Also in what was published of it."""
+    base, path = tmp_path / "base", tmp_path / "disk"
+    base.write_bytes(b"b" * SIZE)
+    qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", path)
+    qemu_io(path, "write -q -P 1 64k 64k")
+    file = {"driver": "file", "filename": str(base)}
+    below = {"driver": "raw", "node_name": "below", "file": file}
+
+    async def main() -> None:
+        graph = Graph()
+        await graph.add(options(**below))
+        await graph.add(options(**_members(path), backing="below"))
+        with_base = await _read_by(graph, 0, 192 << 10)
+        assert with_base == b"b" * 65536 + b"\1" * 65536 + b"b" * 65536
+        await graph.reopen([options(**_members(path), backing=None)])
+        assert await _read_by(graph, 0, 192 << 10) == bytes(65536) + b"\1" * 65536 + bytes(65536)
+        await graph.close()
+
+    run(main())
+
+
 def test_an_image_whose_bitmaps_cannot_be_stored_is_not_handed_over(tmp_path: Path) -> None:
     path = tmp_path / "disk"
 

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -17,6 +19,7 @@ from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import Graph
 from vhostblk.block.permissions import Perm
+from vhostblk.schema.blockdev import BlockdevDiscardOptions
 
 NULL = {"driver": "null-co", "size": 1 << 20}
 
@@ -81,6 +84,26 @@ def test_read_only_and_back(disk: dict[str, Any]) -> None:
         await graph.reopen([options(**disk)])
         assert access_mode(fd) == os.O_RDWR
         BlockBackend("", RW).attach(graph, node)
+
+    run(main)
+
+
+def test_a_node_that_cannot_be_flushed_stays_what_it_is(disk: dict[str, Any]) -> None:
+    async def fail() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def main() -> None:
+        graph = Graph()
+        node: Any = await graph.add(options(**disk))
+        backend = BlockBackend("", RW)
+        backend.attach(graph, node)
+        await write_bytes(backend, 0, b"hello")
+        with mock.patch.object(node, "flush", fail):
+            with pytest.raises(BlockError, match=r"^Error flushing drive: Input/output error$"):
+                await graph.reopen([options(**disk, discard="unmap")])
+        assert node.options.discard is not BlockdevDiscardOptions.UNMAP
+        await backend.detach()
+        await graph.close()
 
     run(main)
 
