@@ -43,7 +43,7 @@ def test_a_slice_that_two_want_at_once_is_loaded_once(
             assert first is second
             assert loaded == [first]
             both = await asyncio.gather(read(backend, 0, 512), read(backend, 512, 512))
-            assert both == [b"\1" * 512] * 2
+            assert list(both) == [b"\1" * 512] * 2
 
     run(main())
 

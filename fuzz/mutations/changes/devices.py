@@ -211,7 +211,7 @@ MUTATIONS = (
           if self._queue and self._lib.vb_queue_settle(self._queue):
         """,
         "Of two settlings at a time the second one forgets what the first waits for.",
-        ("tests/engine", "tests/exports"),
+        ("tests/virtio_blk/test_settle.py",),
     ),
     Mutation(
         "engine-does-not-settle",
@@ -223,7 +223,7 @@ MUTATIONS = (
         +     pass
         """,
         "A discarded cluster gets another use while the engine writes to it.",
-        ("tests/engine", "tests/exports"),
+        ("tests/virtio_blk/test_settle.py",),
     ),
     Mutation(
         "engine-queue-not-a-user-of-its-table",

@@ -168,7 +168,7 @@ MUTATIONS = (
         + await self._wait_for_commit()
         """,
         "The new process serves requests though the old one may have gone on.",
-        _HANDOVER,
+        ("tests/handover/test_taker.py",),
     ),
     Mutation(
         "handover-unlocks-the-images",

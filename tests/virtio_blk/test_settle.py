@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an express queue waits for when a table's entries have been taken back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from vhostblk.block.completion import resolve_all
+from vhostblk.virtio_blk.express import ExpressQueue
+
+
+class Phases:
+    """The engine's count of requests that go by the table, as `vb_queue_settle` has it."""
+
+    def __init__(self) -> None:
+        self.in_flight, self.phase = [0, 0], 0
+
+    def vb_queue_settle(self, _queue: object) -> int:
+        former, self.phase = self.phase, 1 - self.phase
+        return self.in_flight[former]
+
+    def vb_queue_unsettled(self, _queue: object) -> int:
+        return self.in_flight[1 - self.phase]
+
+
+class Bench:
+    """A queue without an engine."""
+
+    def __init__(self, *in_flight: int) -> None:
+        self.phases: Any = Phases()
+        self.phases.in_flight = list(in_flight)
+        self.queue = ExpressQueue.__new__(ExpressQueue)
+        self.queue._queue, self.queue._lib, self.queue._settled = object(), self.phases, []
+
+    async def settle(self) -> asyncio.Task[None]:
+        """Have somebody wait."""
+        waiting = asyncio.create_task(self.queue.settle())
+        await asyncio.sleep(0)
+        return waiting
+
+    async def end(self, phase: int) -> None:
+        """Let the requests of a phase end."""
+        self.phases.in_flight[phase] = 0
+        if not self.phases.vb_queue_unsettled(None):  # as `engine_news` does
+            resolve_all(self.queue._settled)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+def test_what_is_in_flight_is_waited_for_and_nothing_else() -> None:
+    async def main() -> None:
+        bench = Bench(1, 0)
+        waiting = await bench.settle()
+        bench.phases.in_flight[1] = 1  # began afterwards
+        assert not waiting.done()
+        await bench.end(0)
+        assert waiting.done()
+
+    asyncio.run(main())
+
+
+def test_what_was_not_waited_for_is_waited_for_the_next_time() -> None:
+    """The first one to wait was cancelled."""
+
+    async def main() -> None:
+        bench = Bench(1, 0)
+        (await bench.settle()).cancel()
+        bench.phases.in_flight[1] = 1
+        waiting = await bench.settle()
+        await bench.end(1)
+        assert not waiting.done()
+        await bench.end(0)
+        assert waiting.done()
+
+    asyncio.run(main())
