@@ -260,15 +260,14 @@ MUTATIONS = (
         "rmw-entered-after-waiting",
         _TRACKER,
         """
-        - self._active[write] = None
-          self._serialising += serialising
-          try:
-              for other in earlier:
-                  if other in self._active:
-                      turn: Completion[None] = Completion()
-                      other.waiters.append(turn)
+              earlier = {other: None for other in near if other.excludes(write)}
+        -     self._places.add(write)
+          self._active[write] = None
+          return earlier
+        ...
                       await turn
-        +     self._active[write] = None
+        +     if self._places is not None:
+        +         self._places.add(write)
           except BaseException:
         """,
         "Writes that come while a read-modify-write waits don't see it, and are taken back by it.",

@@ -49,7 +49,6 @@ MUTATIONS = (
         """
           image.check_usable()
         - await image.header_file.confirm()
-          await self._mark_dirty()
         """,
         "After a failed change, what the file's header may lead to gets another use.",
         _FAILURE,
@@ -193,6 +192,7 @@ MUTATIONS = (
         """
               await image.header_file.change(l1_offset=offset, l1_size=entries)
           except BaseException:
+              image.overlap.metadata_removed(run.first, run.length)
         -     image.commit.free(run.first, run.length)
               raise
         """,

@@ -38,12 +38,11 @@ MUTATIONS = (
         "commit-tables-before-refcounts",
         _COMMIT,
         """
-          await self._mark_dirty()
-        - if not self._lazy or len(image.refcounts.blocks) > image.refcounts.limit:
+        - if not lazy or len(image.refcounts.blocks) > image.refcounts.limit:
         -     await self._write_refcounts()
         - await self._write_tables()
         + await self._write_tables()
-        + if not self._lazy or len(image.refcounts.blocks) > image.refcounts.limit:
+        + if not lazy or len(image.refcounts.blocks) > image.refcounts.limit:
         +     await self._write_refcounts()
         """,
         "After a crash a cluster is free that an entry refers to.",
@@ -246,8 +245,9 @@ MUTATIONS = (
         "commit-lazy-refcounts-without-the-mark",
         _COMMIT,
         """
-        - await self._mark_dirty()
-          if not self._lazy or len(image.refcounts.blocks) > image.refcounts.limit:
+        - if lazy and self._refcounts_dirty:
+        -     await image.header_file.set_dirty(True)  # before they are wrong in the file
+          if not lazy or len(image.refcounts.blocks) > image.refcounts.limit:
         """,
         "With lazy refcounts, a crash leaves wrong refcounts in an image that says it is clean.",
         ("integration/qcow2/test_writes_in_any_order.py",),
@@ -534,6 +534,7 @@ MUTATIONS = (
         _IMAGE,
         """
           except BaseException:
+              self.overlap.metadata_removed(run.first, 1)
         -     await self.allocator.free(run)
         +     self.commit.free(old)
               raise

@@ -11,6 +11,7 @@ _IMAGE = f"{_QCOW2}/image.py"
 _REFCOUNTS = f"{_QCOW2}/refcounts.py"
 _ALLOCATOR = f"{_QCOW2}/allocator.py"
 _OVERLAP = f"{_QCOW2}/overlap.py"
+_PUBLISH = f"{_QCOW2}/publish.py"
 _SNAPSHOTS = f"{_QCOW2}/snapshot_changes.py"
 _BITMAPS = f"{_QCOW2}/bitmap_store.py"
 _HEADER_FILE = f"{_QCOW2}/header_file.py"
@@ -18,6 +19,7 @@ _LIFECYCLE = f"{_QCOW2}/lifecycle.py"
 _NODE = f"{_QCOW2}/node.py"
 
 _PLACES = ("integration/qcow2/test_places.py",)
+_BECOMING = ("integration/qcow2/test_becoming_metadata.py",)
 _CORRUPTION = ("integration/qcow2/test_corruption.py", "integration/qcow2/test_opening.py")
 
 MUTATIONS = (
@@ -233,8 +235,8 @@ MUTATIONS = (
         "refcounts-without-storage",
         _ALLOCATOR,
         """
-          await self._grow_file(own + 1)
-        - await image.places.make(own << geometry.cluster_bits)
+              await image.become_metadata(own, 1, "refcount_block")
+        -     await image.places.make(own << geometry.cluster_bits)
         """,
         "On a full file system clusters in use count as free.",
         ("integration/qcow2/test_full.py",),
@@ -316,5 +318,27 @@ MUTATIONS = (
         "A corrupt image is written on.",
         _CORRUPTION,
         equivalent="The writer looks itself, before it does anything.",
+    ),
+    Mutation(
+        "published-entry-outlives-its-check",
+        _PUBLISH,
+        """
+          self.volatile.mark_loaded(found.number, mapped)
+        - self._referred.note(mapped)
+        """,
+        "An image that says that data lies on a free cluster has it written over a new table.",
+        _BECOMING,
+    ),
+    Mutation(
+        "table-written-before-what-is-in-flight-has-ended",
+        _IMAGE,
+        """
+              first, count
+          ):
+        -     await self.publisher.settle()
+        +     pass
+        """,
+        "In such an image, a write that is in flight goes over the new table.",
+        _BECOMING,
     ),
 )
