@@ -26,6 +26,7 @@ from tests.frontend.blk import BlkDriver, range_segments
 from tests.frontend.connection import Connection
 from tests.frontend.loop_thread import loop
 from tests.frontend.memory import MIB, Memory
+from vhostblk.block.completion import Completion
 from vhostblk.daemon import Daemon
 from vhostblk.exports.vhost_user_export import VhostUserBlkExport
 from vhostblk.virtio_blk.express import ExpressQueue
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.frontend.loop_thread import LoopThread
+    from vhostblk.block.iovec import IoVec
 
 __all__ = ["loop"]  # a fixture
 
@@ -66,6 +68,47 @@ def test_the_python_lane_settles(tmp_path: Path) -> None:
             file.held.pop().set_result(None)
             await asyncio.gather(held, flushing, other)
             assert await read(backend, MIB, LENGTH) == b"b" * LENGTH
+
+    run(main())
+
+
+class LateReads(RecordingNode):
+    """Holds up reads of one place."""
+
+    late = -1
+
+    async def preadv(self, offset: int, iov: IoVec) -> None:
+        if offset == self.late:
+            let_go: Completion[None] = Completion()
+            self.held.append(let_go)
+            await let_go
+        await super().preadv(offset, iov)
+
+
+def test_a_read_gets_what_was_there_when_it_began(tmp_path: Path) -> None:
+    path, length = tmp_path / "disk.qcow2", 64 << 10
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+    file = LateReads(path.read_bytes())
+
+    async def main() -> None:
+        async with opened_on(file, discard="unmap") as (node, backend):
+            await write(backend, 0, b"a" * length)
+            await backend.flush()
+            file.late = (await node.block_status(0, 1)).offset
+            reading = asyncio.ensure_future(read(backend, 0, length))
+            await _turns_until(lambda: bool(file.held))
+            await backend.pdiscard(0, length)
+            flushing = asyncio.ensure_future(backend.flush())
+            other = asyncio.ensure_future(write(backend, MIB, b"b" * length))
+            publisher = node._image.publisher
+            await _turns_until(
+                lambda: publisher._settled is not None or (flushing.done() and other.done())
+            )
+            file.held.pop().set_result(None)
+            _, _, seen = await asyncio.gather(flushing, other, reading)
+            assert seen == b"a" * length
+            file.late = -1
+            assert await read(backend, MIB, length) == b"b" * length
 
     run(main())
 

@@ -213,6 +213,7 @@ MUTATIONS = (
         """,
         "Entries whose write was cancelled are never written again.",
         _CANCELLED,
+        equivalent="A cancelled task waits for the write's end; an error is told instead then.",
     ),
     Mutation(
         "commit-not-marked-dirty",
