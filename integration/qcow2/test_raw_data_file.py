@@ -51,6 +51,29 @@ def data_node(disk: BlockBackend) -> Any:
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_disk_that_grows_has_zeroes_whatever_its_data_file_had(tmp_path: Path, form: str) -> None:
+    """The last cluster reads as zeroes by the tables, and the data file goes on behind the disk."""
+    image, data = tmp_path / "disk.qcow2", tmp_path / "data"
+    members = f"data_file={data},data_file_raw=on{form}"
+    size = SIZE - 32 * KIB
+    qemu_img("create", "-q", "-f", "qcow2", "-o", members, image, size)
+    with data.open("r+b") as file:
+        file.seek(size)
+        file.write(b"g" * CLUSTER)
+
+    async def main() -> None:
+        async with opened(image, data_file=data_file(data), discard="unmap") as (_, disk):
+            start = SIZE - CLUSTER
+            await disk.pwrite_zeroes(start, size - start, WriteFlags.MAY_UNMAP)
+            await disk.truncate(SIZE)
+            assert await read(disk, 0, SIZE) == bytes(SIZE)
+
+    run(main())
+    check(image)
+    assert data.read_bytes() == bytes(SIZE)
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("how", HOW)
 def test_zeroes_wait_for_writes_on_their_way(tmp_path: Path, how: str, form: str) -> None:
     image, data = make(tmp_path, form)

@@ -108,6 +108,26 @@ def test_a_node_that_cannot_be_flushed_stays_what_it_is(disk: dict[str, Any]) ->
     run(main)
 
 
+def test_all_nodes_go_back_where_a_later_check_refuses_one(disk: dict[str, Any]) -> None:
+    """The new options of all of them are in force by then."""
+
+    async def main() -> None:
+        graph = Graph()
+        file = await graph.add(options(**disk))
+        window = {"driver": "raw", "node_name": "raw", "file": "file"}
+        raw: Any = await graph.add(options(**window))
+        with pytest.raises(BlockError, match="cannot be greater than size of the containing file"):
+            await graph.reopen(
+                [options(**disk, discard="unmap"), options(**window, offset=1 << 40)]
+            )
+        assert file.options.discard is not BlockdevDiscardOptions.UNMAP
+        assert raw.offset == 0
+        assert raw.size == file.size
+        await graph.close()
+
+    run(main)
+
+
 def test_direct_takes_effect_with_a_user(disk: dict[str, Any]) -> None:
     async def main() -> None:
         graph = Graph()
