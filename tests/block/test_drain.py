@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from tests.block.support import RW, options, run
+from tests.virtio_blk.support import HandNode
+from tests.virtio_blk.support import attach as attach_to
 from vhostblk.block.backend import BlockBackend
 from vhostblk.block.graph import Graph
+from vhostblk.block.iovec import IoVec
 
 #: Two towers with a common base.
 NODES: list[dict[str, Any]] = [
@@ -143,3 +146,31 @@ def test_detaching_waits_for_requests() -> None:
         await graph.close()
 
     run(main)
+
+
+def test_a_backend_waits_for_its_requests() -> None:
+    async def main() -> None:
+        node = HandNode()
+        node.by_hand = True
+        backend = attach_to(node)
+
+        async def request() -> None:
+            async with backend.request():
+                await backend.preadv(0, IoVec.allocate(512))
+
+        reading = asyncio.create_task(request())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert node.waiting
+        section = backend.drained()
+        entering = asyncio.create_task(section.__aenter__())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        early = entering.done()
+        node.finish_all()
+        await entering
+        await section.__aexit__(None, None, None)
+        await reading
+        assert not early
+
+    asyncio.run(main())

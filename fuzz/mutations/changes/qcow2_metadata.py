@@ -295,7 +295,7 @@ MUTATIONS = (
                   continue
         """,
         "Entries that were not in the file yet get lost when the cache is cleaned.",
-        ("integration/qcow2/test_write.py", "integration/qcow2/test_express.py"),
+        ("integration/qcow2/test_cache.py",),
     ),
     Mutation(
         "dirty-slice-makes-room",
