@@ -143,6 +143,18 @@ def _without_sizes(value: Any) -> Any:
     return {name: _without_sizes(member) for name, member in value.items()}
 
 
+def _ends_early(ours: Any, theirs: Any) -> bool:
+    """Tell whether theirs are the same lines and then errors, as of a disk that is smaller."""
+    if not isinstance(ours, list | tuple) or not isinstance(theirs, list | tuple):
+        return False
+    rest = theirs[len(ours) :]
+    return bool(
+        rest
+        and list(theirs[: len(ours)]) == list(ours)
+        and all(re.fullmatch(r"0x[0-9a-f]+: IOERR", line) for line in rest)
+    )
+
+
 _NODES = frozenset({"query-named-block-nodes"})
 _IMAGE_IN_USE = re.compile(r" Is another process using the image \[[^]]*\]\?")
 
@@ -168,6 +180,11 @@ RULES = (
         _NODES,
         holds=_same_but(_without_sizes),
         cuts=True,
+    ),
+    Rule(
+        "An export whose node is replaced by a smaller one has the new size; in QEMU the old one.",
+        frozenset({"io"}),
+        holds=_ends_early,
     ),
     answer(
         "",

@@ -64,6 +64,29 @@ def _sorted_graph(outcome: Any) -> Any:
     return {"nodes": sorted(names.values()), "edges": edges}
 
 
+def _without_unnamed_bitmaps(value: Any) -> Any:
+    """Take bitmaps without a name out of a list of nodes."""
+    if isinstance(value, list):
+        return [_without_unnamed_bitmaps(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    named = [each for each in value.get("dirty-bitmaps", ()) if "name" in each]
+    rest = {name: item for name, item in value.items() if name != "dirty-bitmaps"}
+    found = {name: _without_unnamed_bitmaps(item) for name, item in rest.items()}
+    return {**found, "dirty-bitmaps": named} if named else found
+
+
+def _without_reading(outcome: Any) -> Any:
+    """Take the permission to read out of a graph."""
+    if not isinstance(outcome, dict) or "edges" not in outcome:
+        return outcome
+    edges = [
+        {**edge, "perm": [perm for perm in edge["perm"] if perm != "consistent-read"]}
+        for edge in outcome["edges"]
+    ]
+    return {**outcome, "edges": sorted(edges, key=lambda edge: json.dumps(edge, sort_keys=True))}
+
+
 def _both_refuse(ours: Any, theirs: Any) -> bool:
     return all(isinstance(outcome, dict) and "error" in outcome for outcome in (ours, theirs))
 
@@ -79,6 +102,16 @@ RULES: tuple[Rule, ...] = (
         "QEMU lists children in another order.",
         frozenset({"x-debug-query-block-graph"}),
         without=_sorted_graph,
+    ),
+    Rule(
+        "QEMU's inactive nodes still may read what is below.",
+        frozenset({"x-debug-query-block-graph"}),
+        without=_without_reading,
+    ),
+    Rule(
+        "QEMU lists the bitmaps that copy-before-write has for itself.",
+        frozenset({"query-named-block-nodes"}),
+        without=_without_unnamed_bitmaps,
     ),
     Rule("QEMU names the newest parent first.", without=texts(_any_parent_first)),
     Rule("Made-up names.", without=_without_numbers),
