@@ -54,6 +54,12 @@ REGRESSIONS: dict[str, str] = {
         '{"act":"snapshot","name":"c"},{"act":"delete_snapshot","name":"c"},'
         '{"ops":[["write",0,8,64,8]],"depth":4}]}'
     ),
+    # Readers pushed a table out of a small cache that was about to change.
+    "table-pushed-out": (
+        '{"options":{"cluster_bits":9,"pace":"straggling","members":{"l2-cache-size":1024},'
+        '"lane":"{lane}"},"steps":[{"ops":[["write",0,250]]},{"act":"restart"},'
+        '{"ops":[["discard",13,500],["read",15,1000]],"depth":16}]}'
+    ),
     # What a full file system had taken could not be reached after all was closed.
     "full": (
         '{"options":{"size":61440,"lane":"{lane}"},"steps":[{"act":"space","blocks":40},'

@@ -235,6 +235,18 @@ class Image:
 
     async def ensure_table(self, offset: int) -> L2Slice:
         """Return the L2 slice for a guest offset, in a table of the active disk's own."""
+        while True:
+            found = await self._own_slice(offset)
+            found.pins += 1  # else readers, who hold no lock, may push it out of the cache meanwhile
+            try:
+                await self._place_slice(found)
+            finally:
+                found.pins -= 1
+            if self.tables.slices.get(found.number) is found:
+                return found
+
+    async def _own_slice(self, offset: int) -> L2Slice:
+        """Return the L2 slice for a guest offset; nothing but the active disk has its table."""
         tables, bits = self.tables, self.geometry.cluster_bits
         found = await self.reader.slice_at(offset)
         index = offset >> (bits + self.geometry.l2_bits)
@@ -243,11 +255,14 @@ class Image:
             await self._new_table(index, word)
             found = await tables.load(offset >> tables.span_bits)
             assert found is not None
+        return found
+
+    async def _place_slice(self, found: L2Slice) -> None:
+        """Have storage for an L2 slice; raises OSError, also where something else is there."""
         if not found.placed:
-            self.overlap.check_table("active_l2", found.host, tables.slice_size)
+            self.overlap.check_table("active_l2", found.host, self.tables.slice_size)
             await self.places.ensure(found.host)
             found.placed = True
-        return found
 
     async def become_metadata(self, first: int, count: int, what: str) -> None:
         """Have nobody write guest data to free clusters any more, as metadata goes there.
