@@ -384,10 +384,11 @@ class StoreNode(FileNode):
         self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
     ) -> None:
         yard = self._yard
-        if offset + length > self._size:
-            await self.truncate(offset + length)
         await yard.wait()
         yard.refuse("write")
+        if offset + length > os.fstat(self.fd).st_size:  # writes in flight may have made it longer
+            self._change(offset + length, None)
+            self._size = self._read_size()
         if flags & WriteFlags.MAY_UNMAP:
             written = self._forget(offset, bytes(length))
         else:
