@@ -237,7 +237,7 @@ class Image:
         """Return the L2 slice for a guest offset, in a table of the active disk's own."""
         while True:
             found = await self._own_slice(offset)
-            found.pins += 1  # else readers, who hold no lock, may push it out of the cache meanwhile
+            found.pins += 1  # else readers, who hold no lock, may push it out meanwhile
             try:
                 await self._place_slice(found)
             finally:
