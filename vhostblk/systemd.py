@@ -11,7 +11,17 @@ import os
 import socket
 
 #: The first descriptor that is handed over.
-_FIRST_FD = 3
+FIRST_FD = 3
+
+
+def activated_count() -> int:
+    """Return how many sockets were handed over to this process, the first one as `FIRST_FD`."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return 0
+    try:
+        return max(0, int(os.environ.get("LISTEN_FDS", "0")))
+    except ValueError:
+        return 0
 
 
 def activated_fd(name: str) -> int | None:
@@ -19,15 +29,10 @@ def activated_fd(name: str) -> int | None:
 
     The first one where several are called so.
     """
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return None
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    count = activated_count()
     try:
-        count = int(os.environ.get("LISTEN_FDS", "0"))
-    except ValueError:
-        return None
-    try:
-        return _FIRST_FD + names[:count].index(name)
+        return FIRST_FD + names[:count].index(name)
     except ValueError:
         return None
 

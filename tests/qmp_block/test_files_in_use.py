@@ -17,11 +17,11 @@ from tests.block.support import RW, read_bytes, write_bytes
 from tests.qmp_block.jobs import create
 from tests.qmp_block.support import Call, check_answers, execute
 from vhostblk.block.backend import BlockBackend
-from vhostblk.block.errors import PermissionConflictError
+from vhostblk.block.errors import BlockError, PermissionConflictError
 from vhostblk.block.permissions import Perm
+from vhostblk.block.storage import check_unused
 from vhostblk.chardev.base import ChardevError
 from vhostblk.chardev.options import chardev_options
-from vhostblk.cli.errors import StartupError
 from vhostblk.cli.pidfile import PidFile
 from vhostblk.daemon import Daemon
 from vhostblk.schema.jobs import JobStatus
@@ -351,8 +351,8 @@ def test_character_devices_write_to_no_disk(disk: Path, tmp_path: Path, append: 
 def test_the_process_id_goes_to_no_disk(disk: Path) -> None:
     async def main() -> None:
         async with Daemon(blockdevs=[file(disk)]):
-            with pytest.raises(StartupError, match="is in use by node 'disk-file'"):
-                PidFile(str(disk))
+            with pytest.raises(BlockError, match="is in use by node 'disk-file'"):
+                PidFile(str(disk), check_unused)
 
     asyncio.run(main())
     assert disk.read_bytes() == PRECIOUS

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splits the command line into steps, as getopt_long(3) does for the QEMU storage daemon.
+"""Splits the command line into steps.
 
 The order of the steps is that of the command line: an option refers to what earlier ones made.
-Long options may be abbreviated and take their argument after '=' or as the next word.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vhostblk.cli.errors import UsageError
+from vhostblk.cli.getopt import Syntax, split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,8 @@ UNAVAILABLE = frozenset({"nbd-server"})
 
 #: Begins the export properties of the short form.
 ADDRESS_PREFIX = "--addr."
+
+_SYNTAX = Syntax(OPTIONS, SHORT_OPTIONS, OWN_OPTIONS, (ADDRESS_PREFIX,))
 
 #: What `--x-vhostblk-log` takes; see `vhostblk.log`.
 FORMS = ("text", "json")
@@ -86,22 +88,16 @@ class Arguments:
 def parse(argv: Sequence[str]) -> Arguments:
     """Understand the words after the program's name; raises UsageError."""
     arguments = Arguments()
-    words = list(argv)
-    only_images = False
-    while words and arguments.show is None:
-        word = words.pop(0)
-        if only_images or not word.startswith("-") or word == "-":
-            _take_image(arguments, word)
-        elif word == "--":
-            only_images = True
-        elif word.startswith(ADDRESS_PREFIX):
-            _take_address(arguments, word)
-        elif word.startswith("--"):
-            _take(arguments, *_long_option(word, words))
+    for word in split(argv, _SYNTAX):
+        if word.option is not None:
+            _take(arguments, word.option, word.value, word.location)
+        elif word.value.startswith(ADDRESS_PREFIX):
+            _take_address(arguments, word.value)
         else:
-            _take_short_options(arguments, word, words)
-    if arguments.show is None:
-        _check(arguments)
+            _take_image(arguments, word.value)
+        if arguments.show is not None:
+            return arguments
+    _check(arguments)
     return arguments
 
 
@@ -115,45 +111,6 @@ def _take_address(arguments: Arguments, word: str) -> None:
     if arguments.address is not None:
         raise UsageError(f"{word}: there is already {arguments.address.location}; use --export")
     arguments.address = Step("addr", word.removeprefix("--"), word)
-
-
-def _long_option(word: str, words: list[str]) -> tuple[str, str, str]:
-    """Return an option's full name, its argument and how both were written."""
-    given, equals, value = word.removeprefix("--").partition("=")
-    matches = [given] if given in OPTIONS else [name for name in OPTIONS if name.startswith(given)]
-    if not matches:
-        raise UsageError(f"unrecognized option '--{given}'")
-    if len(matches) > 1:
-        matches = [name for name in matches if name not in OWN_OPTIONS] or matches
-    if len(matches) > 1:
-        possible = " ".join(f"'--{name}'" for name in matches)
-        raise UsageError(f"option '--{given}' is ambiguous; possibilities: {possible}")
-    name = matches[0]
-    if not OPTIONS[name]:
-        if equals:
-            raise UsageError(f"option '--{name}' doesn't allow an argument")
-        return name, "", word
-    if equals:
-        return name, value, word
-    if not words:
-        raise UsageError(f"option '--{name}' requires an argument")
-    value = words.pop(0)
-    return name, value, f"{word} {value}"
-
-
-def _take_short_options(arguments: Arguments, word: str, words: list[str]) -> None:
-    letters = word[1:]
-    while letters and arguments.show is None:
-        letter, letters = letters[0], letters[1:]
-        name = SHORT_OPTIONS.get(letter)
-        if name is None:
-            raise UsageError(f"invalid option -- '{letter}'")
-        value = ""
-        if OPTIONS[name]:
-            if not letters and not words:
-                raise UsageError(f"option requires an argument -- '{letter}'")
-            value, letters = letters or words.pop(0), ""
-        _take(arguments, name, value, f"-{letter} {value}".rstrip())
 
 
 def _take(arguments: Arguments, name: str, value: str, location: str) -> None:

@@ -11,28 +11,32 @@ import fcntl
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vhostblk.block.errors import BlockError
-from vhostblk.block.storage import check_unused
 from vhostblk.cli.errors import StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class PidFile:
     """A locked file with this process's number in it."""
 
-    def __init__(self, path: str) -> None:
-        """Create or take over the file; raises StartupError, and then has changed nothing."""
+    def __init__(
+        self, path: str, check: Callable[[int, str], object] = lambda fd, path: None
+    ) -> None:
+        """Create or take over the file; raises StartupError, and then has changed nothing.
+
+        `check` gets the open file before anything is written to it, and may raise.
+        """
+        self._fd = _open_locked(path)
         try:
-            self._fd = _open_locked(path)
-        except StartupError as error:
-            raise StartupError(f"cannot create PID file: {error}") from error
-        try:
-            check_unused(self._fd, path)
-        except BlockError as error:
+            check(self._fd, path)
+        except BaseException:
             os.close(self._fd)
-            raise StartupError(f"cannot create PID file: {error}") from error
+            raise
         # The working directory may change before the end.
-        self._path = Path(path).absolute()
+        self.path = Path(path).absolute()
         try:
             os.ftruncate(self._fd, 0)
             os.write(self._fd, f"{os.getpid()}\n".encode())
@@ -40,9 +44,7 @@ class PidFile:
             if not stat.S_ISREG(os.fstat(self._fd).st_mode):
                 return  # a terminal, /dev/null: nothing to truncate
             self.remove()
-            raise StartupError(
-                f"cannot create PID file: Failed to write pid file: {error.strerror}"
-            ) from error
+            raise StartupError(f"Failed to write pid file: {error.strerror}") from error
 
     def leave(self) -> None:
         """Give the lock back, and leave the file to who takes it next."""
@@ -55,9 +57,9 @@ class PidFile:
             return
         try:
             ours = os.fstat(self._fd)
-            there = self._path.lstat()
+            there = self.path.lstat()
             if stat.S_ISREG(ours.st_mode) and os.path.samestat(ours, there):
-                self._path.unlink()
+                self.path.unlink()
         except OSError:
             pass  # gone, or not ours to delete: nothing to be done about it at the end
         os.close(self._fd)

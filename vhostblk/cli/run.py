@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vhostblk import systemd
+from vhostblk.block.storage import check_unused
+from vhostblk.cli.errors import StartupError
 from vhostblk.cli.handover import Handover
 from vhostblk.cli.pidfile import PidFile
 from vhostblk.cli.report import log_statistics
@@ -140,11 +142,12 @@ def _make_pidfile(path: str | None, handover: Handover) -> PidFile | None:
     if path is None:
         return None
     try:
-        pidfile = PidFile(path)
+        pidfile = PidFile(path, check_unused)
     except VhostblkError as error:
+        told = f"cannot create PID file: {error}"
         if not handover.taken:
-            raise
-        logger.error("%s", error)
+            raise StartupError(told) from error
+        logger.error("%s", told)
         return None
     clean_up_with(pidfile.remove)
     return pidfile

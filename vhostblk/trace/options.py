@@ -37,10 +37,15 @@ def names() -> list[str]:
     return list(point.POINTS)
 
 
-def apply(text: str, warn: Callable[[str], object]) -> None:
-    """Carry out one option; `warn` is told of patterns that mean nothing. Raises TraceError."""
+def apply(
+    text: str, warn: Callable[[str], object], load: Callable[[], object] | None = None
+) -> None:
+    """Carry out one option; `warn` is told of patterns that mean nothing. Raises TraceError.
+
+    `load` declares all points that the program has (None: those of the storage daemon).
+    """
     options = parse(text, "enable", KINDS)
-    _load()
+    (load or _load)()
     pattern, events, path = (options.string(name) for name in ("enable", "events", "file"))
     if pattern is not None and not _switch(pattern):
         warn(f"trace event '{pattern.removeprefix('-')}' does not exist")

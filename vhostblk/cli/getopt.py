@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Splits a command line into options, as getopt_long(3) does, with its messages.
+
+Long options may be abbreviated and take their argument after '=' or as the next word.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from vhostblk.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+
+class Syntax(NamedTuple):
+    """The options of a program."""
+
+    #: Long options; True: with an argument.
+    options: Mapping[str, bool]
+    #: The long option for each letter.
+    letters: Mapping[str, str]
+    #: Options that QEMU's program doesn't have; they don't make its abbreviations ambiguous.
+    own: Collection[str] = ()
+    #: Words that begin so are left as they are.
+    plain_prefixes: tuple[str, ...] = ()
+
+
+class Word(NamedTuple):
+    """An option with its argument, or (`option` is None) another word, which is the value."""
+
+    option: str | None
+    value: str
+    #: How it was written.
+    location: str
+
+
+def split(argv: Sequence[str], syntax: Syntax) -> Iterator[Word]:
+    """Yield what the command line says, in order; raises UsageError."""
+    words = list(argv)
+    only_plain = False
+    while words:
+        word = words.pop(0)
+        plain = only_plain or not word.startswith("-") or word == "-"
+        if plain or word.startswith(syntax.plain_prefixes):
+            yield Word(None, word, word)
+        elif word == "--":
+            only_plain = True
+        elif word.startswith("--"):
+            yield _long_option(word, words, syntax)
+        else:
+            yield from _short_options(word, words, syntax)
+
+
+def _long_option(word: str, words: list[str], syntax: Syntax) -> Word:
+    given, equals, value = word.removeprefix("--").partition("=")
+    name = _full_name(given, syntax)
+    if not syntax.options[name]:
+        if equals:
+            raise UsageError(f"option '--{name}' doesn't allow an argument")
+        return Word(name, "", word)
+    if equals:
+        return Word(name, value, word)
+    if not words:
+        raise UsageError(f"option '--{name}' requires an argument")
+    value = words.pop(0)
+    return Word(name, value, f"{word} {value}")
+
+
+def _full_name(given: str, syntax: Syntax) -> str:
+    options = syntax.options
+    matches = [given] if given in options else [name for name in options if name.startswith(given)]
+    if not matches:
+        raise UsageError(f"unrecognized option '--{given}'")
+    if len(matches) > 1:
+        matches = [name for name in matches if name not in syntax.own] or matches
+    if len(matches) > 1:
+        possible = " ".join(f"'--{name}'" for name in matches)
+        raise UsageError(f"option '--{given}' is ambiguous; possibilities: {possible}")
+    return matches[0]
+
+
+def _short_options(word: str, words: list[str], syntax: Syntax) -> Iterator[Word]:
+    letters = word[1:]
+    while letters:
+        letter, letters = letters[0], letters[1:]
+        name = syntax.letters.get(letter)
+        if name is None:
+            raise UsageError(f"invalid option -- '{letter}'")
+        value = ""
+        if syntax.options[name]:
+            if not letters and not words:
+                raise UsageError(f"option requires an argument -- '{letter}'")
+            value, letters = letters or words.pop(0), ""
+        yield Word(name, value, f"-{letter} {value}".rstrip())
