@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 
-_LOAD, _EQUAL, _GREATER, _SET, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
+_LOAD, _EQUAL, _GREATER, _GREATER_OR_EQUAL, _SET, _RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x06
 
 
 def run(program: bytes, number: int, arch: int, *arguments: int) -> int:
@@ -25,6 +25,7 @@ def run(program: bytes, number: int, arch: int, *arguments: int) -> int:
             passed = {
                 _EQUAL: word == value,
                 _GREATER: word > value,
+                _GREATER_OR_EQUAL: word >= value,
                 _SET: bool(word & value),
             }[operation]
             position += yes if passed else no

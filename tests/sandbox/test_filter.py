@@ -9,7 +9,7 @@ import pytest
 
 from tests.sandbox.bpf import run
 from vhostblk.sandbox.layout import ARCHITECTURES, LAST_NUMBER
-from vhostblk.sandbox.seccomp import ALWAYS, SPAWN, program
+from vhostblk.sandbox.seccomp import ALWAYS, SPAWN, Argument, allowing, program
 
 ALLOW = 0x7FFF0000
 EPERM = 0x00050000 | errno.EPERM
@@ -39,7 +39,8 @@ def test_what_is_denied(machine: str, spawn: bool) -> None:
 def test_all_else_is_allowed(machine: str) -> None:
     architecture = ARCHITECTURES[machine]
     code = program(architecture, spawn=False)
-    named = set(architecture.numbers.values())
+    numbers = architecture.numbers
+    named = {numbers.get(name) for name in (*ALWAYS, *SPAWN, "clone", "clone3")}
     for number in range(LAST_NUMBER + 1):
         if number not in named:
             assert run(code, number, architecture.audit) == ALLOW, number
@@ -81,3 +82,33 @@ def test_what_is_newer_than_the_table_is_missing(machine: str) -> None:
 def test_another_architecture_ends_the_process(machine: str) -> None:
     i386 = 0x40000003
     assert run(program(ARCHITECTURES[machine], spawn=True), 11, i386) == KILL
+
+
+@machines
+def test_a_list_of_what_is_allowed(machine: str) -> None:
+    architecture = ARCHITECTURES[machine]
+    numbers = architecture.numbers
+    arguments = {
+        "ioctl": Argument(1, values=(0x2285, 0x5421)),
+        "openat": Argument(2, clear=0o103),
+        "clone": Argument(0, some=0x10000),
+    }
+    code = allowing(architecture, ["read", "futex", "no_such_call", "openat"], arguments)
+    special = {numbers[name] for name in ("ioctl", "openat", "clone", "clone3")}
+    for number in set(range(LAST_NUMBER + 1)) - special:
+        expected = ALLOW if number in (numbers["read"], numbers["futex"]) else EPERM
+        assert run(code, number, architecture.audit) == expected, number
+
+    def verdict(name: str, *words: int) -> int:
+        return run(code, numbers[name], architecture.audit, *words)
+
+    assert verdict("ioctl", 0, 0x2285) == verdict("ioctl", 0, 0x5421) == ALLOW
+    assert verdict("ioctl", 0, 0x5412) == EPERM
+    assert verdict("openat", 0, 0, 0o2000000) == ALLOW
+    for flags in (1, 2, 0o100, 0o101):
+        assert verdict("openat", 0, 0, flags) == EPERM
+    assert verdict("clone", THREAD) == ALLOW
+    assert verdict("clone", SIGCHLD) == EPERM
+    assert verdict("clone3") == ENOSYS
+    assert run(code, LAST_NUMBER + 1, architecture.audit) == ENOSYS
+    assert run(code, numbers["read"], 0x40000003) == KILL

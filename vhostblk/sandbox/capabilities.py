@@ -16,6 +16,8 @@ from vhostblk.sandbox.layout import (
     CAP_NET_BIND_SERVICE,
     CAP_SETGID,
     CAP_SETUID,
+    CAP_SYS_ADMIN,
+    CAP_SYS_RAWIO,
     CAP_SYS_RESOURCE,
     CAPABILITY_VERSION_3,
     PR_CAP_AMBIENT,
@@ -34,6 +36,10 @@ FILES = frozenset({CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_CHOWN, CAP_FOWNER}
 MEMORY = frozenset({CAP_IPC_LOCK, CAP_SYS_RESOURCE})
 #: Character devices at ports below 1024.
 NETWORK = frozenset({CAP_NET_BIND_SERVICE})
+#: SCSI commands that change a device's state.
+RAW_IO = frozenset({CAP_SYS_RAWIO})
+#: Device mapper.
+DEVICE_MAPPER = frozenset({CAP_SYS_ADMIN})
 #: Becoming another user.
 IDENTITY = frozenset({CAP_SETUID, CAP_SETGID})
 
@@ -45,18 +51,28 @@ _SETS = struct.Struct("=6I")
 def keep_only(kernel: Kernel, kept: Iterable[int]) -> None:
     """Drop all others, for good, from this thread and those it will start. Raises OSError."""
     mask = sum(1 << capability for capability in kept)
-    _drop_bounds(kernel, mask)
-    header = _HEADER.pack(CAPABILITY_VERSION_3, 0)
-    buffer = ctypes.create_string_buffer(_SETS.size)
-    kernel.call("capget", header, buffer)
-    low_effective, low_permitted, _, effective, permitted, _ = _SETS.unpack(buffer.raw)
-    low, high = mask & 0xFFFFFFFF, mask >> 32
-    sets = _SETS.pack(low_effective & low, low_permitted & low, 0, effective & high,
-                      permitted & high, 0)  # fmt: skip
-    kernel.call("capset", header, sets)
+    drop_bounds(kernel, mask)
+    effective, allowed = _get(kernel)
+    _set(kernel, effective & mask, allowed & mask)
 
 
-def _drop_bounds(kernel: Kernel, mask: int) -> None:
+def make_effective(kernel: Kernel, kept: Iterable[int]) -> int:
+    """Drop all others, and have those of `kept` in force that are permitted; return these.
+
+    For this thread and those it will start. Raises OSError.
+    """
+    mask = sum(1 << capability for capability in kept)
+    _, allowed = _get(kernel)
+    _set(kernel, allowed & mask, allowed & mask)
+    return allowed & mask
+
+
+def permitted(kernel: Kernel) -> int:
+    """Return the mask of what this thread may have in force. Raises OSError."""
+    return _get(kernel)[1]
+
+
+def drop_bounds(kernel: Kernel, mask: int = 0) -> None:
     """Drop what a program that is executed could get, as far as that is allowed."""
     try:
         kernel.call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
@@ -65,3 +81,17 @@ def _drop_bounds(kernel: Kernel, mask: int) -> None:
                 kernel.call("prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)
     except OSError:
         pass  # past the last one (EINVAL); without CAP_SETPCAP (EPERM) there is little to drop
+
+
+def _get(kernel: Kernel) -> tuple[int, int]:
+    """Return the effective and the permitted set."""
+    buffer = ctypes.create_string_buffer(_SETS.size)
+    kernel.call("capget", _HEADER.pack(CAPABILITY_VERSION_3, 0), buffer)
+    low_effective, low_allowed, _, effective, allowed, _ = _SETS.unpack(buffer.raw)
+    return low_effective | effective << 32, low_allowed | allowed << 32
+
+
+def _set(kernel: Kernel, effective: int, allowed: int) -> None:
+    low = 0xFFFFFFFF
+    sets = _SETS.pack(effective & low, allowed & low, 0, effective >> 32, allowed >> 32, 0)
+    kernel.call("capset", _HEADER.pack(CAPABILITY_VERSION_3, 0), sets)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 # prctl(2).
+PR_SET_KEEPCAPS = 8
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
@@ -25,6 +26,8 @@ CAP_SETGID = 6
 CAP_SETUID = 7
 CAP_NET_BIND_SERVICE = 10
 CAP_IPC_LOCK = 14
+CAP_SYS_RAWIO = 17
+CAP_SYS_ADMIN = 21
 CAP_SYS_RESOURCE = 24
 
 # seccomp(2).
@@ -45,6 +48,7 @@ DATA_ARGUMENTS = 16
 BPF_LOAD = 0x20  # BPF_LD | BPF_W | BPF_ABS
 BPF_JUMP_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
 BPF_JUMP_GREATER = 0x25  # BPF_JMP | BPF_JGT | BPF_K
+BPF_JUMP_GREATER_OR_EQUAL = 0x35  # BPF_JMP | BPF_JGE | BPF_K
 BPF_JUMP_SET = 0x45  # BPF_JMP | BPF_JSET | BPF_K
 BPF_RETURN = 0x06  # BPF_RET | BPF_K
 
@@ -87,15 +91,50 @@ class Architecture(NamedTuple):
 
 #: name: x86_64, aarch64.
 _NUMBERS: dict[str, tuple[int, int | None]] = {
+    "read": (0, 63),
+    "write": (1, 64),
+    "open": (2, None),
+    "close": (3, 57),
+    "stat": (4, None),
+    "fstat": (5, 80),
+    "lstat": (6, None),
+    "poll": (7, None),
+    "lseek": (8, 62),
+    "mmap": (9, 222),
+    "mprotect": (10, 226),
+    "munmap": (11, 215),
+    "brk": (12, 214),
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
     "ioctl": (16, 29),
+    "pread64": (17, 67),
+    "writev": (20, 66),
+    "sched_yield": (24, 124),
+    "mremap": (25, 216),
+    "madvise": (28, 233),
+    "nanosleep": (35, 101),
+    "getpid": (39, 172),
+    "sendto": (44, 206),
+    "recvfrom": (45, 207),
+    "sendmsg": (46, 211),
+    "recvmsg": (47, 212),
+    "shutdown": (48, 210),
+    "setsockopt": (54, 208),
+    "getsockopt": (55, 209),
     "clone": (56, 220),
     "fork": (57, None),
     "vfork": (58, None),
     "execve": (59, 221),
+    "exit": (60, 93),
+    "fcntl": (72, 25),
+    "unlink": (87, None),
+    "readlink": (89, None),
     "ptrace": (101, 117),
     "syslog": (103, 116),
     "capget": (125, 90),
     "capset": (126, 91),
+    "sigaltstack": (131, 132),
     "mknod": (133, None),
     "uselib": (134, None),
     "personality": (135, 92),
@@ -126,16 +165,35 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "query_module": (178, None),
     "quotactl": (179, 60),
     "nfsservctl": (180, 42),
+    "gettid": (186, 178),
+    "futex": (202, 98),
+    "sched_getaffinity": (204, 123),
     "lookup_dcookie": (212, 18),
+    "getdents64": (217, 61),
+    "restart_syscall": (219, 128),
     "clock_settime": (227, 112),
+    "clock_gettime": (228, 113),
+    "clock_nanosleep": (230, 115),
+    "exit_group": (231, 94),
+    "epoll_wait": (232, None),
+    "epoll_ctl": (233, 21),
+    "tgkill": (234, 131),
     "kexec_load": (246, 104),
     "add_key": (248, 217),
     "request_key": (249, 218),
     "keyctl": (250, 219),
     "migrate_pages": (256, 238),
+    "openat": (257, 56),
     "mknodat": (259, 33),
+    "newfstatat": (262, 79),
+    "unlinkat": (263, 35),
+    "readlinkat": (267, 78),
+    "ppoll": (271, 73),
     "unshare": (272, 97),
+    "set_robust_list": (273, 99),
     "move_pages": (279, 239),
+    "epoll_pwait": (281, 22),
+    "accept4": (288, 242),
     "perf_event_open": (298, 241),
     "fanotify_init": (300, 262),
     "name_to_handle_at": (303, 264),
@@ -147,9 +205,12 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "kcmp": (312, 272),
     "finit_module": (313, 273),
     "seccomp": (317, 277),
+    "getrandom": (318, 278),
     "kexec_file_load": (320, 294),
     "bpf": (321, 280),
     "execveat": (322, 281),
+    "statx": (332, 291),
+    "rseq": (334, 293),
     # From here on all machines have the same numbers.
     "open_tree": (428, 428),
     "move_mount": (429, 429),

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vhostblk.sandbox.layout import (
     BPF_JUMP_EQUAL,
     BPF_JUMP_GREATER,
+    BPF_JUMP_GREATER_OR_EQUAL,
     BPF_JUMP_SET,
     BPF_LOAD,
     BPF_RETURN,
@@ -48,7 +49,7 @@ from vhostblk.sandbox.layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from vhostblk.sandbox.kernel import Kernel
     from vhostblk.sandbox.layout import Architecture
@@ -116,6 +117,50 @@ def program(architecture: Architecture, *, spawn: bool) -> bytes:
     return b"".join(_INSTRUCTION.pack(*instruction) for instruction in code)
 
 
+class Argument(NamedTuple):
+    """What one argument of an allowed call must be like: only its lower half is looked at."""
+
+    number: int
+    #: It must be one of these; empty: anything.
+    values: tuple[int, ...] = ()
+    #: None of these bits may be set.
+    clear: int = 0
+    #: Any of these bits must be set.
+    some: int = 0
+
+
+def allowing(
+    architecture: Architecture, names: Iterable[str], arguments: Mapping[str, Argument]
+) -> bytes:
+    """Return a filter that allows only calls in `names`, of those in `arguments` only such.
+
+    `clone3` fails with ENOSYS, so that the C library makes threads with `clone`.
+    """
+    numbers = architecture.numbers
+    code = [
+        *_checked(DATA_ARCH, [_equal(architecture.audit, SECCOMP_RET_KILL_PROCESS, unless=True)]),
+        *_checked(DATA_NUMBER, [_Test(BPF_JUMP_GREATER, LAST_NUMBER, _ENOSYS)]),
+        *_checked(DATA_NUMBER, [_equal(numbers["clone3"], _ENOSYS)]),
+    ]
+    plain = sorted(numbers[name] for name in names if name in numbers and name not in arguments)
+    code += _checked(DATA_NUMBER, [_equal(number, SECCOMP_RET_ALLOW) for number in plain])
+    for name, argument in arguments.items():
+        if name in numbers:
+            code += _checked_arguments(numbers[name], argument.number, _tests(argument))
+    code.append((BPF_RETURN, 0, 0, _EPERM))
+    return b"".join(_INSTRUCTION.pack(*instruction) for instruction in code)
+
+
+def _tests(argument: Argument) -> list[_Test]:
+    tests = [_Test(BPF_JUMP_SET, argument.clear, _EPERM)] if argument.clear else []
+    if argument.some:
+        tests.append(_Test(BPF_JUMP_SET, argument.some, _EPERM, unless=True))
+    if not argument.values:
+        # A test that everything passes: any number is 0 or more.
+        return [*tests, _Test(BPF_JUMP_GREATER_OR_EQUAL, 0, SECCOMP_RET_ALLOW)]
+    return [*tests, *(_equal(value, SECCOMP_RET_ALLOW) for value in argument.values)]
+
+
 _Code = list[tuple[int, int, int, int]]
 
 
@@ -142,7 +187,11 @@ def install(kernel: Kernel, *, spawn: bool) -> None:
     """Filter the calls of all threads for good; `no_new_privs` is set. Raises OSError."""
     if kernel.architecture is None:
         raise OSError(errno.ENOSYS, "no filter for this architecture")
-    code = program(kernel.architecture, spawn=spawn)
+    install_program(kernel, program(kernel.architecture, spawn=spawn))
+
+
+def install_program(kernel: Kernel, code: bytes) -> None:
+    """Put a filter on all threads for good; `no_new_privs` is set. Raises OSError."""
     buffer = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: length in instructions, pointer.
     count = len(code) // _INSTRUCTION.size
