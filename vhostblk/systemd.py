@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import closing, suppress
 
 #: The first descriptor that is handed over.
 FIRST_FD = 3
@@ -37,16 +38,36 @@ def activated_fd(name: str) -> int | None:
         return None
 
 
+class Notifier:
+    """A way to the service manager that stays open where no new socket can be had."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        address = os.environ.get("NOTIFY_SOCKET", "")
+        if not address.startswith(("/", "@")):
+            return
+        if address.startswith("@"):
+            address = "\0" + address[1:]
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        try:
+            self._socket.connect(address)
+        except OSError:  # a manager that doesn't listen can't be told anything
+            self.close()
+
+    def tell(self, state: str) -> None:
+        """Tell of a state such as `READY=1`."""
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.send(state.encode())
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
 def notify(state: str) -> None:
     """Tell the service manager, if there is one, of a state such as `READY=1`."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address.startswith(("/", "@")):
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.connect(address)
-            sock.send(state.encode())
-    except OSError:
-        pass  # a manager that doesn't listen can't be told anything
+    with closing(Notifier()) as notifier:
+        notifier.tell(state)

@@ -17,17 +17,18 @@ class Readiness:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        # Opened now: a sandbox may deny it later.
+        self._null = os.open(os.devnull, os.O_RDWR)
 
     def announce(self) -> None:
         """Let go of terminal and working directory, and have the parent exit with status 0."""
         os.chdir("/")
         sys.stdout.flush()
         sys.stderr.flush()
-        null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        if null > 2:
-            os.close(null)
+            os.dup2(self._null, fd)
+        if self._null > 2:
+            os.close(self._null)
         try:
             os.write(self._fd, b"\0")
         except BrokenPipeError:

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Helpers as processes: ours, and QEMU's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peers import debian
+from tests.cli.process import PATIENCE, environment, wait_for_socket
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_QEMU = debian.TRIXIE.path / "usr/bin/qemu-pr-helper"
+
+
+def ours(*arguments: str) -> list[str]:
+    """Return the words that start our helper."""
+    return [sys.executable, "-m", "vhostblk.pr.helper", *arguments]
+
+
+def has_qemus() -> bool:
+    """Whether QEMU's helper is there."""
+    return _QEMU.exists()
+
+
+def qemus(library: Path, *arguments: str) -> list[str]:
+    """Return the words that start QEMU's helper with a library loaded into it."""
+    loader, *rest = debian.command(_QEMU)
+    return [loader, "--preload", str(library), *rest, *arguments]
+
+
+class Helper:
+    """A process that listens at `path`."""
+
+    def __init__(self, process: subprocess.Popen[str], path: Path) -> None:
+        self.process = process
+        self.path = path
+
+    def descriptors(self) -> int:
+        """Count the descriptors that it has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))  # noqa: PTH208
+
+    def threads(self) -> int:
+        """Count its threads."""
+        return len(os.listdir(f"/proc/{self.process.pid}/task"))  # noqa: PTH208
+
+    def status(self) -> dict[str, str]:
+        """Return what the kernel says of it."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        pairs = (line.split(":", 1) for line in text.splitlines())
+        return {name: value.strip() for name, value in pairs}
+
+    def end(self, number: int = signal.SIGTERM) -> str:
+        """End it with a signal; return what it has logged."""
+        self.process.send_signal(number)
+        log = self.process.communicate(timeout=PATIENCE)[1]
+        assert self.process.returncode == 0, log
+        return log
+
+
+@contextmanager
+def running(
+    directory: Path, *arguments: str, library: Path | None = None, qemu: bool = False
+) -> Iterator[Helper]:
+    """Have a helper run inside the block, with a library loaded into it."""
+    path = directory / ("q.sock" if qemu else "h.sock")
+    words = ["-k", str(path), *arguments]
+    variables = environment()
+    if qemu:
+        assert library is not None
+        command = qemus(library, *words)
+    else:
+        command = ours(*words)
+        if library is not None:
+            variables["LD_PRELOAD"] = str(library)
+    process = subprocess.Popen(
+        command,
+        cwd=directory,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for_socket(process, str(path))
+        yield Helper(process, path)
+    finally:
+        process.kill()
+        process.communicate()

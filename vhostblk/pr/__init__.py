@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vhostblk-pr-helper`: sends SCSI persistent reservation commands for QEMU, which may not.
+
+The kernel lets only privileged processes (CAP_SYS_RAWIO) send PERSISTENT RESERVE OUT. QEMU passes
+such commands, with the device's descriptor, to a helper over a Unix socket
+(`docs/interop/pr-helper.rst` in QEMU). This is such a helper; QEMU's own is `qemu-pr-helper`.
+
+| module | is about |
+|---|---|
+| `layout` | the protocol's, SCSI's and SG_IO's constants and structures |
+| `wire` | the protocol, sans-I/O |
+| `sense` | sense data, and what failures become in SCSI |
+| `sg` | SG_IO |
+| `multipath`, `transport_ids` | multipath maps, through libmpathpersist |
+| `commands` | one command on one descriptor |
+| `connection`, `server` | sockets and threads |
+| `privileges` | capabilities, user, system calls |
+| `arguments`, `helper` | the program |
+
+Nothing here needs numpy, asyncio or the engine: the helper is small, and starts in a moment.
+"""

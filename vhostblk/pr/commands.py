@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One command on one descriptor: what kind of device it is, and who carries the command out."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import threading
+from typing import TYPE_CHECKING
+
+from vhostblk.pr import sense
+from vhostblk.pr.layout import PERSISTENT_RESERVE_OUT, SCSI_GENERIC_MAJOR
+from vhostblk.pr.multipath import LIBRARY, is_multipath
+from vhostblk.pr.sg import Sg
+from vhostblk.pr.sg import ioctl as real_ioctl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vhostblk.pr.multipath import Multipath
+    from vhostblk.pr.sg import Ioctl
+    from vhostblk.pr.wire import Reply, Request
+
+
+class Commands:
+    """Carries out commands, in any number of threads; closes no descriptor."""
+
+    def __init__(
+        self,
+        timeout: int,
+        multipath: Multipath | None = None,
+        *,
+        warn: Callable[[str], object] = lambda text: None,
+        ioctl: Ioctl = real_ioctl,
+        is_map: Callable[[int], bool] = is_multipath,
+    ) -> None:
+        """`timeout`: milliseconds that a command may take; `warn` is told what an admin can mend.
+
+        `is_map` says whether a block device is a multipath map.
+        """
+        self._timeout = timeout
+        self._multipath = multipath
+        self._warn = warn
+        self._ioctl = ioctl
+        self._is_map = is_map
+        self._local = threading.local()
+
+    def execute(self, request: Request) -> Reply:
+        """Carry out a command; whatever fails is in the reply."""
+        flags = fcntl.fcntl(request.fd, fcntl.F_GETFL)
+        is_out = request.cdb[0] == PERSISTENT_RESERVE_OUT
+        if is_out and flags & os.O_ACCMODE == os.O_RDONLY:
+            return sense.check_condition(sense.INVALID_OPCODE)
+        if flags & os.O_PATH:
+            return sense.check_condition(sense.IO_ERROR)
+        status = os.fstat(request.fd)
+        if stat.S_ISBLK(status.st_mode):
+            if self._is_map(status.st_rdev):
+                return self._reserve_map(request, status.st_rdev)
+        elif not _is_generic(status):
+            # What SG_IO means to other files is none of our business.
+            return sense.check_condition(sense.IO_ERROR)
+        return self._sg().reserve(request.fd, request.cdb, request.parameters)
+
+    def _reserve_map(self, request: Request, device: int) -> Reply:
+        if self._multipath is None:
+            name = f"{os.major(device)}:{os.minor(device)}"
+            self._warn(
+                f"device {name} is a multipath map, and {LIBRARY} is not available: "
+                "install multipath-tools, and restart the helper"
+            )
+            return sense.check_condition(sense.INVALID_OPCODE)
+        return self._multipath.reserve(request, self._sg())
+
+    def _sg(self) -> Sg:
+        """Return this thread's memory for SG_IO."""
+        found: Sg | None = getattr(self._local, "sg", None)
+        if found is None:
+            found = self._local.sg = Sg(self._timeout, self._ioctl)
+        return found
+
+
+def _is_generic(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) and os.major(status.st_rdev) == SCSI_GENERIC_MAJOR

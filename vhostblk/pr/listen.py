@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The listening socket: bound to a path, or handed over by systemd."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from vhostblk.pr.errors import HelperError
+from vhostblk.systemd import FIRST_FD, activated_count
+from vhostblk.vhost_user.errors import ListenError
+from vhostblk.vhost_user.listener import FdAddress, Listener, UnixAddress
+from vhostblk.vhost_user.listener import listen as listen_at
+
+
+def listen(path: str | None, default: str) -> Listener:
+    """Listen at `path`, or the default, unless systemd hands a socket over; raises HelperError."""
+    count = activated_count()
+    try:
+        if not count:
+            return listen_at(UnixAddress(path or default))
+    except ListenError as error:
+        raise HelperError(str(error)) from error
+    for fd in range(FIRST_FD, FIRST_FD + count):
+        try:
+            fcntl.fcntl(fd, fcntl.F_GETFD)
+        except OSError as error:
+            raise HelperError(
+                f"Socket activation failed: invalid file descriptor fd = {fd}: {error.strerror}"
+            ) from error
+    if path is not None:
+        raise HelperError("Unix socket can't be set when using socket activation")
+    if count > 1:
+        raise HelperError("socket activation with LISTEN_FDS > 1 is not supported")
+    try:
+        listener = listen_at(FdAddress(str(FIRST_FD)))
+    except ListenError as error:
+        raise HelperError(f"Failed to use socket activation: {error}") from error
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
+    return listener
