@@ -41,6 +41,7 @@ PARTS = (
         "differential",
         "{python} -m tests.differential --random --seed {seed} --seconds {seconds}",
     ),
+    Part("pr-helper", "{python} -m tests.pr.fuzz --seed {seed} --seconds {seconds}"),
     Part("qcow2-images", "{python} -m integration.qcow2.fuzz {seconds}"),
     # Fuzzers leave what they find in the working directory.
     Part("fuzz-engine", "cd .cache/soak && {root}/fuzz/run {seconds}"),

@@ -84,4 +84,7 @@ def device(result: Result | None = None, flags: int = os.O_RDWR) -> Iterator[int
 
 def asked(fd: int) -> Asked:
     """Return what was asked last."""
-    return Asked(*_ASKED.unpack(os.pread(fd, _ASKED.size, _ANSWER.size)))
+    # Opened anew: `fd` may not be for reading.
+    with Path(f"/proc/self/fd/{fd}").open("rb") as file:
+        file.seek(_ANSWER.size)
+        return Asked(*_ASKED.unpack(file.read(_ASKED.size)))

@@ -347,6 +347,36 @@ def test_what_clients_cause_is_logged_now_and_then(
     assert 1 <= len(caplog.records) <= 8
 
 
+def test_a_log_that_nobody_reads(tmp_path: Path, null: int) -> None:
+    """One thread waits for the reader, and no client."""
+    entered, go = threading.Event(), threading.Event()
+
+    class Full(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            entered.set()
+            assert go.wait(PATIENCE)
+
+    handler = Full()
+    log = logging.getLogger("vhostblk.pr.server")
+    log.addHandler(handler)
+    try:
+        with serving(tmp_path) as running, ExitStack() as stack:
+            stuck = stack.enter_context(running.client())
+            stuck.send(b"\0" * 16)
+            assert entered.wait(PATIENCE)
+            for _ in range(10):
+                with running.client() as client:
+                    client.ask(reserve_in(), null)
+                with running.client() as client:
+                    client.send(b"\0" * 16)
+                    assert client.is_closed()
+            go.set()
+            assert stuck.is_closed()
+    finally:
+        go.set()
+        log.removeHandler(handler)
+
+
 def test_quiet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with serving(tmp_path, quiet=True) as running, running.client() as client:

@@ -73,6 +73,7 @@ class Server:
         self._patience = patience
         self._limits = max_connections, max_of_a_process
         self._log = RateLimitedLogger(logger, "")
+        self._log_lock = threading.Lock()
         self._lock = threading.Lock()
         self._connections: dict[int, Connection] = {}
         self._is_stopping = False
@@ -111,8 +112,12 @@ class Server:
 
     def warn(self, message: str) -> None:
         """Log what clients can cause, but not too often."""
-        with self._lock:
-            self._log.warning("%s", message)
+        # Nobody waits for a thread that the reader of the log keeps waiting.
+        if self._log_lock.acquire(blocking=False):
+            try:
+                self._log.warning("%s", message)
+            finally:
+                self._log_lock.release()
 
     # The thread that accepts.
 
@@ -259,7 +264,7 @@ class Server:
         except OSError:
             pass  # the client is gone
         except Exception as error:
-            with self._lock:
+            with self._log_lock:
                 self._log.error("pid %d: internal error", connection.pid, exc_info=error)
         self._close(connection)
 
