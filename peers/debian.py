@@ -3,7 +3,7 @@
 
 | root | has |
 |---|---|
-| `.cache/trixie` | QEMU 10 (`qemu-storage-daemon`, `qemu-img`, `qemu-io`), libblkio |
+| `.cache/trixie` | QEMU 10 (storage daemon, `qemu-img`, `qemu-io`, `qemu-pr-helper`), libblkio |
 | `.cache/forky` | a QEMU and a kernel that know zoned virtio disks |
 
 debootstrap resolves dependencies, downloads the packages and checks their signatures. dpkg-deb
@@ -74,6 +74,7 @@ TRIXIE = Root(
         "usr/bin/qemu-storage-daemon",
         "usr/bin/qemu-img",
         "usr/bin/qemu-io",
+        "usr/bin/qemu-pr-helper",
         "usr/include/blkio.h",
         f"{LIBRARIES}/libblkio.so.1",
         f"{MODULES}/block-blkio.so",

@@ -6,6 +6,7 @@
 | `cpio` | the archive format of an initramfs |
 | `kernel` | the installed kernel and the modules that a guest needs |
 | `initramfs` | the guest's root file system, built from the host's files |
+| `python` | Python for programs inside the guest |
 | `agent` | running shell steps inside the guest |
 | `monitor` | QEMU's QMP |
 | `machine` | the QEMU process |

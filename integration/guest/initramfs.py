@@ -14,10 +14,14 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from integration.guest.cpio import CpioWriter
 from integration.guest.errors import HarnessError
 from integration.guest.kernel import Kernel, read_module
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 CACHE = Path(__file__).parents[2] / ".cache" / "integration"
 PROGRAMS = ("mkfs.ext4", "e2fsck")
@@ -27,13 +31,19 @@ _MKE2FS_CONF = Path("/etc/mke2fs.conf")
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def initramfs(kernel: Kernel, more: tuple[str, ...] = ()) -> Path:
-    """Build the archive for `kernel`, with `more` programs, unless it exists; give its path."""
+def initramfs(
+    kernel: Kernel, more: tuple[str, ...] = (), others: Mapping[str, Path] | None = None
+) -> Path:
+    """Build the archive for `kernel`, with `more` programs, unless it exists; give its path.
+
+    `others` are more files: their names in the guest, and where they are here.
+    """
     busybox = find_program("busybox")
     programs = {f"sbin/{name}": find_program(name) for name in (*PROGRAMS, *more)}
     libraries = {}
     for program in (busybox, *programs.values()):
         libraries.update(shared_libraries(program))
+    libraries.update(others or {})
     if _MKE2FS_CONF.exists():
         libraries["etc/mke2fs.conf"] = _MKE2FS_CONF
     modules = kernel.load_order()

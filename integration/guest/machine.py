@@ -141,6 +141,10 @@ class Machine:
     #: What the guest has besides the usual programs.
     programs: tuple[str, ...] = ()
 
+    def files(self) -> dict[str, Path]:
+        """Give more files of the guest: their names there, and where they are here."""
+        return {}
+
     def emulator(self) -> list[str]:
         """Give the beginning of QEMU's command line."""
         return [QEMU]
@@ -157,7 +161,8 @@ class Machine:
         command += ["-machine", "pc,memory-backend=memory", "-object", memory]
         command += ["-smp", str(self._cpus), "-m", f"{self._memory}M"]
         command += ["-nodefaults", "-no-user-config", "-display", "none"]
-        command += ["-kernel", str(kernel.image), "-initrd", str(initramfs(kernel, self.programs))]
+        archive = str(initramfs(kernel, self.programs, self.files()))
+        command += ["-kernel", str(kernel.image), "-initrd", archive]
         new_root = f" new_root={self._root}" if self._root else ""
         command += ["-append", _COMMAND_LINE + new_root]
         command += ["-chardev", f"file,id=console,path={self._directory}/console.log"]

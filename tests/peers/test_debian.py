@@ -42,7 +42,7 @@ touch usr/lib/x86_64-linux-gnu/qemu/block-blkio.so
 printf '#!/bin/sh\\n' > usr/lib64/ld-linux-x86-64.so.2
 chmod +x usr/lib64/ld-linux-x86-64.so.2
 touch usr/include/blkio.h usr/lib/x86_64-linux-gnu/libblkio.so.1
-touch usr/bin/qemu-storage-daemon usr/bin/qemu-img usr/bin/qemu-io
+touch usr/bin/qemu-storage-daemon usr/bin/qemu-pr-helper usr/bin/qemu-img usr/bin/qemu-io
 """
 BUILDER = """
 import sys

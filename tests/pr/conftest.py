@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +14,8 @@ from tests.pr.programs import Helper, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+FAKE_MPATH = Path(__file__).with_name("fake_mpath.c")
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +27,12 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def helper(tmp_path: Path, library: Path) -> Iterator[Helper]:
     with running(tmp_path, library=library) as helper:
         yield helper
+
+
+@pytest.fixture(scope="session")
+def mpath(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Compile what stands in for libmpathpersist."""
+    library = tmp_path_factory.mktemp("fake_mpath") / "libmpathpersist.so.0"
+    words = ["cc", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    subprocess.run([*words, "-o", str(library), str(FAKE_MPATH)], check=True)
+    return str(library)

@@ -15,7 +15,7 @@ from peers import debian
 from tests.cli.process import PATIENCE, environment, wait_for_socket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _QEMU = debian.TRIXIE.path / "usr/bin/qemu-pr-helper"
 
@@ -67,23 +67,27 @@ class Helper:
 
 @contextmanager
 def running(
-    directory: Path, *arguments: str, library: Path | None = None, qemu: bool = False
+    directory: Path,
+    *arguments: str,
+    library: Path | None = None,
+    qemu: bool = False,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Helper]:
     """Have a helper run inside the block, with a library loaded into it."""
     path = directory / ("q.sock" if qemu else "h.sock")
     words = ["-k", str(path), *arguments]
-    variables = environment()
+    environ = {**environment(), **(variables or {})}
     if qemu:
         assert library is not None
         command = qemus(library, *words)
     else:
         command = ours(*words)
         if library is not None:
-            variables["LD_PRELOAD"] = str(library)
+            environ["LD_PRELOAD"] = str(library)
     process = subprocess.Popen(
         command,
         cwd=directory,
-        env=variables,
+        env=environ,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

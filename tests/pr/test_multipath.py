@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,15 +16,8 @@ from vhostblk.pr.sense import Sense, check_condition
 from vhostblk.pr.sg import Sg
 from vhostblk.pr.wire import Reply, Request
 
-SOURCE = Path(__file__).with_name("fake_mpath.c")
-
-
-@pytest.fixture(scope="session")
-def mpath(tmp_path_factory: pytest.TempPathFactory) -> str:
-    library = tmp_path_factory.mktemp("fake_mpath") / "libmpathpersist.so.0"
-    words = ["cc", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([*words, "-o", str(library), str(SOURCE)], check=True)
-    return str(library)
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture

@@ -369,17 +369,33 @@ def test_an_unknown_trace_point(tmp_path: Path) -> None:
 
 
 def test_multipath_that_is_not_there_is_told_when_asked(tmp_path: Path) -> None:
-    variables = {"LD_LIBRARY_PATH": str(tmp_path)}
     (tmp_path / "libmpathpersist.so.0").write_text("not a library")
-    words = ["bash", "-c", 'exec "$@"', "bash", *ours("-v", "-k", str(tmp_path / "s"))]
-    with subprocess.Popen(
-        words, env={**environment(), **variables}, stderr=subprocess.PIPE, text=True
-    ) as process:
-        with Client(tmp_path / "s"):
-            process.terminate()
-        said = process.communicate(timeout=PATIENCE)[1]
+    with running(tmp_path, "-v", variables={"LD_LIBRARY_PATH": str(tmp_path)}) as helper:
+        said = helper.end()
     assert said.startswith("vhostblk-pr-helper: no multipath maps: ")
     assert "libmpathpersist.so.0: file too short" in said
+
+
+@needs_root
+def test_privileges_with_multipath(tmp_path: Path, library: Path, mpath: str) -> None:
+    """CAP_SYS_ADMIN is for device mapper; disks that are no maps work as ever."""
+    words = ["-u", "nobody", "-g", "nogroup"]
+    variables = {"LD_LIBRARY_PATH": str(Path(mpath).parent)}
+    with running(tmp_path, *words, library=library, variables=variables) as helper:
+        works(helper.path)
+        status = helper.status()
+        assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == 1 << 17 | 1 << 21
+        assert int(status["CapBnd"], 16) == 0
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+        assert status["Uid"].split() == ["65534"] * 4
+        assert helper.end() == ""
+
+
+def test_multipath_that_does_not_start_is_told(tmp_path: Path, mpath: str) -> None:
+    variables = {"LD_LIBRARY_PATH": str(Path(mpath).parent), "FAKE_MPATH_BROKEN": "1"}
+    with running(tmp_path, "-v", variables=variables) as helper:
+        said = helper.end()
+    assert "no multipath maps: libmpathpersist.so.0: can't be initialized" in said
 
 
 def test_it_is_small(helper: Helper) -> None:

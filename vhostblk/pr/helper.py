@@ -146,7 +146,9 @@ def _serve(
     manager.tell("READY=1")
     is_complete = server.serve(arguments.timeout + _GRACE)
     manager.tell("STOPPING=1")
-    if not is_complete:
+    if is_complete and multipath is not None:
+        multipath.close()
+    elif not is_complete:
         logger.error("a command is still being carried out; its reply is lost")
     return 0
 

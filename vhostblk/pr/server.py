@@ -159,12 +159,14 @@ class Server:
             wrong = self._too_many(connection)
             if not wrong:
                 self._connections[connection.fd] = connection
-                self._epoll.register(connection.fd, select.EPOLLIN | select.EPOLLONESHOT)
         if wrong:
             connection.close()
             self.warn(f"pid {connection.pid}: connection refused: {wrong}")
-        elif pr_helper_connect.enabled:
+            return
+        if pr_helper_connect.enabled:
             pr_helper_connect(connection.pid)
+        with self._lock:
+            self._epoll.register(connection.fd, select.EPOLLIN | select.EPOLLONESHOT)
 
     def _too_many(self, connection: Connection) -> str:
         total, of_a_process = self._limits
