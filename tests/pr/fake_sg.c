@@ -14,6 +14,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -111,12 +112,14 @@ int ioctl(int fd, unsigned long request, ...)
     return real(fd, request, argument);
 }
 
-static int pretend(int fd, int result, mode_t *mode)
+static int pretend(int fd, int result, mode_t *mode, dev_t *device)
 {
     int error = errno;
 
-    if (!result && S_ISREG(*mode) && is_fake(fd))
+    if (!result && S_ISREG(*mode) && is_fake(fd)) {
         *mode = (*mode & ~S_IFMT) | S_IFBLK;
+        *device = makedev(8, 0); /* sda */
+    }
     errno = error;
     return result;
 }
@@ -127,7 +130,7 @@ int fstat(int fd, struct stat *status)
 
     if (!real)
         real = (int (*)(int, struct stat *))dlsym(RTLD_NEXT, "fstat");
-    return pretend(fd, real(fd, status), &status->st_mode);
+    return pretend(fd, real(fd, status), &status->st_mode, &status->st_rdev);
 }
 
 int fstat64(int fd, struct stat64 *status)
@@ -136,5 +139,5 @@ int fstat64(int fd, struct stat64 *status)
 
     if (!real)
         real = (int (*)(int, struct stat64 *))dlsym(RTLD_NEXT, "fstat64");
-    return pretend(fd, real(fd, status), &status->st_mode);
+    return pretend(fd, real(fd, status), &status->st_mode, &status->st_rdev);
 }

@@ -117,4 +117,5 @@ def test_a_multipath_map_without_the_library(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_is_no_map() -> None:
     assert not is_multipath(os.makedev(7, 0))
+    assert not is_multipath(os.makedev(8, 0))
     assert not is_multipath(os.makedev(4000, 4000))

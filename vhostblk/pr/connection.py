@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _CREDENTIALS = struct.Struct("iII")
 #: Room for two descriptors: a second one is an error, and the kernel closes any more.
 _ANCILLARY = socket.CMSG_SPACE(2 * 4)
+_SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
@@ -52,10 +53,12 @@ class Connection:
 
     def send(self, data: bytes = b"") -> None:
         """Send what is to be sent, as far as that goes; raises OSError."""
-        self._unsent += data
-        with suppress(BlockingIOError):
-            sent = self.socket.send(self._unsent, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            self._unsent = self._unsent[sent:]
+        unsent = self._unsent + data if self._unsent else data
+        try:
+            sent = self.socket.send(unsent, _SEND_FLAGS)
+        except BlockingIOError:
+            sent = 0
+        self._unsent = unsent[sent:]
 
     def receive(self) -> tuple[bool, Request | None]:
         """Read once; return whether the client is still there, and a request that is complete.
@@ -68,8 +71,7 @@ class Connection:
             data, ancillary, flags, _ = self.socket.recvmsg(self._wire.wanted, _ANCILLARY, _FLAGS)
             for level, kind, content in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    whole = len(content) - len(content) % 4
-                    fds += struct.unpack(f"{whole // 4}i", content[:whole])
+                    fds += memoryview(content[: len(content) & ~3]).cast("i")
             truncated = bool(flags & socket.MSG_CTRUNC)
         else:
             data = self.socket.recv(self._wire.wanted, _FLAGS)

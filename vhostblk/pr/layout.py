@@ -73,3 +73,5 @@ SG_IO_HDR = struct.Struct("@iiBBHIPPPIIiPBBBBHHiII0P")
 DRIVER_TIMEOUT = 0x06
 #: Character devices of the sg driver.
 SCSI_GENERIC_MAJOR = 21
+#: Major numbers of SCSI disks, which can't be anything else.
+SCSI_DISK_MAJORS = frozenset({8, *range(65, 72), *range(128, 136)})

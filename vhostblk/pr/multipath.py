@@ -34,6 +34,7 @@ from vhostblk.pr.layout import (
     REGISTER_AND_IGNORE,
     REPORT_CAPABILITIES,
     RESERVATION_CONFLICT,
+    SCSI_DISK_MAJORS,
     SERVICE_ACTION_MASK,
     TEST_UNIT_READY,
 )
@@ -121,6 +122,8 @@ class _Parameters(ctypes.Structure):
 
 def is_multipath(device: int) -> bool:
     """Whether a block device, by its number, is a multipath map."""
+    if os.major(device) in SCSI_DISK_MAJORS:
+        return False
     name = f"{_BLOCK_DEVICES}/{os.major(device)}:{os.minor(device)}/dm/uuid"
     try:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)

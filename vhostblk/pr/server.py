@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import signal
 import threading
 import time
 from contextlib import suppress
@@ -236,6 +237,8 @@ class Server:
             self.warn(f"can't start a thread: {error}")
 
     def _work(self) -> None:
+        # Signals are for the main thread, which wakes up then.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             with self._lock:
                 self._waiting += 1
@@ -296,8 +299,10 @@ class Server:
                 connection.is_running, connection.deadline = True, None
             reply = self._execute(request)
         finally:
-            with suppress(OSError):  # of what was written to it earlier
+            try:
                 os.close(request.fd)
+            except OSError:
+                pass  # of what was written to it earlier
         if pr_helper_command.enabled:
             pr_helper_command(connection.pid, request.cdb.hex(), reply.status, len(reply.data))
         connection.send(reply.encode(request.length))

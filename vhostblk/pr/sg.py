@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import struct
 from typing import TYPE_CHECKING
 
 from vhostblk.pr.layout import (
@@ -22,7 +23,7 @@ from vhostblk.pr.layout import (
     SG_IO_HDR,
 )
 from vhostblk.pr.sense import from_errno, from_host_status
-from vhostblk.pr.wire import Reply
+from vhostblk.pr.wire import Reply, data_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,8 +37,12 @@ def ioctl(fd: int, request: int, memory: bytearray) -> object:
     return fcntl.ioctl(fd, request, memory, True)
 
 
+_INTERFACE = ord("S")
 #: Of the header: flags, identifiers and results.
 _UNSET = (0,) * 12
+#: Of the header: status, host_status, driver_status, resid.
+_RESULTS = struct.Struct("@B3xHHi")
+_RESULTS_OFFSET = SG_IO_HDR.size - 24
 
 
 class Sg:
@@ -50,10 +55,13 @@ class Sg:
         self._cdb = ctypes.create_string_buffer(CDB_SIZE)
         self._sense = ctypes.create_string_buffer(SENSE_SIZE)
         self._data = ctypes.create_string_buffer(MAX_DATA)
+        self._addresses = tuple(map(ctypes.addressof, (self._data, self._cdb, self._sense)))
 
     def reserve(self, fd: int, cdb: bytes, parameters: bytes) -> Reply:
         """Send PERSISTENT RESERVE IN or OUT."""
         if cdb[0] == PERSISTENT_RESERVE_IN:
+            # A driver that transfers less than it says must not show an earlier command's data.
+            ctypes.memset(self._data, 0, MAX_DATA)
             return self._send(fd, cdb, SG_DXFER_FROM_DEV, MAX_DATA)
         ctypes.memmove(self._data, parameters, len(parameters))
         return self._send(fd, cdb, SG_DXFER_TO_DEV, len(parameters))
@@ -64,23 +72,24 @@ class Sg:
 
     def _send(self, fd: int, cdb: bytes, direction: int, length: int) -> Reply:
         ctypes.memset(self._sense, 0, SENSE_SIZE)
-        if direction == SG_DXFER_FROM_DEV:
-            # A driver that transfers less than it says must not show an earlier command's data.
-            ctypes.memset(self._data, 0, length)
-        self._cdb.raw = cdb.ljust(CDB_SIZE, b"\0")
-        addresses = map(ctypes.addressof, (self._data, self._cdb, self._sense))
-        described = (direction, len(cdb), SENSE_SIZE, 0, length, *addresses, self._timeout)
-        header = bytearray(SG_IO_HDR.pack(ord("S"), *described, *_UNSET))
+        ctypes.memmove(self._cdb, cdb, len(cdb))
+        header = bytearray(
+            SG_IO_HDR.pack(
+                _INTERFACE, direction, len(cdb), SENSE_SIZE, 0, length, *self._addresses,
+                self._timeout, *_UNSET,
+            )
+        )  # fmt: skip
         try:
             self._ioctl(fd, SG_IO, header)
         except OSError as error:
             return from_errno(error.errno or 0)
-        *_, status, _, _, _, host, driver, residue, _, _ = SG_IO_HDR.unpack(header)
+        status, host, driver, residue = _RESULTS.unpack_from(header, _RESULTS_OFFSET)
         if host:
             return from_host_status(host)
         if driver & DRIVER_TIMEOUT:
             return Reply(BUSY, self._sense.raw)
         data = b""
         if direction == SG_DXFER_FROM_DEV and status == GOOD:
-            data = self._data.raw[: max(0, min(length - residue, length))]
+            wanted = min(length - residue, length, data_length(cdb))
+            data = ctypes.string_at(self._data, max(0, wanted))
         return Reply(status, self._sense.raw, data)
