@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import tempfile
@@ -99,6 +100,18 @@ def test_block_devices_and_generic_ones_get_commands(
     executor.execute(Request(WRITE, fd, parameters()))
     os.close(fd)
     assert commands == ([fd] if sent else [])
+
+
+def test_a_file_system_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fstat(fd: int) -> os.stat_result:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    fd = null()
+    with monkeypatch.context() as patch:  # pytest itself needs it
+        patch.setattr("vhostblk.pr.commands.os.fstat", fstat)
+        reply = Commands(1000, ioctl=no_ioctl).execute(Request(READ, fd, b""))
+    os.close(fd)
+    assert (reply.status, reply.sense) == (2, IO_ERROR.encode())
 
 
 def test_a_multipath_map_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,12 @@ class Commands:
 
     def execute(self, request: Request) -> Reply:
         """Carry out a command; whatever fails is in the reply."""
+        try:
+            return self._execute(request)
+        except OSError:  # of a file system that can't say what the file is
+            return sense.check_condition(sense.IO_ERROR)
+
+    def _execute(self, request: Request) -> Reply:
         flags = fcntl.fcntl(request.fd, fcntl.F_GETFL)
         is_out = request.cdb[0] == PERSISTENT_RESERVE_OUT
         if is_out and flags & os.O_ACCMODE == os.O_RDONLY:
