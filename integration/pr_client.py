@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,12 +55,15 @@ def make_disks() -> list[str]:
 
 
 def _new_disk(known: list[str]) -> str:
+    """Wait for a disk that can be opened: its names come one after the other."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         for path in sorted(Path("/sys/block").glob("sd*")):
             device = f"/dev/{path.name}"
-            if device not in known and os.path.exists(device):  # noqa: PTH110
-                return device
+            if device not in known:
+                with suppress(OSError):
+                    os.close(os.open(device, os.O_RDWR))
+                    return device
         time.sleep(0.02)
     raise TimeoutError("no disk")
 
@@ -74,8 +78,14 @@ def remove_disks() -> None:
         group.parent.rmdir()
     BACKSTORE.rmdir()
     deadline = time.monotonic() + PATIENCE
-    while list(Path("/sys/block").glob("sd*")) and time.monotonic() < deadline:
+    while _disks():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the disks don't go")
         time.sleep(0.02)
+
+
+def _disks() -> list[Path]:
+    return [*Path("/sys/block").glob("sd*"), *Path("/dev").glob("sd*")]
 
 
 class Client:
