@@ -142,8 +142,11 @@ def test_it_serves(helper: Helper) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_end_it(tmp_path: Path, number: int) -> None:
-    with running(tmp_path, "-f", str(tmp_path / "pid")) as helper:
-        assert (tmp_path / "pid").read_text() == f"{helper.process.pid}\n"
+    pidfile = tmp_path / "pid"
+    with running(tmp_path, "-f", str(pidfile)) as helper:
+        # It is written once the helper listens.
+        wait_until(lambda: pidfile.exists() and pidfile.read_text() != "")
+        assert pidfile.read_text() == f"{helper.process.pid}\n"
         assert helper.end(number) == ""
     assert not list(tmp_path.iterdir())
 
