@@ -115,11 +115,6 @@ class Watched:
 
     def __init__(self) -> None:
         self.reader, self.fd = os.pipe()
-        self._is_open = True
-
-    def pass_on(self) -> int:
-        """Return the descriptor for sending."""
-        return self.fd
 
     def wait_closed(self) -> None:
         """Close our own; wait until all others are closed."""

@@ -15,7 +15,7 @@ such commands, with the device's descriptor, to a helper over a Unix socket
 | `commands` | one command on one descriptor |
 | `connection`, `server` | sockets and threads |
 | `privileges` | capabilities, user, system calls |
-| `arguments`, `helper` | the program |
+| `arguments`, `listen`, `trace`, `helper` | the program |
 
 Nothing here needs numpy, asyncio or the engine: the helper is small, and starts in a moment.
 """
