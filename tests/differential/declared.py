@@ -122,12 +122,12 @@ def _without_file_lengths(value: Any) -> Any:
 
 
 def _without_dirty_flags(value: Any) -> Any:
-    """Take out whether images with lazy refcounts are marked as dirty."""
+    """Take out whether images are marked as dirty: with lazy refcounts, as image or node say."""
     if isinstance(value, list):
         return [_without_dirty_flags(item) for item in value]
     if not isinstance(value, dict):
         return value
-    if value.get("format-specific", {}).get("data", {}).get("lazy-refcounts"):
+    if value.get("format") == "qcow2" and "dirty-flag" in value:
         value = {**value, "dirty-flag": None}
     return {name: _without_dirty_flags(member) for name, member in value.items()}
 

@@ -245,6 +245,22 @@ def test_it_can_be_taken_away_from_a_writer(tmp_path: Path, between: str) -> Non
     run(main)
 
 
+def test_a_filter_above_it_leaves_the_preallocation_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        graph, path = Graph(), tmp_path / "file"
+        backend, node = await grown(graph, path)
+        await write_bytes(backend, 4 * KIB, b"\x22" * 512)
+        length = path.stat().st_size
+        assert length > node.size
+        await graph.add(options(driver="raw", node_name="above", file="pre"))
+        await graph.reopen([GrowOptions(node_name="top", file="above")])
+        assert path.stat().st_size == length
+        await backend.detach()
+        await graph.close()
+
+    run(main)
+
+
 def test_it_stays_where_the_preallocation_cannot_be_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

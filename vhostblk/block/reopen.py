@@ -52,13 +52,8 @@ class Reopening:
         self.remembering = [
             node for node, roles in self.other_data.items() if roles & node.remembered_roles
         ]
-        #: What users are about to leave: the present children, where others take their place.
-        self.leaving = with_descendants(
-            change.node.children[role].node
-            for change in changes
-            for role in change.children
-            if role in change.node.children
-        )
+        #: What users are about to leave: former children that are not below the new ones.
+        self.leaving = _left(changes, graph)
         #: Former children that were replaced, and those that took their place.
         self.replaced: list[BlockNode] = []
         self._new_children: list[BlockNode] = []
@@ -197,6 +192,20 @@ def _mark_all(node: BlockNode, bitmaps: Iterable[DirtyBitmap]) -> None:
     for bitmap in bitmaps:
         if bitmap in node.bitmaps:
             bitmap.mark(0, node.size)
+
+
+def _left(changes: Iterable[Change], graph: Graph) -> list[BlockNode]:
+    """Return the nodes that a user leaves: below a former child, and not below the new one."""
+    found: dict[BlockNode, None] = {}
+    for change in changes:
+        for role, name in change.children.items():
+            if (edge := change.node.children.get(role)) is None:
+                continue
+            new = next((node for node in graph if node.node_name == name), None)
+            kept = with_descendants([] if new is None else [new])
+            below = with_descendants([edge.node])
+            found |= dict.fromkeys(node for node in below if node not in kept)
+    return list(found)
 
 
 def _check_child(node: BlockNode, role: str, new: BlockNode) -> None:
