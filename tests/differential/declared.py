@@ -207,6 +207,13 @@ RULES = (
         "An option that is left out goes back to its default; QEMU keeps the former discard.",
     ),
     answer(
+        "blockdev-snapshot transaction",
+        "^The overlay has (a size|data) of its own, and node '.*' relies on that of",
+        "return",
+        "Nodes that keep something of the data below don't get other data; in QEMU they go wrong.",
+        cuts=True,
+    ),
+    answer(
         "blockdev-reopen",
         "return",
         "^Permission conflict on node '.*': permissions 'write, resize' are both required by node",
