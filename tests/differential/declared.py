@@ -206,6 +206,12 @@ RULES = (
         "return",
         "An option that is left out goes back to its default; QEMU keeps the former discard.",
     ),
+    Rule(
+        "QEMU writes nothing to a disk with persistent bitmaps once a reopen as read-only failed.",
+        frozenset({"io"}),
+        holds=lambda ours, theirs: {*ours} == {"done"} and {*theirs} == {"IOERR"},
+        cuts=True,
+    ),
     answer(
         "blockdev-snapshot transaction",
         "^The overlay has (a size|data) of its own, and node '.*' relies on that of",

@@ -19,6 +19,7 @@ from tests.model.bitmaps import BitmapModel
 from tests.model.content import SECTOR
 from tests.model.crash import Cut, state
 from tests.model.judge import judge_files
+from tests.model.program import BLKDEBUG_BLOCK
 from tests.model.stack import COPIES, CommandError, Layer
 from tests.model.world import EXPORT
 from vhostblk.block.backend import BlockBackend
@@ -101,7 +102,7 @@ class Changes:
         world, disk = self._world, self._disk
         options, layer = world.options, disk.stack.active
         fixed = self._copies or "window" in options.above or "window" in options.below
-        if fixed or (layer.format == "raw" and options.below):
+        if fixed or (layer.format == "raw" and disk.stack.below):
             return
         size = max(size // options.block * options.block, options.block)
         old = disk.model.size
@@ -299,6 +300,8 @@ class Changes:
         layer = stack.active
         if layer.file.startswith("#") or layer is not stack.layers[0] or len(stack.below) > 3:
             return
+        if layer.format == "raw" and kind == "blkdebug" and self._disk.model.size % BLKDEBUG_BLOCK:
+            return  # who may not make it longer may not write to its last block
         child = stack.below[-1] if stack.below else layer.file
         name = await stack.add_filter(kind, child, below=True)
         stack.below.append(name)

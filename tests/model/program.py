@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 #: Sectors of a mebibyte.
 MIB = 2048
+#: Sectors that a `blkdebug` node below an image has in a block.
+BLKDEBUG_BLOCK = 8
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.model import images, sparse
 from tests.model.content import SECTOR, encode
+from tests.model.program import BLKDEBUG_BLOCK
 from tests.qmp_block.support import execute
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ class Stack:
                 made |= {"driver": "raw", "offset": 0, "size": size}
             case "blkdebug":
                 del made["file"]
-                made |= {"image": child, "align": 4096 if below else 512}
+                made |= {"image": child, "align": BLKDEBUG_BLOCK * SECTOR if below else SECTOR}
             case "blklogwrites":
                 helpers.append(f"{name}-log")
                 log = {"driver": "null-co", "node-name": f"{name}-log", "size": 1 << 40}

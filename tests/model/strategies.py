@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
-from tests.model.program import MIB, Act, Burst, Op, Options, Program
+from tests.model.program import BLKDEBUG_BLOCK, MIB, Act, Burst, Op, Options, Program
 from tests.model.stack import COPIES
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ def options(draw: Draw, focus: str, lane: str | None = None) -> Options:
     if _chance(draw, 15):
         chosen["detect_zeroes"] = _pick(draw, "on", "unmap")
     chosen |= _filters(draw, focus, chosen)
+    if chosen["format"] == "raw" and "blkdebug" in chosen["below"]:
+        chosen["size"] -= size % BLKDEBUG_BLOCK  # the last block can't be written to otherwise
     chosen["top"] = focus in ("graph", "filters") or not _chance(draw, 40)
     # Where a file has two copies, names that begin at its directory lead nowhere.
     if chosen["format"] == "qcow2" and focus != "filters" and "quorum" not in chosen["below"]:
