@@ -27,7 +27,7 @@ MUTATIONS = (
         "table-without-storage",
         _IMAGE,
         """
-          self.overlap.check_table("active_l2", found.host, tables.slice_size)
+          self.overlap.check_table("active_l2", found.host, self.tables.slice_size)
         - await self.places.ensure(found.host)
           found.placed = True
         """,
@@ -49,7 +49,7 @@ MUTATIONS = (
         _IMAGE,
         """
           if not found.placed:
-        -     self.overlap.check_table("active_l2", found.host, tables.slice_size)
+        -     self.overlap.check_table("active_l2", found.host, self.tables.slice_size)
               await self.places.ensure(found.host)
         """,
         "An L2 table is changed that is the refcount table, too.",
