@@ -215,6 +215,7 @@ async def _check_use(
     if node._image.unusable:
         return
     await backend.flush()
+    assert not node._image.header_file.in_doubt
     for state in (flushed(file.original, file.log), bytes(file.data)):
         await _check_state(command, state, seen)
     if command.needs_block:

@@ -6,13 +6,15 @@ Wherever the machine stops, a bitmap in the file is right or marked as in use.
 
 from __future__ import annotations
 
+import errno
 import json
 import random
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from integration.qcow2.record import Change, RecordingNode, crash
+from integration.qcow2.record import Change, RecordingNode, crash, opened_on
 from integration.qcow2.tools import check, opened, qemu_img, qemu_io, read, run, write
 from tests.block.support import RW, change_bitmap, options
 from tests.qmp_block.support import Call, theirs
@@ -229,6 +231,25 @@ def test_bitmaps_outlive_reopening_handing_over_and_resizing(tmp_path: Path) -> 
     run(look())
 
 
+@pytest.mark.parametrize("form", ["cluster_size=512", "cluster_size=4k"])
+def test_a_bitmap_that_is_set_all_over_is_kept(tmp_path: Path, form: str) -> None:
+    path, size = tmp_path / "disk.qcow2", 24 << 20
+    _create(path, form, size)
+    hashes: list[str] = []
+
+    async def main() -> None:
+        async with opened(path) as (node, backend):
+            await change_bitmap(AddBitmap, _graph(node), "disk", "b", 512, persistent=True)
+            await backend.pwrite_zeroes(1536, size - 4096)  # some of its clusters, not the last
+            hashes.append(_hash(node, "b"))
+        async with opened(path) as (node, _):
+            hashes.append(_hash(node, "b"))
+
+    run(main())
+    check(path)
+    assert [*hashes, *_hashes_by_qemu(path, "b")] == 3 * hashes[:1]
+
+
 def test_images_without_room_for_bitmaps_say_so(tmp_path: Path) -> None:
     old, big = tmp_path / "old.qcow2", tmp_path / "big.qcow2"
     _create(old, "compat=0.10")
@@ -282,6 +303,42 @@ def test_after_a_crash_bitmaps_are_right_or_marked(tmp_path: Path, form: str) ->
             assert former | changed <= dirty, (cut, name)
             # A write that never got there may be marked, where the run came to its end.
             assert cut > len(log) - 25 or dirty == former, (cut, name)
+
+
+def test_a_bitmap_that_may_be_valid_in_the_file_is_marked_before_writes_go_on(
+    tmp_path: Path,
+) -> None:
+    """It was stored, and the new header got to the file, but what was to say so has failed."""
+    path = tmp_path / "disk.qcow2"
+    _create(path, "cluster_size=4k")
+    qemu_img("bitmap", "--add", "-g", "4k", path, "b")
+    qemu_io(path, "write -q -P 1 0 64k")
+    before, states = path.read_bytes(), list[bytes]()
+
+    async def main(number: int) -> bool:
+        """Have a request fail; tell whether there was one."""
+        file = RecordingNode(before)
+        async with opened_on(file) as (node, backend):
+            await write(backend, 0, b"w" * 512)
+            first = file.requests + number
+            file.fails_at = lambda request: errno.EIO if request == first else 0
+            with suppress(OSError):
+                await node.give_up_writing()
+            failed = file.requests > first
+            await node.resume_writing()
+            with suppress(OSError):
+                await write(backend, 32768, b"w" * 512)
+                states.append(bytes(file.data))
+        return failed
+
+    number = 0
+    while run(main(number)):
+        number += 1
+    assert number > 5
+    for state in states:
+        path.write_bytes(state)
+        dirty = _marks(path)["b"]
+        assert dirty is None or {0, 8} <= dirty
 
 
 async def _use(before: bytes, rng: random.Random) -> list[Change]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from integration.qcow2.record import RecordingNode, never, opened_on
 from integration.qcow2.tools import check, content, opened, qemu_img, qemu_io, read, run, write
 from tests.block.support import RW, fails_with, options
 from vhostblk.block.backend import BlockBackend
@@ -92,6 +93,26 @@ def test_what_cannot_be_compressed_is_refused(tmp_path: Path) -> None:
 
     run(main())
     check(path)
+
+
+def test_compressed_data_that_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+    file, old = RecordingNode(path.read_bytes()), b"old" * CLUSTER
+
+    async def main() -> None:
+        async with opened_on(file) as (_, backend):
+            await _compress(backend, 0, old)
+            file.fails = lambda _offset, _data: errno.EIO
+            with fails_with(errno.EIO):
+                await _compress(backend, 0, b"new" * CLUSTER)
+            file.fails = never
+            assert await read(backend, 0, len(old)) == old
+
+    run(main())
+    path.write_bytes(file.data)
+    check(path)
+    assert content(path, tmp_path / "raw") == old.ljust(SIZE, b"\0")
 
 
 @asynccontextmanager

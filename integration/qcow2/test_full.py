@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import subprocess
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from integration.qcow2.bounded import BLOCK, BoundedNode
-from integration.qcow2.record import opened_on
+from integration.qcow2.record import RecordingNode, opened_on
 from integration.qcow2.test_write import Model
 from integration.qcow2.test_write_errors import Write, burst
 from integration.qcow2.tools import check, content, qemu_img, qemu_io, read, run
 from tests.frontend.blk import BlkDriver
 from tests.frontend.launch import Daemon, Program
 from tests.frontend.memory import Memory
+from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK
 from vhostblk.virtio_blk.layout import RequestType
 
 if TYPE_CHECKING:
@@ -132,6 +134,39 @@ def test_what_was_written_before_the_file_system_was_full_is_there(
     run(once_there_is_room())
     assert (model.data != -1).all()
     verify()
+
+
+def test_a_table_that_gets_no_storage_takes_no_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in a hole of the file, as in a sparse copy; the data has storage."""
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+    qemu_io(path, "write -q -P 1 0 64k")
+    file, model = RecordingNode(path.read_bytes()), Model(content(path, tmp_path / "raw"))
+
+    async def main() -> None:
+        async with opened_on(file) as (node, backend):
+            places, ensure = node._image.places, node._image.places.ensure
+            table = int(node._image.tables.l1[0]) & OFFSET_MASK
+
+            async def ensure_others(offset: int) -> None:
+                if offset & -(64 << 10) == table:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                await ensure(offset)
+
+            monkeypatch.setattr(places, "ensure", ensure_others)
+            writes = [(at, b"w" * 4096) for at in range(1 << 20, 2 << 20, 64 << 10)]
+            errors = await burst(backend, model, writes)
+            assert {getattr(each, "errno", 0) for each in errors} == {errno.ENOSPC}
+            monkeypatch.undo()
+            assert not any(await burst(backend, model, writes))
+            await backend.flush()
+
+    run(main())
+    path.write_bytes(file.data)
+    check(path)
+    assert model.matches(0, content(path, tmp_path / "raw"))
 
 
 @pytest.mark.parametrize("first", [600, 1100])

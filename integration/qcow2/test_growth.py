@@ -117,6 +117,24 @@ def test_a_device_that_is_full(tmp_path: Path) -> None:
     verify(path, model, tmp_path)
 
 
+def test_a_device_that_becomes_longer(tmp_path: Path) -> None:
+    """What it has there is no zeroes."""
+    path, model = make(tmp_path)
+    file = FullDevice(path.read_bytes())
+
+    async def main() -> None:
+        async with opened_on(file) as (_, backend):
+            file.data += b"\xdd" * ROOM
+            writes = [(at + 512, b"w" * 512) for at in range(0, 8 * STEP, STEP)]
+            assert not any(await burst(backend, model, writes))
+            assert model.matches(0, await read(backend, 0, SIZE))
+
+    run(main())
+    path.write_bytes(file.data)
+    check(path)
+    assert model.matches(0, content(path, tmp_path / "raw"))
+
+
 def test_a_limit_on_the_length_of_files(tmp_path: Path) -> None:
     """The file can't grow as far in advance as otherwise, but as far as it has to."""
     path, model = make(tmp_path)

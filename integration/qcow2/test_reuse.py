@@ -55,6 +55,28 @@ def test_room_behind_compressed_data_is_not_used_once_its_cluster_has_another_us
     assert content(path, tmp_path / "raw") == model
 
 
+def test_a_compressed_cluster_in_the_place_of_another_one_is_read_from_the_file(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+
+    async def main() -> None:
+        async with opened(path) as (node, backend):
+            assert isinstance(node, Qcow2Node)
+            entries: set[int] = set()
+            for byte in (b"a", b"b"):
+                await write_compressed(backend, 0, byte * CLUSTER)
+                entries.update(node._image.tables.slices[0].words[:1].tolist())
+                assert await read(backend, 0, CLUSTER) == byte * CLUSTER
+                await backend.pwrite_zeroes(0, CLUSTER, WriteFlags.MAY_UNMAP)
+                await backend.flush()
+            assert len(entries) == 1
+
+    run(main())
+    check(path)
+
+
 def test_clusters_that_were_given_up_are_used_before_the_file_grows(tmp_path: Path) -> None:
     path = tmp_path / "disk.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", path, SIZE)

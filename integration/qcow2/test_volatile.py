@@ -345,6 +345,26 @@ def test_who_shares_a_flush_gets_its_error_and_the_next_flush_succeeds(tmp_path:
     run(main())
 
 
+def test_what_a_failed_flush_was_to_cover_the_next_one_does(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with _scene(tmp_path / "disk.qcow2", "lazy") as scene:
+            await scene.backend.flush()
+            changed = range(0, SIZE // scene.unit, 50)
+            for unit in changed:
+                await write(scene.backend, unit * scene.unit, b"x" * BLOCK)
+            entries = scene.image.publisher.entries
+            assert all(entries[unit] & VOLATILE for unit in changed)
+            scene.file.broken = True
+            with pytest.raises(OSError, match="Input/output"):
+                await scene.backend.flush()
+            scene.file.broken = False
+            assert all(entries[unit] & VOLATILE for unit in changed)
+            await scene.backend.flush()
+            assert not (entries & VOLATILE).any()
+
+    run(main())
+
+
 def test_compressed_clusters_are_stored(tmp_path: Path) -> None:
     path = tmp_path / "disk.qcow2"
 

@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""File I/O through io_uring: memory that the kernel has been given."""
+"""File I/O: memory that the kernel has been given, and errors."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import weakref
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from vhostblk.block.aio.engine import AioUnavailableError
+from vhostblk.block.aio.threads import ThreadsEngine
 from vhostblk.block.aio.uring import UringEngine
 from vhostblk.block.iovec import IOVEC, IoVec, address_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BLOCK = 512
 
@@ -51,5 +57,36 @@ def test_memory_lives_as_long_as_the_kernel_may_write_to_it() -> None:
         await engine.close()
         os.close(reader)
         os.close(writer)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", [UringEngine, ThreadsEngine])
+def test_errors_of_the_kernel_are_told(
+    kind: type[UringEngine | ThreadsEngine], tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    path.touch()
+
+    async def main() -> None:
+        try:
+            engine = kind()
+        except AioUnavailableError as error:
+            pytest.skip(str(error))
+        pipe = os.pipe()
+        reader, writer = os.open(path, os.O_RDONLY), os.open(path, os.O_WRONLY)
+        memory = Memory()
+        operations = [
+            engine.fdatasync(pipe[0]),
+            engine.fallocate(reader, 0, 0, BLOCK),
+            engine.preadv(writer, memory.iov, 0),
+            engine.pwritev(reader, memory.iov, 0),
+        ]
+        engine.flush()
+        results = [await each for each in operations]
+        assert results == [-errno.EINVAL, -errno.EBADF, -errno.EBADF, -errno.EBADF]
+        await engine.close()
+        for fd in (*pipe, reader, writer):
+            os.close(fd)
 
     asyncio.run(main())

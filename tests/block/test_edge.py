@@ -286,7 +286,8 @@ def test_read_modify_write_waits_for_writes_that_began_before_there_was_a_tracke
         early = asyncio.ensure_future(request())
         await node.begun.wait()
         _, unaligned = backend_on(node)
-        await asyncio.gather(early, *(write_bytes(unaligned, at, b"l") for at in (0, 2)))
+        late = [write_bytes(unaligned, at, b"l") for at in (0, 2)]
+        await asyncio.wait_for(asyncio.gather(early, *late), 20)
         assert node.data[:4] == b"lele"
         assert not aligned.quiesced
 

@@ -74,6 +74,24 @@ def engine_packed_chains(device: PackedQueue, limit: int) -> list[Chain] | None:
     return [_chain(ids[number], chains[number]) for number in range(taken)]
 
 
+class EnginePackedUse:
+    """The engine's way of giving chains back, from where a packed queue is, which stays there."""
+
+    def __init__(self, device: PackedQueue) -> None:
+        engine = load()
+        assert engine is not None
+        ffi, self._lib = engine
+        self._ring = ffi.new("struct vb_ring *", device.addresses())
+
+    def use(self, head: int, length: int, count: int = 1) -> None:
+        """Put a chain of `count` descriptors among those used; the driver does not see it yet."""
+        self._lib.vb_inspect_packed_use(self._ring, head, length, count)
+
+    def show(self) -> None:
+        """Show the driver what was put there."""
+        self._lib.vb_inspect_packed_show(self._ring)
+
+
 def _chain(head: int, found: Any) -> Chain:
     rows = _iovs[found.first : found.first + found.count].tolist()
     segments = [

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine.inspect_engine import engine_packed_chains
+from tests.engine.inspect_engine import EnginePackedUse, engine_packed_chains
 from tests.engine.test_differential import solid
 from tests.virtqueue.packed_support import PackedPair
 from tests.virtqueue.reference import Chain, chains_of
@@ -124,3 +124,20 @@ def test_order_fault_hides_what_follows() -> None:
         assert chains is not None
         assert chains[0].fault is ChainFault.ORDER
         assert len(chains[0].segments) == 2
+
+
+@pytest.mark.parametrize("start", [0, 6, SIZE + 6])
+def test_used_chains_are_shown_together(start: int) -> None:
+    """Before that the record of requests in flight is changed."""
+    with closing(PackedPair(SIZE, start=start, layout=LAYOUT)) as pair:
+        lengths = {1: 1, 3: 3, 2: 1}
+        for head, count in lengths.items():
+            pair.offer([head], count)
+        pair.driver._lengths.update(lengths)
+        assert len(pair.take(SIZE)) == 3
+        engine = EnginePackedUse(pair.device)
+        for head, length, count in ((1, 5, 1), (3, 0, 3)):
+            engine.use(head, length, count)
+            assert pair.driver.poll() == []
+        engine.show()
+        assert [(each.head, each.length) for each in pair.driver.poll()] == [(1, 5), (3, 0)]

@@ -126,6 +126,22 @@ def test_each_cluster_of_a_write_has_to_be_writable() -> None:
         assert look(table, 512, length - 1024, write=True) == (UP, 0)
 
 
+def test_no_cluster_of_a_write_through_may_be_volatile() -> None:
+    stored, volatile = READ | OVERWRITE, READ | OVERWRITE | VOLATILE
+    for flags in (
+        [volatile],
+        [volatile, stored],
+        [stored, volatile],
+        [stored, volatile, stored],
+        [stored, stored, volatile],
+    ):
+        table = make_table([place * CLUSTER | each for place, each in enumerate(flags)])
+        length = len(flags) * CLUSTER
+        assert look(table, 0, length, write=True) == (FILE, 0)
+        assert look(table, 0, length, write=True, through=True) == (UP, 0)
+        assert look(table, 512, length - 1024, write=True, through=True) == (UP, 0)
+
+
 def test_last_cluster_may_be_cut_short() -> None:
     table = make_table([READ, CLUSTER | READ], size=CLUSTER + 512)
     assert look(table, CLUSTER, 512) == (FILE, CLUSTER)

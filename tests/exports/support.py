@@ -116,7 +116,7 @@ class Frontend:
         ring = self.rings[index]
         head = ring.add([s for s in chain if s.length] + [Segment(status, 1, True)])
         ring.kick(force=True)
-        return Pending(memory, head, data, len(send) + want, status)
+        return Pending(memory, head, data, len(send) + want, status, head_addr)
 
     async def done(self, request: Pending) -> int:
         """Wait for a request's status."""

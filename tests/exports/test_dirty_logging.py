@@ -232,6 +232,21 @@ def test_switched_on_and_off_with_requests_in_flight(log: Log) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.usefixtures("ring_kind")
+def test_data_is_noted_where_the_used_ring_is_not(log: Log) -> None:
+    async def main() -> None:
+        async with logging_frontend(log) as front:
+            await front.device.set_vring_log(0, None)
+            async with quiet(front):
+                log.take()
+                may = add(front, IN, [Segment((1 << 32) + MIB, 8192, True)])
+            await run(front, 1)
+            async with quiet(front):
+                assert log.take() == may
+
+    asyncio.run(main())
+
+
 def test_all_queues_are_noted(log: Log) -> None:
     async def main() -> None:
         async with logging_frontend(log) as front:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.exports.support import BASE, FLUSH, WCE, Frontend, frontend, handed_over
 from tests.virtio_blk.dirty_log import Log, pages
-from tests.virtio_blk.support import UNSET, HandNode, Pending, pattern, turns
+from tests.virtio_blk.support import UNSET, HandNode, Pending, header, pattern, turns
 from tests.virtqueue.kinds import current_kind
 from tests.virtqueue.support import vring_config
 from vhostblk.engine import load
@@ -78,6 +78,11 @@ class Left:
         os.pwrite(self.area.fd, record, 0)
         node.data[:] = bytes(len(node.data))
         node.log.clear()
+
+    def make_unknown(self) -> None:
+        """Have the requests be of a type that nobody knows: they need no disk."""
+        for request in self.requests:
+            self.front.memory.write(request.header_address, header(99))
 
     def give_area(self, area: InflightDescription | None = None) -> None:
         """Say SET_INFLIGHT_FD."""
@@ -186,6 +191,26 @@ def test_stop_in_a_drained_section_waits_for_its_end() -> None:
             base = await stopping
             left.check_done()
             assert base == left.front.rings[0].base
+
+    asyncio.run(main())
+
+
+def test_stop_in_a_drained_section_waits_for_those_that_need_no_disk() -> None:
+    """The engine answers them by itself, so nothing else tells that they were taken."""
+
+    async def main() -> None:
+        async with left_behind() as left:
+            left.make_unknown()
+            async with left.front.block_backend.drained():
+                await left.come_back(enable=True)
+                stopping = asyncio.create_task(left.stop())
+                await turns()
+                assert not stopping.done()
+            base = await stopping
+            assert {request.status for request in left.requests} == {Status.UNSUPP}
+            assert len(left.front.rings[0].poll()) == len(left.requests)
+            assert base == left.front.rings[0].base
+            assert left.node.log == []
 
     asyncio.run(main())
 

@@ -77,4 +77,4 @@ def test_exports_go_on_once_the_other_process_commits(monkeypatch: pytest.Monkey
             taker.handover.close()
         other.close()
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 20))

@@ -146,9 +146,13 @@ def header(kind: int, sector: int = 0) -> bytes:
 class Pending:
     """A request that the driver has made."""
 
-    def __init__(self, memory: Memory, head: int, data: int, length: int, status: int) -> None:
+    def __init__(
+        self, memory: Memory, head: int, data: int, length: int, status: int, header: int = 0
+    ) -> None:
         self._memory = memory
         self.head = head
+        #: Guest address of the header, where that is known.
+        self.header_address = header
         #: Guest address of the data.
         self.address = data
         self._length, self._status = length, status

@@ -208,6 +208,23 @@ def test_what_a_death_left_behind_an_unshown_used_descriptor_is_never_seen() -> 
             assert [used.head for used in survivor.pair.driver.poll()] == [number]
 
 
+def test_first_used_descriptor_of_a_burst_is_shown_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Survivor(start=SIZE - 2)) as survivor:
+        survivor.offer([3, 1, 4])
+        survivor.take()
+        shown: list[list[int]] = []
+        show, ring = PackedQueue._show, survivor.pair.driver.desc
+
+        def look_and_show(queue: PackedQueue, index: int, flags: int) -> None:
+            shown.append(ring["id"][[SIZE - 2, SIZE - 1, 0]].tolist())
+            show(queue, index, flags)
+
+        monkeypatch.setattr(PackedQueue, "_show", look_and_show)
+        survivor.give_back([4, 3, 1])
+        assert shown == [[4, 3, 1]]
+        assert [used.head for used in survivor.pair.driver.poll()] == [4, 3, 1]
+
+
 def _kill_recovery(survivor: Survivor, patch: pytest.MonkeyPatch, data: st.DataObject) -> None:
     """Let a process die while it reads what the last one left."""
     point = data.draw(st.sampled_from(["_store_heads", "_store_places"]))

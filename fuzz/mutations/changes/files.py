@@ -289,7 +289,7 @@ MUTATIONS = (
         +     result = 0
         """,
         "Where io_uring is forbidden, a failed flush is acknowledged.",
-        _FILE,
+        ("tests/block/test_aio.py",),
     ),
     Mutation(
         "aio-broken-ring-succeeds",

@@ -186,7 +186,7 @@ MUTATIONS = (
         """
           for plan in plans:
         -     if plan.error is not None:
-        +     if plan.error is not None or not plan.needed:
+        +     if plan.error is not None or not plan.fresh:
                   await self._undo(plan)
         """,
         "A cluster is free that an entry refers to.",

@@ -74,6 +74,16 @@ int64_t vb_inspect_packed(struct vb_ring *ring, const struct vb_region *regions,
     return taken;
 }
 
+void vb_inspect_packed_use(struct vb_ring *ring, uint16_t id, uint32_t length, uint16_t count)
+{
+    vb_packed_put_used(ring, id, length, count);
+}
+
+bool vb_inspect_packed_show(struct vb_ring *ring)
+{
+    return vb_packed_publish(ring);
+}
+
 int64_t vb_inspect_requests(const struct vb_ring *ring, const struct vb_region *regions,
                             uint32_t region_count, uint32_t n, const uint16_t *heads,
                             uint64_t size, uint32_t logical_block_size, struct vb_request *records,

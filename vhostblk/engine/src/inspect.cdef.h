@@ -23,6 +23,13 @@ int64_t vb_inspect_packed(struct vb_ring *ring, const struct vb_region *regions,
                           uint32_t region_count, uint32_t n, uint16_t *ids, uint32_t *lengths,
                           struct vb_inspected_chain *chains, uint32_t limit, uint64_t *segments);
 
+/* Put a chain of `count` ring descriptors among the used ones of a packed ring, `length` bytes of
+ * which were written; the driver does not see it before `vb_inspect_packed_show`. */
+void vb_inspect_packed_use(struct vb_ring *ring, uint16_t id, uint32_t length, uint16_t count);
+
+/* Show them to the driver; tell whether it wants to be notified. */
+bool vb_inspect_packed_show(struct vb_ring *ring);
+
 /* As `vb_inspect_chains`, and parse them on a device of `size` bytes; the segments are those of the
  * data. */
 int64_t vb_inspect_requests(const struct vb_ring *ring, const struct vb_region *regions,
