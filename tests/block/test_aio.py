@@ -7,6 +7,7 @@ import asyncio
 import errno
 import gc
 import os
+import time
 import weakref
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,37 @@ def test_errors_of_the_kernel_are_told(
         assert results == [-errno.EINVAL, -errno.EBADF, -errno.EBADF, -errno.EBADF]
         await engine.close()
         for fd in (*pipe, reader, writer):
+            os.close(fd)
+
+    asyncio.run(main())
+
+
+def test_nothing_is_flushed_once_the_engine_is_closed() -> None:
+    """The ring is gone by then."""
+
+    class Counting(UringEngine):
+        flushes = 0
+
+        def flush(self) -> None:
+            self.flushes += 1
+            super().flush()
+
+    async def main() -> None:
+        try:
+            engine = Counting()
+        except AioUnavailableError as error:
+            pytest.skip(str(error))
+        pipe = os.pipe()
+        completion = engine.fdatasync(pipe[0])
+        limit = time.monotonic() + 20
+        while not completion.done():  # the flush of this turn is still to come
+            engine.flush()
+            assert time.monotonic() < limit
+        flushes = engine.flushes
+        await engine.close()
+        await asyncio.sleep(0)
+        assert engine.flushes == flushes
+        for fd in pipe:
             os.close(fd)
 
     asyncio.run(main())

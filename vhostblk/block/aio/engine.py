@@ -98,7 +98,11 @@ class AioEngine(ABC):
     def _schedule_flush(self) -> None:
         if not self._flush_scheduled:
             self._flush_scheduled = True
-            self._loop.call_soon(self.flush)
+            self._loop.call_soon(self._flush_as_scheduled)
+
+    def _flush_as_scheduled(self) -> None:
+        if self._flush_scheduled:  # neither flushed nor closed meanwhile
+            self.flush()
 
 
 _engines: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[BlockdevAioOptions, AioEngine]] = (

@@ -206,6 +206,7 @@ class UringEngine(AioEngine):
 
     async def close(self) -> None:
         assert len(self._free) + self._lost == SLOTS, "closed with operations in flight"
+        self._flush_scheduled = False
         self._loop.remove_reader(self._event_fd)
         self._lib.vb_aio_close(self._ring)
         os.close(self._event_fd)
