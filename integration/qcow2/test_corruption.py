@@ -12,7 +12,8 @@ import pytest
 from integration.qcow2.record import RecordingNode, flushed, opened_on
 from integration.qcow2.tools import opened, qemu_img, qemu_io, read, run, write
 from tests.block.support import fails_with
-from vhostblk.block.drivers.qcow2.layout import HEADER, OFFSET_MASK, Incompatible
+from vhostblk.block.drivers.qcow2.layout import COPIED, HEADER, OFFSET_MASK, OVERWRITE, Incompatible
+from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.errors import BlockError
 from vhostblk.block.permissions import Perm
 
@@ -109,6 +110,22 @@ def test_nothing_is_published_any_more_once_an_image_is_corrupt(tmp_path: Path) 
             assert isinstance(failure, OSError)
             assert image.unusable
             assert not image.publisher.entries.any()
+
+    run(main())
+
+
+def test_data_past_the_end_of_the_file_is_not_published(tmp_path: Path) -> None:
+    """The engine would make the file longer, and the driver would not know."""
+    path = tmp_path / "disk.qcow2"
+    _image(path, L2 + 8, COPIED | 1 << 30)
+
+    async def main() -> None:
+        async with opened(path) as (node, backend):
+            assert isinstance(node, Qcow2Node)
+            assert await read(backend, 0, 512) == b"\1" * 512
+            entries = node._image.publisher.entries[:2].tolist()
+            assert entries[0] & OVERWRITE
+            assert entries[1] == 0
 
     run(main())
 

@@ -354,6 +354,8 @@ def test_what_a_failed_flush_was_to_cover_the_next_one_does(tmp_path: Path) -> N
                 await write(scene.backend, unit * scene.unit, b"x" * BLOCK)
             entries = scene.image.publisher.entries
             assert all(entries[unit] & VOLATILE for unit in changed)
+            async with scene.image.lock:
+                await scene.image.commit.write()  # then only what brings it to storage fails
             scene.file.broken = True
             with pytest.raises(OSError, match="Input/output"):
                 await scene.backend.flush()

@@ -13,6 +13,7 @@ from integration.qcow2.tools import (
     opened,
     qemu_img,
     qemu_io,
+    read,
     run,
     sectors_by_qemu,
     write,
@@ -75,3 +76,23 @@ def test_zeroes_in_parts_of_clusters(tmp_path: Path, form: str, backing: str) ->
         kinds = [(data, data or zero, where is None) for data, zero, where in sectors_by_qemu(path)]
         sides.append((content(path, directory / "raw"), [] if maps_differ else kinds))
     assert sides[0] == sides[1]
+
+
+def test_zeroes_hide_nothing_that_the_backing_file_has_further_on(tmp_path: Path) -> None:
+    """Where they are it has a hole, with data behind it in the same cluster."""
+    path, base, expected = tmp_path / "disk", tmp_path / "base", bytearray(SIZE)
+    expected[32 << 10 : 40 << 10] = b"b" * (8 << 10)
+    with base.open("wb") as file:
+        file.truncate(SIZE)
+        file.seek(32 << 10)
+        file.write(b"b" * (8 << 10))
+    qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", path, SIZE)
+
+    async def main() -> None:
+        async with opened(path) as (_, backend):
+            await backend.pwrite_zeroes(512, 512)
+            assert await read(backend, 0, SIZE) == expected
+
+    run(main())
+    check(path)
+    assert content(path, tmp_path / "raw") == expected

@@ -113,9 +113,12 @@ class Left:
     async def stop(self) -> int:
         """Stop the vring; where it waits for ever, have it wait no more, and fail."""
         stopping = asyncio.create_task(self.device.stop_vring(0))
-        if not (await asyncio.wait({stopping}, timeout=20))[0]:
+        ended, _ = await asyncio.wait({stopping}, timeout=20)
+        if not ended:
             self.device.abandon()
-        return await stopping
+        base = await stopping
+        assert ended
+        return base
 
     def close(self) -> None:
         os.close(self.area.fd)

@@ -248,7 +248,7 @@ MUTATIONS = (
         + if False:
         """,
         "On a block device, what nobody writes of a new cluster shows what the device had.",
-        _WRITES,
+        ("integration/qcow2/test_growth.py",),
     ),
     Mutation(
         "fresh-in-a-shared-table",
@@ -466,7 +466,7 @@ MUTATIONS = (
           has_backing=image.backing is not None,
         """,
         "The engine writes where an image wrongly says that its data is, past the file's end.",
-        _MAPS,
+        (*_MAPS, "integration/qcow2/test_corruption.py"),
     ),
     Mutation(
         "published-over-metadata",
@@ -835,7 +835,7 @@ MUTATIONS = (
           forgotten, self._forgotten = self._forgotten, set()
         """,
         "A compressed cluster in the place of a former one reads as that.",
-        _COMPRESSED,
+        ("integration/qcow2/test_reuse.py",),
     ),
     Mutation(
         "forgotten-cluster-that-was-written-again",
