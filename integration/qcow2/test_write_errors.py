@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from vhostblk.block.backend import BlockBackend
     from vhostblk.block.drivers.qcow2.node import Qcow2Node
+    from vhostblk.block.iovec import IoVec
 
 SIZE = 16 << 20
 CLUSTER = 64 << 10
@@ -127,6 +128,68 @@ def test_data_that_cannot_be_written(
 
     run(main())
     assert (model.data != -1).all()
+    path.write_bytes(file.data)
+    check(path)
+    assert model.matches(0, content(path, tmp_path / "raw"))
+
+
+class Unreadable(RecordingNode):
+    """A file whose reads fail, once they are to."""
+
+    broken = False
+
+    async def preadv(self, offset: int, iov: IoVec) -> None:
+        if self.broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        await super().preadv(offset, iov)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_data_beneath_that_cannot_be_read(tmp_path: Path, fresh: bool) -> None:
+    path, model = make(tmp_path, backed=True)
+    file = RecordingNode(path.read_bytes())
+    below = Unreadable((tmp_path / "base").read_bytes(), "base")
+    part, whole = (CLUSTER + 4096, b"p" * 4096), (2 * CLUSTER, b"w" * CLUSTER)
+
+    async def main() -> None:
+        async with opened_on(file, below) as (node, backend):
+            if fresh:  # looks for free clusters
+                assert not any(await burst(backend, model, [(SIZE - 4096, b"f" * 4096)]))
+            below.broken = True
+            before = model.data.copy()
+            errors = await burst(backend, model, [part, whole])
+            below.broken = False
+            assert [getattr(each, "errno", 0) for each in errors] == [errno.EIO, 0]
+            assert not await is_allocated(node, part[0])
+            model.data[CLUSTER : 2 * CLUSTER] = before[CLUSTER : 2 * CLUSTER]
+            assert model.matches(0, await read(backend, 0, SIZE))
+
+    run(main())
+    path.write_bytes(file.data)
+    check(path)
+    assert model.matches(0, content(path, tmp_path / "raw"))
+
+
+@pytest.mark.parametrize("backed", [False, True])
+def test_a_short_write_inside_a_long_one(tmp_path: Path, backed: bool) -> None:
+    """Either may be the last one; what only the long one writes is not filled up."""
+    path, model = make(tmp_path, backed)
+    file = RecordingNode(path.read_bytes())
+    below = RecordingNode((tmp_path / "base").read_bytes(), "base") if backed else None
+
+    async def main() -> None:
+        async with opened_on(file, below) as (_, backend):
+            await asyncio.gather(
+                write(backend, 512, b"l" * 16384),
+                write(backend, 1024, b"s" * 512),
+                write(backend, 4096, b"s" * 512),
+            )
+            for low, high in ((512, 1024), (1536, 4096), (4608, 16896)):
+                model.data[low:high] = ord("l")
+            model.data[1024:1536] = model.data[4096:4608] = -1
+            assert model.matches(0, await read(backend, 0, SIZE))
+
+    run(main())
     path.write_bytes(file.data)
     check(path)
     assert model.matches(0, content(path, tmp_path / "raw"))

@@ -120,7 +120,7 @@ MUTATIONS = (
         + result[-1] = (result[-1][0], high)
         """,
         "A short write inside a long one: the rest of the long one is filled in with old data.",
-        _WRITES,
+        _ERRORS,
     ),
     Mutation(
         "used-cluster-counts-as-fresh",
