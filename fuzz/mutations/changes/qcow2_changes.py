@@ -141,7 +141,7 @@ MUTATIONS = (
         _RESIZE,
         """
           image.commit.unsynced = True
-        - await image.commit.write()  # its refcounts, and what it leads to
+        - await image.commit.write()  # the new table's refcounts, and the L2 tables
           await image.commit.sync()
           await image.header_file.change(l1_offset=offset, l1_size=entries)
         """,
@@ -154,7 +154,7 @@ MUTATIONS = (
         """
         - await write_array(image.file, offset, table.astype(">u8"))
           image.commit.unsynced = True
-          await image.commit.write()  # its refcounts, and what it leads to
+          await image.commit.write()  # the new table's refcounts, and the L2 tables
           await image.commit.sync()
           await image.header_file.change(l1_offset=offset, l1_size=entries)
         + await write_array(image.file, offset, table.astype(">u8"))
@@ -239,7 +239,7 @@ MUTATIONS = (
         _RESIZE,
         """
         - if image.header.raw_data_file:
-        -     return False  # nobody knows
+        -     return False  # only the data file knows
           return await image.zeroer.reads_zero(start, stop - start)
         """,
         "A disk that grows shows what its raw data file has behind the disk's end.",
@@ -495,7 +495,7 @@ MUTATIONS = (
         "snapshot-table-too-long-too-late",
         _SNAPSHOTS,
         """
-        - await _encode(image, [*entries, snapshot])  # whether there is room for one more
+        - await _encode(image, [*entries, snapshot])  # raises OSError if there is no room
           await image.commit.write_all()
         """,
         "A snapshot for which there is no room fails once it has changed the disk's tables.",

@@ -247,7 +247,7 @@ MUTATIONS = (
         _COMMIT,
         """
         - if lazy and self._refcounts_dirty:
-        -     await image.header_file.set_dirty(True)  # before they are wrong in the file
+        -     await image.header_file.set_dirty(True)  # before the file's refcounts are wrong
           if not lazy or len(image.refcounts.blocks) > image.refcounts.limit:
         """,
         "With lazy refcounts, a crash leaves wrong refcounts in an image that says it is clean.",

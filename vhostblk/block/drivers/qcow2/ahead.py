@@ -31,9 +31,10 @@ class Streams:
         self._lengths: dict[int, int] = {}
 
     def follow(self, clusters: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """Note sorted clusters that have been allocated; yield how many more behind which ones.
+        """Note sorted clusters that were just allocated; yield (end, count) for each stream.
 
-        Call `given` before the next step: a stream may be given all clusters up to the next one.
+        `count` clusters from `end` on may be allocated in advance. If they were, call `given`
+        before the next iteration: they may reach up to the start of the next run.
         """
         lengths = self._lengths
         first = end = -1

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.schema.common import PreallocMode
 
-#: The file grows by so much, if it can: by a hole, which costs a call on a thread.
+#: The file grows by this many bytes, if it can. The new part is a hole; making it costs one call
+#: on a thread.
 GROWTH = 64 << 20
 
 
@@ -48,14 +49,14 @@ class Allocator:
         self.high_water = image.geometry.clusters(image.file.node.size)
         #: The file is longer than it has to be.
         self._grown = False
-        #: What it is to grow by the next time, besides what is needed.
+        #: The file grows by this many bytes more than needed, the next time.
         self._ahead = GROWTH
         #: From this byte on the rest of a cluster has room for compressed data; 0: there is none.
         self._packed_end = 0
 
     @property
     def gives_fresh(self) -> bool:
-        """Whether the next clusters will be where the file has never been used."""
+        """Whether the next allocated clusters will be in a part of the file that was never used."""
         return self._image.grows_with_zeroes and self.hint >= self.high_water
 
     async def allocate(self, count: int) -> list[Run]:
@@ -94,9 +95,9 @@ class Allocator:
         return Run(first, count, fresh)
 
     async def free(self, run: Run) -> None:
-        """Undo `allocate_together`: nothing in the file refers to them.
+        """Undo `allocate_together`. Nothing in the file may refer to the clusters.
 
-        Where that fails they stay in use without need.
+        If that fails, the clusters are leaked.
         """
         with suppress(OSError):
             for cluster in await self._image.refcounts.change(run.first, run.length, -1):
@@ -244,9 +245,10 @@ class Allocator:
             await image.file.truncate(end)
 
     async def _grow_file(self, clusters: int) -> None:
-        """Make the file long enough for so many clusters; raises OSError.
+        """Make the file long enough for `clusters` clusters; raises OSError.
 
-        Longer still, if it can be: there are limits to the length of files.
+        The file gets longer than that if possible. Less is added each time this fails, as the
+        length of a file may be limited.
         """
         file, end = self._image.file, clusters << self._geometry.cluster_bits
         while end > file.node.size:
@@ -254,9 +256,9 @@ class Allocator:
                 await file.truncate(end + self._ahead)
             except OSError as error:
                 if error.errno == errno.ENOTSUP:
-                    return  # not for resizing: then it grows by writing, or is full
+                    return  # can't be resized: it grows by writing, or it is full
                 if not self._ahead:
-                    if error.errno == errno.EINVAL:  # a device
+                    if error.errno == errno.EINVAL:  # a device can't be made longer
                         raise os_error(errno.ENOSPC) from error
                     raise
                 self._ahead //= 2
@@ -346,11 +348,11 @@ class Allocator:
         await image.commit.use_reftable(table, start << geometry.cluster_bits, new_blocks)
 
     async def _cut_off(self, first: int, count: int) -> None:
-        """Forget what was written to clusters that were to be used, past all that is in use."""
+        """Discard the content of unused clusters behind all clusters in use, by a shorter file."""
         try:
             await self._image.file.truncate(first << self._geometry.cluster_bits)
         except OSError:
-            self.high_water = max(self.high_water, first + count)  # they aren't zeroes any more
+            self.high_water = max(self.high_water, first + count)  # not zeroes any more
 
 
 def _leading_run(places: NDArray[Any]) -> int:

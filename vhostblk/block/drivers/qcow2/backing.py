@@ -63,7 +63,7 @@ async def _open_named(node: BlockNode, graph: Graph, header: Header) -> None:
 
 
 async def _with_formats(node: BlockNode, graph: Graph, options: dict[str, Any]) -> dict[str, Any]:
-    """Return options with a driver in each; raises BlockError, OptionError."""
+    """Return options with the `driver` of each node filled in; raises BlockError, OptionError."""
     found = dict(options)
     for role, below in options.items():
         if isinstance(below, dict) and ("driver" in below or "file" in below):

@@ -215,7 +215,7 @@ class BitmapStore:
         return run.first << geometry.cluster_bits
 
     def _give_back(self, taken: list[int]) -> None:
-        """Give clusters up, once nothing in the file leads to them."""
+        """Free clusters, once nothing in the file refers to them."""
         for cluster in taken:
             self._image.commit.free(cluster)
 
@@ -273,7 +273,7 @@ class BitmapStore:
             )
 
     async def _change_header(self, count: int, nbytes: int, offset: int) -> None:
-        """Have the header name another directory, once that is on stable storage."""
+        """Put the new directory on stable storage, then write a header that refers to it."""
         image, header = self._image, self._image.header
         extension = BitmapsExtension(count, nbytes, offset) if count else None
         autoclear = header.autoclear & ~int(Autoclear.BITMAPS)
@@ -288,20 +288,20 @@ class BitmapStore:
             raise OSError(errno.ENOSPC, str(error)) from error
 
     async def _clusters_of(self, entries: Iterable[Bitmap]) -> list[int]:
-        """Return the clusters that bitmaps take."""
+        """Return the clusters that bitmaps occupy."""
         geometry, clusters = self._image.geometry, list[int]()
         for entry in entries:
             try:
                 offsets = table_offsets(await self._read_table(entry))
             except OSError:
-                continue  # so they stay in use without need
+                continue  # these clusters are leaked
             clusters += (offsets[offsets != 0] >> np.uint64(geometry.cluster_bits)).tolist()
             first = entry.table_offset >> geometry.cluster_bits
             clusters += range(first, first + geometry.clusters(8 * entry.table_size))
         return clusters
 
     def _free(self, clusters: list[int]) -> None:
-        """Give up what bitmaps took that aren't in the directory any more."""
+        """Free the clusters of bitmaps that are no longer in the directory."""
         for cluster in clusters:
             self._image.commit.free(cluster, discard=self._image.settings.discard_other)
 

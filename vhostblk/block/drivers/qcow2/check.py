@@ -68,7 +68,7 @@ async def check(image: Image, *, repair: bool) -> CheckResult:
 
 
 def _well_placed(image: Image) -> NDArray[np.bool_]:
-    """Return of each entry of the refcount table whether a block can be where it says."""
+    """Return, for each refcount table entry, whether its offset is aligned and in the file."""
     offsets = image.refcounts.table & np.uint64(REFTABLE_OFFSET_MASK)
     aligned = (offsets & np.uint64(image.geometry.cluster_size - 1)) == 0
     good: NDArray[np.bool_] = aligned & (offsets < np.uint64(image.file.node.size))
@@ -76,9 +76,9 @@ def _well_placed(image: Image) -> NDArray[np.bool_]:
 
 
 def _drop_misplaced(image: Image) -> int:
-    """Forget refcount blocks that can't be where they are said to be, or share their place.
+    """Forget refcount blocks with an invalid offset, and those that share a cluster.
 
-    Return how many; others take their place.
+    Return how many. The check makes new blocks for the same entries.
     """
     offsets = image.refcounts.table & np.uint64(REFTABLE_OFFSET_MASK)
     shared = image.overlap.are_contested(offsets)

@@ -3,7 +3,7 @@
 
 Changed tables stay in memory until a flush, or until there are too many. Then:
 
-1. a header of which nobody knows whether it got to the file is written again (see `header_file`);
+1. the header is written again if it is not known whether the file has it (see `header_file`);
 2. guest data and refcounts (which have only grown so far) are put on stable storage, the refcount
    table's entries after the blocks that they point to;
 3. L2 entries, which now refer to clusters that are in use and have their data;
@@ -11,11 +11,11 @@ Changed tables stay in memory until a flush, or until there are too many. Then:
 5. clusters that nothing in the file refers to any more, once nobody uses them, are free: their
    refcounts drop, in memory, to be written with the next step 2.
 
-So a crash costs clusters that are in use without need, and nothing else. With lazy refcounts the
-blocks are not written in step 2; the image is marked dirty, and whoever opens it next repairs it.
-As in QEMU, what changes no L2 entries (a snapshot, a longer L1 table) marks nothing.
+So a crash leaks clusters, and does no other harm. With lazy refcounts the blocks are not written in
+step 2; the image is marked dirty, and repaired when it is opened next. As in QEMU, operations that
+change no L2 entries (a snapshot, a longer L1 table) don't mark the image dirty.
 
-A full file system stops none of this: what is written has storage from before its first change on
+A full file system stops none of this: each cluster of metadata gets storage before its first change
 (see `places`).
 """
 
@@ -55,7 +55,7 @@ class Freed(NamedTuple):
 
 
 class FreedMany(NamedTuple):
-    """Sorted host clusters that lose a number of references each."""
+    """Sorted host clusters, and how many references each of them loses."""
 
     clusters: NDArray[np.int64]
     counts: NDArray[np.int64]
@@ -69,7 +69,7 @@ class Commit:
         self._image = image
         self._freed: list[Freed] = []
         self._freed_many: list[FreedMany] = []
-        #: Clusters of an external data file that it may forget, as nothing refers to them.
+        #: Clusters of an external data file that may be discarded, as nothing refers to them.
         self._forgotten: set[int] = set()
         self._freed_clusters = 0
         #: Data or refcounts have been written that L2 entries will rely on.
@@ -114,14 +114,14 @@ class Commit:
     def free_many(
         self, clusters: NDArray[np.int64], counts: NDArray[np.int64], *, discard: bool = False
     ) -> None:
-        """Give up references to sorted clusters, once the file no longer has them."""
+        """Drop `counts` references to sorted clusters, once the file no longer has them."""
         self._freed_clusters += len(clusters)
         self._freed_many.append(FreedMany(clusters, counts, discard))
 
     def forget(self, cluster: int) -> None:
-        """Let the external data file forget a cluster, once the file has no reference to it.
+        """Discard a cluster of the external data file, once no entry in the file refers to it.
 
-        It may be written again before that, as it is at the guest's own offset: see `keep`.
+        Its offset is the guest's offset, so it may be written again before that: see `keep`.
         """
         self._forgotten.add(cluster)
 
@@ -145,10 +145,10 @@ class Commit:
         image = self._image
         image.check_usable()
         await image.header_file.confirm()
-        # Without L2 entries to be written there is nothing to be gained by being lazy.
+        # Lazy refcounts save nothing if no L2 entries are to be written.
         lazy = self._lazy and any(found.dirty for found in image.tables.slices.values())
         if lazy and self._refcounts_dirty:
-            await image.header_file.set_dirty(True)  # before they are wrong in the file
+            await image.header_file.set_dirty(True)  # before the file's refcounts are wrong
         if not lazy or len(image.refcounts.blocks) > image.refcounts.limit:
             await self._write_refcounts()
         await self._write_tables()
@@ -274,12 +274,12 @@ class Commit:
             await self._forget_free(free, discard=discard)
 
     async def _drop(self, change: Awaitable[list[int]]) -> list[int]:
-        """Drop refcounts; return which clusters are free. Where that fails they stay in use."""
+        """Drop refcounts; return which clusters became free. If that fails, clusters are leaked."""
         try:
             return await change
         except OSError as error:
             self._image.check_usable()
-            text = "%s: clusters stay in use without need: %s"
+            text = "%s: clusters are leaked: %s"
             logger.warning(text, self._image.file.node.filename, error.strerror)
             return []
 
@@ -296,7 +296,7 @@ class Commit:
         await self._discard(self._image.file, first, count)
 
     async def _discard(self, edge: Edge, first: int, count: int) -> None:
-        """Have a file forget clusters; it need not."""
+        """Discard clusters of a file. Errors are ignored: discarding is only a hint."""
         bits = self._image.geometry.cluster_bits
         with suppress(OSError):
             await edge.pdiscard(first << bits, count << bits)
@@ -304,14 +304,14 @@ class Commit:
     async def move_reftable(
         self, table: NDArray[np.uint64], offset: int, blocks: list[RefBlock]
     ) -> None:
-        """Go over to another refcount table, with new blocks that cover it."""
+        """Write another refcount table and use it; `blocks` are the new blocks that cover it."""
         await self.write_reftable(table, offset, blocks)
         await self.use_reftable(table, offset, blocks)
 
     async def write_reftable(
         self, table: NDArray[np.uint64], offset: int, blocks: list[RefBlock]
     ) -> None:
-        """Write another refcount table, with new blocks that cover it; nobody uses it yet."""
+        """Write another refcount table and the new blocks that cover it. It is not used yet."""
         image = self._image
         await image.header_file.confirm()
         for block in blocks:
@@ -325,9 +325,9 @@ class Commit:
     async def use_reftable(
         self, table: NDArray[np.uint64], offset: int, blocks: list[RefBlock]
     ) -> None:
-        """Go over to the refcount table that was written, all at once; raises OSError.
+        """Use the refcount table that was written, by one write of the header; raises OSError.
 
-        It is in force then nevertheless, as another one would need even more room.
+        It is in use even if OSError is raised, as yet another table would need even more room.
         """
         image = self._image
         header, refcounts, bits = image.header, image.refcounts, image.geometry.cluster_bits

@@ -188,7 +188,7 @@ async def _create(
 
 @asynccontextmanager
 async def _alone(graph: Graph, node: BlockNode) -> AsyncIterator[BlockBackend]:
-    """Write to a node that nobody else uses inside the block; raises BlockError."""
+    """Yield a backend that writes to a node and excludes other users; raises BlockError."""
     backend = BlockBackend("", _WRITER)
     try:
         async with graph.changing():

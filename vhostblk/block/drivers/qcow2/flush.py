@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flushes: one at a time, each for all who have come before it began."""
+"""Flushes: one runs at a time, and completes all requests that came before it began."""
 
 from __future__ import annotations
 
@@ -43,7 +43,11 @@ class Flusher:
             self._running = False
 
     def _tell(self, waiting: list[Completion[None]], failure: Exception | None) -> None:
-        """Tell all how a flush has ended; not on this stack, where one could harm the others."""
+        """Complete the requests of a flush.
+
+        Each one is completed by a call of its own from the event loop, so that an exception in
+        one doesn't keep the others waiting.
+        """
         loop = asyncio.get_running_loop()
         for done in waiting:
             if failure is None:
@@ -66,7 +70,7 @@ class Flusher:
 
     async def write_back(self) -> None:
         """Write changed metadata to the file."""
-        async with self._image.lock:  # what somebody else is writing has to be complete, too
+        async with self._image.lock:  # another task may be writing metadata: wait for it
             await self._write_changes()
 
     async def _write_changes(self) -> None:

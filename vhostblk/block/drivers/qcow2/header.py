@@ -67,7 +67,7 @@ class Header:
     autoclear: int = 0
     crypt_method: int = 0
     compression_type: int = 0
-    #: What the header has behind the members of `HEADER`.
+    #: The bytes of the header that follow the members of `HEADER`.
     unknown_fields: bytes = b""
     backing_file: bytes | None = None
     backing_format: bytes | None = None
@@ -339,9 +339,9 @@ def encode(header: Header) -> bytes:
 
 
 def encode_fields(header: Header) -> tuple[int, bytes]:
-    """Return what changes while an image is used, and where: sizes, places of tables, features.
+    """Return the header fields that change while an image is in use: their offset and bytes.
 
-    All of it is in the first sector.
+    These are sizes, offsets of tables, and features. All of them are in the first sector.
     """
     raw = HEADER.encode(**_members(header), backing_file_offset=0, backing_file_size=0)
     start, stop = HEADER.offsets["size"], HEADER.offsets["refcount_order"]
@@ -349,14 +349,14 @@ def encode_fields(header: Header) -> tuple[int, bytes]:
 
 
 def _length(header: Header) -> int:
-    """Return how long the header is before the first extension."""
+    """Return the length of the header up to the first extension."""
     if header.version == 2:
         return layout.V2_HEADER_LENGTH
     return HEADER.size + len(header.unknown_fields)
 
 
 def _members(header: Header) -> dict[str, Any]:
-    """Return the members of the structure, but for where the backing file's name is."""
+    """Return the members of the structure, without the offset of the backing file name."""
     return {
         "magic": layout.MAGIC,
         "version": header.version,

@@ -2,11 +2,11 @@
 """`HeaderFile`: changing the header, in memory and in the file together.
 
 The header says where all tables are. A change of it is one write of one sector, followed by a
-flush, once everything that it leads to is on stable storage. Where the write or the flush fails, or
-the task is cancelled, nobody knows which header the file has. Memory then keeps the former one,
-except after `go_over`, and the file's header is *in doubt*: `commit` writes it again before it
-writes anything else. Until then all that either header leads to stays in use and unchanged, so a
-crash leaves the image as it was before the change or as it is after it.
+flush. Before that, everything that the new header refers to is put on stable storage. If the write
+or the flush fails, or the task is cancelled, the file may have either header. It is *in doubt*:
+`commit` writes the header again before it writes anything else. The header in memory is then the
+former one, except after `go_over`. While the header is in doubt, the clusters that either header
+refers to stay in use and unchanged. So a crash leaves the image before the change or after it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 class _Doubt(IntEnum):
-    """How much of the file's header may differ from the one in memory."""
+    """Which part of the file's header may differ from the one in memory."""
 
     NOTHING = 0
-    #: What `change` writes.
+    #: The fields that `change` writes.
     FIELDS = 1
-    #: All of it: extensions and the backing file's name, too.
+    #: All of the header, with extensions and the backing file name.
     EVERYTHING = 2
 
 
@@ -48,15 +48,15 @@ class HeaderFile:
         return self._doubt is not _Doubt.NOTHING
 
     async def change(self, **members: int) -> None:
-        """Let the header lead to other tables or say another size; raises OSError.
+        """Change header fields in memory and in the file; raises OSError.
 
         `members` are those of `Header` that have a fixed place: sizes, offsets and features. The
-        image's lock is held, and everything that they lead to is on stable storage.
+        caller holds the image's lock, and has put all that they refer to on stable storage.
         """
         await self._try(_Doubt.FIELDS, members)
 
     async def go_over(self, **members: int) -> None:
-        """Do the same, but where it fails the header in memory has changed nevertheless."""
+        """Change header fields as `change` does, but keep them in memory even if that fails."""
         self._set(members)
         self._doubt = max(self._doubt, _Doubt.FIELDS)
         await self.confirm()
@@ -64,7 +64,7 @@ class HeaderFile:
     async def rewrite(self, **members: Any) -> None:
         """Write all of the header, with changed members; raises BlockError or OSError.
 
-        BlockError: it has no room, and the file was not touched.
+        BlockError: the header is too long for its cluster. The file is unchanged then.
         """
         await self._try(_Doubt.EVERYTHING, members)
 
@@ -78,7 +78,7 @@ class HeaderFile:
             raise
 
     async def set_dirty(self, dirty: bool) -> None:
-        """Say whether refcounts in the file may be too low; raises OSError."""
+        """Set or clear the dirty bit: refcounts in the file may be too low. Raises OSError."""
         header, bit = self._image.header, int(Incompatible.DIRTY)
         if bool(header.incompatible & bit) == dirty:
             return
@@ -101,9 +101,9 @@ class HeaderFile:
                 raise OSError(errno.ENOSPC, str(error)) from error
 
     async def mark_corrupt(self) -> None:
-        """Write the features, which say that the image is corrupt; raises OSError.
+        """Write the feature bits, with the corrupt bit set, to the file; raises OSError.
 
-        Anybody calls this, without the image's lock: nothing else is written.
+        The caller need not hold the image's lock, as only these bits are written.
         """
         async with self._turn:
             offset = HEADER.offsets["incompatible_features"]
@@ -112,7 +112,7 @@ class HeaderFile:
             await self._image.file.flush()
 
     def _set(self, members: dict[str, Any]) -> dict[str, Any]:
-        """Change members in memory; return what they were."""
+        """Change members in memory; return their former values."""
         header = self._image.header
         former = {name: getattr(header, name) for name in members}
         for name, value in members.items():

@@ -84,7 +84,7 @@ class Image:
         self.on_corruption: Callable[[str, int, int, bool], object] = _no_listener
         self._signalled = False
         self._marking: set[asyncio.Task[None]] = set()
-        #: Bits "copied" are to be set, as a snapshot has gone.
+        #: A snapshot was deleted, so "copied" bits of the active disk have to be set.
         self.untidy = False
         #: Set once metadata turned out to be wrong while writing: nothing goes on from there.
         self.unusable = False
@@ -160,7 +160,7 @@ class Image:
         self.new_publisher()
 
     def forget_places(self) -> None:
-        """Know of no metadata any more that the file has storage for it: it may be another file."""
+        """Forget which metadata has storage, as the file may be another one now."""
         self.places = Places(self.file, self.geometry.cluster_bits)
         for found in self.tables.slices.values():
             found.placed = False
@@ -237,7 +237,7 @@ class Image:
         """Return the L2 slice for a guest offset, in a table of the active disk's own."""
         while True:
             found = await self._own_slice(offset)
-            found.pins += 1  # else readers, who hold no lock, may push it out meanwhile
+            found.pins += 1  # readers hold no lock, and could evict it meanwhile
             try:
                 await self._place_slice(found)
             finally:
@@ -246,7 +246,7 @@ class Image:
                 return found
 
     async def _own_slice(self, offset: int) -> L2Slice:
-        """Return the L2 slice for a guest offset; nothing but the active disk has its table."""
+        """Return the L2 slice for a guest offset; only the active disk refers to its table."""
         tables, bits = self.tables, self.geometry.cluster_bits
         found = await self.reader.slice_at(offset)
         index = offset >> (bits + self.geometry.l2_bits)
@@ -258,18 +258,18 @@ class Image:
         return found
 
     async def _place_slice(self, found: L2Slice) -> None:
-        """Have storage for an L2 slice; raises OSError, also where something else is there."""
+        """Get storage for an L2 slice; raises OSError, also if it overlaps other metadata."""
         if not found.placed:
             self.overlap.check_table("active_l2", found.host, self.tables.slice_size)
             await self.places.ensure(found.host)
             found.placed = True
 
     async def become_metadata(self, first: int, count: int, what: str) -> None:
-        """Have nobody write guest data to free clusters any more, as metadata goes there.
+        """Keep guest data out of free clusters that are to hold metadata.
 
-        To be called before it is written; `Overlap.metadata_removed` undoes it. In an image that
-        contradicts itself, published entries may refer to free clusters. A later write through
-        such an entry is looked at, and refused.
+        Call this before metadata is written there; `Overlap.metadata_removed` undoes it. In a
+        corrupt image, published entries may refer to free clusters. These entries are taken back.
+        A later write through such an entry is checked, and refused.
         """
         if self.overlap.metadata_added(first, count, what) and self.publisher.take_back(
             first, count
@@ -277,9 +277,9 @@ class Image:
             await self.publisher.settle()
 
     async def _new_table(self, index: int, word: int) -> None:
-        """Give an L1 entry an L2 table of its own, in place of the one that it refers to, if any.
+        """Give an L1 entry a new L2 table: a copy of the shared one, or an empty one.
 
-        Nothing has changed where that fails.
+        If that fails, nothing has changed.
         """
         tables, bits = self.tables, self.geometry.cluster_bits
         old = (word & OFFSET_MASK) >> bits
@@ -305,18 +305,18 @@ class Image:
         tables.set_l1(index, run.first << bits | COPIED)
 
     def check_l1(self, index: int, count: int = 1) -> None:
-        """Raise OSError where entries of the L1 table can't be changed: something else is there."""
+        """Raise OSError if entries of the L1 table overlap other metadata, so can't be changed."""
         self.overlap.check_table("active_l1", self.header.l1_offset + 8 * index, 8 * count)
 
     def change_reftable(self, index: int, offset: int) -> None:
-        """Have a refcount block at an offset; raises OSError where it is not to be changed."""
+        """Set an entry of the refcount table; raises OSError if it overlaps other metadata."""
         place = self.header.reftable_offset + 8 * index
         self.overlap.check_table("refcount_table", place, 8)
         self.refcounts.table[index] = offset
         self.refcounts.dirty_entries.add(index)
 
     async def _check_block(self, offset: int) -> None:
-        """Raise OSError where a refcount block has no storage, or something else is there."""
+        """Get storage for a refcount block; raises OSError, also if it overlaps other metadata."""
         self.overlap.check_table("refcount_block", offset, self.geometry.cluster_size)
         await self.places.ensure(offset)
 
@@ -379,7 +379,7 @@ class Image:
         self.on_corruption(text, offset, size, fatal)
 
     def refuse_writes(self) -> None:
-        """Have nobody change the image any more, by the published table neither."""
+        """Refuse all further changes of the image, also through the published table."""
         self.unusable = True
         self.writable = False
         self.publisher.revoke_all()

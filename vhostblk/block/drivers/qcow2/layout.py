@@ -129,7 +129,7 @@ ALL_SUBCLUSTERS = (1 << SUBCLUSTERS) - 1
 
 # Bits of an extent map's entry, as the engine has them (`engine/src/extent.cdef.h`).
 READ, OVERWRITE, READ_ZERO = 1, 2, 4
-#: What leads to the cluster is not on stable storage; see `volatile`.
+#: The metadata that refers to the cluster is not on stable storage; see `volatile`.
 VOLATILE_BITS = (8, 16)
 VOLATILE = 24
 
@@ -173,7 +173,7 @@ MAX_REFTABLE_BYTES = 8 << 20
 MAX_SNAPSHOTS = 65536
 MAX_SNAPSHOTS_BYTES = 1024 * MAX_SNAPSHOTS
 MAX_SNAPSHOT_EXTRA_DATA = 1024
-#: Of those that are made; images may have longer ones.
+#: Limit of names that we write; images may have longer ones.
 MAX_SNAPSHOT_NAME = 255
 MAX_BITMAPS = 65535
 MAX_BITMAP_DIRECTORY_BYTES = 1024 * MAX_BITMAPS

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opening, closing and reopening an image; reading it again is in `reloading`.
 
-All that may fail of opening happens at once. `Image`, which needs numpy, is made of what was read
-when it is first used, or at once where there is more to do (snapshots, bitmaps, repair).
+All steps of opening that may fail are done at once. `Image` needs numpy, and is made from what was
+read when it is first used; at once if there is more to do (snapshots, bitmaps, repair).
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -144,7 +144,7 @@ class Lifecycle(BlockNode):
         self._schedule_cleaning()
 
     async def _prepare_writing(self) -> None:
-        """Do what has to be done before an image that was just loaded may be written to."""
+        """Prepare an image that was just loaded for the first write."""
         image = self._image
         image.writable = self.writable_image
         if not image.writable:
@@ -160,9 +160,9 @@ class Lifecycle(BlockNode):
         self._lock_bitmaps(locked=False)
 
     async def _load_bitmaps(self, image: Image, present: list[DirtyBitmap]) -> list[DirtyBitmap]:
-        """Read the bitmaps that an image keeps; return those that the node then has.
+        """Read the bitmaps stored in an image; return the bitmaps that the node then has.
 
-        They take the place of `present` ones that the image kept before.
+        Stored bitmaps replace persistent ones of `present` with the same name.
         """
         former = {each.name: each for each in present if each.persistent}
         loaded = await image.bitmaps.load()
@@ -174,7 +174,7 @@ class Lifecycle(BlockNode):
             known = former.get(bitmap.name)
             if known is not None and not bitmap.inconsistent:
                 bitmap.disabled = known.disabled
-            bitmap.read_only = True  # until the file says that they are in use
+            bitmap.read_only = True  # until they are marked "in use" in the file
             bitmaps.insert(0, bitmap)
         return bitmaps
 
@@ -264,7 +264,7 @@ class Lifecycle(BlockNode):
             async with image.lock:
                 await image.bitmaps.mark_in_use()
         except (OSError, BlockError) as error:
-            image.refuse_writes()  # or the bitmaps would come to lack what is written
+            image.refuse_writes()  # else the bitmaps in the file would miss later writes
             logger.error("%s: bitmaps can't be used: %s", self.filename, error)
             return
         self._lock_bitmaps(locked=False)

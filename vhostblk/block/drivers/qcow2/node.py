@@ -222,7 +222,7 @@ class Qcow2Node(Reloading):
         await self._image.flusher.flush()
 
     async def flush_children(self) -> None:
-        await self.flush()  # the node itself has nothing more to do
+        await self.flush()  # flushing is all that this node has to do
 
     async def write_back(self) -> None:
         if self._is_loaded:
@@ -275,7 +275,7 @@ class Qcow2Node(Reloading):
     async def create_snapshot(self, name: str, device: str | None = None) -> Snapshot:
         """Make an internal snapshot, between requests; raises BlockError or OSError.
 
-        `device`: what the node is called in messages.
+        `device`: the name of the node in messages.
         """
         from vhostblk.block.drivers.qcow2 import snapshot_changes
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which clusters of the file are metadata, so that no write hits them by mistake (`overlap-check`).
 
-An image may say that guest data lies where its own tables are, that two tables share a place, or
-that a cluster is free which is not. Data clusters are checked when their L2 slice is loaded, all at
-once, and once more where metadata comes later (`Image.become_metadata`); allocations when made;
-tables before their first change. The L2 tables of snapshots are only
-known from the file: they are looked up when first needed.
+In a corrupt image, guest data may overlap tables, tables may overlap each other, and a cluster in
+use may be marked as free. All data clusters of an L2 slice are checked when the slice is loaded,
+and again when a cluster becomes metadata later (`Image.become_metadata`). Allocations are checked
+when they are made, tables before their first change. The L2 tables of snapshots are known only from
+the file: they are looked up when first needed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 #: So many L1 entries of snapshots are looked at; an image can have too many for that.
 _MAX_INACTIVE_ENTRIES = 16 << 20
 
-#: Option members and what messages call the structure, in the order in which they are looked at.
+#: Option members, and the names of the structures in messages, in the order of checking.
 NAMES = {
     "main_header": "qcow2_header",
     "active_l1": "active L1 table",
@@ -56,9 +56,9 @@ class Overlap:
         self._added: dict[int, str] = {}
         #: All of them, sorted; None: to be put together.
         self._all: NDArray[np.int64] | None = None
-        #: Clusters of tables that are something else, too, or two tables; sorted.
+        #: Sorted clusters of tables that overlap another structure, or each other.
         self._contested = np.zeros(0, np.int64)
-        #: Of the active disk, each cluster once a table, but for L2 tables that snapshots share.
+        #: Sorted clusters of metadata, without active L2 tables that snapshots share.
         self._claimed = np.zeros(0, np.int64)
         #: The L2 tables of snapshots are to be checked and not known: `complete` is to be called.
         self.incomplete = False
@@ -103,9 +103,9 @@ class Overlap:
         }
 
     def _note_contested(self, found: dict[str, NDArray[np.int64]], copied: NDArray[Any]) -> None:
-        """Find the tables that don't have their place for themselves.
+        """Find the tables that overlap another structure.
 
-        Several L1 entries may lead to an L2 table as long as none may change it in place.
+        Several L1 entries may refer to the same L2 table as long as none of them is "copied".
         """
         shared = np.intersect1d(_repeated(found["active_l2"]), copied)
         once = {**found, "active_l2": np.unique(found["active_l2"])}
@@ -152,7 +152,7 @@ class Overlap:
     def metadata_added(self, first: int, count: int, what: str) -> bool:
         """Note that clusters hold metadata from now on; `what`: a key of `NAMES`.
 
-        Tell whether that is checked. Who is about to write there calls `Image.become_metadata`.
+        Return whether that structure is checked. Call `Image.become_metadata` before writing there.
         """
         if what not in self._image.settings.overlap:
             return False
@@ -188,9 +188,9 @@ class Overlap:
         return None
 
     def check_table(self, what: str, offset: int, length: int) -> None:
-        """Raise OSError(EIO), and mark the image corrupt, where a table is something else, too.
+        """Raise OSError(EIO), and mark the image corrupt, if a table overlaps other metadata.
 
-        To be called before a part of it is changed; `what`: a key of `NAMES`.
+        Call this before a part of the table is changed; `what`: a key of `NAMES`.
         """
         bits = self._image.geometry.cluster_bits
         first = offset >> bits
@@ -199,17 +199,17 @@ class Overlap:
             return
         found = self.structure_at(first, count, what)
         if found is None and what in self._image.settings.overlap:
-            found = NAMES[what]  # two of them
+            found = NAMES[what]  # two tables of this kind overlap
         if found is not None:
             self._refuse(found, offset, length)
 
     def are_contested(self, offsets: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Return of each offset whether it is in a cluster of a table that is something else."""
+        """Return, for each offset, whether its cluster is a table that overlaps other metadata."""
         clusters = (offsets >> np.uint64(self._image.geometry.cluster_bits)).astype(np.int64)
         return np.isin(clusters, self._contested)
 
     def check_tree(self, l1: NDArray[np.uint64]) -> None:
-        """Refuse, as `check_table` does, where an L2 table that `l1` leads to is something else."""
+        """Do what `check_table` does for all L2 tables that `l1` refers to."""
         bits = self._image.geometry.cluster_bits
         targets = _targets(l1, OFFSET_MASK, bits)
         for name, text in NAMES.items():
@@ -222,15 +222,15 @@ class Overlap:
             self.check_table("active_l2", cluster << bits, 1 << bits)
 
     def check_freed(self, first: int, count: int) -> None:
-        """Refuse, as `check_table` does, where clusters that have become free hold metadata."""
+        """Raise OSError(EIO), and mark the image corrupt, if clusters just freed hold metadata."""
         self._check(first, count)
 
     def check_allocation(self, first: int, count: int) -> None:
-        """Raise OSError(EIO), and mark the image corrupt, where free clusters hold metadata."""
+        """Raise OSError(EIO), and mark the image corrupt, if free clusters hold metadata."""
         self._check(first, count)
 
     def check_data(self, offset: int, length: int) -> None:
-        """Do so where guest data is to be written over metadata."""
+        """Raise OSError(EIO), and mark the image corrupt, if guest data would hit metadata."""
         if self._data_exempt or not length:
             return
         bits = self._image.geometry.cluster_bits
@@ -252,13 +252,13 @@ class Overlap:
 
 
 def _has(clusters: NDArray[np.int64], first: int, count: int) -> bool:
-    """Tell whether one of consecutive clusters is among sorted ones."""
+    """Return whether one of `count` clusters from `first` on is in a sorted array."""
     place = int(clusters.searchsorted(first))
     return place < len(clusters) and int(clusters[place]) < first + count
 
 
 def _repeated(clusters: NDArray[Any]) -> NDArray[np.int64]:
-    """Return those that are there more than once, sorted."""
+    """Return the clusters that occur more than once, sorted."""
     found, counts = np.unique(clusters, return_counts=True)
     repeated: NDArray[np.int64] = found[counts > 1]
     return repeated

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storage for metadata, had before there is data that needs it.
+"""Storage for metadata, allocated before the data that needs it.
 
-Tables change in memory and are written much later. If the file system is full by then, nothing
-leads to the data that the guest was told is written. So each cluster of metadata gets its storage
-before its first change in memory, and a request that needs it fails where there is no room. This
-costs one call a cluster, not one a request. A new cluster is filled with zeroes. One that was there
-before may be a hole, as in a sparse copy of an image; it is given storage when it is first needed.
+Tables change in memory and are written much later. If the file system is full by then, nothing in
+the file refers to data whose write the guest has seen completed. So each cluster of metadata gets
+storage before its first change in memory, and a request that needs it fails if there is no room.
+This costs one call for each cluster, not for each request. A new cluster is filled with zeroes. An
+existing cluster may be a hole, as in a sparse copy of an image; it gets storage when first needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Places:
-    """Which clusters of metadata are known to have storage."""
+    """The clusters of metadata that are known to have storage."""
 
     def __init__(self, file: Edge, cluster_bits: int) -> None:
         self._file = file
@@ -25,12 +25,12 @@ class Places:
         self._known: set[int] = set()
 
     async def make(self, offset: int) -> None:
-        """Fill a new cluster with zeroes that have storage; raises OSError."""
+        """Write zeroes to a new cluster, so that it has storage; raises OSError."""
         await self._file.pwrite_zeroes(offset, 1 << self._bits)
         self._known.add(offset >> self._bits)
 
     async def ensure(self, offset: int) -> None:
-        """Have storage for the cluster that an offset is in; raises OSError."""
+        """Get storage for the cluster that contains `offset`, if it has none; raises OSError."""
         cluster = offset >> self._bits
         if cluster not in self._known:
             await self._file.reserve(cluster << self._bits, 1 << self._bits)

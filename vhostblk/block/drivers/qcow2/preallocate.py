@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Giving guest clusters their place in the file before anybody writes to them.
+"""Preallocation: guest clusters get host clusters before anybody writes to them.
 
-The image's lock is held. With extended L2 entries a cluster has its place and may still show what
-lies below; otherwise it reads as zeroes.
+The image's lock is held. With extended L2 entries, a preallocated cluster may still show the
+content of the backing file; otherwise it reads as zeroes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ async def preallocate(
 ) -> None:
     """Map all clusters from the disk's end to `size`, with storage as `mode` says.
 
-    `zeroes`: extended L2 entries hide what lies below. Raises OSError.
+    `zeroes`: extended L2 entries read as zeroes, and hide the backing file. Raises OSError.
     """
     geometry, tables = image.geometry, image.tables
     first, last = geometry.clusters(image.size), geometry.clusters(size)

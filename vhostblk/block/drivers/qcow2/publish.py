@@ -42,13 +42,13 @@ class Publisher:
         self.unit_bits = geometry.subcluster_bits
         count = -(-image.size >> geometry.subcluster_bits)
         self._table: ExtentTable | None = None
-        #: Which entries are ahead of stable storage.
+        #: The entries whose metadata is not on stable storage.
         self.volatile = Volatile(self)
         self._referred = Referred(
             geometry.cluster_bits,
             0 if geometry.external_data else geometry.clusters(image.file.node.size),
         )
-        #: How often entries were taken back as their clusters became metadata.
+        #: How many times entries were taken back because their clusters became metadata.
         self.taken_back = 0
         #: The entries, shape (subclusters of the disk,).
         self.entries: NDArray[np.uint64] = np.zeros(0, np.uint64)
@@ -76,7 +76,7 @@ class Publisher:
         return 1 << self._image.tables.slice_bits
 
     def run(self, number: int, low: int, high: int) -> NDArray[np.uint64]:
-        """Return the entries of clusters [low, high) of a slice, to be changed."""
+        """Return the entries of clusters [low, high) of a slice, as a view to change in place."""
         image = self._image
         first = (number << image.tables.slice_bits) + low
         shift = image.geometry.cluster_bits - self.unit_bits
@@ -100,7 +100,7 @@ class Publisher:
         run[:] = mapped[: len(run)]
 
     def _map(self, found: L2Slice, low: int, high: int) -> NDArray[np.uint64]:
-        """Return what is to be published of entries [low, high) of a slice."""
+        """Return what to publish for entries [low, high) of a slice."""
         image = self._image
         if not len(self.entries) or image.unusable:
             return np.zeros(0, np.uint64)
@@ -143,7 +143,7 @@ class Publisher:
         self.volatile.note(found.number, low, high)  # the next flush covers them
 
     def take_back(self, first: int, count: int) -> bool:
-        """Take entries back whose host clusters become metadata; tell whether there were any."""
+        """Take back the entries whose host clusters become metadata; return whether any were."""
         if self._image.geometry.external_data or not self._referred.may_refer(first, count):
             return False
         slices = self._image.tables.slices

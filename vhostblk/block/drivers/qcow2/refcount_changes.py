@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 async def check_refcounts(image: Image, clusters: NDArray[np.int64], by: NDArray[np.int64]) -> None:
-    """Raise OSError where the refcounts of sorted clusters can't be changed so."""
+    """Raise OSError if the refcounts of sorted clusters can't be changed by `by`."""
     for index, low, high in _by_block(image, clusters):
         await _changed(image, index, clusters[low:high], by[low:high])
 
@@ -26,9 +26,9 @@ async def check_refcounts(image: Image, clusters: NDArray[np.int64], by: NDArray
 async def change_refcounts(
     image: Image, clusters: NDArray[np.int64], by: NDArray[np.int64]
 ) -> list[int]:
-    """Add to the refcounts of sorted clusters; return those that became free.
+    """Add `by` to the refcounts of sorted clusters; return the clusters that became free.
 
-    Raises OSError, and then nothing has changed.
+    Raises OSError; nothing has changed then.
     """
     freed: list[int] = []
     done: list[tuple[RefBlock, NDArray[np.int64], NDArray[Any]]] = []
@@ -48,7 +48,7 @@ async def change_refcounts(
 
 
 def _by_block(image: Image, clusters: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """Return the refcount blocks of sorted clusters, and which of the clusters each has."""
+    """Return (block index, start, stop) of each refcount block that sorted clusters need."""
     bits = image.geometry.refblock_bits
     indexes = np.unique(clusters >> bits)
     lows = np.searchsorted(clusters, indexes << bits).tolist()
@@ -58,7 +58,7 @@ def _by_block(image: Image, clusters: NDArray[np.int64]) -> list[tuple[int, int,
 async def _changed(
     image: Image, index: int, clusters: NDArray[np.int64], by: NDArray[np.int64]
 ) -> tuple[RefBlock, NDArray[np.int64], NDArray[Any]]:
-    """Return a block, and which of its counts would be what."""
+    """Return a block, the indexes of the counts that change, and their new values."""
     block = await image.refcounts.block(index)
     if block is None:
         raise OSError(errno.EIO, "the image is corrupt: clusters in use have no refcount")

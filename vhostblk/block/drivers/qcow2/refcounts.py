@@ -77,14 +77,14 @@ class Refcounts:
         self.blocks: dict[int, RefBlock] = {}
         #: How many blocks are kept.
         self.limit = limit
-        #: Called with a text where the image contradicts itself; may raise OSError.
+        #: Called with a message if the image is corrupt; may raise OSError.
         self.corrupt: Callable[[str], None] = _corrupt
-        #: Called with the offset of a block before it is changed; raises OSError where it has no
-        #: storage there, or something else is there.
+        #: Called with the offset of a block before it is changed; raises OSError if the block gets
+        #: no storage, or overlaps other metadata.
         self.check_place: Callable[[int], Awaitable[None]] = _nothing
 
     def block_offset(self, index: int) -> int:
-        """Return where a block is in the file; 0: nowhere. Raises OSError where it can't be."""
+        """Return the offset of a block; 0: there is no block. Raises OSError if it is invalid."""
         if index >= len(self.table):
             return 0
         offset = int(self.table[index]) & REFTABLE_OFFSET_MASK
@@ -130,7 +130,7 @@ class Refcounts:
     async def change(self, first: int, count: int, by: int) -> list[int]:
         """Add +1 or -1 to the counts of consecutive clusters; return those that became free.
 
-        Where one can't be changed, those that blocks before have are, and OSError is raised.
+        Raises OSError if a count can't be changed; the counts in earlier blocks have changed then.
         """
         geometry, freed = self._geometry, []
         mask = (1 << geometry.refblock_bits) - 1
@@ -156,7 +156,7 @@ class Refcounts:
         return freed
 
     def by_block(self, first: int, count: int) -> Iterator[tuple[int, int]]:
-        """Split consecutive clusters by the blocks that have their counts: first, count."""
+        """Split consecutive clusters by refcount block; yield (first, count)."""
         bits, stop = self._geometry.refblock_bits, first + count
         while first < stop:
             end = min(((first >> bits) + 1) << bits, stop)
@@ -164,7 +164,7 @@ class Refcounts:
             first = end
 
     async def _changeable(self, cluster: int) -> RefBlock:
-        """Return the block that has a cluster's count, and a place of its own in the file."""
+        """Return the block with a cluster's count, ready to be changed; raises OSError."""
         block = await self.block(cluster >> self._geometry.refblock_bits)
         if block is None:
             self.corrupt(f"Cluster {cluster:#x} is in use and has no refcount")

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Taking published entries back where their host clusters become metadata.
+"""Taking back published entries whose host clusters become metadata.
 
-In an image that contradicts itself an L2 entry may refer to a cluster that counts as free. It is no
-metadata when its slice is loaded, so it is published. Later the cluster may be taken for a table.
-From then on a guest's write there has to be looked at, and refused.
+In a corrupt image, an L2 entry may refer to a cluster whose refcount is 0. The cluster is not
+metadata when the slice is loaded, so the entry is published. Later the cluster may be allocated for
+a table. From then on, a guest's write to it has to be checked, and refused.
 
-Finding such entries takes a look at all that are published. So it is noted where the entries of
-loaded slices refer to, and in a sound image these clusters are hardly ever taken for metadata. What
-we publish ourselves refers to clusters that count as in use.
+To find such entries, all published entries have to be read. This is rarely done: we note the
+clusters that entries of loaded slices refer to, and search only if one of them becomes metadata. In
+a sound image that hardly ever happens. Entries that are published later refer to clusters in use.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: Most clusters that are told apart; those of larger files share notes.
+#: The number of notes at most. In a larger file, several clusters share a note.
 _MAX_NOTES = 16 << 20
 
 
 class Referred:
-    """Clusters that loaded entries refer to; it may name too many."""
+    """A set of clusters that loaded entries refer to; it may contain others, too."""
 
     def __init__(self, cluster_bits: int, clusters: int) -> None:
         self._bits = np.uint64(cluster_bits)
         size = min(1 << clusters.bit_length(), _MAX_NOTES)
         self._mask = np.uint64(size - 1)
-        self._notes = np.zeros(size, bool)  # pages come into being when they are touched
+        self._notes = np.zeros(size, bool)  # the kernel allocates pages when they are touched
 
     def note(self, entries: NDArray[np.uint64]) -> None:
-        """Note entries that are published."""
+        """Note the clusters of entries that are about to be published."""
         self._notes[self._clusters(entries) & self._mask] = True
 
     def _clusters(self, entries: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -46,14 +46,14 @@ class Referred:
         return clusters
 
     def may_refer(self, first: int, count: int) -> bool:
-        """Tell whether an entry may refer to one of these clusters."""
+        """Return whether an entry may refer to one of these clusters."""
         if count >= len(self._notes):
             return True
         clusters = np.arange(first, first + count, dtype=np.uint64)
         return bool(self._notes[clusters & self._mask].any())
 
     def take_back(self, first: int, count: int, runs: Iterable[NDArray[np.uint64]]) -> bool:
-        """Take the entries back that refer to one of these clusters; tell whether there were any.
+        """Take back the entries that refer to one of these clusters; return whether any did.
 
         `runs`: all entries that are published.
         """

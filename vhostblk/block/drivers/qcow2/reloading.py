@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading an image again: after another process may have changed it, and from another file.
+"""Reading an image again: another process may have changed it, or the node has another file.
 
-Tables, sizes and bitmaps are those of one file. When the node comes to have another one, or when
-what lies below shows other data, all of that is read anew; until the change is final, the former
-image is kept for the way back. Between the two nothing is written: what the node had not written
-yet went to the former file before (`give_up_writing`).
+Tables, sizes and bitmaps belong to one file. They are read anew when the node gets another file, or
+when the nodes below it show other data. The former image is kept for roll-back until the change is
+final. Nothing is written in between: metadata that was still in memory was written to the former
+file before the change (`give_up_writing`).
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -38,25 +38,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _State:
-    """All that a node has of the file that it was read from."""
+    """What a node has read from its file."""
 
     header: Header
     settings: Settings
     tables: TopTables | None
-    #: None: not made yet.
+    #: None: not made yet (see `lifecycle`).
     image: Image | None
     bitmaps: list[DirtyBitmap]
     backing_name: str
 
 
 class Reloading(Lifecycle):
-    """A node that can go over to what is in its file now, or in another file."""
+    """A node that can read its image again, from the same file or from another one."""
 
-    #: What the node had before it loaded other data, until that is final.
+    #: The state before `load_other_data`, until that is final.
     _former: _State | None = None
 
     async def reload_image(self) -> None:
-        """Start anew with what is in the file now; the children stay."""
+        """Read the image again from the same file; the children stay."""
         former, size = (self._header, self._settings), self.size
         try:
             parsed = await self._read_other_header()
@@ -71,7 +71,7 @@ class Reloading(Lifecycle):
             notify_resize(self)
 
     async def _read_other_header(self) -> Header:
-        """Read the header of what may be another image; raises BlockError where it can't be used.
+        """Read the header of what may be another image; raises BlockError if it can't be used.
 
         The children "data-file" and "backing" stay.
         """
@@ -104,7 +104,7 @@ class Reloading(Lifecycle):
     def keep_other_data(self) -> None:
         if self._former is not None:
             self._former = None
-            # Until the file says that bitmaps are in use, and what else has to be done before.
+            # No writes until `start_writing` has marked the bitmaps "in use", among other things.
             self._image.unusable = self.writable_image
 
     def drop_other_data(self) -> None:
@@ -139,9 +139,9 @@ class Reloading(Lifecycle):
         )
 
     def _check_other_names(self, parsed: Header) -> None:
-        """Raise BlockError where an image asks for other children than the node has.
+        """Raise BlockError if the image names other children than the node has.
 
-        Children that the user has named are his choice.
+        Children that the user has chosen by an option are not checked.
         """
         if self.options.backing is UNSET and not self._goes_with_backing(parsed):
             raise BlockError(f"backing is missing for '{self.node_name}'")
@@ -151,7 +151,7 @@ class Reloading(Lifecycle):
                 raise BlockError(f"data-file is missing for '{self.node_name}'")
 
     def _goes_with_backing(self, parsed: Header) -> bool:
-        """Tell whether an image names the backing file that is there, or none where none is."""
+        """Return whether the image and the node have the same backing file, or none."""
         edge = self.children.get(BACKING)
         if edge is None or parsed.backing_file is None:
             return edge is None and parsed.backing_file is None

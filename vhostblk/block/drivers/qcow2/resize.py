@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changing the disk's length; no requests are in flight.
 
-The header's size goes from the old to the new value in one write, so a crash leaves either the old
-disk or the new one. A disk that grows gets all that its new part needs before that: clusters past
-the end that earlier changes have left are given up, zeroes hide what the backing file has there,
-and clusters are preallocated. A disk that shrinks gives its clusters up afterwards; those that a
-crash leaves there are given up when the disk grows again.
+One write changes the size in the header, so a crash leaves either the old disk or the new one. When
+a disk grows, its new part is prepared before that write: clusters left past the end by earlier
+changes are freed, zeroes hide the content of a longer backing file, and clusters are preallocated.
+When a disk shrinks, its clusters are freed after that write; clusters that a crash leaves past the
+end are freed when the disk grows again.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.preallocation import Pause
     from vhostblk.block.drivers.qcow2.image import Image
 
-    #: Writes zeroes to bytes from one offset to another, both in the same cluster.
+    #: Writes zeroes from one offset to another in the same cluster.
     ZeroBytes = Callable[[int, int], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
 
 _SECTOR = 512
-#: Clusters that are zeroed before metadata is written, if there is too much of it in memory.
+#: After this many zeroed clusters, metadata is written if too much of it is in memory.
 _STEP = 4096
 
 
 async def resize(
     image: Image, size: int, mode: PreallocMode, pause: Pause, zero_bytes: ZeroBytes
 ) -> None:
-    """Change the disk's length; raises OSError, with a text for the user.
+    """Change the disk's length; raises OSError, with a message for the user.
 
-    With a mode, what is added gets its place in the file. With a raw data file it always does, as
-    the file reads the same as the disk. Where anything fails the disk is what it was.
+    With a mode other than "off", the new part is preallocated. With a raw data file it always is,
+    as that file has the same content as the disk. If anything fails, the disk is unchanged.
     """
     header = image.header
     if mode is not PreallocMode.OFF and size < image.size:
@@ -66,7 +66,7 @@ async def resize(
 
 
 def _can_be_zeroed(image: Image, size: int) -> bool:
-    """Tell whether whole clusters of the new part need not hide the backing file, or can."""
+    """Return whether whole clusters of the new part can hide the backing file, if they have to."""
     return (
         image.header.version >= 3
         or not _backing_is_longer(image)
@@ -75,7 +75,7 @@ def _can_be_zeroed(image: Image, size: int) -> bool:
 
 
 def _backing_is_longer(image: Image) -> bool:
-    """Tell whether the backing file would show in what the disk grows by."""
+    """Return whether the backing file would show in the new part of the disk."""
     return image.backing is not None and image.backing.node.size > image.size
 
 
@@ -107,14 +107,14 @@ async def _grow(
 
 
 async def _reads_zero(image: Image, start: int, stop: int) -> bool:
-    """Tell whether bytes of a cluster read as zeroes, by the tables and without them."""
+    """Return whether bytes of a cluster read as zeroes, with the L2 tables and without them."""
     if image.header.raw_data_file:
-        return False  # nobody knows
+        return False  # only the data file knows
     return await image.zeroer.reads_zero(start, stop - start)
 
 
 async def _grow_data(image: Image, size: int, mode: PreallocMode) -> None:
-    """Make the external data file as long as the disk will be; with a mode, at least so long."""
+    """Make the external data file as long as the disk will be; with preallocation, at least."""
     if mode is PreallocMode.OFF:
         if image.data.node.size != size:
             await image.data.truncate(size)
@@ -123,7 +123,7 @@ async def _grow_data(image: Image, size: int, mode: PreallocMode) -> None:
 
 
 async def _hide_backing(image: Image, size: int) -> None:
-    """Have whole clusters past the end read as zeroes where the backing file has something."""
+    """Make whole clusters past the disk's end read as zeroes, as far as the backing file goes."""
     if image.backing is None:
         return
     geometry = image.geometry
@@ -136,7 +136,7 @@ async def _hide_backing(image: Image, size: int) -> None:
 
 
 async def _undo_growth(image: Image, size: int, data_size: int) -> None:
-    """Give up what the disk was to get; what can't be is in nobody's way."""
+    """Free the clusters of the new part. Those that can't be freed do no harm past the end."""
     try:
         await _forget(image, image.size, size)
         if image.geometry.external_data and image.data.node.size != data_size:
@@ -164,7 +164,7 @@ async def _shrink(image: Image, size: int) -> None:
 
 
 async def _set_size(image: Image, size: int) -> None:
-    """Have the header say another size, once all that it takes is on stable storage."""
+    """Change the size in the header, after all metadata has been put on stable storage."""
     await image.commit.write()
     await image.commit.sync()
     await image.header_file.change(size=size)
@@ -173,7 +173,7 @@ async def _set_size(image: Image, size: int) -> None:
 
 
 async def _make_room(image: Image, entries: int) -> None:
-    """Have an L1 table of at least `entries` entries."""
+    """Make the L1 table at least `entries` entries long."""
     tables, header, geometry = image.tables, image.header, image.geometry
     if entries <= header.l1_size:
         return
@@ -188,7 +188,7 @@ async def _make_room(image: Image, entries: int) -> None:
         await image.become_metadata(run.first, run.length, "active_l1")
         await write_array(image.file, offset, table.astype(">u8"))
         image.commit.unsynced = True
-        await image.commit.write()  # its refcounts, and what it leads to
+        await image.commit.write()  # the new table's refcounts, and the L2 tables
         await image.commit.sync()
         await image.header_file.change(l1_offset=offset, l1_size=entries)
     except BaseException:
@@ -202,9 +202,9 @@ async def _make_room(image: Image, entries: int) -> None:
 
 
 async def _forget(image: Image, start: int, stop: int) -> None:
-    """Give up all clusters past `start` that the L2 tables up to `stop` map.
+    """Free all clusters past `start` that the L2 tables up to `stop` map.
 
-    A table that maps nothing else is given up, too.
+    A table that maps no other clusters is freed, too.
     """
     geometry, tables = image.geometry, image.tables
     first = geometry.clusters(start)
@@ -219,7 +219,7 @@ async def _forget(image: Image, start: int, stop: int) -> None:
 
 
 def _drop_table(image: Image, index: int) -> None:
-    """Give up an L2 table that maps nothing any more."""
+    """Free an L2 table that maps no cluster any more."""
     geometry, tables = image.geometry, image.tables
     table = (int(tables.l1[index]) & OFFSET_MASK) >> geometry.cluster_bits
     for number in range(index << tables.per_table_bits, (index + 1) << tables.per_table_bits):

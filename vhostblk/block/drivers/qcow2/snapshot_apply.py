@@ -33,7 +33,7 @@ _SECTOR = 512
 
 
 async def apply(image: Image, snapshot: Snapshot) -> None:
-    """Let the disk be what it was; raises OSError, and then the disk has not changed."""
+    """Revert the disk to a snapshot; raises OSError, and then the disk has not changed."""
     header, geometry = image.header, image.geometry
     if geometry.external_data:
         raise os_error(errno.ENOTSUP)
@@ -51,13 +51,13 @@ async def apply(image: Image, snapshot: Snapshot) -> None:
     image.commit.free_many(*given_up.counts())
     try:
         await image.commit.write_all()
-    except OSError as error:  # to be tried again by the next flush
+    except OSError as error:  # the next flush tries again
         image.check_usable()
         logger.warning("%s: freeing clusters: %s", image.file.node.filename, error.strerror)
 
 
 async def _snapshot_table(image: Image, snapshot: Snapshot) -> NDArray[np.uint64]:
-    """Read what the disk needs of a snapshot's L1 table, with nothing to be changed in place."""
+    """Read a snapshot's L1 table, as long as the disk needs it, without "copied" bits."""
     entries = image.geometry.l1_entries(snapshot.disk_size)
     table = np.zeros(entries, np.uint64)
     there = min(entries, snapshot.l1_size)
@@ -66,7 +66,7 @@ async def _snapshot_table(image: Image, snapshot: Snapshot) -> NDArray[np.uint64
 
 
 async def _switch(image: Image, size: int, table: NDArray[np.uint64]) -> None:
-    """Have the header, and with it the image in memory, go over to a copy of an L1 table."""
+    """Make a copy of an L1 table the active one, in the header and in memory."""
     taken = await take_tree(image, table)
     try:
         await clear_copied(image, table)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Creating and deleting internal snapshots; drained, the image's lock is held.
 
-A snapshot is a copy of the L1 table; all that it leads to has one reference more. What the disk and
-a snapshot share is no longer "copied", and so is copied before it changes. The header goes over to
-a new snapshot table with one write. Whatever a crash leaves is right but for clusters in use
-without need, and for bits "copied" that are not set; an operation that fails leaves nothing.
+A snapshot is a copy of the L1 table; all clusters that it refers to get one more reference. What
+the disk and a snapshot share loses its "copied" bit, and so is copied before it changes. One write
+makes the header refer to a new snapshot table. A crash leaves a correct image, perhaps with leaked
+clusters and missing "copied" bits. An operation that fails changes nothing.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _MANY = 256
 
 
 async def create(image: Image, name: bytes, seconds: int, nanoseconds: int) -> Snapshot:
-    """Make a snapshot of the disk as it is; raises OSError, and then nothing has changed.
+    """Make a snapshot of the disk; raises OSError, and then nothing has changed.
 
-    A name that is too long is cut off, as in QEMU.
+    A name that is too long is truncated, as in QEMU.
     """
     entries, tables = image.snapshots.entries, image.tables
     if len(entries) >= MAX_SNAPSHOTS:
@@ -63,7 +63,7 @@ async def create(image: Image, name: bytes, seconds: int, nanoseconds: int) -> S
         date_sec=seconds,
         date_nsec=nanoseconds,
     )
-    await _encode(image, [*entries, snapshot])  # whether there is room for one more
+    await _encode(image, [*entries, snapshot])  # raises OSError if there is no room
     await image.commit.write_all()
     image.check_l1(0, len(tables.l1))
     taken = await take_tree(image, tables.l1)
@@ -81,7 +81,7 @@ async def create(image: Image, name: bytes, seconds: int, nanoseconds: int) -> S
 
 
 async def delete(image: Image, snapshot: Snapshot) -> None:
-    """Delete a snapshot; raises OSError, and then it is still there."""
+    """Delete a snapshot; raises OSError, and then the snapshot still exists."""
     geometry = image.geometry
     if geometry.external_data:
         raise os_error(errno.ENOTSUP)
@@ -98,10 +98,10 @@ async def delete(image: Image, snapshot: Snapshot) -> None:
 
 
 async def try_to_tidy_up(image: Image) -> None:
-    """Free what has been given up, and set the bits "copied" of what only the disk has now.
+    """Free clusters that are no longer used, and set "copied" where only the disk has a reference.
 
-    Where that fails it is done when the image is closed. Until then clusters of the disk are copied
-    before they change, which they need not be.
+    If that fails, it is done when the image is closed. Until then, some clusters are copied before
+    they change although that is not necessary.
     """
     image.untidy = True
     try:
@@ -145,15 +145,15 @@ class Taken(NamedTuple):
     counts: NDArray[np.int64]
 
     def give_up(self, image: Image) -> None:
-        """Give both up, once the file has nothing that leads there."""
+        """Free the copy and drop the references, once the file doesn't refer to the copy."""
         image.commit.free_many(self.clusters, self.counts)
         image.commit.free(self.run.first, self.run.length)
 
 
 async def take_tree(image: Image, l1: NDArray[np.uint64]) -> Taken:
-    """Put a copy of an L1 table on stable storage, and a reference more on all that it leads to.
+    """Write a copy of an L1 table, and add a reference to all that it refers to.
 
-    Raises OSError, and then nothing was taken.
+    Both are on stable storage afterwards. Raises OSError, and then nothing was taken.
     """
     if image.overlap.incomplete:
         await image.overlap.complete()
@@ -183,9 +183,9 @@ async def take_tree(image: Image, l1: NDArray[np.uint64]) -> Taken:
 
 
 async def clear_copied(image: Image, l1: NDArray[np.uint64]) -> None:
-    """Have no cluster that the L2 tables of an L1 table map changed in place.
+    """Clear the "copied" bits in the L2 tables that an L1 table refers to.
 
-    The tables were checked by `take_tree`.
+    `take_tree` has checked these tables.
     """
     geometry = image.geometry
     image.tables.clear()
@@ -202,7 +202,7 @@ async def clear_copied(image: Image, l1: NDArray[np.uint64]) -> None:
 
 
 async def _encode(image: Image, entries: list[Snapshot]) -> bytes:
-    """Return a snapshot table; raises OSError where it is too long."""
+    """Return the bytes of a snapshot table; raises OSError if it is too long."""
     encode = partial(encode_table, entries)
     data = await image.in_thread(encode) if len(entries) > _MANY else encode()
     if len(data) > MAX_SNAPSHOTS_BYTES:
@@ -211,9 +211,9 @@ async def _encode(image: Image, entries: list[Snapshot]) -> bytes:
 
 
 async def _write_table(image: Image, entries: list[Snapshot]) -> None:
-    """Write the snapshot table to a new place, and give the old one up.
+    """Write the snapshot table to a new place, and free the old one.
 
-    Raises OSError, and then the old one is in force.
+    Raises OSError, and then the old one is still in use.
     """
     geometry, header, snapshots = image.geometry, image.header, image.snapshots
     data = await _encode(image, entries)

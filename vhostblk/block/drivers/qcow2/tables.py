@@ -37,7 +37,7 @@ class L2Slice(DirtyRange):
         self.host = host
         self.words = words
         self.pins = 0
-        #: Its table has storage in the file (see `places`), and so may change.
+        #: The slice has storage in the file (see `places`), so it may be changed.
         self.placed = False
         self.used = True
 

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which entries of the extent map a crash may take back.
+"""Volatile entries of the extent map: those that a crash may take back.
 
-A cluster that has just been allocated is in the map at once, its L2 entry on stable storage only
-after a flush. A write that must be there when it completes (write cache off, FUA) must not just
-overwrite such a cluster: after a crash nobody would find it. So the entry in the map has a bit. The
-engine leaves these writes to the driver then, which flushes after them.
+A cluster that has just been allocated is in the map at once, but its L2 entry is on stable storage
+only after a flush. A write that must be durable when it completes (write cache off, FUA) must not
+just overwrite such a cluster: after a crash, no L2 entry might refer to it. So the entry in the map
+has a volatile bit. The engine then leaves these writes to the driver, which flushes after them.
 
-An entry gets the bit when its L2 entry changes. It loses it when a flush has succeeded that began
-after the L2 entry was written. There are two bits, which take turns at each flush: it clears the
-one, and entries that change meanwhile get the other.
+An entry gets the bit when its L2 entry changes. It loses the bit when a flush succeeds that began
+after the L2 entry was written. There are two such bits, which take turns: a flush clears one, and
+entries that change during the flush get the other.
 
-What is read from the file need not be on stable storage either: another process may have written
-it, or we have, before the slice was dropped from the cache. All entries of such a slice have it.
+What was read from the file need not be on stable storage either: another process may have written
+it, or we wrote it before the slice was evicted from the cache. All entries of such a slice are
+volatile.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from vhostblk.block.drivers.qcow2.publish import Publisher
 
-#: So many entries are cleared before others get a turn on the event loop.
+#: After this many entries are cleared, the event loop gets a turn.
 _TURN = 1 << 20
 
 #: A range of entries of each slice, by the slice's number.
@@ -36,27 +37,27 @@ _Ranges = dict[int, tuple[int, int]]
 
 
 class Volatile:
-    """Keeps the bits of a publisher's entries. Ranges are in clusters of a slice."""
+    """The volatile bits of a publisher's entries. Ranges are in clusters of a slice."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
-        #: What entries get that change now, and what those have that a flush covers.
+        #: The bit that changed entries get, and the bit of entries that the running flush covers.
         self.bit, self._other = VOLATILE_BITS
-        #: Where entries with each bit are; all of these slices are in the cache.
+        #: The ranges of entries with each bit; all of these slices are in the cache.
         self._marked: _Ranges = {}
         self._covered: _Ranges = {}
-        #: The file has changes that nobody knows the place of, and that no flush covers.
+        #: The file has changes in unknown places that no flush covers yet.
         self._unknown = True
-        #: Such changes that the flush in progress covers.
+        #: The file has changes in unknown places that the running flush covers.
         self._unknown_covered = False
 
     def mark(self, entries: NDArray[np.uint64]) -> None:
-        """Give all entries that allow writes the bit, before they are published."""
+        """Set the bit in all entries that allow writes, before they are published."""
         step = np.uint64(self.bit // OVERWRITE)
         entries |= (entries & np.uint64(OVERWRITE)) * step
 
     def mark_loaded(self, number: int, entries: NDArray[np.uint64]) -> None:
-        """Give all entries of a slice the bit, if what was read may not be on stable storage."""
+        """Set the bit in all entries of a slice, if the file's content may not be durable."""
         if self._unknown or self._unknown_covered:
             self.mark(entries)
             self.note(number, 0, self._publisher.slice_clusters)
@@ -69,7 +70,7 @@ class Volatile:
         self._marked[number] = (low, high)
 
     def evicted(self, number: int) -> None:
-        """Forget a slice; its changes have been written, but need not be on stable storage."""
+        """Forget a slice. Its changes have been written, but may not be on stable storage."""
         if self._marked.pop(number, None) is not None:
             self._unknown = True
         if self._covered.pop(number, None) is not None:
@@ -78,13 +79,13 @@ class Volatile:
     # Flushes: one at a time.
 
     def begin(self) -> None:
-        """Begin a flush; all changes have been written. Nothing changes during the call."""
+        """Begin a flush. All changes have been written, and nothing changes during the call."""
         self._covered, self._marked = self._marked, {}
         self._unknown_covered, self._unknown = self._unknown, False
         self.bit, self._other = self._other, self.bit
 
     async def succeeded(self) -> None:
-        """End a flush: clear the bit of all that it covers."""
+        """End a flush: clear the bit of all entries that it covers."""
         self._unknown_covered = False
         done, keep = 0, ~np.uint64(self._other)
         while self._covered:
@@ -97,7 +98,7 @@ class Volatile:
                 await asyncio.sleep(0)
 
     def failed(self) -> None:
-        """End a flush: all that it was to cover is as it was before."""
+        """End a flush that failed: the entries that it covers stay volatile."""
         former, bit = np.uint64(self._other), np.uint64(self.bit)
         for number, (low, high) in self._covered.items():
             run = self._publisher.run(number, low, high)

@@ -266,7 +266,7 @@ class Writer:
         return backing is None or backing.known_zero(start, length)
 
     async def _allocate(self, plans: list[_Plan]) -> None:
-        """Find host clusters. Where there are not enough, the first plans get them."""
+        """Allocate host clusters. If there are not enough, the first plans get them."""
         bits, count = self._image.geometry.cluster_bits, len(plans)
         waiting = iter(plans)
         left = count

@@ -40,7 +40,7 @@ class _Cluster:
     def __init__(self, number: int, found: L2Slice) -> None:
         self.number = number
         self.found = found
-        #: Where in the cluster, what, and which request it is of; none where given in advance.
+        #: Offset in the cluster, data, and its request; empty for a cluster allocated in advance.
         self.parts: list[tuple[int, IoVec, Request]] = []
         self.host = 0
         self.error: BaseException | None = None
@@ -73,7 +73,7 @@ async def write_fresh(image: Image, batch: Sequence[Request], scratch: Scratch) 
     try:
         if clusters and not await _allocate(image, clusters):
             return list(batch)
-        if image.publisher.taken_back != taken_back:  # a place has become metadata
+        if image.publisher.taken_back != taken_back:  # a cluster became metadata
             rest += picked.look_again()
         try:
             await _fill(image, clusters, picked.pieces, scratch)
@@ -111,7 +111,7 @@ class _Picked:
         self._possible = not geometry.extended_l2 and not geometry.external_data
         self._fresh = image.allocator.gives_fresh
         self.clusters: dict[int, _Cluster] = {}
-        #: Requests that just overwrite, and what they write.
+        #: Requests that only overwrite allocated clusters, and the pieces that they write.
         self.overwriting: list[Request] = []
         self.pieces: list[_Piece] = []
 
@@ -141,7 +141,7 @@ class _Picked:
         return rest
 
     def look_again(self) -> list[Request]:
-        """Don't just overwrite; return the requests that were to do so."""
+        """Drop the overwrites; return their requests, which have to be checked again."""
         self.pieces = []
         return self.overwriting
 
@@ -178,10 +178,10 @@ class _Picked:
 
 
 async def _give_ahead(image: Image, clusters: Sequence[_Cluster]) -> None:
-    """Give streams clusters in advance, behind those of a burst, which are linked by now.
+    """Give streams clusters in advance, behind the clusters of a burst, which are linked by now.
 
-    A stream is given nothing where that fails, as nobody has asked for it, or where a write has
-    failed.
+    A stream gets none if a write of it has failed. If allocation fails, it gets none either, and
+    there is no error, as no request needs these clusters.
     """
     written = (each.number for each in clusters if each.error is None)
     for end, count in image.streams.follow(written):
@@ -192,7 +192,7 @@ async def _give_ahead(image: Image, clusters: Sequence[_Cluster]) -> None:
 
 
 def _behind(image: Image, end: int, count: int) -> list[_Cluster]:
-    """Return up to `count` clusters from `end` on that nobody has and that need no data.
+    """Return up to `count` unallocated clusters from `end` on that read as zeroes.
 
     The slice of the cluster before `end` is pinned.
     """
@@ -235,7 +235,7 @@ async def _allocate(image: Image, clusters: Sequence[_Cluster]) -> bool:
 async def _fill(
     image: Image, clusters: Sequence[_Cluster], pieces: list[_Piece], scratch: Scratch
 ) -> None:
-    """Write pieces, and clusters with what lies beneath. Errors are noted in their owners."""
+    """Write pieces, and clusters filled up from the backing file. Owners note their errors."""
     size, backing = image.geometry.cluster_size, image.backing
     incomplete, copied = [], []
     for cluster in clusters:
@@ -341,7 +341,7 @@ class _Writes:
             self.start(run[0][0], whole, run.copy)
 
     async def finish(self) -> None:
-        """Wait for all; note errors in the owners."""
+        """Wait for all writes; note errors in their owners."""
         failures = await self._together.ended()
         if failures:
             self._image.commit.unsynced = True

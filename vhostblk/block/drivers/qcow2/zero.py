@@ -74,8 +74,8 @@ class Zeroer:
     ) -> None:
         """Zero a range of a data file that is a raw image of the disk, then `change` its entries.
 
-        Overwrites that go by the published table are kept off meanwhile: the data file would have
-        what they write, and the disk zeroes.
+        Overwrites through the published table wait meanwhile. Else the data file would have what
+        they write, and the disk would have zeroes.
         """
         image = self._image
         span = 1 << image.tables.span_bits
@@ -90,10 +90,10 @@ class Zeroer:
 
     @asynccontextmanager
     async def _overwrites_kept_off(self, offset: int, stop: int) -> AsyncIterator[None]:
-        """Have no overwrite of a range, which is in one slice, in flight inside the block."""
+        """Keep overwrites of a range, which is in one slice, out while the block runs."""
         image = self._image
         if await image.reader.slice_at(offset) is None:
-            yield  # nothing is allocated: all writes take the image's lock
+            yield  # no cluster is allocated, so all writes take the image's lock
             return
         found = await image.ensure_table(offset)
         bits, mask = image.geometry.cluster_bits, (1 << image.tables.slice_bits) - 1
@@ -217,14 +217,14 @@ class Zeroer:
         image.publisher.update(found, index, index + 1)
 
     async def zero_around(self, offset: int, end: int) -> bool:
-        """Have the subcluster of a byte say that it reads as zeroes; False: it does not, so far.
+        """Make the subcluster at `offset` a zero subcluster; return False if it has other data.
 
-        It is no more left to what may lie below one day. `end`: where the disk ends.
+        Afterwards it doesn't depend on what a backing file has there. `end`: where the disk ends.
         """
         image = self._image
         unit = image.geometry.subcluster_size
         start = offset // unit * unit
-        if image.header.raw_data_file:  # which has nothing past the disk's end
+        if image.header.raw_data_file:  # it has nothing past the disk's end
             return False
         if not await self.reads_zero(start, min(unit, end - start)):
             return False
