@@ -58,7 +58,7 @@ async def is_allocated(node: BlockNode, offset: int, length: int) -> tuple[bool,
 
 
 async def is_empty(node: BlockNode) -> bool:
-    """Tell whether a node's image itself holds nothing."""
+    """Return whether a node's image itself has no data allocated."""
     offset = 0
     while offset < node.size:
         allocated, count = await is_allocated(node, offset, node.size - offset)

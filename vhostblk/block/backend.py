@@ -71,7 +71,7 @@ class BlockBackend:
         self.in_flight = 0
         #: What offset and length of every request are multiples of; set before attaching.
         self.request_alignment = 1
-        #: With the permission RESIZE, writes past the end are to make the node longer.
+        #: Writes past the end make the node longer, given the permission RESIZE.
         self.writes_past_end = False
         #: Uses the node only when it is active, and bears with its becoming inactive.
         self.allow_inactive = False
@@ -106,9 +106,9 @@ class BlockBackend:
             trace.blk_root_attach(self.name, node.node_name)
 
     def exclude_others(self) -> None:
-        """Let nobody else use the node, in this process or another.
+        """Exclude all other users of the node, in this process and in others.
 
-        Raises BlockError where somebody does; the caller then detaches.
+        Raises BlockError if there is one; the caller then detaches.
         """
         edge = self.edge
         self.shared = self.shared_outside = edge.shared = edge.shared_outside = Perm.NONE

@@ -103,7 +103,7 @@ class Completion(Generic[T]):
 
 
 def resolve_all(waiting: list[Completion[None]]) -> None:
-    """Let everybody go on who waits in this list, which is empty from then on."""
+    """Complete everything in this list, and empty the list."""
     now = waiting.copy()
     waiting.clear()
     for completion in now:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which nodes come to lie on other data when a graph changes.
+"""Which nodes get other data below them when a graph changes.
 
-A filter shows the data of its primary child, so putting one in or taking one out changes nothing
-for the nodes above. Any other node has data of its own, made of its children's. What a node shows
-is compared before and after the change as a *view*: nested tuples of nodes and of those options
-that choose a part of the data.
+A filter shows the data of its primary child, so inserting or removing one changes nothing for the
+nodes above. Any other node shows data of its own, made from the data of its children. What a node
+shows before and after the change is compared as a *view*: nested tuples of nodes and of those
+options that select a part of the data.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Planned:
-    """What a node is going to have."""
+    """The options and children that a node will have."""
 
     options: Any
     #: Children that are replaced, by role; None: there is none; `object()`: an unknown one.
@@ -31,7 +31,7 @@ class Planned:
 
 
 class Views:
-    """The views of the nodes of a graph, as it is or as it is planned to be."""
+    """The views of the nodes of a graph, as it is or as planned."""
 
     def __init__(self, planned: Mapping[BlockNode, Planned]) -> None:
         self._planned = planned
@@ -71,10 +71,10 @@ class Views:
 def nodes_with_other_data(
     planned: Mapping[BlockNode, Planned],
 ) -> dict[BlockNode, frozenset[str]]:
-    """Return the nodes that come to show other data, and the roles of children that do.
+    """Return the nodes that will show other data, each with the roles of its children that will.
 
-    Nodes that show another part of the same data have no such children. What lies below comes
-    before what lies above.
+    A node that only shows another part of the same data has no such children. Nodes come before
+    their parents.
     """
     before, after = Views({}), Views(planned)
     found: dict[BlockNode, frozenset[str]] = {}
@@ -87,7 +87,7 @@ def nodes_with_other_data(
 
 
 def who_relies_on(edges: Iterable[Edge]) -> BlockNode | None:
-    """Return a node that keeps something of the data to which these edges lead, if there is one."""
+    """Return a node that keeps something derived from the data behind these edges, or None."""
     pending = list(edges)
     for edge in pending:
         parent = edge.parent

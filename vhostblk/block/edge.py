@@ -90,7 +90,7 @@ class Edge:
         self.frozen = False
         #: False while it doesn't matter what a crash leaves: an image is being created.
         self.flushes = True
-        #: The node is being formatted: nobody else may use it, whatever the parent would share.
+        #: The node is being formatted: nobody else may use it, whatever the parent shares.
         self.exclusive = False
         self.perm = perm
         self.shared = shared
@@ -108,7 +108,7 @@ class Edge:
         self._max_iov = limits.max_iov
         self._detect_zeroes = node.options.detect_zeroes is not BlockdevDetectZeroesOptions.OFF
         if self._plain_flags >= 0 and node.counts_writes:
-            node.write_generation += 1  # there may have been writes that were not counted
+            node.write_generation += 1  # some writes may not have been counted
         #: Flags that a write may have on the fast path; -1 where there is none.
         self._plain_flags = int(node.native_flags)
         if not self.writable or node.write_threshold or self._detect_zeroes or node.counts_writes:
@@ -162,7 +162,7 @@ class Edge:
 
     @property
     def _may_grow(self) -> bool:
-        """Tell whether the parent may write past the node's end."""
+        """Return whether the parent may write past the node's end."""
         parent = self.parent
         return bool(self.perm & Perm.RESIZE) and (
             isinstance(parent, BlockNode) or parent.writes_past_end
@@ -283,7 +283,7 @@ class Edge:
         await self._finish_write(flags, size)
 
     async def reserve(self, offset: int, length: int) -> None:
-        """Give a range storage, if the node can, and leave its content; raises OSError."""
+        """Allocate storage for a range, if the node can, without changing it; raises OSError."""
         self._check_write(offset, length)
         await self.node.reserve(offset, length)
 
@@ -291,7 +291,7 @@ class Edge:
         """Forget a range, if the node's `discard` option lets it."""
         node = self.node
         if self._may_grow and offset + length > node.size:
-            length = node.size - offset  # past the end there is nothing to forget
+            length = node.size - offset  # nothing to discard past the end
             if length <= 0:
                 return
         self._check_write(offset, length)
@@ -358,7 +358,8 @@ class Edge:
     def _check_last_block(self, end: int) -> None:
         """Refuse a write to a part of the last block if writing all of it makes the node longer.
 
-        New writers are refused for that; the node has become shorter, or its blocks larger, since.
+        A new writer can't attach to such a node. So this happens only if the node became shorter,
+        or its blocks larger, after the writer attached.
         """
         mask = self._align_mask
         if end & mask and (end | mask) >= self.node.size and not self.perm & Perm.RESIZE:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""File names of images: what node a name leads to, as QEMU's drivers take names apart.
+"""File names of images: which node a name stands for, parsed as QEMU's drivers do.
 
-A name is a path, `json:` with options, or begins with a protocol, the name of a driver that does
-without a format: `null-co://`, `blkdebug:CONFIG:IMAGE`, `blkverify:RAW:TEST`.
+A name is a path, `json:` with options, or begins with a protocol: the name of a driver that needs
+no format above it, as in `null-co://`, `blkdebug:CONFIG:IMAGE`, `blkverify:RAW:TEST`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from vhostblk.schema.errors import OptionError
 
 _FILES = ("file", "host_device")
 _NULLS = ("null-co", "null-aio")
-#: Drivers that a file name is given to itself, not to a node below.
+#: Drivers that take a file name themselves. With any other driver the name is for its child.
 PROTOCOLS = frozenset({*_FILES, *_NULLS, "blkdebug", "blkverify"})
 
 _PROTOCOL = re.compile(r"([^/:]+):")
 
 
 def full_name(name: str, image: str, kind: str | None = None) -> str:
-    """Return a name that an image gives, as seen from here; raises BlockError.
+    """Resolve a file name found in `image`, relative to the image's own name; raises BlockError.
 
-    `kind`: the driver that the image says; files may have any name.
+    `kind`: the driver that the image names, if any. With a file driver the name may contain any
+    prefix.
     """
     if name.startswith("json:"):
         return name
@@ -42,10 +43,10 @@ def full_name(name: str, image: str, kind: str | None = None) -> str:
 
 
 def described(name: str, kind: str | None = None) -> dict[str, Any]:
-    """Return the options that a name, complete by now, stands for; raises BlockError.
+    """Return the options that a full name stands for; raises BlockError.
 
-    `kind`: the driver that is said to be, else the name says it. What has no driver, and a child
-    "file", is of the format that the child looks like.
+    `kind`: the driver; None: the name decides. Options with a child "file" and no driver mean that
+    the format is to be probed.
     """
     if name.startswith("json:"):
         options = _parsed(name[len("json:") :])
@@ -69,7 +70,7 @@ def described(name: str, kind: str | None = None) -> dict[str, Any]:
 
 
 def protocol_of(name: str) -> str:
-    """Return the driver of a complete name that is not a `json:` one."""
+    """Return the protocol driver of a full name that is not a `json:` one."""
     protocol = _PROTOCOL.match(name)
     return protocol[1] if protocol is not None and protocol[1] in PROTOCOLS else "file"
 
@@ -95,7 +96,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """Turn members with dots in their names into objects, as `json:` names may have them."""
+    """Turn members with dotted names, which `json:` names may have, into nested objects."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():
         *path, last = name.split(".")

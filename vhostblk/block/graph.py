@@ -2,14 +2,15 @@
 """`Graph`: all nodes by name, how they are opened, joined by edges and closed.
 
 A node that the user added stays until the user removes it; a child that was defined inline in its
-parent's options goes away with its last parent. A node gets its name once it is open, and children
-are named or defined while their parent opens, so cycles can't come about; `reopen` looks for them.
+parent's options is closed with its last parent. A node gets its name once it is open, and children
+are named or defined while their parent opens, so opening can't make a cycle; `reopen` checks for
+cycles.
 
 Permissions are checked edge by edge and take effect all or nothing: `block.permission_update`.
 
-Commands that suspend take turns. Block backends come and go at any time, so between the looks at
-the graph and the change nothing is awaited; while nodes are being reopened none come. What is in
-use changes inside a drained section.
+Commands that suspend run one at a time. Block backends may attach and detach at any time, so
+nothing is awaited between checking the graph and changing it; while nodes are being reopened, no
+backend may attach. Nodes in use are changed inside a drained section.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Graph:
         self.throttle_groups = ThrottleGroups()
         #: Held by one command at a time.
         self._changing = Turns()
-        #: Whether a change is in force that may still be undone: no user may attach then.
+        #: Whether a change is in progress that may still be undone. No user may attach then.
         self._switching = False
         #: Drained sections whose only purpose is that users look at extent maps again.
         self._refreshing: set[asyncio.Task[None]] = set()
@@ -172,7 +173,7 @@ class Graph:
     def attach(self, backend: BlockBackend, node: BlockNode) -> Edge:
         """Make the edge from a block backend to its node; raises BlockError on a conflict.
 
-        A task that may run beside a command that changes the graph calls this in `changing()`.
+        Call this inside `changing()` in a task that may run concurrently with graph changes.
         """
         if self._switching:
             raise BlockError(f"Node '{node.node_name}' is busy: nodes are being reopened")
@@ -262,7 +263,7 @@ class Graph:
             )
 
     async def _switch(self, reopening: Reopening) -> None:
-        """Make changes; no user attaches until they are final."""
+        """Make the changes of `reopening`; no user may attach until they are final or undone."""
         self._switching = True
         try:
             await reopening.run()
@@ -335,7 +336,7 @@ class Graph:
             await self.detach(edge)
 
     async def resize(self, node: BlockNode, size: int) -> None:
-        """Change a node's length; all who use it are told at once. Raises BlockError."""
+        """Change a node's length, and notify all its users at once. Raises BlockError."""
         async with self._changing:
             check_not_backing(node)
             backend = BlockBackend("", Perm.RESIZE)
@@ -457,9 +458,10 @@ class Graph:
         return str(name)
 
     async def _close_unused(self, node: BlockNode) -> None:
-        """Close a node that neither a parent nor the user holds, and then its children likewise.
+        """Close a node that neither a parent nor the user holds, then its children likewise.
 
-        A pinned node stays, as it may get its parent back; `_reopen` closes it afterwards.
+        A pinned node stays open, as an undone change may give it its parent back; `_reopen` closes
+        it afterwards.
         """
         name = node.node_name
         if node.parents or name in self._owned or node.pinned:
@@ -517,7 +519,7 @@ async def _flush(nodes: Iterable[BlockNode], prefix: str) -> None:
 
 
 async def _release_children(nodes: Iterable[BlockNode]) -> None:
-    """Have nodes keep no permissions for themselves; raises BlockError."""
+    """Make nodes give up the permissions that they keep for themselves; raises BlockError."""
     for node in nodes:
         try:
             await node.release_children()
@@ -528,7 +530,7 @@ async def _release_children(nodes: Iterable[BlockNode]) -> None:
 
 
 async def _each(steps: Iterable[Callable[[], Awaitable[None]]]) -> None:
-    """Take steps one after the other, also when one fails; raises the first BlockError."""
+    """Run all steps in order, even if some fail; raises the first BlockError."""
     failed: BlockError | None = None
     for step in steps:
         try:

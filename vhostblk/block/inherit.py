@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of common options that the user left out.
+"""Values of common options that the user left out.
 
-A node of its own gets the defaults. A node defined inside its parent takes over how the parent
-treats storage; what it says itself goes first. As in QEMU, two things are not the parent's to say:
-an inline child may always unmap, since the parent hands down only discards that it wants to have,
-and what a copy-on-write image lies on is read-only. A child of an inactive node is inactive,
-whatever it says; only "file" of a node that says so itself is active, as QEMU opens it before.
+A top-level node gets the defaults. A node defined inside its parent inherits the parent's cache and
+access options, unless it has its own. As in QEMU, there are two exceptions: an inline child may
+always unmap, as the parent passes on only discards that are wanted; and a backing image is
+read-only. A child of an inactive node is inactive, whatever its own options say. The exception is
+"file" of a top-level inactive node: it is active, as QEMU opens it first.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def resolve(options: Any) -> Any:
 def resolve_child(options: Any, role: str, parent: Any) -> Any:
     """Return the options of a child defined inside `parent`, whose own are resolved."""
     values = {name: getattr(parent, name) for name in _HANDED_DOWN}
-    has_name = parent.node_name is not UNSET  # as a node of its own has
+    has_name = parent.node_name is not UNSET  # so it is a top-level node
     values["active"] = parent.active or (role == "file" and has_name)
     if not values["active"]:
         options = replace(options, active=False)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Internal snapshots: which node keeps them, and making one as a change that can be undone.
+"""Internal snapshots: which node stores them, and making one as a change that can be undone.
 
-A node without snapshots of its own has those of the node below, as in QEMU, where that is the only
-one that holds its data.
+A node that can't store snapshots uses those of its primary child, as in QEMU, if no other child
+holds data.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ logger = logging.getLogger(__name__)
 
 
 def keeper_of(node: BlockNode) -> Qcow2Node | None:
-    """Return the node that keeps the snapshots of what a node shows; None: there can't be any."""
+    """Return the node that stores the snapshots of `node`; None: there is no such node."""
     way = list(_way_down(node))
     if way[-1].driver != "qcow2":
         return None
-    keeper: Qcow2Node = way[-1]  # type: ignore[assignment]  # told by its driver
+    keeper: Qcow2Node = way[-1]  # type: ignore[assignment]  # its driver was checked above
     return keeper
 
 
 def can_snapshot(node: BlockNode) -> bool:
-    """Tell whether all nodes down to the one that keeps the snapshots may be written to."""
+    """Return whether all nodes down to the one that stores the snapshots are writable."""
     return all(each.active and not each.read_only for each in _way_down(node))
 
 
 def _way_down(node: BlockNode) -> Iterator[BlockNode]:
-    """Yield a node and those below, down to one with snapshots or to where data forks or ends."""
+    """Yield a node and its primary descendants, down to one that stores snapshots.
+
+    Without one, end at the node that has several data children or none.
+    """
     yield node
     while node.driver != "qcow2" and (child := node.primary_child) is not None:
         if any(role != BACKING and edge is not child for role, edge in node.children.items()):
@@ -48,7 +51,7 @@ def _way_down(node: BlockNode) -> Iterator[BlockNode]:
 
 
 class InternalSnapshotAction:
-    """`blockdev-snapshot-internal-sync`; an `Action`. `device`: how the user calls the disk."""
+    """The `Action` of `blockdev-snapshot-internal-sync`. `device`: the disk's name in messages."""
 
     def __init__(self, node: Qcow2Node, name: str, device: str) -> None:
         self._node = node

@@ -6,9 +6,9 @@ or filter above it (`raw`). Its I/O methods are coroutines on byte ranges which 
 (`vhostblk.block.edge`) has already checked and shaped: inside [0, size), aligned to
 `limits.request_alignment`, no longer than `limits.max_transfer`, refused on read-only nodes. A
 driver therefore does no checking of its own. It raises OSError with a fitting errno when I/O fails.
-Two requests may reach past the end: those rounded up to the alignment where the size is no multiple
-of it (what is missing reads as zeroes), and writes of a parent with the RESIZE permission to a node
-that grows by writing (`grows_by_writing`).
+Two kinds of requests may reach past the end: requests rounded up to the alignment if the size is no
+multiple of it (the part past the end reads as zeroes), and writes of a parent with the RESIZE
+permission to a node that grows by writing (`grows_by_writing`).
 
 Coroutines may be run by `vhostblk.block.completion.drive` (see there) or in asyncio tasks. All run
 on the event loop's thread; a driver never blocks it.
@@ -145,18 +145,18 @@ class BlockNode(ABC):
     #: Whether children may be added and removed at run time.
     changes_children: ClassVar[bool] = False
 
-    #: Whether `blockdev-reopen` may change anything.
+    #: Whether the driver supports `blockdev-reopen`.
     reopens: ClassVar[bool] = False
     #: Members of the options that `blockdev-reopen` may change, besides those common to all.
     mutable_options: ClassVar[frozenset[str]] = frozenset()
     #: Those among them that do not go back to their default when they are left out.
     kept_options: ClassVar[frozenset[str]] = frozenset()
-    #: Those among them that say what part of the children's data the node shows.
+    #: Those of them that select which part of the children's data the node shows.
     data_options: ClassVar[frozenset[str]] = frozenset()
-    #: Roles whose child `blockdev-reopen` may replace by another node. A child "backing" comes and
-    #: goes where there can be one.
+    #: Roles whose child `blockdev-reopen` may replace by another node. A child "backing" may be
+    #: added and removed, too, if the driver supports one.
     exchangeable_roles: frozenset[str] = frozenset({"file"})
-    #: Children of whose data the node keeps something in memory. See `load_other_data`.
+    #: Roles of children whose data the node keeps something of in memory. See `load_other_data`.
     remembered_roles: frozenset[str] = frozenset()
 
     #: Modules that I/O needs and opening doesn't: who has time imports them before.
@@ -186,7 +186,7 @@ class BlockNode(ABC):
         self.native_flags = WriteFlags.NONE
         #: What `apply_permissions` was last called with; kept by the graph.
         self.granted = (Perm.NONE, Perm.ALL)
-        #: Former values of it that are kept in force, as a change may be undone; see `Pins`.
+        #: Former values of `granted` that stay in force while a change may be undone; see `Pins`.
         self.pinned: list[tuple[Perm, Perm]] = []
         #: Writes in flight, where unaligned ones need read-modify-write (see `block.shaping`).
         self.write_tracker: WriteTracker | None = None
@@ -311,14 +311,14 @@ class BlockNode(ABC):
 
     @property
     def grows_by_writing(self) -> bool:
-        """Tell whether a write past the end makes the node longer. If not, it gets no such write.
+        """Whether a write past the end makes the node longer. If not, it gets no such write.
 
-        A node that keeps its size in memory counts it up in `written_past_end`.
+        A node that keeps its size in memory updates it in `written_past_end`.
         """
         return False
 
     def written_past_end(self, size: int) -> None:  # noqa: B027
-        """Go by a size of at least `size`, whole sectors: a write up to there has succeeded."""
+        """Update the node's size: a write up to `size`, a multiple of a sector, has succeeded."""
 
     async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
         """Write all of `iov` at `offset`; honours FUA itself or through the layer above."""
@@ -335,9 +335,9 @@ class BlockNode(ABC):
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
     async def reserve(self, offset: int, length: int) -> None:  # noqa: B027
-        """Give a range storage, and leave its content, so that writing there needs none any more.
+        """Allocate storage for a range without changing it, so that writes there can't fail for it.
 
-        Raises OSError where there is no room. A node that can't tell does nothing.
+        Raises OSError if there is no room. A node that can't do this does nothing.
         """
 
     async def pdiscard(self, offset: int, length: int) -> None:
@@ -425,7 +425,7 @@ class BlockNode(ABC):
         The text of the OSError is shown to the user, and then the length is what it was.
         """
         if type(self).truncate is BlockNode.truncate:
-            await self.truncate(size)  # which says that there is no resizing at all
+            await self.truncate(size)  # it raises: the node can't be resized at all
         raise OSError(errno.ENOTSUP, f"Unsupported preallocation mode '{mode.value}'")
 
     # Access to a snapshot that the node keeps (`snapshot-access`).
@@ -455,7 +455,7 @@ class BlockNode(ABC):
 
     @property
     def storage(self) -> frozenset[StorageId]:
-        """The files of the host that the node itself reads and writes; see `block.storage`."""
+        """The host files that the node itself reads and writes; see `block.storage`."""
         return frozenset()
 
     # Reopening (`block.reopen`): prepare, take options, check; then commit or abort. No request is
@@ -473,9 +473,9 @@ class BlockNode(ABC):
         self.read_only = options.read_only
 
     def child_changed(self, role: str) -> None:  # noqa: B027
-        """Go by the child that a role has now, or by none; drained. Also to go back. Never fails.
+        """React to another child, or no child, in `role`; also called to undo this. Never fails.
 
-        The edge to it is the same object as before where there was a child.
+        The node is drained. If there was a child before, the edge is the same object as before.
         """
 
     def check_children(self) -> None:  # noqa: B027
@@ -487,15 +487,16 @@ class BlockNode(ABC):
     def abort_reopen(self) -> None:  # noqa: B027
         """Undo what was prepared. Never fails."""
 
-    # Other data below: a child, or something further down, has been replaced, or shows another part
-    # of its data. All is drained. What the node keeps of the former data was written back before
-    # (`give_up_writing`). Nodes load what they need of the new data, those below first; when all
-    # have, each keeps it, and may then write. Where one can't, all go back to what they had.
+    # Other data below: a child or a node further down was replaced, or shows another part of its
+    # data. All nodes are drained. Changes in memory were written to the former data before
+    # (`give_up_writing`). Nodes load what they need of the new data, children before parents. When
+    # all have loaded it, all keep it, and may then write. If one fails, all drop it again.
 
     async def load_other_data(self, roles: AbstractSet[str]) -> None:
-        """Read anew what the node keeps of the data of its children `roles`, and go by it.
+        """Read again, and use, what the node keeps of the data of its children `roles`.
 
-        Raises BlockError where the node can't go on with other data. A drop follows then, too.
+        Raises BlockError if the node can't work with other data. `drop_other_data` follows then,
+        too.
         """
         for role in sorted(roles & self.remembered_roles):
             raise BlockError(
@@ -507,10 +508,10 @@ class BlockNode(ABC):
         """Make what was loaded final. Never fails."""
 
     def drop_other_data(self) -> None:  # noqa: B027
-        """Go by what the node had before it loaded. Never fails."""
+        """Use what the node had before `load_other_data`. Never fails."""
 
     async def start_writing(self) -> None:  # noqa: B027
-        """Prepare the image that was loaded for writing; raises BlockError."""
+        """Prepare the image that was loaded for writes; raises BlockError."""
 
     # Drained sections of whoever lies above; they may be nested.
 
@@ -523,18 +524,18 @@ class BlockNode(ABC):
     async def give_up_writing(self) -> None:  # noqa: B027
         """Put the image in order: the node is about to become read-only or inactive.
 
-        Also where it is about to lie on other data. No request is in flight and all is flushed.
-        Raises OSError where that can't be done.
+        Also called when the data below it is about to be replaced. No request is in flight and all
+        is flushed. Raises OSError if this fails.
         """
 
     async def resume_writing(self) -> None:  # noqa: B027
         """Undo `give_up_writing()`: the node stays writable after all."""
 
     async def release_children(self) -> None:  # noqa: B027
-        """Give back the permissions on children that the node keeps for itself, not for its users.
+        """Give up the permissions on children that the node keeps for itself, not for its users.
 
-        Drained: a user is about to leave the node, and to use the children without it. Raises
-        OSError where that can't be done.
+        A user is about to detach from the node and to use the children directly. All is drained.
+        Raises OSError if this fails.
         """
 
     async def settle(self) -> None:  # noqa: B027
@@ -563,7 +564,7 @@ class BlockNode(ABC):
         """
 
     async def flush_children(self) -> None:
-        """Write back and flush the children: a flush where the node itself has nothing to do."""
+        """Write back and flush the children: the flush of a node that has nothing else to flush."""
         await self.write_back()
         for child in self.children.values():
             await child.flush()

@@ -110,7 +110,7 @@ class OverlayAction:
         check_no_loop(overlay, base)
 
     async def _check_data(self) -> None:
-        """Raise BlockError where nodes above keep something of data that would become another."""
+        """Raise BlockError if a node above relies on data that the overlay would replace."""
         base, overlay = self._base, self._overlay
         above = who_relies_on(self._edges_to_move())
         if above is None:
@@ -127,7 +127,7 @@ class OverlayAction:
             )
 
     def _edges_to_move(self) -> list[Edge]:
-        """Return the edges that are going to lead to the overlay: all but those below it."""
+        """Return the edges to move to the overlay: all users of the base but those below it."""
         below = with_descendants([self._overlay])
         return [edge for edge in self._base.parents if edge.parent not in below]
 

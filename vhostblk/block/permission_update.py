@@ -50,10 +50,10 @@ def derive(edge: Edge) -> None:
 
 
 def check_conflicts(edge: Edge) -> None:
-    """Raise PermissionConflictError where `edge` and another user of its node exclude each other.
+    """Raise PermissionConflictError if `edge` and another user of its node exclude each other.
 
-    `edge` need not be one of the node's yet. Where several users conflict, the message is about
-    those that QEMU names: it takes the newest user first.
+    `edge` need not be among the node's parents yet. If several users conflict, the message names
+    the same as QEMU's, which checks the newest user first.
     """
     users = edge.node.parents if edge in edge.node.parents else [*edge.node.parents, edge]
     for bars in reversed(users):
@@ -107,9 +107,9 @@ def update_permissions(
 
 
 class Pins:
-    """Keeps in force what nodes have from outside, while a change may still be undone.
+    """Keeps the image locks of nodes while a change may still be undone.
 
-    Otherwise another process could take the locks that a node releases, and the change could not be
+    Otherwise another process could take a lock that a node releases, and the change could not be
     undone.
     """
 
@@ -119,7 +119,7 @@ class Pins:
             node.pinned.append(granted)
 
     def release(self) -> None:
-        """Let go of what the nodes don't need any more."""
+        """Release the locks that the nodes don't need any more."""
         for node, granted in self._pinned:
             node.pinned.remove(granted)
         update_permissions([node for node, _ in self._pinned])
@@ -134,9 +134,9 @@ def _read_only(node: BlockNode, was_writable: bool) -> BlockError:
 
 
 def _check_size(node: BlockNode, perm: Perm) -> None:
-    """Raise BlockError where writes to the last block would make the node longer.
+    """Raise BlockError if writes to the last block would make the node longer.
 
-    Only new writers are refused: those that are there are not disturbed by what others do.
+    Only new writers are refused. Writers that are attached already keep their permission.
     """
     if not perm & Perm.RESIZE and node.size % node.limits.request_alignment:
         raise BlockError(

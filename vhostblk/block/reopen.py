@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`blockdev-reopen`: other options and other children for nodes in use, all or nothing.
 
-The drained graph is changed in steps, each with its way back; whatever may fail comes first
-(opening files again, looking at sizes, permissions). So far nothing is awaited. Nodes that come to
-lie on other data (`data_below`) then read what they keep of it. When all have, the nodes commit,
-which can't fail. Until then each node keeps the image locks that it had, and no new user comes.
+The drained graph is changed in steps that can be undone. Steps that may fail come first (opening
+files again, checking sizes and permissions); up to there nothing is awaited. Then nodes with other
+data below them (`data_below`) read what they keep of it. When all have, the nodes commit, which
+can't fail. Until then each node keeps the image locks that it had, and no new user may attach.
 
-What may be changed is said in `reopen_plan`.
+`reopen_plan` has the rules of what may be changed.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ logger = logging.getLogger(__name__)
 
 
 class Reopening:
-    """Changes to nodes, on their way. All users of the nodes are drained."""
+    """Changes to nodes in progress. All users of the nodes are drained."""
 
     def __init__(self, graph: Graph, changes: list[Change]) -> None:
         self._graph = graph
         self._changes = changes
         self.nodes = [change.node for change in changes]
-        #: Nodes that come to show other data, and by which children; those below come first.
+        #: Nodes that will show other data, with the roles of the children; children come first.
         self.other_data = data_below.nodes_with_other_data(planned_data(graph, changes))
-        #: Those that keep something of the data that is replaced.
+        #: Those of them that keep something of the replaced data.
         self.remembering = [
             node for node, roles in self.other_data.items() if roles & node.remembered_roles
         ]
@@ -59,7 +59,7 @@ class Reopening:
         self._new_children: list[BlockNode] = []
         self._prepared: list[BlockNode] = []
         self._loaded: list[BlockNode] = []
-        #: Bitmaps that are to know that all data is another.
+        #: Bitmaps in which all data has to be marked dirty.
         self._recording = {node: node.recorders for node in self.other_data}
         self._undo: list[Callable[[], None]] = []
 
@@ -79,7 +79,7 @@ class Reopening:
             pins.release()
 
     async def _load(self) -> None:
-        """Have nodes go over to other data."""
+        """Let nodes load other data; then check children whose size may have changed."""
         order = with_ancestors(self.nodes)
         for node in order:
             if node in self.other_data:
@@ -91,7 +91,7 @@ class Reopening:
                 node.check_children()
 
     def _waits_for_data(self, node: BlockNode) -> bool:
-        """Tell whether the children may yet have another size."""
+        """Return whether the size of a child may still change."""
         below = with_descendants([edge.node for edge in node.children.values()])
         return any(each in self.other_data for each in below)
 
@@ -139,7 +139,7 @@ class Reopening:
                 self._undo.append(added(node, role, new))
 
     def _take_options(self) -> frozenset[BlockNode]:
-        """Put the new options in force; return the nodes that thereby become read-only."""
+        """Set the new options; return the nodes that become read-only by them."""
         locked = []
         for change in self._changes:
             node, old, given = change.node, change.node.options, change.node.given_options
@@ -152,12 +152,12 @@ class Reopening:
 
             self._undo.append(restore)
             node.given_options = change.given
-            # An inline child keeps its name, also one that was made up.
+            # An inline child keeps its name, even a generated one.
             node.take_options(change.options)
         return frozenset(locked)
 
     def _take_back(self) -> None:
-        """Undo everything. Each node still has the image locks that it had, so this succeeds."""
+        """Undo everything. Each node still has its former image locks, so this succeeds."""
         for node in reversed(self._loaded):
             node.drop_other_data()
         for step in reversed(self._undo):
@@ -188,7 +188,7 @@ class Reopening:
 
 
 def _mark_all(node: BlockNode, bitmaps: Iterable[DirtyBitmap]) -> None:
-    """Have bitmaps that a node still has note that all its data is another."""
+    """Mark all data dirty in those of `bitmaps` that the node still has."""
     for bitmap in bitmaps:
         if bitmap in node.bitmaps:
             bitmap.mark(0, node.size)
@@ -220,7 +220,7 @@ def _check_child(node: BlockNode, role: str, new: BlockNode) -> None:
 
 
 def _removed(node: BlockNode, edge: Edge) -> Callable[[], None]:
-    """Take a backing image away from a node; return the way back."""
+    """Remove the backing child of a node; return a function that undoes this."""
     place = edge.node.parents.index(edge)
 
     def undo() -> None:
@@ -235,7 +235,7 @@ def _removed(node: BlockNode, edge: Edge) -> Callable[[], None]:
 
 
 def added(node: BlockNode, role: str, new: BlockNode) -> Callable[[], None]:
-    """Give a node a child that it had not; return the way back."""
+    """Add a child to a node; return a function that undoes this."""
     edge = Edge(node, role, new)
 
     def undo() -> None:

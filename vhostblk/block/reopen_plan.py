@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `blockdev-reopen` is to change, and what it may: the rules, in QEMU's order and words.
+"""What `blockdev-reopen` will change, and what it may change: QEMU's rules, order and messages.
 
-A node's options are replaced as a whole: what the new ones leave out goes back to its default. A
-child defined inside its parent is reopened with it, with what its definition says and what it
-inherits. A child given by name takes the place of the present one, where the driver allows that for
-its role. A backing image may come and go.
+A node's options are replaced as a whole: options that are left out go back to their defaults. A
+child defined inside its parent is reopened with it, with the options of its definition and those
+that it inherits. A child given by name replaces the present one, if the driver allows that for its
+role. A backing image may be added and removed.
 """
 
 from __future__ import annotations
@@ -37,32 +37,32 @@ _COMMON_MUTABLE = _COMMON | {"detect_zeroes"}
 
 @dataclass(slots=True)
 class Change:
-    """What becomes of one node."""
+    """The changes to one node."""
 
     node: BlockNode
-    #: As the user gave them, and with what they leave out.
+    #: The options as the user gave them, and with values for those left out.
     given: Any
     options: Any
-    #: Options that are not given stay what they are, and so do the children.
+    #: Options that are left out, and the children, stay as they are.
     kept: bool = False
-    #: Names of the nodes that become children, by role; None: there is to be none.
+    #: Names of the new children, by role; None: the child is removed.
     children: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def other_driver(self) -> bool:
-        """Whether the options are those of another driver, which is refused."""
+        """Whether the options are for another driver. This is refused."""
         return driver_name(self.options) != self.node.driver
 
     @property
     def opens_for_writing(self) -> bool:
-        """Whether the node is read-only no longer."""
+        """Whether the node changes from read-only to writable."""
         return not self.options.read_only and self.node.read_only
 
 
 def plan(graph: Graph, definitions: Iterable[Any]) -> list[Change]:
-    """Return the changes to nodes that these options ask for; raises BlockError.
+    """Return the changes to nodes that these definitions ask for; raises BlockError.
 
-    Where a node is given twice, the later definition has what it leaves out from the former.
+    If a node is given twice, options that the later definition leaves out come from the former.
     """
     changes: dict[BlockNode, Change] = {}
     for given in definitions:
@@ -106,12 +106,12 @@ def _plan_node(
 
 
 def _joined(later: Any, former: Any) -> Any:
-    """Return a definition with what it leaves out taken from a former one of the same node.
+    """Return a definition, with options that it leaves out taken from a former one of the node.
 
-    Definitions of children are not taken over: the children are among the changes themselves.
+    Definitions of children are not merged here, as the children have changes of their own.
     """
     if type(later) is not type(former):
-        return later  # which is refused
+        return later  # refused later
     changes: dict[str, Any] = {}
     for info in msgspec.structs.fields(later):
         value, before = getattr(later, info.name), getattr(former, info.name)
@@ -125,7 +125,7 @@ def _joined(later: Any, former: Any) -> Any:
 
 
 def _exchangeable(node: BlockNode) -> list[str]:
-    """Return the roles whose child may be another one, in the order in which QEMU takes them."""
+    """Return the roles whose child may be replaced, in QEMU's order."""
     roles = sorted(node.exchangeable_roles & node.children.keys())
     return [inherit.BACKING, *roles] if node.supports_backing else roles
 
@@ -133,7 +133,7 @@ def _exchangeable(node: BlockNode) -> list[str]:
 def plan_read_only(node: BlockNode, *, read_only: bool) -> list[Change]:
     """Return the changes that make a node read-only, or writable again, and nothing else.
 
-    What is defined inside it follows, as far as it was not said otherwise there.
+    Children defined inside it follow, unless their own options say otherwise.
     """
     options = replace(node.options, read_only=read_only)
     changes = [Change(node, node.given_options, options, kept=True)]
@@ -150,7 +150,7 @@ def plan_read_only(node: BlockNode, *, read_only: bool) -> list[Change]:
 
 
 def planned_data(graph: Graph, changes: Iterable[Change]) -> dict[BlockNode, Planned]:
-    """Return the changes as far as they may change what data nodes show."""
+    """Return the part of the changes that may change the data that nodes show."""
     return {
         change.node: Planned(
             change.options,
@@ -168,7 +168,7 @@ def _find(graph: Graph, name: str | None) -> object | None:
 
 
 def _child_ref(options: Any, role: str) -> Any:
-    """Return what options say of a child; "children.1" is an item of a list."""
+    """Return the options' value for the child `role`; "children.1" is an item of a list."""
     name, _, index = role.partition(".")
     ref: Any = getattr(options, name.replace("-", "_"), UNSET)
     if not index:
@@ -176,11 +176,11 @@ def _child_ref(options: Any, role: str) -> Any:
     return ref[int(index)] if int(index) < len(ref) else UNSET
 
 
-# What may be changed.
+# Rules of what may be changed.
 
 
 def check_options(change: Change) -> None:
-    """Raise BlockError where a driver can't be reopened, or lacks an option that has no default."""
+    """Raise BlockError if the driver can't reopen, or an option can't go back to its default."""
     inherit.check_options(change.options)
     node, new, old = change.node, change.options, change.node.options
     if not node.reopens:
@@ -196,7 +196,7 @@ def check_options(change: Change) -> None:
 
 
 def check_backing_given(change: Change) -> None:
-    """Raise BlockError where the options have to say what the node lies on, and don't."""
+    """Raise BlockError if the options have to name the backing image, and don't."""
     node = change.node
     if (
         node.supports_backing
@@ -208,7 +208,7 @@ def check_backing_given(change: Change) -> None:
 
 
 def check_unchanged(change: Change) -> None:
-    """Raise BlockError where an option differs that is not for change, the first in QEMU's order.
+    """Raise BlockError if an option differs that can't be changed; names the first in QEMU's order.
 
     The children of exchangeable roles have been replaced by now.
     """
@@ -230,7 +230,7 @@ def check_unchanged(change: Change) -> None:
 
 
 def _foreign_names(change: Change) -> Iterator[str]:
-    """Yield the names of what is given of another driver's options."""
+    """Yield the names of the given options, if they are for another driver."""
     left_out = _COMMON_MUTABLE | change.node.mutable_options
     for info, default in _members(change.options, left_out):
         value = getattr(change.given, info.name)
@@ -240,7 +240,7 @@ def _foreign_names(change: Change) -> Iterator[str]:
 
 
 def _foreign_child(node: BlockNode, role: str, ref: Any) -> Any:
-    """Return what options say of a child where it isn't the present one; else UNSET."""
+    """Return the options' value `ref` of a child if it isn't the present child; else UNSET."""
     child = node.children[role].node
     if isinstance(ref, str):
         return UNSET if ref == child.node_name else ref
@@ -248,7 +248,7 @@ def _foreign_child(node: BlockNode, role: str, ref: Any) -> Any:
 
 
 def _flat_names(name: str, value: Any) -> list[str]:
-    """Return the names that an option has once objects and lists are flattened; none: not set."""
+    """Return the flattened names of an option, with dots for objects and lists; [] if not set."""
     if value is UNSET:
         return []
     parts: list[tuple[object, Any]]
@@ -273,7 +273,7 @@ def _child_members(node: BlockNode) -> frozenset[str]:
 
 
 def _members(options: Any, left_out: frozenset[str]) -> Iterator[tuple[Any, Any]]:
-    """Yield the members of options but some, and their defaults, in QEMU's order."""
+    """Yield the members of options without `left_out`, and their defaults, in QEMU's order."""
     members = msgspec.structs.fields(options)
     for info in sorted(members, key=lambda member: bucket(member.encode_name)):
         if info.name not in left_out:

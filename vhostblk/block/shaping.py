@@ -139,9 +139,9 @@ def _tell(node: BlockNode, event: str) -> None:
 
 
 def _count_up(node: BlockNode, end: int) -> None:
-    """Tell the node that a write has succeeded, if that makes it longer.
+    """Call `written_past_end` if a write that succeeded makes the node longer.
 
-    Before the write is recorded: bitmaps keep nothing of what is past the node's end.
+    Call this before the write is recorded in bitmaps: they ignore ranges past the node's end.
     """
     if end > node.size:
         node.written_past_end(-(-end // SECTOR) * SECTOR)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files of the host the nodes of this process keep their data in.
+"""The host files in which the nodes of this process keep their data.
 
 A file is identified by device and inode, so its names (links, prefixes) don't matter. Image locks
 exclude other processes, and other nodes of this process. But a node without users holds no locks,
-and with the option `locking=off` no node does. Code that empties or formats a file, or puts one
-image on another, therefore asks here.
+and with the option `locking=off` no node does. Therefore code that truncates or formats a file, or
+makes one image the backing image of another, checks here.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from vhostblk.block.node import BlockNode
 
-#: ioctl(2) and the members of `struct loop_info64` that say which file a loop device shows, from
-#: <linux/loop.h>.
+#: The ioctl(2) number, and the members of `struct loop_info64` that identify the file behind a loop
+#: device; from <linux/loop.h>.
 _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_INFO_BYTES = 232
 _LOOP_FILE = struct.Struct("=QQ")
@@ -35,10 +35,10 @@ _LOOP_MAJOR = 7
 
 
 class StorageId(NamedTuple):
-    """A file, or a block device, of the host."""
+    """The identity of a file or block device of the host."""
 
     is_device: bool
-    #: Of a file, the device that it lies on; of a device, its number.
+    #: For a file, the device that contains it; for a device, its own number.
     device: int
     inode: int
 
@@ -48,7 +48,7 @@ _nodes: weakref.WeakSet[BlockNode] = weakref.WeakSet()
 
 
 def identify(fd: int) -> frozenset[StorageId]:
-    """Return what an open file is: for a loop device, also the file that it shows."""
+    """Return the identity of an open file; for a loop device, also that of the file behind it."""
     info = os.fstat(fd)
     if not stat.S_ISBLK(info.st_mode):
         return frozenset({StorageId(False, info.st_dev, info.st_ino)})
@@ -56,7 +56,7 @@ def identify(fd: int) -> frozenset[StorageId]:
     if os.major(info.st_rdev) == _LOOP_MAJOR:
         try:
             shown = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO_BYTES))
-        except OSError:  # no file
+        except OSError:  # no file behind it
             return frozenset(found)
         device, inode = _LOOP_FILE.unpack_from(shown)
         found.add(StorageId(False, _device_number(device), inode))
@@ -64,12 +64,12 @@ def identify(fd: int) -> frozenset[StorageId]:
 
 
 def _device_number(encoded: int) -> int:
-    """Return a device number as stat(2) has it, from the kernel's form for old interfaces."""
+    """Convert a device number from the kernel's old format to that of stat(2)."""
     return os.makedev((encoded >> 8) & 0xFFF, (encoded & 0xFF) | (encoded >> 12) & 0xFFF00)
 
 
 def note_open(node: BlockNode) -> None:
-    """Take note of a node that has storage; until `note_closed`."""
+    """Register a node that has storage, until `note_closed`."""
     _nodes.add(node)
 
 
@@ -79,7 +79,7 @@ def note_closed(node: BlockNode) -> None:
 
 
 def user_of(found: frozenset[StorageId], but: Iterable[BlockNode] = ()) -> BlockNode | None:
-    """Return an open node that keeps its data in one of these files, other than some."""
+    """Return an open node, other than those in `but`, that has data in one of these files."""
     left_out = set(but)
     return next(
         (node for node in _nodes if node not in left_out and node.storage & found),
@@ -88,14 +88,14 @@ def user_of(found: frozenset[StorageId], but: Iterable[BlockNode] = ()) -> Block
 
 
 def check_unused(fd: int, path: str) -> None:
-    """Raise BlockError where a node has an open file as well; `path` is for the message."""
+    """Raise BlockError if a node uses the same file as `fd`; `path` is for the message."""
     node = user_of(identify(fd))
     if node is not None:
         raise BlockError(f"'{path}' is in use by node '{node.node_name}'")
 
 
 def check_formattable(node: BlockNode) -> None:
-    """Raise BlockError where other nodes have the files open that lie below this one."""
+    """Raise BlockError if other nodes use the files below this node."""
     below = _with_storage(node, through_backing=False)
     for each in below:
         other = user_of(each.storage, below)
@@ -104,9 +104,9 @@ def check_formattable(node: BlockNode) -> None:
 
 
 def check_apart(node: BlockNode) -> None:
-    """Raise BlockError where two children of a node write to the same file, as two nodes.
+    """Raise BlockError if two children of a node are different nodes that write to the same file.
 
-    Nor may a node write to what its backing image consists of.
+    A node may not write to a file of its backing image, either.
     """
     for (role, edge), (other_role, other) in combinations(node.children.items(), 2):
         ones = _with_storage(edge.node, through_backing=role == BACKING)
@@ -120,7 +120,7 @@ def check_apart(node: BlockNode) -> None:
 
 
 def check_no_loop(overlay: BlockNode, base: BlockNode) -> None:
-    """Raise BlockError where an image would come to lie on a file that it consists of itself."""
+    """Raise BlockError if an overlay and its new backing image consist of the same file."""
     own = _with_storage(overlay, through_backing=False)
     same = _same_storage(own, _with_storage(base, through_backing=True))
     if same is not None:
@@ -131,7 +131,10 @@ def check_no_loop(overlay: BlockNode, base: BlockNode) -> None:
 
 
 def _with_storage(node: BlockNode, *, through_backing: bool) -> list[BlockNode]:
-    """Return a node and those below that have storage, with or without those of backing images."""
+    """Return those of a node and its descendants that have storage.
+
+    `through_backing`: include backing images.
+    """
     if through_backing:
         return [each for each in with_descendants([node]) if each.storage]
     found: list[BlockNode] = []
@@ -145,7 +148,7 @@ def _with_storage(node: BlockNode, *, through_backing: bool) -> list[BlockNode]:
 
 
 def _same_storage(ones: list[BlockNode], others: list[BlockNode]) -> BlockNode | None:
-    """Return a node of the first list whose file another node of the second list has open, too."""
+    """Return a node of the first list whose file a different node of the second list uses, too."""
     for one in ones:
         if any(one is not other and one.storage & other.storage for other in others):
             return one

@@ -3,11 +3,11 @@
 
 A write that doesn't fill whole blocks reads them, changes them and writes them back. Between the
 read and the write no other write may change these blocks, or it would be undone. So each write of a
-node with an alignment is entered here; a *serialising* one (read-modify-write) and whatever
-overlaps it go one after the other, in the order in which they came. As each waits only for earlier
-ones, nobody waits for ever and there is no deadlock.
+node with an alignment is entered here. A *serialising* write (read-modify-write) and all writes
+that overlap it are done one after the other, in the order in which they came. As each waits only
+for earlier ones, there is no deadlock.
 
-While there are serialising writes, all writes in flight are found by their places: a request of a
+While there are serialising writes, all writes in flight are indexed by offset: one request of a
 guest may become thousands of writes, and comparing each with all others would stop the event loop.
 """
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from vhostblk.block.backend import BlockBackend
 
-#: Writes are listed for each part of the node that they touch: this many bits of an offset.
+#: The index has a list of writes for each part of the node; a part has 2 ** `_PART_BITS` bytes.
 _PART_BITS = 14
-#: Those that touch more parts than this are listed apart.
+#: Writes that touch more parts than this are in a list of their own.
 _FEW = 64
 
 
@@ -49,7 +49,7 @@ class TrackedWrite:
 
 
 class _Places:
-    """Finds writes by where they are."""
+    """An index of writes by offset."""
 
     __slots__ = ("_parts", "_wide")
 
@@ -79,7 +79,7 @@ class _Places:
                 del self._parts[part]
 
     def near(self, write: TrackedWrite) -> Iterator[TrackedWrite]:
-        """Yield all writes that may overlap one, some several times."""
+        """Yield all writes that may overlap `write`, some several times."""
         yield from self._wide
         parts = _parts(write)
         if len(parts) > len(self._parts):
@@ -106,7 +106,7 @@ class WriteTracker:
         self._earlier = list(earlier)
         self._active: dict[TrackedWrite, None] = {}
         self._serialising = 0
-        #: Of all that is active, while something is serialising.
+        #: The index of all active writes, while one of them is serialising.
         self._places: _Places | None = None
 
     def try_enter(self, start: int, stop: int) -> TrackedWrite | None:
@@ -135,7 +135,7 @@ class WriteTracker:
         return write
 
     def _add(self, write: TrackedWrite) -> Iterable[TrackedWrite]:
-        """Note a write; return the earlier ones that it has to wait for."""
+        """Enter a write; return the earlier writes that it has to wait for."""
         earlier: dict[TrackedWrite, None] = {}
         self._serialising += write.serialising
         if self._serialising:

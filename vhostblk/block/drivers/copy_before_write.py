@@ -68,7 +68,7 @@ class CopyBeforeWriteNode(FilterNode):
 
     driver = "copy-before-write"
     reopens = False
-    #: The snapshot is what was not changed of the one, and what was saved in the other.
+    #: The snapshot is made of the unchanged blocks of "file", and the saved blocks in "target".
     remembered_roles = frozenset({"file", "target"})
 
     def __init__(self, node_name: str, options: Any) -> None:

@@ -57,7 +57,7 @@ class CopyOnReadNode(FilterNode):
         return node
 
     def _track_writes(self) -> None:
-        """Have all writes to the image tracked, which is drained."""
+        """Make the image's node track all its writes; the node is drained."""
         below = self._file.node
         if below.write_tracker is None:
             below.write_tracker = WriteTracker()

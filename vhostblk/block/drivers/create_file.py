@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Creating files for `blockdev-create`.
 
-A file that is there already is emptied first, unless another process, or this one, uses it.
+An existing file is truncated first, unless another process, or this one, uses it.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ async def create(options: BlockdevCreateOptionsFile, _graph: Graph, pause: Pause
 
 
 def _exclude_others(fd: int, path: str) -> None:
-    """Raise BlockError where somebody uses the file; else keep others away until it is closed.
+    """Lock the file against all other users until it is closed; raises BlockError if there are any.
 
-    What QEMU asks for comes first, so that the message is the same where it refuses, too. A reader
-    would be no obstacle to it.
+    The permissions that QEMU checks are checked first, so that we report the same conflict as QEMU
+    where QEMU refuses, too. QEMU allows readers of the file; we don't.
     """
     if ofd_locks_available():
         lock = ImageLock(fd, path)

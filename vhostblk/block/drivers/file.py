@@ -51,7 +51,7 @@ class FileNode(PosixNode):
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            # Else it is the call that doesn't work here: writing may.
+            # With another errno only this call fails here, and writing may still work.
 
     async def grow(self, size: int, mode: PreallocMode) -> None:
         await resize(self.fd, size, mode, self._aio.call)

@@ -362,7 +362,7 @@ class PosixNode(BlockNode):
 
     @property
     def grows_by_writing(self) -> bool:
-        return True  # a device as far as the kernel lets it
+        return True  # for a device, the kernel decides
 
     def written_past_end(self, size: int) -> None:
         self._size = max(self._size, size)

@@ -8,10 +8,11 @@ to new space then need not extend it. Users see the file end where their data do
     0 ............ zero_start ... data_end ............ file_end
                    |-- read as zeroes, already there ---|
 
-That is only known while nobody else changes the file: while the users both write and resize, for
-which the filter keeps others from doing so. What is too much is cut off when they stop, when the
-node becomes read-only or inactive, before users go round it (`blockdev-reopen`), and when it is
-closed. An extension excludes all writes to what it covers (`_tracker`).
+These offsets are only valid while nobody else changes the file. So they are kept while the users
+have the permissions to write and to resize, and the filter then denies both to others. Unused space
+is cut off when the users give these permissions up, when the node becomes read-only or inactive,
+before users bypass the node (`blockdev-reopen`), and when it is closed. Writes to the range of an
+extension wait until it is done (`_tracker`).
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -149,7 +150,7 @@ class PreallocateNode(FilterNode):
         await self.release_children()
 
     async def load_other_data(self, roles: AbstractSet[str]) -> None:
-        """Do nothing: what was preallocated is gone, and the new file is looked at when needed."""
+        """Do nothing: unused space was cut off, and the new file is examined when needed."""
         assert self._data_end is None, "dropped before the data was replaced"
 
     async def settle(self) -> None:

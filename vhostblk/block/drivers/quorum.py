@@ -155,7 +155,7 @@ class QuorumNode(BlockNode):
 
     @property
     def grows_by_writing(self) -> bool:
-        return True  # each member says whether it does, and they vote
+        return True  # each member decides for itself, and the results are voted on
 
     def written_past_end(self, size: int) -> None:
         self._size = max(self._size, size)
