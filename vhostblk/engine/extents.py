@@ -53,10 +53,10 @@ class TableUser(Protocol):
 class ExtentTable:
     """Where each cluster of `1 << cluster_bits` bytes is, and what may be done with it.
 
-    An entry is a file offset and, in the low nine bits, flags (`enum vb_extent_entry`); 0: the node
-    is asked. An entry that a crash may take back says so; writes that must survive one are asked,
-    too. The node changes entries at any time, each at once. One that took something back waits
-    (`settle`) before it puts the storage to another use.
+    An entry is a file offset and, in the low nine bits, flags (`enum vb_extent_entry`). With an
+    entry 0, requests go to the node. With a volatile entry, which a crash may take back, writes
+    that must be durable go to the node, too. The node changes entries at any time, each of them
+    atomically. After it took an entry back, it waits (`settle`) before it reuses the storage.
     """
 
     def __init__(self, cluster_bits: int, count: int) -> None:

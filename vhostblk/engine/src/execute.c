@@ -456,8 +456,8 @@ static void continue_transfer(struct vb_slot *slot)
         return;
     }
     if (result < 0 && op->flags & RWF_DSYNC && slot->map->flush_error) {
-        /* If it wasn't the write that failed, but bringing data to storage, that counts as a failed
-         * flush: what was lost may be another's. The same without RWF_DSYNC tells. */
+        /* Either the write failed, or its flush. A failed flush may have lost data of other
+         * requests, and counts as such. The write is repeated without RWF_DSYNC to tell them apart. */
         slot->sync_error = result;
         queue_op(slot, VB_IO_WRITE, 0);
         return;

@@ -25,8 +25,9 @@ enum vb_extent_entry {
     VB_ENTRY_READ = 1,      /* reads come from the file */
     VB_ENTRY_OVERWRITE = 2, /* writes go to the file */
     VB_ENTRY_ZERO = 4,      /* reads give zeroes */
-    /* What leads to the cluster is not on stable storage yet: writes that have to be there when they
-     * complete are asked. Two bits: what a flush in progress covers, and what it does not. */
+    /* The metadata that refers to the cluster is not on stable storage yet: writes that must be
+     * durable when they complete go to the node. Two bits: one for entries that the running flush
+     * covers, one for the others. */
     VB_ENTRY_VOLATILE = 24,
 };
 
@@ -53,8 +54,8 @@ struct vb_extent_map {
     uint64_t size;      /* bytes of the device that the map covers */
     uint64_t offset;    /* linear */
     uint32_t cluster_bits;
-    /* errno of a failed flush (or of a write's own, RWF_DSYNC), or NULL where one failure means nothing
-     * for the next. What was lost can't be known, so every later flush fails too. */
+    /* errno of a failed flush (or of that of a write with RWF_DSYNC): it is not known which data was
+     * lost, so every later flush fails too. NULL: a failed flush doesn't affect later ones. */
     int32_t *flush_error;
     const uint64_t *table; /* (size rounded up to clusters) entries */
     /* What reads and writes are accounted for in, or NULL; those that it lacks the means for go up,

@@ -33,10 +33,11 @@ struct vb_io_vtable {
     void (*queue)(struct vb_io *io, struct vb_io_op *op);
     void (*submit)(struct vb_io *io);
     /* Have the kernel keep an open file at hand, locks and all, whatever becomes of `fd`. Returns
-     * its number, or -1 where that can't be had. `drop` is what will drop it, a VB_IO_DROP. */
+     * its number, or -1 if this is not possible. `drop` is the operation that will drop it, a
+     * VB_IO_DROP. */
     int (*keep_file)(struct vb_io *io, int fd, struct vb_io_op *drop);
     /* Undo `keep_file`; all operations on the file have completed. True: `drop` completes once the
-     * kernel has closed the file, which may be later. False: nothing will tell. */
+     * kernel has closed the file, which may be later. False: `drop` won't complete. */
     bool (*drop_file)(struct vb_io *io, int file);
     /* The operations that have completed, as a list; NULL: none. */
     struct vb_io_op *(*reap)(struct vb_io *io);

@@ -5,12 +5,12 @@
  * kernel has them (6.1): completions then run when we ask for them instead of interrupting. Only
  * the iothread submits, reaps, and registers files.
  *
- * A registered file saves looking its descriptor up for each operation. Its node, which may be about
- * to be closed, waits until the kernel has closed it, or an image would stay open (and its space in
- * use) afterwards. An operation that has completed may still keep it open: a worker of the kernel's
- * lets go of it later, and what is left to do then runs when we ask for it. So files have tags, whose
- * completions tell. Kernels before 6.13 put it off until operations on other files have finished, or
- * for a second: there descriptors serve.
+ * A registered file saves a look-up of its descriptor for each operation. When its node is closed, the
+ * node waits until the kernel has closed the file; else an image would stay open (and its space in use)
+ * afterwards. An operation that has completed may still keep the file open: a kernel worker releases it
+ * later, by deferred work that runs when we ask for it. So files are registered with tags: the kernel
+ * posts a completion with the tag when it has closed the file. Kernels before 6.13 delay that until
+ * operations on other files have finished, or for a second: there we use plain descriptors.
  */
 #define _GNU_SOURCE
 #include "io.h"
@@ -64,7 +64,7 @@ static void prepare(struct io_uring_sqe *sqe, struct vb_io_op *op)
     case VB_IO_FALLOCATE:
         io_uring_prep_fallocate(sqe, op->fd, op->flags, op->offset, op->length);
         break;
-    case VB_IO_DROP: /* not by way of the submission queue */
+    case VB_IO_DROP: /* never submitted */
         break;
     }
     if (op->file >= 0) {
@@ -147,7 +147,7 @@ static struct vb_io_op *uring_reap(struct vb_io *io)
     struct io_uring_cqe *cqe;
     unsigned head, count = 0;
 
-    /* Also what is left of operations that have completed. */
+    /* This also runs deferred work of operations that have completed. */
     if (kernel_flags(uring) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
         io_uring_get_events(&uring->ring);
     if (!io->in_flight)

@@ -166,8 +166,8 @@ static bool has_file(const struct vb_queue *queue)
 }
 
 /* A queue that is held and idle keeps no file open: its node may be about to close it. Only the
- * iothread can see to that (the io's rule), and the kernel may take a while: until then the file counts
- * as in flight. */
+ * iothread can do that (the io's rule), and the kernel may take a while: until then the file counts as
+ * in flight. */
 static void drop_file(struct vb_queue *queue)
 {
     struct vb_io *io = queue->iothread->io;

@@ -41,8 +41,8 @@ int vb_queue_track_packed(struct vb_queue *queue, uint64_t record, uint64_t coun
                           uint32_t left_count, const struct vb_packed_left *left,
                           const struct vb_packed_desc *descs);
 
-/* Take nothing from now on but what an earlier process has left in flight. Returns how many of these
- * requests are still to be taken; reaching 0 signals the upcall fd. A broken ring has none. */
+/* Take only requests that an earlier process left in flight, from now on. Returns how many of them
+ * have not been taken yet; reaching 0 signals the upcall fd. A broken ring has none. */
 uint32_t vb_queue_limit_to_left(struct vb_queue *queue);
 
 /* Free a queue that is held and idle; returns what SET_VRING_BASE says of its ring. */

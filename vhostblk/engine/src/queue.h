@@ -39,7 +39,7 @@ struct vb_slot {
     struct vb_slot *next_in_run;
     uint64_t begun;
     uint64_t done;      /* bytes transferred so far */
-    int64_t sync_error; /* of a write with RWF_DSYNC, which is tried without */
+    int64_t sync_error; /* of a write with RWF_DSYNC, which is repeated without it */
     uint32_t segment, segment_count;
     uint32_t ring_length; /* descriptors of a packed ring */
     uint8_t state;
@@ -67,7 +67,7 @@ struct vb_queue {
     struct vb_memory memory;
     struct vb_region *regions;
     struct vb_extent_map *map;
-    int file;              /* the map's, as the io keeps it; or one of VB_FILE_* */
+    int file;              /* the io's number of the map's file; or one of VB_FILE_* */
     bool file_stale;       /* it is that of a former map */
     struct vb_io_op drop;  /* completes when the kernel has closed the file */
     struct vb_chain chain; /* scratch */
@@ -83,7 +83,7 @@ struct vb_queue {
     uint32_t holds;
     uint8_t phase;
     bool settling;
-    bool left_only;         /* takes nothing but what an earlier process has left */
+    bool left_only;         /* take only requests that an earlier process left */
     uint16_t unpublished;   /* used elements that the driver has not been shown */
     uint32_t inline_count[VB_STAT_KINDS]; /* completed within this turn, for the statistics */
     uint64_t inline_bytes[VB_STAT_KINDS];
@@ -103,7 +103,7 @@ struct vb_queue {
 bool vb_queue_take(struct vb_queue *queue);
 bool vb_queue_sweep(struct vb_queue *queue);
 
-/* Requests that an earlier process has left in flight, and that are still to be taken. */
+/* The number of requests that an earlier process left in flight and that are not taken yet. */
 static inline uint32_t vb_queue_left(const struct vb_queue *queue)
 {
     return queue->inflight.left_count - queue->inflight.left_taken;
