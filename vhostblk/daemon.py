@@ -96,9 +96,9 @@ class Daemon:
         #: The character devices by id.
         self.chardevs = Chardevs()
         self._monitors: Monitors | None = None
-        #: Held while a QMP command in band is executed.
+        #: Held while an in-band QMP command is executed.
         self.command_lock = asyncio.Lock()
-        #: Monitors take no commands yet, as who builds the daemon has not come to the end.
+        #: Monitors take no commands yet, as the options have not all been carried out.
         self.holds_commands = False
         #: Exports are kept ready to move to another process, front-ends and all; set before there
         #: are any.
@@ -231,7 +231,7 @@ class Daemon:
     async def add_export(self, options: Options, carried: Any = None) -> Export:
         """Start an export; clients may connect once this returns.
 
-        With `carried` go on where another process's export has stopped, once it is resumed.
+        With `carried`, the export continues where that of another process stopped, once resumed.
         """
         checked = export_options(options)
         if checked.id in self._exports:
@@ -366,7 +366,7 @@ class Daemon:
         self._monitors.add(chardev, pretty=checked.pretty is True)
 
     def take_commands(self) -> None:
-        """Have monitors take commands, which they did not do with `holds_commands`."""
+        """Let monitors take commands; undoes `holds_commands`."""
         self.holds_commands = False
         if self._monitors is not None:
             self._monitors.take_commands()

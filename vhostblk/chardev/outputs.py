@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that character devices write to: none that a block node has open."""
+"""Opening the output files of character devices; files that a block node uses are refused."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vhostblk.chardev.base import ChardevError
 
 
 def open_file(path: str, flags: int, failure: str = "Could not open") -> int:
-    """Open a file without ever blocking on it; raises ChardevError.
+    """Open a file without blocking; raises ChardevError.
 
-    `O_TRUNC` empties a regular file once it is known that no block node has it open.
+    With `O_TRUNC`, a regular file is truncated after checking that no block node has it open.
     """
     try:
         fd = os.open(path, flags & ~os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)

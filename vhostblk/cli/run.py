@@ -99,7 +99,7 @@ def _sandbox(arguments: Arguments) -> Sandbox:
 
 async def _serve(arguments: Arguments, readiness: Readiness | None, sandbox: Sandbox) -> None:
     daemon = Daemon()
-    daemon.holds_commands = True  # a client is to see, and to change, no half of a daemon
+    daemon.holds_commands = True  # clients must not see a daemon that is half built
     handover = Handover(daemon, _value(arguments.takeover), _value(arguments.handover))
     sandbox.prepare_loop()
     loop = asyncio.get_running_loop()
@@ -177,7 +177,7 @@ async def _build(daemon: Daemon, arguments: Arguments, handover: Handover) -> No
         if arguments.address is not None:
             await _build_short_form(daemon, arguments.image, arguments.address)
         return
-    # All else is as the other daemon has it.
+    # Everything else comes from the other daemon.
     monitors = [step for step in arguments.steps if step.option in ("chardev", "monitor")]
     await _carry_out(daemon, monitors)
     with _located(_location(arguments.takeover)):

@@ -26,13 +26,13 @@ class Export(ABC):
     async def start(self, carried: Any = None, *, movable: bool = False) -> None:
         """Begin to listen; clients may connect once this returns.
 
-        With `carried` go on where another export's `suspend` has stopped, once `resume` is called.
-        `suspend` may be called here if this one is `movable`. Raises VhostblkError, and then leaves
-        nothing behind.
+        With `carried`, which another export's `suspend` returned, continue from there once `resume`
+        is called. `movable`: `suspend` may be called on this export. Raises VhostblkError, and then
+        leaves nothing behind.
         """
 
     def resume(self) -> None:
-        """Go on, after a start with `carried`: the other process has given up."""
+        """Take requests, after a start with `carried`: the other process doesn't any more."""
         self.backend.resume()
 
     async def suspend(self) -> Any:

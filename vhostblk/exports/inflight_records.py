@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the queues of one device note their requests in flight.
+"""Shared memory in which the queues of one device record their requests in flight.
 
-The front-end may give another area at any time; a queue that runs keeps the record that it has.
+The front-end may set another area at any time; a running queue keeps the record that it has.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ class InflightRecords:
     """The front-end's area, and the part of it that each running queue has."""
 
     def __init__(self, watch: Callable[[], LossSignal]) -> None:
-        """`watch()` gives what is to be told when shared memory gets lost."""
+        """`watch()` returns the signal to raise when shared memory gets lost."""
         self._watch = watch
         self._area: InflightArea | None = None
         self._parts: dict[int, InflightPart | None] = {}
 
     def make(self, num_queues: int, queue_size: int) -> InflightDescription:
-        """Make an area; its descriptor is the caller's."""
-        # Front-ends may ask before they set features: there is room for either kind of ring.
+        """Make an area; the caller owns its descriptor."""
+        # Front-ends may ask before they set features, so the area fits both kinds of rings.
         return make_inflight(num_queues, queue_size, _bytes_for(packed=True))
 
     def use(self, described: InflightDescription | None, *, packed: bool) -> None:
-        """Have queues that start use an area (None: none); raises VhostUserError.
+        """Set the area for queues that start from now on (None: no area); raises VhostUserError.
 
-        The descriptor is ours.
+        This object owns the descriptor.
         """
         if described is None:
             self._area = None
@@ -49,13 +49,13 @@ class InflightRecords:
         self._area = area
 
     def part(self, config: VringConfig) -> InflightPart | None:
-        """Return the part that a queue is to have that starts; None: it has none."""
+        """Return the part of the area for a queue that is about to start; None: no area."""
         if self._area is None:
             return None
         return self._area.part(config.index, _bytes_for(packed=config.packed))
 
     def begin(self, index: int, part: InflightPart | None) -> None:
-        """A queue has started with this part."""
+        """Note that a queue has started with this part."""
         self._parts[index] = part
 
     def of(self, index: int) -> InflightPart | None:
@@ -63,7 +63,7 @@ class InflightRecords:
         return self._parts[index]
 
     def end(self, index: int) -> None:
-        """A queue has stopped."""
+        """Note that a queue has stopped."""
         self._parts.pop(index, None)
 
     def reset(self) -> None:

@@ -49,9 +49,9 @@ async def start_export(
 ) -> Export:
     """Attach a block backend to the node, make the export and start it.
 
-    With `carried`, from another process's export, it does nothing yet: whoever knows that the other
-    one has given up resumes it. Raises VhostblkError, and then leaves nothing behind.
-    Whoever stops the export then detaches `export.backend`.
+    With `carried`, from another process's export, it takes no requests before `resume` is called;
+    call it when the other process can't take requests any more. Raises VhostblkError, and then
+    leaves nothing behind. After stopping the export, detach `export.backend`.
     """
     if options.fixed_iothread:
         _check_lane(options)

@@ -164,7 +164,7 @@ class VhostUserBlkBackend:
         self._set_write_cache()
 
     def written_config(self) -> list[tuple[int, bytes]]:
-        """Return what the driver has written to `writeback`, if it did."""
+        """Return what the driver has written to `writeback`, if anything."""
         if self._chosen_write_cache is None:
             return []
         from vhostblk.virtio_blk.layout import CONFIG_WRITEBACK_OFFSET
@@ -459,11 +459,12 @@ class VhostUserBlkBackend:
         return next_avail
 
     async def _finish_left(self, queue: BlkQueue | ExpressQueue) -> None:
-        """Have requests done that an earlier process has left in flight, and no others.
+        """Process the requests that an earlier process left in flight, and no others.
 
-        The base says that they were taken. A queue that is disabled does them, too: it was not when
-        they were taken. In a drained section they have to wait for its end. Raises VhostUserError
-        where the front-end is about to be disconnected: they stay in the record.
+        This comes before a queue stops, as its base counts these requests as taken. A disabled
+        queue processes them, too: it was enabled when they were taken. In a drained section they
+        wait for its end. Raises VhostUserError if the front-end is about to be disconnected; the
+        requests then stay in the record.
         """
         if not queue.limit_to_left():
             return
@@ -483,7 +484,7 @@ class VhostUserBlkBackend:
             )
 
     def abandon(self) -> None:
-        """Wait for no request that is not in flight: the next process can do it as well."""
+        """Stop waiting for requests that were not taken yet: the next process can process them."""
         self._leaving = True
         for queue in self._queues.values():
             queue.abandon_left()

@@ -57,7 +57,7 @@ class VhostUserBlkExport(Export):
         self.backend.on_resize(self.device.resized)
 
     def resume(self) -> None:
-        """Go on: take requests, and listen to the front-end."""
+        """Take requests and messages, after a start with `carried`."""
         super().resume()
         self._server.resume()
 

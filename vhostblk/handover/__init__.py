@@ -17,13 +17,13 @@ The running daemon gives (`giver.py`), the new one takes (`taker.py`); they talk
     the vrings run: the pause is over
     hangs up                          ends
 
-Until the giver has sent `Commit` it can go on: where the taker says `Failure`, or is gone, it opens
-the images again, and replays to itself what it has sent. A taker that hangs then dies before it can
-touch anything again (`leash.py`). A session travels as the messages that bring a fresh one to where
-it was (`vhost_user/journal.py`, `restate.py`). The taker reads nothing from front-ends before
-`Commit`: what it has read would be lost to the giver. Where a session can't be told its messages
-again, the taker fails; the giver, which has to go on, disconnects that front-end.
+Until the giver has sent `Commit`, it can resume: if the taker sends `Failure` or exits, the giver
+opens the images again, and replays the sessions to itself. A taker that hangs is then killed before
+it can touch anything again (`leash.py`). A session is sent as messages that bring a fresh session
+to the same state (`vhost_user/journal.py`, `restate.py`). The taker reads nothing from front-ends
+before `Commit`, as the giver would miss it. If these messages can't be replayed, the taker fails;
+the giver, which has to resume, disconnects that front-end.
 
-The image locks are never gone: the giver holds them on an open file of its own, the guard, which
-the taker gets and whose locks it looks through (`block/locking.py`).
+The image locks are held all the time: the giver holds them on an open file of its own, the guard.
+The taker gets the guard, and ignores its locks (`block/locking.py`).
 """

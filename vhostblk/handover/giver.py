@@ -177,7 +177,7 @@ class Giver:
                     await _open_again(daemon, blockdev)
             for export in exports:
                 if (former := carried.get(export["id"])) is not None:
-                    former.required = False  # others are not to suffer from what one front-end does
+                    former.required = False  # a failure affects one front-end only
                     again = await daemon.add_export(export, former)
                     again.resume()
         except VhostblkError as error:

@@ -56,8 +56,8 @@ class DriverBase(ABC, Generic[O, C]):
     #: Options that `blockdev-reopen` may change; `options` is then replaced.
     mutable_options: ClassVar[frozenset[str]] = frozenset()
     #: Children that may be replaced by others with other data: the driver keeps nothing in memory
-    #: of what it has read from them. It is asked for its `size()` again. To put a filter below a
-    #: driver is always allowed.
+    #: that it has read from them. `size()` is called again afterwards. A filter may always be
+    #: inserted below a driver.
     replaceable_children: ClassVar[frozenset[str]] = frozenset()
     #: Children that the driver may write to past their end.
     growing_children: ClassVar[frozenset[str]] = frozenset()
@@ -84,7 +84,7 @@ class Driver(DriverBase[O, Child]):
     *Which requests come.* All are inside [0, size), aligned and no longer than the class says.
     Many are in flight at a time; none waits for another. A driver that has no `write` is read-only.
     Without `write_zeroes`, zeroes are written. Without `discard`, discards are ignored; with it,
-    they come where the node's option says `discard=unmap`. Without `flush`, the children are
+    they are passed on if the node has the option `discard=unmap`. Without `flush`, the children are
     flushed. Without `block_status` all is data.
 
     *What may go wrong.* An OSError becomes the error of the request, with its errno; any other

@@ -65,7 +65,7 @@ class Monitor:
         self._unsent: deque[bytes] = deque()
         self._turn: asyncio.Handle | None = None
         self._commands: set[asyncio.Task[None]] = set()
-        #: If not, clients are greeted, and what they send stays where it is.
+        #: If not, clients are greeted, but their commands are not read yet.
         self._takes_commands = takes_commands
 
     def start(self) -> None:

@@ -128,7 +128,7 @@ class Backend(Protocol):
         """Write configuration space; raises VhostUserError on what is not writable."""
 
     def written_config(self) -> Sequence[tuple[int, bytes]]:
-        """Return what `set_config` has written and is still in force: offset and content."""
+        """Return what `set_config` has written, as far as it is in force: offsets and content."""
 
     def set_features(self, features: int) -> None:
         """Take the virtio features acknowledged (a subset of those offered)."""
@@ -174,9 +174,10 @@ class Backend(Protocol):
         """Note writes to the used ring of a running vring there, or not; see `VringConfig`."""
 
     async def stop_vring(self, index: int) -> int:
-        """Finish what is in flight, close the kick and call descriptors, return `next_avail`.
+        """Finish requests in flight, close the kick and call descriptors, return `next_avail`.
 
-        That includes what an earlier process has left in flight, whether or not it was taken here.
+        Requests that an earlier process left in flight are finished, too, even if this process has
+        not taken them yet.
         """
 
     def set_vring_enabled(self, index: int, enabled: bool) -> None:
@@ -195,11 +196,11 @@ class Backend(Protocol):
         """Set the way to send requests to the front-end."""
 
     def abandon(self) -> None:
-        """The front-end is about to be disconnected: what waits for something may fail."""
+        """Note that the front-end is about to be disconnected: calls that wait may fail."""
 
     async def reset(self) -> None:
-        """The front-end has gone: stop all vrings, finish in-flight requests, unmap memory.
+        """Stop all vrings, finish in-flight requests, unmap memory: the front-end has gone.
 
-        What an earlier process has left in flight, and was not taken yet, stays in the record.
-        Afterwards the backend is as new, ready for the next front-end.
+        Requests that an earlier process left in flight, and that were not taken yet, stay in the
+        record. Afterwards the backend is ready for the next front-end.
         """

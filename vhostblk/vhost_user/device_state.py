@@ -23,7 +23,7 @@ class DeviceState:
 
     @property
     def loading(self) -> bool:
-        """Tell whether a state is expected, and was not checked yet."""
+        """Whether a state to load is expected, and was not checked yet."""
         return self._incoming is not None
 
     def begin(self, direction: int, phase: int, fd: int) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vhostblk.vhost_user.channel import RequestChannel
 
 
-#: The requests that are sent here.
+#: The requests that this module sends.
 _NOTICES = (BackendRequest.VRING_CALL, BackendRequest.VRING_ERR)
 
 
@@ -40,10 +40,9 @@ class _Notice:
 
 
 class InbandNotifications:
-    """The messages of one session, whose event loop is running.
+    """In-band notifications of one session; its event loop is running.
 
-    `moved`: another process has begun the session. What the front-end still answers to that one is
-    for nobody here.
+    `moved`: another process began the session. Replies to messages of that process are ignored.
     """
 
     def __init__(self, *, moved: bool = False) -> None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a session moves to another process: as messages that bring a fresh session to where it was.
+"""Moving a session to another process, as messages that bring a fresh session to the same state.
 
-The new session checks them as it would check a front-end's, and two versions that both speak
-vhost-user understand each other. What they say comes from the session's own state (`restate.py`).
-Only what came with descriptors has to be remembered: a `Journal` keeps the last message of each
-such kind, with duplicates of the descriptors, for as long as it is in force. As memory files are
-otherwise closed once they are mapped, journals are kept only where sessions may have to move.
+The new session checks these messages as it checks a front-end's. As they are plain vhost-user, two
+versions of vhostblk understand each other. Most are made from the session's state (`restate.py`).
+Only messages with descriptors have to be kept: a `Journal` keeps the last one of each kind, with
+duplicates of the descriptors, while it is in force. Without a journal, memory files are closed once
+they are mapped; so journals are only made if sessions may have to move.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _KEPT = _KEPT_OF_VRING | {
 _MEMORY = frozenset({Request.SET_MEM_TABLE, Request.ADD_MEM_REG, Request.REM_MEM_REG})
 _POSTCOPY = frozenset({Request.POSTCOPY_ADVISE, Request.POSTCOPY_LISTEN, Request.POSTCOPY_END})
 
-#: What starts or stops one vring, whose index the payload begins with.
+#: Messages that start or stop one vring; the payload begins with its index.
 _OF_VRING = _KEPT_OF_VRING | {Request.VRING_KICK, Request.GET_VRING_BASE}
-#: What may start or stop any.
+#: Messages that may start or stop any vring.
 _OF_ALL_VRINGS = frozenset(
     {Request.SET_FEATURES, Request.SET_STATUS, Request.RESET_DEVICE, Request.POSTCOPY_END}
 )
 
-#: Said after memory, which logs have to cover, and before vrings, which must not run yet.
+#: Messages to send after those of memory, which logs have to cover, and before any vring runs.
 _BEFORE_VRINGS = (
     Request.SET_LOG_BASE,
     Request.SET_LOG_FD,
@@ -62,17 +62,17 @@ _BEFORE_VRINGS = (
 
 
 class Journal:
-    """What came with descriptors in one session, and is in force."""
+    """The messages with descriptors of one session that are in force."""
 
     def __init__(self) -> None:
         #: By request, and vring (or 0).
         self._kept: dict[tuple[int, int], Said] = {}
         #: By guest address, size and user address.
         self._regions: dict[tuple[int, int, int], Said] = {}
-        #: Of each vring that runs: its configuration, and the area in which it notes requests in
-        #: flight. The front-end may have given another one since.
+        #: The configuration of each running vring, and the area in which it records requests in
+        #: flight. The front-end may have set another area since.
         self._running: dict[int, tuple[VringConfig, Said | None]] = {}
-        #: The configuration space as it was read last.
+        #: The configuration space as the front-end last read it.
         self._shown: Said | None = None
         #: How far a post-copy migration to here has got; None: there is none.
         self._postcopy: int | None = None
@@ -99,10 +99,10 @@ class Journal:
 
     @property
     def movable(self) -> bool:
-        """Tell whether the session can move: not while guest memory is registered by this one."""
+        """Whether the session can move. It can't while this process has guest memory registered."""
         return self._postcopy is None
 
-    # What is said
+    # Messages of the front-end
 
     def copy(self, message: Message) -> Said:
         """Copy a message that is about to be carried out, for `note`; raises OSError."""
@@ -112,9 +112,9 @@ class Journal:
         )
 
     def note(self, said: Said, reply: bytes | None, state: SessionState) -> None:
-        """Take in a message, whose descriptors are ours, and how it left the session.
+        """Note a message, whose descriptors the journal owns, and the session's state after it.
 
-        `reply` is the payload of the answer; None: the message has failed.
+        `reply` is the payload of the reply; None: the message has failed.
         """
         if reply is None:
             said.fds.close()
@@ -165,11 +165,11 @@ class Journal:
 
     @property
     def _area(self) -> Said | None:
-        """The area for requests in flight that vrings get when they start."""
+        """The message with the in-flight area that vrings use when they start."""
         return self._kept.get((Request.SET_INFLIGHT_FD, 0))
 
     def _look_at(self, index: int, state: SessionState) -> None:
-        """Forget what is no longer in force for a vring."""
+        """Forget messages that are no longer in force for a vring."""
         if index >= len(state.vrings):
             return
         vring = state.vrings[index]
@@ -217,9 +217,9 @@ class Journal:
     # Moving
 
     def hand_out(self, state: SessionState) -> list[Said]:
-        """Return what has to be said to a fresh session, in this order; nothing is left here.
+        """Return the messages for a fresh session, in order, and empty the journal.
 
-        The vrings have stopped: `running` says where those that ran are to go on.
+        The vrings have stopped. `running` of those that ran has the base to continue from.
         """
         said = [*self._general(state), *self._vrings(state)]
         if self._shown is not None:
@@ -240,14 +240,15 @@ class Journal:
         yield from restate.status(state)
 
     def _vrings(self, state: SessionState) -> Iterator[Said]:
-        """Say what the vrings are, each after the area in which it notes requests in flight."""
+        """Yield the messages of all vrings, each after the message with its in-flight area."""
         present = self._area
         areas = [
             self._running[index][1] if index in self._running else present
             for index in range(len(state.vrings))
         ]
 
-        # No message takes an area back, and the present one has to stay.
+        # No message removes an area, so vrings without one come first. The present area comes last,
+        # as it has to stay in force.
         def turn(index: int) -> tuple[bool, bool, int]:
             area = areas[index]
             return area is present, area is not None, id(area)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said to a fresh session to bring it to where another one was: messages in their order."""
+"""Messages that bring a fresh session to the state of another one, in the order to send them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Said(NamedTuple):
-    """One thing to say: a message, without the request for a reply."""
+    """A message to replay, without the flag that asks for a reply."""
 
     request: int
     payload: bytes
@@ -32,7 +32,7 @@ class Said(NamedTuple):
 
 
 class SessionState(NamedTuple):
-    """What a session knows, but for what has descriptors."""
+    """The state of a session, without everything that has descriptors."""
 
     protocol_features: int
     features: int
@@ -45,9 +45,9 @@ class SessionState(NamedTuple):
 
 
 def features(state: SessionState) -> Iterator[Said]:
-    """Say what was negotiated, and then what was written to configuration space.
+    """Yield messages for the negotiated features, then for writes to configuration space.
 
-    Features may take it back that something was written there.
+    In this order, as setting features may reset what was written there.
     """
     yield _plain(Request.SET_PROTOCOL_FEATURES, U64.pack(state.protocol_features))
     if state.features:
@@ -58,16 +58,17 @@ def features(state: SessionState) -> Iterator[Said]:
 
 
 def status(state: SessionState) -> Iterator[Said]:
-    """Say the device status, after the features; 0 would be a reset."""
+    """Yield the message that sets the device status, unless it is 0, which would be a reset."""
     if state.status:
         yield _plain(Request.SET_STATUS, U64.pack(state.status))
 
 
 def vring(index: int, vring: Vring, kick: Said | None) -> Iterator[Said]:
-    """Say what a vring is, and start it where it ran; `kick` is what starts it, unless in-band.
+    """Yield messages that set up a vring, and start it if it ran.
 
-    What it was started with comes before that; what was said since means nothing until it starts
-    again.
+    `kick` is the message that starts it, unless it is kicked in-band. The configuration with which
+    it was started comes before that message. Settings made since come after it, as they take effect
+    at the next start.
     """
     config = vring.running
     if config is None:
@@ -88,7 +89,7 @@ def vring(index: int, vring: Vring, kick: Said | None) -> Iterator[Said]:
 
 
 def enabled(index: int, vring: Vring) -> Said:
-    """Say whether a vring is enabled, before it is started."""
+    """Return the message that enables or disables a vring; send it before the vring starts."""
     return _plain(Request.SET_VRING_ENABLE, VRING_STATE.pack(index, vring.enabled))
 
 
@@ -121,5 +122,5 @@ def duplicates(fds: Iterable[int]) -> FdList:
 
 
 def as_message(said: Said) -> Message:
-    """Make the message that says it, with duplicates of the descriptors; raises OSError."""
+    """Return the message in full, with duplicates of its descriptors; raises OSError."""
     return Message(said.request, VERSION, said.payload, duplicates(said.fds))

@@ -74,13 +74,13 @@ class _SuspendedError(Exception):
 class Carried:
     """What moves to another server, perhaps of another process.
 
-    That is sockets, and what the front-end is to be spared saying again.
+    That is the sockets, and messages that restore the session.
     """
 
     listener: Listener
     connection: socket.socket | None
     said: Sequence[Said]
-    #: Whether `start` fails where that can't be said; else the front-end is disconnected.
+    #: If the messages can't be replayed, `start` fails; else the front-end is disconnected.
     required: bool = True
     #: Done when all has been said again.
     replayed: asyncio.Future[None] | None = None
@@ -93,7 +93,7 @@ class Carried:
         self.listener.close()
 
     def close_said(self) -> None:
-        """Close the descriptors of what has been said."""
+        """Close the descriptors of the messages."""
         for said in self.said:
             said.fds.close()
 
@@ -118,10 +118,10 @@ class VhostUserServer:
         #: Set where the session may have to move.
         self._journal: Journal | None = None
         self._suspending = False
-        #: The front-end's connection after `suspend`, and what a session has to be told for it.
+        #: After `suspend`: the front-end's connection, and the messages that restore its session.
         self._connection: socket.socket | None = None
         self._said: Sequence[Said] = ()
-        #: Another process may still go on, until `resume`.
+        #: Another process may still take the session back, until `resume`.
         self._held = False
 
     @property
@@ -138,8 +138,8 @@ class VhostUserServer:
     async def start(self, carried: Carried | None = None, *, movable: bool = False) -> None:
         """Listen; front-ends may connect once this returns. Raises ListenError.
 
-        With `carried` go on where another server has stopped, once `resume` is called; raises
-        VhostUserError where that can't be, and closes it. `movable`: `suspend` may be called.
+        With `carried`, continue where another server has stopped, once `resume` is called; if that
+        is impossible, close it and raise VhostUserError. `movable`: `suspend` may be called.
         """
         self._stopping = self._suspending = False
         self._held = carried is not None
@@ -160,7 +160,7 @@ class VhostUserServer:
                 await self._task
 
     def resume(self) -> None:
-        """Listen to front-ends, after a start with `carried`: no other process does any more."""
+        """Serve front-ends, after a start with `carried`: no other process serves them any more."""
         self._held = False
         if self._waiting is not None:
             _wake(self._waiting)
@@ -227,7 +227,7 @@ class VhostUserServer:
             carried.close_said()
 
     async def _wait_resumed(self) -> None:
-        """Wait until no other process can go on: what is read here would be lost to that one."""
+        """Wait for `resume`: a process that takes the session back would miss what is read here."""
         while self._held:
             await self._wait(asyncio.get_running_loop().create_future())
 
@@ -310,7 +310,7 @@ class VhostUserServer:
             await asyncio.sleep(0)
 
     async def _replay(self, session: Session, carried: Carried) -> None:
-        """Say again what the front-end has said; raises _ReplayError. Return once resumed."""
+        """Replay the messages of `carried`, then wait for `resume`; raises _ReplayError."""
         config_changed = False
         try:
             for said in carried.said:
@@ -318,7 +318,7 @@ class VhostUserServer:
                 answer.fds.close()
                 if answer.failure is not None:
                     raise _ReplayError(answer.failure)
-                if said.request == Request.GET_CONFIG:  # the payload is what was answered before
+                if said.request == Request.GET_CONFIG:  # the payload is the former reply
                     config_changed = answer.reply[HEADER.size :] != said.payload
         except (VhostUserError, OSError) as error:
             raise _ReplayError(str(error)) from error
@@ -329,7 +329,7 @@ class VhostUserServer:
         session.restated(config_changed=config_changed)
 
     async def _keep(self, connection: socket.socket, session: Session) -> None:
-        """Stop the vrings, and keep the connection and what a session has to be told for it."""
+        """Stop the vrings; keep the connection, and the messages that restore its session."""
         assert self._journal is not None
         try:
             state = await session.suspend()

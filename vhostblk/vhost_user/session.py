@@ -11,16 +11,16 @@ Semantics where the specification leaves a choice, made as libvhost-user and QEM
   front-ends differ in that; only REPLY_ACK changes what is sent back, so only it has to be.
 - A vring starts with SET_VRING_KICK, not with the first kick; or, in-band, with VRING_KICK.
 - Size, addresses and base are noted when set and used when the vring starts. Setting them while it
-  runs is allowed (dirty logging does) and means nothing until it starts again, but for what the
-  addresses say of dirty logging. SET_VRING_KICK on a running vring restarts it, with what was set
-  since.
+  runs is allowed (dirty logging does that), and takes effect when the vring starts again; only the
+  dirty log settings in the addresses take effect at once. SET_VRING_KICK on a running vring
+  restarts it with the new values.
 - RESET_OWNER disables all vrings. Some front-ends (Cloud Hypervisor) then configure the device
   anew without having stopped the vrings, so a vring that is disabled gets stopped for that.
-- What was in flight when an earlier process died counts as taken: the base that the front-end sets
-  for such a vring, which can't know of it, is not used.
-- What a vring's size and base may be depends on whether rings are packed. That is looked at when
-  they are set, and once more when the vring starts: features may have changed.
-- INBAND_NOTIFICATIONS, once acknowledged, stays: there may be vrings that are kicked that way.
+- Requests in flight when an earlier process died count as taken. The front-end doesn't know of
+  them, so the base that it sets for such a vring is not used.
+- The valid sizes and bases of a vring depend on whether rings are packed. They are checked when
+  they are set, and again when the vring starts, as features may have changed.
+- INBAND_NOTIFICATIONS can't be taken back once acknowledged, as vrings may be kicked that way.
 - VERSION_1 is demanded when a vring starts and not before: crosvm first acknowledges bit 30 alone.
 - Features that won't do leave FEATURES_OK clear. QEMU doesn't look, nor pass it on to its guest,
   and starts the vrings; what becomes of requests then is the back-end's to say (`Backend.refusal`).
@@ -116,13 +116,13 @@ PROTOCOL_FEATURES = (
 class Session(DeviceMessages, MigrationMessages):
     """One front-end's session; messages are handled one after the other.
 
-    `moved`: it goes on where another one was suspended, once it has been told its state.
+    `moved`: it continues a suspended session; the messages that restore its state come first.
     """
 
     def __init__(self, backend: Backend, *, moved: bool = False) -> None:
         self._backend = backend
         self._moved = moved
-        #: It is being told the state of another one.
+        #: The state of another session is being restored.
         self._restating = moved
         self._vrings = [Vring() for _ in range(backend.num_queues)]
         self._features = 0
@@ -190,7 +190,7 @@ class Session(DeviceMessages, MigrationMessages):
 
     @property
     def state(self) -> SessionState:
-        """What another session has to be told to be as this one."""
+        """The state that another session needs to continue this one."""
         return SessionState(
             self._protocol_features,
             self._features,
@@ -201,13 +201,13 @@ class Session(DeviceMessages, MigrationMessages):
         )
 
     def restated(self, *, config_changed: bool) -> None:
-        """Go on: all has been told. Tell the front-end where its configuration space is another."""
+        """End restoring the state. Notify the front-end if its configuration space has changed."""
         self._restating = False
         if config_changed and self._channel is not None:
             self._channel.config_changed()
 
     async def suspend(self) -> SessionState:
-        """Stop all vrings, and return the state; vrings in it run, from where they have stopped."""
+        """Stop all vrings, and return the state: in it they still run, from where they stopped."""
         vrings = []
         for index, vring in enumerate(self._vrings):
             stopped = replace(vring)
@@ -367,7 +367,11 @@ class Session(DeviceMessages, MigrationMessages):
 
     @property
     def _may_be_packed(self) -> bool:
-        """Tell whether a vring that is set up now may be packed; features were others before."""
+        """Whether a vring that is set up now may be packed.
+
+        While a state is restored, it may be although the features say otherwise: they may have
+        changed after the vring started.
+        """
         return self._packed or self._restating
 
     async def _set_vring_addr(self, message: Message) -> None:
@@ -525,7 +529,7 @@ class Session(DeviceMessages, MigrationMessages):
             self._give_call(index, fd)
 
     def _refuse_enabled_vrings(self) -> None:
-        """Raise FeatureError where a vring runs that doesn't make way for other features."""
+        """Raise FeatureError if a vring is running and enabled: features can't change then."""
         for index, vring in enumerate(self._vrings):
             if vring.started and vring.enabled:
                 raise FeatureError(f"features can't change while vring {index} runs")

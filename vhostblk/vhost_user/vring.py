@@ -25,9 +25,9 @@ class Vring:
     log_addr: int | None = None
     base: int = 0
     base_set_since_start: bool = False
-    #: What it was started with; None: it is stopped.
+    #: The configuration that it was started with; None: it is stopped.
     running: VringConfig | None = None
-    #: It was started by VRING_KICK, which kicks it from then on.
+    #: It was started by VRING_KICK, and is kicked by this message from then on.
     inband: bool = False
     enabled: bool = False
     #: A duplicate of the call descriptor, because the backend closes its own when a vring stops.
@@ -38,7 +38,7 @@ class Vring:
 
     @property
     def started(self) -> bool:
-        """Tell whether it is running."""
+        """Whether it is running."""
         return self.running is not None
 
 

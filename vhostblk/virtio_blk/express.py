@@ -192,22 +192,22 @@ class ExpressQueue:
             await idle
 
     def limit_to_left(self) -> int:
-        """Take nothing more but what an earlier process has left in flight.
+        """Take only requests that an earlier process left in flight, from now on.
 
-        Return how many of these requests are still to be taken.
+        Return how many of them have not been taken yet.
         """
         left: int = self._lib.vb_queue_limit_to_left(self._queue)
         return left
 
     async def wait_left(self) -> None:
-        """Wait until those are taken, the ring breaks, or they are abandoned."""
+        """Wait until these requests are taken or abandoned, or the ring breaks."""
         while self.limit_to_left() and not self._abandoned:
             left: Completion[None] = Completion()
             self._left.append(left)
             await left
 
     def abandon_left(self) -> None:
-        """Have nobody wait for them any more: they stay in the record of requests in flight."""
+        """End `wait_left`: the requests stay in the record of requests in flight."""
         self._abandoned = True
         resolve_all(self._left)
 
@@ -245,7 +245,7 @@ class ExpressQueue:
         if table is not None:
             table.add_user(self)
         self._table = table
-        resolve_all(self._settled)  # idle: nothing goes by any table
+        resolve_all(self._settled)  # the queue is idle: it uses no table
 
     async def settle(self) -> None:
         """Wait until what went by the table before now has ended; see `ExtentTable`."""

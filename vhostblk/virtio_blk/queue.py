@@ -71,7 +71,7 @@ class BlkQueue:
         self._counters = Counters()
         self._runner = RequestRunner(device, log, self._publish, self._counters)
         self._idle: list[Completion[None]] = []
-        #: Takes nothing but what an earlier process has left in flight.
+        #: Take only requests that an earlier process left in flight.
         self._left_only = False
         self._left: list[Completion[None]] = []
         self._abandoned = False
@@ -117,22 +117,22 @@ class BlkQueue:
             await idle
 
     def limit_to_left(self) -> int:
-        """Take nothing more but what an earlier process has left in flight.
+        """Take only requests that an earlier process left in flight, from now on.
 
-        Return how many of these requests are still to be taken.
+        Return how many of them have not been taken yet.
         """
         self._left_only = True
         return 0 if self._broken else len(self._ring.left)
 
     async def wait_left(self) -> None:
-        """Wait until those are taken, the ring breaks, or they are abandoned."""
+        """Wait until these requests are taken or abandoned, or the ring breaks."""
         while self.limit_to_left() and not self._abandoned:
             left: Completion[None] = Completion()
             self._left.append(left)
             await left
 
     def abandon_left(self) -> None:
-        """Have nobody wait for them any more: they stay in the record of requests in flight."""
+        """End `wait_left`: the requests stay in the record of requests in flight."""
         self._abandoned = True
         resolve_all(self._left)
 

@@ -41,7 +41,10 @@ async def _perform(daemon: Daemon, make: Callable[[Graph, T], Action], arguments
 
 
 def _snapshot_node(graph: Graph, name: str) -> Qcow2Node:
-    """Return the node that keeps a node's snapshots; there are no devices that could be meant."""
+    """Return the node that stores the snapshots of a node; raises QmpError.
+
+    `name` is a node name: QEMU also takes the name of a device, but there are no devices here.
+    """
     try:
         node = graph.find_exactly(name)
     except NodeNotFoundError:
