@@ -20,7 +20,7 @@ help:
 	@echo 'make sanitize     tests of the engine under ASan and UBSan'
 	@echo 'make fuzz         fuzz the engine, qcow2 images and vhost-user sessions, a minute each'
 	@echo 'make roots        only unpack the QEMU 10 that tests and benchmarks compare with'
-	@echo 'make soak         all tests that take hours; goes on where the last one was stopped'
+	@echo 'make soak         all tests that take hours; continues where the last run was stopped'
 	@echo 'make setup        only install what the above need'
 	@echo 'make clean        remove everything that was built'
 
