@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs programs for hours: `python -m tests.model --seed N --seconds S [--resume FILE]`.
 
-The last line is the result. Where a program went wrong it has been made small, the lines before say
-how to run it again, and the status is 1. With `--resume` a later call goes on where one has ended.
+The last line is the result. If a program failed, it has been shrunk, the lines before say how to
+run it again, and the exit status is 1. With `--resume` a run continues where the last one ended.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _LANES = ("backend", "python", "express")
 
 
 def main(arguments: list[str]) -> int:
-    """Run; return the exit status."""
+    """Run programs; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.model", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="where to begin")
-    parser.add_argument("--seconds", type=float, default=60, help="how long to go on")
+    parser.add_argument("--seconds", type=float, default=60, help="how long to run")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="keep the place in a file")
     parser.add_argument("--focus", choices=FOCUSES, help="what programs are about; default: all")
-    parser.add_argument("--lane", choices=_LANES, help="the way in; default: all")
+    parser.add_argument("--lane", choices=_LANES, help="entry point of requests; default: all")
     parser.add_argument("--keep-going", action="store_true", help="list all kinds of faults")
     parser.add_argument("--program", metavar="JSON", help="run this one only; -: from the input")
     parser.add_argument("--times", type=int, default=1, help="how often to run it")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a dirty bitmap has to show: at least what has changed, at most what was asked for."""
+"""A model of dirty bitmaps: at least all changes are dirty, at most all ranges of requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class BitmapModel:
         self.granularity = granularity
         self.persistent = persistent
         self.enabled = True
-        #: It was there from that time on; what started before need not be in it.
+        #: The time when it was made; changes that started earlier need not be in it.
         self.since = NEVER
         self._must = np.zeros(size, np.bool_)
         self._may = np.zeros(size, np.bool_)
@@ -37,7 +37,7 @@ class BitmapModel:
             self._may[first : first + count] = True
 
     def succeeded(self, first: int, count: int, start: int) -> None:
-        """Note that a change that started then was acknowledged."""
+        """Note that a change was acknowledged; it started at time `start`."""
         if self.enabled and start > self.since:
             self._must[first : first + count] = True
 
@@ -46,7 +46,7 @@ class BitmapModel:
         self._must[:] = self._may[:] = False
 
     def resize(self, size: int) -> None:
-        """Go over to another size; what is new is clean."""
+        """Change the size; the new part is clean."""
         for name in ("_must", "_may"):
             former: NDArray[np.bool_] = getattr(self, name)
             changed = np.zeros(size, np.bool_)
@@ -62,7 +62,7 @@ class BitmapModel:
         return granules
 
     def check(self, name: str, dirty: NDArray[np.bool_]) -> None:
-        """Compare with what a bitmap has, one number a granule."""
+        """Compare with a bitmap's content, one value for each granule."""
         must, may = self._granules(self._must), self._granules(self._may)
         missing, added = np.flatnonzero(must & ~dirty), np.flatnonzero(dirty & ~may)
         if len(missing):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an administrator does to a disk, and what happens to it: the acts of a program.
+"""The acts of a program: an administrator's actions, and events such as crashes.
 
-Each act is a method. Most are QMP commands that have to succeed; where one may be refused, a
-refusal has to leave everything as it was, which is what the next reads find out.
+Each act is a method. Most are QMP commands that have to succeed. If one may be refused, a refusal
+must change nothing; the next reads check that.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
     from tests.model.program import Act
     from tests.model.world import DiskState, World
 
-#: What is read in one go from snapshots, in bytes.
+#: Length of each read from a snapshot, in bytes.
 _CHUNK = 1 << 20
 
 
 class ChangeError(AssertionError):
-    """Something is not as it has to be after a change."""
+    """A change had a wrong result."""
 
 
 def _existing(known: Mapping[str, object], name: str) -> str:
-    """Return a name if it is known, else one that is; empty: there is none."""
+    """Return `name` if it is known, else a known name; empty: there is none."""
     return name if name in known else min(known, default="")
 
 
 class Changes:
-    """The acts; each is called with the arguments that the program has for it."""
+    """The acts; each is called with its arguments from the program."""
 
     def __init__(self, world: World) -> None:
         self._world = world
-        #: What `copy-before-write` filters keep: filter, access node, and what that has to show.
+        #: By `copy-before-write` filter: its access node, and the view that this has to show.
         self._kept: dict[str, tuple[str, View]] = {}
 
     async def perform(self, act: Act) -> None:
@@ -108,7 +108,7 @@ class Changes:
         old = disk.model.size
         refusals = world.yard.refusals
         gone = None
-        if size < old:  # what is past the new end may go at any time from now on
+        if size < old:  # sectors past the new end may be discarded at any time from now on
             gone = disk.model.begin(size, old - size, 0, discard=True)
         start = world.clock.tick()
         arguments = {"node-name": layer.node, "size": size * SECTOR}
@@ -119,7 +119,7 @@ class Changes:
         if now != (old if error else size):
             raise ChangeError(f"resize from {old} to {size}: {error or 'success'}, now {now}")
         if error:
-            # Nor may it change below who keeps what is overwritten.
+            # Nor may the size change below a filter that keeps overwritten data.
             keeps = "copy-before-write" in options.above or self._kept
             refused = refusals != world.yard.refusals
             may_fail = disk.bitmaps or layer.snapshots or keeps or refused
@@ -134,7 +134,7 @@ class Changes:
 
     @contextmanager
     def _snapshot_errors(self) -> Iterator[None]:
-        """Let a change of snapshots fail where refcounts are too narrow, or files full."""
+        """Allow a change of snapshots to fail if refcounts are too narrow, or files full."""
         world = self._world
         refusals = world.yard.refusals
         try:
@@ -187,7 +187,7 @@ class Changes:
             disk.model.return_to(start, layer.snapshots[name])
 
     async def overlay(self, *, sync: bool = False) -> None:
-        """Make an external snapshot: an overlay takes the image's place."""
+        """Make an external snapshot: an overlay replaces the image."""
         world, disk = self._world, self._disk
         stack, below = disk.stack, disk.stack.active
         if len(stack.layers) > 3 or self._copies or disk.bitmaps:
@@ -209,7 +209,7 @@ class Changes:
         world.chains.append((world.clock.tick(), len(stack.layers)))
 
     async def _add_new_overlay(self, below: Layer, layer: Layer) -> None:
-        """Have the overlay made."""
+        """Let the command create the overlay."""
         stack = self._disk.stack
         await stack.do(
             "blockdev-snapshot-sync",
@@ -223,7 +223,7 @@ class Changes:
         layer.transient = True
 
     async def _add_overlay(self, below: Layer, layer: Layer) -> None:
-        """Put an image that is there already on the one below."""
+        """Make an existing image the overlay of the image below."""
         disk = self._disk
         stack = disk.stack
         images.make_overlay(layer.path, stack.options, below.path, below.format, disk.model.size)
@@ -241,7 +241,7 @@ class Changes:
     # Filters.
 
     async def insert_above(self, *, kind: str) -> None:
-        """Put a filter between the top node and what it lies on."""
+        """Insert a filter below the top node."""
         disk = self._disk
         stack = disk.stack
         if not stack.options.top or len(stack.above) > 4:
@@ -264,7 +264,7 @@ class Changes:
             self._kept[name] = (access, view)
 
     async def remove_above(self) -> None:
-        """Take the topmost filter away."""
+        """Remove the topmost filter."""
         stack = self._disk.stack
         if not stack.options.top or len(stack.above) <= len(stack.options.above):
             return
@@ -280,7 +280,7 @@ class Changes:
         await stack.remove_filter(name)
 
     async def read_kept(self) -> None:
-        """Read what `copy-before-write` filters keep."""
+        """Read and check the snapshots of `copy-before-write` filters."""
         world, disk = self._world, self._disk
         for access, view in self._kept.values():
             backend = BlockBackend("judge", Perm.CONSISTENT_READ)
@@ -295,7 +295,7 @@ class Changes:
                 await backend.detach()
 
     async def insert_below(self, *, kind: str) -> None:
-        """Put a filter between the image and its file."""
+        """Insert a filter between the image and its file."""
         stack = self._disk.stack
         layer = stack.active
         if layer.file.startswith("#") or layer is not stack.layers[0] or len(stack.below) > 3:
@@ -312,7 +312,7 @@ class Changes:
             raise CommandError(f"{kind} below: {error}")
 
     async def remove_below(self) -> None:
-        """Take the filter right below the image away."""
+        """Remove the filter right below the image."""
         stack = self._disk.stack
         if stack.active is not stack.layers[0] or len(stack.below) <= len(stack.options.below):
             return
@@ -323,7 +323,7 @@ class Changes:
         await stack.remove_filter(name)
 
     async def swap(self) -> None:
-        """Give two images each the file of the other, at once; that may be refused."""
+        """Swap the files of two images in one command; it may be refused."""
         disks = self._world.disks
         if len(disks) < 2:
             return
@@ -383,7 +383,7 @@ class Changes:
                 model.enabled = what == "enable"
 
     def check_bitmaps(self) -> None:
-        """Compare all bitmaps; no request is in flight."""
+        """Compare all bitmaps with the model; no request is in flight."""
         node, model = self._node(), self._disk.model
         for name, bitmap in self._disk.bitmaps.items():
             found = next(each for each in node.bitmaps if each.name == name)
@@ -394,13 +394,13 @@ class Changes:
     # Leaving, and coming back.
 
     async def inactivate(self) -> None:
-        """Leave the images to other processes, look at them as these would, and take them back."""
+        """Inactivate the nodes, check the files as another process would, and activate again."""
         world = self._world
         stack = self._disk.stack
         if EXPORT in world.daemon.exports or world.yard.free is not None:
             return
         if stack.active.transient and stack.top == stack.active.node:
-            return  # it would go away with the guest
+            return  # it would be lost when the guest leaves
         starts = [world.clock.tick() for _ in world.disks]
         for disk in world.disks:
             await disk.guest.close()
@@ -414,7 +414,7 @@ class Changes:
             await disk.guest.set_write_cache(enabled=disk.write_cache)
 
     async def restart(self) -> None:
-        """Stop the daemon in order, look at the images, and start another one."""
+        """Stop the daemon, check the images, and start another daemon."""
         world = self._world
         await self.read_kept()
         self._kept.clear()
@@ -426,7 +426,7 @@ class Changes:
         await world.start()
 
     async def crash(self, *, how: str, seed: int = 0) -> None:
-        """Cut the power, or kill the daemon, and go on with what the files have then."""
+        """Cut the power, or kill the daemon, and continue with the files that this leaves."""
         world, yard = self._world, self._world.yard
         if not world.options.cuts or self._copies:
             return
@@ -454,18 +454,18 @@ class Changes:
     # Trouble.
 
     async def space(self, *, blocks: int | None) -> None:
-        """Have so many blocks free, or any number."""
+        """Set the number of free blocks; None: no limit."""
         self._world.yard.free = blocks
 
     async def fail(self, *, kind: str, count: int) -> None:
-        """Have the next requests of a kind fail, below the images."""
+        """Make the next `count` requests of a kind fail, below the images."""
         self._world.yard.failing[kind] = count
         for disk in self._world.disks:
             for layer in disk.stack.layers:
                 layer.leaky = True
 
     async def check(self) -> None:
-        """Have the driver check the image."""
+        """Let the driver check the image."""
         layer = self._disk.stack.active
         if layer.format != "qcow2":
             return

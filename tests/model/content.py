@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written to sectors: each sector tells which write it is from, and where it belongs.
+"""The content of written sectors: each sector identifies its write and its place.
 
-A sector is 64 words. The first one is `token << 40 | sector number`, where the token is the number
-of the write. The others are the same word, or noise that follows from it, so that compression finds
-both. Whatever a read returns can so be told apart: a sector of one write in its place, zeroes,
-garbage that a discard has left, or something that nobody has written.
+A sector is 64 words. The first one is `token << 40 | sector number`; the token is the number of the
+write. The others are the same word, or noise derived from it, so that there are sectors that can be
+compressed and sectors that can't. So each sector that a read returns can be classified: data of one
+write in its place, zeroes, garbage that a discard has left, or something that nobody wrote.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ _WORDS = SECTOR // 8
 _SHIFT = np.uint64(40)
 _SECTORS = np.uint64((1 << 40) - 1)
 
-#: What `decode` says of sectors that are not of one write in its place.
+#: Results of `decode` for sectors that don't have the data of one write in its place.
 ZERO = 0
 MIXED = -1
 GARBAGE = -2
 
-#: A discard may leave such bytes.
+#: The byte that a discard may leave.
 GARBAGE_BYTE = 0xDD
 _GARBAGE_WORD = np.uint64(int.from_bytes(bytes([GARBAGE_BYTE]) * 8, "little"))
-#: Tokens of which this is the remainder by 8 are noise.
+#: Tokens with this remainder modulo 8 are written as noise.
 _NOISE = 5
 
 _STEPS = np.arange(_WORDS, dtype=np.uint64) * np.uint64(0x9E37_79B9_7F4A_7C15)
 
 
 def _noise(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return what follows from first words, as rows; the first word stays (splitmix64)."""
+    """Return rows of noise (splitmix64), each derived from its first word, which stays."""
     mixed = words[:, None] + _STEPS[None, :]
     mixed ^= mixed >> np.uint64(30)
     mixed *= np.uint64(0xBF58_476D_1CE4_E5B9)
@@ -47,7 +47,7 @@ def _noise(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def encode(token: int, first: int, count: int) -> bytes:
-    """Return what write `token` writes to `count` sectors from `first` on; token 0: zeroes."""
+    """Return the data of write `token` for `count` sectors from `first` on; token 0: zeroes."""
     if token == ZERO:
         return bytes(count * SECTOR)
     words = np.arange(first, first + count, dtype=np.uint64) | np.uint64(token) << _SHIFT
@@ -74,6 +74,6 @@ def decode(data: bytes | NDArray[np.uint8], first: int) -> NDArray[np.int64]:
 
 
 def describe(value: int) -> str:
-    """Say what a decoded sector is."""
+    """Return a description of a decoded sector."""
     names = {ZERO: "zeroes", MIXED: "a mixture, or data of another place", GARBAGE: "garbage"}
     return names.get(value, f"write {value}")

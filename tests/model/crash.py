@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a power cut may leave of a recorded file.
+"""The states that a power cut may leave of a recorded file.
 
-What was complete when a flush started is there once that flush has ended. Of everything else each
-write may be there, or not, or some of its sectors; likewise each change of the file's length.
+A write that was complete when a flush started survives once that flush has ended. Of any other
+write, all sectors, some or none may survive; any other change of the file's length may survive or
+not.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
 
 
 class Cut(Enum):
-    """What becomes of writes that were not flushed."""
+    """What happens to writes that were not flushed."""
 
-    #: They are there: the process was killed, and the machine runs on.
+    #: All survive: the process was killed, and the machine keeps running.
     KILLED = "killed"
-    #: None of them is there.
+    #: None of them survives.
     NONE = "none"
-    #: Each may be there, as a whole or in part.
+    #: Each may survive, as a whole or in part.
     SOME = "some"
 
 
@@ -44,7 +45,7 @@ class _Content:
 
     def apply(self, offset: int, data: bytes | None) -> None:
         if data is None:
-            self._bytes[offset : self._length] = 0  # nothing, where it gets longer
+            self._bytes[offset : self._length] = 0  # no effect if the file gets longer
             self._length = offset
             return
         self._bytes[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
@@ -55,7 +56,7 @@ class _Content:
 
 
 def state(file: StoreFile, time: int, cut: Cut, rng: random.Random) -> NDArray[np.uint8]:
-    """Return a file as a power cut at that time may leave it."""
+    """Return the content of a file as a power cut at time `time` may leave it."""
     changes = [each for each in file.log if each.time <= time]
     flushed = max((each.start for each in file.flushes if each.end <= time), default=-1)
     longest = max((each.offset + len(each.data or b"") for each in changes), default=0)

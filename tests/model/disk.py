@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each sector of a disk may read as, whatever was in flight.
+"""The model of a disk: which values each sector may have when it is read.
 
-All that happens has a time, the tick of one clock. A write starts when it is submitted and ends
-when it is acknowledged. Of two writes to a sector either may come last if neither ended before the
-other started. So a sector may read as write V where no write W to it is *known to come later*: one
-that was acknowledged as a success before the read started, and started after V had ended. The
-highest start of such writes is the sector's `floor`: V is possible where V ended after it.
+Each event has a time, the tick of one clock. A write starts when it is submitted, and ends when it
+is acknowledged. If neither of two writes to a sector ended before the other started, either may
+come last. A write W is *known to come later* than a write V if W started after V had ended, and W
+was acknowledged as a success before the read started. A sector may read as V if no write to it is
+known to come later than V. The `floor` of a sector is the highest start of all acknowledged writes:
+V is possible if V ended after the floor.
 
-Writes that failed, and discards, change a sector or don't: they are possible and raise no floor.
-But what was seen stays: once a read has returned V, no later read returns what ended before that
-read started, other than V.
+A write that failed, or a discard, may have changed a sector or not: its value is possible, and it
+doesn't raise the floor. But reads are consistent: once a read has returned V, no later read returns
+another value whose write ended before that read started.
 
-After a power cut the same rule holds, with durable in the place of acknowledged: a write is durable
-from the end of the first flush that started after the write had ended, or from its own end where it
-was acknowledged as written through.
+After a power cut the same rule holds, with "durable" instead of "acknowledged". A write is durable
+from the end of the first flush that started after the write had ended; a write that was
+acknowledged as written through is durable from its own end.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ _BEFORE = -1
 
 
 class MismatchError(AssertionError):
-    """A sector reads as something that it can't be."""
+    """A sector reads as a value that is not possible."""
 
 
 class Clock:
-    """Gives everything that happens a time, and every write a number."""
+    """Gives each event a time, and each write a number."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -62,16 +63,16 @@ class Change:
 
     first: int
     count: int
-    #: What the sectors become: a write's number, or ZERO.
+    #: The new value of the sectors: the number of a write, or ZERO.
     value: int
     start: int
-    #: Success leaves nothing of what was there; a discard is not certain.
+    #: If it succeeds, all sectors have changed. Not so for a discard.
     certain: bool = True
-    #: Discarded: it may read as garbage.
+    #: It is a discard after which sectors may read as garbage.
     garbage: bool = False
     end: int = NEVER
     failed: bool = False
-    #: From this time on a power cut doesn't take it away.
+    #: From this time on it survives a power cut.
     durable: int = NEVER
 
     def clip(self, size: int) -> slice:
@@ -81,15 +82,15 @@ class Change:
 
 @dataclass
 class View:
-    """What the sectors of a disk may read as, at one moment."""
+    """The possible values of a disk's sectors at one moment."""
 
-    #: Nothing that started at that time, or later, shows.
+    #: Changes that started at this time or later are not visible.
     before: NDArray[np.int64]
     floor: NDArray[np.int64]
-    #: What a read has returned, and when that read started.
+    #: The value that a read has returned, and the start of that read.
     seen: NDArray[np.int64]
     seen_at: NDArray[np.int64]
-    #: When the last change to zeroes, or garbage, ended; by `ZERO` and `GARBAGE`.
+    #: The end of the last change to zeroes, and of that to garbage; by `ZERO` and `GARBAGE`.
     ends: dict[int, NDArray[np.int64]]
 
     @property
@@ -109,7 +110,7 @@ class View:
 
 
 def _fit(view: View, size: int) -> View:
-    """Copy a view of a disk of another size; what is beyond it can be nothing so far."""
+    """Copy a view to another disk size; added sectors have no possible value yet."""
     copied = view.part(0, size)
     more = max(size - view.size, 0)
 
@@ -131,17 +132,17 @@ class Disk:
     def __init__(self, clock: Clock, size: int, *, garbage: bool = False) -> None:
         """Begin with zeroes. `garbage`: discarded sectors need not read as zeroes."""
         self.clock = clock
-        #: Everything that has changed it, in the order of the starts.
+        #: All changes, ordered by start.
         self.changes: list[Change] = []
-        #: (start, end, size) of each resize; the first one is the beginning.
+        #: (start, end, size) of each resize; the first one is the creation of the disk.
         self.sizes: list[tuple[int, int, int]] = [(_BEFORE, 0, size)]
         self._garbage = garbage
         self._active: list[Change] = []
-        #: When the sectors that it began with were zeroes: 0, or not at all.
+        #: The time from which the first sectors were zeroes: 0, or never.
         self._first_zeroes = np.zeros(size, np.int64)
         self._starts = np.full(256, NEVER, np.int64)
         self._ends = np.full(256, NEVER, np.int64)
-        #: (start, end, view) of each time when the disk went back to what it was once.
+        #: (start, end, view) of each return of the disk to an earlier state.
         self._returns: list[tuple[int, int, View]] = []
         self._now = View(
             np.full(size, NEVER, np.int64),
@@ -172,7 +173,7 @@ class Disk:
         return change
 
     def end(self, change: Change, *, failed: bool = False, through: bool = False) -> None:
-        """Note that a change has ended; `through`: what succeeded is on stable storage."""
+        """Note that a change has ended; `through`: if it succeeded, it is on stable storage."""
         change.end, change.failed = self.clock.tick(), failed
         self._active.remove(change)
         now, place = self._now, change.clip(self.size)
@@ -190,34 +191,34 @@ class Disk:
                 change.durable = change.end
 
     def initial(self, first: int, count: int, value: int) -> None:
-        """Have sectors begin as a write's, before everything."""
+        """Set the first content of sectors: the data of write `value`."""
         self._know(value)
         self._starts[value] = self._ends[value] = 0
         self._now.ends[ZERO][first : first + count] = _BEFORE
         self._first_zeroes[first : first + count] = _BEFORE
 
     def _know(self, value: int) -> None:
-        """Have room for a write's number."""
+        """Make room for a write's number."""
         while value >= len(self._starts):
             more = np.full_like(self._starts, NEVER)
             self._starts = np.concatenate([self._starts, more])
             self._ends = np.concatenate([self._ends, more])
 
     def flushed(self, start: int) -> None:
-        """Note that a flush that started then has succeeded."""
+        """Note that a flush has succeeded; it started at time `start`."""
         durable = self.clock.tick()
         for change in self.changes:
             if change.end <= start and not change.failed and change.durable == NEVER:
                 change.durable = durable
 
     def resized(self, start: int, size: int) -> None:
-        """Note that the disk has another size; a resize started then, and is durable."""
+        """Note that the disk has another size. The resize started at `start`, and is durable."""
         now, old = self._now, self.size
         end = self.clock.tick()
         self.sizes.append((start, end, size))
         if size < old:
             self._now = now.part(0, size)
-            # Until then the rest may have been given up already.
+            # During the resize, sectors past the new end may have been discarded already.
             gone = Change(size, old - size, ZERO, start, certain=False, end=end)
             self.changes.append(replace(gone, garbage=self._garbage))
             return
@@ -244,7 +245,7 @@ class Disk:
     # Views.
 
     def _pending(self, view: View, first: int) -> None:
-        """Have a view, which begins at `first`, allow what is in flight."""
+        """Add changes in flight to the possible values of a view, which begins at `first`."""
         for change in self._active:
             low = max(change.first - first, 0)
             high = max(change.first + change.count - first, 0)
@@ -254,18 +255,18 @@ class Disk:
                 view.ends[GARBAGE][low:high] = NEVER
 
     def view(self) -> View:
-        """Copy what the whole disk may read as now; see `finish`."""
+        """Return a copy of the possible values of the whole disk now; see `finish`."""
         return self._now.part(0, self.size)
 
     def finish(self, view: View) -> None:
-        """Make a view one of some moment between its start and now."""
+        """Widen a view to the possible values at any moment between its start and now."""
         now = self._now.part(0, view.size)
         view.before = np.minimum(now.before, self.clock.tick())
         view.ends = now.ends
         self._pending(view, 0)
 
     def return_to(self, start: int, view: View) -> None:
-        """Note that the disk has become what a finished view says; that began at `start`."""
+        """Note that the disk has returned to a finished view. The return began at `start`."""
         end = self.clock.tick()
         if view.size != self.size:
             self.sizes.append((start, end, view.size))
@@ -273,14 +274,14 @@ class Disk:
         self._returns.append((start, end, self._settled(view)))
 
     def _settled(self, view: View) -> View:
-        """Copy a view in which nothing is in flight any more."""
+        """Return a copy of a view without changes in flight."""
         copied = view.part(0, view.size)
         for ends in copied.ends.values():
             ends[ends == NEVER] = self.clock.now
         return copied
 
     def after_cut(self, time: int) -> View:
-        """Return what the disk may read as when the power was cut at that time."""
+        """Return the possible values of the disk after a power cut at time `time`."""
         size = self.size_at(time)
         view = self._first(size)
         since = _BEFORE
@@ -301,33 +302,33 @@ class Disk:
         return view
 
     def _first(self, size: int) -> View:
-        """Return what a disk of that size began with."""
+        """Return the view of a disk of size `size` at its creation."""
         count = len(self._first_zeroes)
         before, floor = np.full(count, 1, np.int64), np.full(count, _BEFORE, np.int64)
         ends = {ZERO: self._first_zeroes.copy(), GARBAGE: floor.copy()}
         return _fit(View(before, floor, floor.copy(), floor.copy(), ends), size)
 
     def size_at(self, time: int) -> int:
-        """Return the size at a time when no resize was going on."""
+        """Return the size at a time when no resize was in progress."""
         return [size for _, end, size in self.sizes if end <= time][-1]
 
     def cut(self, view: View) -> None:
-        """Go on with what a power cut may have left, `after_cut` of now."""
+        """Continue with the view that a power cut may have left: `after_cut` of now."""
         for change in list(self._active):
             self.end(change, failed=True)
         for change in self.changes:
-            if change.durable == NEVER:  # no flush can make it so any more
+            if change.durable == NEVER:  # no later flush may make it durable
                 change.certain = False
         self._now = self._settled(view)
 
     # Reading.
 
     def begin_read(self, first: int, count: int) -> tuple[int, View]:
-        """Note that a read starts; return what `end_read` takes."""
+        """Note that a read starts; return the argument `begun` of `end_read`."""
         return self.clock.tick(), self._now.part(first, count)
 
     def end_read(self, first: int, begun: tuple[int, View], data: bytes) -> None:
-        """Check what a read has returned; raises MismatchError."""
+        """Check the data that a read has returned; raises MismatchError."""
         start, then = begun
         count = len(data) // SECTOR
         now = self._now.part(first, count)
@@ -341,7 +342,7 @@ class Disk:
         self._now.seen_at[live][later] = start
 
     def check(self, view: View, first: int, data: bytes | NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Check data against a view of these sectors; return what they are."""
+        """Check data against a view of these sectors; return their decoded values."""
         values = decode(data, first)
         known = np.maximum(values, 0)
         known[known >= len(self._ends)] = 0

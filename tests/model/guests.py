@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways in for a guest's requests: the block backend, or an export that serves rings.
+"""The entry points of a guest's requests: the block backend, or an export that serves rings.
 
-A `Guest` takes requests, several at once, and calls each one's `finish` when it is acknowledged.
-All runs on one event loop, so that what the Python lane does is the same in each run.
+A `Guest` takes several requests at once, and calls `finish` of each when it is acknowledged.
+Everything runs on one event loop, so that the Python lane does the same in each run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     Taking = Callable[[], AbstractContextManager[None]]
 
-#: What a guest writes with; the other kinds carry no data.
+#: Kinds of requests that carry data.
 WRITES = ("write", "fua", "packed", "blank")
 #: Guest memory: rings, and data.
 _LAYOUT = ((0, 1 << 20), (1 << 32, 128 << 20))
@@ -61,27 +61,27 @@ class Request:
 
 
 class Guest(ABC):
-    """Where requests go in."""
+    """An entry point of requests."""
 
-    #: What has gone wrong while completions were taken, on whoever's stack that was.
+    #: The first error found while completions were handled. It is raised later by the player.
     failure: BaseException | None = None
-    #: The ring's length, and so the highest depth.
+    #: The ring's length, which is the highest queue depth.
     depth = _RING
 
     def finish(self, request: Request, data: bytes | None) -> None:
-        """Tell of a request's end; what is wrong with it is for `failure`."""
+        """Call the request's `finish`; note an exception in `failure`."""
         try:
             request.finish(data)
         except AssertionError as wrong:
-            wrong.__context__ = None  # it has nothing to do with what is going on here
+            wrong.__context__ = None  # an exception being handled here is unrelated
             self.failure = self.failure or wrong
 
     @abstractmethod
     def submit(self, requests: Sequence[Request]) -> None:
-        """Start requests, all in one go."""
+        """Start requests, all in one batch."""
 
     def poll(self) -> None:  # noqa: B027
-        """Take what has been acknowledged."""
+        """Handle completions."""
 
     @abstractmethod
     async def set_write_cache(self, *, enabled: bool) -> None:
@@ -89,25 +89,25 @@ class Guest(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Leave, with nothing in flight; raises OSError where a last flush fails."""
+        """Disconnect, with nothing in flight; raises OSError if a last flush fails."""
 
 
 class BackendGuest(Guest):
-    """Requests as a device gives them to the block backend."""
+    """A guest that calls the block backend, as a device does."""
 
     def __init__(self, daemon: Daemon, node: BlockNode) -> None:
         self._backend = BlockBackend("guest", Perm.CONSISTENT_READ | Perm.WRITE)
         self._backend.request_alignment = SECTOR
         self._backend.attach(daemon.graph, node)
-        #: What has come while the graph was changed.
+        #: Requests that came during a drained section.
         self._held: list[Request] = []
         self._backend.add_drain_listener(self)
 
     def drained_begin(self) -> None:
-        """Start no more requests: `submit` looks at the backend."""
+        """Do nothing: `submit` checks whether the backend is drained."""
 
     def drained_end(self) -> None:
-        """Start what has come meanwhile."""
+        """Start the requests that came meanwhile."""
         held, self._held = self._held, []
         self.submit(held)
 
@@ -128,7 +128,7 @@ class BackendGuest(Guest):
         self._write(plain)
 
     def _write(self, requests: list[Request]) -> None:
-        """Write as a queue does: all at once where that can be."""
+        """Write as a queue does: in one burst if possible."""
         backend = self._backend
         iovs = [IoVec.from_buffers([bytearray(each.data)]) for each in requests]
         together = None
@@ -198,10 +198,10 @@ async def _write(backend: BlockBackend, offset: int, iov: IoVec) -> bytes:
 
 
 class QueueGuest(Guest):
-    """A driver on a connection to an export."""
+    """A guest that is a virtio-blk driver, connected to an export."""
 
     def __init__(self, driver: BlkDriver, memory: Memory, taking: Taking) -> None:
-        """`taking` is entered when completions were taken, and left when they count."""
+        """`taking`: a context manager; completions are passed on inside it."""
         self._driver = driver
         self._memory = memory
         self._taking = taking
@@ -215,7 +215,7 @@ class QueueGuest(Guest):
 
     @classmethod
     async def connect(cls, path: Path, queues: int, *, packed: bool, taking: Taking) -> QueueGuest:
-        """Connect; what the export has to say meanwhile is said on this loop."""
+        """Connect. The export runs on the same loop, so this doesn't block it."""
         memory = Memory(_LAYOUT)
 
         def negotiate() -> BlkDriver:
@@ -271,7 +271,7 @@ class QueueGuest(Guest):
         for number, ring in enumerate(self._driver.rings):
             while ring.in_flight and ring.has_used():
                 done += self._driver.poll(number)
-                ring.arm()  # and look again, for what came before that
+                ring.arm()  # then check again for completions that came before
         if not done:
             return
         with self._taking():

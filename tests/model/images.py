@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the image files of a program. `qemu-img` makes each kind once; programs get copies."""
+"""The image files of a program. `qemu-img` makes each kind once; programs get copies."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 BASE = "base"
 DATA = "data.raw"
-#: The write that a backing file's content looks like.
+#: The token of a backing file's content, as if it had been one write.
 BASE_TOKEN = 1
 
 _templates: dict[tuple[str, ...], Path] = {}
 
 
 def qemu_img(*arguments: object, cwd: Path | None = None) -> str:
-    """Run qemu-img; raises AssertionError with what it says."""
+    """Run qemu-img; raises AssertionError with its output."""
     words = ["qemu-img", *map(str, arguments)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=cwd)
     if done.returncode:
@@ -36,7 +36,7 @@ def qemu_img(*arguments: object, cwd: Path | None = None) -> str:
 
 
 def image_options(options: Options) -> str:
-    """Return what `qemu-img create -o` takes."""
+    """Return the argument of `qemu-img create -o`."""
     chosen = [
         f"cluster_size={1 << options.cluster_bits}",
         f"compat={'1.1' if options.version == 3 else '0.10'}",

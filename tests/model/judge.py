@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judges image files: their structures, and what they have, against the models."""
+"""Checks image files against the model: their structures and their content."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from tests.model.stack import Layer, Stack
     from tests.model.world import DiskState, World
 
-    #: Returns what a file has.
+    #: Returns the content of a file.
     Load = Callable[[Path], NDArray[np.uint8]]
 
 
 class FileError(AssertionError):
-    """An image file is not as it has to be."""
+    """An image file is wrong."""
 
 
 class _Files:
@@ -51,7 +51,7 @@ class _Files:
         return known
 
     def below(self, layer: Layer) -> NDArray[np.uint8] | None:
-        """Return what the layer lies on has."""
+        """Return the content of the layer's backing image; None: it has none."""
         stack = self._stack
         index = stack.layers.index(layer)
         if index:
@@ -64,7 +64,7 @@ class _Files:
         return qcow2_reader.Image(base).content()
 
     def content(self, layer: Layer) -> NDArray[np.uint8]:
-        """Return what a layer has."""
+        """Return the content of a layer."""
         if layer.format == "raw":
             stack = self._stack
             content = self._load(layer.path)[stack.offset :]
@@ -73,7 +73,7 @@ class _Files:
 
 
 def judge_files(world: World, *, qemu: bool) -> None:
-    """Check the files of all disks; nothing is using them."""
+    """Check the files of all disks while nothing uses them."""
     for disk in world.disks:
         files = _Files(disk.stack, sparse.load)
         for layer in disk.stack.layers:
@@ -86,12 +86,12 @@ def judge_files(world: World, *, qemu: bool) -> None:
         if disk.stack.options.data_file == "raw":
             view = disk.stack.layers[0].frozen or disk.model.view()
             for change in disk.model.changes:
-                if change.failed:  # the file may have data that no table leads to
+                if change.failed:  # the file may have data that no table refers to
                     view.seen_at[change.clip(view.size)] = -1
-            # It has whole clusters, and the disk need not.
+            # The file has whole clusters; the disk's size need not be a multiple.
             content = sparse.load(disk.stack.directory / images.DATA)[: view.size * SECTOR]
             _compare(disk, view, content, "the data file")
-        # QEMU does not find all filters by the names that overlays have for what is below.
+        # QEMU can't open all filters by the backing file names that overlays contain.
         if qemu and not (disk.stack.filtered and len(disk.stack.layers) > 1):
             _ask_qemu(disk, files)
 
@@ -129,7 +129,7 @@ def _compare(disk: DiskState, view: View, content: NDArray[np.uint8], name: str)
 
 
 def _ask_qemu(disk: DiskState, files: _Files) -> None:
-    """Have QEMU check all images, and read the last one."""
+    """Let QEMU check all images, and read the active one."""
     stack = disk.stack
     if stack.offset:
         return
@@ -157,7 +157,7 @@ def _ask_qemu(disk: DiskState, files: _Files) -> None:
 
 
 def judge_cuts(world: World, rng: random.Random, count: int) -> None:
-    """Check what power cuts at some moments of a recorded run would have left."""
+    """Check the files that power cuts at some moments of a recorded run would have left."""
     latest = world.moments[-1]
     exact = not world.express
     for number in range(count):
@@ -175,7 +175,7 @@ def judge_cuts(world: World, rng: random.Random, count: int) -> None:
             raise FileError(f"after a cut at {time} ({cut.value}, seed {seed}): {error}") from error
 
 
-#: Acts while which a disk may be either of two.
+#: Acts during which a disk may have its old or its new state.
 _UNSURE = ("resize", "apply_snapshot", "crash", "swap", "restart", "delete_snapshot")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plays a guest's bursts, and reads what they have touched."""
+"""Runs a guest's bursts of requests, and reads the sectors that they have touched."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 #: Bytes in flight at a time, at most.
 _BYTES = 32 << 20
-#: What is read in one go when a disk is verified, and how much of it after a step; in sectors.
+#: When a disk is verified: sectors in each read, and at most after one step.
 _CHUNK, _ENOUGH = 2048, 16384
 
 
 class RequestError(AssertionError):
-    """A request failed, and nothing was the matter."""
+    """A request failed without a reason."""
 
 
 class HangError(AssertionError):
@@ -34,7 +34,7 @@ class HangError(AssertionError):
 
 
 class Player:
-    """Makes requests, as many at a time as a burst says, and tells the models."""
+    """Makes requests, as many at a time as a burst says, and records them in the models."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -43,10 +43,10 @@ class Player:
         packs = options.format == "qcow2" and not (options.top or options.above)
         self._packs = packs and options.lane == "backend" and not options.data_file
 
-    # Requests as the disk can have them.
+    # Requests that fit the disk.
 
     def _fit(self, state: DiskState, op: Op) -> Op:
-        """Return a request that suits the disk, whatever its size is now."""
+        """Return a request like `op` that fits the disk's present size."""
         options, size = self._world.options, state.model.size
         kind = op.kind
         if kind == "packed" and (not self._packs or state.index):
@@ -69,7 +69,7 @@ class Player:
     async def play(
         self, burst: Burst, meanwhile: Callable[[], Iterator[asyncio.Task[None]]]
     ) -> None:
-        """Make the requests of a burst; start what `meanwhile` gives once some are in flight."""
+        """Make the requests of a burst; once some are in flight, call `meanwhile` to start acts."""
         state = self._world.disks[burst.disk % len(self._world.disks)]
         await self._run(state, burst.requests(), burst.depth, meanwhile)
 
@@ -112,7 +112,7 @@ class Player:
     # Verifying.
 
     async def verify(self, state: DiskState) -> None:
-        """Read what the last step has touched, as far as that is not too much."""
+        """Read the sectors that the last step has touched, up to a limit."""
         budget = _ENOUGH
         wanted: list[Op] = []
         for first, count in _joined(state.touched, state.model.size):
@@ -132,7 +132,7 @@ class Player:
 
 
 class _Run:
-    """Requests of one burst in flight."""
+    """The requests of one burst."""
 
     def __init__(self, world: World, state: DiskState, *, apart: bool) -> None:
         self._world = world
@@ -150,7 +150,7 @@ class _Run:
 
     @property
     def goes_on(self) -> bool:
-        """Whether there was no crash meanwhile."""
+        """Whether the burst goes on: there was no crash."""
         return self._epoch == self._world.epoch
 
     @property
@@ -158,7 +158,7 @@ class _Run:
         return self._bytes < _BYTES
 
     def may_start(self, op: Op, batch: Sequence[Op]) -> bool:
-        """Tell whether a request may start beside the others."""
+        """Return whether a request may start while the others are in flight."""
         if not self._apart:
             return True
         return not any(
@@ -216,13 +216,13 @@ class _Run:
     def _finish_change(
         self, model: Disk, op: Op, change: Change, *, failed: bool, through: bool
     ) -> None:
-        # Discards need not be on stable storage, and the cache may have been turned on meanwhile.
+        # Discards need not be durable; and the cache may have been turned on meanwhile.
         through = through and op.kind != "discard"
         through = through and (op.kind == "fua" or not self._state.write_cache)
-        if change.end == NEVER:  # else a crash has ended it
+        if change.end == NEVER:  # else a crash has ended it already
             model.end(change, failed=failed, through=through)
         for bitmap in self._state.bitmaps.values():
-            bitmap.started(op.first, op.length)  # one that was added meanwhile may have it
+            bitmap.started(op.first, op.length)  # a bitmap added meanwhile may contain it
             if not failed and op.kind != "discard":
                 bitmap.succeeded(op.first, op.length, change.start)
 
@@ -246,7 +246,7 @@ class _Run:
         self.check()
 
     def check(self) -> None:
-        """Raise what was found wrong meanwhile."""
+        """Raise the error that was found meanwhile, if any."""
         if self._state.guest.failure is not None:
             raise self._state.guest.failure
 
@@ -259,7 +259,7 @@ def _reads(first: int, count: int) -> list[Op]:
 
 
 def _joined(ranges: Iterable[tuple[int, int]], size: int) -> list[tuple[int, int]]:
-    """Return ranges of a disk that don't touch each other."""
+    """Return ranges of a disk, with overlapping and adjacent ones joined."""
     found: list[tuple[int, int]] = []
     for low, length in sorted(ranges):
         high = min(low + length, size)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done to a disk: plain data, which can be drawn, shrunk, written down and run again."""
+"""Programs: a disk and all actions on it, as plain data that can be drawn, shrunk and stored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLKDEBUG_BLOCK = 8
 
 @dataclass(frozen=True)
 class Options:
-    """How the disk is made, and what lies above and below it. Sizes are in sectors."""
+    """How the disk is made, and the nodes above and below it. Sizes are in sectors."""
 
     #: `qcow2` or `raw`.
     format: str = "qcow2"
@@ -38,15 +38,15 @@ class Options:
 
     #: The driver under the image: `store` or `file`.
     storage: str = "store"
-    #: How long the store's requests take (`store.PACES`), and the seed of that.
+    #: How long the store's requests take (`store.PACES`), and the seed of these times.
     pace: str = "none"
     seed: int = 0
     #: The file is opened with cache.direct.
     direct: bool = False
-    #: All that is written is recorded, and crashes are tried afterwards.
+    #: All writes are recorded, and crashes are tried afterwards.
     cuts: bool = False
 
-    #: The way in: `backend`, or an export in the lane `python` or `express`.
+    #: The entry point: `backend`, or an export in the lane `python` or `express`.
     lane: str = "backend"
     queues: int = 1
     #: Each queue has an iothread of its own.
@@ -59,18 +59,18 @@ class Options:
     #: Options of the nodes.
     discard: bool = True
     detect_zeroes: str = "off"
-    #: What lies below is opened by the names that the image has for it.
+    #: Backing and data files are opened by the names in the image.
     named: bool = False
     #: More members of the qcow2 node's options.
     members: Mapping[str, Any] = field(default_factory=dict)
     #: A raw node on top, so that filters can be put below it.
     top: bool = True
-    #: Filters, from the format node up, and from it down.
+    #: Filters above the format node, from it up, and below it, from it down.
     above: tuple[str, ...] = ()
     below: tuple[str, ...] = ()
     #: There is a second disk of the same kind.
     second: bool = False
-    #: QEMU checks and compares in the end.
+    #: QEMU checks and compares the images at the end.
     qemu: bool = True
 
 
@@ -95,7 +95,7 @@ class Op(NamedTuple):
 
 @dataclass(frozen=True)
 class Act:
-    """Something that an administrator does, or that happens: a method of `changes.Changes`."""
+    """An action of the administrator, or an event: a method of `changes.Changes`."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -103,14 +103,14 @@ class Act:
 
 @dataclass(frozen=True)
 class Burst:
-    """Requests, `depth` of them in flight at a time; repeated ones take turns with each other.
+    """Requests, `depth` of them in flight at a time; repeated requests are interleaved.
 
     `acts` are carried out meanwhile.
     """
 
     ops: tuple[Op, ...]
     depth: int = 32
-    #: On which disk.
+    #: The index of the disk.
     disk: int = 0
     acts: tuple[Act, ...] = ()
 
@@ -131,13 +131,13 @@ Step = Burst | Act
 
 @dataclass(frozen=True)
 class Program:
-    """A disk and what is done to it."""
+    """A disk and all actions on it."""
 
     options: Options
     steps: tuple[Step, ...]
 
     def to_json(self) -> str:
-        """Write it down in one line; what is left to its default is left out."""
+        """Return it as one line of JSON, without members that have their default."""
         default = Options()
         options = {
             each.name: getattr(self.options, each.name)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads and checks qcow2 images, by the specification (`docs/interop/qcow2.txt`) alone.
 
-It shares no code with the driver, takes no locks and starts no programs, so that thousands of
-states of an image can be judged. `test_judges.py` holds it against `qemu-img`.
+It shares no code with the driver, takes no locks and starts no programs, so it is fast enough for
+thousands of states of an image. `test_judges.py` compares it with `qemu-img`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SUBCLUSTERS = 32
 
 
 class ImageError(AssertionError):
-    """An image that makes no sense."""
+    """The image is invalid."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Snapshot:
 
 @dataclass
 class Bitmap:
-    """A dirty bitmap; `bits` has one byte a granule, and is None where it is in use."""
+    """A dirty bitmap; `bits` has one byte for each granule, and is None if marked "in use"."""
 
     name: str
     granularity: int
@@ -58,11 +58,11 @@ class Bitmap:
 
 @dataclass
 class Findings:
-    """What a check has found."""
+    """The results of a check."""
 
-    #: Refcounts that are too low, places that can't be, and the like.
+    #: Refcounts that are too low, invalid offsets, and the like.
     corruptions: list[str] = field(default_factory=list)
-    #: Flags "copied" that don't suit the refcount.
+    #: "Copied" flags that don't match the refcount.
     copied: list[str] = field(default_factory=list)
     #: Clusters with a refcount that is too high.
     leaks: list[int] = field(default_factory=list)
@@ -105,7 +105,7 @@ class Image:
         self.snapshots = self._read_snapshots()
 
     def _padded(self, content: NDArray[np.uint8], least: int) -> NDArray[np.uint8]:
-        """Return content up to the end of its last cluster, and of so many bytes at least."""
+        """Return content padded to whole clusters, and to `least` bytes at least."""
         size = -(-max(len(content), least) // self.cluster) * self.cluster
         if size == len(content):
             return content
@@ -117,12 +117,12 @@ class Image:
 
     @property
     def dirty(self) -> bool:
-        """Refcounts need not be right."""
+        """Whether refcounts may be wrong."""
         return bool(self.incompatible & _DIRTY)
 
     @property
     def corrupt(self) -> bool:
-        """The image was marked corrupt."""
+        """Whether the image was marked corrupt."""
         return bool(self.incompatible & _CORRUPT)
 
     @property
@@ -188,7 +188,7 @@ class Image:
     def content(
         self, backing: NDArray[np.uint8] | None = None, snapshot: Snapshot | None = None
     ) -> NDArray[np.uint8]:
-        """Return what the disk has; `backing` is the content of what lies below."""
+        """Return the content of the disk; `backing`: the content of its backing file."""
         l1_offset, l1_size, size = self.l1_offset, self.l1_size, self.size
         if snapshot is not None:
             l1_offset, l1_size = snapshot.l1_offset, snapshot.l1_size
@@ -215,7 +215,7 @@ class Image:
     def _state(
         self, entries: NDArray[np.uint64]
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
-        """Return of each (sub)cluster whether it has data, or is zero, and where the data is."""
+        """Return, for each (sub)cluster, whether it has data, whether it is zero, and its place."""
         words = entries[:, 0]
         packed = (words & np.uint64(_COMPRESSED)) != 0
         hosts = (words & np.uint64(_OFFSET)).astype(np.int64)
@@ -260,7 +260,7 @@ class Image:
     # Bitmaps.
 
     def bitmaps(self) -> list[Bitmap]:
-        """Return the dirty bitmaps in the image, if what it says of them is valid."""
+        """Return the dirty bitmaps in the image, if their extension is valid."""
         extension = self.extensions.get(_BITMAPS_EXTENSION)
         if extension is None or not self.autoclear & 1:
             return []
@@ -324,7 +324,7 @@ class Image:
 
 
 class _Check:
-    """One check: references by cluster, against refcounts."""
+    """One check: counts the references to each cluster, and compares them with the refcounts."""
 
     def __init__(self, image: Image) -> None:
         self._image = image

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one program from its beginning to the last judgement."""
+"""Running one program, from making the files to the last check."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
     from tests.model.program import Program, Step
 
-#: How many power cuts are judged after a recorded run.
+#: How many power cuts are checked after a recorded run.
 CUTS = 8
-#: In memory; direct I/O needs a disk, too.
+#: Directory for files in memory.
 _WHERE = "/dev/shm"
 
 
 class MistakeError(AssertionError):
-    """The code under test has logged a mistake of its own."""
+    """The code under test has logged an internal error."""
 
 
 def run(program: Program, *, cuts: int = CUTS) -> None:
-    """Run a program; raises AssertionError with what is wrong."""
+    """Run a program; raises AssertionError if something is wrong."""
     with tempfile.TemporaryDirectory(prefix="vhostblk-model-", dir=_WHERE) as where:
         world = World(program.options, Path(where))
         world.make_files()
@@ -100,7 +100,7 @@ async def _perform_all(changes: Changes, burst: Burst) -> None:
 
 @contextmanager
 def _ends_noticed() -> Iterator[None]:
-    """Have drivers that would end the process, as copies differ, raise an error."""
+    """Make drivers that would end the process, because copies differ, raise an error instead."""
 
     def end(message: str) -> NoReturn:
         raise MistakeError(message)
@@ -117,7 +117,7 @@ def _told(context: dict[str, Any]) -> str:
 
 
 class _Noticing(logging.Handler):
-    """Notes what was logged with a traceback."""
+    """Notes log messages that have a traceback."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -130,7 +130,7 @@ class _Noticing(logging.Handler):
 
 @contextmanager
 def _mistakes_noticed() -> Iterator[list[str]]:
-    """Note mistakes that the code under test logs, and keep its messages to ourselves."""
+    """Collect internal errors that the code under test logs, and hide its messages."""
     logger = logging.getLogger("vhostblk")
     handler = _Noticing()
     propagate, logger.propagate = logger.propagate, False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks for programs that go wrong, and makes them small."""
+"""Searching for programs that fail, and shrinking them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tests.model.strategies import programs
 if TYPE_CHECKING:
     from tests.model.program import Program
 
-#: So long a program that goes wrong is made smaller.
+#: Seconds for shrinking a program that failed.
 SHRINKING = 240.0
-#: What the engine does takes another order each time, so a smaller program gets several chances.
+#: The engine completes requests in another order each time, so a smaller program is run this often.
 ATTEMPTS = 3
 
 
 @dataclass
 class Fault:
-    """A program that goes wrong, and how."""
+    """A program that failed, and its error."""
 
     program: Program
     error: str
@@ -36,7 +36,7 @@ class Fault:
 
 
 class _EnoughError(BaseException):
-    """Time is up; no `Exception`, which hypothesis would take for a failure."""
+    """Time is up. Not an `Exception`, as hypothesis would take that for a failure."""
 
 
 class Search:
@@ -51,7 +51,7 @@ class Search:
         self._found_at = 0.0
 
     def run(self, number: int, examples: int, focus: str | None, lane: str | None) -> Fault | None:
-        """Run up to so many programs, drawn from a seed; return the smallest that went wrong."""
+        """Run up to `examples` programs, drawn from a seed; return the smallest that failed."""
         self.fault = None
 
         @seed(number)

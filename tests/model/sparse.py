@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files with holes: image files are tens of megabytes long, and little of that is data."""
+"""Sparse files: image files are tens of megabytes long, and little of that is data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def punch(fd: int, offset: int, length: int) -> None:
 
 
 def runs(fd: int) -> Iterator[tuple[int, int]]:
-    """Yield where a file has data: start and stop."""
+    """Yield (start, stop) of each run of data in a file."""
     size, place = os.fstat(fd).st_size, 0
     while place < size:
         try:
@@ -43,7 +43,7 @@ def runs(fd: int) -> Iterator[tuple[int, int]]:
 
 
 class Content:
-    """What a file has: its length, and its data as runs of bytes at an offset."""
+    """The content of a file: its length, and its runs of data."""
 
     def __init__(self, path: Path | None = None) -> None:
         """Read a file; None: an empty one."""
@@ -63,7 +63,7 @@ class Content:
 
 
 def load(path: Path) -> NDArray[np.uint8]:
-    """Return what a file has; memory is taken for its data only."""
+    """Return the content of a file; holes take no memory."""
     content = Content(path)
     loaded = np.zeros(content.size, np.uint8)
     content.copy_to(loaded)

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 #: The throttle group; its limits are high, so that waits are short.
 GROUP = "limits"
 LIMITS = {"bps-total": 1 << 30, "iops-total": 8000}
-#: Where an image begins in a file that a raw node with an offset lies on.
+#: Offset of the image in its file, below a raw node with an offset.
 OFFSET = 1 << 20
-#: Filters whose children are several copies; nothing may differ between these.
+#: Filters with several copies as children; the copies must not differ.
 COPIES = ("quorum", "blkverify")
 
 
@@ -44,18 +44,18 @@ class Layer:
     #: The node, and that of its file.
     node: str
     file: str
-    #: What it had when the next layer was put on it; None: it is the last one.
+    #: Its content when the next layer was added; None: it is the last one.
     frozen: View | None = None
-    #: Its node goes when nothing uses it any more.
+    #: Its node is removed when nothing uses it any more.
     transient: bool = False
-    #: Internal snapshots: what they have to show.
+    #: The content that internal snapshots must have, by name.
     snapshots: dict[str, View] = field(default_factory=dict)
-    #: Clusters may be lost: it was left by a crash, or requests failed in a way that costs some.
+    #: It may have leaked clusters, after a crash or after failed requests.
     leaky: bool = False
 
 
 class Stack:
-    """The nodes of one disk, by what the program says and what has been changed since."""
+    """The nodes of one disk, as the program defines them and with all later changes."""
 
     def __init__(self, daemon: Daemon, directory: Path, options: Options, name: str) -> None:
         self.daemon = daemon
@@ -64,7 +64,7 @@ class Stack:
         self.name = name
         suffix = "qcow2" if options.format == "qcow2" else "raw"
         self.layers = [self._layer(options.format, directory / f"{name}.{suffix}", 0)]
-        #: Names of the filter nodes, from the bottom up, and the nodes that each needs besides.
+        #: Names of the filter nodes, from the bottom up, and other nodes that each of them needs.
         self.above: list[str] = []
         self.below: list[str] = []
         #: There was a filter below the first image.
@@ -95,7 +95,7 @@ class Stack:
         return OFFSET if "offset" in self.options.below else 0
 
     def again(self, daemon: Daemon) -> Stack:
-        """Return the same images for another daemon, with the filters of the beginning."""
+        """Return the same images for another daemon, with the filters of the program."""
         stack = Stack(daemon, self.directory, self.options, self.name)
         stack.layers, stack.members = self.layers, self.members
         stack.filtered = self.filtered
@@ -107,7 +107,7 @@ class Stack:
     # Commands.
 
     async def command(self, name: str, arguments: dict[str, Any]) -> str:
-        """Run a command; return the error's text, or nothing."""
+        """Run a command; return the error's text, or an empty string."""
         answer = await execute(self.daemon, name, arguments)
         return "" if "return" in answer else str(answer["desc"])
 
@@ -199,7 +199,7 @@ class Stack:
         self.above.append(await self.add_filter(kind, child, below=False))
 
     async def add_filter(self, kind: str, child: str, *, below: bool) -> str:
-        """Add a filter node, and what else it needs; return its name."""
+        """Add a filter node and other nodes that it needs; return its name."""
         self._number += 1
         self.filtered |= below
         name = f"{self.name}-f{self._number}"
@@ -236,7 +236,7 @@ class Stack:
         return name
 
     async def _add_copy(self, name: str, *, below: bool) -> str:
-        """Add a file with the same content as what is there now: of the image's file, or disk."""
+        """Add a file that is a copy of the image's file (`below`), or of the disk's content."""
         helper = f"{name}-copy"
         path = self.directory / helper
         if not path.exists():
@@ -273,11 +273,14 @@ class Stack:
             await self.do("blockdev-del", node_name=helper)
 
     async def put_above(self, child: str) -> str:
-        """Have the top node lie on another node; return the error."""
+        """Replace the child of the top node; return the error's text, or an empty string."""
         return await self.command("blockdev-reopen", {"options": [self.top_definition(child)]})
 
     async def reopen(self, **members: Any) -> str:
-        """Reopen the active image with other members, for good if that works; return the error."""
+        """Reopen the active image with other members, and keep them if that works.
+
+        Return the error's text, or an empty string.
+        """
         layer = self.active
         file = self.below[-1] if self.below and layer is self.layers[0] else layer.file
         wire = {key.replace("_", "-"): value for key, value in members.items()}

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file under the images: its requests end in any order, and may be recorded, refused, or fail.
+"""The file under the images: its requests end in any order, can be recorded, and can fail.
 
-`StoreNode` takes the place of the driver `file` while a program runs (`Yard.installed`), so that
-all files are such ones, also those that the code under test opens by name. The bytes are in a real
-file, whose descriptor an extent map may show, so that the express lane writes to it without
-asking.
+`StoreNode` replaces the driver `file` while a program runs (`Yard.installed`). So it is used for
+all files, also those that the code under test opens by name. The bytes are in a real file. An
+extent map may publish its descriptor, so that the express lane writes to it directly.
 
-A request waits for some turns of the event loop before it takes effect and before it ends, and a
-write may take effect in two halves. How long is drawn from a seed, hence the same in each run.
+A request waits for some turns of the event loop before it takes effect, and again before it ends; a
+write may take effect in two halves. The waiting times are drawn from a seed, so each run has the
+same.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.schema.common import PreallocMode
 
-#: A file system gives out space in such units.
+#: The unit in which the file system allocates space.
 BLOCK = 4096
 
-#: No recorded file gets longer; memory is taken as it is used.
+#: The maximum length of a recorded file; memory is allocated as it is used.
 _LONGEST = 256 << 20
 
-#: What the engine needs for a request on an idle machine, in seconds; more does no harm.
+#: Seconds that the engine needs for a request on an idle machine; more does no harm.
 _ENGINE = 0.001
 
 #: How many turns a request may wait, by the name of the pace.
@@ -61,14 +61,14 @@ PACES: dict[str, tuple[int, ...]] = {
     "short": (0, 0, 1, 2),
     "mixed": (0, 1, 1, 2, 3, 8, 30),
     "long": (0, 1, 5, 20, 100, 300),
-    # A few are overtaken by everything else.
+    # A few requests are overtaken by all others.
     "straggling": (0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 5, 3000),
 }
 
 
 @dataclass
 class Written:
-    """Something that has changed a file: data at an offset, or a length (no data)."""
+    """A change of a file: data at an offset, or a new length (no data)."""
 
     time: int
     offset: int
@@ -81,23 +81,23 @@ class Written:
 
 @dataclass
 class Flush:
-    """A flush: what was complete when it started is on stable storage when it ends."""
+    """A flush: changes that were complete when it started are on stable storage when it ends."""
 
     start: int
     end: int
 
 
 class StoreFile:
-    """One file: what is there, where there is storage, and what was written when."""
+    """One file: its content, where it has storage, and the times of its changes."""
 
     def __init__(self, yard: Yard, path: Path) -> None:
         self.yard = yard
         self.path = path
-        #: What a recording begins with, and what followed.
+        #: The content at the start of the recording, and all later changes.
         self.before = sparse.Content()
         self.log: list[Written] = []
         self.flushes: list[Flush] = []
-        #: The file as far as it was written by nodes; the engine's writes differ from it.
+        #: The content as written by nodes; where the file differs, the engine wrote.
         self._shadow: NDArray[np.uint8] | None = None
         self._length = 0
         #: Blocks that have storage; None: not looked at yet.
@@ -109,7 +109,7 @@ class StoreFile:
             self._length = self.before.size
 
     def record(self, time: int, offset: int, data: bytes | None) -> Written:
-        """Note a change; whoever made it says when it is done."""
+        """Note a change; the caller sets `done` when it ends."""
         written = Written(time, offset, data)
         shadow = self._shadow
         if shadow is None:
@@ -124,7 +124,7 @@ class StoreFile:
         return written
 
     def note_bypassed(self, *, durable: bool) -> None:
-        """Note what the engine has written: all that differs from what nodes have written."""
+        """Note the engine's writes: all differences to the content that nodes have written."""
         shadow = self._shadow
         if shadow is None:
             return
@@ -145,7 +145,7 @@ class StoreFile:
     # Space.
 
     def _look(self, size: int) -> NDArray[np.bool_]:
-        """Return which blocks have storage, of at least so many bytes."""
+        """Return which blocks have storage, for a file of at least `size` bytes."""
         blocks = -(-size // BLOCK)
         if self._backed is None:
             self._backed = np.zeros(blocks, np.bool_)
@@ -163,7 +163,7 @@ class StoreFile:
             self._backed = np.concatenate([backed, more])
 
     def take(self, offset: int, length: int) -> int:
-        """Take storage for a range; return how many of its bytes have some."""
+        """Allocate storage for a range; return how many of its bytes have storage now."""
         if self.yard.free is None:
             self._backed = None
             return length
@@ -178,7 +178,7 @@ class StoreFile:
         return length
 
     def give(self, offset: int, length: int) -> None:
-        """Give storage of whole blocks back."""
+        """Free the storage of whole blocks."""
         if self.yard.free is None:
             self._backed = None
             return
@@ -190,20 +190,20 @@ class StoreFile:
 
 
 class Yard:
-    """All files of one program: one space, one pace, one time."""
+    """All files of one program, with the free space, pace and clock that they share."""
 
     def __init__(self, clock: Clock, *, pace: str = "none", seed: int = 0) -> None:
         self.clock = clock
         self.pace = pace
         self.recording = False
-        #: Extent maps are shown, so that the express lane need not ask.
+        #: Whether extent maps are published, for the express lane.
         self.shows_maps = True
         #: Free blocks of the file system; None: any number.
         self.free: int | None = None
-        #: How many more requests of a kind ("write", "flush", "read") fail, and with what.
+        #: How many more requests of each kind ("write", "flush", "read") fail, and the errno.
         self.failing: dict[str, int] = {}
         self.failed_with = errno.EIO
-        #: How many requests have failed by that, or for want of space.
+        #: How many requests have failed by `failing`, or because there was no space.
         self.refusals = 0
         #: The power is off: nothing reaches the files any more.
         self.dead = False
@@ -211,11 +211,11 @@ class Yard:
         self.before_change: Callable[[], object] = _nothing
         self.files: dict[str, StoreFile] = {}
         self._random = random.Random(seed)
-        #: What waits: for which turn, in which order.
+        #: Waiting requests, as a heap by turn and order.
         self._waiting: list[tuple[int, int, Completion[None]]] = []
         self._turn = self._count = 0
         self._ticking = False
-        #: The engine gets some time before a turn that nobody else has a use for is skipped.
+        #: The engine gets some time before idle turns are skipped.
         self.engine_first = False
         self._paused = False
 
@@ -227,7 +227,7 @@ class Yard:
         return known
 
     def forget(self) -> None:
-        """Begin anew with what the files have now."""
+        """Drop all records, and start again with the present content of the files."""
         self.files.clear()
 
     def start_recording(self) -> None:
@@ -236,7 +236,7 @@ class Yard:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Have the driver `file` be `StoreNode` inside the block."""
+        """Replace the driver `file` by `StoreNode` inside the block."""
         global _yard
         former, _yard = _yard, self
         try:
@@ -259,7 +259,7 @@ class Yard:
         await due
 
     def _next_turn(self) -> None:
-        """Let those go on whose turn it is; what nobody else has a use for is skipped."""
+        """Continue the requests whose turn it is; idle turns are skipped."""
         loop: Any = asyncio.get_running_loop()
         self._turn += 1
         if not loop._ready:
@@ -276,11 +276,11 @@ class Yard:
             loop.call_soon(self._next_turn)
 
     def chance(self, share: float) -> bool:
-        """Draw."""
+        """Return True with the probability `share`."""
         return self._random.random() < share
 
     def refuse(self, kind: str) -> None:
-        """Raise OSError where a request of this kind is to fail."""
+        """Raise OSError if a request of this kind has to fail."""
         if self.dead:
             raise os_error(errno.EIO)
         if self.failing.get(kind):
@@ -411,7 +411,7 @@ class StoreNode(FileNode):
     async def pdiscard(self, offset: int, length: int) -> None:
         yard = self._yard
         await yard.wait()
-        # Nobody may rely on what is there then, so it is anything.
+        # Nobody may rely on the content of a discarded range, so it may be garbage.
         if yard.chance(0.7):
             byte = 0 if yard.chance(0.3) else GARBAGE_BYTE
             await self._finish(self._forget(offset, bytes([byte]) * length))

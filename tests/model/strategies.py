@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws programs: options of all kinds, and what guests and administrators do.
+"""Drawing programs: options of all kinds, and actions of guests and administrators.
 
-A *focus* chooses what a program is about, so that what belongs together comes together; everything
-else may come as well. The simplest program is the one with the first of everything.
+A *focus* makes related features come together in a program; all others may occur, too. The simplest
+program has the first choice of everything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Draw = Callable[[st.SearchStrategy[Any]], Any]
 
-#: What a program may be about.
+#: The focuses.
 FOCUSES = (
     "plain", "streams", "crash", "through", "full", "trouble", "graph", "filters", "data-file",
     "raw",
@@ -44,7 +44,7 @@ _INSERTED_ABOVE = (
 )  # fmt: skip
 _INSERTED_BELOW = ("throttle", "preallocate", "blkdebug", "blklogwrites", "raw")
 _PACES = ("none", "short", "mixed", "long", "straggling")
-#: No request is for more clusters, so that programs with small ones don't take all the time.
+#: Limit of a request, in clusters, so that programs with small clusters don't take too long.
 _MOST_CLUSTERS = 1024
 
 
@@ -53,7 +53,7 @@ def _pick(draw: Draw, *values: Any) -> Any:
 
 
 def _chance(draw: Draw, percent: int) -> bool:
-    """Draw; the simplest outcome is False."""
+    """Draw True with `percent` percent; False is the simplest value."""
     drawn: int = draw(st.integers(0, 99))
     return drawn >= 100 - percent
 
@@ -74,7 +74,7 @@ def _sizes(draw: Draw, focus: str) -> tuple[int, int]:
 
 
 def _qcow2_form(draw: Draw, bits: int, focus: str) -> dict[str, Any]:
-    """Return what concerns the format."""
+    """Draw the options of the qcow2 format."""
     if _chance(draw, 12) and focus != "data-file":
         return {"version": 2}
     form: dict[str, Any] = {}
@@ -138,7 +138,7 @@ def _filters(draw: Draw, focus: str, options: dict[str, Any]) -> dict[str, Any]:
     for kind in ("quorum", "blkverify", "window"):
         if above.count(kind) > 1:
             above = [kind]
-    if focus in ("full", "trouble"):  # where they differ, copies end the process, as they have to
+    if focus in ("full", "trouble"):  # copies that differ end the process, by design
         above = [kind for kind in above if kind not in COPIES]
         below = [kind for kind in below if kind not in COPIES]
     return {"above": tuple(above), "below": tuple(dict.fromkeys(below))}
@@ -146,7 +146,7 @@ def _filters(draw: Draw, focus: str, options: dict[str, Any]) -> dict[str, Any]:
 
 @st.composite
 def options(draw: Draw, focus: str, lane: str | None = None) -> Options:
-    """Draw options for a program about something."""
+    """Draw options for a program with a focus."""
     bits, size = _sizes(draw, focus)
     chosen: dict[str, Any] = {"format": "qcow2", "cluster_bits": bits, "size": size}
     if focus == "raw" or (focus in ("graph", "filters") and _chance(draw, 15)):
@@ -180,18 +180,18 @@ def options(draw: Draw, focus: str, lane: str | None = None) -> Options:
     if chosen["format"] == "raw" and "blkdebug" in chosen["below"]:
         chosen["size"] -= size % BLKDEBUG_BLOCK  # the last block can't be written to otherwise
     chosen["top"] = focus in ("graph", "filters") or not _chance(draw, 40)
-    # Where a file has two copies, names that begin at its directory lead nowhere.
+    # If a file has two copies, names relative to its directory can't be resolved.
     if chosen["format"] == "qcow2" and focus != "filters" and "quorum" not in chosen["below"]:
         chosen["named"] = _chance(draw, 20)
     chosen["second"] = focus == "graph" and not chosen.get("data_file") and _chance(draw, 50)
     return Options(**chosen)
 
 
-# What the guest does.
+# Actions of the guest.
 
 
 def _places(draw: Draw, chosen: Options) -> int:
-    """Draw where a request begins: few places, so that requests meet; most at clusters."""
+    """Draw the start of a request: few places, so that requests overlap; most at clusters."""
     size = chosen.size
     cluster = max(1 << chosen.cluster_bits - 9, 1)
     base = draw(st.integers(0, 15)) * cluster
@@ -246,7 +246,7 @@ def _burst(draw: Draw, chosen: Options, acts: st.SearchStrategy[Act] | None = No
 
 @st.composite
 def _stream(draw: Draw, chosen: Options) -> list[Step]:
-    """Write streams that are long enough to be noticed, then go on with gaps, or overlaps."""
+    """Write streams that are long enough to be detected, then continue with gaps or overlaps."""
     cluster = max(1 << chosen.cluster_bits - 9, 1)
     count = _pick(draw, 1024, 128, 256, cluster, 2048)
     total = _pick(draw, 5, 4, 6, 8) * MIB
@@ -274,7 +274,7 @@ def _stream(draw: Draw, chosen: Options) -> list[Step]:
 
 @st.composite
 def _reuse(draw: Draw, chosen: Options) -> list[Step]:
-    """Overwrite clusters, give them up meanwhile, and have others take their places."""
+    """Overwrite clusters, free them meanwhile, and make others reuse their storage."""
     cluster = max(1 << chosen.cluster_bits - 9, 1)
     places = draw(st.lists(st.integers(0, 11), min_size=1, max_size=4, unique=True))
     begin: list[Op] = []
@@ -293,7 +293,7 @@ def _reuse(draw: Draw, chosen: Options) -> list[Step]:
     return [Burst(tuple(begin)), Burst(tuple(burst), _pick(draw, 32, 128, 16, 8))]
 
 
-# What administrators do, and what happens.
+# Actions of the administrator, and events.
 
 
 def _name(draw: Draw) -> str:
@@ -370,7 +370,7 @@ _ACTS: dict[str, tuple[str, ...]] = {
     "data-file": ("reopen", "resize", "restart", "overlay", "inactivate", "cache", "check"),
     "raw": ("resize", "overlay", "restart", "cache", "insert_above", "remove_above", "bitmap"),
 }  # fmt: skip
-#: Acts that may go on beside requests.
+#: Acts that may run while requests are in flight.
 _BESIDE = frozenset(
     {
         "snapshot", "delete_snapshot", "overlay", "reopen", "insert_above", "remove_above",
@@ -390,7 +390,7 @@ def programs(draw: Draw, focus: str | None = None, lane: str | None = None) -> P
     about = focus or _pick(draw, *FOCUSES)
     chosen = draw(options(about, lane))
     names = _ACTS[about]
-    # The engine takes no notice of a power cut.
+    # The engine would keep writing after a power cut.
     besides = _BESIDE if chosen.lane == "express" else _BESIDE | {"crash"}
     beside = _acts(chosen, tuple(name for name in names if name in besides) or ("cache",))
     steps: list[Step] = []

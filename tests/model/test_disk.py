@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Disks of all kinds read as the model says, whatever guests and administrators do.
 
-Programs are drawn without chance, so that all runs are alike; `python -m tests.model` draws others.
+Programs are drawn deterministically, so all runs are the same. `python -m tests.model` draws
+others.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from tests.model.strategies import FOCUSES, programs
 from vhostblk.engine import load
 
 _LANES = ("backend", "python", "express") if load() else ("backend", "python")
-#: Of each focus and lane.
+#: Programs for each focus and lane.
 _EXAMPLES = 6
-#: How many power cuts are judged of a program that went wrong once.
+#: How many power cuts are checked for each program that failed once.
 _CUTS = 60
 
 
@@ -37,7 +38,7 @@ def test_disks_read_as_the_model_says(focus: str, lane: str) -> None:
         derandomize=True,
         deadline=None,
         database=None,
-        phases=[Phase.generate],  # `python -m tests.model` makes a program small
+        phases=[Phase.generate],  # only `python -m tests.model` shrinks programs
         suppress_health_check=list(HealthCheck),
     )
     @given(st.data())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The judges themselves: what they let pass, and that they notice what is wrong."""
+"""Tests of the judges: they accept what is right, and notice what is wrong."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_sectors_say_which_write_they_are_from(token: int) -> None:
 
 
 def read(disk: Disk, *values: int) -> None:
-    """Read the first sectors as these writes."""
+    """Let a read return these values for the first sectors."""
     begun = disk.begin_read(0, len(values))
     disk.end_read(0, begun, b"".join(encode(value, at, 1) for at, value in enumerate(values)))
 
@@ -124,7 +124,7 @@ def test_a_power_cut_leaves_what_was_flushed_or_comes_later() -> None:
         with pytest.raises(MismatchError):
             disk.check(view.part(0, 2), 0, encode(first, 0, 1) + encode(second, 1, 1))
     disk.cut(view)
-    disk.flushed(disk.clock.tick())  # of what is lost nothing is there for that
+    disk.flushed(disk.clock.tick())  # it can't make lost writes durable
     disk.check(disk.after_cut(disk.clock.now).part(0, 1), 0, encode(1, 0, 1))
 
 
@@ -239,7 +239,7 @@ def test_what_was_not_flushed_is_there_or_not(tmp_path: Path) -> None:
     assert state(file, now, Cut.KILLED, random.Random()).tobytes()[:1024] == whole[1]
 
 
-# All together.
+# Everything together.
 
 _PROGRAM = Program(
     Options(size=4096, cluster_bits=12),

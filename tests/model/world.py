@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a program has made: files, a daemon, disks and their guests, and one clock for all."""
+"""Everything that a running program has: files, a daemon, disks with their guests, and a clock."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from tests.model.program import Options
 
 EXPORT = "export"
-#: So long a request or an act may take on a busy machine; one that takes longer hangs.
+#: Seconds that a request or an act may take on a busy machine; one that takes longer hangs.
 PATIENCE = 60.0
-#: Paces at which the engine answers requests while slow ones go on.
+#: Paces at which the engine completes requests while slow ones are in flight.
 _SLOW = ("long", "straggling")
 
 
 @dataclass(eq=False)
 class DiskState:
-    """One disk: what it may have, its nodes, and its guest."""
+    """One disk: its model, its nodes, and its guest."""
 
     index: int
     model: Disk
@@ -42,12 +42,12 @@ class DiskState:
     guest: Guest
     write_cache: bool = True
     bitmaps: dict[str, BitmapModel] = field(default_factory=dict)
-    #: Sectors that the last step has touched: first, count.
+    #: Ranges of sectors that the last step has touched: first, count.
     touched: list[tuple[int, int]] = field(default_factory=list)
 
 
 class World:
-    """Everything that one program has to do with."""
+    """The state of one running program."""
 
     def __init__(self, options: Options, directory: Path) -> None:
         self.options = options
@@ -60,21 +60,21 @@ class World:
         self.yard.engine_first = options.lane == "express" and options.pace in _SLOW
         self.daemon: Daemon
         self.disks: list[DiskState] = []
-        #: When something was going on to which other rules apply: start, end, what.
+        #: Periods in which other rules apply, as an act was in progress: start, end, act.
         self.periods: list[tuple[int, int, str]] = []
-        #: How many layers the first disk had, from when on.
+        #: The number of layers of the first disk, and from which time on.
         self.chains: list[tuple[int, int]] = [(0, 1)]
-        #: The last crash was then, and how many there have been.
+        #: The time of the last crash, and the number of crashes.
         self.since = 0
         self.epoch = 0
-        #: The engine writes to files, or has done so.
+        #: The engine writes to files, or has written to them.
         self.express = options.lane == "express"
-        #: Times at which the log has all that was acknowledged before.
+        #: Times at which the log contains all writes acknowledged before.
         self.moments: list[int] = []
 
     @property
     def store(self) -> bool:
-        """Whether files are those of the yard."""
+        """Whether the files are those of the yard (`store.py`)."""
         return self.options.storage == "store"
 
     # Files.
@@ -93,14 +93,14 @@ class World:
                 self._shift(self.directory / name)
 
     def _shift(self, path: Path) -> None:
-        """Have an image begin later in its file."""
+        """Move an image to an offset in its file."""
         content = images.load(path)
         with path.open("wb") as file:
             file.write(b"\xcc" * OFFSET)
             file.write(content.tobytes())
 
     def make_model(self) -> Disk:
-        """Return what a new disk has."""
+        """Return the model of a new disk."""
         options = self.options
         garbage = options.format == "raw" or options.data_file == "raw"
         model = Disk(self.clock, options.size, garbage=garbage)
@@ -111,7 +111,7 @@ class World:
     # The daemon.
 
     async def start(self) -> None:
-        """Start a daemon; the disks are made at the first time, and known from then on."""
+        """Start a daemon; the disks are made the first time only."""
         lane = self.options.lane
         with mock.patch.dict(os.environ, {} if lane == "backend" else {"VHOSTBLK_LANE": lane}):
             await self._start()
@@ -171,7 +171,7 @@ class World:
         return {"x-vhostblk-iothreads": names}
 
     async def leave(self, state: DiskState) -> None:
-        """Have a guest leave, and flush; raises OSError where that fails."""
+        """Disconnect a guest, and flush; raises OSError if that fails."""
         try:
             await state.guest.close()
         finally:
@@ -179,7 +179,7 @@ class World:
                 await self.daemon.remove_export(EXPORT)
 
     async def stop(self) -> None:
-        """Have all guests leave, and stop the daemon; no request fails any more but for space."""
+        """Disconnect all guests, and stop the daemon; requests now fail only for lack of space."""
         self.yard.failing.clear()
         for state in self.disks:
             start, refusals = self.clock.tick(), self.yard.refusals
@@ -194,7 +194,7 @@ class World:
         self.moments.append(self.clock.tick())
 
     async def abandon(self) -> None:
-        """Get rid of a daemon whose power is off; it complains, and nothing reaches the files."""
+        """Stop a daemon after a power cut; it logs errors, and nothing reaches the files."""
         for state in self.disks:
             with suppress(Exception):
                 await self.leave(state)
@@ -202,7 +202,7 @@ class World:
             await self.daemon.close()
 
     def begin_anew(self) -> None:
-        """Go on after a crash: what was recorded before is of no use."""
+        """Continue after a crash, without the former records."""
         self.since = self.clock.tick()
         self.moments = [self.since]
         self.chains = [(self.since, self.chains[-1][1])]
@@ -210,7 +210,7 @@ class World:
 
     async def set_write_cache(self, state: DiskState, *, enabled: bool) -> None:
         """Turn a disk's write cache on or off."""
-        # While it is being changed it counts as on.
+        # It counts as on while it is being changed.
         state.write_cache = True
         await state.guest.set_write_cache(enabled=enabled)
         state.write_cache = enabled
@@ -222,7 +222,7 @@ class World:
             state.guest.poll()
 
     def note_bypassed(self) -> None:
-        """Have the log show all that the engine has written so far."""
+        """Add all that the engine has written so far to the log."""
         if self.options.cuts and self.express:
             durable = not self.disks[0].write_cache if self.disks else False
             for file in self.yard.files.values():
@@ -231,7 +231,7 @@ class World:
 
     @contextmanager
     def taking(self) -> Iterator[None]:
-        """Have the log show what the engine has written before it counts, inside the block."""
+        """Pass completions on inside the block; the engine's writes are logged before that."""
         self.note_bypassed()
         yield
         self.moments.append(self.clock.tick())
