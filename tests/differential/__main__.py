@@ -32,17 +32,17 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("script", nargs="*", type=Path, help="a file in the format of tests/differential")
-    add("--peer", choices=[*PEERS], default=QEMU_10.name, help="what vhostblk is held against")
-    add("--random", action="store_true", help="write random scripts, and keep those that differ")
-    add("--seed", type=int, default=1, help="of the first random script; the next has the next")
-    add("--seconds", type=float, default=60, help="how long to go on")
-    add("--output", type=Path, default=OUTPUT, help="where scripts are kept that show a difference")
-    add("--show", action="store_true", help="print all outcomes, also where they are the same")
+    add("--peer", choices=[*PEERS], default=QEMU_10.name, help="what vhostblk is compared with")
+    add("--random", action="store_true", help="run random scripts, and keep those with differences")
+    add("--seed", type=int, default=1, help="seed of the first random script; it is incremented")
+    add("--seconds", type=float, default=60, help="how long to run")
+    add("--output", type=Path, default=OUTPUT, help="directory for scripts that show a difference")
+    add("--show", action="store_true", help="print all outcomes, even if they are the same")
     return parser
 
 
 def run_script(script: Script, peer: Program, *, show: bool) -> bool:
-    """Run a script; print what differs; tell whether nothing does."""
+    """Run a script and print the differences; return whether there are none."""
     well = True
     for each in compare(script, peer):
         if isinstance(each, Finding):
@@ -59,7 +59,7 @@ def run_script(script: Script, peer: Program, *, show: bool) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run scripts; return the exit status: 0: nothing differs, 1: something does, 2: can't say."""
+    """Run scripts; return the exit status: 0: no differences, 1: some, 2: could not compare."""
     options = make_parser().parse_args(arguments)
     peer = PEERS[options.peer]
     if not peer.available:

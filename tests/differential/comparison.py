@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two sessions that go through the same steps, and what differs."""
+"""Running the same steps in two sessions, and comparing the outcomes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from tests.differential.session import Outcome
     from tests.qmp_exports.daemons import Program
 
-#: Members of an event's data that name what it is about.
+#: Members of an event's data that name its subject.
 _SUBJECTS = ("id", "device", "node-name", "reference", "job")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is wrong, and where."""
+    """A difference or another fault, and where it showed."""
 
     where: str
     problem: str
@@ -40,7 +40,7 @@ class Finding:
     step: Step | None = None
 
     def __str__(self) -> str:
-        """Show it to people."""
+        """Return a text for the user."""
         lines = [f"{self.where}", f"  {self.problem}"]
         return "\n".join([*lines, *(f"  {line}" for line in _difference(self.ours, self.theirs))])
 
@@ -69,13 +69,13 @@ class Pair:
         self.theirs.close()
 
     def run(self, step: Step) -> tuple[Outcome, Outcome]:
-        """Do a step on both; return the outcomes: ours, theirs."""
+        """Run a step on both; return the outcomes: ours, theirs."""
         ours = self._both.submit(self.ours.run, step)
         theirs = self._both.submit(self.theirs.run, step)
         return ours.result(), theirs.result()
 
     def finish(self, but_events: str = "") -> list[Finding]:
-        """End both; return what is wrong with that, and with events."""
+        """End both daemons; return the differences of that, and of events."""
         ends = self._both.submit(self.ours.finish), self._both.submit(self.theirs.finish)
         ours, theirs = (end.result() for end in ends)
         found = []
@@ -91,7 +91,7 @@ class Pair:
 
 
 def compare(script: Script, peer: Program) -> Iterator[Finding | tuple[Step, Outcome, Outcome]]:
-    """Run a script on both; yields each step's outcomes, and what is wrong."""
+    """Run a script on both; yield the outcomes of each step, and the findings."""
     with scratch() as directory, Pair(peer, directory) as pair:
         for step in script.steps:
             ours, theirs = pair.run(step)
@@ -104,7 +104,7 @@ def compare(script: Script, peer: Program) -> Iterator[Finding | tuple[Step, Out
 
 
 def _problem(step: Step, version: int, ours: Outcome, theirs: Outcome) -> str:
-    """Return what is wrong with two outcomes of a step; an empty string: nothing is."""
+    """Return the problem with the two outcomes of a step, or an empty string."""
     if step.but:
         return problem(declared.find(step.but), version, ours, theirs)
     wrong = problem(None, version, ours, theirs)
@@ -117,7 +117,7 @@ def _problem(step: Step, version: int, ours: Outcome, theirs: Outcome) -> str:
 
 
 def findings(script: Script, peer: Program) -> list[Finding]:
-    """Run a script on both; return what is wrong."""
+    """Run a script on both; return the findings."""
     return [each for each in compare(script, peer) if isinstance(each, Finding)]
 
 
@@ -133,7 +133,7 @@ class scratch:  # noqa: N801 -- used as a function
 
 
 def _grouped(events: Iterable[tuple[str, Any]]) -> dict[str, list[Any]]:
-    """Sort events by kind and subject; those of different subjects come in any order."""
+    """Group events by kind and subject, as those of different subjects come in any order."""
     groups: dict[str, list[Any]] = {}
     for name, data in events:
         subjects = [str(data[key]) for key in _SUBJECTS if isinstance(data, dict) and key in data]
@@ -143,7 +143,7 @@ def _grouped(events: Iterable[tuple[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _difference(ours: Any, theirs: Any) -> list[str]:
-    """Show what differs, by lines."""
+    """Return the differences as lines of text."""
     our, their = _lines(ours), _lines(theirs)
     if max(len(our), len(their)) <= 1:
         return [f"ours:   {' '.join(our)}", f"theirs: {' '.join(their)}"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A daemon under QMP, line by line; every wait has a deadline."""
+"""A daemon with a QMP connection; every wait has a deadline."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
     from tests.qmp_exports.daemons import Program
 
-#: Seconds for what takes milliseconds on an idle machine.
+#: Seconds to wait for actions that take milliseconds on an idle machine.
 PATIENCE = 60.0
 
 
 class DaemonGoneError(Exception):
-    """The daemon has ended, or doesn't answer and was killed; `str()` says which."""
+    """The daemon has ended, or it didn't answer and was killed; `str()` says which."""
 
 
 class Daemon:
-    """A running daemon. `events` are all that it has sent: names and data."""
+    """A running daemon. `events`: all events so far, as (name, data)."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Daemon:
         arguments: Sequence[str] = (),
         directory: Path | None = None,
     ) -> None:
-        """Start it; raises DaemonGoneError where it ends at once."""
+        """Start it; raises DaemonGoneError if it ends at once."""
         self.log = log
         self.events: list[tuple[str, Any]] = []
         self.process, self._socket = start(program, log, arguments, directory)
@@ -66,7 +66,7 @@ class Daemon:
         return self.send(json.dumps({"execute": command, "arguments": arguments}))
 
     def wait_event(self, name: str, members: dict[str, Any], since: int) -> bool:
-        """Wait for an event that comes, or is one of `events[since:]`; False: it doesn't come."""
+        """Wait for an event; one in `events[since:]` counts, too. False: it doesn't come."""
 
         def is_wanted(event: str, data: Any) -> bool:
             return event == name and members.items() <= (data or {}).items()
@@ -80,7 +80,7 @@ class Daemon:
         return True
 
     def wait_end(self) -> int | None:
-        """Take events until the daemon ends; return its exit status, or None: it was killed."""
+        """Receive events until the daemon ends; return its exit status, or None: it was killed."""
         try:
             self._receive(lambda _message: False)
         except (TimeoutError, DaemonGoneError):
@@ -93,7 +93,7 @@ class Daemon:
             return None
 
     def ends_soon(self) -> bool:
-        """Tell whether it is about to end by itself: it has closed connections."""
+        """Return whether it is about to end by itself: it has closed connections."""
         try:
             self.process.wait(2)
         except subprocess.TimeoutExpired:
@@ -101,7 +101,7 @@ class Daemon:
         return True
 
     def _receive(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Receive messages until one is wanted; raises DaemonGoneError."""
+        """Receive messages until `wanted` accepts one; raises DaemonGoneError."""
         deadline = time.monotonic() + PATIENCE
         while True:
             while b"\n" not in self._buffer:
@@ -128,5 +128,5 @@ class Daemon:
             status = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            return DaemonGoneError("the daemon has closed its monitor, and goes on")
+            return DaemonGoneError("the daemon has closed its monitor, and still runs")
         return DaemonGoneError(f"the daemon has ended: {status}")

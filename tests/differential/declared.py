@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differences by their names, and those that are expected wherever a command is run."""
+"""Intended differences: those with names, and rules that apply wherever a command is run."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A difference that may show wherever these commands are run; none: at any step.
+    """A difference that may occur wherever these commands are run; no commands: at any step.
 
-    Either `holds` says whether it explains two outcomes, or `without` takes it out of each of them.
+    Either `holds` says whether it explains two outcomes, or `without` removes it from each of them.
     """
 
     reason: str
     commands: frozenset[str] = frozenset()
     holds: Callable[[Any, Any], bool] | None = None
     without: Callable[[Any], Any] | None = None
-    #: What comes after can't be compared any more, although both do the same kind of thing.
+    #: Later steps can't be compared any more, although both succeeded or both failed.
     cuts: bool = False
     versions: frozenset[int] = BOTH
 
 
 def answer(commands: str, ours: str, theirs: str, reason: str, *, cuts: bool = False) -> Rule:
-    """Make a rule about what is said (`said`): patterns of our outcome and of theirs."""
+    """Make a rule from patterns for the texts (`said`) of our outcome and of theirs."""
 
     def holds(our: Any, their: Any) -> bool:
         return bool(re.search(ours, said(our)) and re.search(theirs, said(their)))
@@ -41,14 +41,14 @@ def answer(commands: str, ours: str, theirs: str, reason: str, *, cuts: bool = F
 
 
 def said(outcome: Any) -> str:
-    """Return an outcome as a text: that of an error, "return", or the lines."""
+    """Return an outcome as text: the error's text, "return", or the lines."""
     if not isinstance(outcome, dict):
         return "\n".join(map(str, outcome))
     return str(outcome["error"]["desc"]) if "error" in outcome else "return"
 
 
 def texts(change: Callable[[str], str]) -> Callable[[Any], Any]:
-    """Make a function that changes all texts in an outcome."""
+    """Make a function that applies `change` to all strings in an outcome."""
 
     def without(value: Any) -> Any:
         if isinstance(value, dict):
@@ -61,7 +61,7 @@ def texts(change: Callable[[str], str]) -> Callable[[Any], Any]:
 
 
 def find(name: str) -> Difference:
-    """Return a difference by its name; raises ScriptError where there is none."""
+    """Return the difference with a name; raises ScriptError if there is none."""
     found = globals().get(name, getattr(differences, name, None))
     if not isinstance(found, Difference):
         raise ScriptError(f"no difference is called {name}")
@@ -79,7 +79,7 @@ class Explanation:
 def expected(
     rules: Iterable[Rule], version: int, command: str, ours: Any, theirs: Any
 ) -> Explanation | None:
-    """Explain why two outcomes differ; None: that is not known."""
+    """Return the explanation of two outcomes that differ; None: there is none."""
     reasons: list[str] = []
     differ = _succeeded(ours) != _succeeded(theirs)
     applying = [
@@ -106,12 +106,12 @@ def _succeeded(outcome: Any) -> bool:
 
 
 def _same_but(change: Callable[[Any], Any]) -> Callable[[Any, Any], bool]:
-    """Make a check that outcomes are the same once something was taken out of them."""
+    """Make a check that outcomes are the same after `change`."""
     return lambda ours, theirs: bool(change(ours) == change(theirs))
 
 
 def _without_file_lengths(value: Any) -> Any:
-    """Take the lengths of files out of an answer that lists nodes."""
+    """Remove the lengths of files from an answer that lists nodes."""
     if isinstance(value, list):
         return [_without_file_lengths(item) for item in value]
     if not isinstance(value, dict):
@@ -122,7 +122,7 @@ def _without_file_lengths(value: Any) -> Any:
 
 
 def _without_dirty_flags(value: Any) -> Any:
-    """Take out whether images are marked as dirty: with lazy refcounts, as image or node say."""
+    """Remove the dirty flags of qcow2 images; a node option also makes refcounts lazy."""
     if isinstance(value, list):
         return [_without_dirty_flags(item) for item in value]
     if not isinstance(value, dict):
@@ -133,7 +133,7 @@ def _without_dirty_flags(value: Any) -> Any:
 
 
 def _without_sizes(value: Any) -> Any:
-    """Take the sizes of `raw` and of filters out of an answer that lists nodes."""
+    """Remove the sizes of `raw` and of filters from an answer that lists nodes."""
     if isinstance(value, list):
         return [_without_sizes(item) for item in value]
     if not isinstance(value, dict):
@@ -144,7 +144,7 @@ def _without_sizes(value: Any) -> Any:
 
 
 def _ends_early(ours: Any, theirs: Any) -> bool:
-    """Tell whether theirs are the same lines and then errors, as of a disk that is smaller."""
+    """Return whether theirs are the same lines, then errors, as of a smaller disk."""
     if not isinstance(ours, list | tuple) or not isinstance(theirs, list | tuple):
         return False
     rest = theirs[len(ours) :]
@@ -158,15 +158,15 @@ def _ends_early(ours: Any, theirs: Any) -> bool:
 _NODES = frozenset({"query-named-block-nodes"})
 _IMAGE_IN_USE = re.compile(r" Is another process using the image \[[^]]*\]\?")
 
-#: Better than QEMU, or only otherwise.
+#: Rules for cases where vhostblk is better than QEMU, or merely different.
 RULES = (
     Rule(
-        "vhostblk's qcow2 makes its file grow ahead of what is allocated, and cuts it at the end.",
+        "vhostblk's qcow2 grows its file ahead of allocations, and truncates it when closed.",
         _NODES,
         without=_without_file_lengths,
     ),
     Rule(
-        "vhostblk marks an image dirty when its metadata goes to the file, which is later.",
+        "vhostblk marks an image dirty later: when its metadata is written to the file.",
         _NODES,
         without=_without_dirty_flags,
     ),
@@ -223,7 +223,7 @@ RULES = (
         "blockdev-reopen",
         "return",
         "^Permission conflict on node '.*': permissions 'write, resize' are both required by node",
-        "A preallocate filter drops what it has preallocated before users go round it.",
+        "A preallocate filter drops what it has preallocated before users bypass it.",
     ),
     answer(
         "blockdev-add blockdev-reopen blockdev-create",

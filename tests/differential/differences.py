@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a difference from QEMU is declared, and how outcomes are judged by it."""
+"""Declaring a difference from QEMU, and checking outcomes against it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def _anything(_ours: Any, _theirs: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Outcomes differ, for a reason, from QEMU's of these major versions."""
+    """A reason why outcomes differ from those of QEMU, for these major versions of it."""
 
     reason: str
     versions: frozenset[int] = BOTH
-    #: What still has to hold.
+    #: The relation between the outcomes that still has to hold.
     holds: Callable[[Any, Any], bool] = _anything
 
 
 def problem(difference: Difference | None, version: int, ours: Any, theirs: Any) -> str:
-    """Return what is wrong with two outcomes; an empty string: nothing is.
+    """Return the problem with two outcomes, or an empty string.
 
-    A difference that no longer shows is wrong, too, so that declarations stay true.
+    A declared difference that no longer shows is a problem, too, so that declarations stay true.
     """
     if difference is None or version not in difference.versions:
         return "" if ours == theirs else "outcomes differ"
@@ -50,5 +50,5 @@ def ours_is_refused(text: str) -> Callable[[Any, Any], bool]:
 
 
 def error_of(answer: Any) -> Any:
-    """Return the error in an answer: as on the wire, or without what is around it."""
+    """Return the error in an answer, which may be the whole answer or the error itself."""
     return answer.get("error", answer) if isinstance(answer, dict) else None

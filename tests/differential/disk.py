@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests on a vhost-user-blk export; what comes of them is text."""
+"""Requests to a vhost-user-blk export, with outcomes as text."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from tests.differential.script import Request
 
-#: Seconds for what takes milliseconds on an idle machine.
+#: Seconds to wait for actions that take milliseconds on an idle machine.
 PATIENCE = 30.0
 _MEMORY = ((0, 4 * MIB), (1 << 32, 60 * MIB))
-#: Of longer disks `dump` reads the beginning.
+#: `dump` reads at most this many bytes.
 _LONGEST_DUMP = 64 * MIB
-#: More runs of bytes than this are told by their hash.
+#: If data has more runs of equal bytes than this, only its hash is shown.
 _MOST_RUNS = 64
 _TYPES = {
     "read": RequestType.IN,
@@ -48,12 +48,12 @@ class Disk:
     """
 
     def __init__(self, path: Path) -> None:
-        """Connect; raises OSError where nobody listens."""
+        """Connect; raises OSError if nobody listens."""
         self._memory = Memory(_MEMORY)
         try:
             self._connection = Connection.connect(path, PATIENCE)
             self._driver = BlkDriver(self._connection, self._memory, timeout=PATIENCE)
-            # QEMU's daemon closes the connection when it has news and no channel for them.
+            # QEMU's daemon closes a connection without a channel when it has a notification for it.
             self._channel = self._connection.open_channel()
         except BaseException:
             self._memory.close()
@@ -66,7 +66,7 @@ class Disk:
         self._memory.close()
 
     def run(self, requests: Sequence[Request]) -> list[str]:
-        """Run requests, in flight together; return a line for each."""
+        """Run requests concurrently; return a line for each."""
         match requests[0].what:
             case "connect":
                 return ["connected"]
@@ -133,7 +133,7 @@ def _status(request: BlkRequest) -> str:
 
 
 def _shown(data: bytes | bytearray, offset: int = 0) -> list[str]:
-    """Describe data: each run of one byte by its place, length and value."""
+    """Return a description of data: offset, length and value of each run of equal bytes."""
     found = runs_of(data)
     if len(found) > _MOST_RUNS:
         return [f"{len(data):#x} bytes, {len(found)} runs: {hashlib.sha256(data).hexdigest()}"]

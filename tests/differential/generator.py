@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes random scripts, a few lines at a time, by what the daemon has answered so far."""
+"""Generating random scripts, a few lines at a time, depending on the daemon's answers so far."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 KIB, MIB = 1 << 10, 1 << 20
 
-#: How often nodes get which driver.
+#: The weights of drivers of random nodes.
 DRIVERS = {
     "file": 6,
     "qcow2": 8,
@@ -32,7 +32,7 @@ DRIVERS = {
     "blklogwrites": 1,
     "host_device": 0.2,
 }
-#: Members that hold the children of a driver, but for "file".
+#: Members that hold the children of a driver, except "file".
 CHILDREN = {
     "qcow2": ("file",),
     "blkdebug": ("image",),
@@ -41,7 +41,7 @@ CHILDREN = {
 }
 #: Drivers without children, or with a list of them.
 CHILDLESS = ("file", "host_device", "null-co", "quorum")
-#: Members whose change makes another node of one; `blockdev-reopen` mostly keeps them.
+#: Members that are essential to a node; `blockdev-reopen` mostly keeps them.
 KEPT = ("file", "children", "image", "log", "target", "filename")
 
 IMAGES = (
@@ -63,7 +63,7 @@ IMAGES = (
 
 
 def qmp(command: str, arguments: dict[str, Any] | None = None) -> str:
-    """Return the line of a command."""
+    """Return the script line of a command."""
     return "> " + json.dumps({"execute": command, "arguments": arguments or {}})
 
 
@@ -99,33 +99,33 @@ class Generator:
         ]
 
     def begin(self) -> Iterator[str]:
-        """Make images, and a disk to begin with."""
+        """Yield lines that make images, and a first disk."""
         for number in range(self.values.choose(2, 3, 4)):
             yield from self._image(number)
         yield from self._add_stack()
 
     def go_on(self) -> list[str]:
-        """Return the lines of what is done next."""
+        """Return the lines of the next action."""
         actions, weights = zip(*self._actions, strict=True)
         (action,) = self.chance.choices(actions, weights)
         lines: list[str] = action()
         return lines
 
     def learn(self, line: str, answer: Any) -> list[str]:
-        """Take in what a line has come to; return lines that have to come next."""
+        """Note the outcome of a line; return lines that have to come next."""
         if not line.startswith("> "):
             return []
         request = json.loads(line[2:])
         command = request["execute"]
         try:
             self.world.learn(command, request["arguments"], answer)
-        except (KeyError, TypeError):  # arguments that were wrong, and did no harm
+        except (KeyError, TypeError):  # the arguments were wrong, so nothing has changed
             pass
         succeeded = isinstance(answer, dict) and "return" in answer
         return [qmp("query-named-block-nodes")] if succeeded and command in CHANGING else []
 
     def end(self) -> Iterator[str]:
-        """Look at everything that is left."""
+        """Yield lines that compare everything that is left."""
         for name in self.world.comparable_exports():
             yield f"io {name}.sock dump"
             yield f"io {name}.sock close"
@@ -182,7 +182,7 @@ class Generator:
     # Nodes.
 
     def _command(self, command: str, arguments: dict[str, Any]) -> list[str]:
-        """Return the line of a command, now and then with a mistake."""
+        """Return the line of a command, sometimes with a mistake."""
         if self.values.likely(0.03):
             arguments = self.values.spoil(arguments)
         return [qmp(command, arguments)]
@@ -198,7 +198,7 @@ class Generator:
         return lines + self._export(disk["node-name"], writable=self.values.likely(0.9))
 
     def _definition(self, depth: int = 0, *, protocol: bool = False) -> dict[str, Any]:
-        """Define a node of any driver; one inside another where `depth` says so."""
+        """Return the definition of a node of any driver; `depth` > 0: inside another one."""
         drivers = {"file": 1} if protocol or depth > 1 else DRIVERS
         (driver,) = self.chance.choices([*drivers], [*drivers.values()])
         children: dict[str, Any] = {}
@@ -231,7 +231,7 @@ class Generator:
         if not defined:
             return self._add_node()
         options = []
-        # A node that is named twice has the options of both in QEMU.
+        # `blockdev-reopen` merges the options of a node that is named twice, as in QEMU.
         for name in self.chance.sample(defined, min(self.values.choose(1, 1, 1, 2), len(defined))):
             definition = dict(self.world.definitions[name])
             if self.values.likely(0.85):
@@ -243,7 +243,7 @@ class Generator:
         """Change some members of a definition."""
         kept = {name: definition[name] for name in KEPT if name in definition}
         fresh = self.values.node(definition["driver"], inline=True, **kept)
-        # What QEMU serves of a window that is moved or cut under an export is not defined.
+        # If a window is moved or cut below an export, it is undefined what QEMU's export shows.
         for name in sorted({*fresh, *definition} - {"driver", "node-name", "size", "offset"}):
             if self.values.likely(0.4):
                 if name in fresh:
@@ -269,8 +269,8 @@ class Generator:
         arguments = self.values.arguments("blockdev-set-active", active=self.values.likely(0.7))
         return self._command("blockdev-set-active", arguments)
 
-    # Exports and requests. (No write thresholds: by how much a request is beyond one depends on
-    # whether it was joined with others.)
+    # Exports and requests. (No write thresholds: by how much a request exceeds one depends on
+    # whether it was merged with others.)
 
     def _add_export(self) -> list[str]:
         return self._export(self.values.some_node(), writable=self.values.likely(0.7))
@@ -286,14 +286,14 @@ class Generator:
         }
         if self.values.likely(0.1):
             members["writethrough"] = True
-        # Connected at once: QEMU dies when an export without a front-end has news.
+        # Connect at once: QEMU crashes if an export has a notification and no front-end.
         return [*self._command("block-export-add", members), f"io {name}.sock connect"]
 
     def _delete_export(self) -> list[str]:
         if not self.world.exports:
             return self._add_export()
         name = self.chance.choice(list(self.world.exports))
-        # Without "hard" it matters whether the daemon knows yet that the front-end has left.
+        # Without "hard" the outcome depends on whether the daemon has noticed the disconnect.
         members = {"id": name, "mode": "hard"}
         deleted = self._command("block-export-del", members)
         return [f"io {name}.sock close", *deleted, f'wait BLOCK_EXPORT_DELETED {{"id": "{name}"}}']
@@ -306,7 +306,7 @@ class Generator:
         size = max(node.size if node else MIB, 64 * KIB) & ~511
         if self.values.likely(0.05):
             return [f"io {name}.sock cache {self.values.choose('on', 'off')}"]
-        # In flight together are only requests that don't touch each other.
+        # Only requests that don't overlap are made concurrently.
         unit = self.values.choose(512, 4 * KIB, 64 * KIB)
         count = self.values.choose(1, 1, 1, 2, 4, 8, 16)
         places = list(range(0, size, max(unit, size // 32 & ~511)))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differences that are known, and are to go: random scripts go on in spite of them.
+"""Known differences that are to be fixed: random scripts continue in spite of them.
 
-Each is something that vhostblk is to do as QEMU does. Where that is done, its entry goes.
+In each case vhostblk should do as QEMU does. When one is fixed, remove its entry.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.differential.declared import Rule, answer, texts
 
-#: Names of options, but for those that hold a node's children.
+#: Names of options, except those that hold a node's children.
 _NO_CHILD = r"(?!file'|backing'|data-file'|image'|target'|log'|children)[a-z0-9.-]+"
 _RAW_AT_0 = re.compile(
     r'json:\{"offset": 0, "driver": "raw", "file": \{"driver": "file", "filename": "([^"]*)"\}\}'
@@ -23,7 +23,7 @@ _PERMISSIONS = re.compile(
 
 
 def _sorted_nodes(outcome: Any) -> Any:
-    """Sort the nodes of a list; the numbers of made-up names depend on their order."""
+    """Sort the nodes of a list, as the numbers in generated names depend on their order."""
     if not isinstance(outcome, dict) or not isinstance(outcome.get("return"), list):
         return outcome
     nodes = _without_numbers(outcome)["return"]
@@ -34,12 +34,12 @@ _without_numbers = texts(lambda text: re.sub(r"#block-\d+", "#block", text))
 
 
 def _any_parent_first(text: str) -> str:
-    """Name two parents whose permissions conflict in the order of the alphabet."""
+    """Sort the two parents that a message about a permission conflict names."""
     return _PERMISSIONS.sub(lambda found: " ".join(sorted(found.groups())), text)
 
 
 def _unnamed_backends(value: Any) -> Any:
-    """Take out the names of exports' block backends."""
+    """Remove the names of exports' block backends."""
     if isinstance(value, dict):
         if value.get("type") == "block-backend":
             value = {**value, "name": ""}
@@ -52,7 +52,7 @@ def _unnamed_backends(value: Any) -> Any:
 
 
 def _sorted_graph(outcome: Any) -> Any:
-    """Sort a graph, whose nodes are numbered in the order in which they come."""
+    """Sort and renumber the nodes of a graph, as their numbers depend on their order."""
     if not isinstance(outcome, dict) or "return" not in outcome:
         return outcome
     graph = _without_numbers(outcome["return"])
@@ -68,7 +68,7 @@ def _sorted_graph(outcome: Any) -> Any:
 
 
 def _without_unnamed_bitmaps(value: Any) -> Any:
-    """Take bitmaps without a name out of a list of nodes."""
+    """Remove bitmaps without a name from a list of nodes."""
     if isinstance(value, list):
         return [_without_unnamed_bitmaps(item) for item in value]
     if not isinstance(value, dict):
@@ -80,7 +80,7 @@ def _without_unnamed_bitmaps(value: Any) -> Any:
 
 
 def _without_reading(outcome: Any) -> Any:
-    """Take the permission to read out of a graph."""
+    """Remove the permission to read from a graph."""
     if not isinstance(outcome, dict) or "edges" not in outcome:
         return outcome
     edges = [
@@ -107,12 +107,12 @@ RULES: tuple[Rule, ...] = (
         without=_sorted_graph,
     ),
     Rule(
-        "QEMU's inactive nodes still may read what is below.",
+        "QEMU's inactive nodes still have the permission to read their children.",
         frozenset({"x-debug-query-block-graph"}),
         without=_without_reading,
     ),
     Rule(
-        "QEMU lists the bitmaps that copy-before-write has for itself.",
+        "QEMU lists the internal bitmaps of copy-before-write.",
         frozenset({"query-named-block-nodes"}),
         without=_without_unnamed_bitmaps,
     ),
@@ -127,7 +127,7 @@ RULES: tuple[Rule, ...] = (
         "blockdev-reopen",
         "return",
         rf"Option '{_NO_CHILD}' cannot be reset|Cannot change the option '{_NO_CHILD}'",
-        "vhostblk takes values of read-only options that QEMU doesn't.",
+        "vhostblk accepts values of read-only options that QEMU refuses.",
     ),
     answer(
         "block-export-add",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes out of outcomes what depends on time and place."""
+"""Removing everything that depends on time and place from outcomes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MADE_UP = re.compile(r"#block\d+")
-#: Times, and what a file takes on the host: members of answers whose values say nothing.
+#: Members of answers whose values are not compared: times, and the host storage of files.
 _VOLATILE = frozenset(
     {
         *("timestamp", "date-sec", "date-nsec", "vm-clock-sec", "vm-clock-nsec", "actual-size"),
@@ -22,21 +22,21 @@ _VOLATILE = frozenset(
 _TEXTS = (
     (re.compile(r"^\S*(qemu-storage-daemon|vhostblk): ", re.MULTILINE), "daemon: "),
     (re.compile(r"\bpid[ =:]+\d+"), "pid"),
-    # Of a snapshot: when it was made, and the machine's clock, which a storage daemon has not.
+    # The date of a snapshot, and its VM clock, which has no meaning in a storage daemon.
     (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d( +\d+:\d\d:\d\d\.\d+)?"), "DATE"),
     (re.compile(r"disk size: .*"), "disk size: some"),
 )
 
 
 class Normalizer:
-    """Of one daemon, whose made-up names it numbers in the order in which they show."""
+    """Normalizes the outcomes of one daemon; numbers generated names in order of appearance."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = str(directory)
         self._names: dict[str, str] = {}
 
     def json(self, value: Any) -> Any:
-        """Return an answer or an event without what says nothing."""
+        """Return a normalized answer or event."""
         if isinstance(value, dict):
             return {
                 key: "#" if key in _VOLATILE else self.json(member) for key, member in value.items()
@@ -46,7 +46,7 @@ class Normalizer:
         return self._string(value) if isinstance(value, str) else value
 
     def text(self, text: str) -> str:
-        """Return what a program has said without what says nothing."""
+        """Return the normalized output of a program."""
         try:
             value = json.loads(text)
         except ValueError:
@@ -66,5 +66,5 @@ class Normalizer:
 
 
 def runs_of(data: bytes | bytearray) -> list[tuple[int, int]]:
-    """Describe data as (length, byte), one after the other."""
+    """Return the runs of equal bytes in data, as (length, byte)."""
     return [(len(run[0]), run[0][0]) for run in re.finditer(rb"(.)\1*", data, re.DOTALL)]

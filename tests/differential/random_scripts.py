@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random scripts: one a seed, until something differs or time is up."""
+"""Running random scripts, one for each seed, and keeping those that show a difference."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ HANGING = (["requests don't end"], ["no answer to a connection"])
 
 @dataclass(slots=True)
 class Result:
-    """What came of one random script."""
+    """The result of one random script."""
 
     lines: list[str] = field(default_factory=list)
-    #: What differs; None: nothing.
+    #: The difference; None: there is none.
     finding: Finding | None = None
-    #: Why the script ended early: a difference that is expected and changes what comes after.
+    #: Why the script ended early: an expected difference after which steps can't be compared.
     cut: str = ""
 
     @property
     def signature(self) -> str:
-        """What kind of difference it is: without names and numbers."""
+        """The kind of the difference: its text without names and numbers."""
         return signature(self.finding) if self.finding else ""
 
 
@@ -61,7 +61,7 @@ def _kind(outcome: Any) -> str:
 
 
 def play(lines: Iterable[str], peer: Program, generator: Generator | None = None) -> Result:
-    """Run lines, and what the generator makes of them, up to the first difference."""
+    """Run lines, and those that the generator adds, up to the first difference."""
     result = Result()
     with scratch() as directory, Pair(peer, directory) as pair:
         for line in lines:
@@ -80,7 +80,7 @@ def play(lines: Iterable[str], peer: Program, generator: Generator | None = None
 
 
 def _step(pair: Pair, result: Result, text: str) -> tuple[Outcome, bool]:
-    """Run a line on both; return QEMU's outcome, and whether what comes after can be compared."""
+    """Run a line on both; return QEMU's outcome, and whether later lines can be compared."""
     (step,) = parse(text).steps
     ours, theirs = pair.run(step)
     if ours == theirs:
@@ -115,7 +115,10 @@ def run_seed(seed: int, peer: Program) -> Result:
 
 
 def search(peer: Program, seed: int, seconds: float, output: Path) -> int:
-    """Run scripts until time is up; each kind of difference is kept as a script. Count them."""
+    """Run scripts until time is up; return the number of kinds of differences.
+
+    For each kind, the shortest script that shows it is kept in `output`.
+    """
     end = time.monotonic() + seconds
     found: dict[str, Path] = {}
     scripts = cut = 0

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class ScriptError(Exception):
-    """A line that isn't one of the format's."""
+    """A line is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Qmp:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait for an event whose data has these members."""
+    """A line that waits for an event whose data has these members."""
 
     event: str
     members: dict[str, Any]
@@ -58,7 +58,7 @@ class Shell:
 
 @dataclass(frozen=True, slots=True)
 class Io:
-    """Requests in flight together."""
+    """A line of concurrent requests."""
 
     socket: str
     requests: tuple[Request, ...]
@@ -77,7 +77,7 @@ Action = Qmp | Wait | Shell | Io | Control
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line that does something."""
+    """One line to run."""
 
     number: int
     text: str
@@ -88,7 +88,7 @@ class Step:
 
     @property
     def command(self) -> str:
-        """What kind of step it is: a QMP command's name, or the line's first word."""
+        """The kind of the step: a QMP command's name, or the line's first word."""
         if isinstance(self.action, Qmp):
             return self.action.command
         return self.text.split()[0]
@@ -96,7 +96,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """All of them."""
+    """A parsed script."""
 
     name: str
     steps: tuple[Step, ...]
@@ -104,7 +104,7 @@ class Script:
     but_events: str = ""
 
 
-#: Requests that have a line for themselves.
+#: Requests that must be alone in a line.
 _ALONE = frozenset({"connect", "size", "dump", "cache", "close"})
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _NUMBER = re.compile(r"(0x[0-9a-f]+|\d+)([kmgt]?)", re.IGNORECASE)

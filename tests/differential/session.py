@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One daemon that goes through a script."""
+"""Running a script with one daemon."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from tests.differential.script import Step
     from tests.qmp_exports.daemons import Program
 
-#: QEMU's programs that shell lines find by their names.
+#: QEMU's programs that shell lines can run by name.
 _TOOLS = ("qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon")
 
-#: What a step comes to: an answer, or lines of text.
+#: The outcome of a step: an answer, or lines of text.
 Outcome = dict[str, Any] | list[str]
 
 
@@ -38,7 +38,7 @@ def make_tools(directory: Path) -> Path:
         try:
             command = program(name, TRIXIE.path)
         except RootError:
-            continue  # the installed one, then
+            continue  # shell lines then use the installed one
         path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
         path.chmod(0o755)
     return directory
@@ -48,7 +48,7 @@ class Session:
     """A program and its scratch directory."""
 
     def __init__(self, program: Program, directory: Path, tools: Path) -> None:
-        """Make the directory; `tools` is first in the path of shell lines."""
+        """Make the directory; `tools` comes first in the PATH of shell lines."""
         self.program = program
         self.directory = directory / "scratch"
         self.directory.mkdir(parents=True)
@@ -73,7 +73,7 @@ class Session:
             self._daemon.close()
 
     def run(self, step: Step) -> Outcome:
-        """Do a step."""
+        """Run a step."""
         try:
             outcome = self._run(step)
         except DaemonGoneError as error:
@@ -86,7 +86,7 @@ class Session:
         return _sorted(outcome) if isinstance(outcome, dict) else outcome
 
     def finish(self) -> Outcome:
-        """End the daemon; return the outcome, and leave all events in `events`."""
+        """End the daemon; return the outcome. Afterwards `events` has all events."""
         for name in list(self._disks):
             self._disks.pop(name).close()
         if self._daemon is None:
@@ -103,7 +103,7 @@ class Session:
         return [*outcome, "killed" if status is None else f"exit status {status}"]
 
     def output(self) -> str:
-        """Return what the daemon has printed."""
+        """Return the daemon's output."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def _run(self, step: Step) -> Outcome:
@@ -222,6 +222,6 @@ class Session:
 
 
 def _sorted(answer: dict[str, Any]) -> dict[str, Any]:
-    """Sort members, so that those of both sides show in the same order."""
+    """Sort members, so that both sides show them in the same order."""
     value: dict[str, Any] = json.loads(json.dumps(answer, sort_keys=True))
     return value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The smallest script that still shows a difference."""
+"""Shrinking scripts to the smallest one that still shows a difference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Lines = list[str]
 
 
 def shrink(lines: Lines, differs: Callable[[Lines], bool], budget: int = 200) -> Lines:
-    """Take lines out, then members of commands, while `differs`; at most `budget` runs."""
+    """Remove lines, then members of commands, while `differs` is true; at most `budget` runs."""
     runs = 0
 
     def still(candidate: Lines) -> bool:
@@ -25,7 +25,7 @@ def shrink(lines: Lines, differs: Callable[[Lines], bool], budget: int = 200) ->
 
 
 def _fewer_lines(lines: Lines, still: Callable[[Lines], bool]) -> Lines:
-    """Take out ranges of lines, from the end, and of half the length each time."""
+    """Remove ranges of lines, from the end; in each round of half the length."""
     length = max(len(lines) // 2, 1)
     while True:
         end = len(lines)
@@ -41,7 +41,7 @@ def _fewer_lines(lines: Lines, still: Callable[[Lines], bool]) -> Lines:
 
 
 def _fewer_members(lines: Lines, still: Callable[[Lines], bool]) -> Lines:
-    """Take members out of QMP lines, and requests out of `io` lines."""
+    """Remove members from QMP lines, and requests from `io` lines."""
     for number, line in enumerate(lines):
         changed = True
         while changed:
@@ -55,7 +55,7 @@ def _fewer_members(lines: Lines, still: Callable[[Lines], bool]) -> Lines:
 
 
 def _smaller(line: str) -> Iterator[str]:
-    """Yield lines that do a little less."""
+    """Yield variants of a line without one member or request."""
     if line.startswith("io ") and ";" in line:
         head, _, requests = line[3:].partition(" ")
         parts = [part.strip() for part in requests.split(";")]

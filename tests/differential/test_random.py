@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random scripts: the same ones for a seed, right about what there is, and small when they fail."""
+"""Random scripts: a seed gives the same script, the state is tracked, failing ones are shrunk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def written(seed: int, count: int = 200) -> list[str]:
-    """Write a script without running it: each command succeeds, and has no news."""
+    """Write a script without running it: each command succeeds, with an empty result."""
     generator = Generator(seed)
     lines = list(generator.begin())
     for _ in range(count):
@@ -59,7 +59,7 @@ def test_scripts_have_everything_in_them() -> None:
 
 
 def test_values_are_of_the_schema() -> None:
-    """They are what vhostblk itself takes, but for numbers that are out of range."""
+    """They are accepted by vhostblk, except numbers that are out of range."""
     values = Values(random.Random(3), World(files={"a": "raw"}))
     refused = []
     for _ in range(100):
@@ -94,7 +94,7 @@ def test_the_world_learns_from_answers() -> None:
 
 
 def test_the_smallest_script_is_found() -> None:
-    """What differs takes the second export, its node, and one member and one request."""
+    """The difference needs the second export, its node, one member and one request."""
     lines = [
         *("$ one", "$ two", "$ three"),
         qmp("add", {"id": "a", "deep": {"bad": 1, "good": 2}, "list": [1, 2]}),
@@ -203,7 +203,7 @@ def test_graphs_and_lists_of_nodes_are_compared_whatever_their_order() -> None:
 @pytest.mark.skipif(not QEMU_10.available, reason="qemu-storage-daemon 10 missing")
 @pytest.mark.parametrize("seed", [2, 6])
 def test_random_scripts_on_both(seed: int) -> None:
-    """A few; `make soak` has hours of others."""
+    """Run a few; `make soak` runs others for hours."""
     result = run_seed(seed, QEMU_10)
     assert result.finding is None, result.finding
     assert len(result.lines) > 4

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runner itself: what is the same, what differs, and what it says then."""
+"""Tests of the runner: equal and different outcomes, and its messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pytest
 
 ADD = '> {"execute": "blockdev-add", "arguments": {"driver": "null-co", "node-name": "n"}}\n'
-#: The only thing that differs between two of the same: their directories.
+#: Two runs of the same program differ only in their directories.
 WHO = "basename $(dirname $PWD)"
 
 
@@ -49,7 +49,7 @@ def test_shell_lines_see_the_directory_and_what_differs_is_shown() -> None:
 
 
 def test_answers_and_events_differ() -> None:
-    """Only one of them has the file that is called like itself."""
+    """Each side has a file with its own name only."""
     text = f"""
 $ touch $({WHO})
 > {{"execute": "blockdev-add",
@@ -83,7 +83,7 @@ def test_a_declared_difference_has_to_show_and_hold(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_end_of_a_daemon_is_an_outcome() -> None:
-    """A second `quit` finds nobody; one of them has left by then, anyhow."""
+    """A command after the daemon has ended has an outcome, too."""
     text = f"""{ADD}> {{"execute": "quit"}}
 exit
 > {{"execute": "query-version"}}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vhostblk and QEMU's storage daemon go through scripts alike."""
+"""vhostblk and QEMU's storage daemon have the same outcomes for scripts."""
 
 from __future__ import annotations
 

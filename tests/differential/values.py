@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random values of the types of the QMP schema: most of them sensible, some wrong on purpose."""
+"""Random values of QMP schema types: most of them valid, some wrong on purpose."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 Info = dict[str, Any]
 
-#: Members that are never set: what other tests are about, or what QEMU's builds may lack.
+#: Members that are never set: other tests cover them, or some builds of QEMU lack them.
 _LEFT_OUT = frozenset({"encrypt", "config", "x-check-cache-dropped", "iothread", "fixed-iothread"})
-#: How often optional members are set; of others it is `_RARELY`.
+#: The probability with which optional members are set; for others it is `_RARELY`.
 _OFTEN = {"discard": 0.5, "read-only": 0.2, "detect-zeroes": 0.15, "granularity": 0.5}
 _RARELY = 0.08
 _NEVER_QUITE = {"active": 0.02, "force-share": 0.0, "inject-error": 0.0, "set-state": 0.0}
@@ -46,7 +46,7 @@ class Values:
         self.chance = chance
         self.world = world
         self._names = 0
-        #: What members of certain names are.
+        #: Functions that make the values of members with certain names.
         self._hints: dict[str, Callable[[], Any]] = {
             "node-name": self.some_node,
             "node": self.some_node,
@@ -69,25 +69,25 @@ class Values:
         return self.chance.choice(items)
 
     def likely(self, probability: float) -> bool:
-        """Return True that often."""
+        """Return True with this probability."""
         return self.chance.random() < probability
 
     def some_node(self) -> str:
-        """Return the name of a node; now and then of none."""
+        """Return the name of a node; sometimes one that doesn't exist."""
         names = list(self.world.nodes)
         if not names or self.likely(0.02):
             return str(self.choose("nobody", "", "e0"))
         return str(self.chance.choice(names))
 
     def new_node(self) -> str:
-        """Return a name that is not in use yet; now and then one that won't do."""
+        """Return a name that is not in use yet; sometimes an invalid one."""
         if self.likely(0.02):
             return str(self.choose("0x", "a b", "x" * 32, self.some_node()))
         self._names += 1
         return f"n{self._names}"
 
     def some_file(self) -> str:
-        """Return the name of an image; now and then of none."""
+        """Return the name of an image; sometimes one that doesn't exist."""
         if self.likely(0.03):
             return str(self.choose("missing", ".", ""))
         return str(self.chance.choice(list(self.world.files)))
@@ -101,7 +101,7 @@ class Values:
         return int(self.chance.choice(SIZES))
 
     def some_bitmap(self) -> dict[str, str]:
-        """Return a reference to a bitmap, most often to one that is there."""
+        """Return a reference to a bitmap, most often to one that exists."""
         there = [
             {"node": name, "name": bitmap}
             for name, node in self.world.nodes.items()
@@ -114,7 +114,7 @@ class Values:
     # By schema.
 
     def arguments(self, command: str, **given: Any) -> dict[str, Any]:
-        """Make the arguments of a command; those that are given stay as they are."""
+        """Make the arguments of a command; `given` ones stay as they are."""
         return self.object(_schema()[command]["arg-type"], given)
 
     def node(self, driver: str, *, inline: bool = False, **given: Any) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class Values:
             name = member["name"]
             if name not in made and self._wanted(member):
                 value = self.value(member["type"], name)
-                # QEMU takes empty ones for members that it doesn't know.
+                # QEMU accepts an empty object or list for a member that it doesn't know.
                 if value not in ({}, []) or "default" not in member:
                     made[name] = value
         return made

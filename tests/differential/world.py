@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What there is in a daemon while a random script goes on, as its answers tell."""
+"""The objects that exist in a daemon during a random script, as its answers tell."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Drivers whose nodes hold a file's bytes.
+#: Drivers whose nodes show the bytes of a file.
 PROTOCOLS = ("file", "host_device")
-#: Commands after which the nodes are looked at anew.
+#: Commands after which the nodes are queried again.
 CHANGING = frozenset(
     {
         *("blockdev-add", "blockdev-del", "blockdev-reopen", "blockdev-snapshot", "transaction"),
@@ -35,21 +35,21 @@ class Node:
 
 @dataclass(slots=True)
 class World:
-    """All of it."""
+    """The objects of one daemon."""
 
     #: Images in the directory, and their formats.
     files: dict[str, str] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
-    #: How nodes were defined last.
+    #: The last definitions of nodes.
     definitions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    #: vhost-user-blk exports, whose sockets are called like them, and their nodes.
+    #: vhost-user-blk exports, and their nodes; a socket has the name of its export.
     exports: dict[str, str] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)
 
     def is_opaque(self, reference: Any, above: tuple[str, ...] = ()) -> bool:
-        """Tell whether what a node has are the bytes of a qcow2 image.
+        """Return whether a node shows the bytes of a qcow2 image's file.
 
-        Where such an image has what is its own affair: two of them are not compared by bytes.
+        Such bytes are not compared, as each daemon may lay out an image in its own way.
         """
         if isinstance(reference, str):
             found = self.definitions.get(reference)
@@ -73,7 +73,7 @@ class World:
         return [name for name, node in self.exports.items() if not self.is_opaque(node)]
 
     def learn(self, command: str, arguments: dict[str, Any], answer: Any) -> None:
-        """Take in what a command has come to."""
+        """Note the result of a command."""
         if not isinstance(answer, dict) or "return" not in answer:
             return
         match command:
@@ -124,7 +124,7 @@ class World:
 
 
 def _definitions(value: Any) -> Iterator[dict[str, Any]]:
-    """Find the definitions of nodes with names, also inside others."""
+    """Yield the definitions of nodes with names, also those inside others."""
     if isinstance(value, dict):
         if "node-name" in value and "driver" in value:
             yield value
