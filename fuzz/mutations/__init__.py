@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrong changes of our own code, each of which loses data, to test the tests.
+"""Mutations: wrong changes of our own code, each of which loses data. They test the tests.
 
 `python -m fuzz.mutations` applies each change to a copy of the tree, runs the tests that should
-notice it, and says whether they did. The changes are in the modules of `fuzz.mutations.changes`, by
-area. After a refactoring `--check` tells which of them no longer apply: they are then to be made
-anew, for the code as it is now.
+notice it, and reports whether they did. The changes are in the modules of `fuzz.mutations.changes`,
+by area. After a refactoring, `--check` reports which of them no longer apply. Rewrite those for the
+new code.
 
-A change that no run can tell from the right code has its reason in `equivalent`. It is listed and
-not run.
+If no test can distinguish a change from the right code, `equivalent` has the reason. Such a change
+is listed and not run.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Mutation`: one wrong change of our code, and how it is applied to a file's text."""
+"""`Mutation`: one wrong change of our code, and its application to the text of a file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import NamedTuple
 
-#: Stands between two places of a file that change together.
+#: Separates two places of a file that change together.
 _HUNK_BORDER = "..."
 
 
@@ -16,7 +16,7 @@ class MutationError(Exception):
 
 
 class Hunk(NamedTuple):
-    """Lines that are to be replaced by others, without their common indentation."""
+    """Lines to replace, and the lines that replace them, without their common indentation."""
 
     old: list[str]
     new: list[str]
@@ -27,8 +27,8 @@ class Mutation:
     """A change that makes the code lose data.
 
     `change` is written like a unified diff without headers and line numbers: lines that begin with
-    "- " go, lines that begin with "+ " come, others stay where they are. Indentation that all lines
-    have in common does not count. The old lines occur exactly once in the file.
+    "- " are removed, lines that begin with "+ " are added, others are unchanged. Indentation that
+    all lines have in common does not count. The old lines occur exactly once in the file.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Mutation:
     change: str
     #: How data gets lost.
     why: str
-    #: Arguments of pytest: what should fail.
+    #: The tests that should fail, as arguments of pytest.
     tests: tuple[str, ...]
-    #: Why no run can tell the difference; such a mutation is listed and not run.
+    #: Why no test can notice the difference; such a mutation is listed and not run.
     equivalent: str = ""
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the engine has to be built anew."""
+        """Whether the engine has to be rebuilt."""
         return self.file.endswith((".c", ".h"))
 
     def apply(self, text: str) -> str:
@@ -67,7 +67,7 @@ class Mutation:
 
 
 def parse(change: str) -> list[Hunk]:
-    """Take a change apart; raises MutationError."""
+    """Parse a change; raises MutationError."""
     hunks = [Hunk([], [])]
     for line in textwrap.dedent(change.strip("\n")).rstrip().split("\n"):
         if line == _HUNK_BORDER:
@@ -84,7 +84,7 @@ def parse(change: str) -> list[Hunk]:
 
 
 def _without_indentation(hunk: Hunk) -> Hunk:
-    """Let the leftmost line of a hunk begin at the first column."""
+    """Remove the common indentation of a hunk."""
     if not hunk.old or hunk.old == hunk.new:
         raise MutationError("a change has a part that replaces nothing")
     lines = "\n".join([*hunk.old, *hunk.new])
@@ -93,7 +93,7 @@ def _without_indentation(hunk: Hunk) -> Hunk:
 
 
 def _matches(lines: list[str], place: int, wanted: list[str]) -> bool:
-    """Tell whether lines are those that are wanted, all of them perhaps further to the right."""
+    """Return whether the lines at `place` are those wanted, perhaps all indented further."""
     if not lines[place].endswith(wanted[0]):
         return False
     margin = _margin(lines[place], wanted[0])
@@ -102,5 +102,5 @@ def _matches(lines: list[str], place: int, wanted: list[str]) -> bool:
 
 
 def _margin(line: str, wanted: str) -> str:
-    """Return what a line has before the part that is wanted."""
+    """Return the part of a line before the wanted part."""
     return line[: len(line) - len(wanted)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: run mutations one after the other and say which ones were noticed."""
+"""The command line: runs mutations, and reports which ones the tests noticed."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ if TYPE_CHECKING:
     from fuzz.mutations.mutation import Mutation
     from fuzz.mutations.scratch import Outcome
 
-#: Seconds that one test may take, and all tests of a mutation.
+#: Limits in seconds for one test, and for all tests of a mutation.
 TEST_LIMIT = 60
 RUN_LIMIT = 300
 
-#: What pytest says of a test that fails.
+#: The line that pytest prints for a test that fails.
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+\.py(?:::.+?)?)(?: - .*)?$", re.MULTILINE)
 
 
 class Verdict(Enum):
-    """What has become of a mutation."""
+    """The result of a mutation."""
 
     NOTICED = "noticed"
     NOT_NOTICED = "NOT noticed"
-    #: A test waits for ever; in CI its time-out fails it.
+    #: A test hangs; in CI it fails by its time-out.
     HUNG = "hung"
     #: The mutation doesn't apply, or compile, or its tests can't be run.
     BROKEN = "BROKEN"
 
 
 class Result(NamedTuple):
-    """A mutation that was run; `detail`: the test that has failed, or what is wrong."""
+    """A mutation that was run; `detail`: the test that failed, or the problem."""
 
     mutation: Mutation
     verdict: Verdict
@@ -62,7 +62,7 @@ class Result(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line asks for; return the exit status."""
+    """Run the command line; return the exit status."""
     options = _parser().parse_args(arguments)
     chosen = _choose(options.only)
     if options.list:
@@ -87,19 +87,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fuzz.mutations", description=__doc__)
-    parser.add_argument("--only", metavar="NAME", action="append", help="of these, or of this file")
-    parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
-    parser.add_argument("--check", action="store_true", help="only see that all still apply")
-    parser.add_argument("--resume", metavar="FILE", type=Path, help="go on where FILE says, and "
-                        "note there what has been done")  # fmt: skip
-    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="so many at a time")
-    parser.add_argument("--seed", type=int, default=1, help="of the order, and of random tests")
-    parser.add_argument("--show", action="store_true", help="print what pytest says")
+    parser.add_argument("--only", metavar="NAME", action="append", help="only this, or this file's")
+    parser.add_argument("--list", action="store_true", help="list the mutations, and run nothing")
+    parser.add_argument("--check", action="store_true", help="only check that all still apply")
+    parser.add_argument("--resume", metavar="FILE", type=Path, help="continue where FILE says, and "
+                        "record results there")  # fmt: skip
+    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="run N at a time")
+    parser.add_argument("--seed", type=int, default=1, help="seed of order and random tests")
+    parser.add_argument("--show", action="store_true", help="print the output of pytest")
     return parser
 
 
 def _choose(names: Iterable[str] | None) -> list[Mutation]:
-    """Return the mutations with these names, or in these files; all where there are none."""
+    """Return the mutations with these names, or in these files; without names, all."""
     everything = all_mutations()
     if names is None:
         return everything
@@ -111,7 +111,7 @@ def _choose(names: Iterable[str] | None) -> list[Mutation]:
 
 
 def check(mutations: Iterable[Mutation]) -> Iterable[str]:
-    """Yield what is wrong with mutations: those that don't apply, and tests that aren't there."""
+    """Yield the problems of mutations: those that don't apply, and tests that don't exist."""
     for mutation in mutations:
         try:
             mutation.apply((ROOT / mutation.file).read_text())
@@ -125,7 +125,7 @@ def check(mutations: Iterable[Mutation]) -> Iterable[str]:
 
 
 def _exists(test: str) -> bool:
-    """Tell whether the file of a test is there, and has a function of that name."""
+    """Return whether the file of a test exists, and has a function of that name."""
     name, *inside = test.split("::")
     path = ROOT / name
     if not inside or not path.is_file():
@@ -135,9 +135,9 @@ def _exists(test: str) -> bool:
 
 
 class Record:
-    """A file that notes what has been done, a line each.
+    """A file of results, one on each line.
 
-    What has changed since, and what was not noticed, is done again.
+    Mutations that have changed since, and those that were not noticed, are run again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -149,7 +149,7 @@ class Record:
                 self._done[noted["key"]] = noted["verdict"]
 
     def verdict(self, mutation: Mutation) -> Verdict | None:
-        """Return what became of a mutation earlier."""
+        """Return the earlier result of a mutation."""
         noted = self._done.get(_key(mutation))
         return None if noted in (None, Verdict.NOT_NOTICED.value) else Verdict(noted)
 
@@ -166,7 +166,7 @@ class Record:
 
 
 def _key(mutation: Mutation) -> str:
-    """Stand for a mutation and the file that it changes, as they are now."""
+    """Return a hash of a mutation and of the file that it changes, as they are now."""
     parts = (mutation.name, mutation.change, *mutation.tests, (ROOT / mutation.file).read_text())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -182,7 +182,7 @@ def run(
         f"{len(left)} mutations, {len(mutations) - len(left)} done before, seed {seed}", flush=True
     )
     if left:
-        # A short name: tests make sockets in it.
+        # The name is short, as tests make sockets there.
         with tempfile.TemporaryDirectory(prefix="mut.") as directory:
             runner = Runner(Path(directory), min(jobs, len(left)), seed, show=show)
             for result in runner.run(left):
@@ -214,7 +214,7 @@ class Runner:
         self._seed = seed
         self._show = show
         self._jobs = jobs
-        #: Tests that have failed and pass without a mutation.
+        #: Tests that failed with a mutation, and pass without.
         self._sound: set[str] = set()
         self._trees: SimpleQueue[Scratch] = SimpleQueue()
         for number in range(jobs):
@@ -223,7 +223,7 @@ class Runner:
             self._trees.put(Scratch(place, os.cpu_count() or 1))
 
     def run(self, mutations: Sequence[Mutation]) -> Iterable[Result]:
-        """Run mutations in their order, and yield what becomes of them as soon as it is known."""
+        """Run mutations in order, and yield each result as soon as it is known."""
         pool = ThreadPoolExecutor(self._jobs)
         try:
             running = [pool.submit(self._run_one, mutation) for mutation in mutations]
@@ -231,7 +231,7 @@ class Runner:
                 yield each.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            end_all()  # where it was interrupted
+            end_all()  # if it was interrupted
             pool.shutdown()
 
     def _run_one(self, mutation: Mutation) -> Result:
@@ -254,7 +254,7 @@ class Runner:
         return Result(mutation, verdict, test, seconds)
 
     def _is_sound(self, test: str) -> bool:
-        """Tell whether a test passes on the code as it is; if not, it can't judge."""
+        """Return whether a test passes without mutations. If not, its failure means nothing."""
         if test not in self._sound:
             scratch = self._trees.get()
             try:
@@ -270,14 +270,14 @@ class Runner:
 
 
 def _judge(outcome: Outcome) -> tuple[Verdict, str]:
-    """Say what a run of the tests says of a mutation, and the test that has failed."""
+    """Return the verdict of a run of the tests, and the test that failed."""
     failed = _FAILED.search(outcome.output)
     test = failed.group(1) if failed else ""
     if outcome.code is None or "Timeout (>" in outcome.output or "+ Timeout +" in outcome.output:
         return Verdict.HUNG, test
     if outcome.code == 0:
         return Verdict.NOT_NOTICED, ""
-    # Whatever else it is that ends pytest, a crash of the interpreter among it, is noticed.
+    # A crash of the interpreter counts as noticed, too.
     if outcome.code == 1 or outcome.code < 0:
         return Verdict.NOTICED, test
     lines = [line for line in outcome.output.splitlines() if line.startswith("E ")]

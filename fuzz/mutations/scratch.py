@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A copy of the tree that mutations are applied to, with an engine that is built in parts."""
+"""A copy of the tree to which mutations are applied; its engine is rebuilt incrementally."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 
-#: What is not copied: results of builds and tests, and what is large and never changed.
+#: Files that are not copied: results of builds and tests, and large files that never change.
 _LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", ".cache", ".hypothesis", ".*_cache", "__pycache__", "build", "*.so",
     "*.egg-info", "_engine.c", "_engine.o",
@@ -32,16 +32,16 @@ _LEFT_OUT = shutil.ignore_patterns(
 _ENGINE = Path("vhostblk/engine")
 _LIBRARY = _ENGINE / "_engine.abi3.so"
 
-#: Processes that have it in their environment are ended after each run.
+#: Processes that have this variable in their environment are ended after each run.
 _MARKER = "VHOSTBLK_MUTATION"
 
 
 class BuildError(Exception):
-    """The engine can't be compiled; the text is the compiler's."""
+    """The engine can't be compiled; the text is the compiler's output."""
 
 
 class Engine:
-    """Builds the engine of a tree: each source is an object file of its own."""
+    """Builds the engine of a tree, with an object file for each source."""
 
     def __init__(self, tree: Path, objects: Path) -> None:
         self._tree = tree
@@ -60,7 +60,7 @@ class Engine:
         self._built: dict[str, Path] = {}
 
     def build(self, jobs: int) -> None:
-        """Build all of it."""
+        """Build the whole engine."""
         sources: list[str] = self._described.sources
         with ThreadPoolExecutor(jobs) as pool:
             built = pool.map(lambda source: self._compile(source, self._objects), sources)
@@ -68,7 +68,7 @@ class Engine:
         self._link(self._built)
 
     def rebuild(self, changed: str) -> None:
-        """Build what a changed file is part of, for the time being."""
+        """Build the engine with a changed file, until `restore`."""
         other = self._objects / "changed"
         other.mkdir(exist_ok=True)
         mutated = dict(self._built)
@@ -78,7 +78,7 @@ class Engine:
         self._link(mutated)
 
     def restore(self) -> None:
-        """Go back to what `build` has built."""
+        """Restore the engine that `build` has built."""
         self._link(self._built)
 
     def _compile(self, source: str, into: Path) -> Path:
@@ -94,7 +94,7 @@ class Engine:
         return target
 
     def _link(self, objects: dict[str, Path]) -> None:
-        # Not in place: processes that are still there have the old file mapped.
+        # Not in place: processes that still run have the old file mapped.
         fresh = self._objects / _LIBRARY.name
         self._run(
             [
@@ -105,7 +105,7 @@ class Engine:
         fresh.replace(self._tree / _LIBRARY)
 
     def _headers(self, source: str) -> set[str]:
-        """Return what a source has included, as the compiler has noted it."""
+        """Return the headers that a source includes, from the compiler's dependency file."""
         noted = self._built[source].with_suffix(".d").read_text()
         return set(noted.replace("\\\n", " ").split())
 
@@ -116,7 +116,7 @@ class Engine:
 
 
 class Outcome:
-    """How a run of pytest has ended; `code` is None where it took too long."""
+    """The result of a run of pytest; `code` is None if it took too long."""
 
     def __init__(self, code: int | None, output: str) -> None:
         self.code = code
@@ -129,7 +129,7 @@ class Scratch:
     def __init__(self, directory: Path, jobs: int = 1) -> None:
         self.tree = directory / "tree"
         self._directory = directory
-        #: The text of the file that is changed, as it was.
+        #: The original text of the changed file.
         self._before = ""
         shutil.copytree(ROOT, self.tree, ignore=_LEFT_OUT, symlinks=True)
         cache = ROOT / ".cache"
@@ -187,7 +187,7 @@ class Scratch:
 
 
 def end_all(which: str = "") -> None:
-    """End the processes that runs of this process have left; `which`: those of one copy."""
+    """End processes that are left from runs of this process; `which`: those of one copy."""
     marker = f"{_MARKER}={os.getpid()}.{which}".encode()
     while found := list(_marked(marker)):
         for number in found:
@@ -199,7 +199,7 @@ def end_all(which: str = "") -> None:
 
 
 def _marked(marker: bytes) -> Iterator[int]:
-    """Find processes by the beginning of a line in their environment."""
+    """Yield the processes whose environment has a line that begins with `marker`."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
             continue

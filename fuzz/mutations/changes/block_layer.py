@@ -70,7 +70,7 @@ MUTATIONS = (
         + if offset > self.node.size:
               if not self._may_grow:
         """,
-        "What a user of a disk may not make longer is made longer.",
+        "A user without the permission to resize makes a disk longer.",
         (*_EDGES, "tests/block/test_growing.py"),
     ),
     Mutation(
@@ -81,7 +81,7 @@ MUTATIONS = (
         - if not self.node.grows_by_writing:
         -     raise os_error(errno.ENOSPC)
         """,
-        "A format writes past the end of what can't become longer: the driver gets to decide.",
+        "A format's write past the end of a node that can't grow reaches the driver.",
         ("tests/block/test_growing.py", "tests/block/test_raw_window.py"),
     ),
     Mutation(
@@ -124,7 +124,7 @@ MUTATIONS = (
         - and not watched
           and self._plain_flags >= 0
         """,
-        "An incremental backup lacks what was written in bursts.",
+        "An incremental backup lacks data that was written in bursts.",
         ("tests/block/test_node_bitmaps.py", "integration/qcow2/test_bursts.py"),
     ),
     Mutation(
@@ -134,7 +134,7 @@ MUTATIONS = (
         - watched = node.write_tracker is not None or node.recorders
         + watched = node.write_tracker is not None
         """,
-        "An incremental backup lacks what was written.",
+        "An incremental backup lacks data that was written.",
         ("tests/block/test_node_bitmaps.py",),
     ),
     Mutation(
@@ -144,7 +144,7 @@ MUTATIONS = (
           and not self.node.write_threshold
         - and not self.node.recorders
         """,
-        "An incremental backup lacks what the engine has written.",
+        "An incremental backup lacks data that the engine has written.",
         ("tests/block/test_node_bitmaps.py", "tests/block/test_extent_map.py"),
     ),
     Mutation(
@@ -154,7 +154,7 @@ MUTATIONS = (
         - elif self.node.recorders and discard is Treatment.FILE:
         -     discard = Treatment.ASK
         """,
-        "An incremental backup lacks what the engine has discarded.",
+        "An incremental backup lacks ranges that the engine has discarded.",
         ("tests/block/test_node_bitmaps.py", "tests/block/test_extent_map.py"),
     ),
     Mutation(
@@ -211,7 +211,7 @@ MUTATIONS = (
         -     self._track_writes()
         +     pass
         """,
-        "A read-modify-write takes a write back that it overlaps.",
+        "A read-modify-write undoes an overlapping write.",
         ("tests/block/test_edge.py", "tests/block/test_extent_map.py"),
     ),
     Mutation(
@@ -221,7 +221,7 @@ MUTATIONS = (
         - tracked = await _enter(node, low, high - low, serialising=True)
         + tracked = await _enter(node, low, high - low)
         """,
-        "A read-modify-write takes a write back that it overlaps.",
+        "A read-modify-write undoes an overlapping write.",
         ("tests/block/test_edge.py",),
     ),
     Mutation(
@@ -232,7 +232,7 @@ MUTATIONS = (
         + if self._serialising > 1:
               return None
         """,
-        "A read-modify-write takes a write back that it overlaps.",
+        "A read-modify-write undoes an overlapping write.",
         ("tests/block/test_edge.py",),
     ),
     Mutation(
@@ -242,7 +242,7 @@ MUTATIONS = (
         - (self.serialising or other.serialising)
         + (self.serialising and other.serialising)
         """,
-        "A read-modify-write takes a write back that it overlaps.",
+        "A read-modify-write undoes an overlapping write.",
         ("tests/block/test_edge.py",),
     ),
     Mutation(
@@ -253,7 +253,7 @@ MUTATIONS = (
           and other.start < self.stop
         + and self.start == other.start
         """,
-        "A read-modify-write takes a write back that overlaps its second block.",
+        "A read-modify-write undoes a write that overlaps its second block.",
         ("tests/block/test_edge.py",),
     ),
     Mutation(
@@ -270,7 +270,7 @@ MUTATIONS = (
         +         self._places.add(write)
           except BaseException:
         """,
-        "Writes that come while a read-modify-write waits don't see it, and are taken back by it.",
+        "Writes that come while a read-modify-write waits don't see it, and it undoes them.",
         ("tests/block/test_edge.py",),
     ),
     Mutation(
@@ -280,7 +280,7 @@ MUTATIONS = (
         - if serialising and self._earlier:
         -     await self._drain_earlier()
         """,
-        "A read-modify-write takes a write back that was in flight when tracking began.",
+        "A read-modify-write undoes a write that was in flight when tracking began.",
         ("tests/block/test_edge.py",),
     ),
     Mutation(
@@ -290,7 +290,7 @@ MUTATIONS = (
         - ends = [end for end, missing in (("head", head), ("tail", tail)) if missing]
         + ends = [end for end, missing in (("head", head), ("tail", tail and not head)) if missing]
         """,
-        "A write that begins and ends inside blocks loses what is behind it in the last one.",
+        "A write that begins and ends inside blocks loses the data behind it in its last block.",
         ("tests/block/test_edge.py",),
     ),
     Mutation(
@@ -302,7 +302,7 @@ MUTATIONS = (
           high = (offset + length) // align * align
         + low = offset // align * align
         """,
-        "A discard takes what lies before it in its first block.",
+        "A discard discards data before it in its first block.",
         ("tests/block/test_edge.py",),
     ),
     Mutation(
@@ -314,7 +314,7 @@ MUTATIONS = (
         + high = -(-stop // align) * align
           if low >= high:
         """,
-        "Zeroes take what lies behind them in their last block.",
+        "A write of zeroes zeroes data behind it in its last block.",
         ("tests/block/test_edge.py",),
     ),
     Mutation(
@@ -352,7 +352,7 @@ MUTATIONS = (
               node.write_generation += 1
         -     node.record_change(offset, length)
         """,
-        "An incremental backup lacks what was discarded.",
+        "An incremental backup lacks discarded ranges.",
         ("tests/block/test_node_bitmaps.py",),
     ),
     Mutation(
@@ -416,7 +416,7 @@ MUTATIONS = (
         -     await self.drain()
               yield
         """,
-        "A graph changes under requests in flight, which go to a node that is gone.",
+        "The graph changes during requests in flight, which go to a closed node.",
         ("tests/block/test_drain.py",),
     ),
     Mutation(
@@ -452,7 +452,7 @@ MUTATIONS = (
         - await self.drain()
           edge, self._edge = self._edge, None
         """,
-        "An image is closed under requests in flight.",
+        "An image is closed while requests are in flight.",
         ("tests/block/test_drain.py",),
     ),
     Mutation(
@@ -463,7 +463,7 @@ MUTATIONS = (
         + for node in nodes:
               for edge in node.parents:
         """,
-        "A node changes under requests that come through a node above it.",
+        "A node changes while requests from a node above it are in flight.",
         ("tests/block/test_drain.py",),
     ),
     Mutation(
@@ -495,7 +495,7 @@ MUTATIONS = (
           try:
               nodes = activation.to_inactivate(chosen)
         """,
-        "Another host takes an image over that is not on stable storage.",
+        "Another host takes over an image that is not on stable storage.",
         ("tests/block/test_activation.py",),
     ),
     Mutation(
@@ -507,7 +507,7 @@ MUTATIONS = (
         +         pass
           except BlockError:
         """,
-        "An image that another process has changed meanwhile goes on with the tables of before.",
+        "An image that another process has changed meanwhile is used with its former tables.",
         (
             "tests/block/test_activation.py",
             "tests/exports/test_ownership.py",
@@ -522,7 +522,7 @@ MUTATIONS = (
         - update_permissions(nodes)
           _refresh(nodes)
         """,
-        "The process that is to take an image over finds it locked.",
+        "The process that should take over an image finds it locked.",
         ("tests/block/test_activation.py",),
     ),
     Mutation(
@@ -532,7 +532,7 @@ MUTATIONS = (
         - node.bitmaps = [each for each in node.bitmaps if not each.persistent]
           node_bitmaps.refresh(node)
         """,
-        "Bitmaps that another process has changed meanwhile are stored as they were before.",
+        "Bitmaps that another process has changed meanwhile are overwritten with former content.",
         ("tests/block/test_activation.py", "integration/qcow2/test_bitmaps.py"),
     ),
     Mutation(
@@ -543,7 +543,7 @@ MUTATIONS = (
         - await _flush(dict.fromkeys([*reversed(loading), *nodes]), "Error flushing drive: ")
           await _release_children(reopening.leaving)
         """,
-        "What was written before a reopen stays in the cache of a file that has been left.",
+        "Data written before a reopen stays in the cache of the former file.",
         ("tests/block/test_reopen.py", "tests/block/test_other_data.py"),
     ),
     Mutation(
@@ -554,7 +554,7 @@ MUTATIONS = (
         + if edge.frozen and new is None:
               raise BlockError(
         """,
-        "A chain changes under a copy-on-read filter that relies on it.",
+        "A chain changes below a copy-on-read filter that relies on it.",
         ("tests/block/test_reopen.py", "tests/filters"),
     ),
     Mutation(
@@ -566,7 +566,7 @@ MUTATIONS = (
               step()
           for node in self._prepared:
         """,
-        "After a reopen that was refused, half of the nodes go by the new options.",
+        "After a reopen that was refused, some of the nodes have the new options.",
         ("tests/block/test_reopen.py",),
     ),
     Mutation(
@@ -578,7 +578,7 @@ MUTATIONS = (
         - refresh(self.nodes)
           for node, size in sizes.items():
         """,
-        "A node goes on by the limits and options that it had.",
+        "A node still uses its former limits and options.",
         ("tests/block/test_reopen.py", "tests/block/test_other_data.py"),
     ),
     Mutation(
@@ -590,7 +590,7 @@ MUTATIONS = (
         - node.child_changed(inherit.BACKING)
           return undo
         """,
-        "An image that was given no backing file goes on with the one it had.",
+        "An image whose backing file was removed still uses it.",
         ("tests/block/test_reopen.py", "integration/qcow2/test_node_changes.py"),
     ),
     Mutation(
@@ -602,7 +602,7 @@ MUTATIONS = (
         -     await node.load_other_data(self.other_data[node])
               refresh([node])
         """,
-        "An image that got another file goes by the tables of the former one.",
+        "An image that got another file still uses the tables of the former one.",
         ("tests/block/test_other_data.py",),
     ),
     Mutation(
@@ -613,7 +613,7 @@ MUTATIONS = (
         -     node.drop_other_data()
           for step in reversed(self._undo):
         """,
-        "After a reopen that failed, an image goes by the tables of a file that it hasn't got.",
+        "After a reopen that failed, an image uses the tables of the file that it didn't get.",
         ("tests/block/test_other_data.py",),
     ),
     Mutation(
@@ -624,7 +624,7 @@ MUTATIONS = (
         -     _mark_all(node, bitmaps)
         +     assert node not in bitmaps
         """,
-        "An incremental backup lacks all that another file has brought.",
+        "An incremental backup lacks the data of the new file.",
         ("tests/block/test_other_data.py",),
     ),
     Mutation(
@@ -648,7 +648,7 @@ MUTATIONS = (
         +         pass
               except OSError as error:
         """,
-        "The base of a snapshot, which nobody flushes any more, is not on stable storage.",
+        "The base of a snapshot is not on stable storage, and never flushed again.",
         ("tests/qmp_block/test_overlay.py", "integration/qcow2/test_external_snapshots.py"),
     ),
     Mutation(
@@ -658,7 +658,7 @@ MUTATIONS = (
         - return [edge for edge in self._base.parents if edge.parent not in below]
         + return [edge for edge in self._base.parents[:1] if edge.parent not in below]
         """,
-        "After a snapshot some users still write to the image that is to stay as it is.",
+        "After a snapshot some users still write to the base image.",
         ("tests/qmp_block/test_overlay.py", "tests/block/test_graph.py"),
     ),
     Mutation(
@@ -669,7 +669,7 @@ MUTATIONS = (
 
           async def _check_data(self) -> None:
         """,
-        "A snapshot goes into a file of its own chain.",
+        "The overlay of a snapshot is made in a file of its own chain.",
         ("tests/qmp_block/test_files_in_use.py",),
     ),
     Mutation(
@@ -693,7 +693,7 @@ MUTATIONS = (
         +     for action in prepared:
                   await action.abort()
         """,
-        "Actions of a failed transaction that build on each other are undone in the wrong order.",
+        "Dependent actions of a failed transaction are undone in the wrong order.",
         ("tests/qmp_block/test_transaction.py::test_an_abort_undoes_the_last_action_first",),
     ),
     Mutation(
@@ -704,7 +704,7 @@ MUTATIONS = (
         + action.nodes()
           await action.prepare()
         """,
-        "A guest's write gets between the snapshots of two disks.",
+        "A guest's write comes between the snapshots of two disks.",
         ("tests/qmp_block/test_transaction.py", "tests/qmp_block/test_overlay.py"),
     ),
     Mutation(
@@ -734,7 +734,7 @@ MUTATIONS = (
         - self.words[index] = word | mask if value else word & ~mask
         + self.words[index] = mask if value else word & ~mask
         """,
-        "An incremental backup lacks what was written next to a write.",
+        "An incremental backup lacks data next to a write.",
         ("tests/block/test_dirty_bitmap.py",),
     ),
     Mutation(
@@ -744,7 +744,7 @@ MUTATIONS = (
         - self.words[:kept] = former[:kept]
         + self.words[: kept - 1] = former[: kept - 1]
         """,
-        "An incremental backup lacks what was written before the disk grew.",
+        "An incremental backup lacks data that was written before the disk grew.",
         ("tests/block/test_dirty_bitmap.py",),
     ),
     Mutation(
@@ -757,7 +757,7 @@ MUTATIONS = (
               if isinstance(edge.parent, BlockNode):
                   notify_resize(edge.parent)
         """,
-        "An incremental backup lacks what was written past the disk's former end.",
+        "An incremental backup lacks data that was written past the disk's former end.",
         ("tests/block/test_node_bitmaps.py",),
     ),
     Mutation(
@@ -767,7 +767,7 @@ MUTATIONS = (
           bitmap.disabled = self._disabled
         - refresh(node)
         """,
-        "An incremental backup lacks what was written since its bitmap was enabled.",
+        "An incremental backup lacks data that was written since its bitmap was enabled.",
         ("tests/block/test_node_bitmaps.py",),
     ),
     Mutation(
@@ -788,7 +788,7 @@ MUTATIONS = (
         + self._former = bitmap.words
           bitmap.clear()
         """,
-        "A transaction that fails has cleared the bitmap: the next backup lacks what it had.",
+        "A transaction that fails has cleared the bitmap: the next backup lacks its ranges.",
         ("tests/block/test_node_bitmaps.py", "tests/qmp_block/test_transaction.py"),
     ),
 )

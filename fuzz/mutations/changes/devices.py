@@ -49,7 +49,7 @@ MUTATIONS = (
           or (records["type"] != _OUT).any()
         - or (records["status"] != PENDING).any()
         """,
-        "A request that was refused is done: what lies behind the disk is written over.",
+        "A request that was refused is done: data behind the disk is overwritten.",
         ("tests/virtio_blk/test_queue.py",),
     ),
     Mutation(
@@ -106,7 +106,7 @@ MUTATIONS = (
         -     await self.backend.flush()
               return 0
         """,
-        "A flush is acknowledged and nothing is on stable storage.",
+        "A flush is acknowledged, but nothing is on stable storage.",
         ("tests/virtio_blk/test_device.py",),
     ),
     Mutation(
@@ -138,7 +138,7 @@ MUTATIONS = (
         - await self.wait_idle()
           self._runner.close()
         """,
-        "The base says that requests are done which are not: the next device never does them.",
+        "The base counts requests as done that are not: the next device never does them.",
         ("tests/virtio_blk/test_queue.py",),
     ),
     Mutation(
@@ -222,7 +222,7 @@ MUTATIONS = (
         -         await self._settling()
         +     pass
         """,
-        "A discarded cluster gets another use while the engine writes to it.",
+        "A discarded cluster is reused while the engine writes to it.",
         ("tests/virtio_blk/test_settle.py",),
     ),
     Mutation(
@@ -239,7 +239,7 @@ MUTATIONS = (
         +     pass
           if table is not None:
         """,
-        "A discarded cluster gets another use while the engine writes to it.",
+        "A discarded cluster is reused while the engine writes to it.",
         ("tests/engine", "tests/exports"),
     ),
     Mutation(
@@ -269,7 +269,7 @@ MUTATIONS = (
           self._lib.vb_queue_set_write_through(self._queue, not backend.enable_write_cache)
         - self._lib.vb_queue_set_device_size(self._queue, backend.size)
         """,
-        "A disk goes by its former size: what was added is refused, what was cut off is asked for.",
+        "The engine still uses the former size after the disk was resized.",
         ("tests/exports/test_files.py",),
     ),
     Mutation(
@@ -299,7 +299,7 @@ MUTATIONS = (
         - may = not self._features or bool(self._features & Feature.FLUSH.mask)
         + may = True
         """,
-        "What a driver that can't flush has written is in a cache only.",
+        "Data that a driver without FLUSH has written is in a cache only.",
         ("tests/exports/test_write_cache.py",),
     ),
     Mutation(
@@ -310,7 +310,7 @@ MUTATIONS = (
         -     self._chosen_write_cache = None
           self._set_write_cache()
         """,
-        "A driver that knows nothing of it has the write cache that its predecessor chose.",
+        "A driver without CONFIG_WCE gets the cache mode that the former driver chose.",
         ("tests/exports/test_write_cache.py",),
     ),
     Mutation(
@@ -321,7 +321,7 @@ MUTATIONS = (
           queue.release()
         + queue.set_extents(extents)
         """,
-        "After a drained section, the engine begins with the map of the former graph.",
+        "After a drained section, the engine first uses the map of the former graph.",
         ("tests/exports/test_files.py",),
     ),
     Mutation(
@@ -333,7 +333,7 @@ MUTATIONS = (
         -     queue.set_extents(extents)
               queue.release()
         """,
-        "After a drained section, the engine goes on with the map of the former graph.",
+        "After a drained section, the engine still uses the map of the former graph.",
         ("tests/exports/test_files.py",),
     ),
     Mutation(
@@ -344,7 +344,7 @@ MUTATIONS = (
         -     return replace(extents, writable=False)
           return extents
         """,
-        "A read-modify-write of the block layer takes a write of the engine back.",
+        "A read-modify-write of the block layer undoes a write of the engine.",
         ("tests/exports/test_large_blocks.py",),
     ),
     Mutation(
@@ -368,7 +368,7 @@ MUTATIONS = (
         +         pass
           yield queues
         """,
-        "Data of requests in flight goes to where guest memory was.",
+        "Data of requests in flight is written to unmapped guest memory.",
         ("tests/exports/test_memory_changes.py",),
     ),
     Mutation(
@@ -380,7 +380,7 @@ MUTATIONS = (
         -         queue.move(self.memory)
               raise
         """,
-        "After a memory table that was refused, some queues go by it and some don't.",
+        "After a memory table was refused, some queues use it and some don't.",
         ("tests/exports/test_memory_changes.py",),
     ),
     Mutation(
@@ -401,7 +401,7 @@ MUTATIONS = (
         """
         - self._backend.allow_inactive = False
         """,
-        "An image is inactivated under a guest that runs.",
+        "An image is inactivated while its guest runs.",
         ("tests/exports/test_ownership.py",),
     ),
     Mutation(
@@ -412,7 +412,7 @@ MUTATIONS = (
         + if index not in self._queues:
               await self._ownership.leave()
         """,
-        "With the first queue that stops, the image is left to others.",
+        "The image is inactivated as soon as the first queue stops.",
         ("tests/exports/test_ownership.py",),
     ),
     Mutation(
@@ -422,7 +422,7 @@ MUTATIONS = (
         - if self.dirty_logging is not None:
         -     queue.set_log(self.dirty_logging.begin(self._configs[index]))
         """,
-        "What a queue writes that is started during a migration is missing at the destination.",
+        "Writes of a queue that is started during a migration are missing at the destination.",
         ("tests/exports/test_dirty_logging.py",),
     ),
     Mutation(
@@ -437,7 +437,7 @@ MUTATIONS = (
         + async with self._quiet() as queues:
         +     self._tell(queues[:1])
         """,
-        "What one of several queues writes is missing at the destination of a migration.",
+        "Writes of one of several queues are missing at the destination of a migration.",
         ("tests/exports/test_dirty_logging.py",),
     ),
     Mutation(
@@ -448,7 +448,7 @@ MUTATIONS = (
         + if self._log is None or used_addr is None:
               return None
         """,
-        "What requests have written is missing at the destination of a migration.",
+        "Writes of requests are missing at the destination of a migration.",
         ("tests/exports/test_dirty_logging.py",),
     ),
 )

@@ -55,7 +55,7 @@ MUTATIONS = (
         + return false;
           if (io_uring_register_files_update(&uring->ring, file, &none, 1) != 1)
         """,
-        "A closed image stays open and locked: another process can't take it over.",
+        "The file of a closed image stays open and locked: another process can't open it.",
         ("tests/engine/test_kept_files.py",),
     ),
     Mutation(
@@ -65,7 +65,7 @@ MUTATIONS = (
         - count = queue->in_flight + (queue->holds && has_file(queue));
         + count = queue->in_flight;
         """,
-        "A drained section ends while the file is open still: its locks outlive the node.",
+        "A drained section ends while the file is still open: its locks outlive the node.",
         ("tests/engine/test_kept_files.py",),
     ),
     Mutation(
@@ -75,7 +75,7 @@ MUTATIONS = (
           slot->done += bytes;
         - op->offset += bytes;
         """,
-        "The rest of a short write goes to where its beginning went.",
+        "The rest of a short write is written at its beginning.",
         _FILE_IO,
     ),
     Mutation(
@@ -190,7 +190,7 @@ MUTATIONS = (
         - run->end != slot->op.offset || run->bytes + slot->request.length > MAX_INLINE_BYTES ||
         + run->end > slot->op.offset || run->bytes + slot->request.length > MAX_INLINE_BYTES ||
         """,
-        "A write behind a gap is written into the gap.",
+        "A write behind a gap is done in the gap.",
         ("tests/engine/test_runs.py",),
     ),
     Mutation(
@@ -263,7 +263,7 @@ MUTATIONS = (
         - slot->op.offset = map->offset + segment->sector * VB_SECTOR_SIZE;
         + slot->op.offset = segment->sector * VB_SECTOR_SIZE;
         """,
-        "Zeroes and discards on a raw node with an offset hit what lies before it in the file.",
+        "Zeroes and discards on a raw node with an offset hit data before it in the file.",
         _FILE_IO,
     ),
     Mutation(
@@ -316,7 +316,7 @@ MUTATIONS = (
         -     sectors > size / VB_SECTOR_SIZE - sector)
         +     sectors > size / VB_SECTOR_SIZE - sector + 1)
         """,
-        "What lies behind the disk in its file is discarded.",
+        "Data behind the disk in its file is discarded.",
         ("tests/engine/test_file_io.py", "tests/engine/test_differential.py"),
     ),
     Mutation(
@@ -326,7 +326,7 @@ MUTATIONS = (
         - if (request->sector > capacity || sectors > capacity - request->sector)
         + if (request->sector > capacity || sectors > capacity - request->sector + 1)
         """,
-        "What lies behind the disk in its file is written over.",
+        "Data behind the disk in its file is overwritten.",
         ("tests/engine/test_differential.py", "tests/engine/test_runs.py"),
     ),
     Mutation(
@@ -346,7 +346,7 @@ MUTATIONS = (
         - if (op->opcode == VB_IO_READ && (!result || whole != result)) {
         + if (op->opcode == VB_IO_READ) {
         """,
-        "A read that the kernel does in two parts gives zeroes for the second one.",
+        "A read that the kernel does in two parts returns zeroes for the second one.",
         _FILE_IO,
     ),
     Mutation(
@@ -367,9 +367,9 @@ MUTATIONS = (
         - finish_mapped(slot, -ENOSPC);
         + finish_mapped(slot, 0);
         """,
-        "A write that the kernel takes nothing of is acknowledged.",
+        "A write of which the kernel writes nothing is acknowledged.",
         _FILE_IO,
-        equivalent="No file answers a write with 0: what is full answers with an error.",
+        equivalent="No file returns 0 for a write: a full one returns an error.",
     ),
     Mutation(
         "failed-flush-is-forgotten",
@@ -478,7 +478,7 @@ MUTATIONS = (
         + if (!(next & wanted) || next & bars)
               return VB_GO_UP;
         """,
-        "A write over two clusters that lie apart goes over what is behind the first one.",
+        "A write to two clusters that are not adjacent overwrites data behind the first one.",
         ("tests/engine/test_extents.py",),
     ),
     Mutation(
@@ -498,7 +498,7 @@ MUTATIONS = (
         - for (uint64_t i = first + 1; i <= last; i++) {
         + for (uint64_t i = first + 1; i < last; i++) {
         """,
-        "The last cluster of a write may be anybody's.",
+        "The last cluster of a write is not checked, and may not be writable.",
         ("tests/engine/test_extents.py",),
     ),
     Mutation(
@@ -509,7 +509,7 @@ MUTATIONS = (
         -     for (uint64_t i = first + 1; i <= last; i++)
         +     for (uint64_t i = first + 1; i < last; i++)
         """,
-        "A read gives zeroes for a cluster that has data.",
+        "A read returns zeroes for a cluster that has data.",
         ("tests/engine/test_extents.py",),
     ),
     Mutation(
@@ -519,8 +519,7 @@ MUTATIONS = (
         - uint64_t bars = access == VB_ACCESS_WRITE_THROUGH ? VB_ENTRY_VOLATILE : 0;
         + uint64_t bars = 0;
         """,
-        "With the write cache off, a write to a cluster is acknowledged whose entry a crash takes "
-        "back.",
+        "With the write cache off, a write is acknowledged although a crash undoes the entry.",
         ("tests/engine/test_extents.py",),
     ),
     Mutation(
@@ -542,8 +541,7 @@ MUTATIONS = (
         - return slot->queue->write_through ? VB_ACCESS_WRITE_THROUGH : VB_ACCESS_WRITE;
         + return VB_ACCESS_WRITE;
         """,
-        "With the write cache off, a write to a cluster is acknowledged whose entry a crash takes "
-        "back.",
+        "With the write cache off, a write is acknowledged although a crash undoes the entry.",
         ("tests/engine/test_file_io.py", "integration/qcow2/test_volatile.py"),
     ),
     Mutation(
@@ -574,7 +572,7 @@ MUTATIONS = (
         + if (write && map->kind == VB_EXTENT_TABLE && !(map->flags & VB_EXTENT_WRITE))
               return VB_GO_UP;
         """,
-        "Writes are done past a filter or a permission that wants to be asked.",
+        "Writes bypass a filter or a permission check.",
         ("tests/engine/test_extents.py",),
     ),
     Mutation(
@@ -595,7 +593,7 @@ MUTATIONS = (
         + if (!map || !length || offset >= map->size)
               return VB_GO_UP;
         """,
-        "A request that begins on the disk and ends behind it goes over what is behind it.",
+        "A request that begins on the disk and ends behind it overwrites data behind it.",
         ("tests/engine/test_extents.py",),
     ),
 )

@@ -45,7 +45,7 @@ MUTATIONS = (
               return
           if not self._flush_error[0]:
         """,
-        "With cache.direct, a flush leaves the device's cache and the file's new length alone.",
+        "With cache.direct, a flush doesn't cover the device's cache and the file's new length.",
         _FILE,
     ),
     Mutation(
@@ -77,7 +77,7 @@ MUTATIONS = (
         - result = await self._aio.pwritev(self.fd, rest, offset + position)
         + result = await self._aio.pwritev(self.fd, rest, offset)
         """,
-        "The rest of a short write goes over its beginning.",
+        "The rest of a short write overwrites its beginning.",
         _FILE,
     ),
     Mutation(
@@ -88,7 +88,7 @@ MUTATIONS = (
         -     raise os_error(errno.ENOSPC)
         +     return
         """,
-        "A write that the kernel takes nothing of is acknowledged.",
+        "A write of which the kernel writes nothing is acknowledged.",
         _FILE,
     ),
     Mutation(
@@ -99,7 +99,7 @@ MUTATIONS = (
         + if result >= 0:
               iov.slice(position, iov.nbytes).fill(0)  # the end of the file
         """,
-        "A read that the kernel does in two parts gives zeroes for the second one.",
+        "A read that the kernel does in two parts returns zeroes for the second one.",
         _FILE,
     ),
     Mutation(
@@ -135,7 +135,7 @@ MUTATIONS = (
         - length = max(old_size - offset, 0)
         + length = 0
         """,
-        "Zeroes over the end of a file leave what was before the end.",
+        "Zeroes across the end of a file leave the data before the end.",
         _FILE,
     ),
     Mutation(
@@ -145,7 +145,7 @@ MUTATIONS = (
         - mode = FALLOC_ZERO_RANGE if offset < self._size else 0
         + mode = 0
         """,
-        "Zeroes over the end of a file leave what was before the end.",
+        "Zeroes across the end of a file leave the data before the end.",
         _FILE,
     ),
     Mutation(
@@ -157,7 +157,7 @@ MUTATIONS = (
         -     self._check_same(fd)
               if self._lock is not None:
         """,
-        "A node goes on in another file that has come to have the name.",
+        "A node continues in another file that now has the same name.",
         _REOPEN,
     ),
     Mutation(
@@ -170,7 +170,7 @@ MUTATIONS = (
         +     pass
           except BaseException:
         """,
-        "A node goes on in another file that has come to have the name.",
+        "A node continues in another file that now has the same name.",
         _REOPEN,
     ),
     Mutation(
@@ -205,7 +205,7 @@ MUTATIONS = (
         - return self.length is None and self._file.node.grows_by_writing
         + return self._file.node.grows_by_writing
         """,
-        "A format in a window of a file writes behind the window.",
+        "A format in a window of a file writes past the window's end.",
         ("tests/block/test_raw_window.py",),
     ),
     Mutation(
@@ -225,7 +225,7 @@ MUTATIONS = (
         - await self._file.pwrite_zeroes(self.offset + offset, length, flags)
         + await self._file.pwrite_zeroes(offset, length, flags)
         """,
-        "Zeroes on a raw node with an offset hit what lies before it in the file.",
+        "Zeroes on a raw node with an offset hit data before it in the file.",
         ("tests/block/test_raw_window.py",),
     ),
     Mutation(
@@ -235,7 +235,7 @@ MUTATIONS = (
         - await self._file.pdiscard(self.offset + offset, length)
         + await self._file.pdiscard(offset, length)
         """,
-        "A discard on a raw node with an offset hits what lies before it in the file.",
+        "A discard on a raw node with an offset hits data before it in the file.",
         ("tests/block/test_raw_window.py",),
     ),
     Mutation(
@@ -247,7 +247,7 @@ MUTATIONS = (
         +     pass
           return perm, shared
         """,
-        "The file of a window is shrunk under it.",
+        "The file of a window is shrunk below it.",
         ("tests/block/test_raw_window.py",),
     ),
     Mutation(
@@ -331,7 +331,7 @@ MUTATIONS = (
         + old._release(old._held)
           self._fd = new_fd
         """,
-        "While a file is opened again another process gets in.",
+        "While a file is opened again, another process takes the lock.",
         _LOCKS,
     ),
     Mutation(
@@ -344,7 +344,7 @@ MUTATIONS = (
               raise
           self._release(before - wanted)
         """,
-        "A permission that is refused takes the locks away that were held before.",
+        "When a permission is refused, the locks that were held before are lost.",
         _LOCKS,
     ),
     Mutation(

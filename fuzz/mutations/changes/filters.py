@@ -26,7 +26,7 @@ MUTATIONS = (
           await self._file.pwritev(offset, iov, flags)
     +     await self._before_write(offset, iov.nbytes, flags)
         """,
-        "A backup has the data that was written after it had begun.",
+        "A backup has data that was written after it had begun.",
         _CBW_TESTS,
     ),
     Mutation(
@@ -46,7 +46,7 @@ MUTATIONS = (
         - await self._before_write(offset, length, WriteFlags.NONE)
           await self._file.pdiscard(offset, length)
         """,
-        "A backup lacks what was discarded after it had begun.",
+        "A backup lacks data that was discarded after it had begun.",
         _CBW_TESTS,
     ),
     Mutation(
@@ -58,7 +58,7 @@ MUTATIONS = (
         + first, last = offset // cluster, max((offset + length) // cluster, offset // cluster + 1)
           try:
         """,
-        "A write that ends inside a cluster takes what the backup should have of it.",
+        "Old data of the last cluster of a write, which ends inside it, is missing in the backup.",
         _CBW_TESTS,
     ),
     Mutation(
@@ -70,7 +70,7 @@ MUTATIONS = (
         +     return
           self._broken = True
         """,
-        "A backup lacks what could not be copied, and nobody knows.",
+        "A backup lacks data that could not be copied, without an error.",
         _CBW_TESTS,
     ),
     Mutation(
@@ -82,7 +82,7 @@ MUTATIONS = (
           else:
               self._done[first:last] = True
         """,
-        "A backup lacks what could not be copied, and nobody knows.",
+        "A backup lacks data that could not be copied, without an error.",
         _CBW_TESTS,
     ),
     Mutation(
@@ -93,7 +93,7 @@ MUTATIONS = (
         -     self._done[first:last] = True
         +     self._done[first : last - 1] = True
         """,
-        "A backup reads what has been overwritten.",
+        "A backup reads overwritten data.",
         _CBW_TESTS,
     ),
     Mutation(
@@ -102,7 +102,7 @@ MUTATIONS = (
         """
         - await self._wait_for_readers(first * cluster, last * cluster)
         """,
-        "A backup reads what a write is just changing.",
+        "A backup reads data that a write is just changing.",
         _CBW_TESTS,
     ),
     Mutation(
@@ -118,7 +118,7 @@ MUTATIONS = (
               await ended
         +     return
         """,
-        "A backup reads what a write is just changing, where two read the same.",
+        "A backup reads data that a write is just changing, if two readers read the same.",
         _CBW_TESTS,
     ),
     Mutation(
@@ -129,7 +129,7 @@ MUTATIONS = (
           task.add_done_callback(_take_error)
         - raise os_error(errno.ETIMEDOUT)
         """,
-        "A write goes on while its old data is still being copied.",
+        "A write starts while its old data is still being copied.",
         _CBW_TESTS,
     ),
     Mutation(
@@ -140,7 +140,7 @@ MUTATIONS = (
         -     return self.map_for_reading()
         +     return self._file.extent_map()
         """,
-        "A backup has what the engine has written after it had begun.",
+        "A backup has data that the engine wrote after it had begun.",
         _CBW_TESTS,
     ),
     Mutation(
@@ -151,7 +151,7 @@ MUTATIONS = (
         + if self._broken or last > len(self._accessible) or not self._accessible[first:last].any():
               raise os_error(errno.EACCES)
         """,
-        "A backup takes what doesn't belong to the snapshot for its data.",
+        "A backup contains data that doesn't belong to the snapshot.",
         _CBW_TESTS,
     ),
     Mutation(
@@ -185,7 +185,7 @@ MUTATIONS = (
         - await done
         + return
         """,
-        "A write goes on while its old data is still being copied for another one.",
+        "A write starts while its old data is still being copied for another write.",
         _CBW_TESTS,
     ),
     Mutation(
@@ -196,7 +196,7 @@ MUTATIONS = (
           task.last = last
         - task.wake()
         """,
-        "Who waits for clusters that were left for later waits for those before them as well.",
+        "A write that waits for clusters that were left for later waits for earlier ones, too.",
         _CBW_TESTS,
         equivalent="It only waits longer: it looks again when the shortened task has ended.",
     ),
@@ -264,7 +264,7 @@ MUTATIONS = (
           await _write_unchanged(image, start, data)
         + await image.preadv(start, data)
         """,
-        "A cluster is filled with zeroes in place of what lies below.",
+        "A cluster is filled with zeroes instead of the data below.",
         _COR_TESTS,
     ),
     Mutation(
@@ -276,7 +276,7 @@ MUTATIONS = (
         + if None not in errors:
         +     self._check_errors(QuorumOpType.WRITE, offset, iov.nbytes, errors)
         """,
-        "A write that too few children have is acknowledged.",
+        "A write that succeeded on too few children is acknowledged.",
         _QUORUM_TESTS,
     ),
     Mutation(
@@ -333,7 +333,7 @@ MUTATIONS = (
         + self._data_end = max(self._data_end, offset)
           if end <= self._known_file_end():
         """,
-        "Closing cuts the last write off.",
+        "Closing truncates the last write.",
         _PREALLOCATE_TESTS,
     ),
     Mutation(
@@ -344,7 +344,7 @@ MUTATIONS = (
         -     self._zero_start = end
           self._data_end = end
         """,
-        "Zeroes over data in what was preallocated are skipped.",
+        "Zeroes over data in the preallocated range are skipped.",
         _PREALLOCATE_TESTS,
     ),
     Mutation(
@@ -410,7 +410,7 @@ MUTATIONS = (
         -     self._member.restore_limits()
         +     pass
         """,
-        "A drained section waits as long as the limits say; commands and a shut-down with it.",
+        "A drained section waits as long as the limits say, and so do commands and a shut-down.",
         ("tests/block/test_throttle.py::test_a_drained_section_waits_for_nobody",),
     ),
 )

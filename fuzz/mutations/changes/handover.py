@@ -22,7 +22,7 @@ MUTATIONS = (
         - yield _plain(Request.SET_VRING_BASE, VRING_STATE.pack(index, vring.base))
           return
         """,
-        "After a hand-over a vring that was stopped goes on from where it began.",
+        "After a hand-over a vring that was stopped continues from its first base.",
         _MOVES,
     ),
     Mutation(
@@ -36,7 +36,7 @@ MUTATIONS = (
               yield kick
         + yield _plain(Request.SET_VRING_BASE, VRING_STATE.pack(index, config.next_avail))
         """,
-        "After a hand-over a vring begins at 0 and does old requests again.",
+        "After a hand-over a vring starts at 0 and does old requests again.",
         _MOVES,
     ),
     Mutation(
@@ -71,9 +71,9 @@ MUTATIONS = (
         + if not (vring.started or deferred):
               self._forget(Request.SET_VRING_KICK, index)
         """,
-        "A vring that in-band kicks have restarted is started anew by its former descriptor.",
+        "A vring that was restarted in-band is started again by its former descriptor.",
         _MOVES,
-        equivalent="What restates an in-band vring does not look at the descriptor.",
+        equivalent="Messages of an in-band vring are made without the descriptor.",
     ),
     Mutation(
         "journal-vring-of-later-addresses",
@@ -83,7 +83,7 @@ MUTATIONS = (
         + yield from _described(index, vring.size, vring.addresses, vring.log_addr)
           yield _plain(Request.SET_VRING_BASE, VRING_STATE.pack(index, config.next_avail))
         """,
-        "After a hand-over a vring goes on in a ring that was described for its next start.",
+        "After a hand-over a vring uses addresses that were set for its next start.",
         _MOVES,
     ),
     Mutation(
@@ -95,7 +95,7 @@ MUTATIONS = (
         + if former_region := self._regions.get((guest, size, user + 1)):
               former_region.fds.close()
         """,
-        "After a hand-over guest memory is mapped that the front-end has given another use.",
+        "After a hand-over memory is mapped that the front-end has removed and reused.",
         _MOVES,
     ),
     Mutation(
@@ -106,7 +106,7 @@ MUTATIONS = (
               former.fds.close()
         - self._regions.clear()
         """,
-        "After a hand-over guest memory is mapped that the front-end has given another use.",
+        "After a hand-over memory is mapped that the front-end has removed and reused.",
         _MOVES,
     ),
     Mutation(
@@ -121,7 +121,7 @@ MUTATIONS = (
         -     Request.SET_INFLIGHT_FD,
           }
         """,
-        "After a hand-over requests in flight are noted nowhere: a crash then loses them.",
+        "After a hand-over requests in flight are not recorded: a crash then loses them.",
         _MOVES,
     ),
     Mutation(
@@ -132,7 +132,7 @@ MUTATIONS = (
         + present
           for index in range(len(state.vrings))
         """,
-        "After a hand-over a queue goes on in another record: after a death its requests are lost.",
+        "After a hand-over a queue uses another record: after a kill its requests are lost.",
         _MOVES,
     ),
     Mutation(
@@ -143,7 +143,7 @@ MUTATIONS = (
         -     Request.SET_LOG_BASE,
               Request.SET_LOG_FD,
         """,
-        "A hand-over during a migration: what is written afterwards is missing at the destination.",
+        "A hand-over during a migration: later writes are missing at the destination.",
         _MOVES,
     ),
     Mutation(
@@ -167,7 +167,7 @@ MUTATIONS = (
               export.resume()
         + await self._wait_for_commit()
         """,
-        "The new process serves requests though the old one may have gone on.",
+        "The new process serves requests although the old one may have resumed.",
         ("tests/handover/test_taker.py",),
     ),
     Mutation(
@@ -199,7 +199,7 @@ MUTATIONS = (
         - await daemon.graph.close()
           told = True
         """,
-        "Two processes have an image open for writing; tables in memory get to it late, or never.",
+        "Two processes have an image open for writing; tables in memory are written too late.",
         _HANDOVER,
     ),
 )

@@ -30,7 +30,7 @@ MUTATIONS = (
         - await self._image.file.flush()
           if self._doubt is what:
         """,
-        "What the former header leads to gets another use before the new one is there.",
+        "Clusters of the former header are reused before the new header is written.",
         _CRASH,
     ),
     Mutation(
@@ -40,7 +40,7 @@ MUTATIONS = (
         - self._doubt = max(self._doubt, what)
           await write_bytes(self._image.file, offset, data)
         """,
-        "After a failed change, what the file's header may lead to gets another use.",
+        "After a failed change, clusters are reused that the file's header may refer to.",
         _FAILURE,
     ),
     Mutation(
@@ -50,7 +50,7 @@ MUTATIONS = (
           image.check_usable()
         - await image.header_file.confirm()
         """,
-        "After a failed change, what the file's header may lead to gets another use.",
+        "After a failed change, clusters are reused that the file's header may refer to.",
         _FAILURE,
     ),
     Mutation(
@@ -62,7 +62,7 @@ MUTATIONS = (
         + self._freed
           or self._freed_many
         """,
-        "A flush leaves the file with a header that memory doesn't go by.",
+        "After a flush, the file still has a header that differs from the one in memory.",
         _FAILURE,
     ),
     Mutation(
@@ -75,7 +75,7 @@ MUTATIONS = (
         -     self._set(former)
               raise
         """,
-        "Memory goes by a header that leads to clusters which have been given up.",
+        "The header in memory refers to clusters that have been freed.",
         _FAILURE,
     ),
     Mutation(
@@ -89,7 +89,7 @@ MUTATIONS = (
               self._set(former)
               raise
         """,
-        "Memory goes by a header that leads to clusters which have been given up.",
+        "The header in memory refers to clusters that have been freed.",
         _CANCELLED,
     ),
     Mutation(
@@ -101,7 +101,7 @@ MUTATIONS = (
         - await self.confirm()
         + await self._try(_Doubt.FIELDS, members)
         """,
-        "Refcounts are written to a table that the file's header may not lead to.",
+        "Refcounts are written to a table that the file's header may not refer to.",
         _FAILURE,
     ),
     Mutation(
@@ -112,7 +112,7 @@ MUTATIONS = (
         - await image.commit.sync()
           await image.header_file.change(size=size)
         """,
-        "After a crash the disk is larger and its tables don't reach so far.",
+        "After a crash the disk is larger than its tables.",
         _CRASH,
     ),
     Mutation(
@@ -123,7 +123,7 @@ MUTATIONS = (
         - await image.commit.sync()
           await image.header_file.change(size=size)
         """,
-        "After a crash the disk's new part shows what a longer backing file has.",
+        "After a crash the disk's new part shows the data of a longer backing file.",
         _CRASH,
     ),
     Mutation(
@@ -133,7 +133,7 @@ MUTATIONS = (
         - await image.commit.sync()
           await image.header_file.change(l1_offset=offset, l1_size=entries)
         """,
-        "After a crash the header leads to an L1 table that isn't there.",
+        "After a crash the header refers to an L1 table that wasn't written.",
         _CRASH,
     ),
     Mutation(
@@ -159,7 +159,7 @@ MUTATIONS = (
           await image.header_file.change(l1_offset=offset, l1_size=entries)
         + await write_array(image.file, offset, table.astype(">u8"))
         """,
-        "After a crash the header leads to an L1 table that isn't there.",
+        "After a crash the header refers to an L1 table that wasn't written.",
         _CRASH,
     ),
     Mutation(
@@ -170,9 +170,9 @@ MUTATIONS = (
         -     image.commit.free(old >> geometry.cluster_bits, old_clusters)
         +     await image.refcounts.change(old >> geometry.cluster_bits, old_clusters, -1)
         """,
-        "After a crash the header leads to the former L1 table, which has another use.",
+        "After a crash the header refers to the former L1 table, whose clusters are reused.",
         _CRASH,
-        equivalent="The file's header leads to the new table, on stable storage, by then.",
+        equivalent="By then the file's header refers to the new table, on stable storage.",
     ),
     Mutation(
         "resize-l1-in-memory-before-the-header",
@@ -182,7 +182,7 @@ MUTATIONS = (
         + tables.l1 = table
           try:
         """,
-        "Where the header can't be changed, memory goes by a table that was given up.",
+        "If the header can't be changed, memory uses a table that was freed.",
         _FAILURE,
         equivalent="The former table's entries are the first of the new one; the others are zero.",
     ),
@@ -210,7 +210,7 @@ MUTATIONS = (
         +     await _hide_backing(image, size)
           else:
         """,
-        "After a crash the disk's new part shows what a longer backing file has.",
+        "After a crash the disk's new part shows the data of a longer backing file.",
         _CRASH,
     ),
     Mutation(
@@ -220,7 +220,7 @@ MUTATIONS = (
         - stop = geometry.clusters(min(size, image.backing.node.size))
         + stop = min(size, image.backing.node.size) >> geometry.cluster_bits
         """,
-        "A disk that grows by a part of a cluster shows what a longer backing file has there.",
+        "A disk that grows by a part of a cluster shows the data of a longer backing file there.",
         _CRASH,
     ),
     Mutation(
@@ -231,7 +231,7 @@ MUTATIONS = (
         -     await zero_bytes(old_size, border)
         +     pass
         """,
-        "A disk that grows shows what lay behind its end in its last cluster.",
+        "A disk that grows shows old data behind its end in its last cluster.",
         _CRASH,
     ),
     Mutation(
@@ -242,7 +242,7 @@ MUTATIONS = (
         -     return False  # only the data file knows
           return await image.zeroer.reads_zero(start, stop - start)
         """,
-        "A disk that grows shows what its raw data file has behind the disk's end.",
+        "A disk that grows shows data of its raw data file behind the disk's end.",
         ("integration/qcow2/test_raw_data_file.py",),
     ),
     Mutation(
@@ -253,7 +253,7 @@ MUTATIONS = (
         + image.header.version >= 2
           or not _backing_is_longer(image)
         """,
-        "Growing a version 2 image fails half-way, or shows what a longer backing file has.",
+        "Growing a version 2 image fails half-way, or shows the data of a longer backing file.",
         ("integration/qcow2/test_qmp.py",),
     ),
     Mutation(
@@ -265,7 +265,7 @@ MUTATIONS = (
           await _set_size(image, size)
           if image.geometry.external_data:
         """,
-        "After a crash the disk is as long as before and lacks what was past its new end.",
+        "After a crash the disk is as long as before, and lacks the data past its new end.",
         _CRASH,
     ),
     Mutation(
@@ -276,7 +276,7 @@ MUTATIONS = (
         + first = geometry.clusters(start) + 1
           begin, end = first >> geometry.l2_bits, geometry.l1_entries(stop)
         """,
-        "A disk that shrinks and grows again shows what it had.",
+        "A disk that shrinks and grows again shows its old data.",
         ("integration/qcow2/test_order.py", *_FAILURE),
     ),
     Mutation(
@@ -287,7 +287,7 @@ MUTATIONS = (
         + first = start >> geometry.cluster_bits
           begin, end = first >> geometry.l2_bits, geometry.l1_entries(stop)
         """,
-        "A disk that shrinks to the middle of a cluster loses it.",
+        "A disk that shrinks to the middle of a cluster loses this cluster.",
         _CRASH,
     ),
     Mutation(
@@ -298,7 +298,7 @@ MUTATIONS = (
         -     await _forget(image, old_size, size)
               if geometry.external_data:
         """,
-        "A disk that grows shows what a crash has left past its end.",
+        "A disk that grows shows clusters that a crash has left past its end.",
         ("integration/qcow2/test_order.py",),
     ),
     Mutation(
@@ -332,7 +332,7 @@ MUTATIONS = (
         -     words[places, 1] = ALL_SUBCLUSTERS << SUBCLUSTERS
         +     pass
         """,
-        "A disk that grows shows what a longer backing file has.",
+        "A disk that grows shows the data of a longer backing file.",
         _CRASH,
     ),
     Mutation(
@@ -347,7 +347,7 @@ MUTATIONS = (
         + if self.node.size != old_size:
         +     notify_resize(self.node)
         """,
-        "The guest goes by a size that the disk no longer has.",
+        "The guest uses a size that the disk no longer has.",
         _CANCELLED,
     ),
     Mutation(
@@ -361,7 +361,7 @@ MUTATIONS = (
               image.commit.free(run.first, run.length)
               raise
         """,
-        "What only a snapshot has is free.",
+        "Clusters that only a snapshot refers to are free.",
         _SNAPS,
     ),
     Mutation(
@@ -373,7 +373,7 @@ MUTATIONS = (
         -     await image.commit.sync()
           except BaseException:
         """,
-        "After a crash a cluster that a snapshot has counts one reference, or none.",
+        "After a crash a cluster of a snapshot has a refcount of one, or zero.",
         _CRASH,
     ),
     Mutation(
@@ -415,7 +415,7 @@ MUTATIONS = (
         - await image.commit.sync()
           await image.header_file.change(nb_snapshots=len(entries), snapshots_offset=offset)
         """,
-        "After a crash the header leads to a snapshot table that isn't there.",
+        "After a crash the header refers to a snapshot table that wasn't written.",
         _CRASH,
     ),
     Mutation(
@@ -442,7 +442,7 @@ MUTATIONS = (
         -     image.commit.free(old >> geometry.cluster_bits, old_clusters)
           image.overlap.collect()
         """,
-        "After a crash the header leads to the former snapshot table, which has another use.",
+        "After a crash the header refers to the former snapshot table, whose clusters are reused.",
         _CRASH,
     ),
     Mutation(
@@ -488,7 +488,7 @@ MUTATIONS = (
         - name=name[:MAX_SNAPSHOT_NAME],
         + name=name,
         """,
-        "A snapshot fails once it has a reference to every cluster.",
+        "A snapshot fails after it has added a reference to every cluster.",
         ("integration/qcow2/test_snapshots.py",),
     ),
     Mutation(
@@ -498,7 +498,7 @@ MUTATIONS = (
         - await _encode(image, [*entries, snapshot])  # raises OSError if there is no room
           await image.commit.write_all()
         """,
-        "A snapshot for which there is no room fails once it has changed the disk's tables.",
+        "A snapshot for which there is no room fails after it has changed the disk's tables.",
         ("integration/qcow2/test_snapshots.py",),
     ),
     Mutation(
@@ -509,7 +509,7 @@ MUTATIONS = (
       image.commit.free_many(clusters, counts, discard=image.settings.discard_snapshot)
     + await _write_table(image, [each for each in image.snapshots.entries if each is not snapshot])
         """,
-        "After a crash a snapshot is there whose clusters are free.",
+        "After a crash a snapshot exists whose clusters are free.",
         _CRASH,
     ),
     Mutation(
@@ -519,7 +519,7 @@ MUTATIONS = (
         - image.commit.free_many(clusters, counts, discard=image.settings.discard_snapshot)
           await try_to_tidy_up(image)
         """,
-        "What a deleted snapshot had stays in use.",
+        "The clusters of a deleted snapshot are leaked.",
         (*_CRASH, "integration/qcow2/test_snapshots.py"),
     ),
     Mutation(
@@ -530,7 +530,7 @@ MUTATIONS = (
         - image.tables.clear()
           await check_flags(image, clusters[counts == 1], CheckResult(), repair=True)
         """,
-        "Cached tables take back what was written to the file.",
+        "Cached tables overwrite changes that were made in the file.",
         _SNAPS,
     ),
     Mutation(
@@ -564,7 +564,7 @@ MUTATIONS = (
         - await image.commit.sync()
           offset = taken.run.first << image.geometry.cluster_bits
         """,
-        "After a crash the disk writes in place what the snapshot has.",
+        "After a crash the disk writes to the snapshot's clusters in place.",
         _CRASH,
     ),
     Mutation(
@@ -576,7 +576,7 @@ MUTATIONS = (
         + await _switch(image, snapshot.disk_size, table)
           try:
         """,
-        "After a crash the header leads to what was given up.",
+        "After a crash the header refers to clusters that were freed.",
         _CRASH,
     ),
     Mutation(
@@ -587,7 +587,7 @@ MUTATIONS = (
           image.tables.l1 = table
           image.new_publisher()
         """,
-        "A disk that went back to a snapshot reads as before.",
+        "A disk that was reverted to a snapshot reads as before.",
         (*_CRASH, *_SNAPS),
         equivalent="Clearing bits in the tables drops all slices, and nothing loads one since.",
     ),
@@ -599,7 +599,7 @@ MUTATIONS = (
         -     await clear_copied(image, table)
               await image.commit.sync()
         """,
-        "A write after going back to a snapshot changes the snapshot.",
+        "A write after reverting to a snapshot changes the snapshot.",
         _SNAPS,
     ),
     Mutation(
@@ -609,7 +609,7 @@ MUTATIONS = (
         - return table & ~np.uint64(COPIED)
         + return table | np.where(table, np.uint64(COPIED), np.uint64(0))
         """,
-        "A write after going back to a snapshot changes a table of the snapshot.",
+        "A write after reverting to a snapshot changes a table of the snapshot.",
         _SNAPS,
     ),
     Mutation(
@@ -620,7 +620,7 @@ MUTATIONS = (
         - await image.file.flush()
           self.entries = marked
         """,
-        "After a crash a bitmap counts as valid that lacks what was written.",
+        "After a crash a bitmap counts as valid that lacks writes.",
         ("integration/qcow2/test_order.py",),
     ),
     Mutation(
@@ -630,7 +630,7 @@ MUTATIONS = (
         - await image.header_file.confirm()
           if extension is None or all(entry.in_use for entry in self.entries):
         """,
-        "Bitmaps are marked in one directory, and the file's header leads to another.",
+        "Bitmaps are marked in one directory, but the file's header refers to another.",
         (*_FAILURE, *_BITS),
     ),
     Mutation(
@@ -642,7 +642,7 @@ MUTATIONS = (
         - await image.commit.sync()
           try:
         """,
-        "After a crash a directory counts as valid whose bitmaps aren't there.",
+        "After a crash a directory counts as valid whose bitmaps weren't written.",
         (*_CRASH, *_BITS),
     ),
     Mutation(
@@ -675,7 +675,7 @@ MUTATIONS = (
           self.bitmaps = bitmaps
         - node_bitmaps.refresh(self)
         """,
-        "A bitmap that an image keeps lacks what is written after opening.",
+        "A persistent bitmap lacks writes made after opening.",
         _BITS,
         equivalent="Before the disk may change, unlocking the bitmaps looks at them once more.",
     ),
@@ -688,7 +688,7 @@ MUTATIONS = (
         +         pass
           except (OSError, BlockError) as error:
         """,
-        "After an inactivation that failed a crash leaves bitmaps that lack what was written.",
+        "After an inactivation that failed, a crash leaves bitmaps that lack writes.",
         _BITS,
     ),
     Mutation(
@@ -730,7 +730,7 @@ MUTATIONS = (
         -     failed = error  # all else is put in order nevertheless
         +     logger.debug("%s", error)
         """,
-        "Bitmaps that could not be stored are lost, and nobody knows.",
+        "Bitmaps that could not be stored are lost, without an error.",
         ("integration/qcow2/test_node_changes.py",),
     ),
 )

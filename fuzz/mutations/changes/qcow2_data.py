@@ -35,7 +35,7 @@ MUTATIONS = (
         - plan.new = not geometry.external_data and (entry.host < 0 or not entry.copied)
         + plan.new = not geometry.external_data and entry.host < 0
         """,
-        "A write goes into a cluster that a snapshot has, too.",
+        "A write changes a cluster that a snapshot shares.",
         (*_WRITES, "integration/qcow2/test_snapshots.py"),
     ),
     Mutation(
@@ -66,7 +66,7 @@ MUTATIONS = (
         + if kind is Kind.UNALLOCATED:
               kind = Kind.ZERO
         """,
-        "A write to part of a cluster hides what the backing file has of the rest.",
+        "A write to part of a cluster hides the backing file's data in the rest.",
         _WRITES,
     ),
     Mutation(
@@ -76,7 +76,7 @@ MUTATIONS = (
         - has_backing = not self._backing_is_zero(start, geometry.cluster_size)
         + has_backing = not self._backing_is_zero(start, geometry.cluster_size // 2)
         """,
-        "A write to part of a cluster hides what the backing file has of the rest.",
+        "A write to part of a cluster hides the backing file's data in the rest.",
         _WRITES,
     ),
     Mutation(
@@ -87,7 +87,7 @@ MUTATIONS = (
         -     result.append((low, start))
           low = stop
         """,
-        "What lies before a write in a used cluster shows the cluster's former content.",
+        "The part before a write in a reused cluster shows the cluster's former content.",
         _WRITES,
     ),
     Mutation(
@@ -99,7 +99,7 @@ MUTATIONS = (
               result.append((low, high))
           return result
         """,
-        "What lies behind a write in a used cluster shows the cluster's former content.",
+        "The part behind a write in a reused cluster shows the cluster's former content.",
         _WRITES,
     ),
     Mutation(
@@ -130,7 +130,7 @@ MUTATIONS = (
         - plan.fresh = run.fresh
         + plan.fresh = True
         """,
-        "What nobody writes of a new cluster shows what the host cluster had before.",
+        "The rest of a new cluster shows the former content of the host cluster.",
         _WRITES,
     ),
     Mutation(
@@ -145,7 +145,7 @@ MUTATIONS = (
         + def _link_all(self, plans: list[_Plan]) -> None:
         +     self._link([plan for plan in plans if plan.error is None and plan.needed])
         """,
-        "Readers see a cluster before its data is there; after a failed write it is garbage.",
+        "Readers see a cluster before its data is written; after a failed write it is garbage.",
         (*_WRITES, *_ERRORS),
     ),
     Mutation(
@@ -200,7 +200,7 @@ MUTATIONS = (
         -     image.give_up(entry)
         +     pass
         """,
-        "Every write to a shared cluster leaks one: the file system gets full.",
+        "Every write to a shared cluster leaks a cluster: the file system gets full.",
         ("integration/qcow2/test_snapshots.py", *_WRITES),
     ),
     Mutation(
@@ -210,7 +210,7 @@ MUTATIONS = (
         - zero = 0 if entry.compressed else entry.zero & ~plan.needed
         + zero = 0
         """,
-        "A write to a cluster with extended entries: what read as zeroes shows what lies below.",
+        "After a write with extended entries, zero subclusters show the backing file's data.",
         _WRITES,
     ),
     Mutation(
@@ -234,7 +234,7 @@ MUTATIONS = (
         - if not all(run.fresh for run in runs):
         + if not any(run.fresh for run in runs):
         """,
-        "What nobody writes of a new cluster shows what the host cluster had before.",
+        "The rest of a new cluster shows the former content of the host cluster.",
         (*_WRITES, "integration/qcow2/test_write.py"),
     ),
     Mutation(
@@ -247,7 +247,7 @@ MUTATIONS = (
         - if not all(run.fresh for run in runs):
         + if False:
         """,
-        "On a block device, what nobody writes of a new cluster shows what the device had.",
+        "On a block device, the rest of a new cluster shows the device's former content.",
         ("integration/qcow2/test_growth.py",),
     ),
     Mutation(
@@ -268,7 +268,7 @@ MUTATIONS = (
           or not self._fresh
         - or found.words[number & ((1 << tables.slice_bits) - 1)]
         """,
-        "A burst takes a cluster that has data for a new one.",
+        "A burst treats a cluster that has data as a new one.",
         _WRITES,
     ),
     Mutation(
@@ -279,7 +279,7 @@ MUTATIONS = (
         + if start > end + 512:
               return False
         """,
-        "A gap of a sector in a new cluster hides what the backing file has there.",
+        "A gap of a sector in a new cluster hides the backing file's data there.",
         _BURSTS,
     ),
     Mutation(
@@ -289,7 +289,7 @@ MUTATIONS = (
         - end = max(end, start + iov.nbytes)
         + end = end + iov.nbytes
         """,
-        "Writes that overlap each other count twice: a gap hides what the backing file has.",
+        "Writes that overlap each other count twice: a gap hides the backing file's data.",
         _BURSTS,
     ),
     Mutation(
@@ -305,7 +305,7 @@ MUTATIONS = (
         -     for start, iov, _ in each.parts:
         -         iov.copy_out(address + size * index + start)
         """,
-        "What lies below takes the place of what the guest has written.",
+        "Data of the backing file replaces data that the guest has written.",
         _BURSTS,
     ),
     Mutation(
@@ -357,7 +357,7 @@ MUTATIONS = (
         - if failures:
         -     self._image.commit.unsynced = True
         """,
-        "Entries get to the file before the data that they refer to.",
+        "Entries are written to the file before the data that they refer to.",
         ("integration/qcow2/test_order.py",),
     ),
     Mutation(
@@ -367,7 +367,7 @@ MUTATIONS = (
           failures = await gather([self._transfer(each) for each in transfers])
         - image.commit.unsynced = True
         """,
-        "Entries get to the file before the data that they refer to.",
+        "Entries are written to the file before the data that they refer to.",
         _WRITES,
     ),
     Mutation(
@@ -377,7 +377,7 @@ MUTATIONS = (
           await image.data.pwritev(host, iov)
         - image.commit.unsynced = True
         """,
-        "Entries get to the file before data that was written through the published table.",
+        "Entries are written to the file before data that was written through the published table.",
         _WRITES,
         equivalent="No entry relies on what is overwritten in place.",
     ),
@@ -388,7 +388,7 @@ MUTATIONS = (
         - yield end, min(length // 4, MAX_AHEAD >> self._bits)
         + yield end, length
         """,
-        "A stream is given all that the file system has.",
+        "A stream is given all space of the file system.",
         ("tests/block/qcow2/test_ahead.py",),
     ),
     Mutation(
@@ -399,7 +399,7 @@ MUTATIONS = (
         - if len(taken):
         -     count = int(taken[0])
         """,
-        "Clusters that a stream is given in advance take the place of data.",
+        "Clusters that a stream is given in advance replace data.",
         ("integration/qcow2/test_streams.py", "integration/qcow2/test_bursts.py"),
     ),
     Mutation(
@@ -432,7 +432,7 @@ MUTATIONS = (
           await _give_ahead(image, clusters)
         + await _link(image, clusters)
         """,
-        "Clusters that a stream is given in advance take the place of clusters of the same burst.",
+        "Clusters that a stream is given in advance replace clusters of the same burst.",
         ("integration/qcow2/test_streams.py", "integration/qcow2/test_bursts.py"),
     ),
     Mutation(
@@ -454,7 +454,7 @@ MUTATIONS = (
         - or not found.placed
           or not self._fresh
         """,
-        "On a full file system nothing leads to data that has been acknowledged.",
+        "On a full file system no metadata refers to acknowledged data.",
         ("integration/qcow2/test_full.py",),
     ),
     Mutation(
@@ -485,7 +485,7 @@ MUTATIONS = (
         - has_backing=image.backing is not None,
         + has_backing=False,
         """,
-        "What the backing file has reads as zeroes.",
+        "Data of the backing file reads as zeroes.",
         ("integration/qcow2/test_read.py", "integration/qcow2/test_bursts.py"),
     ),
     Mutation(
@@ -495,7 +495,7 @@ MUTATIONS = (
         - self.revoke(found, 0, self.slice_clusters)
           self.volatile.evicted(found.number)
         """,
-        "The engine goes by entries that have changed since their slice was evicted.",
+        "The engine uses entries that have changed since their slice was evicted.",
         _MAPS,
     ),
     Mutation(
@@ -516,8 +516,7 @@ MUTATIONS = (
         - flags = np.uint64(READ | OVERWRITE | self.volatile.bit)
         + flags = np.uint64(READ | OVERWRITE)
         """,
-        "With the write cache off, a write to a cluster is acknowledged whose entry a crash takes "
-        "back.",
+        "With the write cache off, a write is acknowledged although a crash undoes the entry.",
         _VOLATILE,
     ),
     Mutation(
@@ -527,8 +526,7 @@ MUTATIONS = (
         - self.entries[cluster] = (word & OFFSET_MASK) | READ | OVERWRITE | self.volatile.bit
         + self.entries[cluster] = (word & OFFSET_MASK) | READ | OVERWRITE
         """,
-        "With the write cache off, a write to a cluster is acknowledged whose entry a crash takes "
-        "back.",
+        "With the write cache off, a write is acknowledged although a crash undoes the entry.",
         _VOLATILE,
     ),
     Mutation(
@@ -538,8 +536,7 @@ MUTATIONS = (
           mapped = self._map(found, low, high)
         - self.volatile.mark(mapped)
         """,
-        "With the write cache off, a write to a subcluster is acknowledged whose entry a crash "
-        "takes back.",
+        "With the write cache off, a write is acknowledged although a crash undoes the entry.",
         _VOLATILE,
     ),
     Mutation(
@@ -570,7 +567,7 @@ MUTATIONS = (
         - for number, (low, high) in self._covered.items():
         + for number, (low, high) in list(self._covered.items())[1:]:
         """,
-        "Entries that a failed flush was to cover are never marked as durable, or too early.",
+        "Entries that a failed flush covered are never marked as durable, or too early.",
         _VOLATILE,
     ),
     Mutation(
@@ -629,7 +626,7 @@ MUTATIONS = (
               failure = error
         + waiting, self._waiting = waiting + self._waiting, []
         """,
-        "A flush is acknowledged by one that began before the write that it is for.",
+        "A flush is acknowledged by another one that began before a write that it has to cover.",
         _VOLATILE,
     ),
     Mutation(
@@ -650,7 +647,7 @@ MUTATIONS = (
         + if not (run[:1] == expected[:1]).all():
               return -1
         """,
-        "A long write goes over what lies behind its first cluster.",
+        "A long write overwrites data behind its first cluster.",
         _WRITES,
     ),
     Mutation(
@@ -661,7 +658,7 @@ MUTATIONS = (
         + if not entry & (OVERWRITE | READ):
               return -1
         """,
-        "A write goes into a cluster that a snapshot has, too.",
+        "A write changes a cluster that a snapshot shares.",
         (*_WRITES, "integration/qcow2/test_snapshots.py"),
     ),
     Mutation(
@@ -671,7 +668,7 @@ MUTATIONS = (
         - flags = np.where(copied, np.uint64(READ | OVERWRITE), np.uint64(READ))
         + flags = np.where(copied | here, np.uint64(READ | OVERWRITE), np.uint64(READ))
         """,
-        "The engine writes into a cluster that a snapshot has, too.",
+        "The engine writes to a cluster that a snapshot shares.",
         _MAPS,
     ),
     Mutation(
@@ -681,7 +678,7 @@ MUTATIONS = (
         - result = np.where(alloc & usable[:, None], placed, np.uint64(0))
         + result = np.where(usable[:, None] & ~zero, placed, np.uint64(0))
         """,
-        "A subcluster of the backing file's reads as garbage, and a write to it gets lost.",
+        "A subcluster of the backing file reads as garbage, and a write to it gets lost.",
         _MAPS,
     ),
     Mutation(
@@ -691,7 +688,7 @@ MUTATIONS = (
         - if self._table is not None:
         -     await self._table.settle()
         """,
-        "A discarded cluster gets another use while the engine writes to it.",
+        "A discarded cluster is reused while the engine writes to it.",
         ("integration/qcow2/test_settle.py",),
     ),
     Mutation(
@@ -702,7 +699,7 @@ MUTATIONS = (
         + if self._busy[former] < 0:
               self._settled = Completion()
         """,
-        "A discarded cluster gets another use while the Python lane writes to it.",
+        "A discarded cluster is reused while the Python lane writes to it.",
         ("integration/qcow2/test_settle.py",),
     ),
     Mutation(
@@ -713,7 +710,7 @@ MUTATIONS = (
         + self._busy[phase] += 0
           return phase
         """,
-        "A discarded cluster gets another use while the Python lane writes to it.",
+        "A discarded cluster is reused while the Python lane writes to it.",
         ("integration/qcow2/test_settle.py",),
     ),
     Mutation(
@@ -723,7 +720,7 @@ MUTATIONS = (
         - await user.settle()
         + pass
         """,
-        "A discarded cluster gets another use while the engine writes to it.",
+        "A discarded cluster is reused while the engine writes to it.",
         ("integration/qcow2/test_settle.py",),
     ),
     Mutation(
@@ -734,7 +731,7 @@ MUTATIONS = (
         + count = 0;
           queue->phase ^= 1;
         """,
-        "A discarded cluster gets another use while the engine writes to it.",
+        "A discarded cluster is reused while the engine writes to it.",
         ("integration/qcow2/test_settle.py",),
     ),
     Mutation(
@@ -745,7 +742,7 @@ MUTATIONS = (
         - await image.publisher.settle()
           image.reader.forget_compressed()
         """,
-        "A discarded cluster gets another use while a request goes on in it.",
+        "A discarded cluster is reused while a request in it is in flight.",
         ("integration/qcow2/test_settle.py",),
     ),
     Mutation(
@@ -756,7 +753,7 @@ MUTATIONS = (
           found.touch(index, index + 1)
         - image.publisher.update(found, index, index + 1)
         """,
-        "After a discard the engine goes on with the cluster, which gets another use.",
+        "After a discard the engine still uses the cluster, which is reused.",
         _ZEROES,
     ),
     Mutation(
@@ -767,7 +764,7 @@ MUTATIONS = (
           bitmap = entry.data & ~mask | (entry.zero | mask) << SUBCLUSTERS
         + mask = (4 << last) - (1 << first)
         """,
-        "Zeroes take the subcluster behind them.",
+        "Zeroes change the subcluster behind them, too.",
         _ZEROES,
     ),
     Mutation(
@@ -789,7 +786,7 @@ MUTATIONS = (
         +     word |= ZERO if word else 0
           if int(found.words[index]) == word:
         """,
-        "A discarded cluster shows what the backing file has: a guest's old secrets.",
+        "A discarded cluster shows the backing file's data: a guest's old secrets.",
         _ZEROES,
     ),
     Mutation(
@@ -801,7 +798,7 @@ MUTATIONS = (
         +     self.allocator.released(entry.host >> bits)
         +     self.commit.free(entry.host >> bits, discard=discard)
         """,
-        "A cluster is taken anew that the file still refers to.",
+        "A cluster is allocated again to which the file still refers.",
         _ZEROES,
         equivalent="The refcount is still 1: only the search for free clusters begins there.",
     ),
@@ -813,7 +810,7 @@ MUTATIONS = (
         + elif piece.kind is Kind.DATA and piece.host < 0:
               return False
         """,
-        "Zeroes over part of a cluster take all of it.",
+        "Zeroes over part of a cluster zero all of it.",
         _ZEROES,
     ),
     Mutation(
@@ -824,7 +821,7 @@ MUTATIONS = (
         + if below is not None and not below.known_zero(piece.offset, 512):
               return False
         """,
-        "Zeroes over part of a cluster hide what the backing file has of the rest.",
+        "Zeroes over part of a cluster hide the backing file's data in the rest.",
         _ZEROES,
     ),
     Mutation(
@@ -834,7 +831,7 @@ MUTATIONS = (
         - image.reader.forget_compressed()
           forgotten, self._forgotten = self._forgotten, set()
         """,
-        "A compressed cluster in the place of a former one reads as that.",
+        "A compressed cluster in the place of a former one reads as the former one.",
         ("integration/qcow2/test_reuse.py",),
     ),
     Mutation(
@@ -861,7 +858,7 @@ MUTATIONS = (
           try:
               bits, entries = publisher.unit_bits, publisher.entries
         """,
-        "A read gets the data of another cluster: its own was discarded meanwhile.",
+        "A read returns data of another cluster, as its own was discarded meanwhile.",
         ("integration/qcow2/test_settle.py",),
     ),
     Mutation(
@@ -876,7 +873,7 @@ MUTATIONS = (
         -     publisher.end(phase)
         +     pass
         """,
-        "A write goes into a cluster that was discarded meanwhile and has another use.",
+        "A write changes a cluster that was discarded meanwhile and is reused.",
         ("integration/qcow2/test_settle.py",),
     ),
     Mutation(
@@ -886,7 +883,7 @@ MUTATIONS = (
           failures = await gather([write_bytes(image.file, host, data) for host, data in runs])
         - image.commit.unsynced = True
         """,
-        "Entries get to the file before the compressed data that they refer to.",
+        "Entries are written to the file before the compressed data that they refer to.",
         (*_COMPRESSED, "integration/qcow2/test_writes_in_any_order.py"),
     ),
     Mutation(

@@ -58,7 +58,7 @@ MUTATIONS = (
         """,
         "After a crash a cluster is free that an entry refers to.",
         _CRASH,
-        equivalent="Whoever takes clusters writes data to them, and says so.",
+        equivalent="A task that allocates clusters writes data to them, and notes that.",
     ),
     Mutation(
         "commit-reftable-before-its-blocks",
@@ -68,7 +68,7 @@ MUTATIONS = (
         -     await image.file.flush()
               for index in sorted(refcounts.dirty_entries):
         """,
-        "After a crash the refcount table leads to a block that isn't there.",
+        "After a crash the refcount table refers to a block that wasn't written.",
         _CRASH,
     ),
     Mutation(
@@ -92,7 +92,7 @@ MUTATIONS = (
         -         await self.sync()
               low, high = tables.l1_changes.low, tables.l1_changes.high
         """,
-        "After a crash an L1 entry leads to a table that isn't there.",
+        "After a crash an L1 entry refers to a table that wasn't written.",
         _CRASH,
     ),
     Mutation(
@@ -114,7 +114,7 @@ MUTATIONS = (
         -     await self.sync()
           await image.publisher.settle()
         """,
-        "After a crash a cluster is free, and has other data, that the file refers to.",
+        "After a crash a cluster to which the file refers is free, and has other data.",
         _CRASH,
     ),
     Mutation(
@@ -129,7 +129,7 @@ MUTATIONS = (
         """,
         "Data that was written during a flush counts as synced: entries get to the file before it.",
         _CRASH,
-        equivalent="Who writes without the lock overwrites: no entry relies on that.",
+        equivalent="A write without the lock is an overwrite: no entry relies on that.",
     ),
     Mutation(
         "commit-failed-sync-counts",
@@ -199,7 +199,7 @@ MUTATIONS = (
         - self._freed.pop()
           await self._forget_free(free, discard=part.discard)
         """,
-        "Clusters whose release was cancelled leak: the file system gets full.",
+        "Clusters whose release was cancelled are leaked: the file system gets full.",
         _CANCELLED,
     ),
     Mutation(
@@ -213,7 +213,7 @@ MUTATIONS = (
         """,
         "Entries whose write was cancelled are never written again.",
         _CANCELLED,
-        equivalent="A cancelled task waits for the write's end; an error is told instead then.",
+        equivalent="A cancelled task waits for the write's end; then the error is raised instead.",
     ),
     Mutation(
         "commit-not-marked-dirty",
@@ -228,7 +228,7 @@ MUTATIONS = (
         +             await self._write(_Doubt.FIELDS)
           except BaseException:
         """,
-        "With lazy refcounts, a crash leaves wrong refcounts in an image that says it is clean.",
+        "With lazy refcounts, a crash leaves wrong refcounts in an image that is marked clean.",
         ("integration/qcow2/test_writes_in_any_order.py",),
     ),
     Mutation(
@@ -239,7 +239,7 @@ MUTATIONS = (
         -     await image.file.flush()
               await image.header_file.set_dirty(False)
         """,
-        "With lazy refcounts, a crash leaves wrong refcounts in an image that says it is clean.",
+        "With lazy refcounts, a crash leaves wrong refcounts in an image that is marked clean.",
         ("integration/qcow2/test_writes_in_any_order.py",),
     ),
     Mutation(
@@ -250,7 +250,7 @@ MUTATIONS = (
         -     await image.header_file.set_dirty(True)  # before the file's refcounts are wrong
           if not lazy or len(image.refcounts.blocks) > image.refcounts.limit:
         """,
-        "With lazy refcounts, a crash leaves wrong refcounts in an image that says it is clean.",
+        "With lazy refcounts, a crash leaves wrong refcounts in an image that is marked clean.",
         ("integration/qcow2/test_writes_in_any_order.py",),
     ),
     Mutation(
@@ -272,7 +272,7 @@ MUTATIONS = (
 
           async def use_reftable(
         """,
-        "After a crash the header leads to a refcount table that isn't there.",
+        "After a crash the header refers to a refcount table that wasn't written.",
         _CRASH,
     ),
     Mutation(
@@ -316,7 +316,7 @@ MUTATIONS = (
         + if old is newest or old.dirty:
               continue
         """,
-        "A slice that a write goes on to change is evicted: the change gets lost.",
+        "A slice that a write is about to change is evicted: the change gets lost.",
         ("integration/qcow2/test_write.py",),
     ),
     Mutation(
@@ -361,7 +361,7 @@ MUTATIONS = (
         - await self._file.pwrite_zeroes(offset, 1 << self._bits)
           self._known.add(offset >> self._bits)
         """,
-        "An L2 table in a cluster that had data leads anywhere.",
+        "An L2 table in a cluster that had data refers to random clusters.",
         ("integration/qcow2/test_write.py", "integration/qcow2/test_bursts.py"),
     ),
     Mutation(
@@ -371,7 +371,7 @@ MUTATIONS = (
         - self.commit.unsynced = True
           tables.set_l1(index, run.first << bits | COPIED)
         """,
-        "After a crash an L1 entry leads to a table that isn't zeroed yet.",
+        "After a crash an L1 entry refers to a table that wasn't zeroed.",
         ("integration/qcow2/test_order.py",),
     ),
     Mutation(
@@ -382,7 +382,7 @@ MUTATIONS = (
         + if found is None:
               await self._new_table(index, word)
         """,
-        "A write changes an L2 table that a snapshot has, too.",
+        "A write changes an L2 table that a snapshot shares.",
         _SNAPS,
     ),
     Mutation(
@@ -393,9 +393,9 @@ MUTATIONS = (
         -     self.publisher.load(found)
         +     found.used = True
         """,
-        "After a change of the graph, cached slices are published by nobody.",
+        "After a change of the graph, cached slices are not published.",
         ("integration/qcow2/test_node_changes.py",),
-        equivalent="What isn't published is asked: it is slower, and right.",
+        equivalent="Requests for unpublished clusters go to the node: slower, and correct.",
     ),
     Mutation(
         "refcount-overflows",
@@ -405,7 +405,7 @@ MUTATIONS = (
         + if (part > geometry.refcount_max).any():
               raise os_error(errno.ERANGE)
         """,
-        "The count of a cluster that many snapshots have becomes 0: it gets another use.",
+        "The refcount of a cluster that many snapshots share becomes 0: it is reused.",
         ("tests/block/qcow2/test_counting.py",),
     ),
     Mutation(
@@ -459,7 +459,7 @@ MUTATIONS = (
         + if by > 0:
         +     block.touch(low, high)
         """,
-        "Clusters that were given up stay in use in the file: it gets full.",
+        "Freed clusters stay in use in the file: it gets full.",
         ("tests/block/qcow2/test_counting.py",),
     ),
     Mutation(
@@ -470,7 +470,7 @@ MUTATIONS = (
         + first + count > self.high_water
           and self._image.grows_with_zeroes
         """,
-        "What nobody writes of a new cluster shows what the host cluster had before.",
+        "The rest of a new cluster shows the former content of the host cluster.",
         ("integration/qcow2/test_write.py", "integration/qcow2/test_bursts.py"),
     ),
     Mutation(
@@ -482,7 +482,7 @@ MUTATIONS = (
         -     and self._image.grows_with_zeroes
         +     self._image.grows_with_zeroes
         """,
-        "What nobody writes of a new cluster shows what the host cluster had before.",
+        "The rest of a new cluster shows the former content of the host cluster.",
         ("integration/qcow2/test_order.py",),
     ),
     Mutation(
@@ -493,7 +493,7 @@ MUTATIONS = (
         + first + 1 >= self.high_water
           and self._image.grows_with_zeroes
         """,
-        "What nobody writes of a new cluster shows what the host cluster had before.",
+        "The rest of a new cluster shows the former content of the host cluster.",
         ("integration/qcow2/test_order.py",),
     ),
     Mutation(
@@ -516,7 +516,7 @@ MUTATIONS = (
           if image.file.node.size > end:
         + end = self.hint << self._geometry.cluster_bits
         """,
-        "Closing cuts off what lies behind the first free cluster.",
+        "Closing cuts off data behind the first free cluster.",
         ("integration/qcow2/test_write.py", "integration/qcow2/test_zero.py"),
     ),
     Mutation(
@@ -526,7 +526,7 @@ MUTATIONS = (
           and self._image.grows_with_zeroes
         - and (first + count) << geometry.cluster_bits <= self._image.file.node.size
         """,
-        "On what can't be made longer, what nobody writes of a new cluster is not zeroes.",
+        "In a file that can't grow, the rest of a new cluster is not zeroes.",
         ("integration/qcow2/test_full.py", "integration/qcow2/test_write.py"),
         equivalent="Only files say that they grow with zeroes, and they are long enough by then.",
     ),
@@ -540,7 +540,7 @@ MUTATIONS = (
         +     self.commit.free(old)
               raise
         """,
-        "A table that could not be copied is given up while the snapshot still refers to it.",
+        "A table that could not be copied is freed while the snapshot still refers to it.",
         ("integration/qcow2/test_full.py", "integration/qcow2/test_write_errors.py"),
     ),
     Mutation(
@@ -550,7 +550,7 @@ MUTATIONS = (
         - self.hint = min(self.hint, first)
         + self.hint = max(self.hint, first)
         """,
-        "Clusters that were given up are never taken again: the file grows without need.",
+        "Freed clusters are never reused: the file grows unnecessarily.",
         ("integration/qcow2/test_reuse.py",),
     ),
     Mutation(
@@ -582,7 +582,7 @@ MUTATIONS = (
         - return found + header.unknown_extensions
         + return found
         """,
-        "Rewriting the header loses what another program keeps there.",
+        "Rewriting the header loses data that another program keeps there.",
         ("tests/block/qcow2/test_header.py",),
     ),
     Mutation(
@@ -593,7 +593,7 @@ MUTATIONS = (
         -     front += header.unknown_fields
         +     front += bytes(len(header.unknown_fields))
         """,
-        "Rewriting the header loses what another program keeps there.",
+        "Rewriting the header loses data that another program keeps there.",
         ("integration/qcow2/test_header.py", "tests/block/qcow2/test_header.py"),
     ),
     Mutation(
@@ -603,7 +603,7 @@ MUTATIONS = (
         - length, name = _length(header), header.backing_file
         + length, name = _length(header) + len(header.unknown_fields), header.backing_file
         """,
-        "After a rewrite the header leads to the middle of the backing file's name.",
+        "After a rewrite the header refers to the middle of the backing file name.",
         ("integration/qcow2/test_header.py", "tests/block/qcow2/test_header.py"),
     ),
     Mutation(
@@ -625,7 +625,7 @@ MUTATIONS = (
         - await self.header_file.rewrite(autoclear=known, stale_bitmaps=False)
         + parsed.autoclear, parsed.stale_bitmaps = known, False
         """,
-        "Another program trusts what it keeps in an image that we have changed.",
+        "Another program trusts its own data in an image that we have changed.",
         ("integration/qcow2/test_header.py",),
     ),
     Mutation(
@@ -635,7 +635,7 @@ MUTATIONS = (
               await try_to_tidy_up(image)
         - await image.commit.close()
         """,
-        "What was written since the last flush is lost when the image is closed.",
+        "Writes since the last flush are lost when the image is closed.",
         ("integration/qcow2/test_write.py", "integration/qcow2/test_node_changes.py"),
     ),
     Mutation(
@@ -650,7 +650,7 @@ MUTATIONS = (
         + volatile = image.publisher.volatile
         + volatile.begin()
         """,
-        "A flush that comes while another one writes tables is acknowledged before it.",
+        "A flush that comes while another one writes tables is acknowledged before that is done.",
         ("integration/qcow2/test_write.py", "integration/qcow2/test_writes_in_any_order.py"),
     ),
     Mutation(
@@ -662,7 +662,7 @@ MUTATIONS = (
         +     pass
           except BaseException:
         """,
-        "A flush leaves what it has written in a cache.",
+        "A flush leaves the metadata that it has written in a cache.",
         _CRASH,
     ),
     Mutation(

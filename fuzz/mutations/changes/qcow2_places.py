@@ -31,7 +31,7 @@ MUTATIONS = (
         - await self.places.ensure(found.host)
           found.placed = True
         """,
-        "On a full file system nothing leads to data that has been acknowledged.",
+        "On a full file system no metadata refers to acknowledged data.",
         ("integration/qcow2/test_full.py",),
     ),
     Mutation(
@@ -52,7 +52,7 @@ MUTATIONS = (
         -     self.overlap.check_table("active_l2", found.host, self.tables.slice_size)
               await self.places.ensure(found.host)
         """,
-        "An L2 table is changed that is the refcount table, too.",
+        "An L2 table is changed that overlaps the refcount table.",
         _PLACES,
     ),
     Mutation(
@@ -64,7 +64,7 @@ MUTATIONS = (
         +     pass
           run = await self.allocator.allocate_together(1)
         """,
-        "A table that is metadata of another kind is given up, and has another use.",
+        "A table that overlaps other metadata is freed, and reused.",
         _PLACES,
     ),
     Mutation(
@@ -74,7 +74,7 @@ MUTATIONS = (
         - self.overlap.check_table("active_l1", self.header.l1_offset + 8 * index, 8 * count)
         + assert count
         """,
-        "An L1 table is changed that is other metadata, too.",
+        "An L1 table is changed that overlaps other metadata.",
         _PLACES,
     ),
     Mutation(
@@ -84,7 +84,7 @@ MUTATIONS = (
         - self.overlap.check_table("refcount_block", offset, self.geometry.cluster_size)
           await self.places.ensure(offset)
         """,
-        "A refcount block is changed that is other metadata, too.",
+        "A refcount block is changed that overlaps other metadata.",
         _PLACES,
     ),
     Mutation(
@@ -95,7 +95,7 @@ MUTATIONS = (
         + assert place
           self.refcounts.table[index] = offset
         """,
-        "A refcount table is changed that is other metadata, too.",
+        "A refcount table is changed that overlaps other metadata.",
         _PLACES,
     ),
     Mutation(
@@ -105,7 +105,7 @@ MUTATIONS = (
         - await self.check_place(block.host)
           return block
         """,
-        "A refcount block is changed that is other metadata, too, or has no storage.",
+        "A refcount block is changed that overlaps other metadata, or has no storage.",
         _PLACES,
     ),
     Mutation(
@@ -125,7 +125,7 @@ MUTATIONS = (
         - self._image.overlap.check_freed(first, count)
           self._image.allocator.released(first, count)
         """,
-        "Metadata that something else refers to as well is given up and has another use.",
+        "Metadata that is also used by something else is freed, and reused.",
         _PLACES,
     ),
     Mutation(
@@ -135,7 +135,7 @@ MUTATIONS = (
         - image.overlap.check_tree(l1)
           tally = Tally()
         """,
-        "Bits are cleared in what is no L2 table.",
+        "Bits are cleared in a cluster that is not an L2 table.",
         _PLACES,
     ),
     Mutation(
@@ -165,7 +165,7 @@ MUTATIONS = (
         - found = np.flatnonzero((offsets != 0) & (shared | ~_well_placed(image))).tolist()
         + found = np.flatnonzero((offsets != 0) & (~_well_placed(image))).tolist()
         """,
-        "A repaired image has refcount blocks that are something else, too.",
+        "A repaired image has refcount blocks that overlap other structures.",
         _PLACES,
     ),
     Mutation(
@@ -175,7 +175,7 @@ MUTATIONS = (
         - return place < len(clusters) and int(clusters[place]) < first + count
         + return place < len(clusters) and int(clusters[place]) == first
         """,
-        "A run of clusters that has metadata in it is taken for data.",
+        "A run of clusters that contains metadata is allocated for data.",
         (*_PLACES, *_CORRUPTION),
     ),
     Mutation(
@@ -196,9 +196,9 @@ MUTATIONS = (
         - image.check_usable()
           await image.header_file.confirm()
         """,
-        "An image that was found corrupt is written on.",
+        "An image that was found corrupt is still written to.",
         _PLACES,
-        equivalent="Whoever finds an image corrupt raises, and each request asks before it begins.",
+        equivalent="Code that finds an image corrupt raises; each request checks before it begins.",
     ),
     Mutation(
         "corrupt-image-goes-on",
@@ -208,7 +208,7 @@ MUTATIONS = (
         - self.refuse_writes()
           self.header.incompatible |= Incompatible.CORRUPT
         """,
-        "An image that contradicts itself is changed on.",
+        "A corrupt image is changed further.",
         _CORRUPTION,
     ),
     Mutation(
@@ -248,7 +248,7 @@ MUTATIONS = (
         - self._image.places.gone(first, count)
           await self._discard(self._image.file, first, count)
         """,
-        "A cluster that was discarded and has become a table again has no storage.",
+        "A cluster that was discarded and then used for a table has no storage.",
         ("integration/qcow2/test_full.py",),
         equivalent="A cluster that becomes metadata is written as a whole then: it has storage.",
     ),
@@ -259,7 +259,7 @@ MUTATIONS = (
               raise os_error(errno.EFBIG)
         - self._image.overlap.check_allocation(first, count)
         """,
-        "Data is written over tables that a refcount says are free.",
+        "Data is written over tables whose refcount says that they are free.",
         _CORRUPTION,
     ),
     Mutation(
@@ -270,7 +270,7 @@ MUTATIONS = (
               self._added[cluster] = what
         - self._all = None
         """,
-        "An image that says that data lies on a new table has it written over.",
+        "In a corrupt image with data in the place of a new table, the table is overwritten.",
         _CORRUPTION,
     ),
     Mutation(
@@ -292,7 +292,7 @@ MUTATIONS = (
         -     raise BlockError("qcow2: Image is corrupt; cannot be opened read/write")
           await open_data_file(node, graph, parsed)
         """,
-        "An image that contradicts itself is changed.",
+        "A corrupt image is changed.",
         _CORRUPTION,
     ),
     Mutation(
@@ -315,9 +315,9 @@ MUTATIONS = (
         -     image.check_usable()
               await image.writer.write(offset, iov)
         """,
-        "A corrupt image is written on.",
+        "A corrupt image is still written to.",
         _CORRUPTION,
-        equivalent="The writer looks itself, before it does anything.",
+        equivalent="The writer checks that itself, before it does anything.",
     ),
     Mutation(
         "published-entry-outlives-its-check",
@@ -326,7 +326,7 @@ MUTATIONS = (
           self.volatile.mark_loaded(found.number, mapped)
         - self._referred.note(mapped)
         """,
-        "An image that says that data lies on a free cluster has it written over a new table.",
+        "In a corrupt image with data in a free cluster, the data overwrites a new table there.",
         _BECOMING,
     ),
     Mutation(
@@ -338,7 +338,7 @@ MUTATIONS = (
         -     await self.publisher.settle()
         +     pass
         """,
-        "In such an image, a write that is in flight goes over the new table.",
+        "In such an image, a write that is in flight overwrites the new table.",
         _BECOMING,
     ),
 )

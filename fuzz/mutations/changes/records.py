@@ -31,7 +31,7 @@ MUTATIONS = (
           __atomic_store_n(&desc->inflight, 1, __ATOMIC_RELEASE);
         + __atomic_store_n(&desc->counter, inflight->counter++, __ATOMIC_RELAXED);
         """,
-        "After a death requests are done again in another order.",
+        "After a kill, requests are done again in another order.",
         _DEATHS,
     ),
     Mutation(
@@ -46,7 +46,7 @@ MUTATIONS = (
         + if (queue->inflight.region)
         +     vb_inflight_link(&queue->inflight, queue->unpublished);
         """,
-        "After a death a write is done again that the driver has seen done, over later ones.",
+        "After a kill, a write that the driver saw completed is repeated, over later ones.",
         _DEATHS,
     ),
     Mutation(
@@ -60,7 +60,7 @@ MUTATIONS = (
         - if (queue->inflight.region)
         -     vb_inflight_strike_out(&queue->inflight, queue->unpublished, queue->ring.next_used);
         """,
-        "After a death a request is in no record and never answered.",
+        "After a kill, a request is in no record, and is never completed.",
         _DEATHS,
     ),
     Mutation(
@@ -80,7 +80,7 @@ MUTATIONS = (
     }
   - __atomic_store_n(&region->last_batch_head, inflight->last_batch_head, __ATOMIC_RELEASE);
         """,
-        "After a death the list of used heads leads anywhere.",
+        "After a kill, the list of used heads has random entries.",
         _DEATHS,
         equivalent="Before the used index is shown nobody follows the list: none of it counts as "
         "shown, and the next process begins a list of its own.",
@@ -92,7 +92,7 @@ MUTATIONS = (
           __atomic_store_n(&region->desc[head].next, inflight->last_batch_head, __ATOMIC_RELAXED);
         - inflight->last_batch_head = head;
         """,
-        "After a death a write is done again that the driver has seen done, over later ones.",
+        "After a kill, a write that the driver saw completed is repeated, over later ones.",
         _DEATHS,
     ),
     Mutation(
@@ -106,7 +106,7 @@ MUTATIONS = (
                                __ATOMIC_RELAXED);
         - __atomic_store_n(&region->used_idx, used_idx, __ATOMIC_RELEASE);
         """,
-        "After a death a write is done again that the driver has seen done, over later ones.",
+        "After a kill, a write that the driver saw completed is repeated, over later ones.",
         _DEATHS,
     ),
     Mutation(
@@ -117,7 +117,7 @@ MUTATIONS = (
         + for (uint16_t i = 0; i < count && i < 1; i++)
               __atomic_store_n(&region->desc[inflight->done[i & inflight->mask]].inflight, 0,
         """,
-        "After a death a write is done again that the driver has seen done, over later ones.",
+        "After a kill, a write that the driver saw completed is repeated, over later ones.",
         _DEATHS,
     ),
     Mutation(
@@ -131,7 +131,7 @@ MUTATIONS = (
         + if (queue->inflight.region)
         +     vb_inflight_take(&queue->inflight, head);
         """,
-        "After a death a request that was begun is in no record.",
+        "After a kill, a request that was started is in no record.",
         _DEATHS,
         equivalent="The next process takes anew what was not noted, behind all that was: it is "
         "done again, as it is where it was noted.",
@@ -146,7 +146,7 @@ MUTATIONS = (
               return true;
           }
         """,
-        "After a death an old write is done after a new one, and takes it back.",
+        "After a kill, an old write is done after a new one, and undoes it.",
         _DEATHS,
     ),
     Mutation(
@@ -156,7 +156,7 @@ MUTATIONS = (
         - return heads[np.argsort(counters, kind="stable")].astype(np.uint16)
         + return heads.astype(np.uint16)
         """,
-        "After a death requests are done again in another order.",
+        "After a kill, requests are done again in another order.",
         ("tests/virtqueue/test_inflight.py", *_DEATHS),
     ),
     Mutation(
@@ -168,7 +168,7 @@ MUTATIONS = (
         +     self.counter = 0
           return heads[np.argsort(counters, kind="stable")].astype(np.uint16)
         """,
-        "After two deaths requests are done again in another order.",
+        "After two kills, requests are done again in another order.",
         ("tests/virtqueue/test_inflight.py", *_DEATHS),
     ),
     Mutation(
@@ -179,7 +179,7 @@ MUTATIONS = (
           self._header["used_idx"] = used_idx
 
         """,
-        "After a death a write is done again that the driver has seen done, over later ones.",
+        "After a kill, a write that the driver saw completed is repeated, over later ones.",
         _DEATHS,
     ),
     Mutation(
@@ -190,7 +190,7 @@ MUTATIONS = (
         - self._header["used_idx"] = used_idx
 
         """,
-        "After two deaths heads are struck out that are in flight: requests are never done.",
+        "After two kills, heads in flight are removed: requests are never done.",
         _DEATHS,
     ),
     Mutation(
@@ -206,7 +206,7 @@ MUTATIONS = (
         -     self._header["version"] = INFLIGHT_VERSION
               return np.empty(0, np.uint16)
         """,
-        "A death while a record is begun: the next process takes garbage for requests.",
+        "A kill while a record is made: the next one takes garbage for requests.",
         _DEATHS,
     ),
     Mutation(
@@ -217,7 +217,7 @@ MUTATIONS = (
           self._desc["inflight"][heads] = 1  # one after the other, in this order
         + self._desc["counter"][heads] = numbers
         """,
-        "After a death requests are done again in another order.",
+        "After a kill, requests are done again in another order.",
         _DEATHS,
     ),
     Mutation(
@@ -227,7 +227,7 @@ MUTATIONS = (
         - self._desc["inflight"][heads] = 1  # one after the other, in this order
         + self._desc["inflight"][heads[::-1]] = 1
         """,
-        "A death in between: the next process takes for new what was noted, and skips the others.",
+        "A kill in between: the next one takes recorded requests as new, and skips others.",
         _DEATHS,
     ),
     Mutation(
@@ -242,7 +242,7 @@ MUTATIONS = (
         + if self.inflight is not None:
         +     self.inflight.link(heads)
         """,
-        "After a death a write is done again that the driver has seen done, over later ones.",
+        "After a kill, a write that the driver saw completed is repeated, over later ones.",
         _DEATHS,
     ),
     Mutation(
@@ -258,7 +258,7 @@ MUTATIONS = (
         - if self.inflight is not None:
         -     self.inflight.strike_out(heads, self.next_used)
         """,
-        "After a death a request is in no record and never answered.",
+        "After a kill, a request is in no record, and is never completed.",
         _DEATHS,
     ),
     Mutation(
@@ -269,7 +269,7 @@ MUTATIONS = (
           self._header["used_idx"] = used_idx
         + self._desc["inflight"][heads] = 0
         """,
-        "After a death a write is done again that the driver has seen done, over later ones.",
+        "After a kill, a write that the driver saw completed is repeated, over later ones.",
         _DEATHS,
     ),
     Mutation(
@@ -280,7 +280,7 @@ MUTATIONS = (
         + following[0] = 0
           following[1:] = heads[:-1]
         """,
-        "A process that follows the list over bursts strikes out heads that are in flight.",
+        "A process that follows the list across bursts removes heads that are in flight.",
         _DEATHS,
     ),
     Mutation(
@@ -290,7 +290,7 @@ MUTATIONS = (
         - self.next_avail = (self.next_used + len(self.left)) & 0xFFFF
         + self.next_avail = self.next_used
         """,
-        "After a death requests are done twice.",
+        "After a kill, requests are done twice.",
         _DEATHS,
     ),
     Mutation(
@@ -303,7 +303,7 @@ MUTATIONS = (
         - inflight->free_head = inflight->old_free_head = entry;
         - __atomic_store_n(&region->heads, entry | (uint32_t)entry << 16, __ATOMIC_RELEASE);
         """,
-        "A death in between: entries are in no list, and the record is refused as corrupt.",
+        "A kill in between: entries are in no list, and the record is refused as corrupt.",
         _DEATHS,
     ),
     Mutation(
@@ -313,7 +313,7 @@ MUTATIONS = (
         - head->counter = inflight->counter++;
           __atomic_store_n(&head->inflight, 1, __ATOMIC_RELEASE);
         """,
-        "After a death requests are done again in another order.",
+        "After a kill, requests are done again in another order.",
         _DEATHS,
     ),
     Mutation(
@@ -331,7 +331,7 @@ MUTATIONS = (
         -                  __ATOMIC_RELEASE);
           __atomic_thread_fence(__ATOMIC_RELEASE);
         """,
-        "A death in between: a place without its list.",
+        "A kill in between: the new ring position is recorded with the old list.",
         _DEATHS,
         equivalent="The old place and the old list are gone by until the ring shows the burst, "
         "which comes after both.",
@@ -346,7 +346,7 @@ MUTATIONS = (
   + if (inflight->region)
   +     vb_inflight_packed_link(inflight, &queue->ring, queue->inflight.done, queue->unpublished);
         """,
-        "After a death a write is done again that the driver has seen done, over later ones.",
+        "After a kill, a write that the driver saw completed is repeated, over later ones.",
         _DEATHS,
     ),
     Mutation(
@@ -363,7 +363,7 @@ MUTATIONS = (
         -     vb_inflight_packed_strike_out(inflight, &queue->ring, queue->inflight.done,
         -                                   queue->unpublished);
         """,
-        "After a death a request is in no record and never answered.",
+        "After a kill, a request is in no record, and is never completed.",
         _DEATHS,
     ),
     Mutation(
@@ -376,7 +376,7 @@ MUTATIONS = (
         +                      vb_inflight_packed_places(ring, true), __ATOMIC_RELEASE);
           for (uint32_t i = 0; i < count; i++) {
         """,
-        "After a death a write is done again that the driver has seen done, over later ones.",
+        "After a kill, a write that the driver saw completed is repeated, over later ones.",
         _DEATHS,
     ),
     Mutation(
@@ -388,7 +388,7 @@ MUTATIONS = (
         - self._store_heads(entry, entry)
           self.first[ids], self.last[ids] = heads, lasts
         """,
-        "A death in between: entries are in no list, and the record is refused as corrupt.",
+        "A kill in between: entries are in no list, and the record is refused as corrupt.",
         _DEATHS,
     ),
     Mutation(
@@ -403,7 +403,7 @@ MUTATIONS = (
           self._store_heads(entry, entry)
           self.first[ids], self.last[ids] = heads, lasts
         """,
-        "A death in between: a request with another one's descriptors.",
+        "A kill in between: a request has the descriptors of another one.",
         _DEATHS,
         equivalent="Until the free list has gone on, its entries count as free, whatever they say.",
     ),
@@ -421,7 +421,7 @@ MUTATIONS = (
           if self._log is not None:
               self._log_used(first, total)
         """,
-        "After a death a write is done again that the driver has seen done, over later ones.",
+        "After a kill, a write that the driver saw completed is repeated, over later ones.",
         _DEATHS,
     ),
     Mutation(
@@ -438,7 +438,7 @@ MUTATIONS = (
         -     self.inflight.strike_out(heads)
           fence()
         """,
-        "After a death a request is in no record and never answered.",
+        "After a kill, a request is in no record, and is never completed.",
         _DEATHS,
     ),
     Mutation(
@@ -449,7 +449,7 @@ MUTATIONS = (
         + if place != old_place and self._was_shown(flags_at(place), place):
               old_place, old_head = place, head
         """,
-        "After a death a write is done again that the driver has seen done, over later ones.",
+        "After a kill, a write that the driver saw completed is repeated, over later ones.",
         _DEATHS,
     ),
     Mutation(
@@ -459,7 +459,7 @@ MUTATIONS = (
           self._next_avail = self._ahead(self._next_used, self._taken)
         - self._hide_unshown()
         """,
-        "After a death the driver takes old used descriptors for those of the next burst.",
+        "After a kill, the driver takes old used descriptors for those of the next burst.",
         _DEATHS,
     ),
     Mutation(
@@ -559,7 +559,7 @@ MUTATIONS = (
         - return self._parts[index]
         + return self._area and self._area.part(index, _bytes_for(packed=False))
         """,
-        "A queue goes on in another record: after a death its requests are lost.",
+        "A queue uses another record: after a kill its requests are lost.",
         ("tests/exports",),
     ),
     Mutation(
@@ -587,7 +587,7 @@ MUTATIONS = (
         + memory.span[addrs - memory.span_base] = statuses
           notify = self._ring.push(completed.heads, lengths)
         """,
-        "A migration copies a page before the status is there.",
+        "A migration copies a page before the status is written.",
         _LOGS,
     ),
     Mutation(
@@ -600,7 +600,7 @@ MUTATIONS = (
         + if self._written is not None:
         +     self._written.end(completed, memory)
         """,
-        "A death in between: a read counts as done whose data the migration lacks.",
+        "A kill in between: a read counts as done whose data the migration lacks.",
         _LOGS,
     ),
     Mutation(
@@ -615,7 +615,7 @@ MUTATIONS = (
         -     log_request(slot, status, written);
           if (kind == VB_STAT_KINDS || slot->request.status != VB_STATUS_PENDING) {
         """,
-        "A migration copies a page before the status is there.",
+        "A migration copies a page before the status is written.",
         _LOGS,
     ),
     Mutation(
@@ -696,7 +696,7 @@ MUTATIONS = (
           vb_ring_enable_kicks(&queue->ring);
         - log_kick_request(queue);
         """,
-        "At the destination the driver goes by a request for kicks of long ago: the disk hangs.",
+        "At the destination the driver sees an outdated request for kicks: the disk hangs.",
         _LOGS,
     ),
     Mutation(
@@ -708,7 +708,7 @@ MUTATIONS = (
         +     vb_queue_log_used(queue, 0, 0 * bytes);
           }
         """,
-        "What a used ring has from before the log is missing at the destination.",
+        "Entries of a used ring from before the log are missing at the destination.",
         _LOGS,
     ),
 )

@@ -46,7 +46,7 @@ MUTATIONS = (
           notify = self._ring.push(completed.heads, lengths)
         + memory.span[addrs - memory.span_base] = statuses
         """,
-        "The driver reads the status of a failed write before it is there.",
+        "The driver reads the status of a failed write before it is written.",
         ("tests/exports/test_publication.py",),
     ),
     Mutation(
@@ -58,7 +58,7 @@ MUTATIONS = (
         + self._show(first, flags | layout.DESC_F_WRITE if lengths[0] else flags)
           if number > 1:
         """,
-        "The driver takes a descriptor as used before what it says is there.",
+        "The driver takes a descriptor as used before its content is written.",
         (
             f"{_PACKED_RECORD}::test_first_used_descriptor_of_a_burst_is_shown_last",
             "tests/virtqueue",
@@ -87,7 +87,7 @@ MUTATIONS = (
         - if self._in_flight.take(heads).any() or (self._marks.take(heads) != order).any():
         + if (self._marks.take(heads) != order).any():
         """,
-        "One head is in flight twice, and its requests are answered for each other.",
+        "One head is in flight twice, and its requests get each other's completions.",
         _SPLIT_TESTS,
     ),
     Mutation(
@@ -97,7 +97,7 @@ MUTATIONS = (
         - if self._in_flight.take(heads).any() or (self._marks.take(heads) != order).any():
         + if self._in_flight.take(heads).any():
         """,
-        "One head is in flight twice, and its requests are answered for each other.",
+        "One head is in flight twice, and its requests get each other's completions.",
         _SPLIT_TESTS,
     ),
     Mutation(
@@ -107,7 +107,7 @@ MUTATIONS = (
         - if int(heads.max()) >= self.size:
         + if int(heads.max()) > self.size:
         """,
-        "What lies behind the descriptor table is taken for a descriptor.",
+        "Memory behind the descriptor table is used as a descriptor.",
         _SPLIT_TESTS,
     ),
     Mutation(
@@ -117,7 +117,7 @@ MUTATIONS = (
         - if available > self.size:
         + if available > 2 * self.size:
         """,
-        "Requests of long ago are done again.",
+        "Old requests are done again.",
         _SPLIT_TESTS,
     ),
     Mutation(
@@ -139,7 +139,7 @@ MUTATIONS = (
         + if (queue->slots[head].state == VB_SLOT_UP) {
               break_ring(queue, "a head was made available while in flight");
         """,
-        "A slot is used anew while the kernel writes from it.",
+        "A slot is reused while the kernel writes from it.",
         ("tests/engine/test_queue.py",),
     ),
     Mutation(
@@ -149,7 +149,7 @@ MUTATIONS = (
         - if (available > ring->size) {
         + if (available > 2 * ring->size) {
         """,
-        "Requests of long ago are done again.",
+        "Old requests are done again.",
         ("tests/engine/test_queue.py",),
     ),
     Mutation(
@@ -171,7 +171,7 @@ MUTATIONS = (
         - if self._in_flight.take(ids).any() or (self._marks.take(ids) != order).any():
         + if (self._marks.take(ids) != order).any():
         """,
-        "One buffer id is in flight twice, and its requests are answered for each other.",
+        "One buffer id is in flight twice, and its requests get each other's completions.",
         _PACKED_TESTS,
     ),
     Mutation(
@@ -192,7 +192,7 @@ MUTATIONS = (
         - uint32_t room = ring->size - ring->taken, at = ring->next_avail, count = 0;
         + uint32_t room = ring->size, at = ring->next_avail, count = 0;
         """,
-        "A chain goes on with descriptors of one that is in flight.",
+        "A chain continues with descriptors of one that is in flight.",
         ("tests/engine/test_queue.py",),
     ),
     Mutation(
@@ -226,7 +226,7 @@ MUTATIONS = (
           elements = np.empty(count, layout.USED_ELEM)
         + places = np.minimum((self.next_used & (self.size - 1)) + np.arange(count), self.size - 1)
         """,
-        "Completions at the end of the used ring are written over each other.",
+        "Completions at the end of the used ring overwrite each other.",
         ("tests/virtqueue", "tests/virtio_blk/test_queue.py"),
     ),
     Mutation(
@@ -237,7 +237,7 @@ MUTATIONS = (
         + if (writing && !writes && !(desc.flags & VB_DESC_F_NEXT)) {
               /* Whatever else is wrong: what comes from here on is not looked at. */
         """,
-        "Data of a read is written over what the guest has given as data of a write.",
+        "Data of a read overwrites a buffer that the guest gave as data to write.",
         _DIFFERENTIAL,
     ),
     Mutation(
@@ -248,7 +248,7 @@ MUTATIONS = (
         + if (current > entries) {
               walk_fault = VB_FAULT_NEXT_OUT_OF_RANGE;
         """,
-        "What lies behind the descriptor table is taken for a descriptor.",
+        "Memory behind the descriptor table is used as a descriptor.",
         _DIFFERENTIAL,
     ),
     Mutation(
@@ -259,7 +259,7 @@ MUTATIONS = (
         + if (offset < region->size && length <= region->size)
               return region->host_addr + offset;
         """,
-        "A read goes over memory behind guest memory.",
+        "A read overwrites memory behind guest memory.",
         _DIFFERENTIAL,
     ),
     Mutation(
@@ -269,7 +269,7 @@ MUTATIONS = (
         - return length < region->size - offset ? length : region->size - offset;
         + return length < region->size ? length : region->size - offset;
         """,
-        "A buffer that crosses into the next region goes on behind the first one.",
+        "A buffer that crosses into the next region continues behind the first one.",
         _DIFFERENTIAL,
     ),
     Mutation(
@@ -280,7 +280,7 @@ MUTATIONS = (
         + if region.guest_addr <= low and high <= region.guest_addr + region.size:
               return index
         """,
-        "A read goes over memory behind guest memory.",
+        "A read overwrites memory behind guest memory.",
         ("tests/virtqueue/test_memory.py", *_WALKERS),
     ),
     Mutation(
@@ -290,7 +290,7 @@ MUTATIONS = (
         - return np.where((room > 0) & (length <= room), host, np.uint64(0))
         + return np.where((room > 0) & (length <= room + np.uint64(1)), host, np.uint64(0))
         """,
-        "A read goes over memory behind guest memory.",
+        "A read overwrites memory behind guest memory.",
         ("tests/virtqueue/test_memory.py", *_WALKERS),
     ),
     Mutation(
@@ -320,7 +320,7 @@ MUTATIONS = (
         - return (self.guest_addr, self.size, self.user_addr) == (guest_addr, size, user_addr)
         + return self.guest_addr == guest_addr
         """,
-        "A region that the guest uses is taken away.",
+        "A region that the guest uses is removed.",
         ("tests/virtqueue/test_memory.py",),
     ),
     Mutation(
@@ -330,7 +330,7 @@ MUTATIONS = (
         - outside = goes_on & (follow >= entries)
         + outside = goes_on & (follow > entries)
         """,
-        "What lies behind the descriptor table is taken for a descriptor.",
+        "Memory behind the descriptor table is used as a descriptor.",
         _WALKERS,
     ),
     Mutation(
@@ -341,7 +341,7 @@ MUTATIONS = (
         + if (writable[:, :1] & ~writable[:, 1:]).any():
               return None
         """,
-        "Data of a read is written over what the guest has given as data of a write.",
+        "Data of a read overwrites a buffer that the guest gave as data to write.",
         _WALKERS,
     ),
     Mutation(
@@ -360,7 +360,7 @@ MUTATIONS = (
         - inside = (sector <= capacity) & (sectors <= capacity - sector)
         + inside = (sector <= capacity) & (sectors <= capacity)
         """,
-        "What lies behind the disk in its file is written over.",
+        "Data behind the disk in its file is overwritten.",
         ("tests/virtio_blk/test_request.py", "tests/virtio_blk/test_request_property.py"),
     ),
     Mutation(
@@ -370,7 +370,7 @@ MUTATIONS = (
         - end = int(sector.max()) * SECTOR_SIZE + int(length.max())
         + end = int(sector.max()) * SECTOR_SIZE
         """,
-        "What lies behind the disk in its file is written over.",
+        "Data behind the disk in its file is overwritten.",
         ("tests/virtio_blk/test_request.py", "tests/virtio_blk/test_request_property.py"),
     ),
     Mutation(
@@ -380,7 +380,7 @@ MUTATIONS = (
         - ragged = (length | (sector * np.uint64(SECTOR_SIZE))) & (block - np.uint64(1))
         + ragged = length & (block - np.uint64(1))
         """,
-        "Writes that are no whole blocks of the disk are done, as a driver never means them.",
+        "Writes that are not whole blocks of the disk, which no driver means to do, are done.",
         ("tests/virtio_blk/test_request.py", "tests/virtio_blk/test_request_property.py"),
     ),
     Mutation(
@@ -390,7 +390,7 @@ MUTATIONS = (
         - if sectors > MAX_REQUEST_SECTORS or offset + length > size:
         + if sectors > MAX_REQUEST_SECTORS or offset > size:
         """,
-        "What lies behind the disk in its file is discarded.",
+        "Data behind the disk in its file is discarded.",
         ("tests/virtio_blk/test_discard.py", "tests/virtio_blk/test_device.py"),
     ),
     Mutation(
@@ -400,7 +400,7 @@ MUTATIONS = (
         - if (offset | length) % logical_block_size:
         + if offset % logical_block_size:
         """,
-        "A discard takes part of a block that the guest still uses.",
+        "A discard discards part of a block that the guest still uses.",
         ("tests/virtio_blk/test_discard.py", "tests/virtio_blk/test_device.py"),
     ),
     Mutation(
@@ -410,7 +410,7 @@ MUTATIONS = (
         - flags = WriteFlags.MAY_UNMAP if part.unmap else WriteFlags.NONE
         + flags = WriteFlags.MAY_UNMAP
         """,
-        "Zeroes that were to keep their storage have none: a later write finds the disk full.",
+        "Zeroes that should keep their storage lose it: a later write finds the file system full.",
         ("tests/virtio_blk",),
     ),
 )
