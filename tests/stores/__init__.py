@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each store into shared memory: what a death before it leaves, and what a migration sees."""
+"""Tests of single stores into shared memory: a kill before each store, and a migration's view."""

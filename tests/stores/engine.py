@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine with `stores.c`: built once, used as `vhostblk.engine.load()`'s pair is."""
+"""The engine built together with `stores.c`; used like the result of `vhostblk.engine.load()`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vhostblk.engine.iothread import Iothread
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: What runs in threads of its own, or asks the system: `stores.c` stands in for it.
+#: Sources with threads or system calls, which `stores.c` replaces.
 _LEFT_OUT = {"aio.c", "inspect.c", "io_pool.c", "io_uring.c", "iothread.c", "timer.c"}
 
 _CDEF = """
@@ -34,13 +34,13 @@ void stores_turn(void);
 void stores_arm(void);
 """
 
-#: A C compiler can be had, as for the engine itself.
+#: Whether there is a C compiler.
 AVAILABLE = shutil.which("cc") is not None
 
 
 @cache
 def traced_engine() -> Engine:
-    """Build and load it."""
+    """Build and load the engine."""
     ffi = FFI()
     for interface in sorted(SRC.glob("*.cdef.h")):
         ffi.cdef(interface.read_text())
@@ -50,7 +50,7 @@ def traced_engine() -> Engine:
 
 
 def _build(directory: Path) -> Path:
-    """Compile each file on its own: linking with ThreadSanitizer would bring its runtime."""
+    """Compile each file separately, as linking with ThreadSanitizer would add its runtime."""
     compile_ = ["cc", "-std=gnu11", "-O0", "-fPIC", "-w", f"-I{SRC}", "-c"]
     sources = [path for path in sorted(SRC.glob("*.c")) if path.name not in _LEFT_OUT]
     commands = [[*compile_, "-fsanitize=thread", str(path)] for path in sources]
@@ -66,7 +66,7 @@ def _build(directory: Path) -> Path:
 
 
 class TracedThread(Iothread):
-    """Stands in for an iothread: what that does happens in `turn` and `serve`."""
+    """Replaces an iothread: its work is done by `turn` and `serve`."""
 
     def __init__(self) -> None:
         self.name = "traced"
@@ -76,12 +76,12 @@ class TracedThread(Iothread):
         self._buffers = None
 
     def turn(self) -> None:
-        """Let the engine do all that it has to do."""
+        """Let the engine do all pending work."""
         self.lib.stores_turn()
         self.lib.stores_arm()
 
     def serve(self) -> None:
-        """The same, and have requests that come up served; ask for kicks when all is done."""
+        """Do all pending work, requests for Python included; then ask for kicks."""
         self.lib.stores_turn()
         while self._take_upcalls():
             self.lib.stores_turn()
@@ -91,7 +91,7 @@ class TracedThread(Iothread):
 
 
 def watch(areas: Sequence[tuple[int, int]]) -> None:
-    """Take pictures of areas (address and length) from now on."""
+    """Set the areas (address and length) of which pictures are taken from now on."""
     lib = traced_engine().lib
     lib.stores_forget()
     for address, length in areas:
@@ -99,7 +99,7 @@ def watch(areas: Sequence[tuple[int, int]]) -> None:
 
 
 def pictures(size: int) -> list[bytes]:
-    """Take what has been taken, pictures of `size` bytes."""
+    """Return the pictures, of `size` bytes each, and forget them."""
     ffi, lib = traced_engine()
     count = lib.stores_taken()
     raw = bytes(ffi.buffer(lib.stores_pictures(), count * size)) if count else b""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A queue with its driver, and the lives of the processes that serve it, one after the other.
+"""A queue with its driver, and the processes (*lives*) that serve it one after the other.
 
-A *moment* is what shared memory holds before one of a process's stores, together with what the
-driver knows then. Whoever comes next begins with no more than that.
+A *moment* is the content of shared memory before one of a process's stores, with the state of the
+driver at that time. The next process starts from a moment, and from nothing else.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SIZE = 8
 
 
 class Moment(NamedTuple):
-    """Memory, the driver, and its requests; those that it waits for, in the order of the ring."""
+    """The content of memory, the driver, and the requests that it waits for, in ring order."""
 
     picture: bytes
     driver: DriverRing
@@ -53,15 +53,15 @@ class Moment(NamedTuple):
 
 
 class World:
-    """What outlives processes: guest memory with a ring, and the record of requests in flight."""
+    """The state that outlives processes: guest memory with a ring, and the in-flight record."""
 
     def __init__(self, *, packed: bool, start: int, garbage: bool = False) -> None:
-        """`garbage`: the record was something else before; its version says that it is new."""
+        """`garbage`: the record has garbage, and the version 0 of a new record."""
         self.packed = packed
         self.memory = Memory(((0, 1 << 16),))
         self.driver = KINDS["packed" if packed else "split"].driver(self.memory, SIZE, start=start)
         self.waiting: list[int] = []
-        #: What each request is made of, by its head: guest address, length, writable.
+        #: The segments of each request, by its head: guest address, length, writable.
         self.requests: dict[int, list[Segment]] = {}
         self.mapped = map_memory(self.memory)
         size = inflight_bytes(packed=packed)(SIZE) + 63 & ~63
@@ -73,7 +73,7 @@ class World:
         record = self._area.part(0, inflight_bytes(packed=packed))
         assert record is not None
         base, _ = self.mapped.regions[0].mapping.pages
-        # All that driver and device write of the ring, and nothing else.
+        # Exactly the memory of the ring that driver and device write, and the record.
         self.areas = [(base, self.memory._regions[0].next_free), (record.address, record.size)]
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class World:
         self.memory.close()
 
     def ring(self) -> Ring:
-        """Read what there is, as a process does that starts."""
+        """Make a ring from the present memory, as a starting process does."""
         part = self._area.part(0, inflight_bytes(packed=self.packed))
         kind = KINDS["packed" if self.packed else "split"].device
         return kind(self._config, self.mapped, event_idx=False, inflight=part)
@@ -89,7 +89,7 @@ class World:
     # The driver
 
     def offer(self, pieces: int) -> int | None:
-        """Make a request available that goes up to Python; return its head where there is room."""
+        """Make a request available that goes up to Python; return its head, or None if full."""
         if self.driver.free < pieces + 1:
             return None
         request = self.memory.allocate(16 + 1)
@@ -104,14 +104,14 @@ class World:
         return head
 
     def see_used(self) -> list[int]:
-        """Take what the device has used; what was not waited for is a mistake."""
+        """Take used requests; one that the driver doesn't wait for is an error."""
         used = [element.head for element in self.driver.poll()]
         for head in used:
             self.waiting.remove(head)
         return used
 
     def take(self, ring: Ring) -> list[int]:
-        """Take all that there is, which has to be what the driver has made; return the heads."""
+        """Take all available requests, and compare them with the driver's; return the heads."""
         taken: list[int] = []
         base, _ = self.areas[0]
         while (batch := ring.pop(3)) is not None:
@@ -125,7 +125,7 @@ class World:
     # Moments
 
     def moments(self, pictures: list[bytes]) -> list[Moment]:
-        """Say what the driver knew, who has not moved since, when pictures were taken."""
+        """Make moments from pictures; the driver's state has not changed since they were taken."""
         driver, waiting, requests = remember(self.driver), tuple(self.waiting), self.requests
         return [Moment(picture, driver, waiting, dict(requests)) for picture in pictures]
 
@@ -140,7 +140,7 @@ class World:
 
 
 def remember(driver: DriverRing) -> DriverRing:
-    """Copy what a driver knows; the ring itself is the same."""
+    """Copy the state of a driver; the ring itself is shared."""
     other = copy.copy(driver)
     for name, value in vars(driver).items():
         if isinstance(value, (list, dict)):
@@ -149,22 +149,22 @@ def remember(driver: DriverRing) -> DriverRing:
 
 
 class Life(ABC):
-    """A process that serves the queue; it begins with what an earlier one has left."""
+    """A process that serves the queue; it starts from the state that an earlier one has left."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        #: Taken, and not given back.
+        #: Heads that were taken and not completed.
         self.mine: list[int] = []
-        #: Given back, and not seen by the driver.
+        #: Heads that were completed and not seen by the driver.
         self.unseen: list[int] = []
 
     @abstractmethod
     def begin(self) -> None:
-        """Read the record."""
+        """Start: read the record."""
 
     @abstractmethod
     def take(self) -> list[int]:
-        """Take what there is, and return the heads, in their order."""
+        """Take all available requests; return the heads, in order."""
 
     @abstractmethod
     def give_back(self, heads: list[int]) -> None:
@@ -172,15 +172,15 @@ class Life(ABC):
 
     @abstractmethod
     def pictures(self) -> list[bytes]:
-        """Return those taken since the last time."""
+        """Return the pictures taken since the last call."""
 
     @abstractmethod
     def end(self) -> None:
-        """Let go of the queue without a word, as a process that is killed."""
+        """Release the queue without any store, as if the process were killed."""
 
 
 class PythonLife(Life):
-    """On the Python lane."""
+    """A life on the Python lane."""
 
     def __init__(self, world: World, tape: Tape) -> None:
         super().__init__(world)
@@ -204,11 +204,11 @@ class PythonLife(Life):
         return self._tape.take_all()
 
     def end(self) -> None:
-        """Do nothing: there is nothing to let go of."""
+        """Do nothing: there is nothing to release."""
 
 
 class EngineLife(Life):
-    """On the express lane: requests come up, and go back down in bursts."""
+    """A life on the express lane: requests come up to Python, and are completed in bursts."""
 
     def __init__(self, world: World, tape: Tape) -> None:
         super().__init__(world)
@@ -248,7 +248,7 @@ class EngineLife(Life):
         return self._tape.take_all() + stored  # Python reads the record, before anything else
 
     def end(self) -> None:
-        """Answer what is in flight, in memory that is nobody's any more, and free the queue."""
+        """Complete requests in flight, in memory that nobody uses any more, and free the queue."""
         before = picture_of(self.world.areas)
         engine.watch([])
         self._queue.hold()
@@ -261,7 +261,7 @@ class EngineLife(Life):
 
 @contextmanager
 def living(world: World, lane: str) -> Iterator[Life]:
-    """Begin a life in which every store is recorded."""
+    """Start a life in which every store is recorded."""
     with recorded(world.areas) as tape:
         life: Life
         if lane == "python":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Python's stores into shared memory, element by element, each with a picture taken before it."""
+"""Recording Python's stores into shared memory: a picture is taken before each element stored."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Tape:
 
 
 def picture_of(areas: Sequence[tuple[int, int]]) -> bytes:
-    """Copy areas, one behind the other."""
+    """Return the content of areas, concatenated."""
     return b"".join(bytes(view_memory(*area)) for area in areas)
 
 
 def restore(areas: Sequence[tuple[int, int]], picture: bytes) -> None:
-    """Have areas as they were."""
+    """Restore the content of areas."""
     for start, length in areas:
         view_memory(start, length)[:] = picture[:length]
         picture = picture[length:]
@@ -70,7 +70,7 @@ class _Traced(np.ndarray[Any, Any]):
 
 
 class _Numpy:
-    """The module numpy, but that buffers are seen as traced arrays."""
+    """Replaces the module numpy: arrays on buffers are traced."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)
@@ -82,7 +82,7 @@ class _Numpy:
 
 @contextmanager
 def recorded(areas: Sequence[tuple[int, int]]) -> Iterator[Tape]:
-    """Record what queues that are made inside store there."""
+    """Record stores to areas by queues that are made inside the block."""
     tape = Tape(areas)
     view, store = GuestMemory.view, barrier.store_release_u16
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process is killed before any of its stores: the next one loses no request, and doubles none.
+"""A process is killed before any of its stores: the next one loses and repeats no request.
 
-What the driver has not seen used is taken again, in its order; what it has seen used is not. So no
-write is lost, none is done once more after a flush that came behind it, and none overtakes another.
+Requests that the driver has not seen used are taken again, in order; others are not. So no write is
+lost, none is repeated after a later flush has completed, and none overtakes another.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not engine.AVAILABLE, reason="no C compiler")
 
 
 def work(world: World, life: Life, rng: random.Random) -> list[Moment]:
-    """Let driver and device do something; return the moments of it."""
+    """Let driver and device work; return the moments."""
     moments: list[Moment] = []
     for _ in range(rng.choice((0, 1, 2, 3))):
         world.offer(rng.choice((1, 1, 2)))
@@ -34,14 +34,14 @@ def work(world: World, life: Life, rng: random.Random) -> list[Moment]:
         if done:
             life.give_back(done)
             moments += world.moments(life.pictures())
-            if rng.random() < 0.8:  # else it sees several bursts at once
+            if rng.random() < 0.8:  # otherwise it sees several bursts at once later
                 assert world.see_used() == life.unseen
                 life.unseen.clear()
     return moments
 
 
 def live(world: World, lane: str, rng: random.Random, rounds: int) -> list[Moment]:
-    """Live a life, up to any of the moments that are returned."""
+    """Run a process; return the moments at which it may be killed."""
     with living(world, lane) as life:
         moments = world.moments(life.pictures())
         for _ in range(rounds):
@@ -51,13 +51,13 @@ def live(world: World, lane: str, rng: random.Random, rounds: int) -> list[Momen
 
 
 def judge(world: World, moment: Moment) -> bool:
-    """Let the next process begin at a moment, and see what it takes.
+    """Let the next process start at a moment, and check the requests that it takes.
 
-    Tell whether requests had been shown as used that the driver had not seen used before.
+    Return whether requests were marked as used that the driver had not seen yet.
     """
     world.return_to(moment)
     shown = world.see_used()
-    world.offer(1)  # the driver may be quick
+    world.offer(1)  # the driver may add a request before the process starts
     ring = world.ring()
     taken = world.take(ring)
     assert taken == world.waiting
@@ -69,7 +69,7 @@ def judge(world: World, moment: Moment) -> bool:
 
 @pytest.mark.parametrize("lane", ["python", "express"])
 def test_the_list_of_used_heads_goes_back_over_bursts(lane: str) -> None:
-    """Nobody here follows it further than a burst; the specification has it nevertheless."""
+    """We follow the list only within a burst, but the specification demands all of it."""
 
     async def main() -> None:
         with closing(World(packed=False, start=0, garbage=True)) as world:
@@ -88,7 +88,7 @@ def test_the_list_of_used_heads_goes_back_over_bursts(lane: str) -> None:
 
 
 def linked(world: World, count: int) -> list[int]:
-    """Return the heads of the list of used ones, the last one first."""
+    """Return the heads in the list of used heads, the last one first."""
     ring = world.ring()
     assert isinstance(ring, SplitQueue)
     assert ring.inflight is not None
@@ -110,7 +110,7 @@ def test_a_death_before_any_store(lane: str, packed: bool, seed: int) -> None:
         with closing(World(packed=packed, start=start, garbage=bool(seed % 2))) as world:
             moments = live(world, lane, rng, 6)
             delicate = [moment for moment in moments if judge(world, moment)]
-            # The next life ends as suddenly.
+            # The next process is killed, too.
             for moment in (*rng.choices(moments, k=8), *rng.choices(delicate, k=8)):
                 world.return_to(moment)
                 world.see_used()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A migration's front-end may copy a page as soon as it is noted: what it has copied is the end.
+"""Dirty logging: a page must be written before it is marked in the log, as it may be copied then.
 
-The front-end here does so with every note. At the end, as on the other side of a migration, memory
-is what has been copied; so no page may have been written after it was noted for the last time.
+The front-end here copies a page each time it is marked. At the end, as at the destination of a
+migration, the copy must be equal to memory. So no page may be written after its last mark.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(not engine.AVAILABLE, reason="no C compiler")
 
-#: With so many entries the index, the first elements and the last ones are in different pages.
+#: Ring size at which the index, the first elements and the last ones are in different pages.
 SIZE = 1024
 IN, OUT, GET_ID = RequestType.IN, RequestType.OUT, RequestType.GET_ID
-#: The second region's memory is the requests'.
+#: The regions of guest memory; the second one has the requests.
 LAYOUT = ((0, 64 * 1024), (1 << 24, MIB))
 LOG_BYTES = ((1 << 24) + MIB) // LOG_PAGE // 8
 #: The file ends inside a page.
@@ -59,7 +59,7 @@ DISK_BYTES = 256 * 1024
 
 
 class HoldingNode(HandNode):
-    """A disk that may say that something was asked of it."""
+    """A disk that can signal that it got a request."""
 
     held: Callable[[], None] | None = None
 
@@ -71,7 +71,7 @@ class HoldingNode(HandNode):
 
 
 class Migration:
-    """A queue, its driver, and a front-end that copies memory while both go on."""
+    """A queue, its driver, and a front-end that copies memory while both work."""
 
     def __init__(self, lane: str, extents: ExtentMap | None, *, packed: bool, event: bool) -> None:
         self.memory = Memory(LAYOUT)
@@ -105,7 +105,7 @@ class Migration:
         self.written: dict[int, set[int]] = {}
 
     def log(self) -> QueueLog:
-        """Make a log that the front-end looks at all the time."""
+        """Make a log that the front-end reads all the time."""
         fd = os.memfd_create("log", os.MFD_CLOEXEC)
         os.truncate(fd, LOG_BYTES)
         log = DirtyLog(LogDescription(LOG_BYTES, 0, fd))
@@ -117,7 +117,7 @@ class Migration:
         return entry
 
     def follow(self, entry: QueueLog) -> None:
-        """Copy what is noted in a log."""
+        """Copy the pages that are marked in a log."""
         lib = engine.traced_engine().lib
         for region, copy in zip(self.mapped.regions, self.copy, strict=True):
             lib.stores_copy_region(
@@ -125,7 +125,7 @@ class Migration:
             )
         lib.stores_follow_log(entry._log.address, entry._log.size)
 
-    # The driver, whose writes the hypervisor notes: they are copied byte by byte.
+    # The driver. The hypervisor logs its writes, so they are copied byte by byte.
 
     def wrote(self, addr: int, length: int) -> None:
         for region, copy in zip(self.memory._regions, self.copy, strict=True):
@@ -172,7 +172,7 @@ class Migration:
         await asyncio.sleep(0)
 
     def check(self) -> None:
-        """What was copied is what there is."""
+        """Check that the copy is equal to memory."""
         for region, copy in zip(self.memory._regions, self.copy, strict=True):
             wrong = np.flatnonzero(region.bytes != copy)
             assert not len(wrong), f"{region.guest_addr + int(wrong[0]):#x} was not copied last"
@@ -230,7 +230,7 @@ def test_nothing_is_written_after_it_was_noted(
         if way in ("file", "cache"):
             extents = linear(disk, buffered=way == "cache")
         async with migration(lane, extents, packed=packed, event=event) as moved:
-            # What was there before the log is noted at once: the ring itself.
+            # The ring was written before there was a log, so it is marked at once.
             moved.offer(IN, 0, [512], 512)
             await moved.finish()
             for region, copy in zip(moved.memory._regions[1:], moved.copy[1:], strict=True):
@@ -260,7 +260,7 @@ def test_nothing_is_written_after_it_was_noted(
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 @pytest.mark.parametrize("way", ["python", "up", "file", "cache"])
 def test_what_is_shown_as_used_was_noted_before(way: str, packed: bool, disk: int) -> None:
-    """Else a death in between would have a request done whose data is not copied."""
+    """Else, after a kill in between, a request counts as done whose data was not copied."""
 
     async def main() -> None:
         lane = "python" if way == "python" else "express"
@@ -277,7 +277,7 @@ def test_what_is_shown_as_used_was_noted_before(way: str, packed: bool, disk: in
                 moved.offer(GET_ID, 0, [20], 1)
                 driver = remember(moved.ring)
                 with recorded([ring]) as tape:
-                    tape.areas.append(bits)  # whose stores are the engine's
+                    tape.areas.append(bits)  # the engine stores there
                     engine.watch([ring, bits])
                     moved.follow(entry)
                     await moved.finish()
@@ -299,7 +299,7 @@ def test_what_is_shown_as_used_was_noted_before(way: str, packed: bool, disk: in
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 @pytest.mark.parametrize("lane", ["python", "express"])
 def test_a_queue_that_stops_while_it_wants_no_kicks(lane: str, packed: bool, event: bool) -> None:
-    """What it says of kicks then is copied, too."""
+    """Its last request for kicks is copied, too."""
 
     async def main() -> None:
         async with migration(lane, None, packed=packed, event=event) as moved:
