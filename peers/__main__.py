@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m peers SUITE…`: make Debian roots that are not there yet."""
+"""`python -m peers SUITE…`: make Debian roots that don't exist yet."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ unpacks them. Neither needs to be root. The packages are not set up, and nothing
 root: its own dynamic loader starts its programs, so that they see the same files, sockets and
 shared memory as everything else.
 
-A root appears under its name when it is complete. Building one holds a lock. What an interrupted
-build has left is removed by the next one.
+A root gets its name when it is complete. A build holds a lock. The remains of an interrupted build
+are removed by the next one.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 CACHE = Path(__file__).parents[1] / ".cache"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
-#: Parts of QEMU that it loads on demand, from where the variable QEMU_MODULE_DIR says.
+#: Directory of QEMU's loadable modules, for the variable QEMU_MODULE_DIR.
 MODULES = f"{LIBRARIES}/qemu"
 LOADER = "usr/lib64/ld-linux-x86-64.so.2"
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
-#: A script of debootstrap that fits all later releases, also those that it does not know by name.
+#: The debootstrap script for all later releases, also those that debootstrap doesn't know.
 _SCRIPT = "/usr/share/debootstrap/scripts/sid"
 _SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class RootError(Exception):
-    """A Debian root isn't there and can't be made, or lacks a program."""
+    """A Debian root doesn't exist and can't be made, or it lacks a program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Root:
     packages: tuple[str, ...]
     #: Files that a complete root has; patterns are allowed.
     needed: tuple[str, ...]
-    #: A program that has to start.
+    #: A program that must start, as a test of the root.
     probe: str
     about: str
 
@@ -63,7 +63,7 @@ class Root:
         return CACHE / self.suite
 
     def is_complete(self) -> bool:
-        """Tell whether it is there."""
+        """Return whether it exists and is complete."""
         return _has(self.path, (LOADER, *self.needed))
 
 
@@ -99,7 +99,7 @@ def command(program: Path, root: Path | None = None) -> tuple[str, ...]:
 
 
 def program(name: str, root: Path | None = None) -> tuple[str, ...]:
-    """Return the same for a program that the root has; raises RootError where it has not."""
+    """Return the same for a program of the root; raises RootError if the root lacks it."""
     root = root or TRIXIE.path
     path = root / "usr/bin" / name
     if not path.exists() or not (root / LOADER).exists():
@@ -108,9 +108,9 @@ def program(name: str, root: Path | None = None) -> tuple[str, ...]:
 
 
 def make_root(root: Root = TRIXIE) -> None:
-    """Make a root unless it is there (120 to 160 MB to download, half a minute).
+    """Make a root unless it exists (120 to 160 MB to download, half a minute).
 
-    Raises RootError, and leaves nothing then.
+    Raises RootError, and then leaves nothing behind.
     """
     if root.is_complete():
         return
@@ -118,7 +118,7 @@ def make_root(root: Root = TRIXIE) -> None:
     CACHE.mkdir(exist_ok=True)
     with _locked(root) as lock:
         if root.is_complete():
-            return  # somebody else was faster
+            return  # another process has made it meanwhile
         _say(f"unpacking {root.about} from Debian {root.suite} into {root.path}")
         unfinished = root.path.with_name(f"{root.suite}.unfinished")
         _remove(unfinished)
@@ -129,7 +129,7 @@ def make_root(root: Root = TRIXIE) -> None:
         except BaseException:
             _remove(unfinished)
             raise
-        # Whoever uses a root that lacks something is not disturbed by its removal.
+        # An incomplete root can be removed, as nothing uses it.
         if root.path.exists():
             root.path.rename(unfinished / "former")
         (unfinished / "root").rename(root.path)
@@ -195,9 +195,9 @@ def _unpack(root: Root, unfinished: Path, lock: int) -> None:
 
 
 def _run(words: Sequence[str], log: Path, lock: int) -> str | None:
-    """Run a program; return None, or what was wrong.
+    """Run a program; return None, or a description of the problem.
 
-    The program inherits the lock, so that nobody begins anew while it outlives this process.
+    The program inherits the lock. So no other build starts while the program outlives this process.
     """
     with log.open("wb") as output:
         done = subprocess.run(
@@ -218,7 +218,7 @@ def _run(words: Sequence[str], log: Path, lock: int) -> str | None:
 
 @contextmanager
 def _locked(root: Root) -> Iterator[int]:
-    """Be the only one that builds a root; yields the descriptor that holds the lock."""
+    """Hold the lock for building a root; yield its descriptor."""
     lock = os.open(CACHE / f"{root.suite}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:

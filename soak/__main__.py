@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m soak`; the package's documentation says more."""
+"""`python -m soak`: see the package's documentation."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 DIRECTORY = ROOT / ".cache" / "soak"
 STATE = "state.json"
-#: Seconds beyond its length after which a slice is taken to hang; parts without a length have more.
+#: Seconds beyond its length after which a slice counts as hanging; untimed parts have more.
 PATIENCE = 3600
 PATIENCE_UNTIMED = 6 * 3600
-#: Seeds of two slices are so far apart that what counts up from one does not get to the next.
+#: Distance between the seeds of two slices; a part may increment its seed less often than this.
 SEEDS = 100_000
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Describe the options."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m soak", description="Run all tests that take hours; go on where one stopped."
+        prog="python -m soak", description="Run all tests that take hours; continue a stopped run."
     )
     names = [part.name for part in PARTS]
     add = parser.add_argument
-    add("--seconds", type=int, default=3600, help="for each part that takes a time (3600)")
+    add("--seconds", type=int, default=3600, help="for each timed part (3600)")
     add("--part", action="append", choices=names, help="only this one; may be repeated")
-    add("--again", action="store_true", help="begin a new run, whatever is done of the last")
+    add("--again", action="store_true", help="begin a new run, even if the last is not done")
     add("--list", action="store_true", help="print the parts and their commands")
     return parser
 
@@ -53,7 +53,7 @@ def command_of(part: Part, seed: int, seconds: int) -> str:
 
 
 def run_slice(part: Part, seed: int, seconds: int, log: Path) -> str:
-    """Run a slice; return what went wrong, or an empty string."""
+    """Run a slice; return a description of the failure, or an empty string."""
     command = command_of(part, seed, seconds)
     patience = seconds + PATIENCE if part.is_timed else PATIENCE_UNTIMED
     with log.open("ab") as output:
@@ -78,7 +78,7 @@ def run_slice(part: Part, seed: int, seconds: int, log: Path) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a slice, children included."""
+    """Kill the processes of a slice, children included."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -87,7 +87,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def run_part(part: Part, state: State, directory: Path) -> bool:
-    """Run what is left of a part; print its line, and tell whether all was well."""
+    """Run the remaining slices of a part; print its line, and return whether all succeeded."""
     progress = state.parts[part.name]
     slices = part.slices(progress.length)
     log = directory / f"{part.name}.log"
@@ -107,7 +107,7 @@ def run_part(part: Part, state: State, directory: Path) -> bool:
 
 
 def _seed(part: Part, progress: Progress) -> int:
-    """Return a seed that belongs to a slice of a part in a run."""
+    """Return the seed of the next slice of a part."""
     number = [each.name for each in PARTS].index(part.name)
     return (progress.run * 10_000 + number * 100 + progress.done) * SEEDS
 
@@ -120,7 +120,7 @@ def _last_line(log: Path) -> str:
 def _begin(
     parts: Sequence[Part], state: State, options: argparse.Namespace, directory: Path
 ) -> None:
-    """Begin new runs of parts: of all when all are done, of those whose length is another."""
+    """Begin new runs: of all parts if all are done, else of parts whose length has changed."""
     found = [state.parts.setdefault(part.name, Progress()) for part in parts]
     all_done = all(
         progress.run and progress.done >= len(part.slices(progress.length))
@@ -133,7 +133,7 @@ def _begin(
 
 
 def soak(options: argparse.Namespace, directory: Path) -> int:
-    """Run the parts; return the exit status."""
+    """Run the parts that the options select; return the exit status."""
     parts = [part for part in PARTS if not options.part or part.name in options.part]
     directory.mkdir(parents=True, exist_ok=True)
     state = State.load(directory / STATE)
@@ -145,7 +145,7 @@ def soak(options: argparse.Namespace, directory: Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Soak; return the exit status."""
+    """Run the command line; return the exit status."""
     options = make_parser().parse_args(arguments)
     if options.list:
         for part in PARTS:
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"soak: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("soak: stopped; the next one goes on here", file=sys.stderr)
+        print("soak: stopped; the next one continues here", file=sys.stderr)
         return 130
 
 

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a soak consists of.
+"""The parts of a soak.
 
 In commands `{python}` is the interpreter, `{pytest}` pytest, `{root}` the tree, `{seed}` a number
-that no other slice has, and `{seconds}` the length of the slice. A part whose command has no
-`{seconds}` has one slice.
+that no other slice has, and `{seconds}` the length of the slice. A part without `{seconds}` has
+one slice.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Longest slice, in seconds: what is lost at most when a soak is stopped.
+#: Longest slice, in seconds. When a soak is stopped, at most one slice has to be repeated.
 SLICE = 600
 
 
@@ -34,7 +34,7 @@ class Part:
         return [seconds // count + (number < seconds % count) for number in range(count)]
 
 
-#: In this order.
+#: The parts, in the order in which they run.
 PARTS = (
     Part("model", "{python} -m tests.model --seed {seed} --seconds {seconds}"),
     Part(
@@ -43,7 +43,7 @@ PARTS = (
     ),
     Part("pr-helper", "{python} -m tests.pr.fuzz --seed {seed} --seconds {seconds}"),
     Part("qcow2-images", "{python} -m integration.qcow2.fuzz {seconds}"),
-    # Fuzzers leave what they find in the working directory.
+    # Fuzzers write their findings to the working directory.
     Part("fuzz-engine", "cd .cache/soak && {root}/fuzz/run {seconds}"),
     Part("fuzz-python", "cd .cache/soak && PYTHON={python} {root}/fuzz/run-python {seconds}"),
     Part("mutations", "{python} -m fuzz.mutations"),

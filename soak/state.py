@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a soak is done: a file that is whole at any time."""
+"""The progress of a soak, in a file that is replaced atomically."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
 
 
 class StateError(Exception):
-    """The file isn't one of ours."""
+    """The file is not the state of a soak."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far a part is, in its latest run."""
+    """The progress of a part in its latest run."""
 
     run: int = 0
-    #: The length that was asked for.
+    #: The length in seconds, from the command line.
     length: int = 0
-    #: Slices that were well.
+    #: The number of slices that succeeded.
     done: int = 0
-    #: Seconds that they took.
+    #: The seconds that they took.
     seconds: float = 0.0
 
 
 @dataclass(slots=True)
 class State:
-    """How far all parts are."""
+    """The progress of all parts."""
 
     parts: dict[str, Progress] = field(default_factory=dict)
 
@@ -48,7 +48,7 @@ class State:
             raise StateError(f"{path} is not the state of a soak (remove it): {error}") from None
 
     def save(self, path: Path) -> None:
-        """Write the file, at once or not at all."""
+        """Replace the file atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".new")
         with unfinished.open("w") as file:
