@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sparse copies and file systems onto qcow2 images, compared with what they were made of."""
+"""Sparse copies to qcow2 images, and file systems there, compared with their source."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 KIB = 1 << 10
 SIZE = 32 * image.MIB
 
-#: A stream, and what goes on behind it with gaps, at the depth of programs that copy disks; read
-#: back. Where the gaps lie in what a stream is given in advance differs.
+#: Writes a stream, continues with gaps, and reads all back; at the queue depth of disk copies. The
+#: position of the gaps in the clusters that the stream gets in advance varies.
 _FIO = "fio --ioengine=libaio --iodepth=32 --direct=1 --bs=64k --filename=/dev/vdd --verify=crc32c"
 GAPS = "\n".join(
     f"{_FIO} --name=stream --rw=write --offset={start}M --size=5M --do_verify=0 > /dev/null\n"
@@ -59,7 +59,7 @@ sha256sum < /dev/vdc
 
 
 class Guest(FioMachine):
-    """A guest with fio, and the host's dd in `/sbin`: busybox's knows nothing of sparse files."""
+    """A guest with fio, and the host's dd in `/sbin`, as busybox's dd can't make sparse files."""
 
     programs = ("dd",)
 
@@ -80,7 +80,7 @@ def make_source(path: Path) -> Path:
 
 
 def content(path: Path, raw: Path) -> Path:
-    """Have QEMU read an image that is whole."""
+    """Check an image with QEMU, and let it read the content."""
     check(path)
     qemu_img("convert", "-f", "qcow2", "-O", "raw", path, raw)
     return raw

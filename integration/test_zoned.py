@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A host-managed zoned disk as Linux sees it, beside `null_blk`, which Linux has itself.
 
-It takes a later QEMU and kernel (`python -m peers forky` gets them), and is left out where they are
-not.
+It needs a later QEMU and kernel (`python -m peers forky` gets them), and is skipped without them.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ def start(lane: str, directory: Path, max_open: int = 2) -> Server:
         Program.VHOSTBLK, ["--blockdev", f"{NODE}{max_open}", "--export", export], directory
     )
     server.environment["VHOSTBLK_LANE"] = lane
-    # Firmware looks at disks, too, and knows nothing of zones.
+    # Firmware reads disks, too, and doesn't know zones.
     server.expected_log = "write pointer|too many (open|active) zones|accept ZONED"
     return server
 

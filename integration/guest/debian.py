@@ -88,7 +88,7 @@ def _build(work: Path) -> None:
 
 
 def _bootstrap(system: Path) -> None:
-    """Make a directory of a minimal Debian system."""
+    """Install a minimal Debian system in a directory."""
     try:
         program = debootstrap()
     except RootError as error:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guests with a kernel and a QEMU later than Debian 12's.
 
-Zoned disks take that. Linux's virtio-blk knows zones since 6.3; QEMU's vhost-user-blk keeps the
-feature from guests, in 11.1 still. But QEMU has a device since then that passes on whatever a
-back-end offers, and knows only which kind of device that is: `vhost-user-test-device-pci`.
+Zoned disks need them. Linux's virtio-blk supports zones since 6.3. QEMU's vhost-user-blk hides the
+feature from guests, even in 11.1. But QEMU then has a device that passes on all features that a
+back-end offers, and only needs the type of the device: `vhost-user-test-device-pci`.
 
 Both come from a later Debian release (`peers.debian`).
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file in memory on a file system of limited size, as ext4 and XFS have files with holes."""
+"""A sparse file in memory, on a file system of limited size such as ext4 or XFS."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ BLOCK = 4096
 
 
 class BoundedNode(RecordingNode):
-    """A file that is given storage by blocks, and may have `room` of them at most.
+    """A file to which storage is allocated in blocks, at most `room` of them.
 
-    At first all blocks have storage that are not zeroes throughout, or all of them. What can't be
-    had fails with ENOSPC; a write is done up to there.
+    At first, either all blocks have storage or those that aren't zeroes. If there is no room, a
+    request fails with ENOSPC; a write is then done in part.
     """
 
     def __init__(self, data: bytes, *, sparse: bool = False) -> None:
@@ -28,7 +28,7 @@ class BoundedNode(RecordingNode):
             if not sparse or any(data[start : start + BLOCK])
         }
         self.room = 1 << 30
-        #: Whether storage can be had without writing there.
+        #: Whether storage can be allocated without a write.
         self.can_reserve = True
 
     @property
@@ -37,7 +37,7 @@ class BoundedNode(RecordingNode):
         return self.room - len(self.blocks)
 
     def _take(self, offset: int, length: int) -> int:
-        """Give a range storage; return how many bytes of it have got it, from its start on."""
+        """Allocate storage for a range; return how many bytes from its start on have storage."""
         for block in range(offset // BLOCK, (offset + length - 1) // BLOCK + 1):
             if block not in self.blocks:
                 if self.free <= 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that change an image's structures, on small images, and what is seen of these."""
+"""Commands that change an image's structures, on small images, and views of the results."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ if TYPE_CHECKING:
 
 #: With clusters of 512 bytes a table has 64 entries, so tables are many and small.
 SIZE = 120 << 10
-#: How far the file grows in advance: little, as its states are copied many times.
+#: The file grows by this much in advance; little, as its states are copied many times.
 GROWTH = 16 << 10
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command, and the image that it is given."""
+    """A command, and the image on which it runs."""
 
     name: str
     run: Callable[[Qcow2Node, BlockBackend], Awaitable[object]]
     form: str = "cluster_size=512"
-    #: Written to the image by QEMU before, snapshots that it makes, bitmaps.
+    #: What QEMU prepares: commands of qemu-io, then snapshots and bitmaps.
     before: tuple[str, ...] = ("write -q -P 1 10k 30k", "write -q -P 2 110k 5k")
     snapshots: tuple[str, ...] = ()
     bitmaps: tuple[str, ...] = ()
     size: int = SIZE
     #: Length of the backing file; 0: there is none.
     backing: int = 0
-    #: What it writes itself, and with that may be there in part: offset, length.
+    #: Range of data that the command writes, which may be written in part: offset, length.
     writes: tuple[int, int] = (0, 0)
-    #: The bits "copied" of the snapshots' L2 tables are set, as nobody minds them there.
+    #: "Copied" bits are set in the snapshots' L2 tables, where they have no meaning.
     copied: bool = False
-    #: Has what is written afterwards need another refcount block.
+    #: Make later writes need another refcount block.
     needs_block: bool = False
 
 
@@ -68,7 +68,7 @@ def _resize(size: int, mode: PreallocMode = PreallocMode.OFF) -> Any:
 
 
 async def _write_and_grow(_node: Qcow2Node, backend: BlockBackend) -> None:
-    """Grow the disk when tables in memory are newer than in the file."""
+    """Grow the disk while tables in memory are newer than in the file."""
     await write(backend, 60 << 10, b"w" * (12 << 10))
     await backend.truncate(_LONGER)
 
@@ -86,7 +86,7 @@ async def _delete_snapshot(node: Qcow2Node, _backend: BlockBackend) -> None:
 
 
 async def _add_bitmap(node: Qcow2Node, _backend: BlockBackend) -> None:
-    """Have the image keep one more; it is written when writing ends."""
+    """Add a persistent bitmap; it is stored when the image gives up writing."""
     await change_bitmap(AddBitmap, _graph(node), "disk", "added", 4096, persistent=True)
     await node.give_up_writing()
     await node.resume_writing()
@@ -97,7 +97,7 @@ async def _remove_bitmap(node: Qcow2Node, _backend: BlockBackend) -> None:
 
 
 async def _write_a_lot(node: Qcow2Node, backend: BlockBackend) -> None:
-    """Write more than the refcount table covers: nearly all before is taken for used."""
+    """Write beyond the refcount table's range: allocation starts near its end."""
     image = node._image
     before = image.header.reftable_offset
     image.allocator.hint = (len(image.refcounts.table) << image.geometry.refblock_bits) - 4
@@ -168,7 +168,7 @@ def prepare(command: Command, directory: Path) -> bytes:
 
 
 def _with_copied(data: bytes) -> bytes:
-    """Set the bits in all that the first snapshot's L1 table leads to and the disk's doesn't."""
+    """Set "copied" in L2 tables that only the first snapshot's L1 table refers to."""
     header = parse(data[:512])
     table = parse_table(data[header.snapshots_offset :], header.nb_snapshots, header.size)
     snapshot, changed = table.entries[0], bytearray(data)
@@ -183,7 +183,7 @@ def _with_copied(data: bytes) -> bytes:
 
 
 def backing_data(command: Command) -> bytes:
-    """Return what the backing file has: no zeroes."""
+    """Return the content of the backing file; it has no zeroes."""
     return ((b"\xbb" * 511 + b"\xbc") * (command.backing // 512 + 1))[: command.backing]
 
 
@@ -191,7 +191,7 @@ def backing_data(command: Command) -> bytes:
 async def using(
     command: Command, data: bytes, **members: Any
 ) -> AsyncIterator[tuple[RecordingNode, Qcow2Node, BlockBackend]]:
-    """Open a command's image, whose file has this data, over its backing file."""
+    """Open a command's image, on a file with this data, with its backing file."""
     file, backing = RecordingNode(data), None
     if command.backing:
         backing = RecordingNode(backing_data(command), "backing")
@@ -202,19 +202,19 @@ async def using(
 
 @dataclass(frozen=True)
 class Seen:
-    """What a user sees of an image."""
+    """A user's view of an image."""
 
     data: bytes
     backing_name: bytes | None
     snapshots: tuple[bytes, ...]
-    #: Those that may be used.
+    #: The bitmaps that are consistent.
     bitmaps: frozenset[str]
-    #: What each of the snapshots has; empty: nobody looked.
+    #: The content of each snapshot; empty: not read.
     kept: tuple[str, ...] = ()
 
     @property
     def described(self) -> str:
-        """In short."""
+        """A short description."""
         length, over = len(self.data), self.backing_name
         return f"<{length} bytes {_digest(self.data)}, {self.snapshots} {self.kept}, over {over!r}>"
 
@@ -224,7 +224,7 @@ def _digest(data: bytes) -> str:
 
 
 async def look(node: Qcow2Node, backend: BlockBackend) -> Seen:
-    """Return what is seen now."""
+    """Return the present view of an image."""
     data = await read(backend, 0, node.size)
     image = node._image
     return Seen(
@@ -236,7 +236,7 @@ async def look(node: Qcow2Node, backend: BlockBackend) -> Seen:
 
 
 async def look_closely(node: Qcow2Node, backend: BlockBackend) -> Seen:
-    """Look also at what snapshots have; the image is not written to and not used afterwards."""
+    """Return the view with the content of snapshots. The image must not be used afterwards."""
     seen, image, kept = await look(node, backend), node._image, []
     for each in image.snapshots.entries:
         image.tables.clear()
@@ -249,10 +249,10 @@ async def look_closely(node: Qcow2Node, backend: BlockBackend) -> Seen:
 
 
 async def find_harm(image: Image) -> str:
-    """Return what of an image may cost data sooner or later; leaks don't."""
+    """Return a fault of an image that may lose data, or an empty string. Leaks are no fault."""
     tally, wrong = await gather_references(image)
     if wrong:
-        return f"{wrong} entries lead to what can't be"
+        return f"{wrong} entries have invalid offsets"
     clusters, counts = tally.counts()
     references = dict(zip(clusters.tolist(), counts.tolist(), strict=True))
     for cluster, count in references.items():

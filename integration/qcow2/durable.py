@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a qcow2 image is sure to be there after a crash: its files, and how to read them."""
+"""The part of a qcow2 image that survives a crash in any case: its files, and a reader of them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class DurableFile(RecordingNode):
         super().__init__(data)
         self.node_name = name
         self.stable = bytearray(data)
-        #: How often that has changed.
+        #: How many times `stable` has changed.
         self.changes = 0
         self._applied = 0
-        #: Changes that are there, though no flush has come after them.
+        #: Changes that are durable without a later flush.
         self._synced: set[int] = set()
-        #: So many turns of the event loop a flush takes.
+        #: The number of event loop turns that a flush takes.
         self.flush_turns = 1
         #: Flushes fail.
         self.broken = False
@@ -59,7 +59,7 @@ class DurableFile(RecordingNode):
 
 
 class DurableDisk:
-    """What is sure to be found of an image's disk after a crash."""
+    """The disk of an image, as it is found after a crash in any case."""
 
     def __init__(self, image: Image, file: DurableFile, data: DurableFile) -> None:
         self._file = file
@@ -72,7 +72,7 @@ class DurableDisk:
         self._l2_bits = geometry.l2_bits
 
     def place(self, unit: int) -> int:
-        """Return where a (sub)cluster of the disk is in the data file; -1: it reads as zeroes."""
+        """Return the offset of a (sub)cluster in the data file; -1: it reads as zeroes."""
         meta = self._file.stable
         spread = self._bits - self._unit_bits
         cluster, sub = unit >> spread, unit & ((1 << spread) - 1)

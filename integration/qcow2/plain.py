@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plain reader of qcow2 images in memory, made after the specification and of nothing else.
+"""A plain reader of qcow2 images in memory, written from the specification only.
 
-It judges states of a file by the hundred, for which starting `qemu-img` takes too long. It finds
-what is dangerous: data that is not there, and what a writer who trusts the image would overwrite.
-Space in use without need is no problem.
+It checks hundreds of states of a file, for which starting `qemu-img` takes too long. It finds
+dangerous faults: missing data, and data that a writer who trusts the image would overwrite. Leaked
+clusters are not reported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DIRTY, _EXTENDED = 1, 16
 
 
 class _Use(NamedTuple):
-    """Something in the image refers to clusters [first, last)."""
+    """A reference of the image to clusters [first, last)."""
 
     what: str
     first: int
@@ -36,7 +36,7 @@ class _Use(NamedTuple):
 
 
 class PlainImage:
-    """An image; `problems` are those found."""
+    """An image; `problems` has all faults that were found."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -50,7 +50,7 @@ class PlainImage:
             self._incompatible, _, autoclear, order, length, kind = _V3.unpack_from(data, 72)
             self._zstd = bool(length > 104 and kind)
         self._extended = bool(self._incompatible & _EXTENDED)
-        #: Where the refcount table is.
+        #: The offset of the refcount table.
         self.reftable = reftable
         self.problems: list[str] = []
         self._references = np.zeros(len(data) // self._cluster + 2, np.int64)
@@ -84,7 +84,7 @@ class PlainImage:
         first = offset >> self._bits
         return _Use(what, first, first + -(-length >> self._bits))
 
-    # Who refers to what.
+    # References.
 
     def _use(self, use: _Use) -> None:
         if use.last > len(self._references):
@@ -123,7 +123,7 @@ class PlainImage:
                     self._use(self._span(f"data of {name}", word & _OFFSET, self._cluster))
 
     def _l2_entries(self, entry: int) -> Iterator[tuple[int, int, int]]:
-        """Yield what a table has: at which place, the word, and its bitmap."""
+        """Yield the entries of an L2 table: index, word, bitmap."""
         words = self._table(entry & _OFFSET, self._cluster // 8)
         rows = words.reshape(-1, 2 if self._extended else 1)
         for place in np.flatnonzero(rows.any(axis=1)).tolist():
@@ -136,7 +136,7 @@ class PlainImage:
         return offset, (sectors + 1) * 512 - offset % 512
 
     def _snapshot_entries(self, count: int) -> Iterator[tuple[str, int, int]]:
-        """Yield name, and offset and length of the L1 table."""
+        """Yield the name of each snapshot, and the offset and length of its L1 table."""
         start = position = self._snapshots_at
         for _ in range(count):
             position = -(-position // 8) * 8
@@ -190,10 +190,10 @@ class PlainImage:
         if word & _COPIED and cluster < len(self._references) and self._references[cluster] > 1:
             self.problems.append(f"{what} may be written in place, and is referred to by others")
 
-    # What the disk has.
+    # Content of the disk.
 
     def content(self, backing: bytes = b"", snapshot: str | None = None) -> bytes:
-        """Return what the disk, or a snapshot, reads as over a backing file with this content."""
+        """Return the content of the disk, or of a snapshot; `backing`: the backing file's."""
         disk = bytearray(backing[: self.size].ljust(self.size, b"\0"))
         per_table = self._cluster // (16 if self._extended else 8)
         l1 = self.l1 if snapshot is None else self.snapshots[snapshot]

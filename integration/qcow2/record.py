@@ -32,9 +32,9 @@ Change = tuple[int, bytes | None] | None
 
 
 class RecordingNode(BlockNode):
-    """A file whose writes are all in `log`, in order; each request suspends.
+    """A file that records all writes in `log`, in order; each request suspends.
 
-    As with real files, what is cancelled meanwhile has happened all the same.
+    As with real files, a request that is cancelled takes effect nevertheless.
     """
 
     driver = "file"
@@ -45,12 +45,12 @@ class RecordingNode(BlockNode):
         self.original = data
         self.data = bytearray(data)
         self.log: list[Change] = []
-        #: With which errno a write of these bytes to this place fails, half done; 0: it succeeds.
+        #: Returns the errno with which a write (offset, data) fails, half done; 0: it succeeds.
         self.fails: Callable[[int, bytes], int] = never
-        #: The same of all that changes the file or flushes it, each by its number.
+        #: Returns the errno of the n-th request that changes or flushes the file; 0: it succeeds.
         self.fails_at: Callable[[int], int] = _nowhere
         self.requests = 0
-        #: Which writes are held up, and those that are.
+        #: Returns whether a write is held up; then the writes that are.
         self.holds: Callable[[int, bytes], bool] = _none
         self.held: list[Completion[None]] = []
 
@@ -145,7 +145,7 @@ class RecordingNode(BlockNode):
         self._log(change)
 
     def _count(self) -> None:
-        """Count a request; raise the OSError that it is to fail with."""
+        """Count a request; raise OSError if it has to fail."""
         code = self.fails_at(self.requests)
         self.requests += 1
         if code:
@@ -176,15 +176,15 @@ async def opened_on(
     others: Sequence[RecordingNode] = (),
     **members: Any,
 ) -> AsyncIterator[tuple[Qcow2Node, BlockBackend]]:
-    """Open the image in a recorded file, in a graph of its own; it has no other backing file.
+    """Open the image in a recorded file, in a graph of its own, with `backing` or none.
 
-    `others`: what `members` name; `perm`: the user's permissions.
+    `others`: nodes that `members` name; `perm`: the user's permissions.
     """
     perm = Perm.CONSISTENT_READ if members.get("read_only") else RW | Perm.RESIZE
     backend = BlockBackend("test", members.pop("perm", perm))
     graph = Graph()
     for each in (file, *([] if backing is None else [backing]), *others):
-        graph._nodes[each.node_name] = each  # not by a driver's name: it is no driver
+        graph._nodes[each.node_name] = each  # directly, as it has no driver's name
     members["backing"] = None if backing is None else backing.node_name
     node = await graph.add(options(driver="qcow2", node_name="disk", file="record", **members))
     assert isinstance(node, Qcow2Node)
@@ -237,10 +237,10 @@ def _apply_sectors(data: bytearray, change: tuple[int, bytes | None], rng: rando
 
 
 def crashes(before: bytes, log: list[Change]) -> Iterator[bytes]:
-    """Yield all that a crash may leave, at any point of `log`, each once.
+    """Yield all states that a crash at any point of `log` may leave, each once.
 
-    Of what was not flushed by then any part may be there, as long as it is a few writes; of more,
-    all, none, all but one, or only one. Of a write there may be either half.
+    Writes that were not flushed by then may survive or not. If they are few, all combinations are
+    tried; else all, none, all but one, and only one. Of a write, either half may survive.
     """
     seen: set[int] = set()
     safe, tail = bytearray(before), list[tuple[int, bytes | None]]()
@@ -262,7 +262,7 @@ def crashes(before: bytes, log: list[Change]) -> Iterator[bytes]:
 
 
 def flushed(before: bytes, log: list[Change]) -> bytes:
-    """Return what is sure to be there at the end of `log`."""
+    """Return the content that is durable at the end of `log`."""
     data = bytearray(before)
     last = max((index for index, change in enumerate(log) if change is None), default=0)
     for change in log[:last]:
@@ -274,7 +274,7 @@ def flushed(before: bytes, log: list[Change]) -> bytes:
 def _parts(
     tail: list[tuple[int, bytes | None]],
 ) -> Iterator[tuple[tuple[int, bytes | None], ...]]:
-    """Yield which of some unflushed writes may be there."""
+    """Yield the sets of unflushed writes that may survive."""
     count = len(tail)
     if count <= 4:
         yield from chain.from_iterable(combinations(tail, size) for size in range(count + 1))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that change an image's structures do so as a whole, or not at all.
+"""Commands that change an image's structures are all or nothing.
 
-A crash at any point, a request to the file that fails, a task that is cancelled: each leaves the
-image as it was before or as it is afterwards. An image that goes on being used after an error loses
-nothing either: what is in memory and what the file's header leads to are the same structures.
+After a crash at any point, a failed request to the file, or a cancelled task, the image has its old
+or its new state. An image that is used after such an error loses nothing, either: memory and the
+file's header refer to the same structures.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ parametrize = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: c
 
 
 class Run(NamedTuple):
-    """What a command does where nothing goes wrong."""
+    """The effects of a command that succeeds."""
 
     prepared: bytes
-    #: The file once the image was opened, and what was written to it since.
+    #: The file after the image was opened, and the writes since.
     opened: bytes
     log: list[Change]
     before: Seen
     after: Seen
-    #: Requests that change the file, and turns of the event loop.
+    #: The number of requests that change the file, and of event loop turns.
     requests: int
     turns: int
 
@@ -73,7 +73,7 @@ async def _run(command: Command, prepared: bytes) -> Run:
 
 
 def _check_size(command: Command, before: bytes, after: bytes) -> None:
-    """See that a disk that was made shorter or longer has what it had, and zeroes behind it."""
+    """Check that a resized disk has its former content, and zeroes behind it."""
     start, length = command.writes
     expected = before.ljust(len(after), b"\0")[: len(after)]
     assert after[:start] == expected[:start]
@@ -81,7 +81,7 @@ def _check_size(command: Command, before: bytes, after: bytes) -> None:
 
 
 async def _seen(command: Command, state: bytes) -> Seen:
-    """Return what is seen of an image in a file."""
+    """Return the view of an image in a file."""
     async with using(command, state, read_only=True) as (_, node, backend):
         assert not await find_harm(node._image)
         return await look_closely(node, backend)
@@ -93,7 +93,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 class Runs:
-    """The runs of all commands, each made when it is asked for."""
+    """The runs of all commands; each is made when first needed."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -107,7 +107,7 @@ class Runs:
 
 
 def _compare(command: Command, seen: Seen, *allowed: Seen) -> None:
-    """Have an image be one of those; what the command writes may be there in part."""
+    """Check that a view is one of `allowed`; the command's data may be written in part."""
     start, length = command.writes
     stop = start + length
     written = [each.data[start:stop] for each in allowed]
@@ -126,7 +126,7 @@ def _compare(command: Command, seen: Seen, *allowed: Seen) -> None:
 
 
 async def _check_state(command: Command, state: bytes, *allowed: Seen) -> None:
-    """Look at what a crash has left."""
+    """Check the state that a crash has left."""
     _compare(command, await _seen(command, state), *allowed)
 
 
@@ -148,7 +148,7 @@ def test_a_crash_leaves_the_old_or_the_new(command: Command, runs: Runs) -> None
 @parametrize
 @pytest.mark.parametrize("lasts", [False, True])
 def test_a_request_that_fails_leaves_the_old(command: Command, runs: Runs, lasts: bool) -> None:
-    """`lasts`: so do all others until the command ends."""
+    """`lasts`: all later requests fail, too, until the command ends."""
     known = runs.of(command)
 
     async def main(number: int) -> None:
@@ -165,7 +165,7 @@ def test_a_request_that_fails_leaves_the_old(command: Command, runs: Runs, lasts
             except (OSError, BlockError) as error:
                 failure = error
             file.fails_at = lambda _: 0
-            # Where only what comes afterwards fails, it is done later.
+            # If only later steps fail, they are repeated later.
             expected = [known.after if failure is None else known.before]
             if command.writes != (0, 0):
                 expected = [known.before, known.after]
@@ -206,7 +206,7 @@ async def _check_use(
     known: Run,
     expected: list[Seen],
 ) -> None:
-    """See that an image is as expected, and go on with it: nothing of that is lost in a crash."""
+    """Check that an image is as expected, then use it: a crash loses nothing of that."""
     seen = await look(node, backend)
     assert node.size == backend.size == len(seen.data)
     _compare(command, seen, *expected)
@@ -223,7 +223,7 @@ async def _check_use(
     for offset in range(0, len(seen.data) - 700, len(seen.data) // 5):
         await write(backend, offset, b"z" * 700)
     changed = await look(node, backend)
-    if len(seen.snapshots) == len(known.before.kept):  # no other one than before
+    if len(seen.snapshots) == len(known.before.kept):  # the command has made none
         changed = replace(changed, kept=known.before.kept)
     await backend.flush()
     for state in (flushed(file.original, file.log), bytes(file.data)):
@@ -231,7 +231,7 @@ async def _check_use(
 
 
 async def _check_closed(command: Command, state: bytes, known: Run, *, tidy: bool) -> None:
-    """See that nothing was left in use without need."""
+    """Check that no clusters were leaked."""
     async with using(command, state, read_only=True) as (_, node, _):
         assert not await find_harm(node._image)
         result = await node.check_image(repair=False)

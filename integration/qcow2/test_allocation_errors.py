@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Allocations and releases that fail on the way: nothing stays in use without need."""
+"""Allocations and releases that fail half-way: no clusters are leaked."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make(tmp_path: Path, form: str) -> Path:
 
 
 async def leave_free_clusters(backend: BlockBackend) -> None:
-    """Have the file contain clusters that were in use and are not zeroes."""
+    """Make free clusters in the file that are not zeroes."""
     await write(backend, 0, b"f" * MIB)
     await backend.pwrite_zeroes(0, MIB, WriteFlags.MAY_UNMAP)
     await backend.flush()
@@ -78,8 +78,8 @@ def test_clusters_that_cannot_be_zeroed_are_free_again(
 
 
 def test_a_refcount_table_that_cannot_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With such clusters it moves when the file gets longer than 2 MiB."""
-    monkeypatch.setattr(allocator, "GROWTH", MIB)  # which takes no time
+    """With clusters of this size, it moves when the file gets longer than 2 MiB."""
+    monkeypatch.setattr(allocator, "GROWTH", MIB)  # this is fast
     path, model = make(tmp_path, "cluster_size=512,refcount_bits=64"), Model(bytes(SIZE))
     file, rng = RecordingNode(path.read_bytes()), random.Random("table")
     pieces = [(at, rng.randbytes(65536)) for at in range(0, 5 * MIB // 2, 65536)]
@@ -113,7 +113,7 @@ def test_a_refcount_table_that_cannot_move(tmp_path: Path, monkeypatch: pytest.M
 
 
 def _is_table(node: Qcow2Node, data: bytes) -> bool:
-    """Tell whether this is a refcount table that is longer than the present one."""
+    """Return whether this is a refcount table that is longer than the present one."""
     table = node._image.refcounts.table
     return len(data) > 8 * len(table) and data.startswith(table.astype(">u8").tobytes())
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An L2 entry refers to a cluster that counts as free, and the cluster becomes metadata.
+"""An L2 entry refers to a cluster with refcount 0, and the cluster becomes metadata.
 
-The entry is published when its slice is loaded, as there is no metadata yet. A write through it
-that comes later is refused, and the image marked as corrupt, as in QEMU.
+The entry is published when its slice is loaded, as the cluster is not metadata yet. A later write
+through the entry is refused, and the image marked as corrupt, as in QEMU.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 #: Guest clusters: one that the first L2 table maps, and one of the second, of images with clusters
 #: of 512 bytes.
 NEAR, FAR = 64 << 10, 64 << 9
-#: So many of these are counted by a refcount block, and by a refcount table of one cluster.
+#: The number of such clusters that a refcount block covers, and that a one-cluster table covers.
 BLOCK, TABLE = 256, 64 * 256
 
 
 def _image(path: Path) -> int:
-    """Have an L2 entry refer to the first free cluster, inside the file; return where."""
+    """Make an L2 entry refer to the first free cluster, inside the file; return its offset."""
     qemu_img("create", "-q", "-f", "qcow2", path, "1G")
     qemu_img("bitmap", "--add", path, "kept")
     qemu_img("bitmap", "--add", path, "dropped")
@@ -53,7 +53,7 @@ def _image(path: Path) -> int:
 
 
 def _small_clusters(path: Path, host: int) -> None:
-    """Have an L2 entry refer to a cluster that lies behind the file's end as yet."""
+    """Make an L2 entry refer to a cluster that is still behind the file's end."""
     qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, "16M")
     qemu_io(path, "write -q -P 1 0 512", f"write -q -P 1 {FAR} 512")
     data = bytearray(path.read_bytes())
@@ -79,7 +79,7 @@ async def _new_table(_node: Qcow2Node, backend: BlockBackend) -> None:
 
 
 async def _move_l1(node: Qcow2Node, _backend: BlockBackend) -> None:
-    """Fail to grow after the L1 table has moved; then no entry is published anew."""
+    """Make growing fail after the L1 table has moved; then no entry is published again."""
 
     async def give_up() -> None:
         raise OSError(errno.ENOSPC, "given up")
@@ -157,7 +157,7 @@ def _check_refused(path: Path, log: str, what: str) -> None:
 
 
 def test_a_write_that_waits_for_the_new_table_is_refused(tmp_path: Path, caplog: Any) -> None:
-    """Its slice is loaded with the burst that takes its cluster for a refcount block."""
+    """Its slice is loaded with the burst that allocates its cluster for a refcount block."""
     path = tmp_path / "disk.qcow2"
     _small_clusters(path, BLOCK << 9)
 

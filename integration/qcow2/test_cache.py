@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slices of L2 tables come into memory once, and stay while the file has something older."""
+"""Slices of L2 tables are loaded once, and stay in memory while the file is older."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_slice_that_two_want_at_once_is_loaded_once(
 def test_a_slice_that_is_being_written_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who would read it from the file meanwhile would get entries from before."""
+    """Reading it from the file meanwhile would return old entries."""
     path, model = tmp_path / "disk.qcow2", bytearray(SIZE)
     qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
     qemu_io(path, f"write -q -P 1 0 {CLUSTER}")
@@ -64,7 +64,7 @@ def test_a_slice_that_is_being_written_stays(
 
             async def write_late(*arguments: Any) -> None:
                 nonlocal looked
-                for _ in range(2):  # what has not been used since the first time goes
+                for _ in range(2):  # the second call evicts slices not used since the first
                     image.tables.clean_unused()
                 assert await read(backend, 0, SIZE) == model
                 looked += 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`qemu-img convert -n` onto qcow2 images that vhostblk serves, by QEMU's vhost-user client."""
+"""`qemu-img convert -n` to qcow2 images that vhostblk serves, with QEMU's vhost-user client."""
 
 from __future__ import annotations
 

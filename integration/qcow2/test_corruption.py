@@ -179,7 +179,7 @@ def test_tables_of_snapshots_are_checked_if_wanted(tmp_path: Path, caplog: Any) 
     assert path.read_bytes()[L2 : L2 + 8] == data[L2 : L2 + 8]
 
 
-#: Structures, and which cluster of an image that QEMU makes they are.
+#: The cluster numbers of structures in an image made by QEMU.
 STRUCTURES = {
     "qcow2_header": 0,
     "refcount table": 1,
@@ -251,7 +251,7 @@ def test_the_header_is_not_taken_though_nothing_is_checked(tmp_path: Path, caplo
 
 
 def test_data_that_lies_where_a_table_has_come_is_not_written(tmp_path: Path, caplog: Any) -> None:
-    """The table has come after the image was opened; the entry is not published then."""
+    """The table was made after the image was opened; the entry is then not published."""
     path, size = tmp_path / "disk.qcow2", 1 << 30
     qemu_img("create", "-q", "-f", "qcow2", path, size)
     qemu_io(path, "write -q -P 1 0 64k")

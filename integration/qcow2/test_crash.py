@@ -140,7 +140,7 @@ def verify(path: Path, directory: Path, expected: NDArray[np.int16], *, repair: 
     ],
 )
 def test_a_crash_at_any_point_costs_nothing(tmp_path: Path, form: str, state: str) -> None:
-    """`backing`: what is not there, or not yet, reads as something else than zeroes."""
+    """`backing`: parts that are not allocated, or not yet, don't read as zeroes."""
     snapshot = state == "snapshot"
     path, base = tmp_path / "disk.qcow2", tmp_path / "base"
     below = random.Random("base").randbytes(SIZE) if state == "backing" else b""

@@ -127,7 +127,7 @@ def test_requests_at_depth_and_the_engine_agree(
 
 
 def test_limits_below_the_image_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine does not go past a throttle filter between the image and its file."""
+    """The engine does not bypass a throttle filter between the image and its file."""
     monkeypatch.setenv("VHOSTBLK_LANE", "express")
     path = tmp_path / "disk.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", path, SIZE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a flush of an image puts where: tables into the file, and all of it on the disk."""
+"""A flush of an image writes tables to the file, and puts the file on the disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_without_flushes_a_flush_still_writes_tables(tmp_path: Path) -> None:
-    """With cache.no-flush a crash of the machine may cost everything, one of the daemon nothing."""
+    """With cache.no-flush, only a crash of the machine may lose data, not one of the daemon."""
     path, copy = tmp_path / "disk.qcow2", tmp_path / "copy.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
     model = bytearray(SIZE)
@@ -59,7 +59,7 @@ FORMS = ["cluster_size=64k", "extended_l2=on", "lazy_refcounts=on"]
 def test_what_is_flushed_is_on_the_disk(
     disk: Path, form: str, data_file: bool, cache_on: bool
 ) -> None:
-    """New clusters, and such as were there; with the cache off there need be no flush."""
+    """So are new and existing clusters; with the cache off, without a flush."""
     path, data = disk / "disk.qcow2", disk / "data"
     options = [form, *([f"data_file={data}"] if data_file else [])]
 

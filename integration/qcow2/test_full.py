@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""File systems that are full: what was written can be read, and nothing is wrong with the image."""
+"""Full file systems: all written data can be read, and the image has no errors."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from vhostblk.block.backend import BlockBackend
 
 SIZE = 16 << 20
-#: How many bytes of storage are left when the guest begins to write, and how much it writes.
+#: Bytes of storage that are left when the guest begins to write, and bytes that it writes.
 ROOM, WRITTEN = 1 << 20, 5 << 19
 
 
 def stream(rng: random.Random) -> Iterator[list[Write]]:
-    """Yield bursts of writes one behind the other."""
+    """Yield bursts of consecutive writes."""
     step = 64 << 10
     for start in range(0, WRITTEN, 8 * step):
         yield [(at, rng.randbytes(step)) for at in range(start, start + 8 * step, step)]
@@ -47,17 +47,17 @@ def scattered(rng: random.Random) -> Iterator[list[Write]]:
 
 
 def in_bursts(writes: list[Write]) -> Iterator[list[Write]]:
-    """Yield writes some at a time."""
+    """Split writes into bursts."""
     for first in range(0, len(writes), 32):
         yield writes[first : first + 32]
 
 
 class Case(NamedTuple):
-    """How an image is made and used."""
+    """The form, content and use of an image."""
 
     form: str
     writes: Callable[[random.Random], Iterator[list[Write]]]
-    #: "empty", or what it has: "data", "snapshot" (data that it shares with one), "bitmap".
+    #: Content of the image: "empty", "data", "snapshot" (shares its data with one), "bitmap".
     state: str = "empty"
     can_reserve: bool = True
 
@@ -77,7 +77,7 @@ CASES = {
 
 
 def make(tmp_path: Path, case: Case) -> tuple[Path, Model]:
-    """Make an image; return what it reads as."""
+    """Make an image; return its path and a model of its content."""
     path = tmp_path / "disk.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", "-o", case.form, path, SIZE)
     if case.state in ("data", "snapshot"):
@@ -92,7 +92,7 @@ def make(tmp_path: Path, case: Case) -> tuple[Path, Model]:
 async def fill_up(
     backend: BlockBackend, model: Model, bursts: Iterator[list[Write]]
 ) -> list[Write]:
-    """Write until long after the room has gone; return what failed."""
+    """Write until long after there is no room; return the writes that failed."""
     failed: list[Write] = []
     for writes in bursts:
         errors = await burst(backend, model, writes)
@@ -172,7 +172,7 @@ def test_a_table_that_gets_no_storage_takes_no_data(
 
 @pytest.mark.parametrize("first", [600, 1100])
 def test_clusters_that_are_taken_can_be_counted(tmp_path: Path, first: int) -> None:
-    """Whatever fails, a flush succeeds; the refcount is in a hole of the block, or in a new one."""
+    """Flushes always succeed. The refcount is in a hole of its block, or in a new block."""
     path, outcomes = tmp_path / "disk.qcow2", set[bool]()
     qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=8k,refcount_bits=64", path, SIZE)
 
@@ -242,7 +242,7 @@ def test_a_guest_that_fills_a_real_file_system(
         )
     memory.close()
     check(path)
-    # Of what failed nothing is known; the rest is there.
+    # Failed writes may have any effect; all others must be there.
     assert 0 < len(failed) < len(written) // 2
     found = content(path, tmp_path / "raw")
     for offset in written.keys() - failed:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that cannot get longer: what there is room for is written, the rest fails."""
+"""Files that can't get longer: writes succeed while there is room, then fail."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vhostblk.block.backend import BlockBackend
 
 SIZE = 8 << 20
-#: How much there is room for, and how much the guest writes.
+#: Bytes that there is room for, and bytes that the guest writes.
 ROOM, WRITTEN = 2 << 20, 4 << 20
 STEP = 64 << 10
 
@@ -37,7 +37,7 @@ def make(tmp_path: Path) -> tuple[Path, Model]:
 
 
 def stream(rng: random.Random) -> Iterator[list[Write]]:
-    """Yield bursts of writes one behind the other."""
+    """Yield bursts of consecutive writes."""
     for start in range(0, WRITTEN, 16 * STEP):
         yield [(at, rng.randbytes(STEP)) for at in range(start, start + 16 * STEP, STEP)]
 
@@ -68,7 +68,7 @@ class LimitedFile(RecordingNode):
         await super().truncate(size)
 
 
-#: Of a file that has a long stream, metadata, and little more.
+#: The maximum length of a file: a long stream, metadata, and little more.
 LIMIT = MIN_STREAM + MIN_STREAM // 2
 
 
@@ -91,7 +91,7 @@ def test_a_stream_that_nothing_more_can_be_given_goes_on(tmp_path: Path) -> None
 
 
 class FullDevice(RecordingNode):
-    """A block device: its length is what it is."""
+    """A block device, whose length is fixed."""
 
     @property
     def grows_with_zeroes(self) -> bool:
@@ -137,7 +137,7 @@ def test_a_device_that_becomes_longer(tmp_path: Path) -> None:
 
 
 def test_a_limit_on_the_length_of_files(tmp_path: Path) -> None:
-    """The file can't grow as far in advance as otherwise, but as far as it has to."""
+    """The file can't grow as far in advance as usual, but as far as needed."""
     path, model = make(tmp_path)
     limit, before = resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE)
     codes: list[int] = []

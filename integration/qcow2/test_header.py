@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A header that is written anew keeps all that QEMU keeps: what is unknown, names, features."""
+"""A rewritten header keeps all that QEMU keeps: unknown fields and extensions, names, features."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.header import Header
 
 SIZE = 1 << 20
-#: Of the structure, with the compression type.
+#: Length of the header's structure, with the compression type.
 LENGTH = 112
 FORMS = [
     "compat=0.10",
@@ -34,7 +34,7 @@ FORMS = [
 
 
 def _strange(path: Path, fields: bytes, extensions: list[tuple[int, bytes]], name: bytes) -> None:
-    """Give an image a header as a program of the future may write it."""
+    """Give an image a header such as a future program may write."""
     data = bytearray(path.read_bytes())
     version, bits = struct.unpack_from(">I", data, 4)[0], struct.unpack_from(">I", data, 20)[0]
     head = bytearray(data[: LENGTH if version == 3 else 72])
@@ -42,7 +42,7 @@ def _strange(path: Path, fields: bytes, extensions: list[tuple[int, bytes]], nam
         struct.pack_into(">I", head, 100, LENGTH + len(fields))
         struct.pack_into(
             ">Q", head, 88, 1 << 40
-        )  # an autoclear feature: the first writer's to clear
+        )  # an autoclear feature, which the first writer clears
         head += fields
     for magic, content in extensions:
         head += struct.pack(">II", magic, len(content)) + content + bytes(-len(content) % 8)
@@ -95,7 +95,7 @@ def test_a_header_that_is_written_anew_keeps_what_qemu_keeps(tmp_path: Path, for
         if failed is not None:
             assert failed == "No space left on device"
             assert "No space left in the file header" in text
-        # QEMU turns the order of unknown extensions round, each time that it writes them.
+        # QEMU reverses the order of unknown extensions each time that it writes them.
         ours, theirs = _parsed(path), _parsed(other)
         assert sorted(ours.unknown_extensions) == sorted(theirs.unknown_extensions)
         assert sorted(ours.unknown_extensions) == sorted(extensions)

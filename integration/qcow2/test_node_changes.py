@@ -190,7 +190,7 @@ def test_an_image_that_is_not_handed_over_after_all_goes_on_recording(tmp_path: 
 
 
 def test_an_image_loses_its_backing_file(tmp_path: Path) -> None:
-    """Also in what was published of it."""
+    """Its published entries change, too."""
     base, path = tmp_path / "base", tmp_path / "disk"
     base.write_bytes(b"b" * SIZE)
     qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", path)

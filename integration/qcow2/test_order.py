@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What gets to the file before what, and what nobody may see of a host cluster's earlier use."""
+"""The order of writes to the file; and former content of host clusters, which must not show."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_table_that_a_snapshot_shares_is_copied_as_a_whole(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_a_freed_cluster_had_is_seen_by_nobody(tmp_path: Path, count: int) -> None:
-    """The file keeps it, and what lies behind it has never been used: both are taken at once."""
+    """The file keeps its content. It is allocated together with clusters that were never used."""
     path, model = tmp_path / "disk.qcow2", bytearray(SIZE)
     qemu_img("create", "-q", "-f", "qcow2", "-o", f"cluster_size={CLUSTER}", path, SIZE)
     file = {"driver": "file", "filename": str(path), "discard": "ignore"}
@@ -107,7 +107,7 @@ SUBCLUSTER = CLUSTER // 32
 
 
 def test_data_of_a_subcluster_is_there_before_its_bit(tmp_path: Path) -> None:
-    """Nothing else has been written since the image was opened; the backing file has other data."""
+    """It is the first write since the image was opened; the backing file has other data."""
     path, base = tmp_path / "disk.qcow2", tmp_path / "base"
     below = random.Random("base").randbytes(SIZE)
     base.write_bytes(below)
@@ -140,7 +140,7 @@ def test_data_of_a_subcluster_is_there_before_its_bit(tmp_path: Path) -> None:
 
 
 def test_data_of_a_new_cluster_is_there_before_its_entry(tmp_path: Path) -> None:
-    """All else has been flushed, and with lazy refcounts no others are written."""
+    """Everything else has been flushed, and lazy refcounts are not written."""
     path, base = tmp_path / "disk.qcow2", tmp_path / "base"
     below = random.Random("base").randbytes(SIZE)
     base.write_bytes(below)
@@ -157,7 +157,7 @@ def test_data_of_a_new_cluster_is_there_before_its_entry(tmp_path: Path) -> None
         nonlocal old
         async with opened_on(file, backing=backing) as (node, backend):
             assert isinstance(node, Qcow2Node)
-            # What the snapshot has of it stays in use, and so no cluster becomes free.
+            # The snapshot still refers to the old cluster, so no cluster becomes free.
             await write(backend, 0, b"w" * CLUSTER)
             await backend.flush()
             assert node._image.allocator.gives_fresh
@@ -181,7 +181,7 @@ def test_data_of_a_new_cluster_is_there_before_its_entry(tmp_path: Path) -> None
 
 
 def test_a_new_table_is_empty_before_an_entry_leads_to_it(tmp_path: Path) -> None:
-    """Its cluster had data. With lazy refcounts, nothing else is to be flushed before."""
+    """Its cluster had data. With lazy refcounts, nothing else has to be flushed before."""
     path, size = tmp_path / "disk.qcow2", 64 << 20
     form = f"lazy_refcounts=on,cluster_size={CLUSTER}"
     qemu_img("create", "-q", "-f", "qcow2", "-o", form, path, size)
@@ -197,7 +197,7 @@ def test_a_new_table_is_empty_before_an_entry_leads_to_it(tmp_path: Path) -> Non
             assert not node._image.commit.unsynced
             before = bytes(file.data)
             file.log.clear()
-            async with node._image.lock:  # as where there is room for a table, and for no data
+            async with node._image.lock:  # as if there were room for a table, but not for data
                 await node._image.ensure_table(second)
                 await node._image.commit.write()
             await backend.flush()
@@ -212,7 +212,7 @@ def test_a_new_table_is_empty_before_an_entry_leads_to_it(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["enabled", "disabled"])
 def test_a_bitmap_is_marked_before_the_disk_changes(tmp_path: Path, name: str) -> None:
-    """No flush comes between the opening and the crash but those that vhostblk makes itself."""
+    """Between opening and crash there are only the flushes that vhostblk makes itself."""
     path = tmp_path / "disk.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", "-o", f"cluster_size={CLUSTER}", path, SIZE)
     qemu_io(path, f"write -q -P 1 0 {4 * CLUSTER}")
@@ -237,7 +237,7 @@ def test_a_bitmap_is_marked_before_the_disk_changes(tmp_path: Path, name: str) -
 
 
 def test_clusters_past_the_end_are_not_seen_when_the_disk_grows(tmp_path: Path) -> None:
-    """As QEMU leaves them with the state of a machine, or a crash while the disk shrank."""
+    """Such clusters come from QEMU's VM state, or from a crash while the disk shrank."""
     path = tmp_path / "disk.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, 8 << 20)
     qemu_io(path, "write -q -P 1 0 8M")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that say that two structures are at the same place: neither is written to.
+"""Images in which two structures overlap: neither is written to.
 
-The first change of a table that is something else, too, fails, and marks the image as corrupt, with
-QEMU's words. All that the file had is still there.
+The first change of a table that overlaps another structure fails, and marks the image as corrupt,
+with QEMU's message. The rest of the file is unchanged.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 CLUSTER = 4096
-#: What an L2 table maps, and a refcount block counts.
+#: Bytes that an L2 table maps, and clusters that a refcount block covers.
 SPAN, COUNTED = CLUSTER // 8 * CLUSTER, CLUSTER // 2
 SIZE = 4 * SPAN
 COPIED = 1 << 63
 
 
 class Layout:
-    """Where the structures of an image are; some of the names are those that messages have."""
+    """The offsets of an image's structures; some names are those in messages."""
 
     def __init__(self, data: bytes) -> None:
         parsed = header.parse(data[:CLUSTER])
@@ -79,7 +79,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 async def _write_far(_node: Qcow2Node, backend: BlockBackend) -> None:
-    """Read what the second L2 table maps, so that it is in memory, and write several clusters."""
+    """Read a part that the second L2 table maps, to load it, and write several clusters."""
     await backend.block_status(SPAN + (1 << 20), 512)
     await write(backend, SPAN + (1 << 20), b"x" * (3 * CLUSTER + 512))
 
@@ -89,7 +89,7 @@ async def _write_near(_node: Qcow2Node, backend: BlockBackend) -> None:
 
 
 async def _write_late(node: Qcow2Node, backend: BlockBackend) -> None:
-    """Write as if all clusters that the first refcount block counts were in use."""
+    """Write as if all clusters of the first refcount block were in use."""
     node._image.allocator.hint = COUNTED
     await write(backend, 1 << 20, b"x" * 512)
 
@@ -135,18 +135,18 @@ async def _shrink(_node: Qcow2Node, backend: BlockBackend) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """What an image says wrongly, and what happens where."""
+    """A fault in an image, and how it is found."""
 
-    #: Of words: the structure and the offset in it that they are at; where they lead, more.
+    #: Words to write: a structure, the offset in it, the structure to refer to, and flags.
     words: tuple[tuple[str, int, str, int], ...]
     use: Use
-    #: What is told that the write would have hit.
+    #: The structure that the message names.
     hit: str
-    #: What has QEMU find out; nothing, where it does not.
+    #: Commands by which QEMU finds the fault; empty: QEMU doesn't find it.
     by_qemu: tuple[str, ...] = ()
-    #: It is found out on opening.
+    #: It is found on opening.
     at_once: bool = False
-    #: It is found out when the header has gone over to other tables.
+    #: It is found after the header has changed to other tables.
     late: bool = False
     options: tuple[tuple[str, Any], ...] = ()
 
@@ -162,7 +162,7 @@ _STRUCTURES = (
 
 
 def _l1(name: str, flags: int = COPIED) -> tuple[tuple[str, int, str, int], ...]:
-    """Have the second L1 entry lead to a structure."""
+    """Make the second L1 entry refer to a structure."""
     return (("active L1 table", 8, name, flags),)
 
 
@@ -268,7 +268,7 @@ def test_what_an_image_has_twice_is_not_written_to(
 
 
 def _check_unchanged(path: Path, before: bytes, case: Case) -> None:
-    """See that the file has the mark that it is corrupt, and else what it had."""
+    """Check that the file is marked corrupt, and otherwise unchanged."""
     after = bytearray(path.read_bytes()[: len(before)])
     assert after[79] & 2
     places = Layout(before).places
@@ -277,7 +277,7 @@ def _check_unchanged(path: Path, before: bytes, case: Case) -> None:
     if not case.at_once:
         after[flags : flags + 4] = before[flags : flags + 4]
     after[79] = before[79]
-    if case.late:  # what was allocated for other tables has its refcounts
+    if case.late:  # clusters allocated for other tables have refcounts
         block = places["refcount block"]
         after[block : block + CLUSTER] = before[block : block + CLUSTER]
         after[:CLUSTER] = before[:CLUSTER]
@@ -290,7 +290,7 @@ def _check_unchanged(path: Path, before: bytes, case: Case) -> None:
 def test_a_refcount_block_that_is_not_aligned_is_left_alone(
     tmp_path: Path, good: bytes, caplog: Any
 ) -> None:
-    """Read from there, counts would be those of other clusters: data in use would be free."""
+    """Refcounts read from there would be wrong: clusters in use would count as free."""
     path, place = tmp_path / "disk.qcow2", Layout(good).places["refcount block"] + 512
     path.write_bytes(good)
     qemu_io(path, "write -q -P 9 0 2M")
@@ -318,7 +318,7 @@ def test_a_refcount_block_that_is_not_aligned_is_left_alone(
 
 @pytest.mark.parametrize("where", ["unaligned", "beyond", "active L2 table", "twice"])
 def test_a_repair_puts_refcount_blocks_elsewhere(tmp_path: Path, good: bytes, where: str) -> None:
-    """One whose place is something else, too, is not written to."""
+    """A block that overlaps another structure is not written to."""
     path, places = tmp_path / "disk.qcow2", Layout(good).places
     before = content(_written(path, good), tmp_path / "raw")
     bad, block = bytearray(good), places["refcount block"]

@@ -59,7 +59,7 @@ SCRIPT: list[Call] = [
     ("blockdev-snapshot-internal-sync", {"device": "a", "name": ""}),
     ("blockdev-snapshot-internal-sync", {"device": "a", "name": "s"}),
     ("blockdev-snapshot-internal-sync", {"device": "a", "name": "s"}),
-    # The start of a name that is too long is the name, whoever has it already.
+    # A name that is too long is truncated; the result may exist already.
     ("blockdev-snapshot-internal-sync", {"device": "a", "name": "n" * 256}),
     ("blockdev-snapshot-internal-sync", {"device": "a", "name": "n" * 70_000}),
     ("blockdev-snapshot-internal-sync", {"device": "a", "name": "n" * 255}),

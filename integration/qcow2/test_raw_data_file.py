@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data file that is a raw image of the disk has what the disk has, whatever requests met."""
+"""A raw data file has the same content as the disk, however requests overlap."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def data_node(disk: BlockBackend) -> Any:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_disk_that_grows_has_zeroes_whatever_its_data_file_had(tmp_path: Path, form: str) -> None:
-    """The last cluster reads as zeroes by the tables, and the data file goes on behind the disk."""
+    """The last cluster is a zero cluster, and the data file is longer than the disk."""
     image, data = tmp_path / "disk.qcow2", tmp_path / "data"
     members = f"data_file={data},data_file_raw=on{form}"
     size = SIZE - 32 * KIB
@@ -110,7 +110,7 @@ def test_zeroes_wait_for_writes_on_their_way(tmp_path: Path, how: str, form: str
 
 
 async def turns_until(condition: Callable[[], bool]) -> None:
-    """Let the event loop go on until something has come about; nothing waits for time to pass."""
+    """Let the event loop run until a condition holds; nothing waits for time to pass."""
     for _ in range(10_000):
         if condition():
             return
@@ -135,7 +135,7 @@ def test_zeroes_that_fail_leave_disk_and_file_the_same(tmp_path: Path, how: str)
             with fails_with(errno.EIO):
                 await HOW[how](disk, 0, 2 * CLUSTER)
             below.pwrite_zeroes = original
-            # What was written is still there, and may be overwritten without asking.
+            # The written data is still there, and may be overwritten through the table.
             assert node._image.publisher.overwritable(0, 2 * CLUSTER) == 0  # type: ignore[attr-defined]
             await write(disk, CLUSTER, b"b" * CLUSTER)
             shown = await read(disk, 0, SIZE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Space that is given up and used again, while what was given up is still to be dealt with."""
+"""Space that is freed and reused while the release is still pending."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_room_behind_compressed_data_is_not_used_once_its_cluster_has_another_us
 ) -> None:
     path, rng = tmp_path / "disk.qcow2", random.Random("packed")
     qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
-    # The second one's data begins in one host cluster and ends in the next, which has room behind.
+    # The second one's data begins in one host cluster, and ends in the next, which has room left.
     packed = [rng.randbytes(40_000).ljust(CLUSTER, b"\0") for _ in range(3)]
     model = bytearray(SIZE)
 
@@ -162,7 +162,7 @@ def test_an_external_data_file_forgets_nothing_that_was_written_again(
             await forget(backend, 6, 1)  # once more
             await backend.flush()
             assert await read(backend, 0, SIZE) == model
-            # What nobody has written again has gone from the data file.
+            # Clusters that were not written again are discarded in the data file.
             below = node.children["data-file"]
             for cluster in (2, 4, 6, 8, 9):
                 extent = await below.block_status(cluster * CLUSTER, CLUSTER)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host cluster gets another use only when nobody writes to it any more, in both lanes.
+"""A host cluster is reused only when no write to it is in flight any more, in both lanes.
 
-An overwrite is on its way to the file when the guest discards what it overwrites, flushes, and
-writes something else, which would get the same place.
+An overwrite is in flight when the guest discards the same cluster, flushes, and writes elsewhere;
+that write would get the same host cluster.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["loop"]  # a fixture
 
 SIZE = 8 << 20
-#: More than the engine writes on the spot.
+#: More than the engine writes without a worker thread.
 LENGTH = 512 << 10
 PATIENCE = 30.0
 
@@ -114,7 +114,7 @@ def test_a_read_gets_what_was_there_when_it_began(tmp_path: Path) -> None:
 
 
 async def _turns_until(condition: Callable[[], bool]) -> None:
-    """Let the event loop go on until something has come about; nothing waits for time to pass."""
+    """Let the event loop run until a condition holds; nothing waits for time to pass."""
     for _ in range(10_000):
         if condition():
             return
@@ -123,7 +123,7 @@ async def _turns_until(condition: Callable[[], bool]) -> None:
 
 
 class _Worker:
-    """The thread that does the engine's file I/O, there being one: it can be stopped."""
+    """The only thread that does the engine's file I/O; it can be stopped."""
 
     def __init__(self, others: set[int], iothread: int) -> None:
         python = {thread.native_id for thread in threading.enumerate()}
@@ -131,7 +131,7 @@ class _Worker:
 
     @contextmanager
     def stopped(self) -> Iterator[Callable[[], None]]:
-        """Stop it; yield what lets it go on."""
+        """Stop it; yield a function that resumes it."""
         _wait_for(self._is_idle)
         _libc.prctl(_PR_SET_PTRACER, _ANYBODY, 0, 0, 0)
         command = [sys.executable, "-m", "integration.qcow2.stop_thread", str(self._thread)]
@@ -146,7 +146,7 @@ class _Worker:
         assert stopper.returncode == 0
 
     def _is_idle(self) -> bool:
-        """Tell whether it waits for work."""
+        """Return whether it waits for work."""
         return Path(f"/proc/self/task/{self._thread}/syscall").read_bytes().startswith(_FUTEX)
 
 
@@ -222,7 +222,7 @@ def _daemon(path: Path, socket: Path) -> Daemon:
 
 
 def _race(driver: BlkDriver, queue: ExpressQueue, loop: LoopThread, worker: _Worker) -> None:
-    """Have an overwrite end after what has become of its cluster since."""
+    """Let an overwrite end after its cluster was discarded, and perhaps reused."""
     done: list[Any] = []
 
     def submit(kind: RequestType, offset: int = 0, data: bytes = b"") -> int:

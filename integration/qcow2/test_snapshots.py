@@ -179,7 +179,7 @@ def test_refcounts_that_are_too_narrow_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["n" * 300, "\u00e4" * 200, "n" * 70_000])
 def test_the_start_of_a_long_name_is_the_name(tmp_path: Path, name: str) -> None:
-    """As in QEMU; lengths in the file have sixteen bits."""
+    """A long name is truncated, as in QEMU; lengths in the file have sixteen bits."""
     path = tmp_path / "disk.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
 
@@ -221,7 +221,7 @@ def test_a_snapshot_table_without_room_is_told_before_anything_changes(tmp_path:
 def test_with_lazy_refcounts_what_changes_no_entries_leaves_the_image_clean(
     tmp_path: Path, change: str
 ) -> None:
-    """QEMU marks an image dirty when it links clusters, and not for these."""
+    """QEMU marks an image dirty when it links clusters, but not for these changes."""
     path = tmp_path / "disk.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", path, SIZE)
     qemu_io(path, "write -q -P 1 0 128k")

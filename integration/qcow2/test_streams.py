@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams with gaps, and several at once: what one write is given in advance is nobody else's."""
+"""Streams with gaps, and several at once: clusters given in advance are not allocated twice."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_every_cluster_of_a_burst_with_gaps_keeps_its_data(
             pieces = [(each * CLUSTER, _filled(each, length)) for each in BURSTS[name]]
             assert not any(await burst(backend, model, pieces))
             assert await read(backend, 0, SIZE) == model
-            # What goes into the gaps later on is no harm, either.
+            # Later writes into the gaps do no harm, either.
             pieces = [(each * CLUSTER, _filled(each + 1)) for each in range(LONG, 2 * LONG)]
             assert not any(await burst(backend, model, pieces))
             assert await read(backend, 0, SIZE) == model
@@ -104,7 +104,7 @@ def test_nothing_is_given_behind_a_write_that_fails(tmp_path: Path) -> None:
 
 
 def _sparse(rng: random.Random) -> list[int]:
-    """Return the clusters of a copy that leaves some out, each time after a stream that doesn't."""
+    """Return the clusters of a sparse copy: streams, each followed by clusters with gaps."""
     chosen: list[int] = []
     for start in range(0, SIZE // CLUSTER, 4 * LONG):
         dense, end = start + LONG + rng.randrange(8, 24), start + 4 * LONG

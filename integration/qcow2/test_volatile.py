@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The extent map lets a write go past the driver only where a crash can't take the cluster back.
+"""A durable write may bypass the driver only if a crash can't undo the cluster's entry.
 
-Random requests run side by side; some go by the map as the engine does. After each turn of the
-event loop the map is held against what is sure to be in the files, and so is each block whose write
-has been acknowledged as stored.
+Random requests run concurrently; some use the extent map as the engine does. After each turn of the
+event loop, the map is compared with the durable content of the files, and so is each block whose
+write was acknowledged as durable.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SIZE = 2 << 20
 BLOCK = 2048
-#: Scenes of each form, and at most so many until what is to be seen has been seen.
+#: Scenes of each form; and the most scenes to run until all cases have occurred.
 SEEDS, MOST = 3, 30
 SMALL = {"l2_cache_size": 1024, "l2_cache_entry_size": 512}
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,7 +43,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Scene:
-    """An image on recorded files, requests in flight, and what is known of the disk."""
+    """An image on recorded files, requests in flight, and the known content of the disk."""
 
     def __init__(
         self, node: Qcow2Node, backend: BlockBackend, file: DurableFile, data: DurableFile
@@ -55,23 +55,23 @@ class Scene:
         self.disk = DurableDisk(self.image, file, data)
         self.unit = 1 << self.image.publisher.unit_bits
         self.cluster = self.image.geometry.cluster_size
-        #: What blocks have, by number, that are known and not being changed.
+        #: Content of blocks, by number, that is known and not being changed.
         self.blocks = dict.fromkeys(range(SIZE // BLOCK), 0)
-        #: Those among them that are known to survive a crash.
+        #: Content of blocks that has to survive a crash.
         self.stored = dict(self.blocks)
         self.busy: set[int] = set()
         self.snapshots = asyncio.Lock()
-        #: Writes to be stored: those that went by the map, and those that it sent to the driver.
+        #: Counts of durable writes through the map, and of those that went to the driver.
         self.passed = self.asked = 0
         self._checked: tuple[Any, ...] = ()
-        #: How often requests have taken each block.
+        #: How many requests have taken each block.
         self.versions = dict.fromkeys(self.blocks, 0)
         self.tasks: set[asyncio.Task[None]] = set()
 
-    # What is so at any time.
+    # Invariants.
 
     def check(self) -> None:
-        """Hold the map, and what was acknowledged, against the files."""
+        """Compare the map and acknowledged data with the files."""
         entries = self.image.publisher.entries
         changes = (self.file.changes, self.data.changes)
         state = (*changes, entries.tobytes())
@@ -85,7 +85,7 @@ class Scene:
         self._checked = state
 
     def check_block(self, block: int) -> None:
-        """Have a block survive a crash."""
+        """Check that a block survives a crash."""
         found = self.disk.read(block * BLOCK, BLOCK)
         assert found == bytes([self.stored[block]]) * BLOCK, block
 
@@ -95,7 +95,7 @@ class Scene:
         self.tasks.add(task)
 
     def take(self, first: int, count: int) -> range | None:
-        """Take blocks for a request, if no other has any of them."""
+        """Take blocks for a request, if no other request has any of them."""
         blocks = range(first, first + count)
         if self.busy.intersection(blocks):
             return None
@@ -107,7 +107,7 @@ class Scene:
         return blocks
 
     def done(self, blocks: range, byte: int, *, stored: bool) -> None:
-        """Note what a request has made of its blocks."""
+        """Note the result of a request, and release its blocks."""
         self.busy.difference_update(blocks)
         for block in blocks:
             self.blocks[block] = byte
@@ -171,7 +171,7 @@ class Scene:
                     self.stored[block] = self.blocks[block]
                     self.check_block(block)
 
-    # What the driver does now and then.
+    # Actions of the driver.
 
     async def write_tables(self) -> None:
         """Write metadata without a flush, and drop tables that are not in use."""
@@ -185,7 +185,7 @@ class Scene:
             self.node.child_changed("backing")
 
     async def fail(self) -> None:
-        """Have flushes fail for a while; other tests do that to snapshots."""
+        """Make flushes fail for a while; other tests cover that for snapshots."""
         async with self.snapshots:
             self.file.broken = True
             for _ in range(30):
@@ -201,7 +201,7 @@ class Scene:
 
 
 def _begin(scene: Scene, rng: random.Random, kind: str) -> None:
-    """Begin something."""
+    """Begin an action."""
     flags = rng.choice([WriteFlags.NONE, WriteFlags.FUA])
     byte = rng.randrange(1, 255)
     if kind in ("zero", "discard"):
@@ -212,7 +212,7 @@ def _begin(scene: Scene, rng: random.Random, kind: str) -> None:
         flags |= rng.choice([WriteFlags.NONE, WriteFlags.MAY_UNMAP])
         scene.start(scene.zero(blocks, flags) if kind == "zero" else scene.discard(blocks))
     elif kind in ("write", "map"):
-        # Most of them near to each other, so that they meet.
+        # Most are near to each other, so that they overlap.
         number = rng.randrange(rng.choice([32, 32, 32, SIZE // BLOCK]))
         count = rng.choice([1, 1, 2, 5]) if kind == "write" else 1
         blocks = scene.take(number, min(count, SIZE // BLOCK - number))
@@ -282,7 +282,7 @@ def test_what_is_not_volatile_is_stored(tmp_path: Path, form: str) -> None:
     passed = asked = 0
 
     async def main(rng: random.Random) -> None:
-        """Run one scene; in the end, all that is in the file is stored."""
+        """Run one scene; at the end, the whole file is durable."""
         nonlocal passed, asked
         async with _scene(tmp_path / "disk.qcow2", form) as scene:
             await _drive(scene, rng, 300)

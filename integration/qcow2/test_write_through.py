@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a qcow2 image has of writes that were acknowledged while the write cache was off.
+"""A qcow2 image keeps writes that were acknowledged while the write cache was off.
 
-The daemon is killed right after the acknowledgement: tables that it had in memory are gone then,
-and with them all that they would have led to.
+The daemon is killed right after the acknowledgement. Tables in its memory are lost then, and with
+them all data to which only they refer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SIZE = 4 << 20
 BLOCK = 4096
 FORMS = ["cluster_size=64k", "extended_l2=on,cluster_size=512k", "lazy_refcounts=on"]
-#: How long each write to the metadata takes, where it is to take long.
+#: How long each write to slow metadata takes.
 DELAY_NS = 200_000_000
 
 
@@ -46,7 +46,7 @@ class _Run:
         assert int(self.driver.config()["writeback"]) == on
 
     def wait_for(self, offset: int, data: bytes) -> None:
-        """Wait until the disk shows what a write in flight has written."""
+        """Wait until the disk shows the data of a write in flight."""
         deadline = time.monotonic() + 20
         while True:
             request = self.driver.submit(RequestType.IN, offset, data_in=[len(data)])
@@ -84,7 +84,7 @@ def _image(path: Path, form: str) -> list[str]:
 
 
 def _slow_image(path: Path) -> list[str]:
-    """Make an image with a data file, which is as fast as ever, and slow metadata."""
+    """Make an image with slow metadata and a fast data file."""
     data = path.with_suffix(".data")
     qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={data}", path, SIZE)
     rule = {"event": "none", "iotype": "write", "errno": 0, "delay-ns": DELAY_NS}
@@ -102,7 +102,7 @@ def _slow_image(path: Path) -> list[str]:
 
 
 def _content(path: Path, raw: Path) -> bytes:
-    """Return what QEMU reads; the kernel may not have done with the dead daemon's locks."""
+    """Return what QEMU reads; the dead daemon's locks may still exist for a moment."""
     qemu_img("convert", "-U", "-f", "qcow2", "-O", "raw", path, raw)
     return raw.read_bytes()
 
@@ -142,7 +142,7 @@ def test_second_write_to_a_new_cluster_while_the_tables_are_written(
 
 
 def test_bursts_after_the_cache_was_turned_off(tmp_path: Path, directory: Path, lane: Lane) -> None:
-    """Half of the clusters are new, and half have been so before."""
+    """Half of the clusters are new, the other half was written before."""
     path, count, step = tmp_path / "disk.qcow2", 30, 64 << 10
 
     def make(number: int) -> tuple[int, int, bytes]:

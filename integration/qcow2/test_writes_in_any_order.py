@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between two flushes any write may get to the disk before any other, or never.
+"""Between two flushes, writes may reach the disk in any order, or never.
 
-So of what a run writes between two flushes, each write alone, and all but each, is what a crash may
-leave. A plain reader judges every such state: nothing refers to what isn't there or isn't its own,
-what was flushed is there, and what was written since is there or is what it was before. This finds
-a flush that is left out or comes too late.
+So a crash between two flushes may leave only one of the writes, or all but one. A plain reader
+checks each of these states: all references are valid and exclusive, flushed data is there, and each
+later write has its old or its new content. This finds flushes that are missing or come too late.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.node import Qcow2Node
 
 SIZE = 192 << 10
-#: Where compressed clusters are.
+#: The offset of compressed clusters.
 PACKED = 160 << 10
-#: Of longer stretches without a flush, so many writes are looked at.
+#: The number of writes that are tried in a stretch without a flush; if there are more, a sample.
 MOST = 10
 
 #: Formats, and with or without snapshots.
@@ -53,31 +52,31 @@ CASES = [
 
 
 class Version(NamedTuple):
-    """What the disk has, -1 for bytes that may have anything, from some place of the log on."""
+    """The content of the disk from a place in the log on; -1 for undefined bytes."""
 
     begins: int
     data: Bytes
 
 
 class Recorded:
-    """A run on a file that records, and what may be expected of it."""
+    """A run on a recorded file, and its possible results."""
 
     def __init__(self, file: RecordingNode, disk: bytes) -> None:
         self.file = file
-        #: What the disk had, one after the other.
+        #: The successive contents of the disk.
         self.versions = [Version(0, np.frombuffer(disk, np.uint8).astype(np.int16))]
-        #: Places in the log from which on one of the versions, by number, is on the disk.
+        #: (place in the log, version number): from there on, the version is durable.
         self.durable = [(0, 0)]
-        #: Snapshots: from where in the log, to where, name, and what they have.
+        #: Snapshots: first and last place in the log, name, content.
         self.snapshots: list[tuple[int, int, str, Bytes]] = []
 
     @property
     def data(self) -> Bytes:
-        """What the disk has now."""
+        """The present content of the disk."""
         return self.versions[-1].data
 
     def change(self, offset: int, data: bytes | int) -> None:
-        """Note a change that is about to begin; a number: so many bytes of anything."""
+        """Note a change that is about to begin; `data` as a number: this many undefined bytes."""
         after = self.data.copy()
         if isinstance(data, int):
             after[offset : offset + data] = -1
@@ -86,17 +85,17 @@ class Recorded:
         self.versions.append(Version(len(self.file.log), after))
 
     def flushed(self, version: int) -> None:
-        """Note that a version is on the disk from now on."""
+        """Note that a version is durable from now on."""
         self.durable.append((len(self.file.log), version))
 
     def possible(self, moment: int) -> list[Bytes]:
-        """Return what the disk may have where a crash comes at some place of the log."""
+        """Return the possible contents of the disk after a crash at a place in the log."""
         first = max(version for place, version in self.durable if place <= moment)
         return [each.data for each in self.versions[first:] if each.begins <= moment]
 
 
 class Client:
-    """Uses a disk, and notes what it may have."""
+    """Uses a disk, and notes its possible contents."""
 
     def __init__(self, node: Qcow2Node, backend: BlockBackend, recorded: Recorded) -> None:
         self._node, self.backend, self.recorded = node, backend, recorded
@@ -125,11 +124,11 @@ class Client:
         self.recorded.flushed(version)
 
     async def resize(self, size: int) -> None:
-        """Change the disk's length, without a backing file; what is new reads as zeroes."""
+        """Change the disk's length, without a backing file; the new part reads as zeroes."""
         after = np.zeros(size, np.int16)
         kept = self.recorded.data[:size]
         after[: len(kept)] = kept
-        if size < len(self.recorded.data):  # what is cut off goes first
+        if size < len(self.recorded.data):  # the part past the new end may be lost first
             self.recorded.change(size, len(self.recorded.data) - size)
         self.recorded.versions.append(Version(len(self.recorded.file.log), after))
         await self.backend.truncate(size)
@@ -168,7 +167,7 @@ def some(rng: random.Random, count: int) -> list[tuple[int, bytes]]:
 
 
 async def use(client: Client, rng: random.Random, cluster: int, snapshots: bool) -> None:
-    """Do what changes metadata, in every way, with flushes in between."""
+    """Change metadata in all ways, with flushes in between."""
     whole = max(cluster, 4096)
 
     async def burst(count: int) -> None:
@@ -181,7 +180,7 @@ async def use(client: Client, rng: random.Random, cluster: int, snapshots: bool)
         await client.zero(32768 * turn + 81920, 2 * whole)
         await burst(4)
         await client.flush()
-        await burst(6)  # takes what was free
+        await burst(6)  # reuses free clusters
         during = [client.write(*each) for each in some(rng, 4)]
         await asyncio.gather(client.flush(), *during)
         await client.flush()
@@ -207,7 +206,7 @@ async def use(client: Client, rng: random.Random, cluster: int, snapshots: bool)
 
 
 def stretches(log: list[Change]) -> Iterator[tuple[int, int]]:
-    """Yield the places between two flushes."""
+    """Yield (start, stop) in the log of each stretch between two flushes."""
     start = 0
     for place, change in enumerate([*log, None]):
         if change is None:
@@ -219,9 +218,9 @@ def stretches(log: list[Change]) -> Iterator[tuple[int, int]]:
 def states(
     before: bytes, log: list[Change], rng: random.Random
 ) -> Iterator[tuple[int, bytes, str]]:
-    """Yield what a crash may leave: at which place of the log, the file, and why."""
+    """Yield states that a crash may leave: place in the log, content of the file, description."""
     file = bytearray(before)
-    # The file grows by far more than is used of it.
+    # The file grows by far more than is used.
     end = max(offset + len(data) for offset, data in filter(None, log) if data is not None)
     for start, stop in stretches(log):
         changes = [
@@ -244,7 +243,7 @@ def states(
 
 
 def judge(recorded: Recorded, moment: int, state: bytes, base: bytes, why: str) -> None:
-    """Find fault with a state that a crash at some place of the log may leave."""
+    """Check a state that a crash at a place in the log may leave."""
     image = PlainImage(state)
     assert not image.problems, f"{why}: {image.problems}"
     assert matches(image.content(base), recorded.possible(moment)), why
@@ -255,7 +254,7 @@ def judge(recorded: Recorded, moment: int, state: bytes, base: bytes, why: str) 
 
 
 def matches(found: bytes, possible: list[Bytes]) -> bool:
-    """Tell whether each byte is one of those that are possible there."""
+    """Return whether each byte has one of its possible values."""
     read = np.frombuffer(found, np.uint8).astype(np.int16)
     fits = np.zeros(len(read), np.bool_)
     for data in reversed(possible):
@@ -273,7 +272,7 @@ async def record(
     base: bytes = b"",
     **members: Any,
 ) -> Recorded:
-    """Record what a run writes to an image, perhaps over `base`; return it once it is closed."""
+    """Record the writes of a run to an image, perhaps with a backing file `base`."""
     file = RecordingNode(before)
     backing = RecordingNode(base, "base") if base else None
     recorded = Recorded(file, disk)
@@ -283,7 +282,7 @@ async def record(
 
 
 def judge_all(before: bytes, recorded: Recorded, rng: random.Random, base: bytes = b"") -> None:
-    """Judge what crashes at all points may leave."""
+    """Check the states that crashes at all points may leave."""
     count = 0
     for moment, state, why in states(before, recorded.file.log, rng):
         judge(recorded, moment, state, base, why)
@@ -344,7 +343,7 @@ def test_any_write_of_a_resize_may_be_there_or_not(tmp_path: Path, form: str) ->
 
 
 def test_any_write_may_be_there_or_not_while_the_refcount_table_grows(tmp_path: Path) -> None:
-    """It has 64 entries of 64 clusters: 2 MiB."""
+    """It has 64 entries for 64 clusters each, which covers 2 MiB."""
     path, size = tmp_path / "disk.qcow2", 3 << 20
     form = "cluster_size=512,refcount_bits=64"
     qemu_img("create", "-q", "-f", "qcow2", "-o", form, path, size)
@@ -364,7 +363,7 @@ def test_any_write_may_be_there_or_not_while_the_refcount_table_grows(tmp_path: 
 
 
 async def leave_garbage(client: Client, rng: random.Random) -> None:
-    """Have free clusters that don't read as zeroes."""
+    """Make free clusters that are not zeroes."""
     await client.write(0, rng.randbytes(SIZE // 2))
     await client.flush()
     await client.discard(0, SIZE // 4)
@@ -373,7 +372,7 @@ async def leave_garbage(client: Client, rng: random.Random) -> None:
 
 @pytest.mark.parametrize("form", ["cluster_size=512", "cluster_size=16k,extended_l2=on"])
 def test_a_flush_that_failed_is_made_up_for(tmp_path: Path, form: str) -> None:
-    """What it should have covered is flushed once more before tables rely on it."""
+    """Its data is flushed once more before tables refer to it."""
     path, rng = tmp_path / "disk.qcow2", random.Random(form)
     qemu_img("create", "-q", "-f", "qcow2", "-o", form, path, SIZE)
     before = path.read_bytes()
@@ -405,7 +404,7 @@ def test_a_flush_that_failed_is_made_up_for(tmp_path: Path, form: str) -> None:
 def test_a_table_that_nothing_came_into_is_zeroed_before_anything_leads_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has a cluster that was used before, and for the data there is no room."""
+    """Its cluster was used before, and there is no room for the data."""
     path, rng = tmp_path / "disk.qcow2", random.Random("table")
     qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, SIZE)
     before = path.read_bytes()
