@@ -75,7 +75,7 @@ def test_an_inactive_node_leaves_its_image_to_others(image: Path) -> None:
 
 
 def test_what_was_written_is_on_the_disk_when_a_node_is_inactive(tmp_path: Path) -> None:
-    """Another host, which does not have our page cache, goes on from there."""
+    """Another host, which does not share our page cache, continues from there."""
 
     async def main(path: Path) -> None:
         graph = Graph()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""File I/O: memory that the kernel has been given, and errors."""
+"""File I/O through io_uring: the lifetime of memory that the kernel uses, and errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BLOCK = 512
 
 
 class Memory:
-    """A buffer, and the list that describes it."""
+    """A buffer, and its iovec."""
 
     def __init__(self) -> None:
         self.bytes = np.zeros(BLOCK, np.uint8)
@@ -36,7 +36,7 @@ class Memory:
 
 
 def test_memory_lives_as_long_as_the_kernel_may_write_to_it() -> None:
-    """Whoever waited has been cancelled, and has let go of it."""
+    """The task that waited was cancelled, and has dropped its reference."""
 
     async def main() -> None:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drained sections: nobody is in flight inside one, and nobody comes in."""
+"""Drained sections: no request is in flight inside one, and none starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vhostblk.block.backend import BlockBackend
 from vhostblk.block.graph import Graph
 from vhostblk.block.iovec import IoVec
 
-#: Two towers with a common base.
+#: Two stacks of nodes with a common base.
 NODES: list[dict[str, Any]] = [
     {"driver": "null-co", "node_name": "base", "size": 1 << 20},
     {"driver": "raw", "node_name": "left", "file": "base"},
@@ -89,7 +89,7 @@ def test_it_holds_all_whose_requests_come_by(name: str, drained: str) -> None:
 
 
 def test_a_request_that_waited_for_one_waits_for_the_next_one() -> None:
-    """The second one begins before the request has had a turn."""
+    """The second section begins before the request could continue."""
 
     async def main() -> None:
         graph = await make_graph()
@@ -103,7 +103,7 @@ def test_a_request_that_waited_for_one_waits_for_the_next_one() -> None:
         backend.quiesce()
         task = asyncio.create_task(request())
         await turns()
-        # Whoever is told first of the end begins another section.
+        # The listener that is called first at the end begins another section.
         backend.add_drain_listener(Again(backend))
         backend.resume()
         await turns()
@@ -117,7 +117,7 @@ def test_a_request_that_waited_for_one_waits_for_the_next_one() -> None:
 
 
 class Again:
-    """Has a drained section begin once more, when one ends."""
+    """Begins another drained section when one ends."""
 
     def __init__(self, backend: BlockBackend) -> None:
         self._backend = backend

@@ -152,7 +152,7 @@ def test_bursts_are_taken_where_nothing_watches_writes() -> None:
 
 
 class UnevenNode(MemoryNode):
-    """Some of its requests take longer than others: as many turns of the loop as it is told."""
+    """A node whose requests take a given number of turns of the event loop."""
 
     def __init__(self, size: int, limits: BlockLimits, turns: list[int]) -> None:
         super().__init__(size, limits)
@@ -226,7 +226,7 @@ def test_concurrent_writes_to_one_block_lose_nothing(
 def test_writes_that_overlap_go_one_after_the_other(
     whole_first: bool, start: int, length: int, block: int
 ) -> None:
-    """One of them is whole blocks, the other one isn't; the second one ends as if it were alone."""
+    """One has whole blocks, the other hasn't; the second has the same result as if alone."""
 
     async def main() -> None:
         node = SlowFirstWrite(SIZE, BlockLimits(request_alignment=512))
@@ -388,7 +388,7 @@ def test_what_was_written_before_writes_are_counted_is_flushed() -> None:
         _, backend = backend_on(node)
         await write_bytes(backend, 0, b"x")
         events: list[str] = []
-        node.take_debug_event = events.append  # a flush of nothing stays away from the driver now
+        node.take_debug_event = events.append  # a flush without earlier writes isn't passed on
         for edge in node.parents:
             edge.refresh()
         for _ in range(2):
@@ -418,7 +418,7 @@ def _with_no_flush(struct: Any) -> Any:
 
 
 class CountingNode(MemoryNode):
-    """A node that is flushed only if it was written to since; its flushes take a while."""
+    """A node that is flushed only after writes; its flushes take a while."""
 
     counts_writes = True
     fails = False

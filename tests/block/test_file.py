@@ -209,7 +209,7 @@ class Faults:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self.results: list[int | Callable[[int], int]] = []
-        #: What fallocate answers, if not 0.
+        #: The error that fallocate returns, if not 0.
         self.fallocate_fails = 0
         self.calls = 0
 
@@ -311,7 +311,7 @@ def test_a_failed_flush_poisons_all_later_ones(image: Path, aio: str) -> None:
 
 
 def test_a_failed_flush_is_known_to_both_lanes(image: Path, aio: str) -> None:
-    """The map has the cell that tells; whoever flushes by the map sees it, and sets it."""
+    """The map points to a shared error; flushes through the map read it, and set it."""
 
     async def main() -> None:
         graph, node, backend = await open_file(image, aio=aio)
@@ -397,7 +397,7 @@ def test_zeroes_that_fail_are_no_zeroes(image: Path, aio: str, code: int, unmap:
 def test_zeroes_that_the_file_system_does_not_know_are_written(
     image: Path, aio: str, code: int, unmap: bool
 ) -> None:
-    """From the first time on."""
+    """The first request is not lost, either."""
     flags = WriteFlags.MAY_UNMAP if unmap else WriteFlags.NONE
 
     async def main() -> None:
@@ -415,7 +415,7 @@ def test_zeroes_that_the_file_system_does_not_know_are_written(
 @pytest.mark.parametrize("unmap", [False, True])
 @pytest.mark.parametrize("unknown", [False, True])
 def test_zeroes_over_the_end_of_the_file(image: Path, aio: str, unmap: bool, unknown: bool) -> None:
-    """As a format above asks for them; `unknown`: the file system has no fallocate."""
+    """The request of a format above; `unknown`: the file system has no fallocate."""
     flags = WriteFlags.MAY_UNMAP if unmap else WriteFlags.NONE
 
     async def main() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What node a file name leads to, with the driver that an image says and without."""
+"""The node that a file name stands for, with a driver named in the image and without."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes that grow where a format writes past their end, and nodes that can't."""
+"""Nodes that grow when a format writes past their end, and nodes that can't."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZE = 64 << 10
 
 
 class Discarding(Memory):
-    """Remembers what it was asked to do."""
+    """Records its requests."""
 
     async def open(self) -> None:
         await super().open()
@@ -69,7 +69,7 @@ def file(tmp_path: Path) -> Define:
 
 @asynccontextmanager
 async def format_on(definition: dict[str, Any]) -> AsyncIterator[tuple[BlockNode, BlockBackend]]:
-    """Have a format, which has no end of its own, lie on a node inside the block."""
+    """Put a format, which has no size limit of its own, on a node inside the block."""
     graph = Graph()
     node = await graph.add(options(**definition, node_name="below"))
     top = await graph.add(GrowOptions(node_name="top", file="below"))
@@ -203,7 +203,7 @@ def test_plug_in_gets_no_request_past_its_end() -> None:
 
 
 def test_log_in_a_disk_of_fixed_length_ends_where_that_ends(file: Define, tmp_path: Path) -> None:
-    """Writes to a qcow2 image past its end would be gone with the next opening."""
+    """Writes past the end of a qcow2 image would be lost when it is opened again."""
     image = tmp_path / "log.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "64k"], check=True)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disks whose size is no multiple of their block size: no write makes them longer."""
+"""Disks whose size is not a multiple of their block size: no write makes them longer."""
 
 from __future__ import annotations
 

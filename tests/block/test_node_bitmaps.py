@@ -167,7 +167,7 @@ def test_bitmaps_grow_and_shrink_with_their_node() -> None:
 
 
 def test_bitmaps_that_record_nothing_grow_with_their_disk(tmp_path: Path) -> None:
-    """Else they can't be merged with those that were made since."""
+    """Else they can't be merged with bitmaps that are made later."""
 
     async def main() -> None:
         path = tmp_path / "disk"
@@ -191,7 +191,7 @@ def test_bitmaps_that_record_nothing_grow_with_their_disk(tmp_path: Path) -> Non
 
 
 def test_a_burst_is_recorded() -> None:
-    """It is no burst then."""
+    """With a bitmap, it is not passed on as a burst."""
 
     class Bursts(MemoryNode):
         takes_bursts = True
@@ -281,7 +281,7 @@ def test_merging_is_all_or_nothing() -> None:
 
 @pytest.mark.parametrize("begins", ["disabled", "enabled"])
 def test_what_is_written_after_a_change_is_recorded_as_it_says(begins: str) -> None:
-    """Enabled, disabled, and what a change that was undone had changed."""
+    """After enabling, after disabling, and after undoing either."""
 
     async def main() -> None:
         graph = Graph()

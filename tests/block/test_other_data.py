@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes come to lie on other data: what they keep of the former data is not used on the new."""
+"""Nodes get other data below them: nothing derived from the former data is used any more."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from vhostblk.block.node import BlockNode
 
 MIB = 1 << 20
-#: More than one cluster of each of the images.
+#: A length of more than one cluster in each image.
 PART = 200_000
 
 
@@ -55,7 +55,7 @@ def make_images(directory: Path, **forms: str) -> None:
 
 
 def check_image(path: Path) -> None:
-    """Have qemu-img find nothing wrong, no leak either."""
+    """Check with qemu-img that there are no errors and no leaks."""
     qemu_img("check", "-f", "qcow2", path)
 
 
@@ -70,7 +70,7 @@ def image(name: str, below: str, **members: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def graph_of(*definitions: dict[str, Any]) -> AsyncIterator[Graph]:
-    """Make a graph; all that is in it is closed at the end."""
+    """Make a graph; all nodes are closed at the end."""
     graph = Graph()
     graph.throttle_groups.add("g", UNLIMITED)
     for each in definitions:
@@ -88,7 +88,7 @@ def user(graph: Graph, name: str) -> BlockBackend:
 
 
 async def content(graph: Graph, name: str) -> bytes:
-    """Read what a node shows."""
+    """Read the content of a node."""
     backend = BlockBackend("reader", Perm.CONSISTENT_READ)
     backend.attach(graph, graph.find(name))
     data = await read_bytes(backend, 0, backend.size)
@@ -97,7 +97,7 @@ async def content(graph: Graph, name: str) -> bytes:
 
 
 async def refused(graph: Graph, message: str, *definitions: dict[str, Any]) -> None:
-    """Expect a message, and that nothing changes."""
+    """Check that a reopen is refused with a message, and that nothing changes."""
     before = _state(graph)
     with pytest.raises(BlockError) as caught:
         await graph.reopen([options(**each) for each in definitions])
@@ -109,7 +109,7 @@ def _state(graph: Graph) -> list[object]:
     return [
         (
             node.node_name,
-            # Files are cut at their ends when images are put in order.
+            # Files are truncated when images give up writing.
             node.size if node.driver in ("qcow2", "quorum") else 0,
             node.limits,
             node.granted,
@@ -164,7 +164,7 @@ def test_an_image_goes_over_to_another_file(tmp_path: Path, form: str) -> None:
 
 
 def test_two_images_exchange_their_files(tmp_path: Path) -> None:
-    """Both with users; what each had acknowledged is in the file that it had then."""
+    """Both have users. Acknowledged data is in the file that each image had at that time."""
     make_images(tmp_path, a="1M", b="1M,cluster_size=4k")
 
     async def main() -> None:
@@ -193,7 +193,7 @@ def test_two_images_exchange_their_files(tmp_path: Path) -> None:
 
 
 def test_one_file_that_is_no_image_takes_all_back(tmp_path: Path) -> None:
-    """The first image has gone over to the new file by then, bitmaps and all."""
+    """The first image has loaded the new file by then, with its bitmaps."""
     make_images(tmp_path, a="1M", b="2M", c="1M")
     (tmp_path / "bad").write_bytes(bytes(MIB))
     qemu_img("bitmap", "--add", tmp_path / "a", "kept")
@@ -250,7 +250,7 @@ def test_data_is_replaced_further_down(tmp_path: Path, change: str) -> None:
 
 
 def test_an_image_in_an_image_follows(tmp_path: Path) -> None:
-    """The upper one is read by the tables of the new lower one."""
+    """The upper image is read through the tables of the new lower one."""
     make_images(tmp_path, a="8M", b="8M", c="8M")
     lower = [image("lower", f"{name}-file") for name in ("a", "b")]
 
@@ -285,7 +285,7 @@ def test_an_image_in_an_image_follows(tmp_path: Path) -> None:
 
 
 def test_bitmaps_are_those_of_the_file(tmp_path: Path) -> None:
-    """What the user added himself notes that all is another."""
+    """In a bitmap that the user added, all data is marked dirty."""
     make_images(tmp_path, a="1M", b="2M")
     for name in ("a", "b"):
         qemu_img("bitmap", "--add", tmp_path / name, f"of-{name}")
@@ -333,7 +333,7 @@ def test_a_window_that_moves_has_changed_altogether(tmp_path: Path) -> None:
 
 
 def test_a_filter_that_comes_or_goes_changes_no_data(tmp_path: Path) -> None:
-    """Even where something relies on it that could not go over to other data."""
+    """It is allowed even below a node that relies on the data, and could not load other data."""
     make_images(tmp_path, a="1M")
     (tmp_path / "t").write_bytes(bytes(MIB))
     throttle = {"driver": "throttle", "node_name": "t1", "throttle_group": "g", "file": "a-file"}
@@ -443,7 +443,7 @@ def test_a_backing_file_that_the_new_image_names_has_to_be_given(tmp_path: Path)
 
 
 def test_below_an_image_that_opened_its_own_backing_file(tmp_path: Path) -> None:
-    """Nobody has said which one; so it has to be the same."""
+    """No option names the backing file, so it has to be the same."""
     for name in ("base", "other"):
         (tmp_path / name).write_bytes(name.encode()[:1] * MIB)
     for name, below in (("a", "base"), ("b", "base"), ("c", "other")):
@@ -526,7 +526,7 @@ def test_what_was_preallocated_stays_behind(
 def test_locks_are_kept_until_the_change_is_final(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or another process could take the former file while there may be a way back to it."""
+    """Else another process could lock the former file, and the change could not be undone."""
     make_images(tmp_path, a="1M", b="1M")
     (tmp_path / "bad").write_bytes(bytes(MIB))
     locked: list[set[int]] = []
@@ -560,7 +560,7 @@ def test_locks_are_kept_until_the_change_is_final(
 
 
 def test_a_write_that_fails_on_the_way_leaves_the_image_where_it_was(tmp_path: Path) -> None:
-    """What the image had not written yet can't be written: then it doesn't go."""
+    """Metadata in memory can't be written to the former file, so the change is refused."""
     make_images(tmp_path, a="1M", b="1M")
     failing = {
         "driver": "blkdebug",
@@ -593,7 +593,7 @@ def test_a_write_that_fails_on_the_way_leaves_the_image_where_it_was(tmp_path: P
 def test_without_its_marks_an_image_is_not_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """The bitmaps in it would lack what is written; nor by the table that others go by."""
+    """Its bitmaps would miss the writes. The published table allows no writes, either."""
     make_images(tmp_path, a="1M", b="1M")
     (tmp_path / "bad").write_bytes(bytes(MIB))
     for name in ("a", "b"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random changes below images in use, held against a model: each file keeps what it was given."""
+"""Random changes below images in use, checked with a model: each file keeps its data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vhostblk.block.backend import BlockBackend
     from vhostblk.block.graph import Graph
 
-#: Images: name, length of the disk, how it is made. The last two lie in one file.
+#: Images: name, length of the disk, how it is made. The last two are in one file.
 IMAGES = {
     "a": (MIB, "cluster_size=64k"),
     "b": (MIB // 2, "cluster_size=4k"),
@@ -26,13 +26,13 @@ IMAGES = {
     "low": (MIB, "cluster_size=8k,lazy_refcounts=on"),
     "high": (MIB, "cluster_size=64k,compat=0.10"),
 }
-#: Where the second image of the file begins.
+#: Offset of the second image in that file.
 HALF = 4 * MIB
 DISKS, THROTTLES = ("p", "q"), ("t0", "t1")
 
 
 class Model:
-    """What every image holds, and which node lies on which."""
+    """The content of each image, and the children of each node."""
 
     def __init__(self) -> None:
         self.disks = {name: bytearray(size) for name, (size, _) in IMAGES.items()}
@@ -40,7 +40,7 @@ class Model:
         self.offset = 0
 
     def image(self, node: str) -> str:
-        """Return which image a node lies on, or is the file of."""
+        """Return the image that belongs to a node."""
         while node in self.below:
             node = self.below[node]
         if node == "r":
@@ -66,7 +66,7 @@ def make_all(directory: Path) -> None:
 
 
 async def reopen(graph: Graph, model: Model, rng: random.Random) -> bool:
-    """Give some nodes other children, or try to."""
+    """Try to give some nodes other children."""
     before = (dict(model.below), model.offset)
     chosen = rng.sample([*DISKS, *THROTTLES, "r"], rng.choice([1, 1, 2, 3]))
     for node in chosen:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies above and below an overlay that takes a node's place."""
+"""Nodes above and below an overlay that replaces a node."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def images(directory: Path, *names: str) -> list[dict[str, Any]]:
 
 
 def test_an_image_below_another_keeps_its_length(tmp_path: Path) -> None:
-    """Or what the upper one does not hold would be cut off, or come back as zeroes."""
+    """Else data that only the lower image has would be cut off, or replaced by zeroes."""
     make_images(tmp_path, base="1M", top="1M")
 
     async def main() -> None:
@@ -71,7 +71,7 @@ def test_an_image_below_another_keeps_its_length(tmp_path: Path) -> None:
 
 
 def test_copy_on_read_goes_on_above_an_overlay(tmp_path: Path) -> None:
-    """The overlay's writes are kept apart from copies, as those to the former image were."""
+    """Writes to the overlay are serialised with copies, as writes to the former image were."""
     make_images(tmp_path, base="1M", top="1M")
     above = {"driver": "copy-on-read", "node_name": "cor", "file": "base"}
 
@@ -143,7 +143,7 @@ def test_a_snapshot_in_the_making_bears_an_empty_overlay_only(tmp_path: Path) ->
 
 
 def test_tables_above_an_overlay_stay_right(tmp_path: Path) -> None:
-    """The file of an image gets an overlay itself."""
+    """The file of an image itself gets an overlay."""
     make_images(tmp_path, base="1M")
     os.truncate(tmp_path / "base", 4 * MIB)
     make_images(tmp_path, top="4M", full="4M")
@@ -177,7 +177,7 @@ def test_tables_above_an_overlay_stay_right(tmp_path: Path) -> None:
 
 
 def test_an_overlay_has_no_storage_yet_for_tables_above_it(tmp_path: Path) -> None:
-    """So the image above asks again, before data needs a table that is in memory."""
+    """So the image above reserves storage again, before data needs a table in memory."""
     make_images(tmp_path, base="1M", top="1M")
     os.truncate(tmp_path / "base", MIB)
     nodes = [
@@ -205,7 +205,7 @@ def test_an_overlay_has_no_storage_yet_for_tables_above_it(tmp_path: Path) -> No
 
 
 class Failing:
-    """An action that fails, and looks at locks before."""
+    """An action that checks locks, then fails."""
 
     def __init__(self, path: Path) -> None:
         self.locked: set[int] = set()
@@ -248,7 +248,7 @@ def test_locks_are_kept_until_all_of_a_transaction_is_done(tmp_path: Path) -> No
 
 
 def test_locked_files_stay_locked_after_a_snapshot(tmp_path: Path) -> None:
-    """Nobody may write to what became a backing image."""
+    """No other process may write to an image that became a backing image."""
     make_images(tmp_path, base="1M", top="1M")
 
     async def main() -> None:
@@ -264,7 +264,7 @@ def test_locked_files_stay_locked_after_a_snapshot(tmp_path: Path) -> None:
 
 
 def test_what_is_reopened_with_its_parent_stays_an_overlay(tmp_path: Path) -> None:
-    """Its definition, in which it has no backing image, is older than the snapshot."""
+    """Its definition is older than the snapshot, and has no backing image."""
     make_images(tmp_path, base="1M", top="1M")
     inline = {"driver": "qcow2", "node-name": "top", "file": "top-file", "backing": None}
     above: dict[str, Any] = {"driver": "raw", "node_name": "raw", "file": inline}
@@ -287,7 +287,7 @@ def test_what_is_reopened_with_its_parent_stays_an_overlay(tmp_path: Path) -> No
 
 
 def test_reopening_by_name_is_no_way_round(tmp_path: Path) -> None:
-    """A window that would no longer fit what an image above it shows is refused as well."""
+    """A window that is too small for an image above it is refused, too."""
     make_images(tmp_path, a="2M", b="1M")
     window = {"driver": "raw", "node_name": "w", "file": "a", "offset": MIB, "size": MIB}
 

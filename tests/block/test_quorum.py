@@ -248,7 +248,7 @@ class Failing:
 
 @pytest.mark.parametrize("what", ["write", "zeroes", "flush"])
 def test_too_few_children_are_not_enough(tmp_path: Path, what: str) -> None:
-    """Two of three have to have it."""
+    """It has to succeed on two of three."""
 
     async def main() -> None:
         graph, backend, _ = await open_quorum(tmp_path)

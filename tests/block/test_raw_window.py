@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`raw` with an offset or a size: a window that nobody gets out of."""
+"""`raw` with an offset or a size: a window; no request reaches outside of it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_requests_stay_inside(tmp_path: Any, size: int | None) -> None:
 
 
 def test_a_format_in_a_window_does_not_write_behind_it(tmp_path: Any) -> None:
-    """Nodes above may make their file longer, and this one has an end."""
+    """Formats make their file longer by writing, but a window has a fixed end."""
     path = tmp_path / "disk"
     path.write_bytes(b"x" * SIZE)
 

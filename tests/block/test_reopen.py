@@ -109,7 +109,7 @@ def test_a_node_that_cannot_be_flushed_stays_what_it_is(disk: dict[str, Any]) ->
 
 
 def test_all_nodes_go_back_where_a_later_check_refuses_one(disk: dict[str, Any]) -> None:
-    """The new options of all of them are in force by then."""
+    """All of them already use the new options by then."""
 
     async def main() -> None:
         graph = Graph()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reserving storage: the file below has it afterwards, and its content is what it was."""
+"""Reserving storage: it is allocated in the file below, and the content is unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = ("a", "b", "c")
 
 
 def make_sparse(path: Path) -> None:
-    """Make a file that is one hole but for its ends."""
+    """Make a file with a hole between its first and last part."""
     with path.open("wb") as made:
         made.write(b"first" * 800)
         made.seek(MIB - 4096)
@@ -75,7 +75,7 @@ def test_what_is_reserved_has_storage_and_its_content(tmp_path: Path, name: str)
         for each in used:
             assert storage(tmp_path / each) >= 262144
             assert (tmp_path / each).read_bytes() == before
-        # It was this range: making a hole of it again takes all of that storage.
+        # Check that it was this range: punching a hole there frees all of the storage.
         start = 131072 + ABOVE[name].get("offset", 0)
         await graph.find("a").pwrite_zeroes(start, 262144, WriteFlags.MAY_UNMAP)
         assert storage(tmp_path / "a") < 131072
@@ -85,7 +85,7 @@ def test_what_is_reserved_has_storage_and_its_content(tmp_path: Path, name: str)
 
 
 def answer(node: Any, monkeypatch: pytest.MonkeyPatch, code: int) -> list[int]:
-    """Have fallocate(2) on a file fail; return the list of modes that it will be asked for."""
+    """Make fallocate(2) on a file fail; return a list that gets the modes of its calls."""
     asked: list[int] = []
 
     def fallocate(_fd: int, mode: int, _offset: int, _length: int) -> Completion[int]:
@@ -120,7 +120,7 @@ def test_file_systems_that_cannot_reserve_are_written_to_all_the_same(
         asked = answer(node, monkeypatch, code)
         await node.reserve(0, MIB)
         await node.reserve(0, MIB)
-        assert len(asked) == (1 if code == errno.EOPNOTSUPP else 2)  # known for good, or not
+        assert len(asked) == (1 if code == errno.EOPNOTSUPP else 2)  # EOPNOTSUPP is remembered
         monkeypatch.undo()
         await close(graph, backend)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes that exclude each other take turns, and many of them are entered quickly."""
+"""Writes that exclude each other run one after the other, and many are entered quickly."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     import pytest
 
 _BLOCK = 4096
-#: Few places, at the edges of what the tracker lists together; and very wide writes.
+#: Few offsets, at the edges of the tracker's parts; and very long writes.
 _EDGES = [part * (1 << 14) + off for part in (0, 1, 2, 80, 200) for off in (-512, 0, 512)]
 _RANGES = st.tuples(
     st.sampled_from([edge for edge in _EDGES if edge >= 0]),
     st.sampled_from([512, 4096, 1 << 14, 5 << 14, 70 << 14, 1 << 62]),
 )
-#: Enter a write, or end the one of that number, if it runs.
+#: Steps: enter a write, or end the write with this number, if it runs.
 _STEPS = st.lists(st.one_of(st.tuples(_RANGES, st.booleans()), st.integers(0, 20)), max_size=40)
 
 
 class _Entered:
-    """A write that was asked for."""
+    """A write that was entered."""
 
     def __init__(self, tracker: WriteTracker, start: int, stop: int, serialising: bool) -> None:
         self.plain = TrackedWrite(start, stop, serialising)
@@ -65,7 +65,7 @@ def test_a_write_runs_once_no_earlier_one_excludes_it(steps: list[Any]) -> None:
 def test_thousands_of_writes_are_not_compared_with_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As of a burst of clusters that are smaller than the blocks of the disk below."""
+    """Such writes come from a burst of clusters smaller than the blocks of the disk below."""
     compared = 0
     excludes = TrackedWrite.excludes
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes and zeroes with the write cache off are on stable storage when they complete.
 
-The storage is at the bottom; whatever lies above it must not lose the wish.
+The storage is at the bottom; nodes above it must pass the flag on.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Storage(MemoryNode):
         self.stable = complete
 
 
-#: Options of what lies above the storage "a", by name of the case; the storage that must have it.
+#: By case: the options of nodes above the storage "a", and the storage that must be stable.
 STACKS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "nothing": ({}, ["a"]),
     "raw": ({"driver": "raw", "file": "a"}, ["a"]),

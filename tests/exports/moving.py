@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A front-end of a served device, in one event loop, and hand-overs between its messages.
 
-`Script` carries out messages and requests, and takes down all that is answered. A hand-over must
-change neither this transcript, nor `Script.state`, nor what the disk is asked to do.
+`Script` sends messages and requests, and records all replies. A hand-over must change neither this
+record, nor `Script.state`, nor the requests to the disk.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ if TYPE_CHECKING:
     from vhostblk.vhost_user.backend import RegionDescription
 
 QUEUES = 2
-#: Rings and requests are in the first region; the second one comes and goes.
+#: Rings and requests are in the first region; the second one is added and removed.
 LAYOUT = ((0, MIB), (1 << 32, MIB))
-#: A log for all of it.
+#: The size of a log for all regions.
 LOG_BYTES = ((1 << 32) + MIB) // 4096 // 8
 INBAND = ProtocolFeature.INBAND_NOTIFICATIONS
 
-#: Messages that are always answered.
+#: Messages that always have a reply.
 _OWN_REPLY = frozenset(
     {
         *(Request.GET_FEATURES, Request.GET_PROTOCOL_FEATURES, Request.GET_VRING_BASE),
@@ -76,7 +76,7 @@ _OWN_REPLY = frozenset(
     }
 )
 
-#: Features that a script may acknowledge, on top of the smallest set.
+#: Features that a script may acknowledge in addition to the smallest set.
 CHOICES = {
     "flush": FLUSH,
     "cache": WCE,
@@ -88,7 +88,7 @@ CHOICES = {
 
 
 class Script:
-    """A front-end and what serves it, which may be replaced at any time."""
+    """A front-end and its server, which may be replaced at any time."""
 
     #: The sessions that servers have made.
     sessions: ClassVar[list[Session]] = []
@@ -106,7 +106,7 @@ class Script:
         self.device: VhostUserBlkBackend
         self._server: VhostUserServer
         self._socket: socket.socket
-        #: Eventfds by their purpose and queue, and files that are shared.
+        #: Eventfds by purpose and queue, and shared files.
         self._events = {
             (purpose, index): os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             for purpose in ("kick", "call", "err", "log")
@@ -126,7 +126,7 @@ class Script:
     # Servers
 
     async def begin(self) -> None:
-        """Serve, and connect."""
+        """Start serving, and connect."""
         self._new_server()
         await self._server.start(movable=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -152,11 +152,11 @@ class Script:
         return carried
 
     async def move(self, *, fails: bool) -> None:
-        """Hand over; `fails`: to a process that then dies, so that the first one goes on."""
+        """Hand over; `fails`: the new process then dies, so that the first one resumes."""
         carried = await self._suspend()
         if fails:
             await self._go_on(_received(carried))
-            self._send(Request.GET_STATUS)  # is for the process that goes on
+            self._send(Request.GET_STATUS)  # the process that continues has to reply
             await turns(10)
             await self._server.stop()
             await self.device._backend.detach()
@@ -167,7 +167,7 @@ class Script:
             await self._reply(Request.GET_STATUS)
 
     async def end(self) -> None:
-        """Leave, with everything stopped."""
+        """Stop everything, and disconnect."""
         if self._channel is not None:
             self._channel.close()
         self._socket.close()
@@ -182,10 +182,10 @@ class Script:
     # Messages
 
     async def say(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
-        """Send a message, and take down what is answered: all are, one way or another."""
+        """Send a message, and record its reply; every message gets one."""
         self._send(request, payload, fds)
         reply = await self._reply(request)
-        if request != Request.VRING_KICK or any(reply):  # how often is up to us
+        if request != Request.VRING_KICK or any(reply):  # their number is undefined
             self.transcript.append((request.name, reply))
         return reply
 
@@ -232,7 +232,7 @@ class Script:
         await self.say(Request.SET_VRING_NUM, VRING_STATE.pack(index, size))
 
     async def addresses(self, index: int, *, logged: bool, wrong: bool = False) -> None:
-        """Say where a ring is; `wrong`: where nothing is, so that it does not start."""
+        """Send the addresses of a ring; `wrong`: outside of memory, so that it doesn't start."""
         ring = self.rings[index]
         places = (ring.desc_addr, ring.used_addr, ring.avail_addr)
         users = [self.memory.user_addr(place) + (1 << 40) * wrong for place in places]
@@ -243,7 +243,7 @@ class Script:
         await self.say(Request.SET_VRING_BASE, VRING_STATE.pack(index, self.rings[index].base))
 
     async def descriptor(self, request: Request, purpose: str, index: int, which: int) -> None:
-        """Give one of two eventfds, none, or something else."""
+        """Send one of two eventfds, none, or another kind of descriptor."""
         if which == 2:
             await self.say(request, U64.pack(index | VRING_NOFD))
             return
@@ -252,7 +252,7 @@ class Script:
         await self.say(request, U64.pack(index), [fd])
 
     async def make_sense(self, index: int) -> None:
-        """Say where a ring is to go on that is about to start, unless the back-end knows."""
+        """Send the base of a ring that is about to start, unless the back-end has it."""
         vring, ring = self.sessions[-1]._vrings[index], self.rings[index]
         if ring.in_flight and vring.size not in (0, ring.size):
             await self.number(index, ring.size)
@@ -311,7 +311,7 @@ class Script:
         self._acknowledge = now
 
     async def state_transfer(self, direction: int) -> None:
-        """Begin a transfer of the device's state, with a pipe."""
+        """Begin a transfer of the device's state through a pipe."""
         if self._pipe is not None:
             for fd in self._pipe:
                 os.close(fd)
@@ -320,13 +320,13 @@ class Script:
         await self.say(Request.SET_DEVICE_STATE_FD, DEVICE_STATE.pack(direction, 0), [fd])
 
     async def state_ends(self, content: bytes) -> None:
-        """Send a state, and have it checked."""
+        """Send a state, and let the back-end check it."""
         if self._pipe is not None:
             os.write(self._pipe[1], content)
         await self.say(Request.CHECK_DEVICE_STATE)
 
     def pump(self) -> None:
-        """Acknowledge what has come on the channel."""
+        """Acknowledge the messages on the channel."""
         if self._channel is None or not self._acknowledge:
             return
         with suppress(BlockingIOError, ConnectionError):
@@ -341,14 +341,14 @@ class Script:
     # Requests
 
     def served(self, index: int) -> bool:
-        """Tell whether the device takes a ring's requests now, and would tell of it."""
+        """Return whether the device takes a ring's requests now, and would notify us of it."""
         queue, device = self.device._queues.get(index), self.device
         if queue is None or index not in device._enabled or queue.broken:
             return False
         return device._configs[index].size == self.rings[index].size
 
     async def write(self, index: int) -> None:
-        """Write somewhere new, and wait for that where the ring is served."""
+        """Write to a new place; wait for completion if the ring is served."""
         ring, vring = self.rings[index], self.sessions[-1]._vrings[index]
         sizes = {vring.size, vring.running.size if vring.running else 0} - {0, ring.size}
         if ring.in_flight or ring.free < 3 or sizes:
@@ -362,12 +362,12 @@ class Script:
         await self.finish(index)
 
     async def settle(self) -> None:
-        """Have everything done that will be done."""
+        """Wait until all pending work is done."""
         for index in range(QUEUES):
             await self.finish(index)
 
     async def finish(self, index: int) -> None:
-        """Kick in all ways, and wait until what is in flight has been done, if it will be."""
+        """Kick in all ways; wait for requests in flight, if the ring is served."""
         ring = self.rings[index]
         if not self.served(index) or not ring.in_flight:
             return
@@ -380,10 +380,10 @@ class Script:
                 await asyncio.sleep(0)
                 self.transcript += [("used", used.length) for used in ring.poll()]
 
-    # What there is
+    # State
 
     def state(self) -> dict[str, object]:
-        """Describe session and device, so that it can be compared."""
+        """Return a description of session and device that can be compared."""
         session, device = self.sessions[-1], self.device
         logging = device.dirty_logging
         area = device._records._area
@@ -430,13 +430,13 @@ class Script:
         }
 
     def _notice(self, fd: int | None, is_set: bool, running: object) -> object:
-        """Say how the front-end is told of something; in-band that is made up at the start."""
+        """Describe how the front-end is notified; in-band, the descriptor is made at the start."""
         name = self._name_of(fd)
         made_up = name == "in-band" or not is_set
         return None if running is None and made_up else (name, is_set)
 
     def _shared(self, address: int) -> str:
-        """Say which of our files is mapped at an address."""
+        """Return which of our files is mapped at an address."""
         files = dict(self._files)
         for number, region in enumerate(self.memory.describe()):
             files[f"region {number}"] = region.fd
@@ -444,7 +444,7 @@ class Script:
         return names[_inode(address)]
 
     def _name_of(self, fd: int | None) -> object:
-        """Say which of our eventfds it is."""
+        """Return which of our eventfds a descriptor is."""
         if fd is None:
             return None
         ours = {_event_id(event): purpose for purpose, event in self._events.items()}
@@ -453,7 +453,7 @@ class Script:
 
 @asynccontextmanager
 async def script(directory: Path, **how: bool) -> AsyncIterator[Script]:
-    """Serve a front-end, and let it leave."""
+    """Serve a front-end inside the block."""
 
     def remember(*arguments: Any, **members: Any) -> Session:
         Script.sessions.append(Session(*arguments, **members))
@@ -497,7 +497,7 @@ def _event_id(fd: int) -> int:
 
 
 def _inode(address: int) -> int:
-    """Return the file that is mapped at an address."""
+    """Return the inode of the file that is mapped at an address."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         places, _, _, _, inode, *_ = line.split()
         first, end = (int(place, 16) for place in places.split("-"))

@@ -267,7 +267,7 @@ def test_all_queues_are_noted(log: Log) -> None:
 
 @pytest.mark.usefixtures("ring_kind")
 def test_another_log_while_a_request_is_in_flight(log: Log) -> None:
-    """The request is noted whole in the former one, and nothing is any more after that."""
+    """All of the request is marked in the former log, and nothing later is."""
 
     async def main() -> None:
         other = Log(LOG_BYTES)
@@ -303,7 +303,7 @@ def test_another_log_while_a_request_is_in_flight(log: Log) -> None:
 
 @pytest.mark.usefixtures("ring_kind")
 def test_logs_are_exchanged_under_load(log: Log) -> None:
-    """What changes is in one log or the other."""
+    """Each change is in one log or the other."""
 
     async def main() -> None:
         rng = np.random.default_rng(7)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exports of real files: what has been acknowledged is on the disk, and in the right file."""
+"""Exports of real files: acknowledged data is on the disk, and in the right file."""
 
 # ruff: noqa: ASYNC240 -- looking at the files from outside is the test
 
@@ -33,7 +33,7 @@ OUT, ZEROES = RequestType.OUT, RequestType.WRITE_ZEROES
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """Make a file on a disk, with nothing to be written to it."""
+    """Make a file on a disk, without dirty pages."""
     with directory_on_disk(tmp_path) as directory:
         path = directory / "disk"
         path.write_bytes(pattern(MIB))
@@ -52,7 +52,7 @@ async def export_of(
         await graph.add(options(driver="file", node_name=path.name, filename=str(path)))
     node = await graph.add(options(driver="raw", node_name="top", file=paths[0].name))
     async with frontend(node, graph=graph, iothread="polling", **members) as front:
-        # So that requests are taken as soon as they may be.
+        # Polling takes requests as early as possible.
         front.iothreads.define("polling", IothreadOptions(poll_max_ns=10_000_000))
         front.block_backend.on_resize(front.device.resized)
         front.block_backend.add_drain_listener(front.device)
@@ -100,7 +100,7 @@ def test_flush_puts_it_on_the_disk(disk: Path, kind: int, send: bytes) -> None:
 def test_a_drained_section_begins_when_all_requests_have_ended(
     disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VHOSTBLK_IO_URING", "off")  # threads: it takes them a while
+    monkeypatch.setenv("VHOSTBLK_IO_URING", "off")  # threads take longer
 
     async def run() -> None:
         async with export_of(disk) as front:
@@ -120,7 +120,7 @@ def test_a_drained_section_begins_when_all_requests_have_ended(
 
 
 def _large_writes(front: Frontend) -> Callable[[], None]:
-    """Return what makes as many writes of the whole disk available as the ring has room for."""
+    """Return a function that fills the ring with writes of the whole disk."""
     memory, ring = front.memory, front.rings[0]
     data = memory.allocate(MIB, region=1)
     head, status = memory.allocate(16, region=1), memory.allocate(1, 1, region=1)
@@ -165,7 +165,7 @@ def test_disk_that_has_grown_is_written_in_its_new_part(disk: Path) -> None:
 
 
 def test_requests_go_to_the_file_that_the_graph_has(tmp_path: Path) -> None:
-    """Also those that wait when a drained section ends."""
+    """Requests that wait for the end of a drained section do so, too."""
     paths = [tmp_path / name for name in ("one", "other")]
     for path in paths:
         path.write_bytes(bytes(MIB))

@@ -24,7 +24,7 @@ BLOCK = 4096
 
 
 class LargeBlockNode(HandNode):
-    """A disk in a file that others may use as well, whole blocks at a time."""
+    """A disk in a file that others may use, too; it takes whole blocks only."""
 
     def __init__(self, fd: int) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that an earlier process has left in flight, and that were not taken again yet.
+"""Requests that an earlier process left in flight, and that were not taken again yet.
 
-Whatever happens to the queue then, they are done before its base is told, or stay in the record.
+Whatever happens to the queue then, either they are done before its base is reported, or they stay
+in the record.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("lane", "ring_kind")
 
 IN, OUT = RequestType.IN, RequestType.OUT
 
-#: The sectors that the requests left in flight are for, in the order in which they were taken.
+#: The sectors of the requests left in flight, in the order in which they were taken.
 SECTORS = (5, 3, 9)
 
 
@@ -60,7 +61,7 @@ class Left:
         self.requests: list[Pending] = []
 
     async def die(self) -> None:
-        """Have requests taken, and the process gone before any is done."""
+        """Let requests be taken, and the process die before any of them is done."""
         front, node = self.front, self.node
         await front.connect()
         self.give_area()
@@ -85,12 +86,12 @@ class Left:
             self.front.memory.write(request.header_address, header(99))
 
     def give_area(self, area: InflightDescription | None = None) -> None:
-        """Say SET_INFLIGHT_FD."""
+        """Send SET_INFLIGHT_FD."""
         described = area or self.area
         self.device.set_inflight(replace(described, fd=os.dup(described.fd)))
 
     async def come_back(self, *, enable: bool = False) -> None:
-        """Start the queue again; the front-end knows no more than the rings do."""
+        """Start the queue again; the front-end knows only what the rings show."""
         front = self.front
         if not self.device.memory.regions:
             await front.connect()
@@ -101,7 +102,7 @@ class Left:
         return self.node.log == [] and all(r.status == UNSET for r in self.requests)
 
     def check_done(self) -> None:
-        """All requests were done once, in their order, and the driver sees them used."""
+        """Check that all requests were done once, in order, and that the driver sees them used."""
         wanted = [f"write {512 * sector}+512" for sector in SECTORS]
         assert self.node.log == [*wanted, "read 512+8192"]
         assert {request.status for request in self.requests} == {Status.OK}
@@ -111,7 +112,7 @@ class Left:
         assert sorted(used) == sorted(request.head for request in self.requests)
 
     async def stop(self) -> int:
-        """Stop the vring; where it waits for ever, have it wait no more, and fail."""
+        """Stop the vring; if that hangs, abandon it, and fail."""
         stopping = asyncio.create_task(self.device.stop_vring(0))
         ended, _ = await asyncio.wait({stopping}, timeout=20)
         if not ended:
@@ -233,7 +234,7 @@ def test_drained_section_does_not_wait_for_them() -> None:
 
 
 def test_a_stop_that_is_abandoned_tells_no_base() -> None:
-    """The export is removed while a drained section holds everything up."""
+    """The export is removed during a drained section, which holds requests."""
 
     async def main() -> None:
         async with left_behind() as left:
@@ -294,7 +295,7 @@ def test_lanes_change_before_they_were_taken() -> None:
         async with left_behind() as left:
             await left.come_back()
             other = left.device.make_inflight(2, 16)
-            left.give_area(other)  # is for queues that start from now on
+            left.give_area(other)  # used only by queues that start from now on
             os.close(other.fd)
             for lane in (Lane.PYTHON, Lane.EXPRESS, Lane.PYTHON):
                 if lane is Lane.PYTHON or load() is not None:
@@ -342,7 +343,7 @@ def test_what_they_write_is_in_the_dirty_log() -> None:
 
 
 def test_write_cache_is_as_the_driver_chose() -> None:
-    """What was in flight under write-through is done so again."""
+    """Requests in flight under write-through are repeated under write-through."""
 
     async def main() -> None:
         async with left_behind() as left:

@@ -137,7 +137,7 @@ def test_overlapping_region_is_refused() -> None:
 
 
 def test_refused_table_leaves_all_queues_where_they_were() -> None:
-    """The second queue's ring is not in it."""
+    """The ring of the second queue is not in the new table."""
 
     async def run() -> None:
         async with frontend() as front:

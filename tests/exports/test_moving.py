@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hand-over between any two messages of a session changes nothing that can be seen of it.
+"""A hand-over between any two messages of a session has no visible effect on the session.
 
-Neither does one that fails, after which the first process goes on.
+This also holds for one that fails, after which the first process resumes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def start(index: int = 0, *, features: tuple[str, ...] = ("flush", "protocol")) 
 
 
 def start_in_band(index: int = 0) -> list[Step]:
-    """The same without any descriptor."""
+    """Start a vring in-band, without descriptors."""
     set_up = [item for item in start(index) if item[0] not in ("descriptor", "kick")]
     return [step("channel"), *set_up[:-1], step("kick_in_band", index), step("write", index)]
 
@@ -109,7 +109,7 @@ def _beginning(name: str) -> list[Step]:
 async def run(
     steps: list[Step], moves: dict[int, bool], *, packed: bool, inband: bool
 ) -> dict[str, object]:
-    """Carry out steps, with hand-overs after some of them; return all that can be seen."""
+    """Run steps, with hand-overs after some of them; return everything visible."""
     with tempfile.TemporaryDirectory() as directory:
         async with script(Path(directory), packed=packed, inband=inband) as made:
             for number, (name, arguments, members) in enumerate(steps):
@@ -129,7 +129,7 @@ async def run(
 
 
 async def _go_on(made: Script) -> None:
-    """Do what shows where vrings are, and that they work."""
+    """Make requests that show the positions of vrings, and that they work."""
     for index in range(QUEUES):
         await made.enable(index, 1)
         await made.finish(index)
@@ -150,7 +150,7 @@ def check(
     asyncio.run(main())
 
 
-#: What a hand-over has to mind in particular.
+#: Special cases of hand-overs.
 CASES: dict[str, list[Step]] = {
     "base of a vring that was stopped": [*start(), step("stop", 0)],
     "call of a vring that never ran": [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a driver finds that looks at the ring all the time, on the Python lane."""
+"""The Python lane's ring, as seen by a driver that reads it all the time."""
 
 from __future__ import annotations
 

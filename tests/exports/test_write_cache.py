@@ -179,7 +179,7 @@ def test_zeroes_are_stored_while_the_cache_is_off() -> None:
 def test_zeroes_of_a_file_are_flushed_while_the_cache_is_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The engine, which could zero a part of the file, leaves it to who flushes."""
+    """The engine could zero a part of the file, but leaves it to Python, which flushes."""
     path, size = tmp_path / "disk", 1 << 20
     path.write_bytes(b"\1" * size)
     flushed: list[bytes] = []

@@ -16,7 +16,7 @@ MOST = MAX_AHEAD >> BITS
 
 
 def follow(streams: Streams, clusters: Iterable[int]) -> list[tuple[int, int]]:
-    """Return what is wanted where nothing is given."""
+    """Return what `follow` yields if no clusters are given."""
     return list(streams.follow(clusters))
 
 

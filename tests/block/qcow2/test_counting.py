@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refcounts: whatever their width, they count right, in memory and in the file."""
+"""Refcounts of all widths are counted correctly, in memory and in the file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vhostblk.block.drivers.qcow2.refcounts import Refcounts, unpack
 if TYPE_CHECKING:
     from vhostblk.block.iovec import IoVec
 
-#: Blocks, which lie at the file's beginning.
+#: The number of refcount blocks; they are at the beginning of the file.
 BLOCKS = 4
 
 
 class File:
-    """Bytes in memory, as an edge to a file."""
+    """Replaces the edge to a file by bytes in memory."""
 
     def __init__(self, size: int) -> None:
         self.data = bytearray(size)
@@ -33,7 +33,7 @@ class File:
 
 
 def geometry_of(order: int) -> Geometry:
-    # A block has two sectors: only what has changed of it is written.
+    # A block has two sectors; only changed ones are written.
     return Geometry(3, 10, order, extended_l2=False, external_data=False)
 
 
@@ -77,9 +77,9 @@ def in_the_file(file: File, order: int) -> list[int]:
 @example(4, [(3, 40, 1), (0, 1, 0), (3, 7, -1)])
 @example(0, [(9, 300, 1), (0, 1, 0), (9, 300, -1)])
 def test_changes_count_and_get_to_the_file(order: int, changes: list[tuple[int, int, int]]) -> None:
-    """A change of 0 writes what is dirty; those that would not fit are refused.
+    """A change by 0 stands for writing dirty blocks; changes out of range are refused.
 
-    Few places: most are changed more than once.
+    There are few clusters, so most are changed more than once.
     """
 
     async def main() -> None:

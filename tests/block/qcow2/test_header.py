@@ -94,7 +94,7 @@ def test_whatever_was_encoded_is_parsed(original: Header) -> None:
     try:
         data = encode(original)
     except BlockError:
-        assume(original.geometry.cluster_size > 4096)  # only small clusters may lack the room
+        assume(original.geometry.cluster_size > 4096)  # only small clusters can be too small
         raise
     assert len(data) == original.geometry.cluster_size
     parsed = parse(data)
