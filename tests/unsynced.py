@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which data of a file is in the page cache only, where a crash would lose it.
+"""Counting a file's bytes that are in the page cache only, where a crash would lose them.
 
-The kernel counts the bytes of dirty pages that a task throws away when it truncates a file
-(`cancelled_write_bytes` in /proc/self/io). So truncating a file, whichever process has written to
-it, tells how much of it is still to be written. The file has to be on a disk: tmpfs has none.
+The kernel counts the bytes of dirty pages that a task discards when it truncates a file
+(`cancelled_write_bytes` in /proc/self/io). So truncating a file tells how much of it was not
+written yet, whichever process has changed it. The file has to be on a disk, not on a tmpfs.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def unsynced_bytes(path: Path) -> int:
-    """Return how many bytes of a file have not been written to the disk yet, and empty it.
+    """Return how many bytes of a file have not been written to the disk yet, and truncate it.
 
-    Pages, or larger parts of the file, count as a whole. The kernel writes them of its own accord
-    after some seconds, so that a wrong 0 is possible; a wrong number that is not 0 isn't.
+    Pages, or larger parts of the file, count as a whole. The kernel writes them by itself after
+    some seconds. So a result of 0 may be wrong, but not a higher one.
     """
     before = _thrown_away()
     os.truncate(path, 0)
@@ -48,7 +48,7 @@ def directory_on_disk(preferred: Path) -> Iterator[Path]:
 def _works_in(directory: Path) -> bool:
     path = directory / "probe"
     try:
-        for _ in range(10):  # a busy kernel may be quicker than we are
+        for _ in range(10):  # a busy kernel may write the pages before we count
             path.write_bytes(bytes(4096))
             if unsynced_bytes(path):
                 return True

@@ -214,9 +214,9 @@ def test_flush_that_failed_once_fails_for_ever(disk: Path, tmp_path: Path, io: s
 
 
 def test_failure_to_store_a_write_counts_as_a_failed_flush(disk: Path) -> None:
-    """The kernel tells of lost data once, perhaps a write that it is not of.
+    """The kernel reports lost data once, perhaps to a write of other data.
 
-    The file takes what is written, and doesn't know RWF_DSYNC.
+    The file accepts writes, but doesn't support RWF_DSYNC.
     """
     path = Path("/proc/self/coredump_filter")
     present = b"0x" + path.read_bytes().strip()
@@ -278,7 +278,7 @@ def test_discards_and_zeroes_go_to_where_the_map_says(tmp_path: Path, io: str) -
 def test_discards_and_zeroes_that_are_to_be_asked_for(
     disk: Path, kind: int, members: dict[str, Any]
 ) -> None:
-    """Where writes are, and where a block of the file is more than one of the disk."""
+    """They go to Python if writes do, or if the file's blocks are larger than the disk's."""
     with opened(disk) as fd, Rig() as rig:
         queue = rig.queue(linear(fd, **members))
         pending = queue.request(kind, send=range_segments([(512, 512)]))
@@ -290,7 +290,7 @@ def test_discards_and_zeroes_that_are_to_be_asked_for(
 
 
 def test_segment_that_fails_fails_the_request(disk: Path, io: str) -> None:
-    """The first one of two; files don't get so long."""
+    """The first one of two fails, as files can't get that long."""
     size, behind = 1 << 61, 1 << 60
     with opened(disk) as fd, Rig(io) as rig:
         queue = rig.queue(linear(fd, size=size), device_size=size)
@@ -474,7 +474,7 @@ def test_more_in_flight_than_the_io_uring_holds(disk: Path, io: str, max_batch: 
 
 
 def test_operations_wait_while_the_kernel_takes_none(disk: Path) -> None:
-    """More than the submission queue holds, while another file is in the place of the io_uring."""
+    """There are more than fit in the submission queue; another file replaces the io_uring's."""
     rings = open_fds("anon_inode:[io_uring]")
     content = pattern(MIB)
     with opened(disk) as fd, opened(os.devnull) as null, Rig() as rig:

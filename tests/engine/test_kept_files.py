@@ -118,7 +118,7 @@ def test_queues_keep_files_of_their_own(tmp_path: Path, io: str) -> None:
 
 
 def test_request_by_a_new_map_while_one_by_the_former_map_is_in_flight(disk: Path) -> None:
-    """A read from an empty pipe stays in flight."""
+    """The request in flight is a read from an empty pipe."""
     reading, writing = os.pipe()
     pipe = ExtentMap(ExtentKind.LINEAR, MIB, fd=reading)
     extents = locked_map(disk)

@@ -202,7 +202,7 @@ def test_broken_ring(kind: str, reason: str) -> None:
 
 
 def test_head_that_the_kernel_works_on_is_not_taken_again() -> None:
-    """A read from an empty pipe stays in flight."""
+    """The request in flight is a read from an empty pipe."""
     reading, writing = os.pipe()
     with Rig() as rig:
         queue = rig.queue(ExtentMap(ExtentKind.LINEAR, MIB, fd=reading))
@@ -221,7 +221,7 @@ def test_head_that_the_kernel_works_on_is_not_taken_again() -> None:
 
 
 def _fill(rig: Rig, queue: EngineQueue, free: int) -> PackedDriverRing:
-    """Have all but so many descriptors of a packed ring in flight."""
+    """Put all but `free` descriptors of a packed ring in flight."""
     ring = queue.ring
     assert isinstance(ring, PackedDriverRing)
     while ring.free > free:
@@ -237,7 +237,7 @@ def test_full_packed_ring_gives_nothing_whatever_its_flags_say() -> None:
     with Rig() as rig:
         queue = rig.queue()
         ring = _fill(rig, queue, 0)
-        ring.desc["flags"] ^= 0x8080  # all are available once more
+        ring.desc["flags"] ^= 0x8080  # mark all as available again
         ring.kick(force=True)
         assert rig.queue(NULL).run(IN, want=512).status == Status.OK
         assert (queue.in_flight, queue.broken) == (ring.size // 2, "")
@@ -248,7 +248,7 @@ def test_packed_chain_does_not_go_on_in_chains_in_flight() -> None:
     with Rig() as rig:
         queue = rig.queue()
         ring = _fill(rig, queue, 2)
-        ring.put(ring.size - 1, [(0, 0, 0), (0, 0, 1)])  # the last one says that there is more
+        ring.put(ring.size - 1, [(0, 0, 0), (0, 0, 1)])  # the last one has the flag NEXT
         ring.kick(force=True)
         rig.wait_until(lambda: queue.broken)
         assert queue.broken == "a chain has no end"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""With the write cache off, what the engine has acknowledged is on the disk: all of it, at once.
+"""With the write cache off, all data that the engine has acknowledged is on the disk.
 
-`unsynced_bytes` tells what a crash would lose.
+`unsynced_bytes` returns how much a crash would lose.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OUT, FLUSH, ZEROES = RequestType.OUT, RequestType.FLUSH, RequestType.WRITE_ZEROE
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """Make a file on a disk, with nothing to be written to it."""
+    """Make a file on a disk, without dirty pages."""
     with directory_on_disk(tmp_path) as directory:
         path = directory / "disk"
         path.write_bytes(pattern(MIB))
@@ -49,7 +49,7 @@ def test_acknowledged_write_is_on_the_disk(
 
 
 def test_with_the_cache_on_it_is_not(disk: Path, io: str) -> None:
-    """So the tests beside this one can fail."""
+    """The counterpart of the other tests: it shows that they can fail."""
     with opened(disk) as fd, Rig(io) as rig:
         queue = rig.queue(linear(fd, buffered=True))
         found = 0

@@ -153,7 +153,7 @@ def test_concurrent_writes_and_readers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", [512, CLUSTER // 2, CLUSTER, 3 * CLUSTER // 2])
 def test_data_and_holes_are_saved_by_one_write_over_all_of_them(tmp_path: Path, step: int) -> None:
-    """What the file says of its first bytes need not hold for the rest of a cluster."""
+    """The block status of a cluster's first bytes may not hold for the rest of the cluster."""
 
     async def main() -> None:
         data = random.Random(3).randbytes(SIZE)
@@ -174,7 +174,7 @@ def test_data_and_holes_are_saved_by_one_write_over_all_of_them(tmp_path: Path, 
 
 
 def test_what_is_in_the_snapshot_in_part_is_not_read(tmp_path: Path) -> None:
-    """Rather than with what isn't."""
+    """A range that is only partly in the snapshot fails as a whole."""
 
     async def main() -> None:
         s = await scheme(tmp_path / "disk")
@@ -262,7 +262,7 @@ def test_a_write_waits_for_all_who_read_the_old_data(
                 readings.append((slow, reading))
         for edge in s.graph.find("file").parents:
             edge.refresh()
-        node._copy.forget(1, 2)  # nothing to copy: only the readers hold the write up
+        node._copy.forget(1, 2)  # nothing to copy, so the write waits only for readers
         writing = asyncio.create_task(s.write(CLUSTER, b"b" * 4096))
         for slow, reading in readings:
             await s.write(0, b"c" * 512)

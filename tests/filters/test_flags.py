@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request asks for arrives below every filter: flushes, and durable writes."""
+"""Every filter passes on flushes, and the flags of durable writes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Scheme:
         self.graph, self.backend, self.memory = graph, backend, memory
 
     async def done(self, request: Any) -> list[str]:
-        """Do a request; return what the node was asked for."""
+        """Make a request; return the requests that the node below got."""
         self.memory.log.clear()
         await request
         return self.memory.log
@@ -50,7 +50,7 @@ def memory(graph: Graph, name: str) -> MemoryNode:
     node = MemoryNode(SIZE, BlockLimits(), discard=BlockdevDiscardOptions.UNMAP)
     node.native_flags = WriteFlags.MAY_UNMAP | WriteFlags.WRITE_COMPRESSED
     node.node_name = name
-    graph._nodes[name] = node  # not by a driver's name: it is no driver
+    graph._nodes[name] = node  # directly, as it has no driver's name
     return node
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A front-end that kicks and is called by messages, without a single eventfd."""
+"""A front-end with in-band notifications in both directions, without eventfds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REPLY = VERSION | FLAG_REPLY
 
 
 class InbandConnection(Connection):
-    """Kicks and gets called by messages; has the channel before anything else."""
+    """A connection that kicks and is called by messages; it opens the channel first."""
 
     channel: socket.socket
 
@@ -38,10 +38,10 @@ class InbandConnection(Connection):
         return negotiated
 
     def set_vring_kick(self, index: int, fd: int | None) -> None:
-        """Leave it out: VRING_KICK starts the ring."""
+        """Do nothing: VRING_KICK starts the ring."""
 
     def set_vring_call(self, index: int, fd: int | None) -> None:
-        """Leave it out: VRING_CALL is wanted."""
+        """Do nothing: VRING_CALL is used instead."""
 
     def kick(self, index: int = 0) -> None:
         self.tell(Request.VRING_KICK, VRING_STATE.pack(index, 0))
@@ -60,7 +60,7 @@ class InbandConnection(Connection):
 
 
 def read_in_band(driver: BlkDriver, connection: InbandConnection, queue: int = 0) -> bytes:
-    """Read 4096 bytes from the beginning, woken by nothing but messages."""
+    """Read 4096 bytes from the beginning, using in-band notifications only."""
     request = driver.submit(RequestType.IN, data_in=[4096], queue=queue)
     driver.rings[queue].publish()
     driver.rings[queue].arm()
@@ -73,7 +73,7 @@ def read_in_band(driver: BlkDriver, connection: InbandConnection, queue: int = 0
 def wait_in_band(
     driver: BlkDriver, connection: InbandConnection, queue: int = 0
 ) -> list[tuple[BlkRequest, bytes]]:
-    """Take what is done, woken by nothing but messages; a call may also come for nothing."""
+    """Wait for completions, using in-band notifications only; a call may be spurious."""
     done = driver.poll(queue)
     while not done:
         number, index = connection.receive()

@@ -101,7 +101,7 @@ class Memory:
         self.view(guest_addr, len(data))[:] = np.frombuffer(data, np.uint8)
 
     def content(self) -> list[bytes]:
-        """Copy all of it, for `bring_back`."""
+        """Return a copy of all memory, for `bring_back`."""
         return [region.bytes.tobytes() for region in self._regions]
 
     def take_away(self) -> list[bytes]:
@@ -113,7 +113,7 @@ class Memory:
         return content
 
     def truncate(self) -> None:
-        """Have files of no length, as no front-end that means well does."""
+        """Truncate the files to length 0, as a hostile front-end may do."""
         for region in self._regions:
             os.ftruncate(region.fd, 0)
 
@@ -123,7 +123,7 @@ class Memory:
         return not any(os.fstat(region.fd).st_blocks for region in self._regions)
 
     def bring_back(self, content: Sequence[bytes]) -> None:
-        """Have it as it was when `content` or `take_away` was called."""
+        """Restore memory as it was when `content` or `take_away` was called."""
         for region, data in zip(self._regions, content, strict=True):
             region.bytes[:] = np.frombuffer(data, np.uint8)
 

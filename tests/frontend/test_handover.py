@@ -123,7 +123,7 @@ def test_rings_that_messages_kick_go_on_where_they_were(
         with BlkDriver(connection, memory, num_queues=2, start=5) as driver:
             for queue in (0, 1, 0):
                 assert read_in_band(driver, connection, queue) == bytes(4096)
-            # It is taken over from with a message of its own that was not answered yet.
+            # The hand-over happens while its own message has no reply yet.
             driver.submit(RequestType.OUT, data_out=[b"a" * 4096])
             driver.rings[0].publish()
             driver.rings[0].arm()
@@ -295,7 +295,7 @@ def content(number: int) -> bytes:
 def test_tables_of_a_format_go_along_while_clusters_are_added(
     tmp_path: Path, memory: Memory
 ) -> None:
-    """Each process has the image for itself: none writes what the other one has changed since."""
+    """Only one process uses the image at a time: none overwrites later changes of the other."""
     path, limit = tmp_path / "disk.qcow2", 1 << 20
     form = ("-f", "qcow2", "-o", f"cluster_size={CLUSTER}", path, str(limit * CLUSTER))
     subprocess.run(["qemu-img", "create", "-q", *form], check=True)

@@ -96,7 +96,7 @@ def test_requests_in_flight_at_the_death_are_done_by_the_next_process(
 def test_a_vring_that_stops_at_once_has_done_what_was_left(
     tmp_path: Path, image: Path, memory: Memory, features: int
 ) -> None:
-    """The front-end stops the vring before it has enabled it, and goes by the base."""
+    """The front-end stops the vring before it has enabled it, and relies on the base."""
     blocks = [bytes([1 + n]) * 4096 for n in range(4)]
     with Daemon(Program.VHOSTBLK, tmp_path, STUCK, EXPORT, inherited=False) as first:
         with BlkDriver(first.connect(), memory, features=features, inflight=True) as driver:

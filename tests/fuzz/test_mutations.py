@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mutations apply to the code as it is, and the runner tells whether tests notice them."""
+"""All mutations apply to the present code, and the runner reports whether tests notice them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def mutation(change: str, *tests: str) -> Mutation:
 
 
 def test_all_of_them_apply() -> None:
-    """Make those that don't anew, for the code as it is now."""
+    """Rewrite those that don't, for the present code."""
     assert list(run.check(all_mutations())) == []
 
 
@@ -92,7 +92,7 @@ def test_tests_that_are_not_there_are_found() -> None:
 def test_what_is_noticed_and_what_is_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """One of each, in Python and in C; what was noticed is not run a second time."""
+    """One of each, in Python and in C; a mutation that was noticed is not run again."""
     tests = ("tests/engine/test_extents.py::test_null_map",)
     mutations = [
         Mutation(

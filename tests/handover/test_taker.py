@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process that takes over serves nobody before the other one has said that it has stopped."""
+"""A process that takes over serves no request before the other one has committed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Export:
-    """Notes whether it has gone on."""
+    """An export that notes whether it was resumed."""
 
     resumed = False
 
@@ -35,7 +35,7 @@ class Export:
 
 
 class FakeDaemon:
-    """What of a daemon takes part here."""
+    """The part of a daemon that is needed here."""
 
     def __init__(self) -> None:
         self.exports = {"e": Export()}

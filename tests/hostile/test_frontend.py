@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 #: The list speaks of 100,000, which take half a minute.
 MESSAGES = int(os.environ.get("VHOSTBLK_TEST_MESSAGES", "10000"))
 
-#: How many huge pages may be made on demand.
+#: The file with the number of huge pages that may be allocated on demand.
 OVERCOMMIT = Path("/proc/sys/vm/nr_overcommit_hugepages")
 
 #: A front-end's words up to a started vring, without what needs descriptors.
@@ -152,10 +152,10 @@ def test_3_memory_truncated_where_there_is_no_engine(
 
 @pytest.fixture
 def _huge_pages() -> Iterator[None]:
-    """Have the kernel make huge pages on demand, where none are set aside and we may say so."""
+    """Let the kernel allocate huge pages on demand, if we have the permission."""
     try:
         file = OVERCOMMIT.open("r+")
-    except OSError:  # there may be some that were set aside
+    except OSError:  # some may be reserved already
         yield
         return
     with file:

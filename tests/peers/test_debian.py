@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian roots are made once, whole or not at all; debootstrap and dpkg-deb are stand-ins."""
+"""Debian roots are made once, and are complete; debootstrap and dpkg-deb are stand-ins."""
 
 from __future__ import annotations
 
@@ -94,13 +94,13 @@ def builder(place: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def must_wait(process: subprocess.Popen[str]) -> None:
-    """Return when a builder has said that it waits for another one."""
+    """Wait until a builder says that it waits for another one."""
     assert process.stderr is not None
     assert "waiting for another process" in process.stderr.readline()
 
 
 def left(place: Path) -> list[str]:
-    """List what is in the cache besides the lock and the log."""
+    """List the files in the cache, except the lock and the log."""
     return sorted(
         path.name for path in (place / "cache").iterdir() if path.suffix not in (".lock", ".log")
     )
@@ -166,7 +166,7 @@ def test_a_second_builder_waits_for_the_first(place: Path) -> None:
 
 
 def test_a_killed_builder_leaves_nothing_that_the_next_one_trips_over(place: Path) -> None:
-    """Its debootstrap lives on: the next builder waits for that to end."""
+    """Its debootstrap keeps running: the next builder waits until it ends."""
     (place / "hold").touch()
     with builder(place):
         wait_until(lambda: runs(place) == 1)

@@ -346,7 +346,7 @@ def test_drivers_may_lie_on_other_nodes(driver: Any, tmp_path: Any) -> None:
 
 
 class NoFlush(Driver[InvertOptions]):
-    """Has all in its child, and leaves flushing out."""
+    """Keeps all data in its child, and has no `flush`."""
 
     options_type = InvertOptions
 
@@ -423,7 +423,7 @@ def test_plug_ins_are_resized_and_reopened(tmp_path: Any) -> None:
 def test_other_data_below_is_for_drivers_that_say_so(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, follows: bool
 ) -> None:
-    """A filter may come in any case, as it shows the same data."""
+    """A filter may be inserted in any case, as it shows the same data."""
     if follows:
         monkeypatch.setattr(Invert, "replaceable_children", frozenset({"file"}))
     for name, size in (("a", SIZE), ("b", 2 * SIZE)):

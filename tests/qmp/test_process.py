@@ -15,7 +15,7 @@ import pytest
 from tests.cli.process import PATIENCE, refusal, run, running, wait_for_socket, wait_until
 
 CHARDEV = ("--chardev", "socket,id=c,path=q.sock,server=on,wait=off")
-#: What takes the event loop some turns.
+#: Nodes whose opening takes the event loop some turns.
 NODES = tuple(
     word for number in range(20) for word in ("--blockdev", f"null-co,node-name=n{number}")
 )
@@ -77,7 +77,7 @@ def test_pretty_over_an_inherited_listener(tmp_path: Path) -> None:
 
 
 def test_no_command_is_carried_out_where_start_up_fails(tmp_path: Path) -> None:
-    """A client that is there from the beginning is greeted, and gets no answer."""
+    """A client that connects early is greeted, and gets no answer."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "inherited"))
         listener.listen()
@@ -88,7 +88,7 @@ def test_no_command_is_carried_out_where_start_up_fails(tmp_path: Path) -> None:
             done = run(*options, cwd=tmp_path, pass_fds=[listener.fileno()])
             assert "Parameter 'driver' does not accept value 'bogus'" in done.stderr
             said = b""
-            with suppress(ConnectionResetError):  # what it has sent was not read
+            with suppress(ConnectionResetError):  # its commands were not read
                 while some := client.recv(4096):
                     said += some
             assert said.count(b"\n") == 1

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands refuse because of how nodes are used, by role: as QEMU's storage daemon does.
+"""Commands refuse nodes that are in use, depending on the role, as QEMU's storage daemon does.
 
-Two things are not in these scripts. QEMU lets an image go over to any file, and goes on with the
-tables of the former one; here the new one is read, so it has to be an image. And a data file that
-the image itself has named need not be named again when the image is reopened.
+Two differences are not in these scripts. QEMU accepts any file as a new `file` of an image, and
+keeps using the tables of the former file; vhostblk reads the new file, so it has to be an image.
+And a data file that the image itself names need not be named again when the image is reopened.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def reopen(*definitions: Call) -> Call:
 
 
 def reduced(answer: Any) -> Any:
-    """Reduce a graph to what edges join; all else is compared as it is."""
+    """Reduce a graph to the names that its edges join; return other answers unchanged."""
     graph = answer.get("return")
     if not isinstance(graph, dict) or "edges" not in graph:
         return answer
-    # QEMU's exports don't give their names to their users of nodes.
+    # The block backends of QEMU's exports have no names.
     names = {
         node["id"]: node["name"] if node["type"] == "block-driver" else ""
         for node in graph["nodes"]
@@ -101,7 +101,7 @@ INLINE = {"driver": "null-co", "size": MIB}
 
 
 def _variants(name: str, role: str) -> list[Call]:
-    """Return calls that give a node, as it was defined, other children of a role."""
+    """Return calls that reopen a node with other children in a role."""
     arguments = next(arguments for _, arguments in NODES if arguments["node-name"] == name)
     own = arguments[role]
     refs = [own, "s-file", "other-file", name, "nobody", INLINE, {**INLINE, "node-name": "n"}]
@@ -141,7 +141,7 @@ def replacements(directory: Path) -> list[Call]:
 
 
 def chain(directory: Path) -> list[Call]:
-    """Return calls that open a chain of images, of which one lies below two others."""
+    """Return calls that open a chain of images, one of which is below two others."""
     for name in ("free", "spare"):
         qemu_img(directory, "create", "-f", "qcow2", name, MIB)
     qemu_img(directory, "create", "-f", "raw", "base", MIB)
@@ -174,7 +174,7 @@ ALL = ("base", "middle", "top", "side", "free", "spare", "above", "quorum")
 
 
 def changes(name: str, directory: Path) -> list[Call]:
-    """Return commands that change a node, if they are let."""
+    """Return commands that change a node, if they are allowed."""
     sync = {"snapshot-file": str(directory / f"new-{name}"), "snapshot-node-name": f"new-{name}"}
     return [
         ("blockdev-del", {"node-name": name}),
@@ -236,7 +236,7 @@ def blockers(directory: Path) -> list[Call]:
 
 
 def inactive(directory: Path) -> list[Call]:
-    """Return commands on images that another process may have by now."""
+    """Return commands on inactive images, which another process may use by now."""
     return [
         *chain(directory),
         ("blockdev-set-active", {"active": False}),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No command empties or formats a file that a node has open, by whatever name it goes.
+"""No command truncates or formats a file that a node has open, whatever name is used for it.
 
 QEMU's daemon excludes itself by image locks, which a node without users doesn't hold.
 """
@@ -43,7 +43,7 @@ def file(path: Path, **members: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
-    """Make a file that has other names as well."""
+    """Make a file that has other names, too."""
     path = tmp_path / "disk"
     path.write_bytes(PRECIOUS)
     (tmp_path / "soft").symlink_to("disk")
@@ -133,7 +133,7 @@ def test_the_same_name_is_refused_as_by_qemu(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["absolute-paths", "existing"])
 def test_files_of_images_below_are_kept_as_well(tmp_path: Path, mode: str) -> None:
-    """The image, its data file, its backing file, and the file of that."""
+    """These are the image, its data file, its backing file, and the latter's file."""
     data = tmp_path / "data"
     (tmp_path / "deep").write_bytes(PRECIOUS)
     qemu_img("create", "-f", "qcow2", "-b", tmp_path / "deep", "-F", "raw", tmp_path / "base")
@@ -164,7 +164,7 @@ def test_files_of_images_below_are_kept_as_well(tmp_path: Path, mode: str) -> No
 
 
 def test_an_image_is_not_laid_on_its_own_file(tmp_path: Path) -> None:
-    """Two nodes of one file, of which the locks know nothing."""
+    """They are two nodes for one file, which image locks don't detect."""
     path = tmp_path / "disk"
     qemu_img("create", "-f", "qcow2", path, MIB)
     below = {"driver": "file", "filename": str(path), "locking": "off"}
@@ -303,7 +303,7 @@ def test_nobody_comes_to_use_a_node_that_is_being_formatted(disk: Path) -> None:
 
 
 def test_other_processes_count_as_users(disk: Path) -> None:
-    """Also one that only reads, to which QEMU pays no heed."""
+    """So does one that only reads, which QEMU ignores."""
     reader = subprocess.Popen(
         ["qemu-io", "-r", "-f", "raw", str(disk)],
         stdin=subprocess.PIPE,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["lane", "loop"]  # fixtures
 
-#: Blocks lie across the borders of clusters.
+#: A block size that isn't aligned to clusters.
 BLOCK = 5 * 512
 BLOCKS = 1024
 SIZE = BLOCKS * BLOCK
@@ -48,9 +48,9 @@ def qemu_img(*words: object) -> None:
 
 
 async def exchange_until(daemon: Daemon, done: asyncio.Event) -> int:
-    """Have the exported image and another one exchange their files; return how often.
+    """Swap the files of the exported image and another one; return how many times.
 
-    Each time is preceded by one that fails when the first image has been read already.
+    Before each swap there is a reopen that fails after the first image has been loaded.
     """
     count = 0
     while not done.is_set():
@@ -73,7 +73,7 @@ async def exchange_until(daemon: Daemon, done: asyncio.Event) -> int:
 def test_every_write_is_in_one_of_the_files(tmp_path: Path, loop: LoopThread) -> None:
     """Each block is written once, and most go to clusters that others have been written to before.
 
-    The second file is read and written directly, where the file system lets us.
+    The second file uses direct I/O, if the file system supports it.
     """
     for name in NAMES:
         qemu_img("create", "-f", "qcow2", "-o", "cluster_size=16k", tmp_path / name, SIZE)
@@ -118,9 +118,9 @@ def test_every_write_is_in_one_of_the_files(tmp_path: Path, loop: LoopThread) ->
 
 
 async def change_what_is_between(daemon: Daemon, done: asyncio.Event) -> int:
-    """Put other nodes between an image and its file; return how often.
+    """Insert and remove nodes between an image and its file; return how many times.
 
-    With the filter the image keeps its tables, with `raw` it reads them anew.
+    With the filter the image keeps its tables; with `raw` it reads them again.
     """
     for count, below in enumerate(itertools.cycle(("throttle", "file", "raw"))):
         if done.is_set():
@@ -151,7 +151,7 @@ def test_nodes_come_and_go_below_an_image(tmp_path: Path, loop: LoopThread) -> N
 
 
 def _is_direct(path: Path) -> bool:
-    """Tell whether a file can be opened for direct I/O."""
+    """Return whether a file can be opened for direct I/O."""
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
     except OSError:

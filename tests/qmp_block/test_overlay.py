@@ -161,7 +161,7 @@ def test_several_or_none(tmp_path: Path) -> None:
 
 
 def test_all_users_of_the_base_go_over(tmp_path: Path) -> None:
-    """Block backends and a node above it."""
+    """The users are block backends, and a node above the base."""
 
     async def main() -> None:
         async with Daemon() as daemon:
@@ -192,7 +192,7 @@ def test_all_users_of_the_base_go_over(tmp_path: Path) -> None:
 
 
 def test_snapshots_of_snapshots_are_undone_in_order(tmp_path: Path) -> None:
-    """The third one fails: the overlay of the second one is that of the first one's overlay."""
+    """The third one fails. The second snapshot is of the first one's overlay."""
 
     async def main() -> None:
         async with Daemon() as daemon:
@@ -225,7 +225,7 @@ def test_snapshots_of_snapshots_are_undone_in_order(tmp_path: Path) -> None:
 
 
 def test_a_base_that_cannot_be_flushed_stays_what_it_is(tmp_path: Path) -> None:
-    """Nobody would hear of it later on."""
+    """Later the error would not be reported to anybody."""
 
     async def main() -> None:
         async with Daemon() as daemon:

@@ -204,7 +204,7 @@ def test_an_abort_gives_bitmaps_back_what_they_had() -> None:
 
 
 def test_an_abort_undoes_the_last_action_first() -> None:
-    """The second one has seen the bitmap without its bits, and gives that back."""
+    """The second action has saved the bitmap without its bits, and restores that."""
 
     async def main() -> None:
         async with Daemon() as daemon:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A soak goes on where one was stopped, and says in a line what came of each part."""
+"""A soak continues where one was stopped, and prints a line with the result of each part."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_state_that_is_not_ours_is_an_error(
 
 
 def test_every_part_is_a_command_line_that_begins(capsys: pytest.CaptureFixture[str]) -> None:
-    """Names are unique, and all that is named in a command can be formatted."""
+    """Names are unique, and all placeholders in commands exist."""
     assert len({part.name for part in PARTS}) == len(PARTS)
     for part in PARTS:
         assert "{" not in command_of(part, 1, 1)

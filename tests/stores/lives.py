@@ -56,7 +56,7 @@ class World:
     """The state that outlives processes: guest memory with a ring, and the in-flight record."""
 
     def __init__(self, *, packed: bool, start: int, garbage: bool = False) -> None:
-        """`garbage`: the record has garbage, and the version 0 of a new record."""
+        """`garbage`: the memory of the record has garbage, except a version 0: a new record."""
         self.packed = packed
         self.memory = Memory(((0, 1 << 16),))
         self.driver = KINDS["packed" if packed else "split"].driver(self.memory, SIZE, start=start)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a journal keeps and hands out: messages with descriptors that are in force, and no others.
+"""A journal keeps and hands out messages with descriptors that are in force, and no others.
 
-That a session goes on with it as it was: `tests/exports/test_moving.py`.
+`tests/exports/test_moving.py` tests that a session continues with it unchanged.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ REGIONS = [(n << 20, 1 << 20, n << 30, 0) for n in range(3)]
 
 
 class Keeper:
-    """A journal, and the state of the session that it is kept of."""
+    """A journal, and the state of its session."""
 
     def __init__(self) -> None:
         self.journal = Journal()
@@ -47,7 +47,7 @@ class Keeper:
     def tell(
         self, request: Request, payload: bytes = b"", fds: int = 0, reply: bytes | None = b""
     ) -> None:
-        """Have a message carried out, as a server does; a reply of None: it fails."""
+        """Carry out a message, as a server does; `reply` None: it fails."""
         message = Message(request, 1, payload, FdList(os.eventfd(0) for _ in range(fds)))
         copy = self.journal.copy(message)
         message.fds.close()
@@ -74,7 +74,7 @@ class Keeper:
         return shown
 
     def kept(self) -> list[int]:
-        """Hand out, and name the messages that came with descriptors."""
+        """Hand out all messages; return those with descriptors."""
         return [request for request, _, fds in self.hand_out() if fds]
 
 
@@ -92,7 +92,7 @@ def region(number: int) -> bytes:
 
 
 def test_order(keeper: Keeper) -> None:
-    """Memory before logs; the status after features, the kick after what it starts."""
+    """Memory comes before logs, features before the status, a vring's settings before its kick."""
     keeper.tell(Request.SET_LOG_BASE, bytes(16), 1)
     keeper.tell(Request.SET_INFLIGHT_FD, bytes(24), 1)
     keeper.tell(Request.ADD_MEM_REG, region(0), 1)

@@ -56,7 +56,7 @@ class Running:
         self.path = path
         self.backend = backend
         self.server = VhostUserServer(UnixAddress(str(path)), backend, "test")
-        #: That of a front-end that was there before; see `moved`.
+        #: The connection of a front-end whose session has moved; see `moved`.
         self.connection: Connection
 
     def connect(self) -> Connection:
@@ -427,7 +427,7 @@ def test_stop_waits_for_the_backend(tmp_path: Path) -> None:
 
 def test_what_the_backend_waits_for_is_abandoned_at_the_end(tmp_path: Path) -> None:
     class WaitingBackend(FakeBackend):
-        """Stops no vring before it is told to wait no more, as with requests that are drained."""
+        """Stops no vring before `abandon`, as if requests were held by a drained section."""
 
         entered = threading.Event()
 
@@ -456,7 +456,7 @@ def test_what_the_backend_waits_for_is_abandoned_at_the_end(tmp_path: Path) -> N
 
 @contextmanager
 def moved(path: Path) -> Iterator[tuple[LoopThread, Running, Carried]]:
-    """Suspend a server; give what it leaves, and another server."""
+    """Suspend a server; yield what it hands over, and another server."""
     with LoopThread() as loop:
         former = Running(loop, path, FakeBackend())
         loop.run(former.server.start(movable=True))
@@ -516,7 +516,7 @@ def test_a_backend_may_want_no_more_of_a_front_end_before_it_is_resumed(tmp_path
 def test_what_can_not_be_said_again(
     tmp_path: Path, required: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The one that takes over gives up; the one that goes on disconnects this front-end only."""
+    """A process that takes over fails; one that resumes disconnects only this front-end."""
     with moved(tmp_path / "s") as (loop, running, carried):
         running.backend.failing["set_features"] = VhostUserError("not today")
         carried.required = required

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A session's in-band notifications: what a daemon's front-end sees is in `tests/frontend`."""
+"""In-band notifications of a session; `tests/frontend` has tests with a daemon."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 R = Request
 
-#: What configures vring 0.
+#: Messages that configure vring 0.
 CONFIGURATION: Sequence[tuple[Request, bytes]] = (
     (R.SET_FEATURES, U64.pack(F_VERSION_1 | F_PROTOCOL_FEATURES)),
     (R.SET_VRING_NUM, VRING_STATE.pack(0, 128)),
@@ -45,7 +45,7 @@ async def tell(session: Session, request: Request, payload: bytes = b"") -> None
 
 
 def test_what_was_acknowledged_stays() -> None:
-    """There may be vrings that are kicked by messages."""
+    """It can't be taken back, as vrings may be kicked by messages."""
 
     async def main() -> None:
         session = Session(FakeBackend())

@@ -148,7 +148,7 @@ def test_a_restart_that_fails_leaves_the_vring_stopped_where_it_was(harness: Har
 
 @pytest.mark.parametrize("purpose", ["call", "err"])
 def test_a_descriptor_that_is_refused_changes_nothing(harness: Harness, purpose: str) -> None:
-    """The one before it is given back when the vring restarts."""
+    """The former descriptor is used when the vring restarts."""
     harness.start()
     request = {"call": R.SET_VRING_CALL, "err": R.SET_VRING_ERR}[purpose]
     harness.backend.failing[f"set_vring_{purpose}"] = VhostUserError("no eventfd")

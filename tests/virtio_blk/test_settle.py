@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an express queue waits for when a table's entries have been taken back."""
+"""An express queue waits for requests when entries of a table have been taken back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vhostblk.virtio_blk.express import ExpressQueue
 
 
 class Phases:
-    """The engine's count of requests that go by the table, as `vb_queue_settle` has it."""
+    """Replaces the engine's count of requests that use the table (`vb_queue_settle`)."""
 
     def __init__(self) -> None:
         self.in_flight, self.phase = [0, 0], 0
@@ -34,7 +34,7 @@ class Bench:
         self.queue._queue, self.queue._lib, self.queue._settled = object(), self.phases, []
 
     async def settle(self) -> asyncio.Task[None]:
-        """Have somebody wait."""
+        """Start a task that waits."""
         waiting = asyncio.create_task(self.queue.settle())
         await asyncio.sleep(0)
         return waiting
@@ -61,7 +61,7 @@ def test_what_is_in_flight_is_waited_for_and_nothing_else() -> None:
 
 
 def test_what_was_not_waited_for_is_waited_for_the_next_time() -> None:
-    """The first one to wait was cancelled."""
+    """The first task that waited was cancelled."""
 
     async def main() -> None:
         bench = Bench(1, 0)

@@ -54,10 +54,10 @@ def read_descriptor(table: int, index: int) -> Descriptor:
 def take_chains(
     ring: int, size: int, place: int, taken: int, in_flight: set[int], limit: int
 ) -> list[list[Descriptor]] | Broken:
-    """Take what is available from `place` on, a descriptor after the other.
+    """Take available chains from `place` on, one descriptor after the other.
 
-    A broken ring gives nothing, unless sound chains come before a chain that has no end: the ring
-    is found broken when these have been taken. Ids are judged for all chains that are found.
+    A broken ring yields nothing, with one exception: valid chains before a chain without an end
+    are taken first. The ids of all chains that are found are checked.
     """
     chains: list[list[Descriptor]] = []
     ids = set(in_flight)

@@ -75,7 +75,7 @@ class Survivor:
 
 @pytest.mark.parametrize("content", [b"", bytes(10) + b"\1" * 200], ids=["zeroes", "anything"])
 def test_a_fresh_record_begins_where_the_front_end_says(content: bytes) -> None:
-    """Of a record without a version nothing counts."""
+    """The content of a record without a version is ignored."""
     with closing(Survivor(0xFFFE, content)) as survivor:
         assert survivor.queue.next_avail == 0xFFFE
         header, desc = survivor.record()

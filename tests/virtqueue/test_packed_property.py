@@ -83,7 +83,7 @@ def test_hostile_chains_get_the_same_verdicts(
             pass
 
 
-#: An id is made available twice, and then the ring ends without the end of a chain.
+#: An id is available twice; behind it, the ring has a chain without an end.
 _TWICE_AND_ENDLESS = [
     *((1 << 15, 1, 0), (0, 0, 0), (1 << 15, 0, 0), (1 << 15, 1, 0)),
     *((0, 0, 0), (1 << 15, 1, 0), (1 << 7, 0, 0), (1 << 7, 0, 0)),
