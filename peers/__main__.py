@@ -22,7 +22,7 @@ def main() -> int:
             make_root(ROOTS[suite])
     except (RootError, OSError) as error:
         print(f"peers: {error}", file=sys.stderr)
-        print("peers: 'make ROOTS= TARGET' goes on without: it skips tests", file=sys.stderr)
+        print("peers: 'make ROOTS= TARGET' works without it, and skips tests", file=sys.stderr)
         return 1
     return 0
 

@@ -149,7 +149,7 @@ def test_writes_to_one_cluster_hide_nothing_between_them(
 
 @pytest.mark.parametrize("distance", [0, 1, 15])
 def test_a_stream_over_a_backing_file_hides_nothing_of_that(tmp_path: Path, distance: int) -> None:
-    """A fourth of the stream's length would be given in advance, where the backing file has data."""
+    """A fourth of the stream would be given in advance, where the backing file has data."""
     end = MIN_STREAM + (1 << 20)  # the first burst's clusters are not at the file's end
     data_at = end + distance * CLUSTER
     base, path = tmp_path / "base.qcow2", tmp_path / "disk.qcow2"

@@ -485,7 +485,7 @@ def test_a_data_file_goes_with_its_image(tmp_path: Path) -> None:
             q = user(graph, "q")
             await write_bytes(q, 0, b"a" * PART)
             await refused(graph, "data-file is missing for 'q'", image("q", "b-file"))
-            message = "qcow2: the image has come to have, or lost, an external data file"
+            message = "qcow2: an image can't gain or lose an external data file while in use"
             await refused(graph, message, image("q", "c-file"))
             assert await read_bytes(q, 0, PART) == b"a" * PART
             await graph.reopen([options(**image("q", "copy-file"))])

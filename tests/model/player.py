@@ -150,7 +150,7 @@ class _Run:
 
     @property
     def goes_on(self) -> bool:
-        """Whether the burst goes on: there was no crash."""
+        """Whether the burst continues: there was no crash."""
         return self._epoch == self._world.epoch
 
     @property

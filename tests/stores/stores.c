@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The engine's stores, one by one. The engine is compiled for ThreadSanitizer, whose calls before each
- * access come here instead: before a store into a watched area a picture of all areas is taken, and a
- * page that is noted in a dirty log is copied at once, as the quickest front-end does.
+/* Observing the engine's stores one by one. The engine is compiled for ThreadSanitizer, whose hooks
+ * before each access are implemented here: before a store into a watched area, a picture of all areas
+ * is taken. A page that is marked in a dirty log is copied at once, as the fastest front-end may do.
  *
- * In place of the iothread there is `stores_turn`, which takes one turn; file I/O is done when it is
- * reaped.
+ * `stores_turn` replaces the iothread, and runs one turn of it; file I/O is done when it is reaped.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,7 +28,7 @@ static size_t picture_bytes;
 static uint8_t *pictures;
 static size_t taken, room;
 
-/* Guest memory, and where a front-end copies it to. */
+/* Guest memory, and the front-end's copy of it. */
 struct copied {
     uint64_t guest_addr, size, host, copy;
 };
@@ -57,7 +56,7 @@ uint64_t stores_taken(void)
     return taken;
 }
 
-/* The pictures taken up to now, each as long as all areas; there are none afterwards. */
+/* Return the pictures taken up to now, each as long as all areas, and forget them. */
 const uint8_t *stores_pictures(void)
 {
     taken = 0;
@@ -110,7 +109,7 @@ static void copy_page(uint64_t addr)
     }
 }
 
-/* Bits of the log have been set; they may have been before. */
+/* Called when bits of the log were set; they may have been set before. */
 static void noted(const volatile uint8_t *byte, uint8_t bits)
 {
     uintptr_t place = (uintptr_t)byte - (uintptr_t)log_area.start;
@@ -122,7 +121,7 @@ static void noted(const volatile uint8_t *byte, uint8_t bits)
             copy_page((8 * (uint64_t)place + bit) * PAGE);
 }
 
-/* What the compiler calls. */
+/* The functions that the compiler calls. */
 
 void __tsan_init(void)
 {
@@ -226,7 +225,7 @@ uint8_t __tsan_atomic8_fetch_or(volatile uint8_t *address, uint8_t value, int or
     return former;
 }
 
-/* In place of the iothread. */
+/* The replacement of the iothread. */
 
 static struct vb_io_op *queued;
 
@@ -310,7 +309,7 @@ struct vb_iothread *stores_iothread(void)
     return &iothread;
 }
 
-/* Sweep, publish, do file I/O and publish, until nothing more is to be done. */
+/* Sweep, publish, do file I/O and publish, until there is no more work. */
 void stores_turn(void)
 {
     bool progress;

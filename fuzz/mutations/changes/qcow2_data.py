@@ -419,7 +419,7 @@ MUTATIONS = (
         """
         - if image.header.backing_file is not None:
         + if image.header.backing_file == b"":
-              return []  # who left it out wants the rest to show it later on
+              return []  # left out by the user, who may attach it later
         """,
         "Clusters given in advance hide the backing file that is attached later on.",
         _BURSTS,
@@ -636,7 +636,7 @@ MUTATIONS = (
           self.writable = False
         - self.publisher.revoke_all()
         """,
-        "The engine goes on writing to an image that was found corrupt.",
+        "The engine still writes to an image that was found corrupt.",
         (*_MAPS, "integration/qcow2/test_corruption.py"),
     ),
     Mutation(

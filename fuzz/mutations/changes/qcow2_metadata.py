@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""qcow2: tables and refcounts, the order in which they get to the file, snapshots, resizing."""
+"""qcow2: tables and refcounts, the order in which they are written, snapshots, resizing."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ MUTATIONS = (
         +     self.unsynced = False
           except BaseException:
         """,
-        "Data that was written during a flush counts as synced: entries get to the file before it.",
+        "Data written during a flush counts as synced: entries are written to the file before it.",
         _CRASH,
         equivalent="A write without the lock is an overwrite: no entry relies on that.",
     ),

@@ -77,7 +77,9 @@ class Reloading(Lifecycle):
         """
         parsed = await read_header(self.children["file"])
         if parsed.geometry.external_data != self._header.geometry.external_data:
-            raise BlockError("qcow2: the image has come to have, or lost, an external data file")
+            raise BlockError(
+                "qcow2: an image can't gain or lose an external data file while in use"
+            )
         if parsed.crypt_method:
             raise BlockError(f"qcow2: encrypted images are not supported ('{self.filename}')")
         if parsed.incompatible & Incompatible.CORRUPT and not self.read_only:

@@ -142,7 +142,7 @@ async def _undo_growth(image: Image, size: int, data_size: int) -> None:
         if image.geometry.external_data and image.data.node.size != data_size:
             await image.data.truncate(data_size)
     except OSError as error:
-        logger.warning("%s: after failing to grow: %s", image.file.node.filename, error.strerror)
+        logger.warning("%s: undoing a failed resize: %s", image.file.node.filename, error.strerror)
 
 
 async def _shrink(image: Image, size: int) -> None:
@@ -159,7 +159,7 @@ async def _shrink(image: Image, size: int) -> None:
         await image.commit.write()
     except OSError as error:
         image.check_usable()
-        text = "%s: what was past the disk's new end is still in use: %s"
+        text = "%s: clusters past the disk's new end could not be freed: %s"
         logger.warning(text, image.file.node.filename, error.strerror)
 
 

@@ -53,7 +53,7 @@ async def apply(image: Image, snapshot: Snapshot) -> None:
         await image.commit.write_all()
     except OSError as error:  # the next flush tries again
         image.check_usable()
-        logger.warning("%s: freeing clusters: %s", image.file.node.filename, error.strerror)
+        logger.warning("%s: could not free clusters: %s", image.file.node.filename, error.strerror)
 
 
 async def _snapshot_table(image: Image, snapshot: Snapshot) -> NDArray[np.uint64]:

@@ -108,7 +108,7 @@ async def try_to_tidy_up(image: Image) -> None:
         await _tidy_up(image)
     except OSError as error:
         image.check_usable()
-        logger.warning("%s: freeing clusters: %s", image.file.node.filename, error.strerror)
+        logger.warning("%s: could not free clusters: %s", image.file.node.filename, error.strerror)
 
 
 async def _tidy_up(image: Image) -> None:

@@ -201,7 +201,7 @@ def _behind(image: Image, end: int, count: int) -> list[_Cluster]:
     first = end & ((1 << tables.slice_bits) - 1)
     count = min(count, (1 << tables.slice_bits) - first, geometry.clusters(image.size) - end)
     if found is None or not first or count <= 0:
-        return []  # `first`: not where another slice begins, of which nothing is known
+        return []  # `first` is 0: another slice begins there, which may not be loaded
     taken = np.flatnonzero(found.words[first : first + count])
     if len(taken):
         count = int(taken[0])
@@ -209,7 +209,7 @@ def _behind(image: Image, end: int, count: int) -> list[_Cluster]:
     length = min(count << geometry.cluster_bits, image.size - start)
     if image.backing is None:
         if image.header.backing_file is not None:
-            return []  # who left it out wants the rest to show it later on
+            return []  # left out by the user, who may attach it later
     elif count and not image.backing.known_zero(start, length):
         return []
     return [_Cluster(number, found) for number in range(end, end + count)]
