@@ -246,6 +246,46 @@ def test_a_taker_that_hangs_never_wakes_up(tmp_path: Path, image: Path, memory: 
         assert "can't" not in old.output()
 
 
+#: Has the first flush fail that comes when an export is being suspended.
+FAILING = """
+import errno
+from vhostblk.block import edge
+from vhostblk.daemon import Daemon
+from vhostblk.handover import giver
+failing = []
+async def flush(node, former=edge.flush_node):
+    if failing:
+        failing.clear()
+        raise OSError(errno.EIO, "Input/output error")
+    await former(node)
+async def suspend(self, export_id, former=Daemon.suspend_export):
+    failing.append(export_id)
+    return await former(self, export_id)
+edge.flush_node = giver.flush_node = flush
+Daemon.suspend_export = suspend
+"""
+
+
+@pytest.mark.usefixtures("lane")
+def test_a_flush_that_fails_in_the_pause_changes_nothing(
+    tmp_path: Path, image: Path, memory: Memory
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAILING)
+    with (
+        first(tmp_path, image, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as old,
+        BlkDriver(old.connect(), memory, num_queues=2, inflight=True) as driver,
+    ):
+        driver.write(0, b"a" * 4096)
+        with taker(tmp_path) as new:
+            assert new.process.wait(30) == 1
+            assert new.output().endswith("flush failed: Input/output error\n")
+        assert "hand-over failed: flush failed: Input/output error" in old.output()
+        assert driver.read(0, 4096) == b"a" * 4096
+        driver.write(4096, b"b" * 4096, queue=1)
+        driver.flush()
+        assert old.stop() == 0
+
+
 def test_what_cant_be_made_again_is_refused(tmp_path: Path, image: Path) -> None:
     """A node whose file has gone: the daemon notices before it has let go of anything."""
     with first(tmp_path, image) as old:

@@ -71,11 +71,9 @@ class VhostUserBlkExport(Export):
             await self.backend.flush()
 
     async def suspend(self) -> Carried:
-        """Finish requests and flush; the front-end stays connected."""
+        """Finish requests; the front-end stays connected. Whoever suspends has to flush."""
         carried = await self._server.suspend()
         self.backend.remove_drain_listener(self.device)
-        if self.backend.writable:
-            await self.backend.flush()
         return carried
 
     @property

@@ -115,6 +115,7 @@ class Giver:
                 since = time.monotonic()
                 for export_id in list(daemon.exports):
                     carried[export_id] = await daemon.suspend_export(export_id)
+                await _flush(daemon)  # while there is a way back: closing tells of no failure
                 await daemon.graph.close()
                 told = True
                 await channel.send(*_state(carried, guards, holder.leash, since))
@@ -225,7 +226,7 @@ async def _open_again(daemon: Daemon, blockdev: dict[str, Any]) -> None:
 
 
 async def _flush(daemon: Daemon) -> None:
-    """Put what has been written on stable storage, while the guests go on."""
+    """Put what has been written on stable storage; raises HandoverError."""
     try:
         for node in daemon.graph:
             await flush_node(node)
