@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import vhostblk
 from vhostblk.errors import VhostblkError
-from vhostblk.exports.vhost_user_export import VhostUserBlkExport
+from vhostblk.exports.vhost_user_blk.export import VhostUserBlkExport
 from vhostblk.virtio_blk.lane import Lane
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from vhostblk.block.node import BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent, WriteFlags
 
 if TYPE_CHECKING:
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.io.iovec import IoVec
 
 PAGE = 1 << 12
 

@@ -24,16 +24,16 @@ from unittest import mock
 from fuzz.harness import Harness
 from fuzz.memory_disk import MemoryDisk, store
 from vhostblk.block import registry
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.drivers import qcow2 as package
 from vhostblk.block.drivers.qcow2.check import check
 from vhostblk.block.drivers.qcow2.layout import Incompatible
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.iovec import IoVec
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 

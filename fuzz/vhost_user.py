@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fuzz.harness import Harness
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.graph import Graph
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.permissions import Perm
 from vhostblk.engine import load
 from vhostblk.engine.iothreads import Iothreads
-from vhostblk.exports.vhost_user_blk import VhostUserBlkBackend
+from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.export import BlockExportOptionsVhostUserBlk

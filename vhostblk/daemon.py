@@ -25,15 +25,15 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
+from vhostblk.block.graph.graph import Graph
 from vhostblk.chardev.registry import Chardevs
 from vhostblk.engine.iothread import IothreadOptions
 from vhostblk.engine.iothreads import Iothreads
 from vhostblk.errors import VhostblkError
 from vhostblk.events import EventBus
-from vhostblk.exports.hints import qemu_arguments
 from vhostblk.exports.registry import start_export
 from vhostblk.exports.totals import total
+from vhostblk.exports.vhost_user_blk.hint import qemu_arguments
 from vhostblk.jobs.registry import Jobs
 from vhostblk.schema.control import MonitorMode
 from vhostblk.schema.export import BlockExportDeleted, iothread_names
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import TracebackType
 
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.node import BlockNode
     from vhostblk.chardev.base import Chardev
     from vhostblk.exports.base import Export
     from vhostblk.qmp.monitors import Monitors

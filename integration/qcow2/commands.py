@@ -14,23 +14,23 @@ import numpy as np
 from integration.qcow2.record import RecordingNode, opened_on
 from integration.qcow2.tools import qemu_img, qemu_io, read, write
 from tests.block.support import change_bitmap
+from vhostblk.block.bitmaps.node_bitmaps import AddBitmap, RemoveBitmap
 from vhostblk.block.drivers.qcow2 import allocator
 from vhostblk.block.drivers.qcow2.header import parse
 from vhostblk.block.drivers.qcow2.layout import COMPRESSED, COPIED, OFFSET_MASK
 from vhostblk.block.drivers.qcow2.references import gather_references
 from vhostblk.block.drivers.qcow2.snapshots import parse_table
 from vhostblk.block.drivers.qcow2.transfer import read_array
-from vhostblk.block.node_bitmaps import AddBitmap, RemoveBitmap
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from vhostblk.block.backend import BlockBackend
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.node import Qcow2Node
-    from vhostblk.block.graph import Graph
+    from vhostblk.block.graph.backend import BlockBackend
+    from vhostblk.block.graph.graph import Graph
 
 #: With clusters of 512 bytes a table has 64 entries, so tables are many and small.
 SIZE = 120 << 10

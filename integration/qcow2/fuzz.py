@@ -13,7 +13,7 @@ from pathlib import Path
 
 from integration.qcow2.tools import opened, qemu_img, qemu_io, read, run, write
 from vhostblk.block.errors import BlockError
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.permissions import Perm
 
 SIZE = 1 << 20
 #: No request on a small image takes longer; generous, as machines are slow at times.

@@ -10,20 +10,20 @@ from itertools import chain, combinations
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.block.support import RW, options
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.completion import Completion
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
-from vhostblk.block.graph import Graph
-from vhostblk.block.inherit import resolve
-from vhostblk.block.node import BlockNode, BlockStatus, Extent, WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.inherit import resolve
+from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.completion import Completion
 from vhostblk.schema.drivers.file import BlockdevOptionsFile
 
 if TYPE_CHECKING:
     import random
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.io.iovec import IoVec
 
 SECTOR = 512
 

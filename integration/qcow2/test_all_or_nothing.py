@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from integration.qcow2.record import Change, RecordingNode
-    from vhostblk.block.backend import BlockBackend
     from vhostblk.block.drivers.qcow2.node import Qcow2Node
+    from vhostblk.block.graph.backend import BlockBackend
 
 parametrize = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 

@@ -16,16 +16,16 @@ from integration.qcow2.test_write import Model
 from integration.qcow2.test_write_errors import burst
 from integration.qcow2.tools import check, content, qemu_img, qemu_img_status, read, run, write
 from vhostblk.block.drivers.qcow2 import allocator
-from vhostblk.block.node import WriteFlags
+from vhostblk.block.graph.node import WriteFlags
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from vhostblk.block.backend import BlockBackend
     from vhostblk.block.drivers.qcow2.node import Qcow2Node
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.backend import BlockBackend
+    from vhostblk.block.io.iovec import IoVec
 
 MIB = 1 << 20
 SIZE = 16 * MIB

@@ -17,9 +17,9 @@ from integration.qcow2.record import RecordingNode, opened_on
 from integration.qcow2.tools import opened, qemu_img, qemu_io, read, run, write
 from tests.block.support import change_bitmap, fails_with, options
 from tests.exports.support import frontend
+from vhostblk.block.bitmaps.node_bitmaps import RemoveBitmap
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
-from vhostblk.block.graph import Graph
-from vhostblk.block.node_bitmaps import RemoveBitmap
+from vhostblk.block.graph.graph import Graph
 from vhostblk.schema.common import PreallocMode
 from vhostblk.virtio_blk.layout import RequestType, Status
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from vhostblk.block.backend import BlockBackend
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.backend import BlockBackend
+    from vhostblk.block.graph.node import BlockNode
 
 #: Guest clusters: one that the first L2 table maps, and one of the second, of images with clusters
 #: of 512 bytes.

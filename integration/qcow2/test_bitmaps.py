@@ -19,17 +19,17 @@ from integration.qcow2.tools import check, opened, qemu_img, qemu_io, read, run,
 from tests.block.support import RW, change_bitmap, options
 from tests.qmp_block.support import Call, theirs
 from tests.qmp_exports.daemons import QEMU_7, QEMU_10
-from vhostblk.block import node_bitmaps
-from vhostblk.block.backend import BlockBackend
+from vhostblk.block.bitmaps import node_bitmaps
+from vhostblk.block.bitmaps.node_bitmaps import AddBitmap, EnableBitmap, RemoveBitmap
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.node_bitmaps import AddBitmap, EnableBitmap, RemoveBitmap
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.permissions import Perm
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.node import BlockNode
 
 SIZE = (3 << 20) + 512
 FORMS = [

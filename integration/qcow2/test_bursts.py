@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from integration.qcow2.tools import check, content, opened, qemu_img, qemu_io, read, run, write
-from vhostblk.block.completion import gather
 from vhostblk.block.drivers.qcow2.ahead import MIN_STREAM
-from vhostblk.block.iovec import IoVec
+from vhostblk.block.io.completion import gather
+from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vhostblk.block.backend import BlockBackend
+    from vhostblk.block.graph.backend import BlockBackend
 
 CLUSTER = 64 << 10
 SIZE = 16 << 20

@@ -13,11 +13,11 @@ import pytest
 from integration.qcow2.record import RecordingNode, never, opened_on
 from integration.qcow2.tools import check, content, opened, qemu_img, qemu_io, read, run, write
 from tests.block.support import RW, fails_with, options
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import WriteFlags
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

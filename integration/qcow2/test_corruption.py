@@ -15,7 +15,7 @@ from tests.block.support import fails_with
 from vhostblk.block.drivers.qcow2.layout import COPIED, HEADER, OFFSET_MASK, OVERWRITE, Incompatible
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.errors import BlockError
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.permissions import Perm
 
 if TYPE_CHECKING:
     from pathlib import Path

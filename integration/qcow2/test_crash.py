@@ -18,7 +18,7 @@ import pytest
 from integration.qcow2.record import Change, RecordingNode, crash, opened_on
 from integration.qcow2.test_write import FORMATS, Model, Operation, perform
 from integration.qcow2.tools import content, qemu_img, qemu_io, run, write
-from vhostblk.block.node import BlockStatus
+from vhostblk.block.graph.node import BlockStatus
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from vhostblk.block.backend import BlockBackend
     from vhostblk.block.drivers.qcow2.node import Qcow2Node
+    from vhostblk.block.graph.backend import BlockBackend
 
 SIZE = (5 << 19) + 1536
 CUTS = 4

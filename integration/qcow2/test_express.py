@@ -20,7 +20,7 @@ from tests.frontend.blk import BlkDriver, BlkRequest, range_segments
 from tests.frontend.launch import Daemon, Program
 from tests.frontend.memory import Memory
 from tests.virtio_blk.support import UNSET
-from vhostblk.block.graph import Graph
+from vhostblk.block.graph.graph import Graph
 from vhostblk.schema.throttle import UNLIMITED, ThrottleLimits, changed_limits
 from vhostblk.virtio_blk.layout import RequestType
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from vhostblk.block.backend import BlockBackend
+    from vhostblk.block.graph.backend import BlockBackend
 
 SIZE = 16 << 20
 #: Bytes of storage that are left when the guest begins to write, and bytes that it writes.

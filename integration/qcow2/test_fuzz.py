@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from integration.qcow2.fuzz import FORMS, make_seed, mutate, try_image
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.permissions import Perm
 
 if TYPE_CHECKING:
     from pathlib import Path

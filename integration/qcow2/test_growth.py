@@ -16,13 +16,13 @@ from integration.qcow2.test_write import Model
 from integration.qcow2.test_write_errors import Write, burst
 from integration.qcow2.tools import check, content, opened, qemu_img, read, run
 from vhostblk.block.drivers.qcow2.ahead import MIN_STREAM
-from vhostblk.block.node import BlockStatus
+from vhostblk.block.graph.node import BlockStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from vhostblk.block.backend import BlockBackend
+    from vhostblk.block.graph.backend import BlockBackend
 
 SIZE = 8 << 20
 #: Bytes that there is room for, and bytes that the guest writes.

@@ -14,11 +14,11 @@ import pytest
 from integration.qcow2.test_write import SIZE, Model, perform
 from integration.qcow2.tools import check, content, opened, qemu_img, qemu_io, read, run, write
 from tests.block.support import RW, options
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.drivers.qcow2.bitmap_store import BitmapStore
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.permissions import Perm
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,8 +14,8 @@ from integration.qcow2.tools import check, content, opened, qemu_img, qemu_io, r
 from tests.block.support import options
 from vhostblk.block.drivers.qcow2 import opening
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.permissions import Perm
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ from integration.qcow2.test_bursts import burst
 from integration.qcow2.tools import check, content, opened, qemu_img, qemu_io, read, run, write
 from tests.block.support import fails_with
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.permissions import Perm
 
 if TYPE_CHECKING:
     from pathlib import Path

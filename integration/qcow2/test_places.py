@@ -17,18 +17,18 @@ import pytest
 
 from integration.qcow2.tools import content, opened, qemu_img, qemu_io, qemu_io_status, run, write
 from tests.block.support import change_bitmap
+from vhostblk.block.bitmaps.node_bitmaps import RemoveBitmap
 from vhostblk.block.drivers.qcow2 import header
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.errors import BlockError
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import WriteFlags
-from vhostblk.block.node_bitmaps import RemoveBitmap
+from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from vhostblk.block.backend import BlockBackend
+    from vhostblk.block.graph.backend import BlockBackend
 
     Use = Callable[[Qcow2Node, BlockBackend], Awaitable[object]]
 

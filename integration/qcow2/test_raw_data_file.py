@@ -12,15 +12,15 @@ import pytest
 
 from integration.qcow2.tools import check, opened, qemu_img, read, run, write
 from tests.block.support import fails_with
-from vhostblk.block.completion import Completion
-from vhostblk.block.node import WriteFlags
+from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.completion import Completion
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from vhostblk.block.backend import BlockBackend
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.backend import BlockBackend
+    from vhostblk.block.io.iovec import IoVec
 
 KIB = 1 << 10
 CLUSTER = 64 * KIB

@@ -20,7 +20,7 @@ from integration.qcow2.tools import (
     sectors,
     sectors_by_qemu,
 )
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.permissions import Perm
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,13 +10,13 @@ import pytest
 
 from integration.qcow2.tools import check, content, opened, qemu_img, read, run, write
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import BlockStatus, WriteFlags
+from vhostblk.block.graph.node import BlockStatus, WriteFlags
+from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vhostblk.block.backend import BlockBackend
+    from vhostblk.block.graph.backend import BlockBackend
 
 CLUSTER = 64 << 10
 SIZE = 4 << 20

@@ -26,9 +26,9 @@ from tests.frontend.blk import BlkDriver, range_segments
 from tests.frontend.connection import Connection
 from tests.frontend.loop_thread import loop
 from tests.frontend.memory import MIB, Memory
-from vhostblk.block.completion import Completion
+from vhostblk.block.io.completion import Completion
 from vhostblk.daemon import Daemon
-from vhostblk.exports.vhost_user_export import VhostUserBlkExport
+from vhostblk.exports.vhost_user_blk.export import VhostUserBlkExport
 from vhostblk.virtio_blk.express import ExpressQueue
 from vhostblk.virtio_blk.layout import RequestType
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.frontend.loop_thread import LoopThread
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.io.iovec import IoVec
 
 __all__ = ["loop"]  # a fixture
 

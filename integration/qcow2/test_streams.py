@@ -16,14 +16,14 @@ from tests.frontend.blk import BlkDriver
 from tests.frontend.launch import Daemon, Program
 from tests.frontend.memory import Memory
 from vhostblk.block.drivers.qcow2.ahead import MIN_STREAM
-from vhostblk.block.node import BlockStatus
+from vhostblk.block.graph.node import BlockStatus
 from vhostblk.virtio_blk.layout import RequestType
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.node import BlockNode
 
 CLUSTER = 64 << 10
 LONG = MIN_STREAM // CLUSTER

@@ -18,12 +18,12 @@ import pytest
 from integration.qcow2.durable import DurableDisk, DurableFile
 from integration.qcow2.tools import content, opened, qemu_img, qemu_io, read, run, write
 from tests.block.support import RW, options
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.drivers.qcow2.layout import OVERWRITE, VOLATILE
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
-from vhostblk.block.graph import Graph
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import WriteFlags
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine

@@ -28,14 +28,14 @@ from integration.qcow2.tools import (
     sectors_by_qemu,
     write,
 )
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vhostblk.block.backend import BlockBackend
+    from vhostblk.block.graph.backend import BlockBackend
 
 FORMATS = [
     "compat=0.10",

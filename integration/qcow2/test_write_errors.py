@@ -17,15 +17,15 @@ from integration.qcow2.test_crash import verify
 from integration.qcow2.test_write import Model
 from integration.qcow2.tools import check, content, qemu_img, read, run, write
 from vhostblk.block.drivers.qcow2 import layout
-from vhostblk.block.node import BlockStatus
+from vhostblk.block.graph.node import BlockStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from vhostblk.block.backend import BlockBackend
     from vhostblk.block.drivers.qcow2.node import Qcow2Node
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.backend import BlockBackend
+    from vhostblk.block.io.iovec import IoVec
 
 SIZE = 16 << 20
 CLUSTER = 64 << 10

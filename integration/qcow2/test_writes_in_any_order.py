@@ -20,8 +20,8 @@ from integration.qcow2.plain import PlainImage
 from integration.qcow2.record import Change, RecordingNode, apply_change, opened_on
 from integration.qcow2.tools import qemu_img, qemu_io, run, write
 from vhostblk.block.drivers.qcow2.allocator import Allocator
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import WriteFlags
+from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.int16]
 
-    from vhostblk.block.backend import BlockBackend
     from vhostblk.block.drivers.qcow2.node import Qcow2Node
+    from vhostblk.block.graph.backend import BlockBackend
 
 SIZE = 192 << 10
 #: The offset of compressed clusters.

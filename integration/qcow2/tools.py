@@ -10,17 +10,17 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tests.block.support import RW, options
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.graph import Graph
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import BlockStatus
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import BlockStatus
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
     from pathlib import Path
 
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.node import BlockNode
 
 T = TypeVar("T")
 

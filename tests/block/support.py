@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from vhostblk.block.actions import perform
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.graph import Graph
-from vhostblk.block.inherit import resolve
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import BlockLimits, BlockNode, WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.actions import perform
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.inherit import resolve
+from vhostblk.block.graph.node import BlockLimits, BlockNode, WriteFlags
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.iovec import IoVec
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.drivers.null import BlockdevOptionsNull
@@ -23,7 +23,7 @@ from vhostblk.schema.drivers.null import BlockdevOptionsNull
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-    from vhostblk.block.actions import Action
+    from vhostblk.block.graph.actions import Action
 
 RW = Perm.CONSISTENT_READ | Perm.WRITE
 

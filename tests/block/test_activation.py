@@ -12,11 +12,11 @@ import pytest
 from tests.block.locks import locked_bytes
 from tests.block.support import RW, options, read_bytes, run, write_bytes
 from tests.unsynced import directory_on_disk, unsynced_bytes
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.locking import ImageLock
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.locking import ImageLock
+from vhostblk.block.graph.permissions import Perm
 from vhostblk.events import Event, EventBus
 
 if TYPE_CHECKING:

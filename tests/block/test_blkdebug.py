@@ -20,12 +20,12 @@ from tests.block.support import (
     run,
     write_bytes,
 )
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.drivers.blkdebug_config import parse_config, read_config
 from vhostblk.block.drivers.blkdebug_rules import Rules
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.node import BlockLimits
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import BlockLimits
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.drivers.blkdebug import (
     BlkdebugEvent,

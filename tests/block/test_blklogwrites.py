@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.block.support import RW, options, write_bytes
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
 
 SIZE = 64 << 10
 INITIAL = bytes([0x5A]) * SIZE

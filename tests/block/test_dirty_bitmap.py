@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vhostblk.block.dirty_bitmap import DirtyBitmap
+from vhostblk.block.bitmaps.dirty_bitmap import DirtyBitmap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

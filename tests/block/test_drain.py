@@ -11,9 +11,9 @@ import pytest
 from tests.block.support import RW, options, run
 from tests.virtio_blk.support import HandNode
 from tests.virtio_blk.support import attach as attach_to
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.graph import Graph
-from vhostblk.block.iovec import IoVec
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.io.iovec import IoVec
 
 #: Two stacks of nodes with a common base.
 NODES: list[dict[str, Any]] = [

@@ -10,8 +10,8 @@ import pytest
 
 from tests.block.support import RW, fails_with, options, read_bytes, run, write_bytes
 from vhostblk.block import registry
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.graph import Graph
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
 
 
 @pytest.mark.parametrize("name", ["file", "host_device", "null-aio", "null-co", "raw"])
@@ -50,7 +50,14 @@ def test_null_reads_zeroes_if_asked_to(driver: str, latency_ns: int) -> None:
 
 
 def test_start_up_does_not_load_numpy() -> None:
-    modules = ["graph", "backend", "drivers.file", "drivers.raw", "aio.uring", "aio.threads"]
+    modules = [
+        "graph.graph",
+        "graph.backend",
+        "drivers.file",
+        "drivers.raw",
+        "aio.uring",
+        "aio.threads",
+    ]
     program = "".join(f"import vhostblk.block.{name}\n" for name in modules)
     program += "import sys\nassert 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

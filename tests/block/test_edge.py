@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.block.support import RW, MemoryNode, backend_on, fails_with, read_bytes, run, write_bytes
-from vhostblk.block import shaping
-from vhostblk.block.completion import Completion
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import BlockLimits, WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.node import BlockLimits, WriteFlags
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io import shaping
+from vhostblk.block.io.completion import Completion
+from vhostblk.block.io.iovec import IoVec
 from vhostblk.schema.blockdev import (
     BlockdevCacheOptions,
     BlockdevDetectZeroesOptions,
@@ -27,8 +27,8 @@ from vhostblk.schema.blockdev import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from vhostblk.block.backend import BlockBackend
-    from vhostblk.block.node import Failures
+    from vhostblk.block.graph.backend import BlockBackend
+    from vhostblk.block.graph.node import Failures
 
 SIZE = 8192
 

@@ -12,11 +12,11 @@ import pytest
 
 from tests.block.support import RW, MemoryNode, backend_on, read_bytes, run, write_bytes
 from vhostblk.block.aio.threads import ThreadsEngine
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.graph import Graph
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import BlockLimits
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import BlockLimits
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.iovec import IoVec
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.schema.options import blockdev_options
 

@@ -16,15 +16,15 @@ import pytest
 from tests.block.support import RW, fails_with, options, read_bytes, run, write_bytes
 from tests.descriptors import open_fds
 from tests.unsynced import directory_on_disk, unsynced_bytes
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.completion import Completion, drive
 from vhostblk.block.drivers import direct
 from vhostblk.block.drivers.posix import PosixNode
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import BlockStatus, WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import BlockStatus, WriteFlags
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.completion import Completion, drive
+from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vhostblk.block.errors import BlockError
-from vhostblk.block.filename import described, full_name
+from vhostblk.block.graph.filename import described, full_name
 
 FILE = {"driver": "file", "filename": "a"}
 

@@ -18,12 +18,12 @@ from tests.block.support import (
     run,
     write_bytes,
 )
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError, NodeNotFoundError, PermissionConflictError
-from vhostblk.block.graph import Graph
-from vhostblk.block.node import BlockLimits
-from vhostblk.block.permission_update import cumulative
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import BlockLimits
+from vhostblk.block.graph.permission_update import cumulative
+from vhostblk.block.graph.permissions import Perm
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,14 +17,14 @@ from tests.block.locks import locked_bytes
 from tests.block.support import RW, options
 from tests.block.test_reopen import snapshot
 from tests.descriptors import open_fds
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.drain import with_descendants
 from vhostblk.block.drivers.raw import RawNode
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.node import BlockNode
-from vhostblk.block.permission_update import cumulative, derive
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.drain import with_descendants
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import BlockNode
+from vhostblk.block.graph.permission_update import cumulative, derive
+from vhostblk.block.graph.permissions import Perm
 
 NAMES = ("f", "g", "a", "b", "c")
 FILES = ("f", "g")

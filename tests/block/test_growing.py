@@ -15,16 +15,16 @@ import pytest
 from tests.block.support import RW, fails_with, options, read_bytes, run, write_bytes
 from tests.filters.drivers import GrowOptions, register
 from tests.plugin.support import Memory
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.dirty_bitmap import DirtyBitmap
-from vhostblk.block.graph import Graph
+from vhostblk.block.bitmaps.dirty_bitmap import DirtyBitmap
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
 from vhostblk.schema import plugins
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.node import BlockNode
 
 SIZE = 64 << 10
 

@@ -10,10 +10,10 @@ import pytest
 
 from tests.block.support import RW, run
 from tests.schema.qemu import message, needs_qemu
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.inherit import BACKING, resolve, resolve_child
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.inherit import BACKING, resolve, resolve_child
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.blockdev import BlockdevCacheOptions
 from vhostblk.schema.drivers.null import BlockdevOptionsNull

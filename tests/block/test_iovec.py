@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vhostblk.block.iovec import IoVec
+from vhostblk.block.io.iovec import IoVec
 
 segments = st.lists(st.binary(max_size=40), min_size=1, max_size=8)
 

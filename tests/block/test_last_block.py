@@ -19,11 +19,11 @@ from tests.block.support import (
     run,
     write_bytes,
 )
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.node import BlockLimits, WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import BlockLimits, WriteFlags
+from vhostblk.block.graph.permissions import Perm
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

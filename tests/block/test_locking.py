@@ -12,11 +12,11 @@ import pytest
 
 from tests.block.locks import locked_bytes, needs_qemu_io, qemu_io
 from tests.block.support import RW, options, run
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError, ImageLockedError
-from vhostblk.block.graph import Graph
-from vhostblk.block.locking import ImageLock, lock_bytes
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.locking import ImageLock, lock_bytes
+from vhostblk.block.graph.permissions import Perm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,30 +11,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.block.support import RW, MemoryNode, backend_on, change_bitmap, options, run, write_bytes
-from vhostblk.block import node_bitmaps
-from vhostblk.block.actions import perform
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.completion import Completion
-from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import BlockLimits, BlockNode, WriteFlags
-from vhostblk.block.node_bitmaps import (
+from vhostblk.block.bitmaps import node_bitmaps
+from vhostblk.block.bitmaps.node_bitmaps import (
     AddBitmap,
     ClearBitmap,
     EnableBitmap,
     MergeBitmaps,
     RemoveBitmap,
 )
-from vhostblk.block.permissions import Perm
+from vhostblk.block.errors import BlockError
+from vhostblk.block.graph.actions import perform
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import BlockLimits, BlockNode, WriteFlags
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.completion import Completion
+from vhostblk.block.io.iovec import IoVec
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.schema.blockdev import BlockdevDetectZeroesOptions, BlockdevDiscardOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vhostblk.block.dirty_bitmap import DirtyBitmap
-    from vhostblk.block.node import Failures
+    from vhostblk.block.bitmaps.dirty_bitmap import DirtyBitmap
+    from vhostblk.block.graph.node import Failures
 
 SIZE = 64 << 10
 NULL = {"driver": "null-co", "node_name": "n", "size": SIZE}

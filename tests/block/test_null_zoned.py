@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from tests.block.support import RW, options, run, write_bytes
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.iovec import IoVec
 from vhostblk.block.zones import ZoneError, ZoneFault, ZoneOp, ZoneState
 
 MIB = 1 << 20

@@ -22,21 +22,21 @@ from tests.block.support import (
     write_bytes,
 )
 from tests.filters.drivers import GrowOptions, register
-from vhostblk.block import node_bitmaps
-from vhostblk.block.backend import BlockBackend
+from vhostblk.block.bitmaps import node_bitmaps
+from vhostblk.block.bitmaps.node_bitmaps import AddBitmap, ClearBitmap
 from vhostblk.block.drivers.qcow2.bitmap_store import BitmapStore
 from vhostblk.block.drivers.qcow2.reloading import Reloading
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.node_bitmaps import AddBitmap, ClearBitmap
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.permissions import Perm
 from vhostblk.schema.throttle import UNLIMITED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.node import BlockNode
 
 MIB = 1 << 20
 #: A length of more than one cluster in each image.

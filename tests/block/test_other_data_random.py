@@ -15,8 +15,8 @@ from vhostblk.block.errors import PermissionConflictError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vhostblk.block.backend import BlockBackend
-    from vhostblk.block.graph import Graph
+    from vhostblk.block.graph.backend import BlockBackend
+    from vhostblk.block.graph.graph import Graph
 
 #: Images: name, length of the disk, how it is made. The last two are in one file.
 IMAGES = {

@@ -22,16 +22,16 @@ from tests.block.test_other_data import (
     qemu_img,
     user,
 )
-from vhostblk.block.actions import perform
 from vhostblk.block.errors import BlockError
-from vhostblk.block.overlay import OverlayAction
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.actions import perform
+from vhostblk.block.graph.overlay import OverlayAction
+from vhostblk.block.graph.permissions import Perm
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.graph.node import BlockNode
 
 
 async def append(graph: Graph, base: str, overlay: str) -> None:

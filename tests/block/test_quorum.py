@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.block.support import RW, fails_with, options, read_bytes, run, write_bytes
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.completion import Completion, outcomes
 from vhostblk.block.drivers.quorum_vote import Versions
 from vhostblk.block.errors import BlockError, PermissionConflictError
-from vhostblk.block.graph import Graph
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.completion import Completion, outcomes
 from vhostblk.schema.errors import OptionError
 from vhostblk.schema.options import blockdev_options
 
@@ -179,9 +179,9 @@ def test_too_few_agree_after_failures(tmp_path: Path) -> None:
 def test_a_mismatch_ends_the_process(tmp_path: Path, node: str, message: str) -> None:
     program = """
 import asyncio, sys
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.io.iovec import IoVec
+from vhostblk.block.graph.permissions import Perm
 from vhostblk.daemon import Daemon
 from vhostblk.fatal import clean_up_with
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tests.block.support import RW, fails_with, options, read_bytes, run, write_bytes
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import PermissionConflictError
-from vhostblk.block.graph import Graph
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import BlockNode, WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import BlockNode, WriteFlags
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.iovec import IoVec
 
 KIB = 1024
 SIZE = 256 * KIB

@@ -15,10 +15,10 @@ import pytest
 from tests.block.locks import locked_bytes
 from tests.block.support import RW, options, read_bytes, run, write_bytes
 from tests.descriptors import open_fds
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.permissions import Perm
 from vhostblk.schema.blockdev import BlockdevDiscardOptions
 
 NULL = {"driver": "null-co", "size": 1 << 20}

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.block.support import RW, fails_with, options, run
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.completion import Completion
-from vhostblk.block.graph import Graph
-from vhostblk.block.node import WriteFlags
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.completion import Completion
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.node import BlockNode
 
 MIB = 1 << 20
 NAMES = ("a", "b", "c")

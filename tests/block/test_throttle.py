@@ -11,10 +11,10 @@ import pytest
 
 from tests.block.support import RW, options, run
 from vhostblk.block import throttle_group
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.iovec import IoVec
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.io.iovec import IoVec
 from vhostblk.engine.extents import Treatment
 from vhostblk.schema.options import object_options
 from vhostblk.schema.throttle import ThrottleGroupProperties, initial_limits

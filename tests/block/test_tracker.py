@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhostblk.block.completion import drive
-from vhostblk.block.tracker import TrackedWrite, WriteTracker
+from vhostblk.block.io.completion import drive
+from vhostblk.block.io.tracker import TrackedWrite, WriteTracker
 
 if TYPE_CHECKING:
     import pytest

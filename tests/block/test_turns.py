@@ -7,7 +7,7 @@ import asyncio
 
 import pytest
 
-from vhostblk.block.turns import Turns
+from vhostblk.block.io.turns import Turns
 
 
 def test_the_holder_takes_it_again_and_others_wait() -> None:

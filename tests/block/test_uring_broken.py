@@ -13,12 +13,12 @@ import pytest
 
 from vhostblk.block.aio.engine import AioUnavailableError
 from vhostblk.block.aio.uring import QUEUE_ENTRIES, SLOTS, UringEngine
-from vhostblk.block.iovec import IoVec
+from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vhostblk.block.completion import Completion
+    from vhostblk.block.io.completion import Completion
 
 BLOCK = 512
 

@@ -14,9 +14,9 @@ import pytest
 
 from tests.block.support import RW, MemoryNode, fails_with, options, run, write_bytes
 from tests.filters.drivers import register
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.graph import Graph
-from vhostblk.block.node import BlockLimits, WriteFlags
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import BlockLimits, WriteFlags
 from vhostblk.schema.throttle import UNLIMITED
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ import pytest
 
 import vhostblk
 from vhostblk.block.errors import BlockError
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.permissions import Perm
 from vhostblk.errors import VhostblkError
 from vhostblk.exports import registry
 from vhostblk.exports.base import Export
 
 if TYPE_CHECKING:
-    from vhostblk.block.backend import BlockBackend
+    from vhostblk.block.graph.backend import BlockBackend
 
 NODE = "null-co,node-name=n,size=1048576"
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.engine.support import regions_of
 from tests.virtqueue.reference import Chain, Segment
-from vhostblk.block.iovec import IOVEC, address_of
+from vhostblk.block.io.iovec import IOVEC, address_of
 from vhostblk.engine import load
 from vhostblk.engine.layouts import REQUEST
 from vhostblk.virtio_blk.request import BlockRequests
@@ -18,7 +18,7 @@ from vhostblk.virtqueue.errors import ChainFault
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhostblk.vhost_user.memory import GuestMemory
+    from vhostblk.virtqueue.memory import GuestMemory
     from vhostblk.virtqueue.packed import PackedQueue
 
 MAX_SEGMENTS = 1 << 16

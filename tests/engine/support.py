@@ -20,7 +20,7 @@ from tests.frontend.ring import DriverRing, Segment
 from tests.virtio_blk.support import MIB, UNSET, Pending, header
 from tests.virtqueue.kinds import current_kind
 from tests.virtqueue.support import map_memory, vring_config
-from vhostblk.block.iovec import IOVEC, view_memory
+from vhostblk.block.io.iovec import IOVEC, view_memory
 from vhostblk.engine import load
 from vhostblk.engine.layouts import REQUEST, STATS
 from vhostblk.engine.maps import encode_map
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vhostblk.engine.extents import ExtentMap
-    from vhostblk.vhost_user.memory import GuestMemory
+    from vhostblk.virtqueue.memory import GuestMemory
 
 TIMEOUT = 20.0
 

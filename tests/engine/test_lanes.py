@@ -18,7 +18,7 @@ from tests.frontend.memory import Memory
 from tests.virtio_blk.support import MIB, HandNode, Pending
 from tests.virtqueue.kinds import current_kind
 from tests.virtqueue.support import vring_config
-from vhostblk.block.node import WriteFlags
+from vhostblk.block.graph.node import WriteFlags
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.engine.iothread import IothreadOptions
 from vhostblk.engine.iothreads import Iothreads
@@ -29,8 +29,8 @@ from vhostblk.virtio_blk.layout import RequestType, Status
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vhostblk.block.iovec import IoVec
-    from vhostblk.exports.vhost_user_blk import VhostUserBlkBackend
+    from vhostblk.block.io.iovec import IoVec
+    from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend
 
 pytestmark = pytest.mark.usefixtures("ring_kind")
 

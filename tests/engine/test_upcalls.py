@@ -11,7 +11,7 @@ import pytest
 from tests.engine.support import EngineQueue, Rig, Upcall
 from tests.frontend.ring import Segment
 from tests.virtio_blk.support import MIB, UNSET, header, pattern
-from vhostblk.block.iovec import view_memory
+from vhostblk.block.io.iovec import view_memory
 from vhostblk.engine.extents import ExtentKind, ExtentMap
 from vhostblk.virtio_blk.layout import RequestType, Status
 

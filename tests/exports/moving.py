@@ -25,6 +25,7 @@ from tests.virtio_blk.support import HandNode, header, pattern, turns
 from tests.virtqueue.kinds import KINDS
 from vhostblk.engine import load
 from vhostblk.engine.iothreads import Iothreads
+from vhostblk.net.listener import Listener, UnixAddress
 from vhostblk.vhost_user import server as server_module
 from vhostblk.vhost_user.codec import FdList
 from vhostblk.vhost_user.layout import (
@@ -47,7 +48,6 @@ from vhostblk.vhost_user.layout import (
     ProtocolFeature,
     Request,
 )
-from vhostblk.vhost_user.listener import Listener, UnixAddress
 from vhostblk.vhost_user.restate import Said
 from vhostblk.vhost_user.server import Carried, VhostUserServer
 from vhostblk.vhost_user.session import PROTOCOL_FEATURES, Session
@@ -57,7 +57,7 @@ from vhostblk.virtio_blk.layout import RequestType
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from vhostblk.exports.vhost_user_blk import VhostUserBlkBackend
+    from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend
     from vhostblk.vhost_user.backend import RegionDescription
 
 QUEUES = 2

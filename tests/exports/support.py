@@ -17,15 +17,15 @@ from tests.virtio_blk.support import MIB, UNSET, HandNode, Pending, attach, head
 from tests.virtqueue.kinds import current_kind
 from tests.virtqueue.support import vring_config
 from vhostblk.engine.iothreads import Iothreads
-from vhostblk.exports.vhost_user_blk import VhostUserBlkBackend
+from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend
 from vhostblk.schema.export import BlockExportOptionsVhostUserBlk
 from vhostblk.virtio_blk.features import Feature
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.graph.node import BlockNode
     from vhostblk.vhost_user.backend import RegionDescription
 
 #: The smallest set that a modern driver acknowledges.

@@ -12,7 +12,7 @@ from tests.exports.support import export_options
 from tests.virtio_blk.support import HandNode, attach
 from vhostblk.engine.iothreads import Iothreads
 from vhostblk.errors import VhostblkError
-from vhostblk.exports.vhost_user_export import VhostUserBlkExport
+from vhostblk.exports.vhost_user_blk.export import VhostUserBlkExport
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,7 +18,7 @@ from tests.frontend.blk import range_segments
 from tests.frontend.ring import Segment
 from tests.unsynced import directory_on_disk, unsynced_bytes
 from tests.virtio_blk.support import MIB, header, pattern, turns
-from vhostblk.block.graph import Graph
+from vhostblk.block.graph.graph import Graph
 from vhostblk.engine.iothread import IothreadOptions
 from vhostblk.virtio_blk.layout import RequestType, Status
 

@@ -11,12 +11,12 @@ import pytest
 
 from tests.exports.support import frontend
 from tests.virtio_blk.support import MIB, UNSET, HandNode, turns
-from vhostblk.block.node import BlockLimits, WriteFlags
+from vhostblk.block.graph.node import BlockLimits, WriteFlags
 from vhostblk.engine.extents import ExtentKind, ExtentMap
 from vhostblk.virtio_blk.layout import RequestType, Status
 
 if TYPE_CHECKING:
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.io.iovec import IoVec
 
 pytestmark = pytest.mark.usefixtures("lane")
 

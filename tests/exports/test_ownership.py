@@ -16,7 +16,7 @@ from tests.block.support import options
 from tests.exports.support import Frontend, frontend
 from tests.virtio_blk.support import MIB, pattern
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
+from vhostblk.block.graph.graph import Graph
 from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.virtio_blk.layout import RequestType, Status
 

@@ -12,7 +12,7 @@ import pytest
 from tests.block.support import options
 from tests.exports.support import Frontend, frontend
 from tests.virtio_blk.support import UNSET, Pending, turns
-from vhostblk.block.graph import Graph
+from vhostblk.block.graph.graph import Graph
 from vhostblk.schema.throttle import UNLIMITED, ThrottleLimits, changed_limits
 from vhostblk.virtio_blk.layout import RequestType, Status
 

@@ -13,7 +13,7 @@ from tests.exports.support import BASE, FLUSH, WCE, frontend, make_backend
 from tests.frontend.blk import range_segments
 from tests.virtio_blk.support import HandNode
 from vhostblk.block.drivers.file import FileNode
-from vhostblk.block.graph import Graph
+from vhostblk.block.graph.graph import Graph
 from vhostblk.virtio_blk.layout import RequestType
 
 if TYPE_CHECKING:

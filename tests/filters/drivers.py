@@ -7,16 +7,16 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block import registry
-from vhostblk.block.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph.permissions import Perm
 from vhostblk.schema.base import UNSET, UnsetType
 from vhostblk.schema.blockdev import BlockdevOptions, BlockdevRef
 
 if TYPE_CHECKING:
     import pytest
 
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.io.iovec import IoVec
 
 CLUSTER = 4096
 
@@ -74,7 +74,7 @@ class CowNode(BlockNode):
         return perm & Perm.CONSISTENT_READ, Perm.ALL
 
     async def _cluster(self, number: int) -> bytes:
-        from vhostblk.block.iovec import IoVec
+        from vhostblk.block.io.iovec import IoVec
 
         await asyncio.sleep(0)
         if number in self.clusters:

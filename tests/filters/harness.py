@@ -31,9 +31,9 @@ from tests.differential.normal import runs_of
 from tests.filters.nbd import Flag, NbdClient, as_sent
 from tests.qmp_block.support import execute
 from tests.qmp_exports.daemons import QEMU_10, Program, running
-from vhostblk.block import allocation
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph import allocation
+from vhostblk.block.graph.node import BlockStatus, Extent, WriteFlags
+from vhostblk.block.io.iovec import IoVec
 from vhostblk.daemon import Daemon
 from vhostblk.qmp.throttle import INTERVAL, KEYS
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from vhostblk.block.backend import BlockBackend
+    from vhostblk.block.graph.backend import BlockBackend
     from vhostblk.events import Event
 
 

@@ -12,19 +12,19 @@ import pytest
 
 from tests.block.support import RW, change_bitmap, fails_with, options, read_bytes, run, write_bytes
 from tests.filters.drivers import CowNode, CowOptions, register
-from vhostblk.block import node_bitmaps
-from vhostblk.block.backend import BlockBackend
+from vhostblk.block.bitmaps import node_bitmaps
+from vhostblk.block.bitmaps.node_bitmaps import AddBitmap
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.node_bitmaps import AddBitmap
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.permissions import Perm
 from vhostblk.engine.extents import Treatment
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vhostblk.block.iovec import IoVec
-    from vhostblk.block.node import WriteFlags
+    from vhostblk.block.graph.node import WriteFlags
+    from vhostblk.block.io.iovec import IoVec
 
 KIB = 1 << 10
 CLUSTER = 64 * KIB

@@ -11,12 +11,12 @@ import pytest
 
 from tests.block.support import RW, options, read_bytes, run, write_bytes
 from tests.filters.drivers import CLUSTER, CowNode, CowOptions, register
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.block.support import RW, MemoryNode, options, run, write_bytes
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.graph import Graph
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import BlockLimits, WriteFlags
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import BlockLimits, WriteFlags
+from vhostblk.block.io.iovec import IoVec
 from vhostblk.schema.blockdev import BlockdevDiscardOptions
 from vhostblk.schema.throttle import UNLIMITED
 

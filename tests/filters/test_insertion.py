@@ -17,7 +17,7 @@ from tests.frontend.loop_thread import loop
 from tests.frontend.memory import Memory
 from tests.qmp_block.support import execute
 from tests.virtio_blk.lanes import lane
-from vhostblk.block.iovec import IoVec
+from vhostblk.block.io.iovec import IoVec
 from vhostblk.daemon import Daemon
 from vhostblk.virtio_blk.layout import RequestType, Status
 

@@ -12,15 +12,15 @@ import pytest
 
 from tests.block.support import RW, options, read_bytes, run, write_bytes
 from tests.filters.drivers import GrowOptions, register
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.permissions import Perm
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.node import BlockNode
 
 KIB = 1 << 10
 ALIGN, AHEAD = 64 * KIB, 256 * KIB

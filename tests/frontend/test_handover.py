@@ -249,7 +249,7 @@ def test_a_taker_that_hangs_never_wakes_up(tmp_path: Path, image: Path, memory: 
 #: Has the first flush fail that comes when an export is being suspended.
 FAILING = """
 import errno
-from vhostblk.block import edge
+from vhostblk.block.graph import edge
 from vhostblk.daemon import Daemon
 from vhostblk.handover import giver
 failing = []

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.permissions import Perm
 from vhostblk.daemon import Daemon
 from vhostblk.handover import configuration
 from vhostblk.handover.errors import HandoverError

@@ -22,9 +22,9 @@ from tests.model.judge import judge_files
 from tests.model.program import BLKDEBUG_BLOCK
 from tests.model.stack import COPIES, CommandError, Layer
 from tests.model.world import EXPORT
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.permissions import Perm
 from vhostblk.virtio_blk.lane import Lane
 
 if TYPE_CHECKING:

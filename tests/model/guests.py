@@ -18,11 +18,11 @@ from tests.frontend.blk import FEATURES, PACKED_FEATURES, BlkDriver, BlkRequest,
 from tests.frontend.connection import Connection
 from tests.frontend.memory import Memory
 from tests.model.content import SECTOR
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.completion import drive
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.completion import drive
+from vhostblk.block.io.iovec import IoVec
 from vhostblk.virtio_blk.layout import CONFIG_WRITEBACK_OFFSET, RequestType, Status
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.model.program import Op
-    from vhostblk.block.node import BlockNode, Failures
+    from vhostblk.block.graph.node import BlockNode, Failures
     from vhostblk.daemon import Daemon
 
     Taking = Callable[[], AbstractContextManager[None]]

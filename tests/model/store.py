@@ -29,10 +29,10 @@ from tests.model import sparse
 from tests.model.content import GARBAGE_BYTE, SECTOR
 from tests.model.disk import NEVER, Clock
 from vhostblk.block import registry
-from vhostblk.block.completion import Completion
 from vhostblk.block.drivers.file import FileNode
-from vhostblk.block.edge import os_error
-from vhostblk.block.node import WriteFlags
+from vhostblk.block.graph.edge import os_error
+from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.completion import Completion
 from vhostblk.engine.extents import Treatment
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.iovec import IoVec
-    from vhostblk.block.node import Failures
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.graph.node import Failures
+    from vhostblk.block.io.iovec import IoVec
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.schema.common import PreallocMode
 

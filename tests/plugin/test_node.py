@@ -13,14 +13,14 @@ import pytest
 
 from tests.block.support import fails_with, options, read_bytes, run, write_bytes
 from tests.plugin.support import Memory, MemoryOptions, SyncMemory, opened
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.completion import drive
 from vhostblk.block.drivers.file import FileNode
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph import Graph
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.node import BlockStatus
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import BlockStatus
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.completion import drive
+from vhostblk.block.io.iovec import IoVec
 from vhostblk.plugin import BlockdevRef, Driver, DriverError, Extent, Options, SyncDriver
 from vhostblk.schema import plugins
 

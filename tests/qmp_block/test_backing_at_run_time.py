@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tests.block.support import RW, read_bytes, write_bytes
 from tests.qmp_block.support import Call, check_answers, execute
 from tests.qmp_block.test_overlay import add
-from vhostblk.block.backend import BlockBackend
+from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.daemon import Daemon
 
 if TYPE_CHECKING:

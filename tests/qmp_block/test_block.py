@@ -10,7 +10,7 @@ import pytest
 
 from tests.block.support import RW, write_bytes
 from tests.qmp_block.support import execute, ours
-from vhostblk.block.backend import BlockBackend
+from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.daemon import Daemon
 from vhostblk.qmp.registry import COMMANDS, EVENTS
 

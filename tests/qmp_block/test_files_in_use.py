@@ -16,10 +16,10 @@ import pytest
 from tests.block.support import RW, read_bytes, write_bytes
 from tests.qmp_block.jobs import create
 from tests.qmp_block.support import Call, check_answers, execute
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError, PermissionConflictError
-from vhostblk.block.permissions import Perm
-from vhostblk.block.storage import check_unused
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.graph.storage import check_unused
 from vhostblk.chardev.base import ChardevError
 from vhostblk.chardev.options import chardev_options
 from vhostblk.cli.pidfile import PidFile

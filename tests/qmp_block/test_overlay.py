@@ -16,11 +16,11 @@ from tests.qmp_block.jobs import create
 from tests.qmp_block.load import SIZE, export_disk, serving, verify_under_changes
 from tests.qmp_block.support import execute
 from tests.virtio_blk.lanes import lane
-from vhostblk.block.actions import perform
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
-from vhostblk.block.iovec import IoVec
-from vhostblk.block.overlay import OverlayAction
+from vhostblk.block.graph.actions import perform
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.overlay import OverlayAction
+from vhostblk.block.io.iovec import IoVec
 from vhostblk.daemon import Daemon
 
 if TYPE_CHECKING:

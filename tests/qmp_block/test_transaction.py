@@ -16,8 +16,8 @@ from tests.qmp_block.load import export_disk, serving, verify_under_changes
 from tests.qmp_block.support import Call, check_answers, execute
 from tests.qmp_block.test_overlay import add
 from tests.virtio_blk.lanes import lane
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.permissions import Perm
 from vhostblk.daemon import Daemon
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.frontend.loop_thread import LoopThread
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.node import BlockNode
 
 __all__ = ["lane", "loop"]  # fixtures
 

@@ -27,11 +27,11 @@ from tests.virtqueue.reference import chains_of
 from tests.virtqueue.support import map_memory, vring_config
 from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.vhost_user.backend import InflightDescription
-from vhostblk.vhost_user.inflight import InflightArea
 from vhostblk.virtio_blk.express import ExpressQueue
 from vhostblk.virtio_blk.layout import RequestType
 from vhostblk.virtio_blk.runner import Completed
 from vhostblk.virtqueue.errors import ChainFault
+from vhostblk.virtqueue.inflight_area import InflightArea
 from vhostblk.virtqueue.ring import inflight_bytes
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from vhostblk.block.iovec import view_memory
-from vhostblk.vhost_user.memory import GuestMemory
+from vhostblk.block.io.iovec import view_memory
 from vhostblk.virtqueue import barrier, inflight, inflight_packed, packed, split
+from vhostblk.virtqueue.memory import GuestMemory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -27,23 +27,23 @@ from tests.virtio_blk.dirty_log import pages
 from tests.virtio_blk.support import HandNode, attach, header, make_device, pattern
 from tests.virtqueue.kinds import KINDS
 from tests.virtqueue.support import map_memory, vring_config
-from vhostblk.block.iovec import address_of
+from vhostblk.block.io.iovec import address_of
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.vhost_user.backend import LogDescription
-from vhostblk.vhost_user.dirty_log import DirtyLog
 from vhostblk.vhost_user.layout import LOG_PAGE
 from vhostblk.virtio_blk.express import ExpressQueue
 from vhostblk.virtio_blk.layout import RequestType
 from vhostblk.virtio_blk.queue import BlkQueue
 from vhostblk.virtqueue import queue_log
+from vhostblk.virtqueue.dirty_log import DirtyLog
 from vhostblk.virtqueue.queue_log import QueueLog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.io.iovec import IoVec
 
 pytestmark = pytest.mark.skipif(not engine.AVAILABLE, reason="no C compiler")
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.vhost_user.errors import VhostUserError
-from vhostblk.vhost_user.inflight import make_inflight
 from vhostblk.vhost_user.layout import F_VERSION_1
+from vhostblk.virtqueue.inflight_area import make_inflight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

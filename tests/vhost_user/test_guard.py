@@ -13,8 +13,8 @@ import pytest
 _BEGIN = """
 import mmap, os, signal, threading
 import numpy as np
-from vhostblk.block.iovec import view_memory
-from vhostblk.vhost_user.mapping import LossSignal, Mapping
+from vhostblk.block.io.iovec import view_memory
+from vhostblk.virtqueue.mapping import LossSignal, Mapping
 
 def fresh():
     fd = os.memfd_create("m")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vhostblk.vhost_user.errors import InflightError, VhostUserError
-from vhostblk.vhost_user.inflight import InflightArea, make_inflight
+from vhostblk.virtqueue.inflight_area import InflightArea, make_inflight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vhostblk.block.iovec import view_memory
+from vhostblk.block.io.iovec import view_memory
 from vhostblk.vhost_user import postcopy
 from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.vhost_user.layout import (
@@ -27,8 +27,8 @@ from vhostblk.vhost_user.layout import (
     ProtocolFeature,
     Request,
 )
-from vhostblk.vhost_user.mapping import Mapping
 from vhostblk.vhost_user.postcopy import Postcopy
+from vhostblk.virtqueue.mapping import Mapping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

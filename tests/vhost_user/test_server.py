@@ -25,6 +25,7 @@ from tests.frontend.connection import (
 from tests.frontend.loop_thread import LoopThread
 from tests.frontend.memory import Memory
 from tests.vhost_user.fake import FakeBackend
+from vhostblk.net.listener import UnixAddress
 from vhostblk.vhost_user import server as server_module
 from vhostblk.vhost_user.codec import encode_request
 from vhostblk.vhost_user.errors import VhostUserError
@@ -38,7 +39,6 @@ from vhostblk.vhost_user.layout import (
     ProtocolFeature,
     Request,
 )
-from vhostblk.vhost_user.listener import UnixAddress
 from vhostblk.vhost_user.server import Carried, VhostUserServer
 
 if TYPE_CHECKING:

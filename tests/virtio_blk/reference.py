@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from vhostblk.block.iovec import view_memory
+from vhostblk.block.io.iovec import view_memory
 from vhostblk.virtio_blk.layout import RequestType, Status
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from tests.descriptors import open_fds
 from tests.frontend.memory import Memory
 from tests.frontend.ring import DriverRing, Segment
 from tests.virtqueue.support import map_memory, vring_config
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.completion import Completion
-from vhostblk.block.graph import Graph
-from vhostblk.block.node import BlockNode, WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import BlockNode, WriteFlags
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.completion import Completion
 from vhostblk.engine.iothreads import Iothreads
 from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.schema.blockdev import BlockdevDiscardOptions
@@ -33,7 +33,7 @@ from vhostblk.virtqueue.split import SplitQueue
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.io.iovec import IoVec
     from vhostblk.virtio_blk.express import ExpressQueue
 
 MIB = 1 << 20

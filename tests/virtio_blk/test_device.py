@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from tests.virtio_blk.support import HandNode, attach, make_device
-from vhostblk.block.iovec import IoVec
+from vhostblk.block.io.iovec import IoVec
 from vhostblk.virtio_blk.device import status_of
 from vhostblk.virtio_blk.discard import RefusedError
 from vhostblk.virtio_blk.layout import RequestType, Status

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from vhostblk.vhost_user.errors import VhostUserError
-from vhostblk.virtio_blk.eventfd import adopt_eventfd, clear, signal
+from vhostblk.virtqueue.eventfd import adopt_eventfd, clear, signal
 
 
 def test_eventfd_is_adopted_and_made_non_blocking() -> None:

@@ -16,13 +16,13 @@ from tests.frontend.blk import range_segments
 from tests.frontend.ring import Segment
 from tests.virtio_blk.support import UNSET, HandNode, bench, eventfds, pattern, turns
 from tests.virtqueue.support import map_memory
-from vhostblk.block.completion import Completion
-from vhostblk.block.graph import Graph
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.io.completion import Completion
 from vhostblk.virtio_blk.layout import RequestType, Status
 
 if TYPE_CHECKING:
-    from vhostblk.block.iovec import IoVec
-    from vhostblk.block.node import Failures
+    from vhostblk.block.graph.node import Failures
+    from vhostblk.block.io.iovec import IoVec
 
 pytestmark = pytest.mark.usefixtures("lane")
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from vhostblk.block.completion import resolve_all
+from vhostblk.block.io.completion import resolve_all
 from vhostblk.virtio_blk.express import ExpressQueue
 
 

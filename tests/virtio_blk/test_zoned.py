@@ -15,8 +15,8 @@ from tests.exports.support import make_backend
 from tests.frontend.ring import Segment
 from tests.virtio_blk.support import Bench, HandNode, bench, header
 from vhostblk.block.drivers.null import NullNode
-from vhostblk.block.graph import Graph
-from vhostblk.block.inherit import resolve
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.inherit import resolve
 from vhostblk.schema.drivers.null import BlockdevNullZoned, BlockdevOptionsNull
 from vhostblk.virtio_blk.features import Feature
 from vhostblk.virtio_blk.layout import (

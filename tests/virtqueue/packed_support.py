@@ -20,7 +20,7 @@ from tests.virtqueue.reference import (
     regions_of,
 )
 from tests.virtqueue.support import KIB, LAYOUT, map_memory, vring_config
-from vhostblk.block.iovec import view_memory
+from vhostblk.block.io.iovec import view_memory
 from vhostblk.virtqueue.errors import BrokenRingError, ChainFault
 from vhostblk.virtqueue.layout import PACKED_DESC
 from vhostblk.virtqueue.packed import PackedQueue

@@ -14,14 +14,14 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from vhostblk.block.iovec import view_memory
+from vhostblk.block.io.iovec import view_memory
 from vhostblk.virtqueue.errors import ChainFault
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from vhostblk.vhost_user.memory import GuestMemory
     from vhostblk.virtqueue.batch import RequestBatch
+    from vhostblk.virtqueue.memory import GuestMemory
 
 _DESCRIPTOR = struct.Struct("<QIHH")
 _NEXT, _WRITE, _INDIRECT = 1, 2, 4

@@ -12,8 +12,8 @@ from tests.frontend.packed import PackedDriverRing
 from tests.frontend.ring import DriverRing
 from tests.virtqueue.reference import Chain, chains_of, regions_of, walk_chains
 from vhostblk.vhost_user.backend import VringConfig
-from vhostblk.vhost_user.memory import GuestMemory, MemoryRegion
 from vhostblk.virtqueue.layout import DESC, desc_bytes
+from vhostblk.virtqueue.memory import GuestMemory, MemoryRegion
 from vhostblk.virtqueue.split import SplitQueue
 from vhostblk.virtqueue.walker import walk, walk_any
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from tests.virtqueue.support import QueuePair
 from vhostblk.vhost_user.errors import InflightError
-from vhostblk.vhost_user.inflight import InflightArea, make_inflight
 from vhostblk.virtqueue import split
 from vhostblk.virtqueue.errors import BrokenRingError
 from vhostblk.virtqueue.inflight import SplitInflight
+from vhostblk.virtqueue.inflight_area import InflightArea, make_inflight
 from vhostblk.virtqueue.layout import (
     INFLIGHT_DESC_SPLIT,
     INFLIGHT_HEADER_SPLIT,
@@ -59,7 +59,7 @@ class Survivor:
         """See header and descriptors."""
         part = self.area.part(0, inflight_split_bytes)
         assert part is not None
-        from vhostblk.block.iovec import view_memory
+        from vhostblk.block.io.iovec import view_memory
 
         raw = np.frombuffer(view_memory(part.address, part.size), np.uint8)
         end = 16 + SIZE * INFLIGHT_DESC_SPLIT.itemsize

@@ -17,7 +17,7 @@ from tests.virtqueue.reference import regions_of
 from tests.virtqueue.support import ADJACENT, FAR, HOLE, KIB, Guest, map_memory
 from vhostblk.vhost_user.backend import RegionDescription
 from vhostblk.vhost_user.errors import VhostUserError
-from vhostblk.vhost_user.memory import GuestMemory, MemoryRegion
+from vhostblk.virtqueue.memory import GuestMemory, MemoryRegion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

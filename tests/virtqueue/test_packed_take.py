@@ -14,9 +14,9 @@ from tests.frontend.ring import Segment
 from tests.virtqueue.packed_support import PackedPair
 from tests.virtqueue.support import map_memory, vring_config
 from vhostblk.vhost_user.errors import VhostUserError
-from vhostblk.vhost_user.memory import GuestMemory
 from vhostblk.virtqueue.errors import BrokenRingError
 from vhostblk.virtqueue.layout import DESC_F_NEXT, DESC_F_WRITE, PACKED_F_AVAIL, PACKED_F_USED
+from vhostblk.virtqueue.memory import GuestMemory
 from vhostblk.virtqueue.packed import PackedQueue
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import pytest
 from tests.frontend.ring import Segment
 from tests.virtqueue.support import QueuePair, map_memory
 from vhostblk.vhost_user.errors import VhostUserError
-from vhostblk.vhost_user.memory import GuestMemory
 from vhostblk.virtqueue.errors import BrokenRingError
+from vhostblk.virtqueue.memory import GuestMemory
 
 
 def test_empty_queue_gives_nothing(pair: QueuePair) -> None:
@@ -146,7 +146,7 @@ def test_move_to_memory_without_the_ring_changes_nothing(pair: QueuePair) -> Non
 def test_ring_misaligned_in_host_memory_is_refused(pair: QueuePair) -> None:
     from tests.virtqueue.support import vring_config
     from vhostblk.vhost_user.backend import RegionDescription
-    from vhostblk.vhost_user.memory import MemoryRegion
+    from vhostblk.virtqueue.memory import MemoryRegion
     from vhostblk.virtqueue.split import SplitQueue
 
     # The file offset is off by eight, so what the front-end sees aligned is not aligned here.

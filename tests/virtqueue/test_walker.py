@@ -209,7 +209,7 @@ def test_end_of_the_address_space_is_not_adjacent_to_its_beginning() -> None:
     top = Guest(layout=[(0, page)])
     try:
         # The front-end's own addresses of the topmost page would overflow: map it by hand.
-        from vhostblk.vhost_user.memory import GuestMemory, MemoryRegion
+        from vhostblk.virtqueue.memory import GuestMemory, MemoryRegion
 
         low, high = guest.mapped.regions
         last = MemoryRegion((1 << 64) - page, page, 0x1000, high.mapping)

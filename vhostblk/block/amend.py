@@ -16,7 +16,7 @@ from vhostblk.schema.base import UNSET
 from vhostblk.schema.jobs import JobType
 
 if TYPE_CHECKING:
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.node import BlockNode
     from vhostblk.schema.amend import BlockdevAmendOptions
 
 

@@ -18,7 +18,7 @@ from vhostblk.schema.jobs import JobType
 
 if TYPE_CHECKING:
     from vhostblk.block.drivers.preallocation import Pause
-    from vhostblk.block.graph import Graph
+    from vhostblk.block.graph.graph import Graph
     from vhostblk.schema.create import BlockdevCreateOptions
 
 _CREATORS = {

@@ -14,7 +14,7 @@ from vhostblk.block.errors import BlockError
 from vhostblk.schema import plugins
 
 if TYPE_CHECKING:
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.node import BlockNode
 
 _BUILT_IN = {
     "blkdebug": ("vhostblk.block.drivers.blkdebug", "BlkdebugNode"),

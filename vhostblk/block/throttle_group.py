@@ -16,8 +16,8 @@ from functools import partial
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
-from vhostblk.block.completion import Completion
 from vhostblk.block.errors import BlockError
+from vhostblk.block.io.completion import Completion
 from vhostblk.engine.buckets import READ, WRITE
 from vhostblk.engine.budget import make_budget
 from vhostblk.engine.timer import make_timer

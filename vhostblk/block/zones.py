@@ -23,7 +23,7 @@ from vhostblk.block.errors import BlockError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.node import BlockNode
 
 
 class ZoneModel(IntEnum):

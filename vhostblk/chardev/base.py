@@ -23,7 +23,7 @@ from vhostblk.errors import VhostblkError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vhostblk.vhost_user.listener import Listener
+    from vhostblk.net.listener import Listener
 
 #: Bytes that may wait for the peer before `write` refuses more.
 HIGH_WATER = 256 << 10

@@ -7,7 +7,7 @@ import os
 import stat
 
 from vhostblk.block.errors import BlockError
-from vhostblk.block.storage import check_unused
+from vhostblk.block.graph.storage import check_unused
 from vhostblk.chardev.base import ChardevError
 
 

@@ -14,8 +14,8 @@ from vhostblk.chardev.outputs import open_file
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vhostblk.net.listener import Listener
     from vhostblk.schema.chardev import ChardevBackend
-    from vhostblk.vhost_user.listener import Listener
 
 logger = logging.getLogger(__name__)
 

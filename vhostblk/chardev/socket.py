@@ -12,17 +12,17 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
-from vhostblk.chardev import addresses
 from vhostblk.chardev.base import ChardevError
 from vhostblk.chardev.stream import StreamChardev
+from vhostblk.net import addresses
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.socket import FdSocketAddressMembers
 from vhostblk.trace import points as trace
 
 if TYPE_CHECKING:
-    from vhostblk.chardev.addresses import Address
+    from vhostblk.net.addresses import Address
+    from vhostblk.net.listener import Listener
     from vhostblk.schema.chardev import ChardevSocket
-    from vhostblk.vhost_user.listener import Listener
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING
 
-from vhostblk.chardev.addresses import resolve
 from vhostblk.chardev.base import READ_SIZE, Chardev, ChardevError
+from vhostblk.net.addresses import resolve
 from vhostblk.schema.base import UnsetType
 from vhostblk.schema.socket import InetSocketAddressMembers
 

@@ -71,7 +71,7 @@ class Handover:
         if self._path is None:
             return
         from vhostblk.handover.giver import Giver
-        from vhostblk.vhost_user.listener import UnixAddress, listen
+        from vhostblk.net.listener import UnixAddress, listen
 
         if taker is not None and inherits:
             listener = taker.handover

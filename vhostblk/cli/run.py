@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vhostblk import systemd
-from vhostblk.block.storage import check_unused
+from vhostblk.block.graph.storage import check_unused
 from vhostblk.cli.errors import StartupError
 from vhostblk.cli.handover import Handover
 from vhostblk.cli.pidfile import PidFile

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from vhostblk.block.node import BlockNode
+from vhostblk.block.graph.node import BlockNode
 from vhostblk.cli.errors import UsageError
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.blockdev import BlockdevDiscardOptions
@@ -24,7 +24,7 @@ from vhostblk.schema.drivers.raw import BlockdevOptionsRaw
 from vhostblk.schema.options import export_options
 
 if TYPE_CHECKING:
-    from vhostblk.block.graph import Graph
+    from vhostblk.block.graph.graph import Graph
     from vhostblk.schema.export import BlockExportOptions
 
 #: Name of the node, and id of the export, that the short form makes.

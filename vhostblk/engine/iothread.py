@@ -181,7 +181,7 @@ class _UpcallBuffers:
     def __init__(self, ffi: Any) -> None:
         import numpy as np
 
-        from vhostblk.block.iovec import IOVEC
+        from vhostblk.block.io.iovec import IOVEC
         from vhostblk.engine.layouts import REQUEST, check
 
         check(ffi)

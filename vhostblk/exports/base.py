@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vhostblk.errors import VhostblkError
 
 if TYPE_CHECKING:
-    from vhostblk.block.backend import BlockBackend
+    from vhostblk.block.graph.backend import BlockBackend
 
 
 class Export(ABC):

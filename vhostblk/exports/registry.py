@@ -9,23 +9,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.errors import BlockError
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.permissions import Perm
 from vhostblk.schema.export import iothread_names
 from vhostblk.virtio_blk.lane import Lane, choose_lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhostblk.block.graph import Graph
+    from vhostblk.block.graph.graph import Graph
     from vhostblk.engine.iothreads import Iothreads
     from vhostblk.exports.base import Export
     from vhostblk.schema.export import BlockExportOptions
 
 
 def _vhost_user_blk() -> Callable[[Any, BlockBackend, Iothreads], Export]:
-    from vhostblk.exports.vhost_user_export import VhostUserBlkExport
+    from vhostblk.exports.vhost_user_blk.export import VhostUserBlkExport
 
     return VhostUserBlkExport
 

@@ -25,5 +25,5 @@ before `Commit`, as the giver would miss it. If these messages can't be replayed
 the giver, which has to resume, disconnects that front-end.
 
 The image locks are held all the time: the giver holds them on an open file of its own, the guard.
-The taker gets the guard, and ignores its locks (`block/locking.py`).
+The taker gets the guard, and ignores its locks (`block/graph/locking.py`).
 """

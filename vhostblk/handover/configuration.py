@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vhostblk.block import inherit
+from vhostblk.block.graph import inherit
 from vhostblk.handover.errors import HandoverError
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.throttle import ThrottleGroupProperties
 
 if TYPE_CHECKING:
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.graph.node import BlockNode
     from vhostblk.daemon import Daemon
 
 

@@ -12,8 +12,8 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.block.edge import flush_node
 from vhostblk.block.errors import ImageLockedError
+from vhostblk.block.graph.edge import flush_node
 from vhostblk.errors import VhostblkError
 from vhostblk.handover import configuration
 from vhostblk.handover.errors import HandoverError, RefusedError
@@ -40,9 +40,9 @@ from vhostblk.handover.wire import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhostblk.block.locking import LockGuard
+    from vhostblk.block.graph.locking import LockGuard
     from vhostblk.daemon import Daemon
-    from vhostblk.vhost_user.listener import Listener
+    from vhostblk.net.listener import Listener
     from vhostblk.vhost_user.server import Carried
 
 logger = logging.getLogger(__name__)

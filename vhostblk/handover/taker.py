@@ -11,10 +11,10 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from vhostblk.block.locking import LockGuard
+from vhostblk.block.graph.locking import LockGuard
 from vhostblk.block.registry import driver_class
 from vhostblk.errors import VhostblkError
-from vhostblk.exports import vhost_user_blk
+from vhostblk.exports.vhost_user_blk import device as vhost_user_blk
 from vhostblk.handover.errors import HandoverError
 from vhostblk.handover.leash import Leash
 from vhostblk.handover.wire import (
@@ -29,8 +29,8 @@ from vhostblk.handover.wire import (
     Ready,
     State,
 )
+from vhostblk.net.listener import Listener
 from vhostblk.vhost_user.codec import FdList
-from vhostblk.vhost_user.listener import Listener
 from vhostblk.vhost_user.restate import Said
 from vhostblk.vhost_user.server import Carried
 from vhostblk.virtio_blk.lane import choose_lane

@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vhostblk.block.node import BlockStatus, WriteFlags
+from vhostblk.block.graph.node import BlockStatus, WriteFlags
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from typing_extensions import Buffer
 
-    from vhostblk.block.edge import Edge
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.edge import Edge
+    from vhostblk.block.graph.node import BlockNode
 
 
 class Extent(NamedTuple):
@@ -50,7 +50,7 @@ class Child:
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return `length` bytes."""
-        from vhostblk.block.iovec import IoVec  # brings numpy
+        from vhostblk.block.io.iovec import IoVec  # brings numpy
 
         iov = IoVec.allocate(length)
         await self._edge.preadv(offset, iov)
@@ -58,7 +58,7 @@ class Child:
 
     async def write(self, offset: int, data: Buffer) -> None:
         """Write `data`."""
-        from vhostblk.block.iovec import IoVec
+        from vhostblk.block.io.iovec import IoVec
 
         with memoryview(data) as view:
             iov = IoVec.allocate(view.nbytes)

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import msgspec
 
-from vhostblk.block.edge import MAX_SIZE, os_error
 from vhostblk.block.errors import BlockError
-from vhostblk.block.node import BlockLimits, BlockNode, BlockStatus, WriteFlags
-from vhostblk.block.node import Extent as NodeExtent
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.edge import MAX_SIZE, os_error
+from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, WriteFlags
+from vhostblk.block.graph.node import Extent as NodeExtent
+from vhostblk.block.graph.permissions import Perm
 from vhostblk.errors import VhostblkError
 from vhostblk.plugin.child import Child, Extent, SyncChild
 from vhostblk.plugin.driver import Driver, has
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from collections.abc import Set as AbstractSet
 
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.io.iovec import IoVec
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from collections import deque
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from vhostblk.block.completion import Completion
+from vhostblk.block.io.completion import Completion
 from vhostblk.plugin.child import Extent, SyncChild
 from vhostblk.plugin.driver import DriverBase, O, absent, unsupported
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vhostblk.cli.daemonize import Readiness
+    from vhostblk.net.listener import Listener
     from vhostblk.pr.arguments import Arguments
-    from vhostblk.vhost_user.listener import Listener
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vhostblk.vhost_user.mapping import Mapping
+    from vhostblk.virtqueue.mapping import Mapping
 
 
 @dataclass(frozen=True, slots=True)

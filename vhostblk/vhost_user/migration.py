@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from vhostblk.vhost_user.backend import Backend, DirtyLogging, RegionDescription
     from vhostblk.vhost_user.codec import Message
     from vhostblk.vhost_user.device_state import DeviceState
-    from vhostblk.vhost_user.mapping import Mapping
     from vhostblk.vhost_user.postcopy import Postcopy
     from vhostblk.vhost_user.vring import Vring
+    from vhostblk.virtqueue.mapping import Mapping
 
 #: What replies say of success and failure.
 ACK = 0

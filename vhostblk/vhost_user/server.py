@@ -19,22 +19,22 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vhostblk.net.listener import listen
 from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.trace import points as trace
 from vhostblk.vhost_user.codec import FdList, MessageDecoder
 from vhostblk.vhost_user.errors import ProtocolError, VhostUserError
 from vhostblk.vhost_user.journal import Journal
 from vhostblk.vhost_user.layout import HEADER, MAX_FDS, Request
-from vhostblk.vhost_user.listener import listen
 from vhostblk.vhost_user.restate import as_message
 from vhostblk.vhost_user.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vhostblk.net.listener import ListenAddress, Listener
     from vhostblk.vhost_user.backend import Backend
     from vhostblk.vhost_user.codec import Message
-    from vhostblk.vhost_user.listener import ListenAddress, Listener
     from vhostblk.vhost_user.restate import Said
     from vhostblk.vhost_user.rules import Answer
 

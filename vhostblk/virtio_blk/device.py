@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.node import WriteFlags
+from vhostblk.block.graph.node import WriteFlags
 from vhostblk.schema.block import IoOperationType
 from vhostblk.virtio_blk.discard import RefusedError, max_payload, parse_segments
 from vhostblk.virtio_blk.layout import ID_BYTES, LIFETIME, RequestType, Status
@@ -21,8 +21,8 @@ from vhostblk.virtio_blk.zoned import ZONE_TYPES, ZonedRequests
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from vhostblk.block.backend import BlockBackend
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.backend import BlockBackend
+    from vhostblk.block.io.iovec import IoVec
 
 
 class BlkDevice:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vhostblk.block.completion import Completion, resolve_all
-from vhostblk.block.iovec import address_of
+from vhostblk.block.io.completion import Completion, resolve_all
+from vhostblk.block.io.iovec import address_of
 from vhostblk.engine.layouts import STATS
 from vhostblk.engine.maps import encode_map
 from vhostblk.vhost_user.errors import VhostUserError
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from vhostblk.engine.extents import ExtentMap, ExtentTable
     from vhostblk.engine.iothread import Iothread
     from vhostblk.ratelimit import RateLimitedLogger
-    from vhostblk.vhost_user.memory import GuestMemory
     from vhostblk.virtio_blk.device import BlkDevice
+    from vhostblk.virtqueue.memory import GuestMemory
     from vhostblk.virtqueue.queue_log import QueueLog
     from vhostblk.virtqueue.ring import Ring
 

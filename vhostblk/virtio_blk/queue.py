@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.completion import Completion, resolve_all
+from vhostblk.block.io.completion import Completion, resolve_all
 from vhostblk.trace import points as trace
-from vhostblk.virtio_blk import eventfd
 from vhostblk.virtio_blk.request import parse
 from vhostblk.virtio_blk.runner import Completed, RequestRunner
 from vhostblk.virtio_blk.statistics import Counters
 from vhostblk.virtio_blk.written import WrittenMemory
+from vhostblk.virtqueue import eventfd
 from vhostblk.virtqueue.errors import BrokenRingError
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.ratelimit import RateLimitedLogger
-    from vhostblk.vhost_user.memory import GuestMemory
     from vhostblk.virtio_blk.device import BlkDevice
+    from vhostblk.virtqueue.memory import GuestMemory
     from vhostblk.virtqueue.queue_log import QueueLog
     from vhostblk.virtqueue.ring import Ring
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vhostblk.block.iovec import IOVEC, address_of, view_memory
+from vhostblk.block.io.iovec import IOVEC, address_of, view_memory
 from vhostblk.engine.layouts import REQUEST
 from vhostblk.virtio_blk.layout import (
     APPEND_SECTOR_BYTES,
@@ -27,8 +27,8 @@ from vhostblk.virtio_blk.layout import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vhostblk.vhost_user.memory import GuestMemory
     from vhostblk.virtqueue.batch import RequestBatch
+    from vhostblk.virtqueue.memory import GuestMemory
 
 #: The status of a request that has none yet.
 PENDING = 0xFF

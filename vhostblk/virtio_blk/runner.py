@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vhostblk.block.completion import drive, follow
-from vhostblk.block.iovec import IoVec
+from vhostblk.block.io.completion import drive, follow
+from vhostblk.block.io.iovec import IoVec
 from vhostblk.engine.layouts import RECORD
 from vhostblk.virtio_blk.discard import RefusedError
 from vhostblk.virtio_blk.layout import APPEND_SECTOR_BYTES, SECTOR_SIZE, RequestType, Status
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vhostblk.block.completion import Completion
-    from vhostblk.block.node import Failures
+    from vhostblk.block.graph.node import Failures
+    from vhostblk.block.io.completion import Completion
     from vhostblk.ratelimit import RateLimitedLogger
     from vhostblk.virtio_blk.device import BlkDevice
     from vhostblk.virtio_blk.statistics import Counters

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.iovec import IoVec
+from vhostblk.block.io.iovec import IoVec
 from vhostblk.virtio_blk.layout import APPEND_SECTOR_BYTES, RequestType
 from vhostblk.virtio_blk.request import PENDING
 
 if TYPE_CHECKING:
-    from vhostblk.vhost_user.memory import GuestMemory
     from vhostblk.virtio_blk.request import BlockRequests
     from vhostblk.virtio_blk.runner import Completed
+    from vhostblk.virtqueue.memory import GuestMemory
     from vhostblk.virtqueue.queue_log import QueueLog
 
 _ZONE_APPEND = int(RequestType.ZONE_APPEND)

@@ -25,8 +25,8 @@ from vhostblk.virtio_blk.layout import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhostblk.block.backend import BlockBackend
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.backend import BlockBackend
+    from vhostblk.block.io.iovec import IoVec
     from vhostblk.block.zones import Zone, ZonedLimits
 
 _OPS: dict[int, ZoneOp] = {

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.iovec import IOVEC
+from vhostblk.block.io.iovec import IOVEC
 from vhostblk.virtqueue.batch import RequestBatch
 from vhostblk.virtqueue.layout import DESC, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vhostblk.vhost_user.memory import GuestMemory
+    from vhostblk.virtqueue.memory import GuestMemory
 
 #: Longest chains. The longer they are the less a shortcut gains, and the more it may do in vain.
 MAX_DIRECT = 8

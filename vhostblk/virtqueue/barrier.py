@@ -13,7 +13,7 @@ import platform
 import threading
 from typing import TYPE_CHECKING
 
-from vhostblk.block.iovec import view_memory
+from vhostblk.block.io.iovec import view_memory
 from vhostblk.engine import load
 from vhostblk.errors import VhostblkError
 

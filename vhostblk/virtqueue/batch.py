@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from vhostblk.vhost_user.memory import GuestMemory
+    from vhostblk.virtqueue.memory import GuestMemory
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.iovec import view_memory
+from vhostblk.block.io.iovec import view_memory
 from vhostblk.vhost_user.errors import InflightError
 from vhostblk.virtqueue.layout import (
     INFLIGHT_DESC_SPLIT,
@@ -35,7 +35,7 @@ from vhostblk.virtqueue.layout import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vhostblk.vhost_user.inflight import InflightPart
+    from vhostblk.virtqueue.inflight_area import InflightPart
 
 
 class SplitInflight:

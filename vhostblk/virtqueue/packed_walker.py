@@ -21,8 +21,8 @@ from vhostblk.virtqueue.walker import MAX_CHAIN, translate_chains
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vhostblk.vhost_user.memory import GuestMemory
     from vhostblk.virtqueue.batch import RequestBatch
+    from vhostblk.virtqueue.memory import GuestMemory
 
 
 def walk_packed(

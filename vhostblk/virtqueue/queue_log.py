@@ -19,8 +19,8 @@ from vhostblk.vhost_user.errors import DirtyLogError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vhostblk.vhost_user.dirty_log import DirtyLog
-    from vhostblk.vhost_user.memory import GuestMemory
+    from vhostblk.virtqueue.dirty_log import DirtyLog
+    from vhostblk.virtqueue.memory import GuestMemory
 
 
 class QueueLog:

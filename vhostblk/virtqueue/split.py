@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhostblk.vhost_user.backend import VringConfig
-    from vhostblk.vhost_user.inflight import InflightPart
-    from vhostblk.vhost_user.memory import GuestMemory
     from vhostblk.virtqueue.batch import RequestBatch
+    from vhostblk.virtqueue.inflight_area import InflightPart
+    from vhostblk.virtqueue.memory import GuestMemory
     from vhostblk.virtqueue.queue_log import QueueLog
 
 

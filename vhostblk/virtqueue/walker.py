@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.iovec import IOVEC
+from vhostblk.block.io.iovec import IOVEC
 from vhostblk.virtqueue.alike import walk_alike
 from vhostblk.virtqueue.batch import RequestBatch
 from vhostblk.virtqueue.errors import ChainFault
@@ -27,7 +27,7 @@ from vhostblk.virtqueue.layout import DESC, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vhostblk.vhost_user.memory import GuestMemory
+    from vhostblk.virtqueue.memory import GuestMemory
 
 #: Longest chain and longest indirect table: Linux's UIO_MAXIOV, as in QEMU. It holds in longer
 #: queues too, because all chains of a burst may share one long run of descriptors.

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 from fuzz.mutations.mutation import Mutation
 
-_EDGE = "vhostblk/block/edge.py"
-_SHAPING = "vhostblk/block/shaping.py"
-_TRACKER = "vhostblk/block/tracker.py"
-_BACKEND = "vhostblk/block/backend.py"
-_DRAIN = "vhostblk/block/drain.py"
-_GRAPH = "vhostblk/block/graph.py"
-_REOPEN = "vhostblk/block/reopen.py"
-_OVERLAY = "vhostblk/block/overlay.py"
-_BITMAP = "vhostblk/block/dirty_bitmap.py"
-_BITMAPS = "vhostblk/block/node_bitmaps.py"
+_EDGE = "vhostblk/block/graph/edge.py"
+_SHAPING = "vhostblk/block/io/shaping.py"
+_TRACKER = "vhostblk/block/io/tracker.py"
+_BACKEND = "vhostblk/block/graph/backend.py"
+_DRAIN = "vhostblk/block/graph/drain.py"
+_GRAPH = "vhostblk/block/graph/graph.py"
+_REOPEN = "vhostblk/block/graph/reopen.py"
+_OVERLAY = "vhostblk/block/graph/overlay.py"
+_BITMAP = "vhostblk/block/bitmaps/dirty_bitmap.py"
+_BITMAPS = "vhostblk/block/bitmaps/node_bitmaps.py"
 
 _EDGES = ("tests/block/test_edge.py", "tests/block/test_extent_map.py")
 _GRAPHS = ("tests/block/test_graph.py", "tests/block/test_graph_property.py")
@@ -516,7 +516,7 @@ MUTATIONS = (
     ),
     Mutation(
         "inactive-and-still-locked",
-        "vhostblk/block/activation.py",
+        "vhostblk/block/graph/activation.py",
         """
                   edge.perm, edge.shared, edge.shared_outside = Perm.NONE, Perm.ALL, Perm.ALL
         - update_permissions(nodes)
@@ -527,7 +527,7 @@ MUTATIONS = (
     ),
     Mutation(
         "inactive-with-its-bitmaps",
-        "vhostblk/block/activation.py",
+        "vhostblk/block/graph/activation.py",
         """
         - node.bitmaps = [each for each in node.bitmaps if not each.persistent]
           node_bitmaps.refresh(node)
@@ -686,7 +686,7 @@ MUTATIONS = (
     ),
     Mutation(
         "transaction-undone-first-to-last",
-        "vhostblk/block/actions.py",
+        "vhostblk/block/graph/actions.py",
         """
           except BaseException:
         -     for action in reversed(prepared):
@@ -698,7 +698,7 @@ MUTATIONS = (
     ),
     Mutation(
         "transaction-not-drained",
-        "vhostblk/block/actions.py",
+        "vhostblk/block/graph/actions.py",
         """
         - await drained.enter_async_context(graph.drained(action.nodes()))
         + action.nodes()

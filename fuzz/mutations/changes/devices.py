@@ -9,7 +9,7 @@ _RUNNER = "vhostblk/virtio_blk/runner.py"
 _QUEUE = "vhostblk/virtio_blk/queue.py"
 _EXPRESS = "vhostblk/virtio_blk/express.py"
 _DEVICE = "vhostblk/virtio_blk/device.py"
-_EXPORT = "vhostblk/exports/vhost_user_blk.py"
+_EXPORT = "vhostblk/exports/vhost_user_blk/device.py"
 _JOURNAL = "vhostblk/vhost_user/journal.py"
 _GIVER = "vhostblk/handover/giver.py"
 _TAKER = "vhostblk/handover/taker.py"
@@ -385,7 +385,7 @@ MUTATIONS = (
     ),
     Mutation(
         "image-taken-by-nobody",
-        "vhostblk/exports/ownership.py",
+        "vhostblk/exports/vhost_user_blk/ownership.py",
         """
         -     await self._backend.set_active(active=True)
         +     pass
@@ -397,7 +397,7 @@ MUTATIONS = (
     ),
     Mutation(
         "image-taken-from-running-queues",
-        "vhostblk/exports/ownership.py",
+        "vhostblk/exports/vhost_user_blk/ownership.py",
         """
         - self._backend.allow_inactive = False
         """,
@@ -427,7 +427,7 @@ MUTATIONS = (
     ),
     Mutation(
         "logging-changes-under-requests",
-        "vhostblk/exports/dirty_logging.py",
+        "vhostblk/exports/vhost_user_blk/dirty_logging.py",
         """
           self._check(self._log, self._memory(), enabled=enabled)
         - async with self._quiet() as queues:
@@ -442,7 +442,7 @@ MUTATIONS = (
     ),
     Mutation(
         "logging-stops-with-the-vring-log",
-        "vhostblk/exports/dirty_logging.py",
+        "vhostblk/exports/vhost_user_blk/dirty_logging.py",
         """
         - if self._log is None or not (self._enabled or used_addr is not None):
         + if self._log is None or used_addr is None:

@@ -7,7 +7,7 @@ from fuzz.mutations.mutation import Mutation
 
 _POSIX = "vhostblk/block/drivers/posix.py"
 _RAW = "vhostblk/block/drivers/raw.py"
-_LOCKING = "vhostblk/block/locking.py"
+_LOCKING = "vhostblk/block/graph/locking.py"
 
 _FILE = ("tests/block/test_file.py",)
 _LOCKS = ("tests/block/test_locking.py",)

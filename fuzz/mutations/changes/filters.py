@@ -7,7 +7,7 @@ from fuzz.mutations.mutation import Mutation
 
 _CBW = "vhostblk/block/drivers/copy_before_write.py"
 _COR = "vhostblk/block/drivers/copy_on_read.py"
-_COPY = "vhostblk/block/block_copy.py"
+_COPY = "vhostblk/block/copy/block_copy.py"
 _QUORUM = "vhostblk/block/drivers/quorum.py"
 _PREALLOCATE = "vhostblk/block/drivers/preallocate.py"
 
@@ -379,7 +379,7 @@ MUTATIONS = (
     ),
     Mutation(
         "filter-without-a-flush",
-        "vhostblk/block/filter.py",
+        "vhostblk/block/graph/filter.py",
         """
           async def flush(self) -> None:
         -     await self._file.flush()
@@ -390,7 +390,7 @@ MUTATIONS = (
     ),
     Mutation(
         "filter-writes-without-flags",
-        "vhostblk/block/filter.py",
+        "vhostblk/block/graph/filter.py",
         """
         - await self._file.pwritev(offset, iov, flags)
         + await self._file.pwritev(offset, iov)

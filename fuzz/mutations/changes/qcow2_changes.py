@@ -337,7 +337,7 @@ MUTATIONS = (
     ),
     Mutation(
         "users-not-told-of-the-size-after-an-error",
-        "vhostblk/block/edge.py",
+        "vhostblk/block/graph/edge.py",
         """
         - finally:
         -     if self.node.size != old_size:

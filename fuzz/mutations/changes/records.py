@@ -15,8 +15,8 @@ _PUBLISH_C = "vhostblk/engine/src/publish.c"
 _QUEUE_C = "vhostblk/engine/src/queue.c"
 _QUEUE = "vhostblk/virtio_blk/queue.py"
 _EXPRESS = "vhostblk/virtio_blk/express.py"
-_EXPORT = "vhostblk/exports/vhost_user_blk.py"
-_RECORDS = "vhostblk/exports/inflight_records.py"
+_EXPORT = "vhostblk/exports/vhost_user_blk/device.py"
+_RECORDS = "vhostblk/exports/vhost_user_blk/inflight_records.py"
 
 _DEATHS = ("tests/stores/test_deaths.py",)
 _LOGS = ("tests/stores/test_log.py", "tests/exports/test_dirty_logging.py")

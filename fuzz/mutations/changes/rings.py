@@ -12,7 +12,7 @@ _PACKED_H = "vhostblk/engine/src/packed.h"
 _PACKED_C = "vhostblk/engine/src/packed.c"
 _QUEUE_C = "vhostblk/engine/src/queue.c"
 _PACKED_RECORD = "tests/virtqueue/test_packed_inflight.py"
-_MEMORY = "vhostblk/vhost_user/memory.py"
+_MEMORY = "vhostblk/virtqueue/memory.py"
 
 _SPLIT_TESTS = ("tests/virtqueue/test_split_take.py", "tests/virtio_blk/test_queue.py",
                 "tests/virtio_blk/test_queue_hostile.py")  # fmt: skip

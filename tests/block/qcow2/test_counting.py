@@ -16,7 +16,7 @@ from vhostblk.block.drivers.qcow2.layout import Geometry
 from vhostblk.block.drivers.qcow2.refcounts import Refcounts, unpack
 
 if TYPE_CHECKING:
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.io.iovec import IoVec
 
 #: The number of refcount blocks; they are at the beginning of the file.
 BLOCKS = 4

@@ -28,8 +28,8 @@ from vhostblk.schema.drivers.file import BlockdevAioOptions
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhostblk.block.completion import Completion
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.io.completion import Completion
+    from vhostblk.block.io.iovec import IoVec
 
 logger = logging.getLogger(__name__)
 

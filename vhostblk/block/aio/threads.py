@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk import engine as core
 from vhostblk.block.aio.engine import AioEngine
-from vhostblk.block.completion import Completion
+from vhostblk.block.io.completion import Completion
 from vhostblk.schema.drivers.file import BlockdevAioOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.io.iovec import IoVec
 
 #: Enough for the parallelism of ordinary disks.
 MAX_THREADS = 16

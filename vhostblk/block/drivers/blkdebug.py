@@ -18,19 +18,19 @@ import msgspec
 
 from vhostblk.block.drivers.blkdebug_config import read_config
 from vhostblk.block.drivers.blkdebug_rules import Rule, Rules
-from vhostblk.block.edge import os_error
 from vhostblk.block.errors import BlockError
-from vhostblk.block.filter import FilterNode
-from vhostblk.block.node import Extent, WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.edge import os_error
+from vhostblk.block.graph.filter import FilterNode
+from vhostblk.block.graph.node import Extent, WriteFlags
+from vhostblk.block.graph.permissions import Perm
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.drivers.blkdebug import BlkdebugEvent, BlkdebugIOType
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.io.iovec import IoVec
     from vhostblk.schema.block_query import BlockPermission
 
 _INT_MAX = (1 << 31) - 1

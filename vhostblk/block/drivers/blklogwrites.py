@@ -15,8 +15,6 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block import shaping
-from vhostblk.block.completion import Completion
 from vhostblk.block.drivers.blklogwrites_layout import (
     ALL_FLAGS,
     ENTRY_BYTES,
@@ -28,19 +26,21 @@ from vhostblk.block.drivers.blklogwrites_layout import (
     LogSuper,
     is_sector_size,
 )
-from vhostblk.block.edge import flush_node
 from vhostblk.block.errors import BlockError
-from vhostblk.block.filter import FilterNode
-from vhostblk.block.node import WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.edge import flush_node
+from vhostblk.block.graph.filter import FilterNode
+from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io import shaping
+from vhostblk.block.io.completion import Completion
 from vhostblk.schema.base import UNSET
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from vhostblk.block.edge import Edge
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.edge import Edge
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.io.iovec import IoVec
 
 logger = logging.getLogger(__name__)
 

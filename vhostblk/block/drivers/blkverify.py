@@ -12,20 +12,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block import shaping
-from vhostblk.block.completion import outcomes
-from vhostblk.block.edge import os_error
-from vhostblk.block.filter import FilterNode
-from vhostblk.block.node import BlockNode, WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.edge import os_error
+from vhostblk.block.graph.filter import FilterNode
+from vhostblk.block.graph.node import BlockNode, WriteFlags
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io import shaping
+from vhostblk.block.io.completion import outcomes
 from vhostblk.fatal import end_process
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vhostblk.block.edge import Edge
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.edge import Edge
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.io.iovec import IoVec
 
 
 class BlkverifyNode(FilterNode):

@@ -13,12 +13,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.errors import BlockError
-from vhostblk.block.filter import FilterNode
-from vhostblk.block.node import WriteFlags
+from vhostblk.block.graph.filter import FilterNode
+from vhostblk.block.graph.node import WriteFlags
 
 if TYPE_CHECKING:
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.io.iovec import IoVec
     from vhostblk.engine.extents import ExtentMap
 
 

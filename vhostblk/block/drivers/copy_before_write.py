@@ -24,13 +24,13 @@ import errno
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block import node_bitmaps
-from vhostblk.block.completion import Completion
-from vhostblk.block.edge import os_error
+from vhostblk.block.bitmaps import node_bitmaps
 from vhostblk.block.errors import BlockError
-from vhostblk.block.filter import FilterNode
-from vhostblk.block.node import BlockNode, Extent, WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.edge import os_error
+from vhostblk.block.graph.filter import FilterNode
+from vhostblk.block.graph.node import BlockNode, Extent, WriteFlags
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.completion import Completion
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.drivers.filters import OnCbwError
 
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from vhostblk.block.block_copy import BlockCopy
-    from vhostblk.block.dirty_bitmap import DirtyBitmap
-    from vhostblk.block.edge import Edge
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.bitmaps.dirty_bitmap import DirtyBitmap
+    from vhostblk.block.copy.block_copy import BlockCopy
+    from vhostblk.block.graph.edge import Edge
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.io.iovec import IoVec
     from vhostblk.engine.extents import ExtentMap
 
 #: As in QEMU: the least number of bytes that are copied.
@@ -88,7 +88,7 @@ class CopyBeforeWriteNode(FilterNode):
     async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
         import numpy as np
 
-        from vhostblk.block.block_copy import BlockCopy
+        from vhostblk.block.copy.block_copy import BlockCopy
 
         node = await super().open(node_name, options, graph)
         await graph.open_child(node, "target", options.target)
@@ -264,7 +264,7 @@ def _cluster_size(target: BlockNode, least: int) -> int:
 
 def _clusters_of(bitmap: DirtyBitmap, cluster_size: int, size: int) -> NDArray[np.bool_]:
     """Tell which clusters of a disk a bitmap has noted; raises BlockError."""
-    from vhostblk.block.dirty_bitmap import DirtyBitmap
+    from vhostblk.block.bitmaps.dirty_bitmap import DirtyBitmap
 
     try:
         node_bitmaps.check_source(bitmap, size)

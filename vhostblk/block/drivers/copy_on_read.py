@@ -14,18 +14,19 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block import allocation, shaping
 from vhostblk.block.errors import BlockError
-from vhostblk.block.filter import FilterNode
-from vhostblk.block.node import BlockNode, WriteFlags
-from vhostblk.block.permissions import Perm
-from vhostblk.block.tracker import WriteTracker
+from vhostblk.block.graph import allocation
+from vhostblk.block.graph.filter import FilterNode
+from vhostblk.block.graph.node import BlockNode, WriteFlags
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io import shaping
+from vhostblk.block.io.tracker import WriteTracker
 from vhostblk.schema.base import UNSET
 
 if TYPE_CHECKING:
-    from vhostblk.block.edge import Edge
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.edge import Edge
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.io.iovec import IoVec
 
 _PASSED_ON = Perm.CONSISTENT_READ | Perm.WRITE | Perm.RESIZE
 
@@ -150,7 +151,7 @@ async def _allocate(image: BlockNode, start: int, stop: int) -> None:
 
     The last one may be cut off by the end of the image.
     """
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.io.iovec import IoVec
 
     align = image.limits.request_alignment
     longest = min(image.limits.max_transfer or COPY_BYTES, COPY_BYTES)

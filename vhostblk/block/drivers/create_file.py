@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 
 from vhostblk.block.drivers.preallocation import resize
 from vhostblk.block.errors import BlockError, ImageLockedError
-from vhostblk.block.locking import ImageLock, ofd_locks_available
-from vhostblk.block.permissions import Perm
-from vhostblk.block.storage import check_unused
+from vhostblk.block.graph.locking import ImageLock, ofd_locks_available
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.graph.storage import check_unused
 from vhostblk.schema.base import UnsetType
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
     from vhostblk.block.drivers.preallocation import Pause
-    from vhostblk.block.graph import Graph
+    from vhostblk.block.graph.graph import Graph
     from vhostblk.schema.create import BlockdevCreateOptionsFile
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from vhostblk import engine as core
 from vhostblk.block.drivers.posix import SECTOR, PosixNode
 from vhostblk.block.drivers.preallocation import resize
 from vhostblk.block.errors import BlockError
-from vhostblk.block.node import BlockStatus, Extent
+from vhostblk.block.graph.node import BlockStatus, Extent
 
 if TYPE_CHECKING:
     from vhostblk.schema.common import PreallocMode

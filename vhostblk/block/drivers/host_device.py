@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vhostblk.block.drivers.posix import FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, PosixNode
-from vhostblk.block.edge import os_error
 from vhostblk.block.errors import BlockError
+from vhostblk.block.graph.edge import os_error
+from vhostblk.block.graph.node import BlockLimits, BlockStatus, Extent, WriteFlags
 from vhostblk.block.lifetime import read_lifetime
-from vhostblk.block.node import BlockLimits, BlockStatus, Extent, WriteFlags
 from vhostblk.engine.extents import Treatment
 
 if TYPE_CHECKING:

@@ -12,16 +12,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block.completion import Completion
 from vhostblk.block.drivers.null_zones import make_zones
 from vhostblk.block.errors import BlockError
-from vhostblk.block.node import BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.io.completion import Completion
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.schema.base import UNSET
 
 if TYPE_CHECKING:
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.io.iovec import IoVec
     from vhostblk.block.zones import EmulatedZones, Zone, ZonedLimits, ZoneOp
 
 

@@ -18,15 +18,15 @@ from array import array
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk import engine as core
-from vhostblk.block import storage
 from vhostblk.block.aio.engine import acquire, release
-from vhostblk.block.completion import gather
 from vhostblk.block.drivers.direct import probe_alignment
-from vhostblk.block.edge import os_error
 from vhostblk.block.errors import BlockError
-from vhostblk.block.locking import ImageLock, locking_wanted
-from vhostblk.block.node import BlockLimits, BlockNode, WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph import storage
+from vhostblk.block.graph.edge import os_error
+from vhostblk.block.graph.locking import ImageLock, locking_wanted
+from vhostblk.block.graph.node import BlockLimits, BlockNode, WriteFlags
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.completion import gather
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.schema.drivers.file import BlockdevAioOptions
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vhostblk.block.aio.engine import AioEngine
-    from vhostblk.block.completion import Completion
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.iovec import IoVec
-    from vhostblk.block.locking import LockGuard
-    from vhostblk.block.node import Failures
-    from vhostblk.block.storage import StorageId
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.graph.locking import LockGuard
+    from vhostblk.block.graph.node import Failures
+    from vhostblk.block.graph.storage import StorageId
+    from vhostblk.block.io.completion import Completion
+    from vhostblk.block.io.iovec import IoVec
 
 logger = logging.getLogger(__name__)
 

@@ -24,19 +24,19 @@ import logging
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.errors import BlockError
-from vhostblk.block.filter import FilterNode
-from vhostblk.block.node import WriteFlags
-from vhostblk.block.permission_update import update_permissions
-from vhostblk.block.permissions import Perm
-from vhostblk.block.tracker import WriteTracker
+from vhostblk.block.graph.filter import FilterNode
+from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.graph.permission_update import update_permissions
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.tracker import WriteTracker
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.io.iovec import IoVec
     from vhostblk.engine.extents import ExtentMap
 
 logger = logging.getLogger(__name__)

@@ -16,14 +16,14 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block import shaping
-from vhostblk.block.completion import outcomes
 from vhostblk.block.drivers.blkverify import first_difference
 from vhostblk.block.drivers.quorum_vote import Versions
-from vhostblk.block.edge import os_error
 from vhostblk.block.errors import BlockError
-from vhostblk.block.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.edge import os_error
+from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io import shaping
+from vhostblk.block.io.completion import outcomes
 from vhostblk.fatal import end_process
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.drivers.quorum import (
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from collections.abc import Set as AbstractSet
 
-    from vhostblk.block.edge import Edge
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.edge import Edge
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.io.iovec import IoVec
     from vhostblk.events import EventBus
 
 SECTOR = 512

@@ -13,18 +13,18 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block.edge import MAX_SIZE
 from vhostblk.block.errors import BlockError
-from vhostblk.block.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.edge import MAX_SIZE
+from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.zones import check_zoned_child
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
-    from vhostblk.block.edge import Edge
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.edge import Edge
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.io.iovec import IoVec
     from vhostblk.block.lifetime import Lifetime
     from vhostblk.block.zones import Zone, ZonedLimits, ZoneOp
     from vhostblk.engine.extents import ExtentMap

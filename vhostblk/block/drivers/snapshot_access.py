@@ -12,13 +12,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block.node import BlockNode, BlockStatus, Extent
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent
+from vhostblk.block.graph.permissions import Perm
 
 if TYPE_CHECKING:
-    from vhostblk.block.edge import Edge
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.edge import Edge
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.io.iovec import IoVec
 
 
 class SnapshotAccessNode(BlockNode):

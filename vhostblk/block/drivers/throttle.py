@@ -13,15 +13,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block.filter import FilterNode
-from vhostblk.block.node import WriteFlags
+from vhostblk.block.graph.filter import FilterNode
+from vhostblk.block.graph.node import WriteFlags
 from vhostblk.engine.buckets import READ, WRITE
 from vhostblk.engine.budget import EngineBudget
 from vhostblk.engine.extents import Treatment
 
 if TYPE_CHECKING:
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.io.iovec import IoVec
     from vhostblk.block.throttle_group import ThrottleGroup, ThrottleGroups, ThrottleMember
     from vhostblk.engine.extents import ExtentMap
 

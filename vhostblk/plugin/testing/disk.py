@@ -8,11 +8,11 @@ import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.block.backend import BlockBackend
-from vhostblk.block.completion import drive
-from vhostblk.block.graph import Graph
-from vhostblk.block.node import BlockStatus
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import BlockStatus
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.completion import drive
 from vhostblk.plugin import Extent, register
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
@@ -57,7 +57,7 @@ class Disk:
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return bytes; the memory is not zero beforehand."""
-        from vhostblk.block.iovec import IoVec
+        from vhostblk.block.io.iovec import IoVec
 
         iov = IoVec.allocate(length)
         iov.fill(0xE5)
@@ -66,7 +66,7 @@ class Disk:
 
     async def write(self, offset: int, data: bytes) -> None:
         """Write bytes, in two segments, and change the memory afterwards, as a guest may."""
-        from vhostblk.block.iovec import IoVec
+        from vhostblk.block.io.iovec import IoVec
 
         half = len(data) // 2
         iov = IoVec.from_buffers([bytearray(data[:half]), bytearray(data[half:])])

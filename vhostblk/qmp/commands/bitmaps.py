@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhostblk.block.actions import perform
-from vhostblk.block.node_bitmaps import (
+from vhostblk.block.bitmaps.node_bitmaps import (
     AddBitmap,
     ClearBitmap,
     EnableBitmap,
@@ -14,6 +13,7 @@ from vhostblk.block.node_bitmaps import (
     RemoveBitmap,
     lookup,
 )
+from vhostblk.block.graph.actions import perform
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
 from vhostblk.qmp.registry import command
 from vhostblk.schema.bitmap import (
@@ -24,8 +24,8 @@ from vhostblk.schema.bitmap import (
 )
 
 if TYPE_CHECKING:
-    from vhostblk.block.actions import Action
-    from vhostblk.block.graph import Graph
+    from vhostblk.block.graph.actions import Action
+    from vhostblk.block.graph.graph import Graph
 
 
 def add(graph: Graph, arguments: BlockDirtyBitmapAdd) -> Action:

@@ -25,7 +25,7 @@ from vhostblk.schema.blockdev import BlockdevOptions  # noqa: TC001 (read at run
 from vhostblk.schema.drivers.quorum import QuorumFailure, QuorumReportBad
 
 if TYPE_CHECKING:
-    from vhostblk.block.graph import Graph
+    from vhostblk.block.graph.graph import Graph
 
 # QEMU emits it for its device models, never for exports; so it is known and does not come.
 event("BLOCK_IO_ERROR", BlockIoError)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from vhostblk.block.describe import FILE_DRIVERS, describe_graph, describe_node
+from vhostblk.block.graph.describe import FILE_DRIVERS, describe_graph, describe_node
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
 from vhostblk.qmp.registry import command
 from vhostblk.schema.base import UNSET
@@ -25,7 +25,7 @@ from vhostblk.schema.block_query import (
 )
 
 if TYPE_CHECKING:
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.node import BlockNode
 
 #: From the kinds of request that exports count to QAPI's names.
 _KINDS = {"read": "rd", "write": "wr", "flush": "flush", "unmap": "unmap"}

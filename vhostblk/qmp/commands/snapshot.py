@@ -6,11 +6,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from vhostblk.block.actions import LateAction, perform
 from vhostblk.block.errors import NodeNotFoundError
-from vhostblk.block.graph import check_not_backing
-from vhostblk.block.internal_snapshot import InternalSnapshotAction, can_snapshot, keeper_of
-from vhostblk.block.node import BlockNode
+from vhostblk.block.graph.actions import LateAction, perform
+from vhostblk.block.graph.graph import check_not_backing
+from vhostblk.block.graph.internal_snapshot import InternalSnapshotAction, can_snapshot, keeper_of
+from vhostblk.block.graph.node import BlockNode
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
 from vhostblk.qmp.errors import QmpError
 from vhostblk.qmp.registry import command
@@ -28,9 +28,9 @@ from vhostblk.schema.snapshot import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhostblk.block.actions import Action
     from vhostblk.block.drivers.qcow2.node import Qcow2Node
-    from vhostblk.block.graph import Graph
+    from vhostblk.block.graph.actions import Action
+    from vhostblk.block.graph.graph import Graph
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ def _find(graph: Graph, name: str | UnsetType, device: str | UnsetType = UNSET) 
 
 def snapshot(graph: Graph, arguments: BlockdevSnapshot) -> Action:
     """Return what puts a node that lies on nothing yet on another, in the place of that."""
-    from vhostblk.block.overlay import OverlayAction
+    from vhostblk.block.graph.overlay import OverlayAction
 
     base = _find(graph, arguments.node, arguments.node)
     check_not_backing(base)
@@ -90,7 +90,7 @@ async def blockdev_snapshot(daemon: Daemon, arguments: BlockdevSnapshot) -> None
 
 def snapshot_sync(graph: Graph, arguments: BlockdevSnapshotSync) -> Action:
     """Return what makes a file, opens it, and puts it on a node in the place of that."""
-    from vhostblk.block.overlay import NewOverlayAction
+    from vhostblk.block.graph.overlay import NewOverlayAction
 
     base = _find(graph, arguments.node_name, arguments.device)
     check_not_backing(base)
@@ -118,7 +118,7 @@ async def blockdev_snapshot_sync(daemon: Daemon, arguments: BlockdevSnapshotSync
 @command("change-backing-file")
 async def change_backing_file(daemon: Daemon, arguments: ChangeBackingFile) -> None:
     """Have an image name another backing file, for whoever opens it next."""
-    from vhostblk.block.overlay import rename_backing_file
+    from vhostblk.block.graph.overlay import rename_backing_file
 
     graph = daemon.graph
     async with graph.changing():

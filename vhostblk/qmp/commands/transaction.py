@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.block.actions import LateAction, perform
+from vhostblk.block.graph.actions import LateAction, perform
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
 from vhostblk.qmp.commands import bitmaps, snapshot
 from vhostblk.qmp.errors import QmpError
@@ -21,8 +21,8 @@ from vhostblk.schema.transaction import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhostblk.block.actions import Action
-    from vhostblk.block.graph import Graph
+    from vhostblk.block.graph.actions import Action
+    from vhostblk.block.graph.graph import Graph
 
 
 def _abort(_graph: Graph, _arguments: Any) -> Action:

@@ -15,7 +15,7 @@ import numpy as np
 
 from vhostblk.block.drivers.qcow2.layout import MAX_CLUSTER_OFFSET, MAX_REFTABLE_BYTES
 from vhostblk.block.drivers.qcow2.refcounts import RefBlock
-from vhostblk.block.edge import os_error
+from vhostblk.block.graph.edge import os_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

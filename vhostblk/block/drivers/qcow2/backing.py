@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.block import inherit
 from vhostblk.block.drivers.qcow2.opening import read_plainly
 from vhostblk.block.errors import BlockError
-from vhostblk.block.filename import described, full_name
+from vhostblk.block.graph import inherit
+from vhostblk.block.graph.filename import described, full_name
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.errors import OptionError
 
 if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.header import Header
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.graph.node import BlockNode
 
 #: Nodes inside each other; a backing chain may lead back to itself.
 MAX_DEPTH = 100

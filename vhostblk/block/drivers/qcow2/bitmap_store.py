@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vhostblk.block import node_bitmaps
-from vhostblk.block.dirty_bitmap import DirtyBitmap
+from vhostblk.block.bitmaps import node_bitmaps
+from vhostblk.block.bitmaps.dirty_bitmap import DirtyBitmap
 from vhostblk.block.drivers.qcow2 import layout
 from vhostblk.block.drivers.qcow2.bitmaps import (
     Bitmap,
@@ -33,8 +33,8 @@ from vhostblk.block.drivers.qcow2.bitmaps import (
 from vhostblk.block.drivers.qcow2.header import BitmapsExtension
 from vhostblk.block.drivers.qcow2.layout import Autoclear
 from vhostblk.block.drivers.qcow2.transfer import read_array, read_bytes, write_array, write_bytes
-from vhostblk.block.edge import os_error
 from vhostblk.block.errors import BlockError
+from vhostblk.block.graph.edge import os_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.refcounts import RefBlock
     from vhostblk.block.drivers.qcow2.tables import L2Slice
-    from vhostblk.block.edge import Edge
+    from vhostblk.block.graph.edge import Edge
 
 logger = logging.getLogger(__name__)
 

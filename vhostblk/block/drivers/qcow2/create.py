@@ -10,7 +10,6 @@ from __future__ import annotations
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
-from vhostblk.block.backend import BlockBackend
 from vhostblk.block.drivers.qcow2 import header as header_module
 from vhostblk.block.drivers.qcow2 import layout
 from vhostblk.block.drivers.qcow2.compressed import check_available
@@ -19,8 +18,9 @@ from vhostblk.block.drivers.qcow2.layout import Autoclear, Compatible, Geometry,
 from vhostblk.block.drivers.qcow2.refcounts import pack
 from vhostblk.block.drivers.qcow2.transfer import write_bytes
 from vhostblk.block.errors import BlockError
-from vhostblk.block.permissions import Perm
-from vhostblk.block.storage import check_formattable
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.graph.storage import check_formattable
 from vhostblk.schema.base import UNSET, UnsetType
 from vhostblk.schema.common import PreallocMode
 from vhostblk.schema.create import BlockdevQcow2Version, Qcow2CompressionType
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from vhostblk.block.drivers.preallocation import Pause
     from vhostblk.block.drivers.qcow2.node import Qcow2Node
-    from vhostblk.block.graph import Graph
-    from vhostblk.block.node import BlockNode
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.graph.node import BlockNode
     from vhostblk.schema.create import BlockdevCreateOptionsQcow2
 
 _SECTOR = 512
@@ -52,7 +52,7 @@ async def create(options: BlockdevCreateOptionsQcow2, graph: Graph, pause: Pause
             raise BlockError(_too_old("External data files are only supported with compatibility"))
         async with graph.borrowed(data_ref) as data:
             check_formattable(data)
-            from vhostblk.block.describe import image_name
+            from vhostblk.block.graph.describe import image_name
 
             parsed.data_file = image_name(data).encode(errors="surrogateescape")
             await _create(options, graph, parsed, mode, (file, data), pause)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vhostblk.block.drivers.qcow2.layout import COMPRESSION_ZSTD, Incompatible
 from vhostblk.block.drivers.qcow2.snapshots import NO_ICOUNT
 from vhostblk.block.errors import BlockError
-from vhostblk.block.filename import full_name
+from vhostblk.block.graph.filename import full_name
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block_query import (
     ImageInfoSpecific,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from vhostblk.block.completion import Completion, drive
+from vhostblk.block.io.completion import Completion, drive
 
 if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.image import Image

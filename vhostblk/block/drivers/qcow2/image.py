@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.opening import TopTables
     from vhostblk.block.drivers.qcow2.options import Settings
     from vhostblk.block.drivers.qcow2.tables import L2Slice
-    from vhostblk.block.edge import Edge
+    from vhostblk.block.graph.edge import Edge
 
 logger = logging.getLogger(__name__)
 

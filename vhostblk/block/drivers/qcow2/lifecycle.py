@@ -14,24 +14,25 @@ import logging
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block import inherit, node_bitmaps
+from vhostblk.block.bitmaps import node_bitmaps
 from vhostblk.block.drivers.qcow2.backing import DATA_FILE, open_backing, open_data_file
 from vhostblk.block.drivers.qcow2.layout import Incompatible
 from vhostblk.block.drivers.qcow2.opening import read_header, read_top_tables
 from vhostblk.block.drivers.qcow2.options import settle
 from vhostblk.block.errors import BlockError
-from vhostblk.block.node import BlockLimits, BlockNode, WriteFlags
+from vhostblk.block.graph import inherit
+from vhostblk.block.graph.node import BlockLimits, BlockNode, WriteFlags
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block import BlockImageCorrupted
 
 if TYPE_CHECKING:
-    from vhostblk.block.dirty_bitmap import DirtyBitmap
+    from vhostblk.block.bitmaps.dirty_bitmap import DirtyBitmap
     from vhostblk.block.drivers.qcow2.header import Header
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.opening import TopTables
     from vhostblk.block.drivers.qcow2.options import Settings
-    from vhostblk.block.edge import Edge
-    from vhostblk.block.graph import Graph
+    from vhostblk.block.graph.edge import Edge
+    from vhostblk.block.graph.graph import Graph
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class Lifecycle(BlockNode):
         self.auto_backing_name = ""
         backing = self.children.get(inherit.BACKING)
         if backing is not None and self.options.backing is UNSET:
-            from vhostblk.block.describe import image_name
+            from vhostblk.block.graph.describe import image_name
 
             self.auto_backing_name = image_name(backing.node)
         elif parsed.backing_file:

@@ -13,7 +13,6 @@ import errno
 import time
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.block import inherit
 from vhostblk.block.drivers.preallocation import no_pause
 from vhostblk.block.drivers.qcow2.backing import DATA_FILE
 from vhostblk.block.drivers.qcow2.layout import (
@@ -24,19 +23,20 @@ from vhostblk.block.drivers.qcow2.layout import (
     Kind,
 )
 from vhostblk.block.drivers.qcow2.reloading import Reloading
-from vhostblk.block.edge import notify_resize, os_error
 from vhostblk.block.errors import BlockError
-from vhostblk.block.node import BlockStatus, Extent, WriteFlags
-from vhostblk.block.permissions import Perm
+from vhostblk.block.graph import inherit
+from vhostblk.block.graph.edge import notify_resize, os_error
+from vhostblk.block.graph.node import BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph.permissions import Perm
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from vhostblk.block.completion import Completion
     from vhostblk.block.drivers.qcow2.snapshots import Snapshot
-    from vhostblk.block.iovec import IoVec
-    from vhostblk.block.node import CheckResult, Failures
+    from vhostblk.block.graph.node import CheckResult, Failures
+    from vhostblk.block.io.completion import Completion
+    from vhostblk.block.io.iovec import IoVec
     from vhostblk.engine.extents import ExtentMap
 
 _OFFSET = ~511
@@ -191,7 +191,7 @@ class Qcow2Node(Reloading):
 
     async def _zero_bytes(self, start: int, stop: int) -> None:
         """Write zeroes to parts of subclusters, or make all of those that have nothing else so."""
-        from vhostblk.block.iovec import IoVec  # brings numpy
+        from vhostblk.block.io.iovec import IoVec  # brings numpy
 
         image, unit, step = self._image, self._image.geometry.subcluster_size, 1 << 20
         while start < stop:

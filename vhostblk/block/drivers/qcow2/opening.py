@@ -18,7 +18,7 @@ from vhostblk.block.errors import BlockError
 
 if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.header import Header
-    from vhostblk.block.edge import Edge
+    from vhostblk.block.graph.edge import Edge
 
 
 class TopTables(NamedTuple):

@@ -19,7 +19,7 @@ import numpy as np
 from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK, REFTABLE_OFFSET_MASK
 from vhostblk.block.drivers.qcow2.references import cluster_spans
 from vhostblk.block.drivers.qcow2.transfer import read_array
-from vhostblk.block.edge import os_error
+from vhostblk.block.graph.edge import os_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

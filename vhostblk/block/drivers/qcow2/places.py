@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vhostblk.block.edge import Edge
+    from vhostblk.block.graph.edge import Edge
 
 
 class Places:

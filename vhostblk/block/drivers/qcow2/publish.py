@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.completion import Completion
 from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK, VOLATILE
 from vhostblk.block.drivers.qcow2.mapping import OVERWRITE, READ, map_entries
 from vhostblk.block.drivers.qcow2.referred import Referred
 from vhostblk.block.drivers.qcow2.volatile import Volatile
+from vhostblk.block.io.completion import Completion
 from vhostblk.engine.extents import ExtentKind, ExtentMap, ExtentTable, Treatment
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from vhostblk.block.drivers.qcow2 import compressed
 from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK, in_hex
 from vhostblk.block.drivers.qcow2.mapping import Entry, Kind, take_apart
 from vhostblk.block.drivers.qcow2.transfer import read_bytes, run_all
-from vhostblk.block.edge import os_error
+from vhostblk.block.graph.edge import os_error
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.tables import L2Slice
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.io.iovec import IoVec
 
 #: Decompressed clusters kept for reads that follow.
 _KEPT_CLUSTERS = 4

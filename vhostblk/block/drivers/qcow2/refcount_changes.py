@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vhostblk.block.edge import os_error
+from vhostblk.block.graph.edge import os_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

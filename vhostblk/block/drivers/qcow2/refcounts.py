@@ -16,7 +16,7 @@ import numpy as np
 from vhostblk.block.drivers.qcow2.dirty import DirtyRange
 from vhostblk.block.drivers.qcow2.layout import REFTABLE_OFFSET_MASK, in_hex
 from vhostblk.block.drivers.qcow2.transfer import read_array
-from vhostblk.block.edge import os_error
+from vhostblk.block.graph.edge import os_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhostblk.block.drivers.qcow2.layout import Geometry
-    from vhostblk.block.edge import Edge
+    from vhostblk.block.graph.edge import Edge
 
 
 def unpack(raw: NDArray[np.uint8], order: int) -> NDArray[Any]:

@@ -14,22 +14,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vhostblk.block.describe import image_name
 from vhostblk.block.drivers.qcow2.backing import DATA_FILE
 from vhostblk.block.drivers.qcow2.layout import Incompatible
 from vhostblk.block.drivers.qcow2.lifecycle import Lifecycle
 from vhostblk.block.drivers.qcow2.opening import read_header
 from vhostblk.block.drivers.qcow2.options import settle
-from vhostblk.block.edge import notify_resize
 from vhostblk.block.errors import BlockError
-from vhostblk.block.filename import full_name
-from vhostblk.block.inherit import BACKING
+from vhostblk.block.graph.describe import image_name
+from vhostblk.block.graph.edge import notify_resize
+from vhostblk.block.graph.filename import full_name
+from vhostblk.block.graph.inherit import BACKING
 from vhostblk.schema.base import UNSET
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-    from vhostblk.block.dirty_bitmap import DirtyBitmap
+    from vhostblk.block.bitmaps.dirty_bitmap import DirtyBitmap
     from vhostblk.block.drivers.qcow2.header import Header
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.opening import TopTables

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.iovec import IOVEC, IoVec, address_of
+from vhostblk.block.io.iovec import IOVEC, IoVec, address_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

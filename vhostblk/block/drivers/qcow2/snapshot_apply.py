@@ -19,7 +19,7 @@ from vhostblk.block.drivers.qcow2.layout import COPIED, MAX_L1_BYTES
 from vhostblk.block.drivers.qcow2.references import Tally, add_tree
 from vhostblk.block.drivers.qcow2.snapshot_changes import clear_copied, take_tree
 from vhostblk.block.drivers.qcow2.transfer import read_array
-from vhostblk.block.edge import MAX_SIZE, os_error
+from vhostblk.block.graph.edge import MAX_SIZE, os_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

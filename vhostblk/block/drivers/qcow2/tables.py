@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.block.completion import Completion
 from vhostblk.block.drivers.qcow2.dirty import DirtyRange
 from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK
 from vhostblk.block.drivers.qcow2.transfer import read_array
+from vhostblk.block.io.completion import Completion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhostblk.block.drivers.qcow2.layout import Geometry
-    from vhostblk.block.edge import Edge
+    from vhostblk.block.graph.edge import Edge
 
 
 class L2Slice(DirtyRange):

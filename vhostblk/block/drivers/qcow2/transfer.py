@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vhostblk.block.completion import Completion, gather
-from vhostblk.block.iovec import IOVEC, IoVec, address_of
+from vhostblk.block.io.completion import Completion, gather
+from vhostblk.block.io.iovec import IOVEC, IoVec, address_of
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
-    from vhostblk.block.edge import Edge
+    from vhostblk.block.graph.edge import Edge
 
 
 def iov_of(array: NDArray[Any]) -> IoVec:

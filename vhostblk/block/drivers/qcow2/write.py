@@ -13,19 +13,19 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vhostblk.block.completion import Completion, drive, gather
 from vhostblk.block.drivers.qcow2.layout import ALL_SUBCLUSTERS, COPIED, SUBCLUSTERS
 from vhostblk.block.drivers.qcow2.mapping import Entry, Kind
 from vhostblk.block.drivers.qcow2.scratch import Scratch
 from vhostblk.block.drivers.qcow2.write_fresh import MAX_RUN, write_fresh
-from vhostblk.block.iovec import IoVec
+from vhostblk.block.io.completion import Completion, drive, gather
+from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Iterator
 
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.tables import L2Slice
-    from vhostblk.block.node import Failures
+    from vhostblk.block.graph.node import Failures
 
 #: Of what is done together: requests, and bytes of the clusters that they touch.
 _BATCH_REQUESTS = 256

@@ -11,16 +11,16 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, NamedTuple
 
-from vhostblk.block.completion import gather
 from vhostblk.block.drivers.qcow2 import compressed
 from vhostblk.block.drivers.qcow2.transfer import run_all, write_bytes
-from vhostblk.block.edge import os_error
+from vhostblk.block.graph.edge import os_error
+from vhostblk.block.io.completion import gather
 
 if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.mapping import Entry
     from vhostblk.block.drivers.qcow2.tables import L2Slice
-    from vhostblk.block.iovec import IoVec
+    from vhostblk.block.io.iovec import IoVec
 
 #: So many bytes of clusters, but at least one, are compressed at the same time.
 _ROUND_BYTES = 1 << 20

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from vhostblk.block.completion import Together, gather
 from vhostblk.block.drivers.qcow2.layout import COPIED
-from vhostblk.block.iovec import IoVec
+from vhostblk.block.io.completion import Together, gather
+from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.scratch import Scratch
     from vhostblk.block.drivers.qcow2.tables import L2Slice
     from vhostblk.block.drivers.qcow2.write import Request
-    from vhostblk.block.edge import Edge
-    from vhostblk.block.node import Failures
+    from vhostblk.block.graph.edge import Edge
+    from vhostblk.block.graph.node import Failures
 
 
 class _Cluster:

@@ -15,8 +15,8 @@ from vhostblk.block.drivers.qcow2.layout import (
     ZERO,
 )
 from vhostblk.block.drivers.qcow2.mapping import Entry, Kind
-from vhostblk.block.edge import os_error
-from vhostblk.block.node import WriteFlags
+from vhostblk.block.graph.edge import os_error
+from vhostblk.block.graph.node import WriteFlags
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The block graph: nodes, the edges between them, and how it changes."""

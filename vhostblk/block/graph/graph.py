@@ -1,0 +1,560 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Graph`: all nodes by name, how they are opened, joined by edges and closed.
+
+A node that the user added stays until the user removes it; a child that was defined inline in its
+parent's options is closed with its last parent. A node gets its name once it is open, and children
+are named or defined while their parent opens, so opening can't make a cycle; `reopen` checks for
+cycles.
+
+Permissions are checked edge by edge and take effect all or nothing: `block.permission_update`.
+
+Commands that suspend run one at a time. Block backends may attach and detach at any time, so
+nothing is awaited between checking the graph and changing it; while nodes are being reopened, no
+backend may attach. Nodes in use are changed inside a drained section.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from vhostblk.block.errors import BlockError, NodeNotFoundError
+from vhostblk.block.graph import activation, inherit
+from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.drain import DrainedSection, with_descendants
+from vhostblk.block.graph.edge import Edge, flush_node
+from vhostblk.block.graph.node import BlockNode
+from vhostblk.block.graph.permission_update import check_conflicts, derive, update_permissions
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.graph.storage import check_apart
+from vhostblk.block.io.turns import Turns
+from vhostblk.block.registry import driver_class, driver_name
+from vhostblk.block.throttle_group import ThrottleGroups
+from vhostblk.block.zones import check_zoned_child
+from vhostblk.events import EventBus
+from vhostblk.schema.base import UNSET
+from vhostblk.schema.block import BlockErrorAction, BlockIoError, BlockWriteThreshold
+from vhostblk.trace import points as trace
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+
+    from vhostblk.block.graph.reopen import Reopening
+    from vhostblk.block.graph.reopen_plan import Change
+    from vhostblk.schema.block import IoOperationType
+
+#: What QEMU takes as an identifier, and its length limit for node names.
+_IDENTIFIER = re.compile(r"[a-zA-Z][a-zA-Z0-9._-]*")
+_NAME_BYTES = 31
+
+
+class Graph:
+    """The block graph of one daemon; used on the event loop's thread only."""
+
+    def __init__(self, events: EventBus | None = None) -> None:
+        self._events = events or EventBus()
+        #: What `throttle` nodes refer to.
+        self.throttle_groups = ThrottleGroups()
+        #: Held by one command at a time.
+        self._changing = Turns()
+        #: Whether a change is in progress that may still be undone. No user may attach then.
+        self._switching = False
+        #: Drained sections whose only purpose is that users look at extent maps again.
+        self._refreshing: set[asyncio.Task[None]] = set()
+        self._drained_sections: list[DrainedSection] = []
+        self._nodes: dict[str, BlockNode] = {}
+        #: Names of nodes that the user added, as opposed to inline children.
+        self._owned: set[str] = set()
+        #: Edges made for a node that is still being opened.
+        self._opening: dict[str, list[Edge]] = {}
+        #: Edges from block backends, in the order in which they came.
+        self._roots: dict[Edge, None] = {}
+        self._next_number = 100
+
+    def __iter__(self) -> Iterator[BlockNode]:
+        return iter(list(self._nodes.values()))
+
+    def is_owned(self, node: BlockNode) -> bool:
+        """Tell whether the user added the node, as opposed to its parent."""
+        return node.node_name in self._owned
+
+    @property
+    def events(self) -> EventBus:
+        """Where nodes tell what happens."""
+        return self._events
+
+    @property
+    def opening_depth(self) -> int:
+        """How many nodes, each inside another, are being opened."""
+        return len(self._opening)
+
+    @property
+    def backends(self) -> list[BlockBackend]:
+        """The block backends that use nodes, the oldest first."""
+        return [edge.parent for edge in self._roots if not isinstance(edge.parent, BlockNode)]
+
+    async def add(self, options: Any) -> BlockNode:
+        """Open a node (and inline children) that stays until `remove()`."""
+        if options.node_name is UNSET:
+            raise BlockError("'node-name' must be specified for the root node")
+        async with self._changing:
+            node = await self._open(inherit.resolve(options))
+            self._owned.add(node.node_name)
+            return node
+
+    def find(self, name: str) -> BlockNode:
+        """Return a node by name; raises NodeNotFoundError."""
+        return self._lookup(name, device="")
+
+    def find_exactly(self, name: str) -> BlockNode:
+        """Return a node by name, for commands that know of no devices."""
+        node = self._nodes.get(name)
+        if node is None:
+            raise NodeNotFoundError(f"Failed to find node with node-name='{name}'")
+        return node
+
+    def _lookup(self, name: str, device: str) -> BlockNode:
+        node = self._nodes.get(name)
+        if node is None:
+            raise NodeNotFoundError(f"Cannot find device='{device}' nor node-name='{name}'")
+        return node
+
+    async def open_child(self, parent: BlockNode, role: str, ref: Any) -> BlockNode:
+        """Give a node that is being opened a child: an existing node, or one defined inline.
+
+        When the parent fails to open, the graph takes its children away again.
+        """
+        if isinstance(ref, str):
+            node = self._lookup(ref, device=ref)
+        else:
+            node = await self._open(inherit.resolve_child(ref, role, parent.options))
+            node.defined_in, node.given_options = parent, ref
+        edge = Edge(parent, role, node)
+        try:
+            self._attach(edge)
+        except BaseException:
+            await self._close_unused(node)
+            raise
+        parent.children[role] = edge
+        self._opening[parent.node_name].append(edge)
+        check_apart(parent)
+        return node
+
+    async def close_child(self, parent: BlockNode, role: str) -> None:
+        """Take a child away from a node, which is being opened or drained."""
+        edge = parent.children.pop(role)
+        opening = self._opening.get(parent.node_name, [])
+        if edge in opening:
+            opening.remove(edge)
+        await self.detach(edge)
+
+    @asynccontextmanager
+    async def borrowed(self, ref: Any) -> AsyncIterator[BlockNode]:
+        """Keep an existing node, or one defined here, which goes away afterwards unless it is used.
+
+        Raises BlockError.
+        """
+        holder = BlockBackend("", Perm.NONE)
+        async with self._changing:
+            if isinstance(ref, str):
+                node = self._lookup(ref, device=ref)
+            else:
+                node = await self._open(inherit.resolve(ref))
+            holder.attach(self, node)
+        try:
+            yield node
+        finally:
+            await holder.detach()
+
+    def attach(self, backend: BlockBackend, node: BlockNode) -> Edge:
+        """Make the edge from a block backend to its node; raises BlockError on a conflict.
+
+        Call this inside `changing()` in a task that may run concurrently with graph changes.
+        """
+        if self._switching:
+            raise BlockError(f"Node '{node.node_name}' is busy: nodes are being reopened")
+        edge = Edge(backend, "root", node)
+        self._attach(edge)
+        self._roots[edge] = None
+        for section in self._drained_sections:
+            section.hold_users()
+        return edge
+
+    async def detach(self, edge: Edge) -> None:
+        """Take an edge away; an inline child without users is closed."""
+        node = edge.node
+        node.parents.remove(edge)
+        self._roots.pop(edge, None)
+        update_permissions([node])
+        await self._close_unused(node)
+
+    async def remove(self, name: str) -> None:
+        """Close a node that the user added; raises BlockError while it is in use."""
+        async with self._changing:
+            node = self.find_exactly(name)
+            if any(not isinstance(edge.parent, BlockNode) for edge in node.parents):
+                raise BlockError(f"Node {name} is in use")
+            check_not_backing(node)
+            if name not in self._owned:
+                raise BlockError(f"Node {name} is not owned by the monitor")
+            if node.parents:
+                raise BlockError(f"Block device {name} is in use")
+            self._owned.discard(name)
+            await self._close_unused(node)
+
+    async def close(self) -> None:
+        """Close every node, users before what they use; no block backend is attached any more."""
+        async with self._changing:
+            if self._refreshing:
+                await asyncio.wait(self._refreshing)
+            self._owned.clear()
+            while unused := [node for node in self._nodes.values() if not node.parents]:
+                for node in unused:
+                    await self._close_unused(node)
+            for node in self._nodes.values():
+                raise BlockError(f"Node {node.node_name} is in use")
+
+    # Changing nodes in use.
+
+    @asynccontextmanager
+    async def drained(self, nodes: Iterable[BlockNode]) -> AsyncIterator[None]:
+        """Have no request in flight to any of these nodes inside the block."""
+        section = DrainedSection(nodes)
+        self._drained_sections.append(section)
+        try:
+            section.hold_users()
+            await section.wait()
+            yield
+        finally:
+            self._drained_sections.remove(section)
+            section.release_users()
+
+    async def reopen(self, definitions: Iterable[Any]) -> None:
+        """Give nodes other options and children: all of them, or none. See `block.reopen`."""
+        from vhostblk.block.graph import reopen_plan
+
+        async with self._changing:
+            await self._reopen(reopen_plan.plan(self, definitions))
+
+    async def _reopen(self, changes: list[Change]) -> None:
+        from vhostblk.block.graph.reopen import Reopening
+
+        nodes = [change.node for change in changes]
+        async with self.drained(nodes):
+            reopening = Reopening(self, changes)
+            loading = reopening.remembering
+            await _flush(dict.fromkeys([*reversed(loading), *nodes]), "Error flushing drive: ")
+            await _release_children(reopening.leaving)
+            opening = [change.node for change in changes if change.opens_for_writing]
+            closing = [change.node for change in changes if change.options.read_only]
+            async with _writing_given_up(list(dict.fromkeys([*closing, *loading])), ""):
+                await self._switch(reopening)
+            for node in reopening.replaced:
+                await self._close_unused(node)
+            await _each(
+                [
+                    *(node.reload_image for node in reversed(opening) if node not in loading),
+                    *(node.start_writing for node in loading),
+                ]
+            )
+
+    async def _switch(self, reopening: Reopening) -> None:
+        """Make the changes of `reopening`; no user may attach until they are final or undone."""
+        self._switching = True
+        try:
+            await reopening.run()
+        finally:
+            self._switching = False
+
+    @asynccontextmanager
+    async def changing(self) -> AsyncIterator[None]:
+        """Have no other task change the graph inside the block; this one may."""
+        async with self._changing:
+            yield
+
+    async def make_read_only(self, node: BlockNode, *, read_only: bool = True) -> None:
+        """Make a node read-only, or writable, and nothing else; inside `changing()`.
+
+        Raises BlockError.
+        """
+        from vhostblk.block.graph import reopen_plan
+
+        if node.read_only != read_only:
+            await self._reopen(reopen_plan.plan_read_only(node, read_only=read_only))
+
+    async def append(self, base: BlockNode, overlay: BlockNode) -> None:
+        """Put an overlay on a node, for all who use that (an external snapshot)."""
+        from vhostblk.block.graph.actions import perform
+        from vhostblk.block.graph.overlay import OverlayAction
+
+        await perform(self, [OverlayAction(self, base, overlay)])
+
+    async def add_child(self, parent: BlockNode, child: BlockNode) -> None:
+        """Give a node one more child; raises BlockError."""
+        from vhostblk.block.graph import reopen
+
+        name = child.node_name
+        async with self._changing, self.drained([parent]):
+            if not parent.changes_children:
+                raise BlockError(f"The node {parent.node_name} does not support adding a child")
+            if child.parents:
+                raise BlockError(f"The node {name} already has a parent")
+            role = parent.new_role()
+            if parent in with_descendants([child]):
+                raise BlockError(
+                    f"Making '{name}' a {role} child of '{parent.node_name}' would create a cycle"
+                )
+            edge = Edge(parent, role, child)
+            self._attach(edge)
+            parent.children[role] = edge
+            try:
+                check_apart(parent)
+            except BlockError:
+                del parent.children[role]
+                await self.detach(edge)
+                raise
+            parent.child_added(role)
+            reopen.refresh([parent])
+
+    async def remove_child(self, parent: BlockNode, role: str) -> None:
+        """Take a child away from a node; raises BlockError."""
+        from vhostblk.block.graph import reopen
+
+        async with self._changing, self.drained([parent]):
+            if role not in parent.children:
+                raise BlockError(f"Node '{parent.node_name}' does not have child '{role}'")
+            if not parent.changes_children:
+                raise BlockError(f"The node {parent.node_name} does not support removing a child")
+            parent.check_loss(role)
+            edge = parent.children.pop(role)
+            parent.child_removed(role)
+            reopen.refresh([parent])
+            await self.detach(edge)
+
+    async def resize(self, node: BlockNode, size: int) -> None:
+        """Change a node's length, and notify all its users at once. Raises BlockError."""
+        async with self._changing:
+            check_not_backing(node)
+            backend = BlockBackend("", Perm.RESIZE)
+            backend.attach(self, node)
+            try:
+                async with self.drained([node]):
+                    await backend.truncate(size)
+            except OSError as error:
+                raise BlockError(error.strerror or str(error)) from error
+            finally:
+                await backend.detach()
+
+    async def set_active(self, name: str | None, *, active: bool) -> None:
+        """Take an image back from, or leave it to, another process; `None`: all of them.
+
+        Raises BlockError, and then nothing has changed.
+        """
+        async with self._changing:
+            chosen = list(self) if name is None else [self.find_exactly(name)]
+            if active:
+                await self._activate(chosen)
+                return
+            if name is not None and activation.has_active_parent(chosen[0]):
+                raise BlockError("Node has active parent node")
+            prefix = f"Failed to inactivate {'all nodes' if name is None else 'node'}: "
+            async with self.drained(chosen):
+                await _flush(with_descendants(chosen), prefix)
+                try:
+                    nodes = activation.to_inactivate(chosen)
+                    async with _writing_given_up(nodes, prefix):
+                        # Users may have come meanwhile.
+                        activation.inactivate(activation.to_inactivate(chosen))
+                except activation.InactivationError as error:
+                    raise BlockError(f"{prefix}{error}") from error
+
+    async def _activate(self, chosen: list[BlockNode]) -> None:
+        async with self.drained(with_descendants(chosen)):
+            nodes = activation.to_activate(chosen)
+            activation.activate(nodes)
+            try:
+                for node in reversed(nodes):
+                    await node.reload_image()
+            except BlockError:
+                activation.inactivate(nodes)
+                raise
+
+    async def set_write_threshold(self, node: BlockNode, offset: int) -> None:
+        """Announce the first write that goes past `offset`, with BLOCK_WRITE_THRESHOLD; 0: none."""
+        async with self.drained([node]):
+            self._set_threshold(node, offset)
+
+    def _set_threshold(self, node: BlockNode, offset: int) -> None:
+        node.write_threshold = offset
+        node.on_threshold = self._threshold_exceeded
+        for edge in node.parents:
+            edge.refresh()
+
+    def _threshold_exceeded(self, node: BlockNode, end: int) -> None:
+        offset = node.write_threshold
+        self._set_threshold(node, 0)
+        self._events.emit(
+            "BLOCK_WRITE_THRESHOLD",
+            BlockWriteThreshold(
+                node_name=node.node_name, amount_exceeded=end - offset, write_threshold=offset
+            ),
+        )
+        # Writes need not be asked for any more.
+        task = asyncio.get_running_loop().create_task(self._refresh_maps(node))
+        self._refreshing.add(task)
+        task.add_done_callback(self._refreshing.discard)
+
+    def report_io_error(self, backend: BlockBackend, operation: IoOperationType, code: int) -> None:
+        """Emit BLOCK_IO_ERROR: a request of a node's user failed with the errno `code`."""
+        data = BlockIoError(
+            qom_path="",  # users of nodes are no QOM objects
+            device=backend.name,
+            node_name=backend.node.node_name,
+            operation=operation,
+            action=BlockErrorAction.REPORT,
+            nospace=code == errno.ENOSPC,
+            reason=os.strerror(code),
+        )
+        self._events.emit("BLOCK_IO_ERROR", data)
+
+    async def _refresh_maps(self, node: BlockNode) -> None:
+        async with self.drained([node]):
+            pass
+
+    async def _open(self, options: Any) -> BlockNode:
+        """Open a node with resolved options, and register it."""
+        name = self._check_name(options.node_name)
+        inherit.check_options(options)
+        edges = self._opening[name] = []
+        try:
+            driver = driver_name(options)
+            if trace.bdrv_open_common.enabled:
+                trace.bdrv_open_common(name, driver)
+            node = await driver_class(driver).open(name, options, self)
+        except BaseException:
+            for edge in edges:
+                await self.detach(edge)
+            raise
+        finally:
+            del self._opening[name]
+        self._nodes[name] = node
+        return node
+
+    def _check_name(self, name: Any) -> str:
+        """Check a node's name, or make one up."""
+        if name is UNSET:
+            self._next_number += 1
+            return f"#block{self._next_number}"
+        if not _IDENTIFIER.fullmatch(name):
+            raise BlockError(f"Invalid node-name: '{name}'")
+        if name in self._nodes or name in self._opening:
+            raise BlockError(f"Duplicate nodes with node-name='{name}'")
+        if len(name) > _NAME_BYTES:
+            raise BlockError("Node name too long")
+        return str(name)
+
+    async def _close_unused(self, node: BlockNode) -> None:
+        """Close a node that neither a parent nor the user holds, then its children likewise.
+
+        A pinned node stays open, as an undone change may give it its parent back; `_reopen` closes
+        it afterwards.
+        """
+        name = node.node_name
+        if node.parents or name in self._owned or node.pinned:
+            return
+        if self._nodes.pop(name, None) is None:
+            return
+        try:
+            await node.settle()
+            await node.close()
+        finally:
+            for edge in node.children.values():
+                await self.detach(edge)
+
+    def _attach(self, edge: Edge) -> None:
+        """Enter an edge into its node's list of users and take what it needs."""
+        node, parent = edge.node, edge.parent
+        if not isinstance(parent, BlockNode):
+            activation.grant_backend(edge)
+        elif parent.active and not node.active:
+            raise BlockError(
+                f"Inactive '{node.node_name}' can't be a {edge.role} child of active "
+                f"'{parent.node_name}'"
+            )
+        else:
+            check_zoned_child(parent, node)
+            derive(edge)
+        check_conflicts(edge)
+        node.parents.append(edge)
+        try:
+            update_permissions([node])
+        except BaseException:
+            node.parents.remove(edge)
+            update_permissions([node])
+            raise
+        edge.refresh()
+
+
+def check_not_backing(node: BlockNode) -> None:
+    """Raise BlockError where a node is the backing image of another."""
+    for edge in reversed(node.parents):
+        if isinstance(edge.parent, BlockNode) and edge.role == inherit.BACKING:
+            raise BlockError(
+                f"Node '{node.node_name}' is busy: node is used as backing hd of "
+                f"'{edge.parent.node_name}'"
+            )
+
+
+async def _flush(nodes: Iterable[BlockNode], prefix: str) -> None:
+    """Put what has been written on stable storage; raises BlockError."""
+    try:
+        for node in nodes:
+            await flush_node(node)
+    except OSError as error:
+        raise BlockError(f"{prefix}{error.strerror}") from error
+
+
+async def _release_children(nodes: Iterable[BlockNode]) -> None:
+    """Make nodes give up the permissions that they keep for themselves; raises BlockError."""
+    for node in nodes:
+        try:
+            await node.release_children()
+        except OSError as error:
+            raise BlockError(
+                f"Node '{node.node_name}' can't be replaced: {error.strerror}"
+            ) from error
+
+
+async def _each(steps: Iterable[Callable[[], Awaitable[None]]]) -> None:
+    """Run all steps in order, even if some fail; raises the first BlockError."""
+    failed: BlockError | None = None
+    for step in steps:
+        try:
+            await step()
+        except BlockError as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+
+
+@asynccontextmanager
+async def _writing_given_up(nodes: list[BlockNode], prefix: str) -> AsyncIterator[None]:
+    """Have nodes put their images in order; where that, or the block, fails, they write on.
+
+    Raises BlockError.
+    """
+    try:
+        try:
+            for node in nodes:
+                await node.give_up_writing()
+        except OSError as error:
+            raise BlockError(f"{prefix}{error.strerror}") from error
+        yield
+    except BaseException:
+        for node in nodes:
+            await node.resume_writing()
+        raise

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""External snapshots: an overlay takes a node's place, and the node becomes its backing image.
+
+All users of the node, block backends and nodes alike, come to use the overlay; their edges stay the
+same objects. Then the node is only read any more, and is made read-only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vhostblk.block.create import create_image
+from vhostblk.block.errors import BlockError
+from vhostblk.block.graph import reopen
+from vhostblk.block.graph.activation import grant_backend
+from vhostblk.block.graph.allocation import is_empty, links, next_image
+from vhostblk.block.graph.data_below import who_relies_on
+from vhostblk.block.graph.describe import image_name
+from vhostblk.block.graph.drain import users_of, with_ancestors, with_descendants
+from vhostblk.block.graph.edge import flush_node
+from vhostblk.block.graph.filename import described, full_name, protocol_of
+from vhostblk.block.graph.graph import check_not_backing
+from vhostblk.block.graph.inherit import BACKING
+from vhostblk.block.graph.node import BlockNode
+from vhostblk.block.graph.permission_update import (
+    Pins,
+    check_conflicts,
+    cumulative,
+    update_permissions,
+)
+from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.graph.storage import check_no_loop
+from vhostblk.schema.blockdev import BlockdevOptions
+from vhostblk.schema.convert import from_json
+from vhostblk.schema.create import BlockdevCreateOptionsFile, BlockdevCreateOptionsQcow2
+from vhostblk.schema.drivers.file import BlockdevOptionsFile
+from vhostblk.schema.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vhostblk.block.graph.edge import Edge
+    from vhostblk.block.graph.graph import Graph
+
+logger = logging.getLogger(__name__)
+
+SECTOR = 512
+
+
+class OverlayAction:
+    """`blockdev-snapshot`: put `overlay`, which has no backing image, on `base`; an `Action`."""
+
+    def __init__(self, graph: Graph, base: BlockNode, overlay: BlockNode) -> None:
+        self._graph = graph
+        self._base = base
+        self._overlay = overlay
+        self._undo: list[Callable[[], None]] = []
+        self._pins: Pins
+
+    def nodes(self) -> list[BlockNode]:
+        """Return both."""
+        return [self._base, self._overlay]
+
+    async def prepare(self) -> None:
+        """Change the graph."""
+        base = self._base
+        check_not_backing(base)
+        if not base.read_only and base.active:
+            try:
+                await flush_node(base)
+            except OSError as error:
+                raise BlockError(
+                    f"Write to node '{base.node_name}' failed: {error.strerror}"
+                ) from error
+        self._check()
+        await self._check_data()
+        self._pins = Pins(with_descendants([base, self._overlay]))
+        try:
+            self._append()
+        except BaseException:
+            self._take_back()
+            raise
+        self._refresh()
+
+    def _check(self) -> None:
+        base, overlay = self._base, self._overlay
+        if cumulative(overlay)[0] & Perm.CONSISTENT_READ:
+            raise BlockError("The overlay is already in use")
+        if overlay.is_filter:
+            raise BlockError("Filters cannot be used as overlays")
+        if BACKING in overlay.children:
+            raise BlockError("The overlay already has a backing image")
+        if not overlay.supports_backing:
+            raise BlockError("The overlay does not support backing images")
+        if overlay in with_descendants([base]):
+            raise BlockError(
+                f"Making '{base.node_name}' a {BACKING} child of '{overlay.node_name}' would "
+                "create a cycle"
+            )
+        if overlay.active and not base.active:
+            raise BlockError(
+                f"Inactive '{base.node_name}' can't be a {BACKING} child of active "
+                f"'{overlay.node_name}'"
+            )
+        check_no_loop(overlay, base)
+
+    async def _check_data(self) -> None:
+        """Raise BlockError if a node above relies on data that the overlay would replace."""
+        base, overlay = self._base, self._overlay
+        above = who_relies_on(self._edges_to_move())
+        if above is None:
+            return
+        reason = ""
+        if overlay.size != base.size:
+            reason = "a size"
+        elif not await is_empty(overlay):
+            reason = "data"
+        if reason:
+            raise BlockError(
+                f"The overlay has {reason} of its own, and node '{above.node_name}' relies on that "
+                f"of '{base.node_name}'"
+            )
+
+    def _edges_to_move(self) -> list[Edge]:
+        """Return the edges to move to the overlay: all users of the base but those below it."""
+        below = with_descendants([self._overlay])
+        return [edge for edge in self._base.parents if edge.parent not in below]
+
+    def _append(self) -> None:
+        base, overlay = self._base, self._overlay
+        moved = self._edges_to_move()
+        for edge in moved:
+            if edge.frozen:
+                raise BlockError(
+                    f"Cannot change frozen '{edge.role}' link from "
+                    f"{edge.parent.description} to '{base.node_name}'"
+                )
+            self._undo.append(reopen.moved(edge, overlay))
+        self._undo.append(reopen.added(overlay, BACKING, base))
+        for edge in moved:
+            if not isinstance(edge.parent, BlockNode):
+                grant_backend(edge)
+            elif edge.parent.active and not overlay.active:
+                raise BlockError(
+                    f"Inactive '{overlay.node_name}' can't be a {edge.role} child of active "
+                    f"'{edge.parent.node_name}'"
+                )
+            check_conflicts(edge)
+        for node in with_ancestors([overlay]):
+            node.check_children()
+        update_permissions([overlay, base])
+
+    def _take_back(self) -> None:
+        for step in reversed(self._undo):
+            step()
+        self._undo.clear()
+        self._pins.release()
+        self._refresh()
+
+    def _refresh(self) -> None:
+        reopen.refresh([self._base, self._overlay])
+        for backend in users_of([self._base, self._overlay]):
+            backend.child_resized()
+
+    async def abort(self) -> None:
+        """Change the graph back."""
+        self._take_back()
+
+    async def commit(self) -> None:
+        """Make the node read-only; that it fails does no harm, as nobody writes to it."""
+        self._pins.release()
+        try:
+            await self._graph.make_read_only(self._base)
+        except BlockError as error:
+            logger.warning("node '%s' stays writable: %s", self._base.node_name, error)
+
+
+async def rename_backing_file(graph: Graph, top: BlockNode, image: BlockNode, name: str) -> None:
+    """`change-backing-file`: have an image in the chain of `top` name another backing file.
+
+    The format that it then has is, as in QEMU, that of the image itself. A read-only image is
+    writable meanwhile. Inside `changing()`; raises BlockError.
+    """
+    if next_image(image) is None:
+        raise BlockError("not allowing backing file change on an image without a backing file")
+    if image is not top and all(edge.node is not image for edge in links(top)):
+        raise BlockError(f"'{top.node_name}' and image file are not in the same chain")
+    was_read_only = image.read_only
+    await graph.make_read_only(image, read_only=False)
+    try:
+        await image.change_backing_file(name, image.driver)
+    except OSError as error:
+        raise BlockError(f"Could not change backing file to '{name}': {error.strerror}") from error
+    finally:
+        await graph.make_read_only(image, read_only=was_read_only)
+
+
+class NewOverlayAction:
+    """`blockdev-snapshot-sync`: put an overlay in a file on `base`; an `Action`.
+
+    `create`: the file is made, with `base` as its backing file. Where that fails it is removed.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        base: BlockNode,
+        filename: str,
+        *,
+        driver: str,
+        node_name: str,
+        create: bool,
+    ) -> None:
+        self._graph = graph
+        self._base = base
+        self._filename = filename
+        self._driver = driver
+        self._node_name = node_name
+        self._create = create
+        self._append: OverlayAction
+        #: The overlay is held by the action until others use it.
+        self._holding = AsyncExitStack()
+        #: The file, if it is a new one.
+        self._new_file: Path | None = None
+
+    def nodes(self) -> list[BlockNode]:
+        """Return the node below."""
+        return [self._base]
+
+    async def prepare(self) -> None:
+        """Make the image, open it, and change the graph."""
+        try:
+            await self._prepare()
+        except BaseException:
+            await self._clean_up()
+            raise
+
+    async def _prepare(self) -> None:
+        graph, base, path = self._graph, self._base, full_name(self._filename, "")
+        if self._create:
+            if path.startswith("json:"):
+                raise BlockError("Unknown protocol 'json'")
+            _check_creatable(self._driver)
+            if (protocol := protocol_of(path)) != "file":
+                raise BlockError(f"Protocol driver '{protocol}' does not support image creation")
+            if self._filename == image_name(base):
+                raise BlockError(
+                    "Error: Trying to create an image with the same filename as the backing file"
+                )
+            if not await asyncio.to_thread(os.path.lexists, path):
+                self._new_file = Path(path)
+            await _create(graph, path, base.size)
+        # Naming its backing file is a write.
+        read_only = base.read_only and not self._create
+        definition = _definition(base, path, self._driver, self._node_name, read_only=read_only)
+        overlay = await self._holding.enter_async_context(graph.borrowed(definition))
+        if self._create:
+            await _name_backing_file(overlay, base)
+            await graph.make_read_only(overlay, read_only=base.read_only)
+        self._append = OverlayAction(graph, base, overlay)
+        await self._append.prepare()
+
+    async def abort(self) -> None:
+        """Change the graph back, and remove what was made."""
+        await self._append.abort()
+        await self._clean_up()
+
+    async def _clean_up(self) -> None:
+        await self._holding.aclose()
+        if self._new_file is not None:
+            try:
+                await asyncio.to_thread(self._new_file.unlink, missing_ok=True)
+            except OSError as error:
+                logger.warning("'%s' can't be removed: %s", self._new_file, error.strerror)
+
+    async def commit(self) -> None:
+        """Leave the overlay to those who use it now."""
+        await self._append.commit()
+        await self._holding.aclose()
+
+
+def _check_creatable(driver: str) -> None:
+    from vhostblk.schema.create import BlockdevCreateOptions
+
+    if BlockdevCreateOptions.find_branch(driver) is None:
+        raise BlockError(f"Unknown file format '{driver}'")
+    if driver in ("raw", "file"):
+        raise BlockError(f"Backing file not supported for file format '{driver}'")
+    if driver != "qcow2":
+        raise BlockError(f"Format driver '{driver}' does not support image creation")
+
+
+async def _create(graph: Graph, path: str, size: int) -> None:
+    """Make a qcow2 image of the size that a disk has."""
+    file = BlockdevCreateOptionsFile(filename=path, size=0)
+    image = BlockdevCreateOptionsQcow2(
+        file=BlockdevOptionsFile(filename=path), size=-(-size // SECTOR) * SECTOR
+    )
+    try:
+        for options in (file, image):
+            await create_image(options, graph)
+    except OSError as error:
+        raise BlockError(error.strerror or str(error)) from error
+
+
+async def _name_backing_file(overlay: BlockNode, base: BlockNode) -> None:
+    name = image_name(base)
+    try:
+        await overlay.change_backing_file(name, base.driver)
+    except OSError as error:
+        raise BlockError(
+            f"Could not assign backing file '{name}' with format '{base.driver}': {error.strerror}"
+        ) from error
+
+
+def _definition(base: BlockNode, path: str, driver: str, node_name: str, *, read_only: bool) -> Any:
+    """Return the options of an overlay that treats storage as the node below does."""
+    options, named = base.options, described(path)
+    tree: dict[str, Any] = {
+        **(named if path.startswith("json:") else {"file": named}),
+        "driver": driver,
+        "node-name": node_name,
+        "read-only": read_only,
+        "discard": options.discard.value,
+        "cache": {"direct": options.cache.direct, "no-flush": options.cache.no_flush},
+    }
+    if driver == "qcow2":
+        tree["backing"] = None
+    try:
+        return from_json(BlockdevOptions, tree)
+    except OptionError as error:
+        raise BlockError(str(error)) from error

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vhost-user-blk export: a device (`device.py`) and the server before it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vhostblk.errors import VhostblkError
+from vhostblk.exports.base import Export
+from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend
+from vhostblk.net.listener import FdAddress, ListenAddress, UnixAddress
+from vhostblk.schema.export import socket_mode
+from vhostblk.schema.socket import FdSocketAddress, UnixSocketAddress
+from vhostblk.trace import points as trace
+from vhostblk.vhost_user.server import VhostUserServer
+
+if TYPE_CHECKING:
+    from vhostblk.block.graph.backend import BlockBackend
+    from vhostblk.engine.iothreads import Iothreads
+    from vhostblk.schema.export import BlockExportOptionsVhostUserBlk
+    from vhostblk.vhost_user.server import Carried
+
+
+class VhostUserBlkExport(Export):
+    """One vhost-user-blk device, for one front-end at a time."""
+
+    type: ClassVar[str] = "vhost-user-blk"
+
+    def __init__(
+        self,
+        options: BlockExportOptionsVhostUserBlk,
+        backend: BlockBackend,
+        iothreads: Iothreads,
+    ) -> None:
+        """Raises VhostblkError where the node can't be shown as such a device."""
+        super().__init__(options.id, backend)
+        block = options.logical_block_size
+        size = backend.node.exact_size
+        if size % block:
+            raise VhostblkError(
+                f"Cannot export '{backend.node.filename}': its size of {size} bytes is "
+                f"not a multiple of the logical block size, {block}"
+            )
+        self.device = VhostUserBlkBackend(options, backend, iothreads)
+        self._server = VhostUserServer(_listen_address(options), self.device, options.id)
+
+    async def start(self, carried: Carried | None = None, *, movable: bool = False) -> None:
+        """Begin to listen."""
+        self.backend.add_drain_listener(self.device)
+        try:
+            await self._server.start(carried, movable=movable)
+        except BaseException:
+            self.backend.remove_drain_listener(self.device)
+            raise
+        if trace.blk_exp_start.enabled:
+            trace.blk_exp_start(self.id, self.backend.node.node_name)
+        self.backend.on_resize(self.device.resized)
+
+    def resume(self) -> None:
+        """Take requests and messages, after a start with `carried`."""
+        super().resume()
+        self._server.resume()
+
+    async def stop(self) -> None:
+        """Disconnect the front-end, with its requests finished, and stop listening."""
+        if trace.blk_exp_stop.enabled:
+            trace.blk_exp_stop(self.id, self.backend.node.node_name)
+        await self._server.stop()
+        self.backend.remove_drain_listener(self.device)
+        if self.backend.writable:
+            await self.backend.flush()
+
+    async def suspend(self) -> Carried:
+        """Finish requests; the front-end stays connected. Whoever suspends has to flush."""
+        carried = await self._server.suspend()
+        self.backend.remove_drain_listener(self.device)
+        return carried
+
+    @property
+    def clients(self) -> int:
+        """Tell whether a front-end is connected."""
+        return int(self._server.connected)
+
+    @property
+    def made_files(self) -> list[str]:
+        """The socket's file."""
+        return self._server.made_files
+
+    def statistics(self) -> dict[int, dict[str, Any]]:
+        """Return what each queue has done since the export started."""
+        return self.device.statistics()
+
+
+def _listen_address(options: BlockExportOptionsVhostUserBlk) -> ListenAddress:
+    match options.addr:
+        case UnixSocketAddress(path=path):
+            group = options.socket_group
+            return UnixAddress(
+                path, socket_mode(options), group if isinstance(group, str) else None
+            )
+        case FdSocketAddress(fd=fd):
+            return FdAddress(fd)
+    raise VhostblkError("Only socket address types 'unix' and 'fd' are supported")

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared memory in which the queues of one device record their requests in flight.
+
+The front-end may set another area at any time; a running queue keeps the record that it has.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from vhostblk.virtqueue.inflight_area import InflightArea, make_inflight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vhostblk.vhost_user.backend import InflightDescription, VringConfig
+    from vhostblk.virtqueue.inflight_area import InflightPart
+    from vhostblk.virtqueue.mapping import LossSignal
+
+
+class InflightRecords:
+    """The front-end's area, and the part of it that each running queue has."""
+
+    def __init__(self, watch: Callable[[], LossSignal]) -> None:
+        """`watch()` returns the signal to raise when shared memory gets lost."""
+        self._watch = watch
+        self._area: InflightArea | None = None
+        self._parts: dict[int, InflightPart | None] = {}
+
+    def make(self, num_queues: int, queue_size: int) -> InflightDescription:
+        """Make an area; the caller owns its descriptor."""
+        # Front-ends may ask before they set features, so the area fits both kinds of rings.
+        return make_inflight(num_queues, queue_size, _bytes_for(packed=True))
+
+    def use(self, described: InflightDescription | None, *, packed: bool) -> None:
+        """Set the area for queues that start from now on (None: no area); raises VhostUserError.
+
+        This object owns the descriptor.
+        """
+        if described is None:
+            self._area = None
+            return
+        try:
+            area = InflightArea(described, self._watch())
+            area.check(_bytes_for(packed=packed))
+        finally:
+            os.close(described.fd)
+        self._area = area
+
+    def part(self, config: VringConfig) -> InflightPart | None:
+        """Return the part of the area for a queue that is about to start; None: no area."""
+        if self._area is None:
+            return None
+        return self._area.part(config.index, _bytes_for(packed=config.packed))
+
+    def begin(self, index: int, part: InflightPart | None) -> None:
+        """Note that a queue has started with this part."""
+        self._parts[index] = part
+
+    def of(self, index: int) -> InflightPart | None:
+        """Return the part that a running queue has."""
+        return self._parts[index]
+
+    def end(self, index: int) -> None:
+        """Note that a queue has stopped."""
+        self._parts.pop(index, None)
+
+    def reset(self) -> None:
+        """Forget the front-end."""
+        self._area = None
+        self._parts.clear()
+
+
+def _bytes_for(*, packed: bool) -> Callable[[int], int]:
+    from vhostblk.virtqueue.ring import inflight_bytes
+
+    return inflight_bytes(packed=packed)

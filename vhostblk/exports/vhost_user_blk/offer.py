@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a vhost-user-blk export offers to drivers: feature bits and the configuration space."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vhostblk.block.zones import ZoneModel
+from vhostblk.schema.base import UNSET
+from vhostblk.virtio_blk.features import Feature
+
+if TYPE_CHECKING:
+    from vhostblk.block.graph.backend import BlockBackend
+    from vhostblk.schema.export import BlockExportOptionsVhostUserBlk
+
+#: The queue size that QEMU's front-end uses unless told otherwise.
+DEFAULT_QUEUE_SIZE = 128
+
+_ALWAYS = (
+    Feature.VERSION_1,
+    Feature.RING_INDIRECT_DESC,
+    Feature.RING_EVENT_IDX,
+    Feature.RING_PACKED,
+    Feature.SEG_MAX,
+    Feature.BLK_SIZE,
+    Feature.TOPOLOGY,
+    Feature.FLUSH,
+    Feature.CONFIG_WCE,
+)
+
+
+def device_features(options: BlockExportOptionsVhostUserBlk, backend: BlockBackend) -> int:
+    """Return the features of a device, after its options and its disk."""
+    node = backend.node
+    offered = list(_ALWAYS)
+    if options.num_queues > 1:
+        offered.append(Feature.MQ)
+    if node.zoned is not None:
+        offered.append(Feature.ZONED)
+    if options.writable:
+        offered.append(Feature.WRITE_ZEROES)
+        # Where zones must be reset, nothing is discarded.
+        if node.zoned is None or node.zoned.model is not ZoneModel.HOST_MANAGED:
+            offered.append(Feature.DISCARD)
+        if node.zoned is None and node.erases_securely:
+            offered.append(Feature.SECURE_ERASE)
+    else:
+        offered.append(Feature.RO)
+    if node.has_lifetime:
+        offered.append(Feature.LIFETIME)
+    return sum(feature.mask for feature in offered)
+
+
+def refusal(features: int, backend: BlockBackend) -> str | None:
+    """Say why a driver that accepted these features can't use the disk; None: it can.
+
+    VIRTIO 1.3, 5.2.5.2: what doesn't know of zones must not get at a host-managed disk.
+    """
+    zoned = backend.node.zoned
+    if zoned is None or zoned.model is not ZoneModel.HOST_MANAGED or features & Feature.ZONED.mask:
+        return None
+    return "the driver didn't accept ZONED, as it has to for a host-managed disk"
+
+
+def configuration(options: BlockExportOptionsVhostUserBlk, backend: BlockBackend) -> bytes:
+    """Return the configuration space as it is now."""
+    from vhostblk.virtio_blk.config import DeviceProperties, encode_config
+
+    limits = backend.limits
+    return encode_config(
+        DeviceProperties(
+            size=backend.size,
+            logical_block_size=options.logical_block_size,
+            num_queues=options.num_queues,
+            queue_size=DEFAULT_QUEUE_SIZE if options.queue_size is UNSET else options.queue_size,
+            discard_granularity=limits.discard_granularity,
+            optimal_transfer=limits.optimal_transfer,
+            secure_erase=bool(device_features(options, backend) & Feature.SECURE_ERASE.mask),
+            zoned=backend.node.zoned,
+        ),
+        write_cache=backend.enable_write_cache,
+    )

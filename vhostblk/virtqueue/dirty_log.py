@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A migration's dirty log ("Migration"): a bitmap of written pages in memory of the front-end's.
+
+Bit n stands for the page of guest memory at n * 4096. Who notes what is
+`vhostblk.virtqueue.queue_log`'s.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vhostblk.vhost_user.errors import DirtyLogError
+from vhostblk.vhost_user.layout import LOG_PAGE
+from vhostblk.virtqueue.mapping import Mapping
+
+if TYPE_CHECKING:
+    from vhostblk.vhost_user.backend import LogDescription
+    from vhostblk.virtqueue.mapping import LossSignal
+
+
+class DirtyLog:
+    """A front-end's log, mapped as long as this lives: `size` bytes at `address`.
+
+    Raises VhostUserError where it can't be; the descriptor stays the caller's.
+    """
+
+    def __init__(self, described: LogDescription, loss: LossSignal | None = None) -> None:
+        if described.mmap_size == 0:
+            raise DirtyLogError("dirty log of 0 bytes")
+        self._mapping = Mapping(
+            described.fd, described.mmap_offset, described.mmap_size, "dirty log", loss
+        )
+        self.address = self._mapping.address
+        self.size = described.mmap_size
+
+    def check(self, addr: int, length: int, what: str) -> None:
+        """Raise DirtyLogError where a range of guest memory is not wholly covered."""
+        if addr + length > self.size * 8 * LOG_PAGE:
+            raise DirtyLogError(
+                f"dirty log of {self.size} bytes is too small for {what} at {addr:#x} "
+                f"of {length:#x} bytes"
+            )
