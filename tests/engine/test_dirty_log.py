@@ -13,9 +13,8 @@ from tests.engine.support import EngineQueue, Rig
 from tests.virtio_blk.dirty_log import Log, changed, pages, snapshot
 from tests.virtio_blk.support import MIB, Pending, pattern
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
-from vhostblk.vhost_user.layout import LOG_PAGE
 from vhostblk.virtio_blk.layout import RequestType, Status
-from vhostblk.virtqueue.dirty_log import DirtyLog
+from vhostblk.virtqueue.dirty_log import LOG_PAGE, DirtyLog
 from vhostblk.virtqueue.queue_log import QueueLog
 
 if TYPE_CHECKING:

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend
-    from vhostblk.vhost_user.backend import RegionDescription
+    from vhostblk.virtqueue.config import RegionDescription
 
 QUEUES = 2
 #: Rings and requests are in the first region; the second one is added and removed.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from vhostblk.block.graph.graph import Graph
     from vhostblk.block.graph.node import BlockNode
-    from vhostblk.vhost_user.backend import RegionDescription
+    from vhostblk.virtqueue.config import RegionDescription
 
 #: The smallest set that a modern driver acknowledges.
 BASE = Feature.VERSION_1.mask

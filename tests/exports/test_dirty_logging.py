@@ -21,11 +21,11 @@ from tests.frontend.ring import Segment
 from tests.virtio_blk.dirty_log import Log, changed, pages, snapshot
 from tests.virtio_blk.support import MIB, HandNode, header, pattern, turns
 from vhostblk.engine import load
-from vhostblk.vhost_user.backend import LogDescription
-from vhostblk.vhost_user.errors import VhostUserError
-from vhostblk.vhost_user.layout import LOG_PAGE
 from vhostblk.virtio_blk.features import Feature
 from vhostblk.virtio_blk.layout import RequestType, Status
+from vhostblk.virtqueue.config import LogDescription
+from vhostblk.virtqueue.dirty_log import LOG_PAGE
+from vhostblk.virtqueue.errors import SetupError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -355,7 +355,7 @@ def test_log_that_is_too_small_is_refused(log: Log, what: str) -> None:
             if what == "used ring":
                 await logging.set_logging(False)
                 await front.device.set_vring_log(0, 8 * LOG_PAGE - 1)
-            with pytest.raises(VhostUserError, match="dirty log of"):
+            with pytest.raises(SetupError, match="dirty log of"):
                 await logging.set_log(small.describe())
             if what != "used ring":
                 log.take()
@@ -370,7 +370,7 @@ def test_log_that_is_too_small_is_refused(log: Log, what: str) -> None:
 def test_used_ring_outside_the_log_is_refused(log: Log) -> None:
     async def main() -> None:
         async with logging_frontend(log) as front:
-            with pytest.raises(VhostUserError, match="too small for the used ring"):
+            with pytest.raises(SetupError, match="too small for the used ring"):
                 await front.device.set_vring_log(0, (1 << 64) - 8)
 
     asyncio.run(main())
@@ -380,7 +380,7 @@ def test_memory_that_the_log_does_not_cover_is_refused(log: Log) -> None:
     async def main() -> None:
         async with logging_frontend(log) as front:
             region = front.memory.add_region(1 << 40, 1 << 16)
-            with pytest.raises(VhostUserError, match="too small for the memory region"):
+            with pytest.raises(SetupError, match="too small for the memory region"):
                 await front.device.add_region(handed_over([region])[0])
             assert len(front.device.memory.regions) == 2
 
@@ -393,11 +393,11 @@ def test_log_that_cannot_be_mapped_is_refused(log: Log) -> None:
             logging = front.device.dirty_logging
             assert logging is not None
             read, write = os.pipe()
-            with pytest.raises(VhostUserError, match="dirty log: the descriptor is no memory"):
+            with pytest.raises(SetupError, match="dirty log: the descriptor is no memory"):
                 await logging.set_log(LogDescription(LOG_BYTES, 0, read))
             os.close(write)
             described = log.describe()
-            with pytest.raises(VhostUserError, match="past the end of its file"):
+            with pytest.raises(SetupError, match="past the end of its file"):
                 await logging.set_log(LogDescription(LOG_BYTES, 8192, described.fd))
 
     asyncio.run(main())

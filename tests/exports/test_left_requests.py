@@ -22,7 +22,6 @@ from tests.virtqueue.kinds import current_kind
 from tests.virtqueue.support import vring_config
 from vhostblk.engine import load
 from vhostblk.vhost_user.codec import FdList, Message
-from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.vhost_user.layout import (
     F_PROTOCOL_FEATURES,
     HEADER,
@@ -35,12 +34,13 @@ from vhostblk.vhost_user.layout import (
 from vhostblk.vhost_user.session import Session
 from vhostblk.virtio_blk.lane import Lane
 from vhostblk.virtio_blk.layout import RequestType, Status
+from vhostblk.virtqueue.errors import SetupError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from vhostblk.vhost_user.backend import InflightDescription
     from vhostblk.vhost_user.rules import Answer
+    from vhostblk.virtqueue.config import InflightDescription
 
 pytestmark = pytest.mark.usefixtures("lane", "ring_kind")
 
@@ -243,7 +243,7 @@ def test_a_stop_that_is_abandoned_tells_no_base() -> None:
                 stopping = asyncio.create_task(left.device.stop_vring(0))
                 await turns()
                 left.device.abandon()
-                with pytest.raises(VhostUserError, match="queue 0: 4 requests of an earlier"):
+                with pytest.raises(SetupError, match="queue 0: 4 requests of an earlier"):
                     await stopping
                 await left.device.reset()
             assert left.nothing_done()

@@ -11,8 +11,8 @@ import pytest
 
 from tests.exports.support import frontend, handed_over
 from tests.virtio_blk.support import HandNode, pattern, turns
-from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.virtio_blk.layout import RequestType, Status
+from vhostblk.virtqueue.errors import SetupError
 
 pytestmark = pytest.mark.usefixtures("lane")
 
@@ -99,7 +99,7 @@ def test_region_with_a_running_ring_stays() -> None:
             await front.start(1)
             before = front.device.memory
             region = front.memory.describe()[1]
-            with pytest.raises(VhostUserError, match="not in guest memory"):
+            with pytest.raises(SetupError, match="not in guest memory"):
                 await front.device.remove_region(region.guest_addr, region.size, region.user_addr)
             assert front.device.memory is before
             for index in range(2):
@@ -114,7 +114,7 @@ def test_refused_table_closes_its_descriptors() -> None:
         async with frontend() as front:
             regions = handed_over(front.memory.describe())
             regions[1] = replace(regions[1], size=0)
-            with pytest.raises(VhostUserError, match="size 0"):
+            with pytest.raises(SetupError, match="size 0"):
                 await front.device.set_memory(regions)
             for region in regions:
                 with pytest.raises(OSError, match="Bad file descriptor"):
@@ -129,7 +129,7 @@ def test_overlapping_region_is_refused() -> None:
             await front.connect()
             (copy, _) = handed_over(front.memory.describe())
             os.close(_.fd)
-            with pytest.raises(VhostUserError, match="overlap"):
+            with pytest.raises(SetupError, match="overlap"):
                 await front.device.add_region(copy)
             assert len(front.device.memory.regions) == 2
 
@@ -146,7 +146,7 @@ def test_refused_table_leaves_all_queues_where_they_were() -> None:
                 await front.start(index)
             low, high = handed_over(front.memory.describe())
             cut = replace(high, size=front.rings[1].used_addr - high.guest_addr)
-            with pytest.raises(VhostUserError, match="not in guest memory"):
+            with pytest.raises(SetupError, match="not in guest memory"):
                 await front.device.set_memory([low, cut])
             for index in (0, 1):
                 read = front.request(IN, want=512, index=index)

@@ -9,8 +9,8 @@ import pytest
 
 from tests.exports.support import make_backend
 from tests.virtio_blk.support import HandNode
-from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.virtio_blk.features import Feature
+from vhostblk.virtqueue.errors import SetupError
 
 ALWAYS = (
     Feature.VERSION_1,
@@ -75,5 +75,5 @@ def test_capacity_follows_the_disk() -> None:
     [(0, b"\0"), (31, b"\0"), (32, b"\0\0"), (32, b"\2"), (33, b"\0"), (32, b"")],
 )
 def test_nothing_but_the_cache_mode_is_writable(offset: int, data: bytes) -> None:
-    with pytest.raises(VhostUserError, match="not writable"):
+    with pytest.raises(SetupError, match="not writable"):
         make_backend().set_config(offset, data)

@@ -17,8 +17,8 @@ from tests.exports.support import Frontend, frontend
 from tests.virtio_blk.support import MIB, pattern
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.graph import Graph
-from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.virtio_blk.layout import RequestType, Status
+from vhostblk.virtqueue.errors import SetupError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -82,7 +82,7 @@ def test_image_goes_from_one_to_the_other_and_back(image: Path) -> None:
                     await owner.start()
                     content = owner.request(IN, want=512)
                     assert await owner.done(content) == Status.OK
-                    with pytest.raises(VhostUserError, match="another process using the image"):
+                    with pytest.raises(SetupError, match="another process using the image"):
                         await other.start()
                     data = pattern(512, turn + (owner is here))
                     assert await owner.done(owner.request(OUT, send=data)) == Status.OK
@@ -143,7 +143,7 @@ def test_image_is_had_before_queues_start_late(image: Path) -> None:
     async def main() -> None:
         async with daemon(image) as (here, _), daemon(image) as (there, _):
             await here.device.claim()
-            with pytest.raises(VhostUserError, match="another process using the image"):
+            with pytest.raises(SetupError, match="another process using the image"):
                 await there.device.claim()
             await here.start()
             assert await here.done(here.request(OUT, send=bytes(512))) == Status.OK

@@ -14,8 +14,8 @@ import pytest
 from tests.exports.support import frontend, make_backend
 from tests.virtio_blk.support import UNSET, HandNode, eventfds, turns
 from tests.virtqueue.support import vring_config
-from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.virtio_blk.layout import RequestType, Status
+from vhostblk.virtqueue.errors import SetupError
 
 if TYPE_CHECKING:
     from vhostblk.vhost_user.backend import BackendChannel
@@ -195,7 +195,7 @@ def test_kick_descriptor_that_is_no_eventfd_is_refused() -> None:
             await front.connect()
             read_end, write_end = os.pipe()
             config = vring_config(front.rings[0], front.memory)
-            with pytest.raises(VhostUserError, match="kick descriptor is no eventfd"):
+            with pytest.raises(SetupError, match="kick descriptor is no eventfd"):
                 await front.device.start_vring(config, read_end)
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(read_end)
@@ -208,7 +208,7 @@ def test_kick_descriptor_that_is_no_eventfd_is_refused() -> None:
 def test_other_descriptors_that_are_no_eventfds_are_refused(purpose: str) -> None:
     device = make_backend()
     read_end, write_end = os.pipe()
-    with pytest.raises(VhostUserError, match="no eventfd"):
+    with pytest.raises(SetupError, match="no eventfd"):
         getattr(device, f"set_vring_{purpose}")(0, read_end)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(read_end)
@@ -220,7 +220,7 @@ def test_ring_outside_memory_is_refused_and_the_kick_descriptor_closed() -> None
         async with frontend() as front:
             kick = os.eventfd(0)
             config = vring_config(front.rings[0], front.memory)
-            with pytest.raises(VhostUserError, match="not in guest memory"):
+            with pytest.raises(SetupError, match="not in guest memory"):
                 await front.device.start_vring(config, kick)
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(kick)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from tests.frontend.connection import Connection
     from tests.frontend.memory import Memory
-    from vhostblk.vhost_user.backend import InflightDescription
+    from vhostblk.virtqueue.config import InflightDescription
 
 #: What a Linux driver acknowledges, and this one too.
 FEATURES = sum(

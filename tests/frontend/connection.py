@@ -14,7 +14,6 @@ import os
 import socket
 from typing import TYPE_CHECKING, Self
 
-from vhostblk.vhost_user.backend import InflightDescription
 from vhostblk.vhost_user.layout import (
     CONFIG_HEADER,
     F_PROTOCOL_FEATURES,
@@ -34,13 +33,14 @@ from vhostblk.vhost_user.layout import (
     ProtocolFeature,
     Request,
 )
+from vhostblk.virtqueue.config import InflightDescription
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
     from types import TracebackType
 
-    from vhostblk.vhost_user.backend import RegionDescription
+    from vhostblk.virtqueue.config import RegionDescription
 
 #: What this front-end has a use for.
 PROTOCOL_FEATURES = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.vhost_user.backend import RegionDescription
+from vhostblk.virtqueue.config import RegionDescription
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -22,17 +22,16 @@ from tests.frontend.memory import MIB, Memory
 from tests.frontend.ring import Segment
 from tests.frontend.scene import Scene
 from tests.virtio_blk.lanes import lane
-from vhostblk.vhost_user.backend import InflightDescription, RegionDescription
 from vhostblk.vhost_user.layout import (
     F_PROTOCOL_FEATURES,
     HEADER,
-    MAX_MEM_SLOTS,
     U64,
     VERSION,
     VRING_STATE,
     Request,
 )
 from vhostblk.virtio_blk.layout import RequestType, Status
+from vhostblk.virtqueue.config import MAX_MEM_SLOTS, InflightDescription, RegionDescription
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,8 +15,8 @@ from tests.frontend.connection import ConnectionClosedError
 from tests.frontend.launch import Daemon, Program, raw_file
 from tests.virtio_blk.lanes import lane
 from vhostblk.vhost_user import postcopy
-from vhostblk.vhost_user.backend import RegionDescription
 from vhostblk.virtio_blk.layout import RequestType, Status
+from vhostblk.virtqueue.config import RegionDescription
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

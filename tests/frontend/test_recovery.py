@@ -21,8 +21,8 @@ from vhostblk.virtqueue.layout import INFLIGHT_DESC_PACKED, INFLIGHT_DESC_SPLIT
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vhostblk.vhost_user.backend import InflightDescription
     from vhostblk.virtio_blk.lane import Lane
+    from vhostblk.virtqueue.config import InflightDescription
 
 __all__ = ["lane"]
 

@@ -17,7 +17,6 @@ from tests.frontend.blk import FEATURES, BlkDriver
 from tests.frontend.connection import FrontendError, make_eventfd
 from tests.frontend.memory import Memory
 from tests.frontend.scene import Scene
-from vhostblk.vhost_user.backend import InflightDescription, RegionDescription
 from vhostblk.vhost_user.layout import (
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,
@@ -31,6 +30,7 @@ from vhostblk.vhost_user.layout import (
     VRING_STATE,
     Request,
 )
+from vhostblk.virtqueue.config import InflightDescription, RegionDescription
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,10 +26,10 @@ from tests.virtqueue.kinds import KINDS
 from tests.virtqueue.reference import chains_of
 from tests.virtqueue.support import map_memory, vring_config
 from vhostblk.ratelimit import RateLimitedLogger
-from vhostblk.vhost_user.backend import InflightDescription
 from vhostblk.virtio_blk.express import ExpressQueue
 from vhostblk.virtio_blk.layout import RequestType
 from vhostblk.virtio_blk.runner import Completed
+from vhostblk.virtqueue.config import InflightDescription
 from vhostblk.virtqueue.errors import ChainFault
 from vhostblk.virtqueue.inflight_area import InflightArea
 from vhostblk.virtqueue.ring import inflight_bytes

@@ -30,13 +30,12 @@ from tests.virtqueue.support import map_memory, vring_config
 from vhostblk.block.io.iovec import address_of
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.ratelimit import RateLimitedLogger
-from vhostblk.vhost_user.backend import LogDescription
-from vhostblk.vhost_user.layout import LOG_PAGE
 from vhostblk.virtio_blk.express import ExpressQueue
 from vhostblk.virtio_blk.layout import RequestType
 from vhostblk.virtio_blk.queue import BlkQueue
 from vhostblk.virtqueue import queue_log
-from vhostblk.virtqueue.dirty_log import DirtyLog
+from vhostblk.virtqueue.config import LogDescription
+from vhostblk.virtqueue.dirty_log import LOG_PAGE, DirtyLog
 from vhostblk.virtqueue.queue_log import QueueLog
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from vhostblk.virtqueue.inflight_area import make_inflight
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vhostblk.vhost_user.backend import (
-        BackendChannel,
+    from vhostblk.vhost_user.backend import BackendChannel
+    from vhostblk.virtqueue.config import (
         InflightDescription,
         LogDescription,
         RegionDescription,

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vhostblk.vhost_user.errors import InflightError, VhostUserError
+from vhostblk.virtqueue.errors import InflightError, SetupError
 from vhostblk.virtqueue.inflight_area import InflightArea, make_inflight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vhostblk.vhost_user.backend import InflightDescription
+    from vhostblk.virtqueue.config import InflightDescription
 
 
 def bytes_for(queue_size: int) -> int:
@@ -56,14 +56,14 @@ def test_what_was_made_can_neither_shrink_nor_grow() -> None:
         ({"mmap_size": 0}, InflightError, "area of 0 bytes"),
         ({"mmap_size": 64}, InflightError, "area of 64 bytes for 2 queues of 128"),
         ({"queue_size": 32768}, InflightError, "area of"),
-        ({"mmap_offset": 4096}, VhostUserError, "past the end of its file"),
-        ({"mmap_size": (1 << 64) - 1}, VhostUserError, "overflows"),
-        ({"mmap_offset": (1 << 64) - 1}, VhostUserError, "overflows"),
+        ({"mmap_offset": 4096}, SetupError, "past the end of its file"),
+        ({"mmap_size": (1 << 64) - 1}, SetupError, "overflows"),
+        ({"mmap_offset": (1 << 64) - 1}, SetupError, "overflows"),
         ({"num_queues": 1, "mmap_offset": 4, "mmap_size": 8192}, InflightError, "multiple of 8"),
     ],
 )
 def test_areas_that_make_no_sense(
-    change: dict[str, int], error: type[VhostUserError], message: str
+    change: dict[str, int], error: type[SetupError], message: str
 ) -> None:
     with made() as described, pytest.raises(error, match=message):
         InflightArea(replace(described, **change)).check(bytes_for)
@@ -72,7 +72,7 @@ def test_areas_that_make_no_sense(
 def test_a_descriptor_that_is_no_memory() -> None:
     reader, writer = os.pipe()
     try:
-        with made() as described, pytest.raises(VhostUserError, match="no memory file"):
+        with made() as described, pytest.raises(SetupError, match="no memory file"):
             InflightArea(replace(described, fd=reader))
     finally:
         os.close(reader)

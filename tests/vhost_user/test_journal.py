@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.descriptors import open_fds
-from vhostblk.vhost_user.backend import VringConfig
 from vhostblk.vhost_user.codec import FdList, Message
 from vhostblk.vhost_user.journal import Journal
 from vhostblk.vhost_user.layout import (
@@ -28,6 +27,7 @@ from vhostblk.vhost_user.layout import (
 )
 from vhostblk.vhost_user.restate import SessionState, as_message
 from vhostblk.vhost_user.vring import Vring
+from vhostblk.virtqueue.config import VringConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.descriptors import open_fds
+from vhostblk.net.errors import ListenError
 from vhostblk.net.listener import FdAddress, UnixAddress, listen
-from vhostblk.vhost_user.errors import ListenError
 
 
 def test_path_is_created_and_removed(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from tests.descriptors import open_fds
 from tests.vhost_user.fake import FEATURE
 from tests.vhost_user.harness import Harness
-from vhostblk.vhost_user.backend import InflightDescription, VringConfig
 from vhostblk.vhost_user.errors import ProtocolError, VhostUserError
 from vhostblk.vhost_user.layout import (
     CONFIG_HEADER,
@@ -33,6 +32,7 @@ from vhostblk.vhost_user.layout import (
     Request,
 )
 from vhostblk.vhost_user.session import PROTOCOL_FEATURES
+from vhostblk.virtqueue.config import InflightDescription, VringConfig
 
 R = Request
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.vhost_user.fake import FEATURE, FakeBackend
 from tests.vhost_user.harness import Harness
-from vhostblk.vhost_user.errors import DirtyLogError, VhostUserError
+from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.vhost_user.layout import (
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,
@@ -18,6 +18,7 @@ from vhostblk.vhost_user.layout import (
     ProtocolFeature,
     Request,
 )
+from vhostblk.virtqueue.errors import DirtyLogError
 
 R = Request
 

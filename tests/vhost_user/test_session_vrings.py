@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vhostblk.vhost_user.backend import VringConfig
 from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.vhost_user.layout import (
     F_PROTOCOL_FEATURES,
@@ -17,6 +16,7 @@ from vhostblk.vhost_user.layout import (
     VRING_STATE,
     Request,
 )
+from vhostblk.virtqueue.config import VringConfig
 
 if TYPE_CHECKING:
     from tests.vhost_user.harness import Harness

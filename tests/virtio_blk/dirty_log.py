@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.vhost_user.backend import LogDescription
-from vhostblk.vhost_user.layout import LOG_PAGE
+from vhostblk.virtqueue.config import LogDescription
+from vhostblk.virtqueue.dirty_log import LOG_PAGE
 
 if TYPE_CHECKING:
     from tests.frontend.memory import Memory

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from vhostblk.vhost_user.errors import VhostUserError
+from vhostblk.virtqueue.errors import SetupError
 from vhostblk.virtqueue.eventfd import adopt_eventfd, clear, signal
 
 
@@ -31,7 +31,7 @@ def test_full_counter_does_not_block() -> None:
 def test_anything_else_is_closed_and_refused(make: object) -> None:
     assert callable(make)
     first, *others = make()
-    with pytest.raises(VhostUserError, match="the kick descriptor is no eventfd"):
+    with pytest.raises(SetupError, match="the kick descriptor is no eventfd"):
         adopt_eventfd(first, "kick")
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(first)

@@ -11,7 +11,7 @@ from tests.frontend.memory import Memory
 from tests.frontend.packed import PackedDriverRing
 from tests.frontend.ring import DriverRing
 from tests.virtqueue.reference import Chain, chains_of, regions_of, walk_chains
-from vhostblk.vhost_user.backend import VringConfig
+from vhostblk.virtqueue.config import VringConfig
 from vhostblk.virtqueue.layout import DESC, desc_bytes
 from vhostblk.virtqueue.memory import GuestMemory, MemoryRegion
 from vhostblk.virtqueue.split import SplitQueue

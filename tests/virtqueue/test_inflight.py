@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.virtqueue.support import QueuePair
-from vhostblk.vhost_user.errors import InflightError
 from vhostblk.virtqueue import split
-from vhostblk.virtqueue.errors import BrokenRingError
+from vhostblk.virtqueue.errors import BrokenRingError, InflightError
 from vhostblk.virtqueue.inflight import SplitInflight
 from vhostblk.virtqueue.inflight_area import InflightArea, make_inflight
 from vhostblk.virtqueue.layout import (

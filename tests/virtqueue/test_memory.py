@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.descriptors import open_fds
 from tests.virtqueue.reference import regions_of
 from tests.virtqueue.support import ADJACENT, FAR, HOLE, KIB, Guest, map_memory
-from vhostblk.vhost_user.backend import RegionDescription
-from vhostblk.vhost_user.errors import VhostUserError
+from vhostblk.virtqueue.config import RegionDescription
+from vhostblk.virtqueue.errors import SetupError
 from vhostblk.virtqueue.memory import GuestMemory, MemoryRegion
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ _translating = Guest()
 def test_empty_table_translates_nothing() -> None:
     memory = GuestMemory()
     assert memory.translate(np.zeros(3, np.uint64), np.ones(3, np.uint64)).tolist() == [0, 0, 0]
-    with pytest.raises(VhostUserError):
+    with pytest.raises(SetupError):
         memory.translate_user(0, 1)
 
 
@@ -81,13 +81,13 @@ def test_view_is_the_guests_memory(guest: Guest) -> None:
 def test_ring_has_to_be_inside_one_region(guest: Guest) -> None:
     user = guest.memory.user_addr(ADJACENT)
     assert guest.mapped.translate_user(user - 8, 8) == guest.host(ADJACENT - 8)
-    with pytest.raises(VhostUserError, match="not in guest memory"):
+    with pytest.raises(SetupError, match="not in guest memory"):
         guest.mapped.translate_user(user - 8, 9)
 
 
 @pytest.mark.parametrize(("guest_addr", "user"), [(PAGE - 1, 1 << 41), (1 << 20, (1 << 40) + 1)])
 def test_overlaps_are_refused(file: int, guest_addr: int, user: int) -> None:
-    with pytest.raises(VhostUserError, match="overlap"):
+    with pytest.raises(SetupError, match="overlap"):
         GuestMemory([region(file, 0), region(file, guest_addr, user=user)])
 
 
@@ -98,7 +98,7 @@ def test_adjacent_regions_do_not_overlap(file: int) -> None:
 def test_at_most_509_regions(file: int) -> None:
     regions = [region(file, PAGE * number) for number in range(510)]
     assert len(GuestMemory(regions[:509]).regions) == 509
-    with pytest.raises(VhostUserError, match="509"):
+    with pytest.raises(SetupError, match="509"):
         GuestMemory(regions)
 
 
@@ -110,7 +110,7 @@ def test_region_comes_and_goes(file: int) -> None:
 
 def test_region_is_removed_only_by_its_exact_description(file: int) -> None:
     memory = GuestMemory([region(file, 0)])
-    with pytest.raises(VhostUserError, match="no memory region"):
+    with pytest.raises(SetupError, match="no memory region"):
         memory.without_region(0, PAGE - 1, 1 << 40)
 
 
@@ -142,14 +142,14 @@ def test_offset_need_not_be_a_whole_page(file: int) -> None:
     ],
 )
 def test_senseless_regions_are_refused(file: int, size: int, offset: int, guest: int) -> None:
-    with pytest.raises(VhostUserError, match="memory region"):
+    with pytest.raises(SetupError, match="memory region"):
         region(file, guest, size, user=1, offset=offset)
 
 
 def test_descriptor_that_is_no_file_is_refused() -> None:
     ends = os.pipe()
     try:
-        with pytest.raises(VhostUserError, match="no memory file"):
+        with pytest.raises(SetupError, match="no memory file"):
             region(ends[0], 0)
     finally:
         for end in ends:
@@ -159,7 +159,7 @@ def test_descriptor_that_is_no_file_is_refused() -> None:
 def test_descriptor_that_is_read_only_is_refused(file: int) -> None:
     read_only = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
     try:
-        with pytest.raises(VhostUserError, match="mmap failed"):
+        with pytest.raises(SetupError, match="mmap failed"):
             region(read_only, 0)
     finally:
         os.close(read_only)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.virtqueue.packed_support import PackedPair
 from tests.virtqueue.support import vring_config
 from vhostblk.block.io.iovec import view_memory
-from vhostblk.vhost_user.errors import InflightError
+from vhostblk.virtqueue.errors import InflightError
 from vhostblk.virtqueue.inflight_area import InflightArea, InflightPart, make_inflight
 from vhostblk.virtqueue.inflight_packed import PackedInflight
 from vhostblk.virtqueue.layout import (

@@ -13,8 +13,7 @@ import pytest
 from tests.frontend.ring import Segment
 from tests.virtqueue.packed_support import PackedPair
 from tests.virtqueue.support import map_memory, vring_config
-from vhostblk.vhost_user.errors import VhostUserError
-from vhostblk.virtqueue.errors import BrokenRingError
+from vhostblk.virtqueue.errors import BrokenRingError, SetupError
 from vhostblk.virtqueue.layout import DESC_F_NEXT, DESC_F_WRITE, PACKED_F_AVAIL, PACKED_F_USED
 from vhostblk.virtqueue.memory import GuestMemory
 from vhostblk.virtqueue.packed import PackedQueue
@@ -180,7 +179,7 @@ def _without_ring(pair: PackedPair) -> GuestMemory:
 
 
 def test_move_to_memory_without_the_ring_changes_nothing(pair: PackedPair) -> None:
-    with pytest.raises(VhostUserError, match="not in guest memory"):
+    with pytest.raises(SetupError, match="not in guest memory"):
         pair.device.move(_without_ring(pair))
     pair.offer([2])
     assert pair.take() == [2]
@@ -206,7 +205,7 @@ def test_base_has_place_and_wrap_counter_once_or_twice(
 @pytest.mark.parametrize("base", [0x8008, 0x8000_0000 | SIZE, 0x8008_8000])
 def test_base_outside_the_ring_is_refused(pair: PackedPair, base: int) -> None:
     config = replace(vring_config(pair.driver, pair.memory), next_avail=base)
-    with pytest.raises(VhostUserError, match="place 8 in a packed ring of 8"):
+    with pytest.raises(SetupError, match="place 8 in a packed ring of 8"):
         PackedQueue(config, pair.mapped, event_idx=False)
 
 
@@ -214,7 +213,7 @@ def test_base_outside_the_ring_is_refused(pair: PackedPair, base: int) -> None:
 def test_misaligned_parts_are_refused(pair: PackedPair, part: str) -> None:
     config = vring_config(pair.driver, pair.memory)
     config = replace(config, **{part: getattr(config, part) + 2})
-    with pytest.raises(VhostUserError, match="not aligned"):
+    with pytest.raises(SetupError, match="not aligned"):
         PackedQueue(config, pair.mapped, event_idx=False)
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from tests.frontend.ring import Segment
 from tests.virtqueue.support import QueuePair, map_memory
-from vhostblk.vhost_user.errors import VhostUserError
-from vhostblk.virtqueue.errors import BrokenRingError
+from vhostblk.virtqueue.errors import BrokenRingError, SetupError
 from vhostblk.virtqueue.memory import GuestMemory
 
 
@@ -135,7 +134,7 @@ def test_move_goes_on_in_other_mappings(pair: QueuePair) -> None:
 
 
 def test_move_to_memory_without_the_ring_changes_nothing(pair: QueuePair) -> None:
-    with pytest.raises(VhostUserError, match="not in guest memory"):
+    with pytest.raises(SetupError, match="not in guest memory"):
         pair.device.move(GuestMemory(pair.mapped.regions[:1]))
     pair.offer([2])
     assert pair.take() == [2]
@@ -145,7 +144,7 @@ def test_move_to_memory_without_the_ring_changes_nothing(pair: QueuePair) -> Non
 
 def test_ring_misaligned_in_host_memory_is_refused(pair: QueuePair) -> None:
     from tests.virtqueue.support import vring_config
-    from vhostblk.vhost_user.backend import RegionDescription
+    from vhostblk.virtqueue.config import RegionDescription
     from vhostblk.virtqueue.memory import MemoryRegion
     from vhostblk.virtqueue.split import SplitQueue
 
@@ -155,7 +154,7 @@ def test_ring_misaligned_in_host_memory_is_refused(pair: QueuePair) -> None:
         region.guest_addr, region.size - 16, region.user_addr, region.mmap_offset + 8, region.fd
     )
     memory = GuestMemory([MemoryRegion.map(odd)])
-    with pytest.raises(VhostUserError, match="not aligned"):
+    with pytest.raises(SetupError, match="not aligned"):
         SplitQueue(vring_config(pair.driver, pair.memory), memory, event_idx=False)
 
 

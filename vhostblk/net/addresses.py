@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.chardev.base import ChardevError
+from vhostblk.net.errors import ListenError
 from vhostblk.net.listener import MAX_PATH, Listener, UnixAddress
 from vhostblk.net.listener import listen as listen_unix
 from vhostblk.schema.socket import (
@@ -22,7 +23,6 @@ from vhostblk.schema.socket import (
     UnixSocketAddressMembers,
     VsockSocketAddressMembers,
 )
-from vhostblk.vhost_user.errors import ListenError
 
 if TYPE_CHECKING:
     Address = (

@@ -11,8 +11,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from vhostblk.net.errors import ListenError
 from vhostblk.systemd import activated_fd
-from vhostblk.vhost_user.errors import ListenError
 
 #: `sun_path` of `struct sockaddr_un` is 108 bytes, the last of them a zero.
 MAX_PATH = 107

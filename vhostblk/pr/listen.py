@@ -6,11 +6,11 @@ from __future__ import annotations
 import fcntl
 import os
 
+from vhostblk.net.errors import ListenError
 from vhostblk.net.listener import FdAddress, Listener, UnixAddress
 from vhostblk.net.listener import listen as listen_at
 from vhostblk.pr.errors import HelperError
 from vhostblk.systemd import FIRST_FD, activated_count
-from vhostblk.vhost_user.errors import ListenError
 
 
 def listen(path: str | None, default: str) -> Listener:

@@ -7,83 +7,31 @@ indices are below `num_queues`, sizes are up to 32768, and powers of two unless 
 started vring is not started again. File descriptors handed over belong to the backend from then
 on, also when it raises.
 
-A method that raises `OSError` or `VhostUserError` fails the message: the front-end gets a negative
+A method that raises `OSError` or `SetupError` fails the message: the front-end gets a negative
 reply where it asked for one (REPLY_ACK) and is disconnected otherwise.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vhostblk.virtqueue.config import (
+        InflightDescription,
+        LogDescription,
+        RegionDescription,
+        VringConfig,
+    )
     from vhostblk.virtqueue.mapping import Mapping
-
-
-@dataclass(frozen=True, slots=True)
-class RegionDescription:
-    """A memory region as the front-end describes it ("Memory region description").
-
-    `fd` is the file behind it, to be mapped from `mmap_offset`. Addresses and sizes are in bytes.
-    """
-
-    guest_addr: int
-    size: int
-    user_addr: int
-    mmap_offset: int
-    fd: int
-
-
-@dataclass(frozen=True, slots=True)
-class VringConfig:
-    """A vring as it starts: addresses are front-end user addresses ("A vring address description").
-
-    `next_avail` is the index of the next available-ring entry to process; with `packed` rings,
-    where to go on taking and using, as SET_VRING_BASE has it: 32 bits. Writes to the used ring are
-    noted in the dirty log as if it were at the guest address `log_addr`; None: they are not.
-    """
-
-    index: int
-    size: int
-    desc_addr: int
-    avail_addr: int
-    used_addr: int
-    next_avail: int
-    log_addr: int | None = None
-    packed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class InflightDescription:
-    """Memory in which a back-end notes the requests in flight ("Inflight description").
-
-    It has a part for each of `num_queues` queues of `queue_size` entries, and lies in the file `fd`
-    at `mmap_offset`, `mmap_size` bytes.
-    """
-
-    mmap_size: int
-    mmap_offset: int
-    num_queues: int
-    queue_size: int
-    fd: int
-
-
-@dataclass(frozen=True, slots=True)
-class LogDescription:
-    """A migration's dirty log ("Log description"): `mmap_size` bytes of `fd` at `mmap_offset`."""
-
-    mmap_size: int
-    mmap_offset: int
-    fd: int
 
 
 class DirtyLogging(Protocol):
     """Notes writes to guest memory for a migration ("Migration"); may change while vrings run."""
 
     async def set_log(self, described: LogDescription) -> None:
-        """Use a log; raises VhostUserError where it is too small for what is to be noted."""
+        """Use a log; raises SetupError where it is too small for what is to be noted."""
 
     async def set_logging(self, enabled: bool) -> None:
         """Note what requests write, or not (LOG_ALL); without a log, once there is one."""
@@ -125,7 +73,7 @@ class Backend(Protocol):
         """Return `size` bytes of configuration space; zeroes past its end."""
 
     def set_config(self, offset: int, data: bytes) -> None:
-        """Write configuration space; raises VhostUserError on what is not writable."""
+        """Write configuration space; raises SetupError on what is not writable."""
 
     def written_config(self) -> Sequence[tuple[int, bytes]]:
         """Return what `set_config` has written, as far as it is in force: offsets and content."""

@@ -6,14 +6,10 @@
 
 from __future__ import annotations
 
-from vhostblk.errors import VhostblkError
+from vhostblk.virtqueue.errors import SetupError
 
 
-class ListenError(VhostblkError):
-    """The listening socket can't be had; the user's mistake, told at start-up."""
-
-
-class VhostUserError(VhostblkError):
+class VhostUserError(SetupError):
     """The front-end asked for something invalid; answered with a failure, or by disconnecting."""
 
 
@@ -47,14 +43,6 @@ class VringStateError(VhostUserError):
 
 class MemoryTableError(VhostUserError):
     """A memory table, or one region of it, is not well-formed."""
-
-
-class InflightError(VhostUserError):
-    """The memory for requests in flight is too small, or corrupt."""
-
-
-class DirtyLogError(VhostUserError):
-    """A migration's dirty log is too small for what has to be noted."""
 
 
 class DeviceStateError(VhostUserError):

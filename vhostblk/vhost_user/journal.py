@@ -28,10 +28,10 @@ from vhostblk.vhost_user.restate import Said
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vhostblk.vhost_user.backend import VringConfig
     from vhostblk.vhost_user.codec import Message
     from vhostblk.vhost_user.restate import SessionState
     from vhostblk.vhost_user.vring import Vring
+    from vhostblk.virtqueue.config import VringConfig
 
 
 _KEPT_OF_VRING = frozenset({Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR})

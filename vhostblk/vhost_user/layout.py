@@ -144,8 +144,6 @@ VRING_F_LOG = 1 << 0
 #: "Log description": size and offset of the mapping.
 LOG = Struct("=QQ")
 
-#: Bytes of guest memory that a bit of the dirty log stands for (VHOST_LOG_PAGE).
-LOG_PAGE = 4096
 
 #: "Memory regions description": number of regions, padding; then the regions.
 MEMORY_HEADER = Struct("=II")
@@ -191,6 +189,3 @@ DEVICE_STATE_STOPPED = 0
 
 #: SET_DEVICE_STATE_FD, reply: "no descriptor comes with this", so that the front-end's serves.
 DEVICE_STATE_NOFD = 1 << 8
-
-#: GET_MAX_MEM_SLOTS: as many as libvhost-user takes.
-MAX_MEM_SLOTS = 509

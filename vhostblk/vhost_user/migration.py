@@ -6,7 +6,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from vhostblk.vhost_user.backend import LogDescription
 from vhostblk.vhost_user.errors import DeviceStateError, PostcopyError, UnknownRequestError
 from vhostblk.vhost_user.layout import (
     DEVICE_STATE,
@@ -18,15 +17,17 @@ from vhostblk.vhost_user.layout import (
     Request,
 )
 from vhostblk.vhost_user.rules import ReplyWithFd
+from vhostblk.virtqueue.config import LogDescription
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhostblk.vhost_user.backend import Backend, DirtyLogging, RegionDescription
+    from vhostblk.vhost_user.backend import Backend, DirtyLogging
     from vhostblk.vhost_user.codec import Message
     from vhostblk.vhost_user.device_state import DeviceState
     from vhostblk.vhost_user.postcopy import Postcopy
     from vhostblk.vhost_user.vring import Vring
+    from vhostblk.virtqueue.config import RegionDescription
     from vhostblk.virtqueue.mapping import Mapping
 
 #: What replies say of success and failure.

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhostblk.vhost_user.backend import RegionDescription
 from vhostblk.vhost_user.errors import (
     ConfigAccessError,
     DescriptorError,
     FeatureError,
-    InflightError,
     MemoryTableError,
     PayloadSizeError,
     ProtocolError,
@@ -25,6 +23,8 @@ from vhostblk.vhost_user.layout import (
     U64,
     ProtocolFeature,
 )
+from vhostblk.virtqueue.config import RegionDescription
+from vhostblk.virtqueue.errors import InflightError
 
 if TYPE_CHECKING:
     from vhostblk.vhost_user.codec import Message

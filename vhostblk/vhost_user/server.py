@@ -28,6 +28,7 @@ from vhostblk.vhost_user.journal import Journal
 from vhostblk.vhost_user.layout import HEADER, MAX_FDS, Request
 from vhostblk.vhost_user.restate import as_message
 from vhostblk.vhost_user.session import Session
+from vhostblk.virtqueue.errors import SetupError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -272,7 +273,7 @@ class VhostUserServer:
             if carried is None or carried.required:
                 raise _ReplayError(f"export '{self._name}': {error}") from error
             self._log.warning("front-end disconnected: %s", error)
-        except VhostUserError as error:
+        except SetupError as error:
             self._log.warning("front-end disconnected: %s", error)
         except OSError as error:  # reset by its end, or its end closed before the reply
             self._log.warning("front-end disconnected: %s", error.strerror)
@@ -320,7 +321,7 @@ class VhostUserServer:
                     raise _ReplayError(answer.failure)
                 if said.request == Request.GET_CONFIG:  # the payload is the former reply
                     config_changed = answer.reply[HEADER.size :] != said.payload
-        except (VhostUserError, OSError) as error:
+        except (SetupError, OSError) as error:
             raise _ReplayError(str(error)) from error
         carried.close_said()
         if carried.replayed is not None:
@@ -334,7 +335,7 @@ class VhostUserServer:
         try:
             state = await session.suspend()
             self._connection = connection.dup()
-        except (VhostUserError, OSError) as error:
+        except (SetupError, OSError) as error:
             self._log.warning("front-end disconnected: %s", error)
         else:
             self._said = self._journal.hand_out(state)

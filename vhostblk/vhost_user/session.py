@@ -37,11 +37,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vhostblk.vhost_user import payloads, postcopy
-from vhostblk.vhost_user.backend import (
-    InflightDescription,
-    RegionDescription,
-    VringConfig,
-)
 from vhostblk.vhost_user.channel import RequestChannel
 from vhostblk.vhost_user.codec import FdList, encode_reply
 from vhostblk.vhost_user.device_messages import LEGACY, DeviceMessages
@@ -70,7 +65,6 @@ from vhostblk.vhost_user.layout import (
     LOG,
     MAX_CONFIG_SIZE,
     MAX_FDS,
-    MAX_MEM_SLOTS,
     MAX_PAYLOAD,
     MEMORY_HEADER,
     SINGLE_REGION,
@@ -89,6 +83,13 @@ from vhostblk.vhost_user.migration import ACK, NACK, MigrationMessages
 from vhostblk.vhost_user.restate import SessionState
 from vhostblk.vhost_user.rules import Answer, Remark, ReplyWithFd, Rule, fixed
 from vhostblk.vhost_user.vring import Vring, check_base, check_size
+from vhostblk.virtqueue.config import (
+    MAX_MEM_SLOTS,
+    InflightDescription,
+    RegionDescription,
+    VringConfig,
+)
+from vhostblk.virtqueue.errors import SetupError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,7 +154,7 @@ class Session(DeviceMessages, MigrationMessages):
                 raise UnknownRequestError("not supported, and not offered")
             rule.check(message)
             reply = await rule.handler(self, message)
-        except (VhostUserError, OSError) as error:
+        except (SetupError, OSError) as error:
             return self._failed(message, rule, error)
         finally:
             message.fds.close()
@@ -171,9 +172,7 @@ class Session(DeviceMessages, MigrationMessages):
     def _wants_ack(self, message: Message) -> bool:
         return message.need_reply and ProtocolFeature.REPLY_ACK in self._protocol_features
 
-    def _failed(
-        self, message: Message, rule: Rule | None, error: VhostUserError | OSError
-    ) -> Answer:
+    def _failed(self, message: Message, rule: Rule | None, error: SetupError | OSError) -> Answer:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         line = f"{message.name}: {reason}"
         if isinstance(error, ProtocolError):
@@ -498,7 +497,7 @@ class Session(DeviceMessages, MigrationMessages):
                 raise
         try:
             self._backend.set_vring_call(index, fd)
-        except (VhostUserError, OSError):
+        except (SetupError, OSError):
             duplicate.close()
             raise
         self._vrings[index].call.close()

@@ -11,7 +11,7 @@ from vhostblk.vhost_user.errors import VringStateError
 from vhostblk.vhost_user.layout import MAX_RING_SIZE
 
 if TYPE_CHECKING:
-    from vhostblk.vhost_user.backend import VringConfig
+    from vhostblk.virtqueue.config import VringConfig
 
 
 @dataclass(slots=True)

@@ -20,10 +20,10 @@ from vhostblk.block.io.completion import Completion, resolve_all
 from vhostblk.block.io.iovec import address_of
 from vhostblk.engine.layouts import STATS
 from vhostblk.engine.maps import encode_map
-from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.virtio_blk.layout import RequestType
 from vhostblk.virtio_blk.request import BlockRequests
 from vhostblk.virtio_blk.runner import Completed, RequestRunner
+from vhostblk.virtqueue.errors import SetupError
 from vhostblk.virtqueue.inflight_packed import PackedInflight
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class ExpressQueue:
         regions, count = self._regions(ring.memory)
         self._queue = self._lib.vb_queue_new(iothread.handle, self._config(), regions, count)
         if not self._queue:
-            raise VhostUserError("no memory for a queue")
+            raise SetupError("no memory for a queue")
         self._track()
         iothread.add(self._queue, self)
 
@@ -95,7 +95,7 @@ class ExpressQueue:
             failed = self._lib.vb_queue_track(*record, len(left), heads)
         if failed:
             self._lib.vb_queue_free(self._queue)
-            raise VhostUserError("no memory for a queue")
+            raise SetupError("no memory for a queue")
 
     def _track_packed(self, record: tuple[Any, int, int], inflight: PackedInflight) -> int:
         ffi, ids = self._ffi, inflight.left
@@ -217,7 +217,7 @@ class ExpressQueue:
         regions, count = self._regions(memory)
         ring = self._ffi.new("struct vb_ring *", self._ring.addresses())
         if self._lib.vb_queue_move(self._queue, ring, regions, count):
-            raise VhostUserError("no memory for a memory table")
+            raise SetupError("no memory for a memory table")
         self._memory = memory
 
     def kick_copy(self) -> int | None:

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhostblk.vhost_user.errors import DirtyLogError
-from vhostblk.vhost_user.layout import LOG_PAGE
+from vhostblk.virtqueue.errors import DirtyLogError
 from vhostblk.virtqueue.mapping import Mapping
 
 if TYPE_CHECKING:
-    from vhostblk.vhost_user.backend import LogDescription
+    from vhostblk.virtqueue.config import LogDescription
     from vhostblk.virtqueue.mapping import LossSignal
+
+
+#: Bytes of guest memory that a bit of the dirty log stands for (VHOST_LOG_PAGE).
+LOG_PAGE = 4096
 
 
 class DirtyLog:
     """A front-end's log, mapped as long as this lives: `size` bytes at `address`.
 
-    Raises VhostUserError where it can't be; the descriptor stays the caller's.
+    Raises SetupError where it can't be; the descriptor stays the caller's.
     """
 
     def __init__(self, described: LogDescription, loss: LossSignal | None = None) -> None:

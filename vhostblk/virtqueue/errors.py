@@ -1,11 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be wrong with a virtqueue: a broken ring, or a broken chain in a sound ring."""
+"""What can be wrong with memory, with rings and how they were set up, and with a chain in a ring.
+
+`str(error)` is the reason alone.
+"""
 
 from __future__ import annotations
 
 from enum import IntEnum
 
 from vhostblk.errors import VhostblkError
+
+
+class SetupError(VhostblkError):
+    """Memory, a ring or a descriptor that the driver's side has handed over is not usable."""
+
+
+class RingSetupError(SetupError):
+    """A ring's size, addresses or base are invalid."""
+
+
+class InflightError(SetupError):
+    """The memory for requests in flight is too small, or corrupt."""
+
+
+class DirtyLogError(SetupError):
+    """A migration's dirty log is too small for what has to be noted."""
 
 
 class BrokenRingError(VhostblkError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vhostblk.vhost_user.errors import VhostUserError
+from vhostblk.virtqueue.errors import SetupError
 
 _ONE = (1).to_bytes(8, "little")
 
@@ -17,7 +17,7 @@ _ONE = (1).to_bytes(8, "little")
 def adopt_eventfd(fd: int, purpose: str) -> int:
     """Check an eventfd that is ours from now on and make it non-blocking.
 
-    Raises VhostUserError, with the descriptor closed, where it is none.
+    Raises SetupError, with the descriptor closed, where it is none.
     """
     try:
         target = str(Path(f"/proc/self/fd/{fd}").readlink())
@@ -25,7 +25,7 @@ def adopt_eventfd(fd: int, purpose: str) -> int:
         target = "nothing"
     if target != "anon_inode:[eventfd]":
         os.close(fd)
-        raise VhostUserError(f"the {purpose} descriptor is no eventfd but {target}")
+        raise SetupError(f"the {purpose} descriptor is no eventfd but {target}")
     os.set_blocking(fd, False)
     return fd
 

@@ -11,8 +11,8 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
-from vhostblk.vhost_user.backend import InflightDescription
-from vhostblk.vhost_user.errors import InflightError
+from vhostblk.virtqueue.config import InflightDescription
+from vhostblk.virtqueue.errors import InflightError
 from vhostblk.virtqueue.mapping import Mapping
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class InflightPart:
 class InflightArea:
     """A front-end's area, mapped.
 
-    Raises VhostUserError where it can't be; the descriptor stays the caller's.
+    Raises SetupError where it can't be; the descriptor stays the caller's.
     """
 
     def __init__(self, described: InflightDescription, loss: LossSignal | None = None) -> None:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhostblk.block.io.iovec import view_memory
-from vhostblk.vhost_user.errors import InflightError
+from vhostblk.virtqueue.errors import InflightError
 from vhostblk.virtqueue.layout import (
     INFLIGHT_DESC_PACKED,
     INFLIGHT_HEADER_PACKED,

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vhostblk.engine import load
-from vhostblk.vhost_user.errors import VhostUserError
+from vhostblk.virtqueue.errors import SetupError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,14 +64,14 @@ class Mapping:
         what: str = "memory region",
         loss: LossSignal | None = None,
     ) -> None:
-        """Map; raises VhostUserError, in which `what` names the thing, where it can't be."""
+        """Map; raises SetupError, in which `what` names the thing, where it can't be."""
         info = os.fstat(fd)
         if not (stat.S_ISREG(info.st_mode) or stat.S_ISCHR(info.st_mode)):
-            raise VhostUserError(f"{what}: the descriptor is no memory file")
+            raise SetupError(f"{what}: the descriptor is no memory file")
         if offset + size > _MAX_OFFSET:
-            raise VhostUserError(f"{what}: offset {offset:#x} + size {size:#x} overflows")
+            raise SetupError(f"{what}: offset {offset:#x} + size {size:#x} overflows")
         if stat.S_ISREG(info.st_mode) and offset + size > info.st_size:
-            raise VhostUserError(
+            raise SetupError(
                 f"{what}: offset {offset:#x} + size {size:#x} is past the end of its file "
                 f"({info.st_size:#x} bytes)"
             )
@@ -89,7 +89,7 @@ class Mapping:
         )
         if address == _MAP_FAILED:
             code = ctypes.get_errno()
-            raise VhostUserError(f"{what}: mmap failed: {os.strerror(code)}")
+            raise SetupError(f"{what}: mmap failed: {os.strerror(code)}")
         self._base: int | None = address
         self.address: int = address + (offset - self._start)
         #: What is mapped, in whole pages: start and length.

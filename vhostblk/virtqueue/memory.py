@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.vhost_user.errors import VhostUserError
-from vhostblk.vhost_user.layout import MAX_MEM_SLOTS
+from vhostblk.virtqueue.config import MAX_MEM_SLOTS
+from vhostblk.virtqueue.errors import SetupError
 from vhostblk.virtqueue.mapping import Mapping
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vhostblk.vhost_user.backend import RegionDescription
+    from vhostblk.virtqueue.config import RegionDescription
     from vhostblk.virtqueue.mapping import LossSignal
 
 _ADDRESS_SPACE = 1 << 64
@@ -57,15 +57,15 @@ class MemoryRegion:
 
     @classmethod
     def map(cls, described: RegionDescription, loss: LossSignal | None = None) -> MemoryRegion:
-        """Map a region; raises VhostUserError where the description makes no sense.
+        """Map a region; raises SetupError where the description makes no sense.
 
         The descriptor stays the caller's. `loss` is told when the file gets truncated.
         """
         if described.size == 0:
-            raise VhostUserError("memory region: size 0")
+            raise SetupError("memory region: size 0")
         for name in ("guest_addr", "user_addr"):
             if getattr(described, name) + described.size > _ADDRESS_SPACE:
-                raise VhostUserError(f"memory region: {name} + size overflows")
+                raise SetupError(f"memory region: {name} + size overflows")
         mapping = Mapping(described.fd, described.mmap_offset, described.size, loss=loss)
         return cls(described.guest_addr, described.size, described.user_addr, mapping)
 
@@ -86,13 +86,13 @@ def map_regions(regions: Sequence[RegionDescription], loss: LossSignal) -> list[
 class GuestMemory:
     """An immutable table of regions.
 
-    Raises VhostUserError where there are too many regions or they overlap.
+    Raises SetupError where there are too many regions or they overlap.
     """
 
     def __init__(self, regions: Iterable[MemoryRegion] = ()) -> None:
         self.regions = tuple(sorted(regions, key=lambda region: region.guest_addr))
         if len(self.regions) > MAX_MEM_SLOTS:
-            raise VhostUserError(f"more than {MAX_MEM_SLOTS} memory regions")
+            raise SetupError(f"more than {MAX_MEM_SLOTS} memory regions")
         self._refuse_overlaps()
         self._guest = np.array([region.guest_addr for region in self.regions], np.uint64)
         self._size = np.array([region.size for region in self.regions], np.uint64)
@@ -113,9 +113,7 @@ class GuestMemory:
         for name, ordered in (("guest_addr", self.regions), ("user_addr", by_user)):
             for before, after in pairwise(ordered):
                 if getattr(before, name) + before.size > getattr(after, name):
-                    raise VhostUserError(
-                        f"memory regions overlap at {name} {getattr(after, name):#x}"
-                    )
+                    raise SetupError(f"memory regions overlap at {name} {getattr(after, name):#x}")
 
     def with_region(self, region: MemoryRegion) -> GuestMemory:
         """Return a table with one region more."""
@@ -125,7 +123,7 @@ class GuestMemory:
         """Return a table without the region that is exactly there."""
         kept = [r for r in self.regions if not r.is_at(guest_addr, size, user_addr)]
         if len(kept) == len(self.regions):
-            raise VhostUserError(f"no memory region at {guest_addr:#x} of {size:#x} bytes")
+            raise SetupError(f"no memory region at {guest_addr:#x} of {size:#x} bytes")
         return GuestMemory(kept)
 
     def translate(self, addr: NDArray[np.uint64], length: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -168,12 +166,12 @@ class GuestMemory:
         return addresses
 
     def translate_user(self, user_addr: int, length: int) -> int:
-        """Return the host address of a ring; raises VhostUserError where it is not mapped."""
+        """Return the host address of a ring; raises SetupError where it is not mapped."""
         for region in self.regions:
             offset = user_addr - region.user_addr
             if 0 <= offset <= region.size - length:
                 return region.mapping.address + offset
-        raise VhostUserError(f"ring at {user_addr:#x} of {length} bytes is not in guest memory")
+        raise SetupError(f"ring at {user_addr:#x} of {length} bytes is not in guest memory")
 
     def view(self, host_addr: int, length: int) -> NDArray[np.uint8]:
         """See translated memory as a uint8 array; valid while this table lives."""

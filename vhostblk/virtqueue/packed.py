@@ -26,10 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vhostblk.vhost_user.errors import VringStateError
 from vhostblk.virtqueue import layout
 from vhostblk.virtqueue.barrier import fence, load_acquire_u16, store_release_u16
-from vhostblk.virtqueue.errors import BrokenRingError
+from vhostblk.virtqueue.errors import BrokenRingError, RingSetupError
 from vhostblk.virtqueue.inflight_packed import PackedInflight
 from vhostblk.virtqueue.layout import PACKED_DESC, PACKED_F_AVAIL, PACKED_F_USED
 from vhostblk.virtqueue.packed_walker import walk_packed
@@ -37,8 +36,8 @@ from vhostblk.virtqueue.packed_walker import walk_packed
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vhostblk.vhost_user.backend import VringConfig
     from vhostblk.virtqueue.batch import RequestBatch
+    from vhostblk.virtqueue.config import VringConfig
     from vhostblk.virtqueue.inflight_area import InflightPart
     from vhostblk.virtqueue.memory import GuestMemory
     from vhostblk.virtqueue.queue_log import QueueLog
@@ -56,10 +55,10 @@ _MIN_WINDOW = 16
 
 
 def decode_place(number: int, size: int) -> int:
-    """Read a place from 15 bits of index and the wrap counter; raises VringStateError."""
+    """Read a place from 15 bits of index and the wrap counter; raises RingSetupError."""
     index = number & layout.PLACE_MASK
     if index >= size:
-        raise VringStateError(f"place {index} in a packed ring of {size}")
+        raise RingSetupError(f"place {index} in a packed ring of {size}")
     return index if number >> layout.WRAP_BIT else index + size
 
 
@@ -81,7 +80,7 @@ class PackedQueue:
     ) -> None:
         """Note requests in flight in `inflight`, and begin with those that it has already.
 
-        Raises VhostUserError where a part is not in guest memory or is misaligned there, where the
+        Raises SetupError where a part is not in guest memory or is misaligned there, where the
         base is outside the ring, or where the record of requests in flight is corrupt.
         """
         self.size = size = config.size
@@ -139,7 +138,7 @@ class PackedQueue:
         driver = memory.translate_user(config.avail_addr, layout.EVENT_BYTES)
         device = memory.translate_user(config.used_addr, layout.EVENT_BYTES)
         if desc % 16 or driver % 4 or device % 4:
-            raise VringStateError(f"vring {config.index}: a ring is not aligned in host memory")
+            raise RingSetupError(f"vring {config.index}: a ring is not aligned in host memory")
         self.memory = memory
         self._desc_addr, self._driver_addr, self._device_addr = desc, driver, device
         self._desc = memory.view(desc, nbytes).view(PACKED_DESC)
@@ -149,7 +148,7 @@ class PackedQueue:
     def move(self, memory: GuestMemory) -> None:
         """Go on in a new memory table; nothing may be in flight.
 
-        Raises VhostUserError where a ring is not in it, and stays in the old one.
+        Raises SetupError where a ring is not in it, and stays in the old one.
         """
         self._map(memory)
 

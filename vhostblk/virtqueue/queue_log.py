@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vhostblk.engine import load
-from vhostblk.vhost_user.errors import DirtyLogError
+from vhostblk.virtqueue.errors import DirtyLogError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,18 +16,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.vhost_user.errors import VringStateError
 from vhostblk.virtqueue import layout
 from vhostblk.virtqueue.barrier import fence, load_acquire_u16, store_release_u16
-from vhostblk.virtqueue.errors import BrokenRingError
+from vhostblk.virtqueue.errors import BrokenRingError, RingSetupError
 from vhostblk.virtqueue.inflight import SplitInflight
 from vhostblk.virtqueue.walker import walk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vhostblk.vhost_user.backend import VringConfig
     from vhostblk.virtqueue.batch import RequestBatch
+    from vhostblk.virtqueue.config import VringConfig
     from vhostblk.virtqueue.inflight_area import InflightPart
     from vhostblk.virtqueue.memory import GuestMemory
     from vhostblk.virtqueue.queue_log import QueueLog
@@ -46,7 +45,7 @@ class SplitQueue:
     ) -> None:
         """Note requests in flight in `inflight`, and begin with those that it has already.
 
-        Raises VhostUserError where a ring is not in guest memory or is misaligned there, or where
+        Raises SetupError where a ring is not in guest memory or is misaligned there, or where
         the record of requests in flight is corrupt.
         """
         self.size = config.size
@@ -75,7 +74,7 @@ class SplitQueue:
         avail = memory.translate_user(config.avail_addr, layout.avail_bytes(size))
         used = memory.translate_user(config.used_addr, layout.used_bytes(size))
         if desc % 16 or avail % 2 or used % 4:
-            raise VringStateError(f"vring {config.index}: a ring is not aligned in host memory")
+            raise RingSetupError(f"vring {config.index}: a ring is not aligned in host memory")
         self.memory = memory
         self._desc_addr, self._avail_addr, self._used_addr = desc, avail, used
         header = layout.RING_HEADER_SIZE
@@ -95,7 +94,7 @@ class SplitQueue:
     def move(self, memory: GuestMemory) -> None:
         """Go on in a new memory table; nothing may be in flight.
 
-        Raises VhostUserError where a ring is not in it, and stays in the old one.
+        Raises SetupError where a ring is not in it, and stays in the old one.
         """
         self._map(memory)
 

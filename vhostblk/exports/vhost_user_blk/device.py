@@ -39,14 +39,10 @@ if TYPE_CHECKING:
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.engine.iothreads import Iothreads
     from vhostblk.schema.export import BlockExportOptionsVhostUserBlk
-    from vhostblk.vhost_user.backend import (
-        BackendChannel,
-        InflightDescription,
-        RegionDescription,
-        VringConfig,
-    )
+    from vhostblk.vhost_user.backend import BackendChannel
     from vhostblk.virtio_blk.express import ExpressQueue
     from vhostblk.virtio_blk.queue import BlkQueue
+    from vhostblk.virtqueue.config import InflightDescription, RegionDescription, VringConfig
     from vhostblk.virtqueue.inflight_area import InflightPart
     from vhostblk.virtqueue.mapping import Mapping
     from vhostblk.virtqueue.memory import GuestMemory

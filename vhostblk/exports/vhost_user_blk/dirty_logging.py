@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
-    from vhostblk.vhost_user.backend import LogDescription, VringConfig
     from vhostblk.virtio_blk.express import ExpressQueue
     from vhostblk.virtio_blk.queue import BlkQueue
+    from vhostblk.virtqueue.config import LogDescription, VringConfig
     from vhostblk.virtqueue.mapping import LossSignal
     from vhostblk.virtqueue.memory import GuestMemory
     from vhostblk.virtqueue.queue_log import QueueLog

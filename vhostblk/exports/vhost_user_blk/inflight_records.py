@@ -14,7 +14,7 @@ from vhostblk.virtqueue.inflight_area import InflightArea, make_inflight
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhostblk.vhost_user.backend import InflightDescription, VringConfig
+    from vhostblk.virtqueue.config import InflightDescription, VringConfig
     from vhostblk.virtqueue.inflight_area import InflightPart
     from vhostblk.virtqueue.mapping import LossSignal
 
