@@ -12,6 +12,7 @@ import pytest
 
 from tests.chardev.support import devices, noticed, until
 from vhostblk.chardev.base import HIGH_WATER, ChardevError
+from vhostblk.net.errors import SocketError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -172,7 +173,7 @@ def test_waiting_is_given_up(tmp_path: Path) -> None:
 def test_a_client_connects_once(tmp_path: Path) -> None:
     async def main() -> None:
         async with devices() as made:
-            with pytest.raises(ChardevError) as caught:
+            with pytest.raises(SocketError) as caught:
                 await made.make(f"socket,id=m,path={tmp_path}/s")
             assert str(caught.value) == (
                 f"Failed to connect to '{tmp_path}/s': No such file or directory"

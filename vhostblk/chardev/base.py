@@ -85,7 +85,8 @@ class Chardev(ABC):
     async def start(self) -> None:  # noqa: B027 (most have nothing to do)
         """Open, listen or connect, and wait for the peer where the options say so.
 
-        Called once, before anything else; raises ChardevError or OSError, with all taken back.
+        Called once, before anything else. Raises ChardevError, SocketError or OSError, with all
+        taken back.
         """
 
     async def close(self) -> None:  # noqa: B027 (most have nothing to do)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from vhostblk.chardev.base import ChardevError
 from vhostblk.chardev.stream import StreamChardev
 from vhostblk.net import addresses
+from vhostblk.net.errors import SocketError
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.socket import FdSocketAddressMembers
 from vhostblk.trace import points as trace
@@ -181,7 +182,7 @@ class SocketChardev(StreamChardev):
     async def _try_to_connect(self) -> None:
         try:
             connection = await addresses.connect(self._address)
-        except ChardevError as error:
+        except SocketError as error:
             if not self._complained:
                 self._complained = True
                 logger.warning("Unable to connect character device %s: %s", self.label, error)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Socket addresses of character devices: resolved, listened at, connected to, written down.
+"""Socket addresses: resolved, listened at, connected to, written down.
 
 Internet names are resolved on a thread; nothing here blocks the event loop.
 """
@@ -13,8 +13,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.chardev.base import ChardevError
-from vhostblk.net.errors import ListenError
+from vhostblk.net.errors import SocketError
 from vhostblk.net.listener import MAX_PATH, Listener, UnixAddress
 from vhostblk.net.listener import listen as listen_unix
 from vhostblk.schema.socket import (
@@ -39,14 +38,11 @@ _LAST_PORT = 0xFFFF
 
 
 async def listen(address: Address) -> list[Listener]:
-    """Listen at an address, which may stand for several; raises ChardevError."""
+    """Listen at an address, which may stand for several; raises SocketError."""
     if isinstance(address, InetSocketAddressMembers):
         return await _listen_inet(address)
     if isinstance(address, UnixSocketAddressMembers) and not address.abstract:
-        try:
-            return [listen_unix(UnixAddress(address.path))]
-        except ListenError as error:
-            raise ChardevError(str(error)) from error
+        return [listen_unix(UnixAddress(address.path))]
     if isinstance(address, FdSocketAddressMembers):
         sock = inherited_socket(address.fd)
         what, name = "Failed to listen on fd socket", None
@@ -59,12 +55,12 @@ async def listen(address: Address) -> list[Listener]:
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
-        raise ChardevError(f"{what}: {error.strerror}") from error
+        raise SocketError(f"{what}: {error.strerror}") from error
     return [Listener(sock)]
 
 
 async def connect(address: Address) -> socket.socket:
-    """Connect to an address; raises ChardevError."""
+    """Connect to an address; raises SocketError."""
     if isinstance(address, FdSocketAddressMembers):
         return inherited_socket(address.fd)
     if isinstance(address, InetSocketAddressMembers):
@@ -74,16 +70,16 @@ async def connect(address: Address) -> socket.socket:
 
 
 def inherited_socket(text: str) -> socket.socket:
-    """Take over a socket that the daemon was started with, by its number; raises ChardevError."""
+    """Take over a socket that the daemon was started with, by its number; raises SocketError."""
     if not (text.isascii() and text.isdecimal()):
-        raise ChardevError(f"Unable to parse FD number {text}")
+        raise SocketError(f"Unable to parse FD number {text}")
     try:
         fd = int(text)
         is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
     except (OSError, OverflowError):
         is_socket = False
     if not is_socket:
-        raise ChardevError(f"File descriptor '{text}' is not a socket")
+        raise SocketError(f"File descriptor '{text}' is not a socket")
     sock = socket.socket(fileno=fd)
     os.set_inheritable(fd, False)
     sock.setblocking(False)
@@ -93,9 +89,9 @@ def inherited_socket(text: str) -> socket.socket:
 async def resolve(
     address: InetSocketAddressMembers, kind: socket.SocketKind, *, passive: bool
 ) -> list[tuple[Any, ...]]:
-    """Return what getaddrinfo(3) says; raises ChardevError."""
+    """Return what getaddrinfo(3) says; raises SocketError."""
     if address.port.isdecimal() and int(address.port) > _LAST_PORT:
-        raise ChardevError(
+        raise SocketError(
             f"address resolution failed for {address.host}:{address.port}: "
             f"a port is {_LAST_PORT} at most"
         )
@@ -109,7 +105,7 @@ async def resolve(
         )
     except (OSError, OverflowError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ChardevError(
+        raise SocketError(
             f"address resolution failed for {address.host}:{address.port}: {reason}"
         ) from error
 
@@ -117,7 +113,7 @@ async def resolve(
 def _family(address: InetSocketAddressMembers) -> socket.AddressFamily:
     ipv4, ipv6 = address.ipv4, address.ipv6
     if ipv4 is False and ipv6 is False:
-        raise ChardevError("Cannot disable IPv4 and IPv6 at same time")
+        raise SocketError("Cannot disable IPv4 and IPv6 at same time")
     if ipv4 is True and ipv6 is True:
         return socket.AF_UNSPEC
     if ipv6 is True or ipv4 is False:
@@ -153,27 +149,27 @@ async def _listen_inet(address: InetSocketAddressMembers) -> list[Listener]:
                 break
     if not listeners:
         reason = failure.strerror if failure is not None else "no address"
-        raise ChardevError(f"Failed to bind socket: {reason}")
+        raise SocketError(f"Failed to bind socket: {reason}")
     return listeners
 
 
 async def _connect_inet(address: InetSocketAddressMembers) -> socket.socket:
-    failure: ChardevError | None = None
+    failure: SocketError | None = None
     for family, kind, protocol, _, name in await resolve(
         address, socket.SOCK_STREAM, passive=False
     ):
         try:
             sock = socket.socket(family, kind, protocol)
         except OSError as error:
-            failure = ChardevError(f"Failed to create socket: {error.strerror}")
+            failure = SocketError(f"Failed to create socket: {error.strerror}")
             continue
         if address.keep_alive:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         try:
             return await _connect_to(sock, name, _describe(address))
-        except ChardevError as error:
+        except SocketError as error:
             failure = error
-    raise failure or ChardevError(f"Failed to connect to '{_describe(address)}'")
+    raise failure or SocketError(f"Failed to connect to '{_describe(address)}'")
 
 
 async def _connect_to(sock: socket.socket, name: Any, description: str) -> socket.socket:
@@ -184,7 +180,7 @@ async def _connect_to(sock: socket.socket, name: Any, description: str) -> socke
     except OSError as error:
         sock.close()
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise ChardevError(f"Failed to connect to '{description}': {reason}") from error
+        raise SocketError(f"Failed to connect to '{description}': {reason}") from error
     except BaseException:
         sock.close()
         raise
@@ -198,13 +194,13 @@ def _unbound(
     if isinstance(address, VsockSocketAddressMembers):
         numbers = address.cid, address.port
         if not all(text.isascii() and text.isdecimal() for text in numbers):
-            raise ChardevError(f"Failed to parse cid '{address.cid}' or port '{address.port}'")
+            raise SocketError(f"Failed to parse cid '{address.cid}' or port '{address.port}'")
         return socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM), tuple(map(int, numbers))
     path = os.fsencode(address.path)
     if b"\0" in path:
-        raise ChardevError(f"UNIX socket path {address.path!r} contains a null byte")
+        raise SocketError(f"UNIX socket path {address.path!r} contains a null byte")
     if len(path) > MAX_PATH:
-        raise ChardevError(
+        raise SocketError(
             f"UNIX socket path '{address.path}' is too long: must be less than {MAX_PATH + 1} bytes"
         )
     if address.abstract:

@@ -6,5 +6,9 @@ from __future__ import annotations
 from vhostblk.errors import VhostblkError
 
 
-class ListenError(VhostblkError):
+class SocketError(VhostblkError):
+    """An address makes no sense, or nobody can listen at it or connect to it."""
+
+
+class ListenError(SocketError):
     """The listening socket can't be had; the user's mistake, told at start-up."""
