@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent
+from vhostblk.block.io.flags import WriteFlags
 
 if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph

@@ -31,8 +31,8 @@ from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
-from vhostblk.block.graph.node import WriteFlags
 from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json

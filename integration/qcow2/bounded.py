@@ -7,7 +7,7 @@ import errno
 import os
 
 from integration.qcow2.record import RecordingNode, apply_change
-from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.flags import WriteFlags
 
 BLOCK = 4096
 

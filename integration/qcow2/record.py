@@ -14,9 +14,10 @@ from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
 from vhostblk.block.graph.inherit import resolve
-from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import Completion
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.schema.drivers.file import BlockdevOptionsFile
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from integration.qcow2.test_write import Model
 from integration.qcow2.test_write_errors import burst
 from integration.qcow2.tools import check, content, qemu_img, qemu_img_status, read, run, write
 from vhostblk.block.drivers.qcow2 import allocator
-from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:

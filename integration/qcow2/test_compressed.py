@@ -16,7 +16,7 @@ from tests.block.support import RW, fails_with, options
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
-from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:

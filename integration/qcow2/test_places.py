@@ -21,7 +21,7 @@ from vhostblk.block.bitmaps.node_bitmaps import RemoveBitmap
 from vhostblk.block.drivers.qcow2 import header
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import pytest
 
 from integration.qcow2.tools import check, opened, qemu_img, read, run, write
 from tests.block.support import fails_with
-from vhostblk.block.graph.node import WriteFlags
 from vhostblk.block.io.completion import Completion
+from vhostblk.block.io.flags import WriteFlags
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

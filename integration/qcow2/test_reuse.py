@@ -10,7 +10,8 @@ import pytest
 
 from integration.qcow2.tools import check, content, opened, qemu_img, read, run, write
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
-from vhostblk.block.graph.node import BlockStatus, WriteFlags
+from vhostblk.block.graph.node import BlockStatus
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:

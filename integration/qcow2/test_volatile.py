@@ -22,7 +22,7 @@ from vhostblk.block.drivers.qcow2.layout import OVERWRITE, VOLATILE
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
-from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:

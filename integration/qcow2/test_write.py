@@ -28,8 +28,8 @@ from integration.qcow2.tools import (
     sectors_by_qemu,
     write,
 )
-from vhostblk.block.graph.node import WriteFlags
 from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:

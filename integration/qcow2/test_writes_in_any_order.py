@@ -20,7 +20,7 @@ from integration.qcow2.plain import PlainImage
 from integration.qcow2.record import Change, RecordingNode, apply_change, opened_on
 from integration.qcow2.tools import qemu_img, qemu_io, run, write
 from vhostblk.block.drivers.qcow2.allocator import Allocator
-from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from vhostblk.block.graph.actions import perform
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
 from vhostblk.block.graph.inherit import resolve
-from vhostblk.block.graph.node import BlockLimits, BlockNode, WriteFlags
+from vhostblk.block.graph.node import BlockLimits, BlockNode
 from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json

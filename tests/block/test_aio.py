@@ -17,7 +17,8 @@ import pytest
 from vhostblk.block.aio.engine import AioUnavailableError
 from vhostblk.block.aio.threads import ThreadsEngine
 from vhostblk.block.aio.uring import UringEngine
-from vhostblk.block.io.iovec import IOVEC, IoVec, address_of
+from vhostblk.block.io.iovec import IoVec, address_of
+from vhostblk.engine.layouts import IOVEC
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.block.support import RW, MemoryNode, backend_on, fails_with, read_bytes, run, write_bytes
-from vhostblk.block.graph.node import BlockLimits, WriteFlags
+from vhostblk.block.graph.node import BlockLimits
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io import shaping
 from vhostblk.block.io.completion import Completion
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
 from vhostblk.schema.blockdev import (
     BlockdevCacheOptions,

@@ -21,9 +21,10 @@ from vhostblk.block.drivers.posix import PosixNode
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
-from vhostblk.block.graph.node import BlockStatus, WriteFlags
+from vhostblk.block.graph.node import BlockStatus
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import Completion, drive
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ from tests.block.support import (
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
-from vhostblk.block.graph.node import BlockLimits, WriteFlags
+from vhostblk.block.graph.node import BlockLimits
 from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.flags import WriteFlags
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

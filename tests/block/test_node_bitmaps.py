@@ -23,9 +23,10 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.actions import perform
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
-from vhostblk.block.graph.node import BlockLimits, BlockNode, WriteFlags
+from vhostblk.block.graph.node import BlockLimits, BlockNode
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import Completion
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.schema.blockdev import BlockdevDetectZeroesOptions, BlockdevDiscardOptions

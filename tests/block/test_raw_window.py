@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,9 +12,12 @@ from tests.block.support import RW, fails_with, options, read_bytes, run, write_
 from vhostblk.block.errors import PermissionConflictError
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
-from vhostblk.block.graph.node import BlockNode, WriteFlags
 from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
+
+if TYPE_CHECKING:
+    from vhostblk.block.graph.node import BlockNode
 
 KIB = 1024
 SIZE = 256 * KIB

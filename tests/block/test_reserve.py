@@ -12,8 +12,8 @@ import pytest
 from tests.block.support import RW, fails_with, options, run
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
-from vhostblk.block.graph.node import WriteFlags
 from vhostblk.block.io.completion import Completion
+from vhostblk.block.io.flags import WriteFlags
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,8 @@ from tests.block.support import RW, MemoryNode, fails_with, options, run, write_
 from tests.filters.drivers import register
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
-from vhostblk.block.graph.node import BlockLimits, WriteFlags
+from vhostblk.block.graph.node import BlockLimits
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.schema.throttle import UNLIMITED
 
 if TYPE_CHECKING:

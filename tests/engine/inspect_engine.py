@@ -9,9 +9,9 @@ import numpy as np
 
 from tests.engine.support import regions_of
 from tests.virtqueue.reference import Chain, Segment
-from vhostblk.block.io.iovec import IOVEC, address_of
+from vhostblk.block.io.iovec import address_of
 from vhostblk.engine import load
-from vhostblk.engine.layouts import REQUEST
+from vhostblk.engine.layouts import IOVEC, REQUEST
 from vhostblk.virtio_blk.request import BlockRequests
 from vhostblk.virtqueue.errors import ChainFault
 

@@ -20,9 +20,9 @@ from tests.frontend.ring import DriverRing, Segment
 from tests.virtio_blk.support import MIB, UNSET, Pending, header
 from tests.virtqueue.kinds import current_kind
 from tests.virtqueue.support import map_memory, vring_config
-from vhostblk.block.io.iovec import IOVEC, view_memory
+from vhostblk.block.io.iovec import view_memory
 from vhostblk.engine import load
-from vhostblk.engine.layouts import REQUEST, STATS
+from vhostblk.engine.layouts import IOVEC, REQUEST, STATS
 from vhostblk.engine.maps import encode_map
 
 if TYPE_CHECKING:

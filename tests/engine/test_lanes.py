@@ -18,7 +18,7 @@ from tests.frontend.memory import Memory
 from tests.virtio_blk.support import MIB, HandNode, Pending
 from tests.virtqueue.kinds import current_kind
 from tests.virtqueue.support import vring_config
-from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.engine.iothread import IothreadOptions
 from vhostblk.engine.iothreads import Iothreads

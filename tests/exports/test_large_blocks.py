@@ -11,7 +11,8 @@ import pytest
 
 from tests.exports.support import frontend
 from tests.virtio_blk.support import MIB, UNSET, HandNode, turns
-from vhostblk.block.graph.node import BlockLimits, WriteFlags
+from vhostblk.block.graph.node import BlockLimits
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.engine.extents import ExtentKind, ExtentMap
 from vhostblk.virtio_blk.layout import RequestType, Status
 

@@ -7,8 +7,9 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block import registry
-from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.schema.base import UNSET, UnsetType
 from vhostblk.schema.blockdev import BlockdevOptions, BlockdevRef
 

@@ -32,7 +32,8 @@ from tests.filters.nbd import Flag, NbdClient, as_sent
 from tests.qmp_block.support import execute
 from tests.qmp_exports.daemons import QEMU_10, Program, running
 from vhostblk.block.graph import allocation
-from vhostblk.block.graph.node import BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph.node import BlockStatus, Extent
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
 from vhostblk.daemon import Daemon
 from vhostblk.qmp.throttle import INTERVAL, KEYS

@@ -23,7 +23,7 @@ from vhostblk.engine.extents import Treatment
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vhostblk.block.graph.node import WriteFlags
+    from vhostblk.block.io.flags import WriteFlags
     from vhostblk.block.io.iovec import IoVec
 
 KIB = 1 << 10

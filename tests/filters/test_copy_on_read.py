@@ -14,8 +14,8 @@ from tests.filters.drivers import CLUSTER, CowNode, CowOptions, register
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
-from vhostblk.block.graph.node import WriteFlags
 from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import pytest
 from tests.block.support import RW, MemoryNode, options, run, write_bytes
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
-from vhostblk.block.graph.node import BlockLimits, WriteFlags
+from vhostblk.block.graph.node import BlockLimits
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
 from vhostblk.schema.blockdev import BlockdevDiscardOptions
 from vhostblk.schema.throttle import UNLIMITED

@@ -19,9 +19,9 @@ from tests.frontend.connection import Connection
 from tests.frontend.memory import Memory
 from tests.model.content import SECTOR
 from vhostblk.block.graph.backend import BlockBackend
-from vhostblk.block.graph.node import WriteFlags
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import drive
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
 from vhostblk.virtio_blk.layout import CONFIG_WRITEBACK_OFFSET, RequestType, Status
 

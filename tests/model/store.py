@@ -31,8 +31,8 @@ from tests.model.disk import NEVER, Clock
 from vhostblk.block import registry
 from vhostblk.block.drivers.file import FileNode
 from vhostblk.block.graph.edge import os_error
-from vhostblk.block.graph.node import WriteFlags
 from vhostblk.block.io.completion import Completion
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.engine.extents import Treatment
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli.process import refusal, run
 from vhostblk.errors import VhostblkError
+from vhostblk.qmp.commands import load_all
 from vhostblk.trace import options, point, points
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NODE = ("--blockdev", "null-co,node-name=n,size=1048576")
+
+
+load_all()  # each command declares trace points
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +43,6 @@ def apply(text: str) -> list[str]:
 
 
 def test_all_are_off_to_begin_with() -> None:
-    options.names()
     assert enabled() == set()
 
 
@@ -99,7 +102,6 @@ def test_a_point_that_is_off_costs_next_to_nothing() -> None:
 
 
 def test_every_text_fits_its_arguments() -> None:
-    options.names()
     for found in point.POINTS.values():
         kinds = re.findall("%[sd]", found.text)
         assert found.text % tuple(1 if kind == "%d" else "x" for kind in kinds)

@@ -18,9 +18,10 @@ from tests.frontend.ring import DriverRing, Segment
 from tests.virtqueue.support import map_memory, vring_config
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
-from vhostblk.block.graph.node import BlockNode, WriteFlags
+from vhostblk.block.graph.node import BlockNode
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import Completion
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.engine.iothreads import Iothreads
 from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.schema.blockdev import BlockdevDiscardOptions

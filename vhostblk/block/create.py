@@ -10,15 +10,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.block.drivers.preallocation import no_pause
 from vhostblk.block.errors import BlockError
+from vhostblk.block.pause import no_pause
 from vhostblk.block.registry import driver_name
 from vhostblk.jobs.job import Job
 from vhostblk.schema.jobs import JobType
 
 if TYPE_CHECKING:
-    from vhostblk.block.drivers.preallocation import Pause
     from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.pause import Pause
     from vhostblk.schema.create import BlockdevCreateOptions
 
 _CREATORS = {

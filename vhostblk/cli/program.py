@@ -42,8 +42,10 @@ def _show(what: str) -> int:
 
 
 def _list_trace_points() -> int:
+    from vhostblk.qmp.commands import load_all
     from vhostblk.trace.options import names
 
+    load_all()  # each command declares trace points
     try:
         print("\n".join(names()), flush=True)
     except BrokenPipeError:  # the reader has seen enough; nothing is left for the exit to flush

@@ -71,8 +71,10 @@ def _set_up_logging(form: str) -> None:
 
 
 def _set_up_tracing(step: Step) -> None:
+    from vhostblk.qmp.commands import load_all
     from vhostblk.trace import options
 
+    load_all()  # each command declares trace points
     with _located(step.location):
         options.apply(step.value, lambda text: logger.warning("warning: %s", text))
 

@@ -181,8 +181,7 @@ class _UpcallBuffers:
     def __init__(self, ffi: Any) -> None:
         import numpy as np
 
-        from vhostblk.block.io.iovec import IOVEC
-        from vhostblk.engine.layouts import REQUEST, check
+        from vhostblk.engine.layouts import IOVEC, REQUEST, check
 
         check(ffi)
         self._records = np.zeros(UPCALL_REQUESTS, REQUEST)

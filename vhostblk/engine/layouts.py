@@ -28,7 +28,10 @@ REQUEST = np.dtype(
     ]
 )
 
-#: The same to `struct`, which turns records into tuples in a third of the time.
+#: `struct iovec` on 64-bit Linux.
+IOVEC = np.dtype([("base", "<u8"), ("len", "<u8")])
+
+#: `REQUEST` to `struct`, which turns records into tuples in a third of the time.
 RECORD = struct.Struct("<QQQIIIHBB")
 
 #: Kinds of requests that are counted apart: the order of `enum vb_stat_kind`.

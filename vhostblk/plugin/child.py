@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vhostblk.block.graph.node import BlockStatus, WriteFlags
+from vhostblk.block.graph.node import BlockStatus
+from vhostblk.block.io.flags import WriteFlags
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

@@ -20,9 +20,10 @@ import msgspec
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.edge import MAX_SIZE, os_error
-from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, WriteFlags
+from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus
 from vhostblk.block.graph.node import Extent as NodeExtent
 from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.errors import VhostblkError
 from vhostblk.plugin.child import Child, Extent, SyncChild
 from vhostblk.plugin.driver import Driver, has

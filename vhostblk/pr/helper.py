@@ -78,7 +78,7 @@ def _run(arguments: Arguments) -> int:
     for word in arguments.traces:
         from vhostblk.trace import options
 
-        options.apply(word.value, lambda text: logger.warning("warning: %s", text), lambda: None)
+        options.apply(word.value, lambda text: logger.warning("warning: %s", text))
     readiness = None
     if arguments.daemonize:
         from vhostblk.cli.daemonize import daemonize

@@ -11,7 +11,7 @@ import msgspec
 
 from vhostblk.schema.base import UNSET, OpenUnion, QapiStruct, UnsetType
 from vhostblk.schema.blockdev import BlockdevOptions
-from vhostblk.schema.drivers.names import BlockdevDriver
+from vhostblk.schema.driver_names import BlockdevDriver
 
 
 class QCryptoBlockLUKSKeyslotState(Enum):

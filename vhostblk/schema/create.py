@@ -13,7 +13,7 @@ from vhostblk.schema.base import UNSET, OpenUnion, QapiStruct, UnsetType
 from vhostblk.schema.blockdev import BlockdevOptions, BlockdevRef
 from vhostblk.schema.common import PreallocMode, Size
 from vhostblk.schema.crypto import QCryptoBlockCreateOptions  # noqa: TC001 (read at run time)
-from vhostblk.schema.drivers.names import BlockdevDriver
+from vhostblk.schema.driver_names import BlockdevDriver
 
 
 class BlockdevQcow2Version(Enum):

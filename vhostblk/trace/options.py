@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 KINDS = {"enable": STRING, "events": STRING, "file": STRING}
 
-#: Points of modules that start-up need not load are declared once `apply` or `names` is called.
+#: The points that modules declare at start-up.
 assert points
 
 
@@ -32,20 +32,16 @@ class TraceError(VhostblkError):
 
 
 def names() -> list[str]:
-    """List all trace points."""
-    _load()
+    """Return the names of all trace points that have been declared."""
     return list(point.POINTS)
 
 
-def apply(
-    text: str, warn: Callable[[str], object], load: Callable[[], object] | None = None
-) -> None:
-    """Carry out one option; `warn` is told of patterns that mean nothing. Raises TraceError.
+def apply(text: str, warn: Callable[[str], object]) -> None:
+    """Carry out one option; `warn` is told of patterns that match nothing. Raises TraceError.
 
-    `load` declares all points that the program has (None: those of the storage daemon).
+    All points have been declared before.
     """
     options = parse(text, "enable", KINDS)
-    (load or _load)()
     pattern, events, path = (options.string(name) for name in ("enable", "events", "file"))
     if pattern is not None and not _switch(pattern):
         warn(f"trace event '{pattern.removeprefix('-')}' does not exist")
@@ -86,10 +82,3 @@ def _matching(pattern: str) -> Iterable[point.TracePoint]:
         re.DOTALL,
     )
     return (found for found in point.POINTS.values() if expression.fullmatch(found.name))
-
-
-def _load() -> None:
-    """Declare the points that come with the QMP commands."""
-    from vhostblk.qmp.commands import load_all
-
-    load_all()

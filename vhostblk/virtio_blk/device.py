@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.schema.block import IoOperationType
 from vhostblk.virtio_blk.discard import RefusedError, max_payload, parse_segments
 from vhostblk.virtio_blk.layout import ID_BYTES, LIFETIME, RequestType, Status

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vhostblk.block.io.iovec import IOVEC, address_of, view_memory
-from vhostblk.engine.layouts import REQUEST
+from vhostblk.block.io.iovec import address_of, view_memory
+from vhostblk.engine.layouts import IOVEC, REQUEST
 from vhostblk.virtio_blk.layout import (
     APPEND_SECTOR_BYTES,
     REQUEST_HEADER,

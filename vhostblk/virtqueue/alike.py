@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.io.iovec import IOVEC
+from vhostblk.engine.layouts import IOVEC
 from vhostblk.virtqueue.batch import RequestBatch
 from vhostblk.virtqueue.layout import DESC, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE
 

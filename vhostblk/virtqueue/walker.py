@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.io.iovec import IOVEC
+from vhostblk.engine.layouts import IOVEC
 from vhostblk.virtqueue.alike import walk_alike
 from vhostblk.virtqueue.batch import RequestBatch
 from vhostblk.virtqueue.errors import ChainFault

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.graph.node import BlockStatus, WriteFlags
+from vhostblk.block.graph.node import BlockStatus
 from vhostblk.block.io.completion import Completion
+from vhostblk.block.io.flags import WriteFlags
 
 if TYPE_CHECKING:
     from vhostblk.block.graph.edge import Edge

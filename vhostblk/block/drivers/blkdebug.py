@@ -21,8 +21,8 @@ from vhostblk.block.drivers.blkdebug_rules import Rule, Rules
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.filter import FilterNode
-from vhostblk.block.graph.node import Extent, WriteFlags
 from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.drivers.blkdebug import BlkdebugEvent, BlkdebugIOType
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.graph.node import Extent
     from vhostblk.block.io.iovec import IoVec
     from vhostblk.schema.block_query import BlockPermission
 

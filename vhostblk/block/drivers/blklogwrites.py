@@ -29,10 +29,10 @@ from vhostblk.block.drivers.blklogwrites_layout import (
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.edge import flush_node
 from vhostblk.block.graph.filter import FilterNode
-from vhostblk.block.graph.node import WriteFlags
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io import shaping
 from vhostblk.block.io.completion import Completion
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.schema.base import UNSET
 
 if TYPE_CHECKING:

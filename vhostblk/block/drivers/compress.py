@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.filter import FilterNode
-from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.flags import WriteFlags
 
 if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph

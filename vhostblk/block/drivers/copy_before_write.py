@@ -28,9 +28,9 @@ from vhostblk.block.bitmaps import node_bitmaps
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.filter import FilterNode
-from vhostblk.block.graph.node import BlockNode, Extent, WriteFlags
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import Completion
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.drivers.filters import OnCbwError
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from vhostblk.block.copy.block_copy import BlockCopy
     from vhostblk.block.graph.edge import Edge
     from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.graph.node import BlockNode, Extent
     from vhostblk.block.io.iovec import IoVec
     from vhostblk.engine.extents import ExtentMap
 

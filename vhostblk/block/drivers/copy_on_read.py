@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any, Self
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import allocation
 from vhostblk.block.graph.filter import FilterNode
-from vhostblk.block.graph.node import BlockNode, WriteFlags
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io import shaping
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.tracker import WriteTracker
 from vhostblk.schema.base import UNSET
 
 if TYPE_CHECKING:
     from vhostblk.block.graph.edge import Edge
     from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.graph.node import BlockNode
     from vhostblk.block.io.iovec import IoVec
 
 _PASSED_ON = Perm.CONSISTENT_READ | Perm.WRITE | Perm.RESIZE

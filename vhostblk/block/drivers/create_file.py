@@ -24,8 +24,8 @@ from vhostblk.schema.base import UnsetType
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
-    from vhostblk.block.drivers.preallocation import Pause
     from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.pause import Pause
     from vhostblk.schema.create import BlockdevCreateOptionsFile
 
 logger = logging.getLogger(__name__)

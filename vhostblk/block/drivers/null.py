@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.drivers.null_zones import make_zones
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent
 from vhostblk.block.io.completion import Completion
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.schema.base import UNSET
 

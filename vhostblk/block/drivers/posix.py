@@ -24,9 +24,10 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import storage
 from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.locking import ImageLock, locking_wanted
-from vhostblk.block.graph.node import BlockLimits, BlockNode, WriteFlags
+from vhostblk.block.graph.node import BlockLimits, BlockNode
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import gather
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.schema.drivers.file import BlockdevAioOptions
 

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.filter import FilterNode
-from vhostblk.block.graph.node import WriteFlags
 from vhostblk.block.graph.permission_update import update_permissions
 from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.tracker import WriteTracker
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.common import PreallocMode

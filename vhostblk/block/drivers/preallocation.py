@@ -12,15 +12,16 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from vhostblk.block.pause import no_pause
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from vhostblk.block.pause import Pause
+
     #: Runs a function on a thread.
     InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
-    #: Awaited between two steps; may raise.
-    Pause = Callable[[], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +30,6 @@ _CHUNK, _STEP = 1 << 20, 64 << 20
 #: The start of an empty file that is made longer is written, so that the alignment that direct I/O
 #: needs can be tried out there.
 _FIRST_BLOCK, _SECTOR = 4096, 512
-
-
-async def no_pause() -> None:
-    """Go on at once."""
 
 
 async def resize(

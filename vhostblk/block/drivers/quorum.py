@@ -20,10 +20,11 @@ from vhostblk.block.drivers.blkverify import first_difference
 from vhostblk.block.drivers.quorum_vote import Versions
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.edge import os_error
-from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io import shaping
 from vhostblk.block.io.completion import outcomes
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.fatal import end_process
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.drivers.quorum import (

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.edge import MAX_SIZE
-from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.zones import check_zoned_child
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.common import PreallocMode

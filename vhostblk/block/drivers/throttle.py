@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.graph.filter import FilterNode
-from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.engine.buckets import READ, WRITE
 from vhostblk.engine.budget import EngineBudget
 from vhostblk.engine.extents import Treatment

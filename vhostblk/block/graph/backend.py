@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from vhostblk.block.graph.drain import with_descendants
 from vhostblk.block.graph.edge import os_error
-from vhostblk.block.graph.node import BlockLimits, WriteFlags
 from vhostblk.block.graph.permission_update import check_conflicts, update_permissions
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import Completion
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.schema.common import PreallocMode
 from vhostblk.trace import points as trace
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from vhostblk.block.graph.edge import Edge
     from vhostblk.block.graph.graph import Graph
-    from vhostblk.block.graph.node import BlockNode, Extent, Failures
+    from vhostblk.block.graph.node import BlockLimits, BlockNode, Extent, Failures
     from vhostblk.block.io.iovec import IoVec
     from vhostblk.block.zones import Zone, ZoneOp
     from vhostblk.engine.extents import ExtentMap

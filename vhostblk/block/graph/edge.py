@@ -18,10 +18,11 @@ from functools import partial
 from operator import add
 from typing import TYPE_CHECKING
 
-from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io import shaping
 from vhostblk.block.io.completion import gather
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.tracker import WriteTracker
 from vhostblk.engine.extents import ExtentMap, Treatment
 from vhostblk.schema.blockdev import BlockdevDetectZeroesOptions, BlockdevDiscardOptions

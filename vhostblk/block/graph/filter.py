@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.engine.extents import Treatment
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import gather
+from vhostblk.block.io.flags import WriteFlags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,22 +48,6 @@ if TYPE_CHECKING:
 
 #: What each request of a burst has failed with, None where it succeeded; empty: all have succeeded.
 Failures = list[BaseException | None]
-
-
-class WriteFlags(IntFlag):
-    """How a write is to be done (QEMU's BDRV_REQ_*)."""
-
-    NONE = 0
-    #: On stable storage before it completes.
-    FUA = 1
-    #: Zeroes may be made by deallocating.
-    MAY_UNMAP = 2
-    #: Fail with ENOTSUP rather than write zeroes byte by byte.
-    NO_FALLBACK = 4
-    #: Store it compressed; only drivers that have this among their `native_flags` can.
-    WRITE_COMPRESSED = 8
-    #: What is written reads the same already (copy-on-read): WRITE_UNCHANGED is permission enough.
-    WRITE_UNCHANGED = 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,13 @@ import numpy as np
 from _cffi_backend import FFI
 from msgspec import Struct
 
+from vhostblk.engine.layouts import IOVEC
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
     from typing_extensions import Buffer
-
-#: `struct iovec` on 64-bit Linux.
-IOVEC = np.dtype([("base", "<u8"), ("len", "<u8")])
 
 _ffi = FFI()
 _char_p = _ffi.typeof("char *")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.flags import WriteFlags
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

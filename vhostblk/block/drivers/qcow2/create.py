@@ -29,10 +29,10 @@ from vhostblk.schema.drivers.qcow2 import BlockdevOptionsQcow2
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from vhostblk.block.drivers.preallocation import Pause
     from vhostblk.block.drivers.qcow2.node import Qcow2Node
     from vhostblk.block.graph.graph import Graph
     from vhostblk.block.graph.node import BlockNode
+    from vhostblk.block.pause import Pause
     from vhostblk.schema.create import BlockdevCreateOptionsQcow2
 
 _SECTOR = 512

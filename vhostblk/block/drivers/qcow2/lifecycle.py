@@ -21,7 +21,8 @@ from vhostblk.block.drivers.qcow2.opening import read_header, read_top_tables
 from vhostblk.block.drivers.qcow2.options import settle
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import inherit
-from vhostblk.block.graph.node import BlockLimits, BlockNode, WriteFlags
+from vhostblk.block.graph.node import BlockLimits, BlockNode
+from vhostblk.block.io.flags import WriteFlags
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block import BlockImageCorrupted
 

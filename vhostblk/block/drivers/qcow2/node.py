@@ -13,7 +13,6 @@ import errno
 import time
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.block.drivers.preallocation import no_pause
 from vhostblk.block.drivers.qcow2.backing import DATA_FILE
 from vhostblk.block.drivers.qcow2.layout import (
     MAX_BACKING_NAME,
@@ -26,8 +25,10 @@ from vhostblk.block.drivers.qcow2.reloading import Reloading
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import inherit
 from vhostblk.block.graph.edge import notify_resize, os_error
-from vhostblk.block.graph.node import BlockStatus, Extent, WriteFlags
+from vhostblk.block.graph.node import BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.io.flags import WriteFlags
+from vhostblk.block.pause import no_pause
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:

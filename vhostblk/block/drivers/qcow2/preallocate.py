@@ -17,9 +17,9 @@ from vhostblk.schema.common import PreallocMode
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vhostblk.block.drivers.preallocation import Pause
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.tables import L2Slice
+    from vhostblk.block.pause import Pause
 
 
 async def preallocate(

@@ -25,8 +25,8 @@ from vhostblk.schema.common import PreallocMode
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from vhostblk.block.drivers.preallocation import Pause
     from vhostblk.block.drivers.qcow2.image import Image
+    from vhostblk.block.pause import Pause
 
     #: Writes zeroes from one offset to another in the same cluster.
     ZeroBytes = Callable[[int, int], Awaitable[None]]

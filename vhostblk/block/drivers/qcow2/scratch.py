@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.io.iovec import IOVEC, IoVec, address_of
+from vhostblk.block.io.iovec import IoVec, address_of
+from vhostblk.engine.layouts import IOVEC
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ from vhostblk.block.drivers.qcow2.layout import (
 )
 from vhostblk.block.drivers.qcow2.mapping import Entry, Kind
 from vhostblk.block.graph.edge import os_error
-from vhostblk.block.graph.node import WriteFlags
+from vhostblk.block.io.flags import WriteFlags
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
