@@ -35,7 +35,7 @@ from vhostblk.engine.iothreads import Iothreads
 from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
-from vhostblk.schema.export import BlockExportOptionsVhostUserBlk
+from vhostblk.schema.exports.vhost_user_blk import BlockExportOptionsVhostUserBlk
 from vhostblk.vhost_user.codec import MessageDecoder
 from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.vhost_user.layout import (

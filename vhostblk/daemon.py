@@ -18,33 +18,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
-from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
-
-import msgspec
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.graph import Graph
 from vhostblk.chardev.registry import Chardevs
-from vhostblk.engine.iothread import IothreadOptions
 from vhostblk.engine.iothreads import Iothreads
 from vhostblk.errors import VhostblkError
 from vhostblk.events import EventBus
-from vhostblk.exports.registry import start_export
+from vhostblk.exports.registry import class_of, start_export
 from vhostblk.exports.totals import total
-from vhostblk.exports.vhost_user_blk.hint import qemu_arguments
 from vhostblk.jobs.registry import Jobs
+from vhostblk.objects.base import Surroundings
+from vhostblk.objects.registry import Objects, load_built_in
 from vhostblk.schema.control import MonitorMode
-from vhostblk.schema.export import BlockExportDeleted, iothread_names
-from vhostblk.schema.objects import IothreadProperties
+from vhostblk.schema.export import BlockExportDeleted
 from vhostblk.schema.options import (
     blockdev_options,
     export_options,
     monitor_options,
     object_options,
 )
-from vhostblk.schema.throttle import ThrottleGroupProperties, initial_limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -53,10 +47,10 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.node import BlockNode
     from vhostblk.chardev.base import Chardev
     from vhostblk.exports.base import Export
+    from vhostblk.objects.base import UserObject
+    from vhostblk.objects.tree import QomObject
     from vhostblk.qmp.monitors import Monitors
-    from vhostblk.qom import QomObject
     from vhostblk.schema.export import BlockExportOptions
-    from vhostblk.schema.objects import ObjectOptions
     from vhostblk.schema.options import Options
 
 logger = logging.getLogger(__name__)
@@ -91,7 +85,7 @@ class Daemon:
         self.jobs = Jobs(self.events)
         self._initial = (list(objects), list(blockdevs), list(exports))
         self._iothreads = Iothreads()
-        self._objects: dict[str, ObjectOptions] = {}
+        self._objects = Objects(Surroundings(self.graph, self._iothreads))
         self._exports: dict[str, _ExportEntry] = {}
         #: The character devices by id.
         self.chardevs = Chardevs()
@@ -132,9 +126,9 @@ class Daemon:
             await self._close_quietly()
 
     @property
-    def objects(self) -> Mapping[str, ObjectOptions]:
+    def objects(self) -> Mapping[str, UserObject]:
         """The objects by id."""
-        return MappingProxyType(self._objects)
+        return self._objects.by_id
 
     @property
     def exports(self) -> dict[str, Export]:
@@ -146,52 +140,22 @@ class Daemon:
         }
 
     def add_object(self, options: Options) -> None:
-        """Add an object, which exports may then refer to."""
-        checked = object_options(options)
-        if checked.id in self._objects or checked.id == "type":  # a property that all objects have
-            raise VhostblkError(
-                f"attempt to add duplicate property '{checked.id}' to object (type 'container')"
-            )
-        self._objects[checked.id] = checked
-        if isinstance(checked, IothreadProperties):
-            self._iothreads.define(checked.id, _iothread_options(checked))
-        else:
-            self.graph.throttle_groups.add(checked.id, initial_limits(checked))
+        """Add an object, which exports and nodes may then refer to."""
+        self._objects.add(object_options(options))
 
     def remove_object(self, object_id: str) -> None:
         """Remove an object that no export and no node uses."""
-        options = self._objects.get(object_id)
-        if options is None:
-            raise VhostblkError(f"object '{object_id}' not found")
-        if self._is_in_use(options):
-            raise VhostblkError(f"object '{object_id}' is in use, can not be deleted")
-        del self._objects[object_id]
-        if isinstance(options, IothreadProperties):
-            self._iothreads.remove(object_id)
-        else:
-            self.graph.throttle_groups.remove(object_id)
-
-    def _is_in_use(self, options: ObjectOptions) -> bool:
-        if isinstance(options, ThrottleGroupProperties):
-            return self.graph.throttle_groups.find(options.id).in_use
-        return any(options.id in iothread_names(entry.options) for entry in self._exports.values())
-
-    def set_object_property(self, object_id: str, name: str, value: object) -> None:
-        """Change a property of an iothread."""
-        former = self._objects[object_id]
-        assert isinstance(former, IothreadProperties)
-        changed = object_options({**msgspec.to_builtins(former), name: value})
-        assert isinstance(changed, IothreadProperties)
-        self._objects[object_id] = changed
-        self._iothreads.change(object_id, _iothread_options(changed))
+        exports = self._exports.values()
+        named = any(object_id in entry.options.iothread_names() for entry in exports)
+        self._objects.remove(object_id, in_use=named)
 
     def object_tree(self) -> QomObject:
         """Return the object tree as it is now."""
-        from vhostblk.qom import QomObject, chardev_object
+        load_built_in()  # before character devices: types are listed in QEMU's order
+        from vhostblk.chardev.qom import chardev_object
+        from vhostblk.objects.tree import QomObject
 
-        objects = {
-            object_id: self._show_object(options) for object_id, options in self._objects.items()
-        }
+        objects = {object_id: found.show() for object_id, found in self.objects.items()}
         chardevs = {device.label: chardev_object(device) for device in self.chardevs}
         return QomObject(
             "container",
@@ -200,17 +164,6 @@ class Daemon:
                 "objects": QomObject("container", objects),
                 "chardevs": QomObject("container", chardevs),
             },
-        )
-
-    def _show_object(self, options: ObjectOptions) -> QomObject:
-        from vhostblk.qom import QomObject, throttle_group_object
-
-        if isinstance(options, ThrottleGroupProperties):
-            return throttle_group_object(self.graph.throttle_groups.find(options.id))
-        return QomObject(
-            "iothread",
-            read=msgspec.to_builtins(options).__getitem__,
-            write=partial(self.set_object_property, options.id),
         )
 
     async def add_blockdev(self, options: Options) -> BlockNode:
@@ -237,12 +190,12 @@ class Daemon:
         if checked.id in self._exports:
             raise BlockError(f"Block export id '{checked.id}' is already in use")
         self.graph.find(checked.node_name)
-        for iothread in iothread_names(checked):
-            if iothread not in self._objects:
+        for iothread in checked.iothread_names():
+            if iothread not in self.objects:
                 raise BlockError(f'iothread "{iothread}" not found')
         entry = self._exports[checked.id] = _ExportEntry(checked)
         try:
-            entry.hint = qemu_arguments(checked)  # before the export takes the descriptor over
+            entry.hint = class_of(checked).connect_hint(checked)
             entry.export = await start_export(
                 checked, self.graph, self._iothreads, carried, movable=self.movable
             )
@@ -413,16 +366,6 @@ class Daemon:
             await self.close()
         except Exception as error:
             logger.error("while closing: %s", error)
-
-
-def _iothread_options(options: IothreadProperties) -> IothreadOptions:
-    return IothreadOptions(
-        poll_max_ns=options.poll_max_ns,
-        poll_grow=options.poll_grow,
-        poll_shrink=options.poll_shrink,
-        aio_max_batch=options.aio_max_batch,
-        pool_threads=options.thread_pool_max,
-    )
 
 
 def _log_result(removal: asyncio.Task[Exception | None]) -> None:

@@ -47,7 +47,7 @@ class Discarding(Memory):
 @pytest.fixture(autouse=True)
 def _drivers(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch)
-    monkeypatch.setattr(plugins, "_registered", {})
+    monkeypatch.setattr(plugins.DRIVERS, "registered", {})
     plugins.register(Discarding)
 
 

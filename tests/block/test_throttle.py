@@ -16,8 +16,8 @@ from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
 from vhostblk.block.io.iovec import IoVec
 from vhostblk.engine.extents import Treatment
+from vhostblk.schema.objects.throttle_group import ThrottleGroupProperties
 from vhostblk.schema.options import object_options
-from vhostblk.schema.throttle import ThrottleGroupProperties, initial_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -86,7 +86,7 @@ def limits(**values: int) -> Any:
     given = {f"x-{name.replace('_', '-')}": value for name, value in values.items()}
     checked = object_options({"qom-type": "throttle-group", "id": "g", **given})
     assert isinstance(checked, ThrottleGroupProperties)
-    return initial_limits(checked)
+    return checked.initial_limits()
 
 
 class Bench:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -14,9 +14,8 @@ from vhostblk.block.graph.permissions import Perm
 from vhostblk.errors import VhostblkError
 from vhostblk.exports import registry
 from vhostblk.exports.base import Export
-
-if TYPE_CHECKING:
-    from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.exports.vhost_user_blk.hint import qemu_arguments
+from vhostblk.schema.exports.vhost_user_blk import BlockExportOptionsVhostUserBlk
 
 NODE = "null-co,node-name=n,size=1048576"
 
@@ -29,13 +28,14 @@ def export(name: str, **members: object) -> dict[str, object]:
 class StubExport(Export):
     """Records what is done to it."""
 
-    type = "vhost-user-blk"
+    options_type = BlockExportOptionsVhostUserBlk
     events: ClassVar[list[str]] = []
     fails_to_start = False
     fails_to_stop: ClassVar[set[str]] = set()
 
-    def __init__(self, options: Any, backend: BlockBackend, _iothreads: object) -> None:
-        super().__init__(options.id, backend)
+    @classmethod
+    def connect_hint(cls, options: Any) -> list[str] | None:
+        return qemu_arguments(options)
 
     async def start(self, carried: Any = None, *, movable: bool = False) -> None:
         self.events.append(f"start {self.id}")
@@ -51,7 +51,7 @@ class StubExport(Export):
 @pytest.fixture(autouse=True)
 def stub(monkeypatch: pytest.MonkeyPatch) -> type[StubExport]:
     monkeypatch.setattr(StubExport, "events", [])
-    monkeypatch.setitem(registry.EXPORT_TYPES, "vhost-user-blk", lambda: StubExport)
+    monkeypatch.setattr(registry, "export_class", lambda _: StubExport)
     return StubExport
 
 

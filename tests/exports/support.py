@@ -18,7 +18,7 @@ from tests.virtqueue.kinds import current_kind
 from tests.virtqueue.support import vring_config
 from vhostblk.engine.iothreads import Iothreads
 from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend
-from vhostblk.schema.export import BlockExportOptionsVhostUserBlk
+from vhostblk.schema.exports.vhost_user_blk import BlockExportOptionsVhostUserBlk
 from vhostblk.virtio_blk.features import Feature
 
 if TYPE_CHECKING:

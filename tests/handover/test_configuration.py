@@ -48,7 +48,7 @@ def test_the_same_again(tmp_path: Path) -> None:
             blockdevs=blockdevs,
             exports=[f"vhost-user-blk,id=e,node-name=t,{address},x-vhostblk-serial=s"],
         ) as daemon:
-            daemon.set_object_property("i", "poll-max-ns", 7)
+            daemon.objects["i"].write("poll-max-ns", 7)
             first = described(daemon)
         objects, nodes, exports = first
         assert objects[0]["poll-max-ns"] == 7

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,9 +23,7 @@ from vhostblk.handover.wire import (
     Fds,
     Guard,
     Hello,
-    Listening,
     Ready,
-    SaidMessage,
     State,
 )
 
@@ -39,11 +38,8 @@ def test_a_message_and_its_descriptors_arrive() -> None:
         sent = Fds()
         files = [os.eventfd(number) for number in range(300)]
         places = [sent.add(fd) for fd in files]
-        said = SaidMessage(request=1, payload=b"\0\xff", fds=places[2:])
         state = State(
-            exports=[
-                ExportState(id="e", listening=Listening(fd=0, path=None), connection=1, said=[said])
-            ],
+            exports=[ExportState(id="e", state=msgspec.Raw(msgspec.json.encode(places)))],
             guards=[Guard(fd=2, locked=[100])],
             leash=3,
             since=1.5,

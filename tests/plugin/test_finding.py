@@ -78,8 +78,8 @@ NO_OPTIONS = (
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(plugins, "_loaded", {})
-    monkeypatch.setattr(plugins, "_registered", {})
+    monkeypatch.setattr(plugins.DRIVERS, "loaded", {})
+    monkeypatch.setattr(plugins.DRIVERS, "registered", {})
     make_package(
         tmp_path,
         "paint_shop",
@@ -196,7 +196,7 @@ def test_help_lists_plug_ins_and_logs_broken_ones(caplog: pytest.LogCaptureFixtu
 
 
 def test_registered_drivers_need_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "_registered", {})
+    monkeypatch.setattr(plugins.DRIVERS, "registered", {})
     plugins.register(Memory)
     assert "test-memory" in BlockdevOptions.branch_names()
     assert registry.driver_class("test-memory").driver == "test-memory"

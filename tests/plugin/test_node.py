@@ -30,7 +30,7 @@ SIZE = 1 << 20
 
 @pytest.fixture(autouse=True)
 def _no_registrations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "_registered", {})
+    monkeypatch.setattr(plugins.DRIVERS, "registered", {})
 
 
 def use(driver: Any) -> dict[str, Any]:

@@ -35,7 +35,9 @@ BLOCK_SIZE = Difference(
 )
 NOT_YET = Difference(
     "There are no other export types and objects in vhostblk yet.",
-    holds=lambda ours, _: "does not accept value" in ours["desc"],
+    holds=lambda ours, _: (
+        "does not accept value" in ours["desc"] or "not available in vhostblk yet" in ours["desc"]
+    ),
 )
 NBD_SERVER = Difference(
     "There is no NBD server in vhostblk yet.",

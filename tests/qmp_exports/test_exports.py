@@ -209,7 +209,7 @@ def test_a_fixed_iothread_must_run_the_export(
         ({"node-name": "ro", "writable": True}, "Cannot export read-only node as writable"),
         ({"iothread": "x"}, 'iothread "x" not found'),
         ({"num-queues": 0}, "num-queues must be greater than 0"),
-        ({"type": "nbd"}, "Parameter 'type' does not accept value 'nbd'"),
+        ({"type": "nbd"}, "Export type 'nbd' is not available in vhostblk yet"),
     ],
 )
 def test_exports_that_are_refused(run: Run, members: dict[str, object], message: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.qmp_exports.direct import execute, refusal
 from vhostblk import Daemon
-from vhostblk.schema.objects import IothreadProperties
+from vhostblk.schema.objects.iothread import IothreadProperties
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -133,10 +133,10 @@ def test_children_are_properties() -> None:
 )
 def test_values_that_are_refused(name: str, value: object, message: str) -> None:
     async def test(daemon: Daemon) -> None:
-        before = daemon.objects["io"]
+        before = daemon.objects["io"].options
         arguments = {"path": "io", "property": name, "value": value}
         assert await refusal(daemon, "qom-set", arguments) == ("GenericError", message)
-        assert daemon.objects["io"] == before
+        assert daemon.objects["io"].options == before
 
     run(test, {**IOTHREAD})
 
@@ -149,7 +149,7 @@ def test_a_property_is_set(started: bool) -> None:
         arguments = {"path": "io", "property": "poll-max-ns", "value": 7}
         await execute(daemon, "qom-set", arguments)
         assert await execute(daemon, "qom-get", {"path": "io", "property": "poll-max-ns"}) == 7
-        options = daemon.objects["io"]
+        options = daemon.objects["io"].options
         assert isinstance(options, IothreadProperties)
         assert options.poll_max_ns == 7
 

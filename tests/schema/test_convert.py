@@ -17,8 +17,8 @@ from vhostblk.schema.drivers.file import BlockdevAioOptions, BlockdevOptionsFile
 from vhostblk.schema.drivers.null import BlockdevOptionsNull
 from vhostblk.schema.drivers.raw import BlockdevOptionsRaw
 from vhostblk.schema.errors import OptionError
-from vhostblk.schema.export import BlockExportOptionsVhostUserBlk, iothread_names
-from vhostblk.schema.objects import IothreadProperties
+from vhostblk.schema.exports.vhost_user_blk import BlockExportOptionsVhostUserBlk
+from vhostblk.schema.objects.iothread import IothreadProperties
 from vhostblk.schema.options import blockdev_options, export_options, object_options
 from vhostblk.schema.socket import FdSocketAddress, UnixSocketAddress
 
@@ -334,7 +334,7 @@ def test_a_list(text: str) -> None:
     options = export_options(text)
     assert isinstance(options, BlockExportOptionsVhostUserBlk)
     assert options.iothreads == ["a", "b"]
-    assert iothread_names(options) == ["a", "b"]
+    assert options.iothread_names() == ["a", "b"]
 
 
 #: A list of strings here, and one in QEMU whose elements are checked alike.
@@ -429,6 +429,7 @@ def test_an_inherited_socket() -> None:
         f"{EXPORT},addr.type=fd,addr.str=3,num-queues=2,x-vhostblk-serial=abc,logical-block-size=4k"
     )
     options = export_options(text)
+    assert isinstance(options, BlockExportOptionsVhostUserBlk)
     assert options.addr == FdSocketAddress(fd="3")
     assert (options.num_queues, options.serial, options.logical_block_size) == (2, "abc", 4096)
 

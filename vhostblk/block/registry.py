@@ -58,7 +58,7 @@ def driver_class(name: str) -> type[BlockNode]:
 
 
 def _plugin_class(name: str) -> Any:
-    found = plugins.find_class(name)
+    found = plugins.DRIVERS.find_class(name)
     if found is None:
         raise BlockError(f"Unknown driver '{name}'")
     return importlib.import_module("vhostblk.plugin.node").node_class(found)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 from vhostblk.schema.blockdev import CACHE_DEFAULTS, NODE_DEFAULTS, BlockdevOptions
 from vhostblk.schema.convert import branches_of, is_union, members_of, tag_field_of, without_title
 from vhostblk.schema.export import BlockExportOptions
-from vhostblk.schema.objects import ObjectOptions
+from vhostblk.schema.object import ObjectOptions
 from vhostblk.version import __version__
 
 if TYPE_CHECKING:

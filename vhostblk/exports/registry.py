@@ -1,42 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From export options to an export: checks, the block backend, the class.
+"""The table of export types, and the way from options to an export.
 
 Export classes are imported when the first export of their type is made, because they bring heavy
-libraries with them.
+libraries with them. Third parties add theirs as plug-ins (entry point group `vhostblk.exports`).
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.permissions import Perm
-from vhostblk.schema.export import iothread_names
+from vhostblk.exports.base import Export
+from vhostblk.schema import plugins
 from vhostblk.virtio_blk.lane import Lane, choose_lane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from vhostblk.block.graph.graph import Graph
     from vhostblk.engine.iothreads import Iothreads
-    from vhostblk.exports.base import Export
     from vhostblk.schema.export import BlockExportOptions
 
 
-def _vhost_user_blk() -> Callable[[Any, BlockBackend, Iothreads], Export]:
-    from vhostblk.exports.vhost_user_blk.export import VhostUserBlkExport
-
-    return VhostUserBlkExport
-
-
-#: What imports an export type's class, by `BlockExportType`.
-EXPORT_TYPES: dict[str, Callable[[], Callable[[Any, BlockBackend, Iothreads], Export]]] = {
-    "vhost-user-blk": _vhost_user_blk,
+#: Where the export types are that come with vhostblk: module and class, by type.
+_BUILT_IN = {
+    "vhost-user-blk": ("vhostblk.exports.vhost_user_blk.export", "VhostUserBlkExport"),
 }
 
-#: What offset and length of a client's requests are multiples of; others are refused. Default 1.
-REQUEST_ALIGNMENTS = {"vhost-user-blk": 512}
+
+def export_class(name: str) -> type[Export]:
+    """Return the class of an export type; raises BlockError or OptionError for a bad plug-in."""
+    if name in _BUILT_IN:
+        module, attribute = _BUILT_IN[name]
+        found: Any = getattr(importlib.import_module(module), attribute)
+    else:
+        found = plugins.EXPORTS.find_class(name)
+        if not (isinstance(found, type) and issubclass(found, Export)):
+            raise BlockError(f"Export type '{name}' is no subclass of Export")
+    checked: type[Export] = found
+    return checked
+
+
+def class_of(options: BlockExportOptions) -> type[Export]:
+    """Return the class of the exports that options are for; errors as for `export_class`."""
+    return export_class(str(options.__struct_config__.tag))
 
 
 async def start_export(
@@ -57,10 +65,10 @@ async def start_export(
         _check_lane(options)
     async with graph.changing():
         await _activate_node(options, graph)
-        backend = _attach_backend(options, graph)
+        made_of = class_of(options)
+        backend = _attach_backend(options, made_of, graph)
     try:
-        tag = options.__struct_config__.tag
-        export = EXPORT_TYPES[str(tag)]()(options, backend, iothreads)
+        export = made_of(options, backend, iothreads)
         if carried is not None:
             backend.quiesce()
         await export.start(carried, movable=movable)
@@ -72,7 +80,7 @@ async def start_export(
 
 def _check_lane(options: BlockExportOptions) -> None:
     """Refuse an export that must run on its iothread and can't; others run without."""
-    names = iothread_names(options)
+    names = options.iothread_names()
     if names and choose_lane() is Lane.PYTHON:
         raise BlockError(
             f"Export '{options.id}' can't be moved to iothread '{names[0]}': "
@@ -92,17 +100,19 @@ async def _activate_node(options: BlockExportOptions, graph: Graph) -> None:
         await graph.set_active(node.node_name, active=True)
 
 
-def _attach_backend(options: BlockExportOptions, graph: Graph) -> BlockBackend:
+def _attach_backend(
+    options: BlockExportOptions, made_of: type[Export], graph: Graph
+) -> BlockBackend:
     node = graph.find(options.node_name)
     perm = Perm.CONSISTENT_READ
     shared_outside = Perm.ALL
     if options.writable:
         perm |= Perm.WRITE
-        if not options.share_rw:
+        if not options.shares_writing():
             shared_outside &= ~(Perm.WRITE | Perm.RESIZE)
     backend = BlockBackend(options.id, perm, Perm.ALL, shared_outside)
     backend.enable_write_cache = not options.writethrough
     backend.allow_inactive = options.allow_inactive
-    backend.request_alignment = REQUEST_ALIGNMENTS.get(str(options.__struct_config__.tag), 1)
+    backend.request_alignment = made_of.request_alignment
     backend.attach(graph, node)
     return backend

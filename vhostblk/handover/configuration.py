@@ -10,7 +10,6 @@ import msgspec
 from vhostblk.block.graph import inherit
 from vhostblk.handover.errors import HandoverError
 from vhostblk.schema.base import UNSET
-from vhostblk.schema.throttle import ThrottleGroupProperties
 
 if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph
@@ -20,15 +19,7 @@ if TYPE_CHECKING:
 
 def objects(daemon: Daemon) -> list[dict[str, Any]]:
     """Return the definitions of all objects."""
-    described = []
-    for object_id, options in daemon.objects.items():
-        plain = msgspec.to_builtins(options)
-        if isinstance(options, ThrottleGroupProperties):
-            limits = msgspec.to_builtins(daemon.graph.throttle_groups.find(object_id).limits)
-            kind = options.__struct_config__.tag
-            plain = {"qom-type": kind, "id": object_id, "limits": limits}
-        described.append(plain)
-    return described
+    return [found.definition() for found in daemon.objects.values()]
 
 
 def exports(daemon: Daemon) -> list[dict[str, Any]]:

@@ -33,7 +33,6 @@ from vhostblk.handover.wire import (
     Listening,
     Prepared,
     Ready,
-    SaidMessage,
     State,
 )
 
@@ -42,8 +41,8 @@ if TYPE_CHECKING:
 
     from vhostblk.block.graph.locking import LockGuard
     from vhostblk.daemon import Daemon
+    from vhostblk.exports.base import Carried
     from vhostblk.net.listener import Listener
-    from vhostblk.vhost_user.server import Carried
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +193,8 @@ class Giver:
             for listener in device.listeners:
                 listener.own(None)
         for one in carried.values():
-            one.listener.own(None)
+            for listener in one.listeners:
+                listener.own(None)
             one.close()
 
 
@@ -255,24 +255,14 @@ def _listening(listener: Listener, fds: Fds) -> Listening:
 
 
 def _state(
-    carried: dict[str, Carried], guards: list[LockGuard], leash: int, since: float
+    carried: dict[str, Carried],
+    guards: list[LockGuard],
+    leash: int,
+    since: float,
 ) -> tuple[State, Fds]:
     fds = Fds()
     exports = [
-        ExportState(
-            id=export_id,
-            listening=_listening(one.listener, fds),
-            connection=None if one.connection is None else fds.add(one.connection.fileno()),
-            said=[
-                SaidMessage(
-                    request=said.request,
-                    payload=said.payload,
-                    fds=[fds.add(fd) for fd in said.fds],
-                )
-                for said in one.said
-            ],
-        )
-        for export_id, one in carried.items()
+        ExportState(id=export_id, state=one.encode(fds)) for export_id, one in carried.items()
     ]
     kept = [Guard(fd=fds.add(guard.fd), locked=sorted(guard.locked)) for guard in guards]
     return State(exports=exports, guards=kept, leash=fds.add(leash), since=since), fds

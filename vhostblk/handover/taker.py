@@ -11,10 +11,12 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from vhostblk.block.graph.locking import LockGuard
 from vhostblk.block.registry import driver_class
 from vhostblk.errors import VhostblkError
-from vhostblk.exports.vhost_user_blk import device as vhost_user_blk
+from vhostblk.exports.registry import export_class
 from vhostblk.handover.errors import HandoverError
 from vhostblk.handover.leash import Leash
 from vhostblk.handover.wire import (
@@ -30,13 +32,10 @@ from vhostblk.handover.wire import (
     State,
 )
 from vhostblk.net.listener import Listener
-from vhostblk.vhost_user.codec import FdList
-from vhostblk.vhost_user.restate import Said
-from vhostblk.vhost_user.server import Carried
-from vhostblk.virtio_blk.lane import choose_lane
 
 if TYPE_CHECKING:
     from vhostblk.daemon import Daemon
+    from vhostblk.exports.base import Carried
     from vhostblk.handover.wire import ExportState, Listening
 
 logger = logging.getLogger(__name__)
@@ -96,7 +95,8 @@ class Taker:
                 daemon.add_object(options)
             for blockdev in self._configuration.blockdevs:
                 await asyncio.to_thread(driver_class, blockdev["driver"])
-            await vhost_user_blk.prepare(choose_lane())
+            for export in self._configuration.exports:
+                await export_class(export["type"]).prepare()
         except VhostblkError as error:
             await self._fail(error)
             raise
@@ -170,15 +170,15 @@ class Taker:
             await daemon.add_export(export, carried[export["id"]])
 
     def _carried(self, export: ExportState, fds: Fds) -> Carried:
-        listener = self._listener(export.listening, fds)
-        connection = None
-        if export.connection is not None:
-            connection = socket.socket(fileno=fds.take(export.connection))
-        said = [
-            Said(one.request, one.payload, FdList([fds.take(place) for place in one.fds]))
-            for one in export.said
-        ]
-        return Carried(listener, connection, said)
+        types = {each["id"]: each["type"] for each in self._configuration.exports}
+        if export.id not in types:
+            raise HandoverError(f"export '{export.id}' is not known")
+        try:
+            carried, paths = export_class(types[export.id]).decode(export.state, fds)
+        except msgspec.DecodeError as error:
+            raise HandoverError(f"export '{export.id}': {error}") from error
+        self._listeners += zip(carried.listeners, paths, strict=True)
+        return carried
 
     async def _undo(self, daemon: Daemon) -> None:
         """Close the images, before the other process opens them again."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 #: Changes with every change of the messages that an older process would misunderstand.
-VERSION = 1
+VERSION = 2
 
 #: Seconds without a word after which the other side counts as gone.
 PATIENCE = 60.0
@@ -80,21 +80,11 @@ class Prepared(_Message, kw_only=True, frozen=True):
     """Nothing is missing but what the giver has."""
 
 
-class SaidMessage(msgspec.Struct, kw_only=True, frozen=True):
-    """One entry of a journal."""
-
-    request: int
-    payload: bytes
-    fds: list[int]
-
-
 class ExportState(msgspec.Struct, kw_only=True, frozen=True):
-    """The sockets of one export, and what its front-end has said."""
+    """What one export takes along; its type knows the form."""
 
     id: str
-    listening: Listening
-    connection: int | None
-    said: list[SaidMessage]
+    state: msgspec.Raw
 
 
 class Guard(msgspec.Struct, kw_only=True, frozen=True):

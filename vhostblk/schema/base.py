@@ -37,3 +37,6 @@ class OpenUnion(QapiStruct, kw_only=True, frozen=True):
     def branch_names(cls) -> list[str]:
         """Return the tags of all branches."""
         raise NotImplementedError
+
+    def check(self) -> None:
+        """Refuse values that have the right types and still make no sense; raises OptionError."""

@@ -6,7 +6,6 @@ What is a driver's own is in `schema.drivers`, loaded when it is first named.
 
 from __future__ import annotations
 
-import importlib
 from enum import Enum
 from typing import Annotated
 
@@ -14,7 +13,7 @@ from msgspec import Meta
 
 from vhostblk.schema import plugins
 from vhostblk.schema.base import UNSET, OpenUnion, QapiStruct, UnsetType
-from vhostblk.schema.errors import OptionError
+from vhostblk.schema.branches import Branches
 
 
 class BlockdevDiscardOptions(Enum):
@@ -57,20 +56,13 @@ class BlockdevOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
     @classmethod
     def find_branch(cls, tag: str) -> type[BlockdevOptions] | None:
         """Return the options of a driver; raises OptionError for a plug-in that is broken."""
-        where = _DRIVERS.get(tag)
-        if tag in _RESERVED:
-            raise OptionError(f"Driver '{tag}' is not available in vhostblk")
-        if where is None:
-            return plugins.find_options(tag)
-        found: type[BlockdevOptions] = getattr(
-            importlib.import_module(f"vhostblk.schema.drivers.{where[0]}"), where[1]
-        )
+        found: type[BlockdevOptions] | None = _BRANCHES.find(tag)
         return found
 
     @classmethod
     def branch_names(cls) -> list[str]:
         """Return the names of all drivers, plug-ins included."""
-        return [*_DRIVERS, *(name for name in plugins.names() if name not in _DRIVERS)]
+        return _BRANCHES.names()
 
 
 #: Where the options of each driver are: a module of `schema.drivers`, and the struct.
@@ -93,8 +85,13 @@ _DRIVERS = {
     "throttle": ("throttle", "BlockdevOptionsThrottle"),
 }
 
-#: QEMU's drivers that depend on more than a storage daemon has.
-_RESERVED = frozenset({"replication"})
+_BRANCHES = Branches(
+    "vhostblk.schema.drivers",
+    _DRIVERS,
+    plugins.DRIVERS,
+    # It depends on more than a storage daemon has.
+    {"replication": "Driver 'replication' is not available in vhostblk"},
+)
 
 #: A node's name or the definition of a new node.
 BlockdevRef = Annotated[str | BlockdevOptions, Meta(title="BlockdevRef")]

@@ -11,16 +11,10 @@ from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.control import MonitorOptions
 from vhostblk.schema.convert import from_json, from_keyval
 from vhostblk.schema.errors import OptionError
-from vhostblk.schema.export import (
-    UNAVAILABLE_TYPES,
-    BlockExportOptions,
-    BlockExportOptionsVhostUserBlk,
-    check_vhost_user_blk,
-)
+from vhostblk.schema.export import BlockExportOptions
 from vhostblk.schema.identifiers import is_identifier
-from vhostblk.schema.objects import IothreadProperties, ObjectOptions, check_iothread
+from vhostblk.schema.object import ObjectOptions
 from vhostblk.schema.sandbox import SandboxFiles, SandboxOptions
-from vhostblk.schema.throttle import initial_limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,14 +42,10 @@ def create_options(options: Options) -> BlockdevCreateOptions:
 
 def export_options(options: Options) -> BlockExportOptions:
     """Return the definition of an export; raises OptionError."""
-    tree, converter = _read(options, "type")
-    if isinstance(tree, dict) and tree.get("type") in UNAVAILABLE_TYPES:
-        raise OptionError(f"Export type '{tree['type']}' is not available in vhostblk yet")
-    checked = cast("BlockExportOptions", converter(BlockExportOptions, tree))
+    checked = cast("BlockExportOptions", _convert(BlockExportOptions, "type", options))
     if not is_identifier(checked.id):
         raise OptionError("Invalid block export id")
-    if isinstance(checked, BlockExportOptionsVhostUserBlk):
-        check_vhost_user_blk(checked)
+    checked.check()
     return checked
 
 
@@ -64,10 +54,7 @@ def object_options(options: Options) -> ObjectOptions:
     checked = cast("ObjectOptions", _convert(ObjectOptions, "qom-type", options))
     if not is_identifier(checked.id):
         raise OptionError("Parameter 'id' expects an identifier")
-    if isinstance(checked, IothreadProperties):
-        check_iothread(checked)
-    else:
-        initial_limits(checked)
+    checked.check()
     return checked
 
 

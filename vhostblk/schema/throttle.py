@@ -14,7 +14,6 @@ from msgspec.structs import asdict, replace
 
 from vhostblk.schema.base import UNSET, QapiStruct, UnsetType
 from vhostblk.schema.errors import OptionError
-from vhostblk.schema.object_base import ObjectOptionsBase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -52,31 +51,6 @@ class ThrottleLimits(QapiStruct, kw_only=True, frozen=True):
     iops_size: int | UnsetType = UNSET
 
 
-class ThrottleGroupProperties(ObjectOptionsBase, tag="throttle-group", kw_only=True, frozen=True):
-    """Limits that several nodes share. The single members are those of `limits`, one by one."""
-
-    limits: ThrottleLimits | UnsetType = UNSET
-    x_iops_total: int | UnsetType = UNSET
-    x_iops_total_max: int | UnsetType = UNSET
-    x_iops_total_max_length: int | UnsetType = UNSET
-    x_iops_read: int | UnsetType = UNSET
-    x_iops_read_max: int | UnsetType = UNSET
-    x_iops_read_max_length: int | UnsetType = UNSET
-    x_iops_write: int | UnsetType = UNSET
-    x_iops_write_max: int | UnsetType = UNSET
-    x_iops_write_max_length: int | UnsetType = UNSET
-    x_bps_total: int | UnsetType = UNSET
-    x_bps_total_max: int | UnsetType = UNSET
-    x_bps_total_max_length: int | UnsetType = UNSET
-    x_bps_read: int | UnsetType = UNSET
-    x_bps_read_max: int | UnsetType = UNSET
-    x_bps_read_max_length: int | UnsetType = UNSET
-    x_bps_write: int | UnsetType = UNSET
-    x_bps_write_max: int | UnsetType = UNSET
-    x_bps_write_max_length: int | UnsetType = UNSET
-    x_iops_size: int | UnsetType = UNSET
-
-
 class Rate(NamedTuple):
     """The limit of one rate: `avg` a second; up to `max`, if any, for `length` seconds."""
 
@@ -109,13 +83,11 @@ def unit_of(limits: ThrottleLimits) -> int:
     return _unsigned(limits.iops_size)
 
 
-def initial_limits(options: ThrottleGroupProperties) -> ThrottleLimits:
-    """Return a new group's limits, complete; raises OptionError."""
-    single = {
-        name.removeprefix("x_"): value
-        for name, value in _given(options).items()
-        if name.startswith("x_")
-    }
+def limits_of(single: Mapping[str, int], change: ThrottleLimits | UnsetType) -> ThrottleLimits:
+    """Return complete limits: those given one by one, by name, and then changed.
+
+    Raises OptionError.
+    """
     for name, value in single.items():
         if value < 0:
             raise OptionError("Property values cannot be negative")
@@ -123,8 +95,8 @@ def initial_limits(options: ThrottleGroupProperties) -> ThrottleLimits:
             # The missing space is QEMU's.
             raise OptionError(f"x-{_wire(name)} value must be in therange [0, {_UINT_MAX}]")
     limits = replace(UNLIMITED, **single)
-    if options.limits is not UNSET:
-        return changed_limits(limits, options.limits)
+    if change is not UNSET:
+        return changed_limits(limits, change)
     _check(limits)
     return limits
 

@@ -21,7 +21,6 @@ from vhostblk.exports.vhost_user_blk.ownership import ImageOwnership
 from vhostblk.imports import import_modules
 from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.schema.base import UNSET
-from vhostblk.schema.export import iothread_names
 from vhostblk.trace import points as trace
 from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.virtio_blk.features import Feature
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.backend import BlockBackend
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.engine.iothreads import Iothreads
-    from vhostblk.schema.export import BlockExportOptionsVhostUserBlk
+    from vhostblk.schema.exports.vhost_user_blk import BlockExportOptionsVhostUserBlk
     from vhostblk.vhost_user.backend import BackendChannel
     from vhostblk.virtio_blk.express import ExpressQueue
     from vhostblk.virtio_blk.queue import BlkQueue
@@ -344,7 +343,7 @@ class VhostUserBlkBackend:
             return BlkQueue(config.index, ring, device, kick, self._log)
         from vhostblk.virtio_blk.express import ExpressQueue
 
-        iothreads = self._iothreads.start(iothread_names(self._options))
+        iothreads = self._iothreads.start(self._options.iothread_names())
         iothread = iothreads[config.index % len(iothreads)]
         return ExpressQueue(config.index, ring, device, kick, self._log, iothread)
 

@@ -7,24 +7,29 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vhostblk.errors import VhostblkError
 from vhostblk.exports.base import Export
-from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend
+from vhostblk.exports.vhost_user_blk.carried import CarriedSession, decode
+from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend, prepare
+from vhostblk.exports.vhost_user_blk.hint import qemu_arguments
 from vhostblk.net.listener import FdAddress, ListenAddress, UnixAddress
-from vhostblk.schema.export import socket_mode
+from vhostblk.schema.exports.vhost_user_blk import BlockExportOptionsVhostUserBlk, socket_mode
 from vhostblk.schema.socket import FdSocketAddress, UnixSocketAddress
 from vhostblk.trace import points as trace
 from vhostblk.vhost_user.server import VhostUserServer
+from vhostblk.virtio_blk.lane import choose_lane
 
 if TYPE_CHECKING:
+    import msgspec
+
     from vhostblk.block.graph.backend import BlockBackend
     from vhostblk.engine.iothreads import Iothreads
-    from vhostblk.schema.export import BlockExportOptionsVhostUserBlk
-    from vhostblk.vhost_user.server import Carried
+    from vhostblk.exports.base import Carried, Descriptors
 
 
 class VhostUserBlkExport(Export):
     """One vhost-user-blk device, for one front-end at a time."""
 
-    type: ClassVar[str] = "vhost-user-blk"
+    options_type = BlockExportOptionsVhostUserBlk
+    request_alignment: ClassVar[int] = 512
 
     def __init__(
         self,
@@ -33,7 +38,7 @@ class VhostUserBlkExport(Export):
         iothreads: Iothreads,
     ) -> None:
         """Raises VhostblkError where the node can't be shown as such a device."""
-        super().__init__(options.id, backend)
+        super().__init__(options, backend, iothreads)
         block = options.logical_block_size
         size = backend.node.exact_size
         if size % block:
@@ -44,11 +49,26 @@ class VhostUserBlkExport(Export):
         self.device = VhostUserBlkBackend(options, backend, iothreads)
         self._server = VhostUserServer(_listen_address(options), self.device, options.id)
 
-    async def start(self, carried: Carried | None = None, *, movable: bool = False) -> None:
+    @classmethod
+    def connect_hint(cls, options: BlockExportOptionsVhostUserBlk) -> list[str] | None:
+        """Return QEMU's arguments for the device."""
+        return qemu_arguments(options)
+
+    @classmethod
+    async def prepare(cls) -> None:
+        """Import what serving takes."""
+        await prepare(choose_lane())
+
+    @classmethod
+    def decode(cls, state: msgspec.Raw, fds: Descriptors) -> tuple[Carried, list[str | None]]:
+        """Take over a listening socket, a front-end, and what it has said."""
+        return decode(state, fds)
+
+    async def start(self, carried: CarriedSession | None = None, *, movable: bool = False) -> None:
         """Begin to listen."""
         self.backend.add_drain_listener(self.device)
         try:
-            await self._server.start(carried, movable=movable)
+            await self._server.start(None if carried is None else carried.session, movable=movable)
         except BaseException:
             self.backend.remove_drain_listener(self.device)
             raise
@@ -70,11 +90,8 @@ class VhostUserBlkExport(Export):
         if self.backend.writable:
             await self.backend.flush()
 
-    async def suspend(self) -> Carried:
+    async def suspend(self) -> CarriedSession:
         """Finish requests; the front-end stays connected. Whoever suspends has to flush."""
-        carried = await self._server.suspend()
-        self.backend.remove_drain_listener(self.device)
-        return carried
 
     @property
     def clients(self) -> int:

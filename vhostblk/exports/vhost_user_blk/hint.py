@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vhostblk.schema.socket import FdSocketAddress, UnixSocketAddress
 
 if TYPE_CHECKING:
-    from vhostblk.schema.export import BlockExportOptions
+    from vhostblk.schema.exports.vhost_user_blk import BlockExportOptionsVhostUserBlk
     from vhostblk.schema.socket import SocketAddress
 
 #: vhost-user needs guest memory that another process can map.
@@ -21,7 +21,7 @@ MEMORY_ARGUMENTS = (
 )
 
 
-def qemu_arguments(options: BlockExportOptions) -> list[str] | None:
+def qemu_arguments(options: BlockExportOptionsVhostUserBlk) -> list[str] | None:
     """Return the arguments for one export; None where its socket has no path.
 
     The size in the memory's two arguments is an example.

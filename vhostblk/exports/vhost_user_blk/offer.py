@@ -11,7 +11,7 @@ from vhostblk.virtio_blk.features import Feature
 
 if TYPE_CHECKING:
     from vhostblk.block.graph.backend import BlockBackend
-    from vhostblk.schema.export import BlockExportOptionsVhostUserBlk
+    from vhostblk.schema.exports.vhost_user_blk import BlockExportOptionsVhostUserBlk
 
 #: The queue size that QEMU's front-end uses unless told otherwise.
 DEFAULT_QUEUE_SIZE = 128

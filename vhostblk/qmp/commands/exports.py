@@ -14,7 +14,6 @@ from vhostblk.schema.export import (
     BlockExportInfo,
     BlockExportOptions,
     BlockExportRemoveMode,
-    BlockExportType,
     ExportStats,
     QueryExportStats,
     QueueStats,
@@ -51,7 +50,7 @@ async def query_block_exports(daemon: Daemon) -> list[BlockExportInfo]:
     return [
         BlockExportInfo(
             id=export.id,
-            type=BlockExportType(export.type),
+            type=export.type,
             node_name=export.backend.node.node_name,
             shutting_down=daemon.is_shutting_down(export.id),
         )

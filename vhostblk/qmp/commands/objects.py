@@ -3,21 +3,16 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
+from vhostblk.objects.registry import load_all
+from vhostblk.objects.tree import AmbiguousPathError, PathNotFoundError, QomObject, resolve
+from vhostblk.objects.types import TypeNotFoundError, list_types, type_properties
 from vhostblk.qmp.errors import DEVICE_NOT_FOUND, QmpError
 from vhostblk.qmp.registry import command
-from vhostblk.qom import (
-    AmbiguousPathError,
-    PathNotFoundError,
-    QomObject,
-    TypeNotFoundError,
-    list_types,
-    resolve,
-    type_properties,
-)
 from vhostblk.schema.base import UNSET
-from vhostblk.schema.objects import ObjectOptions  # noqa: TC001 (read at run time)
+from vhostblk.schema.object import ObjectOptions  # noqa: TC001 (read at run time)
 from vhostblk.schema.qom import (
     ObjectDel,
     ObjectPropertyInfo,
@@ -72,6 +67,7 @@ async def qom_set(daemon: Daemon, arguments: QomSet) -> None:
 @command("qom-list-types")
 async def qom_list_types(daemon: Daemon, arguments: QomListTypes) -> list[ObjectTypeInfo]:
     """List types."""
+    _load_types()
     implements = None if arguments.implements is UNSET else arguments.implements
     return [
         ObjectTypeInfo(
@@ -88,10 +84,17 @@ async def qom_list_properties(
     daemon: Daemon, arguments: QomListProperties
 ) -> list[ObjectPropertyInfo]:
     """List the properties of a type's objects."""
+    _load_types()
     try:
         return _property_infos(type_properties(arguments.typename))
     except TypeNotFoundError as error:
         raise QmpError(str(error), DEVICE_NOT_FOUND) from error
+
+
+def _load_types() -> None:
+    """Have all types in the tree's table, in QEMU's order."""
+    load_all()
+    importlib.import_module("vhostblk.chardev.qom")
 
 
 def _find(daemon: Daemon, path: str) -> tuple[QomObject, str]:

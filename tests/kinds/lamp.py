@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An object type, written as one of another package would be: a lamp that can be switched."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from msgspec.structs import replace
+
+from vhostblk.objects.base import UserObject
+from vhostblk.objects.tree import PropertyError
+from vhostblk.objects.types import QomType, register_type
+from vhostblk.schema.object import ObjectOptions
+
+
+class LampOptions(ObjectOptions, tag="test-lamp", kw_only=True, frozen=True):
+    """Whether it is on."""
+
+    on: bool = False
+
+
+class Lamp(UserObject):
+    """A lamp."""
+
+    options_type: ClassVar[type[ObjectOptions]] = LampOptions
+    qom_type: ClassVar[QomType] = register_type(
+        QomType("test-lamp", "object", False, "user-creatable", {"on": "bool"})
+    )
+
+    def remove(self) -> None:
+        """Leave nothing behind."""
+
+    def write(self, name: str, value: object) -> None:
+        """Switch it."""
+        if not isinstance(value, bool):
+            raise PropertyError(f"Invalid parameter type for '{name}', expected: boolean")
+        self.options = replace(self.options, on=value)
