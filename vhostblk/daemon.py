@@ -18,25 +18,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.graph import Graph
 from vhostblk.chardev.registry import Chardevs
 from vhostblk.engine.iothreads import Iothreads
-from vhostblk.errors import VhostblkError
 from vhostblk.events import EventBus
 from vhostblk.exports.registry import class_of, start_export
 from vhostblk.exports.totals import total
 from vhostblk.jobs.registry import Jobs
 from vhostblk.objects.base import Surroundings
 from vhostblk.objects.registry import Objects, load_built_in
-from vhostblk.schema.control import MonitorMode
 from vhostblk.schema.export import BlockExportDeleted
 from vhostblk.schema.options import (
     blockdev_options,
     export_options,
-    monitor_options,
     object_options,
 )
 
@@ -49,11 +46,23 @@ if TYPE_CHECKING:
     from vhostblk.exports.base import Export
     from vhostblk.objects.base import UserObject
     from vhostblk.objects.tree import QomObject
-    from vhostblk.qmp.monitors import Monitors
     from vhostblk.schema.export import BlockExportOptions
     from vhostblk.schema.options import Options
 
 logger = logging.getLogger(__name__)
+
+
+class Control(Protocol):
+    """What clients control a daemon with: `vhostblk.qmp.monitors.Monitors`."""
+
+    def take_commands(self) -> None:
+        """Begin to take commands: the daemon is complete."""
+
+    async def stop_commands(self) -> None:
+        """Take no more commands and wait for those that run; events are still told."""
+
+    def close(self) -> None:
+        """Leave the clients."""
 
 
 @dataclass(slots=True)
@@ -89,7 +98,8 @@ class Daemon:
         self._exports: dict[str, _ExportEntry] = {}
         #: The character devices by id.
         self.chardevs = Chardevs()
-        self._monitors: Monitors | None = None
+        #: What clients control the daemon with; the daemon ends it when it is closed.
+        self.control: Control | None = None
         #: Held while an in-band QMP command is executed.
         self.command_lock = asyncio.Lock()
         #: Monitors take no commands yet, as the options have not all been carried out.
@@ -304,25 +314,11 @@ class Daemon:
         """Remove a character device that nothing uses."""
         await self.chardevs.remove(chardev_id)
 
-    def add_monitor(self, options: Options) -> None:
-        """Serve QMP on a character device."""
-        checked = monitor_options(options)
-        chardev = self.chardevs.get(checked.chardev)
-        if chardev is None:
-            raise VhostblkError(f'chardev "{checked.chardev}" not found')
-        if checked.mode is MonitorMode.READLINE:
-            raise VhostblkError("Only QMP is supported")
-        if self._monitors is None:
-            from vhostblk.qmp.monitors import Monitors
-
-            self._monitors = Monitors(self)
-        self._monitors.add(chardev, pretty=checked.pretty is True)
-
     def take_commands(self) -> None:
-        """Let monitors take commands; undoes `holds_commands`."""
+        """Let clients give commands; undoes `holds_commands`."""
         self.holds_commands = False
-        if self._monitors is not None:
-            self._monitors.take_commands()
+        if self.control is not None:
+            self.control.take_commands()
 
     def request_stop(self) -> None:
         """Ask whoever entered the daemon to leave it."""
@@ -334,8 +330,8 @@ class Daemon:
         Raises the first error, once everything is closed; others are logged.
         """
         errors: list[Exception] = []
-        if self._monitors is not None:
-            await self._monitors.stop_commands()
+        if self.control is not None:
+            await self.control.stop_commands()
         for export_id in reversed(list(self.exports)):
             if export_id not in self._exports:  # its removal had begun already
                 continue
@@ -348,9 +344,9 @@ class Daemon:
                 await part.close()
             except Exception as error:
                 errors.append(error)
-        if self._monitors is not None:
-            self._monitors.close()  # only now: clients are told of the exports
-            self._monitors = None
+        if self.control is not None:
+            self.control.close()  # only now: clients are told of the exports
+            self.control = None
         await self.chardevs.close()
         self.graph.throttle_groups.close()
         self._iothreads.close()

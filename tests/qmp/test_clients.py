@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from qemu.qmp import QMPClient
 
 from vhostblk.daemon import Daemon
+from vhostblk.qmp.monitors import add_monitor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,7 +27,7 @@ async def daemon_with_monitors(*addresses: dict[str, object]) -> AsyncIterator[D
             options = {"addr": address, "server": True, "wait": False}
             backend = {"type": "socket", "data": options}
             await daemon.add_chardev({"id": f"c{number}", "backend": backend})
-            daemon.add_monitor(f"c{number}")
+            add_monitor(daemon, f"c{number}")
         yield daemon
 
 

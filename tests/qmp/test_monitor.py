@@ -16,6 +16,7 @@ from vhostblk.block.errors import BlockError
 from vhostblk.chardev.base import ChardevError
 from vhostblk.daemon import Daemon
 from vhostblk.errors import VhostblkError
+from vhostblk.qmp.monitors import add_monitor
 from vhostblk.qmp.registry import COMMANDS, Command
 from vhostblk.schema.export import BlockExportDeleted
 
@@ -311,7 +312,7 @@ def test_bad_options(options: str, said: str) -> None:
     async def main() -> None:
         async with Daemon() as daemon:
             with pytest.raises(VhostblkError) as caught:
-                daemon.add_monitor(options)
+                add_monitor(daemon, options)
             assert str(caught.value) == said
 
     asyncio.run(main())

@@ -192,7 +192,9 @@ async def _carry_out(daemon: Daemon, steps: list[Step]) -> None:
             if step.option == "chardev":
                 await daemon.add_chardev(step.value)
             elif step.option == "monitor":
-                daemon.add_monitor(step.value)
+                from vhostblk.qmp.monitors import add_monitor
+
+                add_monitor(daemon, step.value)
             elif step.option == "object":
                 daemon.add_object(step.value)
             elif step.option == "blockdev":

@@ -6,17 +6,35 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from vhostblk.errors import VhostblkError
 from vhostblk.qmp.commands import load_all
 from vhostblk.qmp.monitor import Monitor
 from vhostblk.qmp.throttle import EventThrottle
+from vhostblk.schema.control import MonitorMode
+from vhostblk.schema.options import monitor_options
 
 if TYPE_CHECKING:
     from vhostblk.chardev.base import Chardev
     from vhostblk.daemon import Daemon
     from vhostblk.events import Event
+    from vhostblk.schema.options import Options
 
 #: Seconds that commands get to come to their end when the daemon stops.
 PATIENCE = 5.0
+
+
+def add_monitor(daemon: Daemon, options: Options) -> None:
+    """Serve QMP on a character device of a daemon; raises VhostblkError."""
+    checked = monitor_options(options)
+    chardev = daemon.chardevs.get(checked.chardev)
+    if chardev is None:
+        raise VhostblkError(f'chardev "{checked.chardev}" not found')
+    if checked.mode is MonitorMode.READLINE:
+        raise VhostblkError("Only QMP is supported")
+    monitors = daemon.control
+    if not isinstance(monitors, Monitors):
+        monitors = daemon.control = Monitors(daemon)
+    monitors.add(chardev, pretty=checked.pretty is True)
 
 
 class Monitors:

@@ -92,6 +92,9 @@ class VhostUserBlkExport(Export):
 
     async def suspend(self) -> CarriedSession:
         """Finish requests; the front-end stays connected. Whoever suspends has to flush."""
+        carried = await self._server.suspend()
+        self.backend.remove_drain_listener(self.device)
+        return CarriedSession(carried)
 
     @property
     def clients(self) -> int:
