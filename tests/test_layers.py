@@ -99,9 +99,9 @@ def _imports_in(module: str, node: ast.AST, typing: bool) -> Iterator[Import]:
                 yield Import(module, full if full in MODULES else child.module, typing)
         elif isinstance(child, ast.Import):
             yield from (Import(module, alias.name, typing) for alias in child.names)
-        elif isinstance(child, ast.Constant) and isinstance(child.value, str):
-            if child.value in MODULES and module not in TABLES:
-                yield Import(module, child.value, typing)
+        elif isinstance(child, ast.Constant) and module not in TABLES:
+            names = [child.value] if child.value in MODULES else []
+            yield from (Import(module, name, typing) for name in names)
         yield from _imports_in(module, child, typing)
 
 
