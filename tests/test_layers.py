@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Packages and modules, top first. Those in one line don't know each other.
 LAYERS = """
-    vhostblk.__main__
+    vhostblk.__main__ vhostblk.pr
     vhostblk.cli
     vhostblk.handover vhostblk.sandbox vhostblk.qmp vhostblk.plugin.testing
     vhostblk
