@@ -65,4 +65,10 @@ REGRESSIONS: dict[str, str] = {
         '{"options":{"size":61440,"lane":"{lane}"},"steps":[{"act":"space","blocks":40},'
         '{"ops":[["write",0,128,64,128],["flush",0,0]]}]}'
     ),
+    # A raw node that shows all of the file counted as other data.
+    "raw-below-a-copy": (
+        '{"options":{"format":"raw","size":4096,"lane":"{lane}"},"steps":['
+        '{"act":"insert_above","kind":"copy-before-write"},{"act":"insert_below","kind":"raw"},'
+        '{"ops":[["write",0,8]]},{"act":"remove_below"}]}'
+    ),
 }

@@ -127,6 +127,10 @@ class RawNode(BlockNode):
             return self.length
         return max(available - self.offset, 0) // SECTOR * SECTOR
 
+    def shows_child(self, options: Any) -> bool:
+        """Return whether the options select the whole child."""
+        return not options.offset and options.size is UNSET
+
     @property
     def grows_by_writing(self) -> bool:
         return self.length is None and self._file.node.grows_by_writing

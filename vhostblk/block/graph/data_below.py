@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which nodes get other data below them when a graph changes.
 
-A filter shows the data of its primary child, so inserting or removing one changes nothing for the
-nodes above. Any other node shows data of its own, made from the data of its children. What a node
-shows before and after the change is compared as a *view*: nested tuples of nodes and of those
-options that select a part of the data.
+A filter shows the data of its primary child, and so does a `raw` node that shows all of it.
+Inserting or removing one changes nothing for the nodes above. Any other node shows data of its own,
+made from the data of its children. What a node shows before and after the change is compared as a
+*view*: nested tuples of nodes and of those options that select a part of the data.
 """
 
 from __future__ import annotations
@@ -55,14 +55,17 @@ class Views:
         if node not in self._known:
             self._known[node] = node  # a cycle, which is refused later, ends here
             below = self.below(node)
-            if node.is_filter and node.primary_role in below:
+            if node.primary_role in below and node.shows_child(self._options(node)):
                 self._known[node] = below[node.primary_role]
             else:
                 self._known[node] = (node, self._part(node), tuple(below.items()))
         return self._known[node]
 
+    def _options(self, node: BlockNode) -> Any:
+        return self._planned[node].options if node in self._planned else node.options
+
     def _part(self, node: BlockNode) -> Hashable:
-        options = self._planned[node].options if node in self._planned else node.options
+        options = self._options(node)
         if type(options) is not type(node.options):
             return None  # refused later
         return tuple(getattr(options, name) for name in sorted(node.data_options))

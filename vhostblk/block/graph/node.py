@@ -294,6 +294,10 @@ class BlockNode(ABC):
         """
         return None
 
+    def shows_child(self, options: Any) -> bool:
+        """Return whether the node has, with these options, the data of its primary child."""
+        return self.is_filter
+
     @property
     def grows_by_writing(self) -> bool:
         """Whether a write past the end makes the node longer. If not, it gets no such write.
