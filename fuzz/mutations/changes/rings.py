@@ -59,10 +59,7 @@ MUTATIONS = (
           if number > 1:
         """,
         "The driver takes a descriptor as used before its content is written.",
-        (
-            f"{_PACKED_RECORD}::test_first_used_descriptor_of_a_burst_is_shown_last",
-            "tests/virtqueue",
-        ),
+        (f"{_PACKED_RECORD}::test_first_used_descriptor_of_a_burst_is_shown_last",),
     ),
     Mutation(
         "packed-engine-shows-at-once",
