@@ -319,8 +319,8 @@ def test_a_bitmap_that_may_be_valid_in_the_file_is_marked_before_writes_go_on(
     """It was stored, and the new header got to the file, but what was to say so has failed."""
     path = tmp_path / "disk.qcow2"
     _create(path, "cluster_size=4k")
-    qemu_img("bitmap", "--add", "-g", "4k", path, "b")
     qemu_io(path, "write -q -P 1 0 64k")
+    qemu_img("bitmap", "--add", "-g", "4k", path, "b")
     before, states = path.read_bytes(), list[bytes]()
 
     async def main(number: int) -> bool:

@@ -631,10 +631,7 @@ MUTATIONS = (
           if extension is None or all(entry.in_use for entry in self.entries):
         """,
         "Bitmaps are marked in one directory, but the file's header refers to another.",
-        (
-            "integration/qcow2/test_bitmaps.py::"
-            "test_a_bitmap_that_may_be_valid_in_the_file_is_marked_before_writes_go_on",
-        ),
+        (f"{_BITS[0]}::test_a_bitmap_that_may_be_valid_in_the_file_is_marked_before_writes_go_on",),
     ),
     Mutation(
         "bitmap-directory-before-the-bitmaps",
