@@ -243,8 +243,10 @@ class Runner:
         except (MutationError, BuildError) as error:
             return Result(mutation, Verdict.BROKEN, str(error), 0)
         finally:
-            scratch.restore(mutation)
-            self._trees.put(scratch)
+            try:
+                scratch.restore(mutation)
+            finally:
+                self._trees.put(scratch)  # or others wait for it for ever
         if self._show:
             print(outcome.output)
         seconds = time.monotonic() - began
