@@ -50,7 +50,7 @@ def data_node(disk: BlockBackend) -> Any:
     return disk.node.children["data-file"].node
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS, ids=["plain", *FORMS[1:]])
 def test_a_disk_that_grows_has_zeroes_whatever_its_data_file_had(tmp_path: Path, form: str) -> None:
     """The last cluster is a zero cluster, and the data file is longer than the disk."""
     image, data = tmp_path / "disk.qcow2", tmp_path / "data"

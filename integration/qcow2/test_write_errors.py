@@ -195,6 +195,27 @@ def test_a_short_write_inside_a_long_one(tmp_path: Path, backed: bool) -> None:
     assert model.matches(0, content(path, tmp_path / "raw"))
 
 
+def test_writes_that_overlap_do_not_fill_a_cluster(tmp_path: Path) -> None:
+    """Together they have as many bytes as the cluster; the rest is still what lies beneath."""
+    path, model = make(tmp_path, backed=True)
+    file = RecordingNode(path.read_bytes())
+    below = RecordingNode((tmp_path / "base").read_bytes(), "base")
+    half = CLUSTER // 2
+
+    async def main() -> None:
+        async with opened_on(file, below) as (_, backend):
+            # Looks for free clusters; those that follow are where the file has never been used.
+            assert not any(await burst(backend, model, [(SIZE - 4096, b"f" * 4096)]))
+            writes = [(0, b"w" * half), (half // 2, b"w" * half)]
+            assert not any(await burst(backend, model, writes))
+            assert model.matches(0, await read(backend, 0, SIZE))
+
+    run(main())
+    path.write_bytes(file.data)
+    check(path)
+    assert model.matches(0, content(path, tmp_path / "raw"))
+
+
 KINDS = ["L1 table", "L2 tables", "refcount blocks", "refcount table"]
 
 

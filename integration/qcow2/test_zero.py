@@ -78,8 +78,11 @@ def test_zeroes_in_parts_of_clusters(tmp_path: Path, form: str, backing: str) ->
     assert sides[0] == sides[1]
 
 
-def test_zeroes_hide_nothing_that_the_backing_file_has_further_on(tmp_path: Path) -> None:
-    """Where they are it has a hole, with data behind it in the same cluster."""
+@pytest.mark.parametrize("zeroes", [True, False])
+def test_what_is_written_hides_nothing_that_the_backing_file_has_further_on(
+    tmp_path: Path, zeroes: bool
+) -> None:
+    """There it has a hole, with data behind it in the same cluster."""
     path, base, expected = tmp_path / "disk", tmp_path / "base", bytearray(SIZE)
     expected[32 << 10 : 40 << 10] = b"b" * (8 << 10)
     with base.open("wb") as file:
@@ -90,7 +93,11 @@ def test_zeroes_hide_nothing_that_the_backing_file_has_further_on(tmp_path: Path
 
     async def main() -> None:
         async with opened(path) as (_, backend):
-            await backend.pwrite_zeroes(512, 512)
+            if zeroes:
+                await backend.pwrite_zeroes(512, 512)
+            else:
+                await write(backend, 512, b"w" * 512)
+                expected[512:1024] = b"w" * 512
             assert await read(backend, 0, SIZE) == expected
 
     run(main())

@@ -142,6 +142,13 @@ def test_no_cluster_of_a_write_through_may_be_volatile() -> None:
         assert look(table, 512, length - 1024, write=True, through=True) == (UP, 0)
 
 
+def test_zeroes_are_read_where_all_clusters_have_them() -> None:
+    for entries in ([ZEROES, READ], [ZEROES, ZEROES, READ], [ZEROES, READ, ZEROES]):
+        table = make_table(entries)
+        assert look(table, 0, len(entries) * CLUSTER) == (UP, 0)
+        assert look(table, 0, CLUSTER) == (ZERO, 0)
+
+
 def test_last_cluster_may_be_cut_short() -> None:
     table = make_table([READ, CLUSTER | READ], size=CLUSTER + 512)
     assert look(table, CLUSTER, 512) == (FILE, CLUSTER)

@@ -240,7 +240,7 @@ MUTATIONS = (
           if table is not None:
         """,
         "A discarded cluster is reused while the engine writes to it.",
-        ("tests/engine", "tests/exports"),
+        ("integration/qcow2/test_settle.py",),
     ),
     Mutation(
         "engine-not-told-of-the-cache-mode",

@@ -77,7 +77,7 @@ MUTATIONS = (
         + has_backing = not self._backing_is_zero(start, geometry.cluster_size // 2)
         """,
         "A write to part of a cluster hides the backing file's data in the rest.",
-        _WRITES,
+        _ZEROES,
     ),
     Mutation(
         "gap-between-two-writes-not-filled",
@@ -290,7 +290,7 @@ MUTATIONS = (
         + end = end + iov.nbytes
         """,
         "Writes that overlap each other count twice: a gap hides the backing file's data.",
-        _BURSTS,
+        _ERRORS,
     ),
     Mutation(
         "guests-data-under-the-copy",

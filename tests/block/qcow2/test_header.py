@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vhostblk.block.drivers.qcow2 import header, layout
 from vhostblk.block.drivers.qcow2.header import BitmapsExtension, Header, encode, parse
-from vhostblk.block.drivers.qcow2.layout import HEADER, Geometry
+from vhostblk.block.drivers.qcow2.layout import HEADER, Geometry, Incompatible
 from vhostblk.block.errors import BlockError
 
 _KNOWN = (
@@ -51,6 +51,21 @@ def test_what_was_encoded_is_parsed() -> None:
         unknown_extensions=[(0x12345678, b"kept"), (0x9, b"")],
     )
     assert parse(encode(original)) == original
+
+
+def test_a_backing_file_and_a_data_file_have_their_extensions() -> None:
+    found = parse(
+        encode(
+            make(
+                incompatible=int(Incompatible.DATA_FILE),
+                backing_file=b"base.img",
+                backing_format=b"raw",
+                data_file=b"data.img",
+            )
+        )
+    )
+    assert (found.backing_file, found.backing_format) == (b"base.img", b"raw")
+    assert found.data_file == b"data.img"
 
 
 names = st.binary(min_size=1, max_size=15).filter(lambda name: b"\0" not in name)
