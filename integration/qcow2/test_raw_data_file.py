@@ -70,7 +70,7 @@ def test_a_disk_that_grows_has_zeroes_whatever_its_data_file_had(tmp_path: Path,
 
     run(main())
     check(image)
-    assert data.read_bytes() == bytes(SIZE)
+    assert data.read_bytes()[:SIZE] == bytes(SIZE)  # it is not made shorter
 
 
 @pytest.mark.parametrize("form", FORMS)
