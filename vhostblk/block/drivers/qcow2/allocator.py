@@ -144,6 +144,13 @@ class Allocator:
         if first <= self._packed_end >> self._geometry.cluster_bits < first + count:
             self._packed_end = 0
 
+    def used(self, cluster: int) -> None:
+        """Note that a cluster has been written that the image referred to, wherever it is.
+
+        It may lie past the file's former end, as in a copy without its last part.
+        """
+        self.high_water = max(self.high_water, cluster + 1)
+
     def forget_places(self) -> None:
         """Look for free clusters everywhere: refcounts have been put right."""
         self.hint = self._packed_end = 0

@@ -110,7 +110,9 @@ class Image:
         """Where data clusters end at the latest."""
         if self.geometry.external_data:
             return 1 << 62
-        return self.file.node.size
+        # Past the latter there is nothing, or what comes to be written is to be noted (`used`).
+        bits = self.geometry.cluster_bits
+        return min(self.file.node.size, self.allocator.high_water << bits)
 
     @property
     def grows_with_zeroes(self) -> bool:
@@ -161,7 +163,9 @@ class Image:
 
     def forget_places(self) -> None:
         """Forget which metadata has storage, as the file may be another one now."""
-        self.places = Places(self.file, self.geometry.cluster_bits)
+        self.places = Places(
+            self.file, self.geometry.cluster_bits, lambda cluster: self.allocator.used(cluster)
+        )
         for found in self.tables.slices.values():
             found.placed = False
 

@@ -13,14 +13,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vhostblk.block.graph.edge import Edge
 
 
 class Places:
     """The clusters of metadata that are known to have storage."""
 
-    def __init__(self, file: Edge, cluster_bits: int) -> None:
+    def __init__(self, file: Edge, cluster_bits: int, used: Callable[[int], object]) -> None:
+        """`used` is called with the number of each cluster that has come to have storage."""
         self._file = file
+        self._used = used
         self._bits = cluster_bits
         self._known: set[int] = set()
 
@@ -35,6 +39,7 @@ class Places:
         if cluster not in self._known:
             await self._file.reserve(cluster << self._bits, 1 << self._bits)
             self._known.add(cluster)
+            self._used(cluster)
 
     def gone(self, first: int, count: int) -> None:
         """Note that clusters have been discarded."""

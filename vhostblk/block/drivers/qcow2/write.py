@@ -305,6 +305,7 @@ class Writer:
             transfers = []
         failures = await gather([self._transfer(each) for each in transfers])
         image.commit.unsynced = True
+        self._note_used(plans)
         for transfer, failure in zip(transfers, failures, strict=True):
             if failure is not None:
                 await self._tell(transfer, failure)
@@ -312,6 +313,16 @@ class Writer:
         for plan in plans:
             if plan.error is not None:
                 await self._undo(plan)
+
+    def _note_used(self, plans: list[_Plan]) -> None:
+        """Note where data is now that may be past all that was in use."""
+        image = self._image
+        if image.geometry.external_data:
+            return
+        bits, size = image.geometry.cluster_bits, image.file.node.size
+        for plan in plans:
+            if not plan.new and plan.host < size:
+                image.allocator.used(plan.host >> bits)
 
     async def _tell(self, transfer: _Transfer, failure: BaseException) -> None:
         """Note what a transfer has failed with. Data of several plans is tried one by one."""
