@@ -104,6 +104,22 @@ def test_what_options_dont_say(change: Callable[[Daemon], Awaitable[None]], reas
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("top", "reason"),
+    [
+        ("copy-before-write,node-name=n,file=a,target=b", "keeps what it has saved in memory"),
+        ("blklogwrites,node-name=n,file=a,log=b", "keeps where its log ends in memory"),
+    ],
+)
+def test_what_filters_know_and_their_options_dont_say(top: str, reason: str) -> None:
+    async def main() -> None:
+        async with Daemon(blockdevs=[f"{NULL}a", f"{NULL}b", top]) as daemon:
+            with pytest.raises(HandoverError, match=f"node 'n' {reason}"):
+                configuration.blockdevs(daemon)
+
+    asyncio.run(main())
+
+
 def test_zones_that_are_nowhere_but_in_memory() -> None:
     async def main() -> None:
         zoned = "x-vhostblk-zoned.zone-size=64K"

@@ -82,6 +82,8 @@ def _check(graph: Graph, node: BlockNode) -> None:
         raise HandoverError(f"node '{name}' has a write threshold")
     if node.zoned is not None and not node.children:
         raise HandoverError(f"node '{name}' keeps its zones in memory")
+    if kept := node.only_in_memory:
+        raise HandoverError(f"node '{name}' keeps {kept} in memory")
     for bitmap in node.bitmaps:
         if not bitmap.persistent:
             raise HandoverError(f"node '{name}' has a bitmap in memory: '{bitmap.name}'")

@@ -134,6 +134,10 @@ class BlklogwritesNode(FilterNode):
         self.limits = replace(self.limits, request_alignment=self._sector_size)
 
     @property
+    def only_in_memory(self) -> str:
+        return "" if self.options.log_append else "where its log ends"
+
+    @property
     def counts_writes(self) -> bool:
         return True  # an entry for each flush that does something
 

@@ -116,6 +116,10 @@ class CopyBeforeWriteNode(FilterNode):
             shared &= ~(Perm.WRITE | Perm.RESIZE)
         return perm, shared
 
+    @property
+    def only_in_memory(self) -> str:
+        return "what it has saved"
+
     def extent_map(self) -> ExtentMap | None:
         return self.map_for_reading()
 
