@@ -135,8 +135,8 @@ def test_a_write_to_what_has_become_refcounts_is_refused(
         async with opened(path) as (node, backend):
             await write(backend, 512, b"x" * 512)  # the file grows in advance
             await read(backend, FAR, 4)
-            assert _overwritable(node, FAR) == host
             assert isinstance(node, Qcow2Node)
+            assert _overwritable(node, FAR) < 0  # it is past all that is in use
             step = 64 << 10
             for offset in range(1 << 20, 16 << 20, step):
                 await write(backend, offset, b"x" * step)
