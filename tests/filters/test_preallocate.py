@@ -65,6 +65,20 @@ def test_a_write_past_the_end_extends_the_file_ahead(tmp_path: Path) -> None:
     run(main)
 
 
+def test_zeroes_over_what_was_written_to_zeroes_are_written(tmp_path: Path) -> None:
+    async def main() -> None:
+        graph = Graph()
+        backend, _ = await grown(graph, tmp_path / "file")
+        await backend.pwrite_zeroes(4 * KIB, 4 * KIB)
+        await write_bytes(backend, 5 * KIB, b"\x55" * KIB)
+        await backend.pwrite_zeroes(4 * KIB, 8 * KIB)
+        assert await read_bytes(backend, 4 * KIB, 8 * KIB) == bytes(8 * KIB)
+        await backend.detach()
+        await graph.close()
+
+    run(main)
+
+
 def test_zeroes_ahead_need_not_be_written(tmp_path: Path) -> None:
     async def main() -> None:
         graph, path = Graph(), tmp_path / "file"

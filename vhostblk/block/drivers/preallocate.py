@@ -202,10 +202,10 @@ class PreallocateNode(FilterNode):
                 return False
             self._data_end = self._zero_start = self._file_end = self._file.node.size
             self.remembered_roles = frozenset({"file"})
+        if not zeroes:
+            self._zero_start = max(self._zero_start, end)
         if end <= self._data_end:
             return False
-        if not zeroes:
-            self._zero_start = end
         self._data_end = end
         if end <= self._known_file_end():
             return zeroes and offset >= self._zero_start
