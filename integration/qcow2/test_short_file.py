@@ -20,7 +20,7 @@ NEW = 2 * M
 
 
 def _short_image(tmp_path: Path) -> Path:
-    """Make an image whose clusters are all there but those of `NEW`, of which the file has 1 MiB."""
+    """Make an image that has all its clusters but those of `NEW`, and of its file 1 MiB."""
     path = tmp_path / "disk.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, 64 * M)
     qemu_io(path, f"discard {NEW} 2M", options=f"driver=qcow2,discard=unmap,file.filename={path}")
