@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vhostblk.block.graph.actions import perform
 from vhostblk.block.graph.backend import BlockBackend
+from vhostblk.block.graph.overlay import NewOverlayAction
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.daemon import Daemon
 from vhostblk.handover import configuration
@@ -115,6 +117,27 @@ def test_what_filters_know_and_their_options_dont_say(top: str, reason: str) -> 
     async def main() -> None:
         async with Daemon(blockdevs=[f"{NULL}a", f"{NULL}b", top]) as daemon:
             with pytest.raises(HandoverError, match=f"node 'n' {reason}"):
+                configuration.blockdevs(daemon)
+
+    asyncio.run(main())
+
+
+def test_a_node_that_nobody_added(tmp_path: Path) -> None:
+    """What `blockdev-snapshot-sync` makes: it could not be opened again, here or there."""
+
+    async def main() -> None:
+        export = f"vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path={tmp_path}/v.sock"
+        async with Daemon(blockdevs=[f"{NULL}n"], exports=[export]) as daemon:
+            action = NewOverlayAction(
+                daemon.graph,
+                daemon.graph.find("n"),
+                str(tmp_path / "overlay"),
+                driver="qcow2",
+                node_name="o",
+                create=True,
+            )
+            await perform(daemon.graph, [action])
+            with pytest.raises(HandoverError, match="node 'o' was not added by 'blockdev-add'"):
                 configuration.blockdevs(daemon)
 
     asyncio.run(main())

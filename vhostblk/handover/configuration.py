@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vhostblk.block.graph import inherit
+from vhostblk.block.graph.graph import inherit
 from vhostblk.handover.errors import HandoverError
 from vhostblk.schema.base import UNSET
 
@@ -48,6 +48,8 @@ def blockdevs(daemon: Daemon) -> list[dict[str, Any]]:
     for backend in graph.backends:
         if backend not in exported:
             raise HandoverError(f"{backend.description} uses node '{backend.node.node_name}'")
+        if not graph.is_owned(backend.node):  # it goes when its user does, as after a snapshot
+            raise HandoverError(f"node '{backend.node.node_name}' was not added by 'blockdev-add'")
     ordered: dict[str, BlockNode] = {}
     for node in graph:
         _check(graph, node)
