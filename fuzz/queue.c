@@ -44,7 +44,7 @@ struct world {
     struct vb_extent_map map;
     struct vb_budget *budget;
     uint64_t table[64];
-    int32_t flush_error;
+    struct vb_sync sync;
     uint32_t size; /* of the ring */
     uint32_t left;
     uint16_t *avail;
@@ -78,7 +78,7 @@ static void choose_map(struct world *world)
         .size = take_u8(input) * 512ull,
         .offset = take_u8(input) * 512ull,
         .cluster_bits = 12,
-        .flush_error = kind & 64 ? &world->flush_error : NULL,
+        .sync = kind & 64 ? &world->sync : NULL,
         .table = world->table,
         .budget = kind & 8 ? world->budget : NULL,
     };
@@ -201,6 +201,26 @@ static void sweep(struct world *world)
     vb_queue_publish(world->queue);
 }
 
+/* What syncs the file has the turn to, until its outcome is known. */
+static void check_turn(const struct world *world, const struct vb_slot *slot)
+{
+    const struct vb_io_op *op = &slot->op;
+    bool syncs = op->opcode == VB_IO_FSYNC ||
+                 (op->opcode == VB_IO_WRITE && (op->flags & RWF_DSYNC || slot->sync_error));
+
+    CHECK(slot->syncing == (syncs && slot->map->sync));
+    CHECK(!slot->syncing || world->sync.holders & VB_SYNC_ENGINE);
+}
+
+/* Python flushes the file, or has done so. */
+static void take_turns(struct world *world)
+{
+    if (world->sync.holders == VB_SYNC_PYTHON)
+        vb_sync_end(&world->sync, VB_SYNC_PYTHON);
+    else
+        vb_sync_claim(&world->sync);
+}
+
 static void reap(struct world *world)
 {
     struct vb_io_op *op = stub_reap(&stub.io);
@@ -210,8 +230,12 @@ static void reap(struct world *world)
     world->iothread.now = vb_now();
     if (op->opcode == VB_IO_DROP)
         vb_queue_file_gone((struct vb_queue *)((char *)op - offsetof(struct vb_queue, drop)));
-    else
-        vb_slot_continue((struct vb_slot *)((char *)op - offsetof(struct vb_slot, op)));
+    else {
+        struct vb_slot *slot = (struct vb_slot *)((char *)op - offsetof(struct vb_slot, op));
+
+        check_turn(world, slot);
+        vb_slot_continue(slot);
+    }
     vb_queue_publish(world->queue);
 }
 
@@ -326,6 +350,8 @@ static void step(struct world *world)
         vb_queue_set_write_through(queue, what & 16);
         if (what & 32)
             vb_queue_set_device_size(queue, take_u8(input) * 512ull);
+        if (what & 64)
+            take_turns(world);
         break;
     case 15:
         vb_queue_arm(queue);
@@ -428,6 +454,7 @@ static void audit(const struct world *world, const struct vb_ring *began)
 
     CHECK(!queue->in_flight && !queue->mapped_in_flight && !queue->heap_bytes);
     CHECK(!queue->unpublished);
+    CHECK(!(world->sync.holders & VB_SYNC_ENGINE));
     if (began->packed) {
         CHECK(queue->ring.next_used == queue->ring.next_avail);
         CHECK(queue->ring.used_wrap == queue->ring.avail_wrap);
@@ -464,7 +491,7 @@ static void make_packed(struct world *world, struct vb_ring *ring, uint8_t kind)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct input input = {data, size};
-    struct world world = {.input = &input};
+    struct world world = {.input = &input, .sync.event_fd = CALL_FD};
     struct vb_queue_config config = {0};
     uint8_t shape = take_u8(&input), kind = size ? data[size - 1] : 0;
     struct vb_inflight_region *record = NULL;

@@ -7,7 +7,6 @@ import errno
 import mmap
 import os
 import resource
-from array import array
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,9 @@ from tests.frontend.blk import range_segments
 from tests.frontend.ring import Segment
 from tests.virtio_blk.support import MIB, UNSET, header, pattern
 from vhostblk.block.drivers.qcow2.layout import VOLATILE, VOLATILE_BITS
+from vhostblk.engine.budget import EngineBudget
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
+from vhostblk.engine.sync import FileSync
 from vhostblk.virtio_blk.layout import RequestType, Status
 
 if TYPE_CHECKING:
@@ -202,12 +203,12 @@ def test_write_that_stops_halfway(tmp_path: Path, io: str, buffered: bool) -> No
 def test_flush_that_failed_once_fails_for_ever(disk: Path, tmp_path: Path, io: str) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    cell = array("i", [0])
+    sync = FileSync()
     with opened(fifo) as pipe, opened(disk) as fd, Rig(io) as rig:
-        queue = rig.queue(linear(pipe, flush_error=cell))
+        queue = rig.queue(linear(pipe, sync=sync))
         assert queue.run(FLUSH).status == IOERR
-        assert cell[0] == errno.EINVAL
-        other = rig.queue(linear(fd, flush_error=cell))
+        assert sync.error == errno.EINVAL
+        other = rig.queue(linear(fd, sync=sync))
         assert other.run(FLUSH).status == IOERR
         forgetful = rig.queue(linear(fd))
         assert forgetful.run(FLUSH).status == OK
@@ -220,21 +221,70 @@ def test_failure_to_store_a_write_counts_as_a_failed_flush(disk: Path) -> None:
     """
     path = Path("/proc/self/coredump_filter")
     present = b"0x" + path.read_bytes().strip()
-    cell = array("i", [0])
+    sync = FileSync()
     with opened(path) as fd, opened(disk) as other_fd, Rig("pool") as rig:
-        queue = rig.queue(linear(fd, flush_error=cell), write_through=True)
+        queue = rig.queue(linear(fd, sync=sync), write_through=True)
         assert queue.run(OUT, send=present.ljust(512, b"\0")).status == Status.UNSUPP
-        assert cell[0] == errno.EOPNOTSUPP
-        other = rig.queue(linear(other_fd, flush_error=cell))
+        assert sync.error == errno.EOPNOTSUPP
+        other = rig.queue(linear(other_fd, sync=sync))
         assert other.run(FLUSH).status == Status.UNSUPP
 
 
 def test_write_through_that_fails_as_a_write_is_no_failed_flush(disk: Path, io: str) -> None:
-    cell = array("i", [0])
+    sync = FileSync()
     with opened(disk, os.O_RDONLY) as fd, Rig(io) as rig:
-        queue = rig.queue(linear(fd, flush_error=cell), write_through=True)
+        queue = rig.queue(linear(fd, sync=sync), write_through=True)
         assert queue.run(OUT, send=bytes(512)).status == IOERR
-        assert cell[0] == 0
+        assert sync.error == 0
+
+
+def test_what_syncs_a_file_takes_turns(disk: Path, io: str) -> None:
+    """The kernel tells of lost data once, so no two may run at a time: one of them goes up."""
+    sync = FileSync()
+    with opened(disk) as fd, Rig(io) as rig:
+        queue = rig.queue(linear(fd, sync=sync, buffered=True))
+        through = rig.queue(linear(fd, sync=sync, buffered=True), write_through=True)
+        for turn in (rig.lib.VB_SYNC_ENGINE, rig.lib.VB_SYNC_PYTHON):
+            assert rig.lib.vb_sync_try(sync.handle, turn)
+            assert queue.run(OUT, send=bytes(512)).status == OK
+            assert through.run(IN, want=512).status == OK
+            for asked, kind, data in ((queue, FLUSH, b""), (through, OUT, bytes(512))):
+                pending = asked.request(kind, send=data)
+                (upcall,) = rig.wait_upcalls()
+                assert (upcall.type, pending.status) == (kind, UNSET)
+                asked.complete(upcall)
+                asked.used()
+            rig.lib.vb_sync_end(sync.handle, turn)
+            for _ in range(2):
+                assert queue.run(FLUSH).status == OK
+                assert through.run(OUT, send=bytes(512)).status == OK
+                assert through.run(FLUSH).status == OK
+        assert (queue.stats()["upcalls"], through.stats()["upcalls"]) == (2, 2)
+
+
+def test_write_that_fails_gives_the_turn_back(disk: Path, io: str) -> None:
+    sync = FileSync()
+    with opened(disk, os.O_RDONLY) as fd, Rig(io) as rig:
+        queue = rig.queue(linear(fd, sync=sync), write_through=True)
+        for _ in range(2):
+            assert queue.run(OUT, send=bytes(512)).status == IOERR
+        assert not queue.stats()["upcalls"]
+        assert rig.lib.vb_sync_try(sync.handle, rig.lib.VB_SYNC_PYTHON)
+
+
+def test_throttled_write_does_not_keep_the_turn(disk: Path, io: str) -> None:
+    sync = FileSync()
+    with opened(disk) as fd, Rig(io) as rig:
+        budget = EngineBudget(rig.ffi, rig.lib)
+        budget.configure([(0, 0, 1)] * 3 + [(1, 0, 1)] + [(0, 0, 1)] * 2, 0, 0)
+        while budget.spend(1, 512, 0):
+            pass
+        queue = rig.queue(linear(fd, sync=sync, budget=budget), write_through=True)
+        queue.request(OUT, send=bytes(512))
+        (upcall,) = rig.wait_upcalls()
+        assert rig.lib.vb_sync_try(sync.handle, rig.lib.VB_SYNC_PYTHON)
+        queue.complete(upcall)
+        queue.used()
 
 
 def test_write_through(disk: Path, io: str) -> None:

@@ -200,16 +200,21 @@ ACCESSES(16)
     {                                                                                              \
         return __tsan_atomic##bits##_exchange(address, *address - value, order);                   \
     }                                                                                              \
+    type __tsan_atomic##bits##_fetch_and(volatile type *address, type value, int order)            \
+    {                                                                                              \
+        return __tsan_atomic##bits##_exchange(address, *address & value, order);                   \
+    }                                                                                              \
     int __tsan_atomic##bits##_compare_exchange_strong(volatile type *address, type *expected,      \
                                                       type value, int order, int failed)           \
     {                                                                                              \
         type former = *address;                                                                    \
                                                                                                    \
-        if (former == *expected)                                                                   \
+        if (former == *expected) {                                                                 \
             __tsan_atomic##bits##_exchange(address, value, order);                                 \
-        else                                                                                       \
-            *expected = former;                                                                    \
-        return former == value;                                                                    \
+            return 1;                                                                              \
+        }                                                                                          \
+        *expected = former;                                                                        \
+        return 0;                                                                                  \
     }
 
 ATOMICS(8, uint8_t)
@@ -223,6 +228,11 @@ uint8_t __tsan_atomic8_fetch_or(volatile uint8_t *address, uint8_t value, int or
 
     noted(address, value);
     return former;
+}
+
+uint32_t __tsan_atomic32_fetch_or(volatile uint32_t *address, uint32_t value, int order)
+{
+    return __tsan_atomic32_exchange(address, *address | value, order);
 }
 
 /* The replacement of the iothread. */

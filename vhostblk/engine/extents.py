@@ -16,9 +16,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from array import array
-
     from vhostblk.engine.budget import EngineBudget
+    from vhostblk.engine.sync import FileSync
 
 
 class ExtentKind(Enum):
@@ -106,8 +105,8 @@ class ExtentMap:
     flush: Treatment = Treatment.ASK
     discard: Treatment = Treatment.ASK
     table: ExtentTable | None = None
-    #: One C int, the errno of a flush that failed, shared by all who flush the file.
-    flush_error: array[int] | None = None
+    #: Shared by all who flush the file; None where one failure means nothing for the next flush.
+    sync: FileSync | None = None
     #: What reads and writes are accounted for in; those that it lacks the means for are asked.
     budget: EngineBudget | None = None
 

@@ -33,9 +33,6 @@ def encode_map(ffi: Any, lib: Any, extents: ExtentMap) -> Any:
         ExtentKind.LINEAR: lib.VB_EXTENT_LINEAR,
         ExtentKind.TABLE: lib.VB_EXTENT_TABLE,
     }
-    cell = ffi.NULL
-    if extents.flush_error is not None:
-        cell = ffi.from_buffer("int32_t *", extents.flush_error)
     table, cluster_bits = ffi.NULL, 0
     if extents.table is not None:
         table = ffi.from_buffer("uint64_t *", extents.table.memory)
@@ -49,13 +46,13 @@ def encode_map(ffi: Any, lib: Any, extents: ExtentMap) -> Any:
             "alignment": extents.alignment,
             "size": extents.size,
             "offset": extents.offset,
-            "flush_error": cell,
+            "sync": ffi.NULL if extents.sync is None else extents.sync.handle,
             "budget": ffi.NULL if extents.budget is None else extents.budget.handle,
             "cluster_bits": cluster_bits,
             "table": table,
         },
     )
-    _parts[encoded] = (cell, extents.budget, table)
+    _parts[encoded] = (extents.sync, extents.budget, table)
     return encoded
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vhostblk.block.graph.graph import inherit
+from vhostblk.block.graph import inherit
 from vhostblk.handover.errors import HandoverError
 from vhostblk.schema.base import UNSET
 

@@ -249,8 +249,8 @@ MUTATIONS = (
         "flush-of-a-format-is-its-files",
         _EXECUTE,
         """
-        - } else if (map && map->flags & VB_EXTENT_FLUSH) {
-        + } else if (map) {
+        - } else if (map && map->flags & VB_EXTENT_FLUSH && begin_sync(slot)) {
+        + } else if (map && begin_sync(slot)) {
               begin_mapped(slot);
         """,
         "A flush of a qcow2 disk puts its file on stable storage, and not its tables.",
@@ -376,8 +376,8 @@ MUTATIONS = (
         _EXECUTE,
         """
           if (result < 0)
-              __atomic_store_n(map->flush_error, (int32_t)-result, __ATOMIC_RELAXED);
-        - return -(int64_t)__atomic_load_n(map->flush_error, __ATOMIC_RELAXED);
+              map->sync->error = (int32_t)-result;
+        - return -(int64_t)map->sync->error;
         + return result;
         """,
         "The flush after one that failed succeeds, though the kernel has dropped the data.",
@@ -389,10 +389,61 @@ MUTATIONS = (
         """
         - if (result < 0)
         + if (result == -EIO)
-              __atomic_store_n(map->flush_error, (int32_t)-result, __ATOMIC_RELAXED);
+              map->sync->error = (int32_t)-result;
         """,
         "A flush that fails with ENOSPC or EDQUOT is acknowledged.",
         _FILE_IO,
+    ),
+    Mutation(
+        "flush-takes-no-turn",
+        _EXECUTE,
+        """
+        - } else if (map && map->flags & VB_EXTENT_FLUSH && begin_sync(slot)) {
+        + } else if (map && map->flags & VB_EXTENT_FLUSH) {
+        """,
+        "A flush succeeds though its data is lost: another one got the error at the same time.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "write-through-takes-no-turn",
+        _EXECUTE,
+        """
+        - (verdict == VB_GO_FILE && write && queue->write_through && !begin_sync(slot))) {
+        + false) {
+        """,
+        "A flush succeeds though its data is lost: a write with RWF_DSYNC got the error.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "turn-is-not-given-back",
+        _EXECUTE,
+        """
+        - end_sync(slot, slot->map);
+          free(slot->segments);
+        """,
+        "After one flush of the engine, all others wait for ever.",
+        _FILE_IO,
+    ),
+    Mutation(
+        "turn-is-kept-without-budget",
+        _EXECUTE,
+        """
+        - end_sync(slot, queue->map);
+          vb_slot_go_up(slot);
+        """,
+        "A throttled write waits for the turn that it has itself.",
+        ("tests/engine/test_file_io.py",),
+    ),
+    Mutation(
+        "end-of-turn-is-not-told",
+        "vhostblk/engine/src/sync.c",
+        """
+        - if (before & ~holder)
+        + if (before & ~holder & VB_SYNC_ENGINE)
+              eventfd_write(sync->event_fd, 1);
+        """,
+        "A flush in Python waits for ever for that of an iothread.",
+        ("tests/block/test_file.py",),
     ),
     Mutation(
         "failed-segment-is-forgotten",

@@ -18,7 +18,7 @@ MUTATIONS = (
         "file-flush-error-forgotten",
         _POSIX,
         """
-        - self._flush_error[0] = -result
+        - self._sync.error = -result
         + raise os_error(-result)
         """,
         "The flush after one that failed succeeds, though the kernel has dropped the data.",
@@ -40,10 +40,9 @@ MUTATIONS = (
         "file-flush-left-out",
         _POSIX,
         """
-        - if not self._fd_writable:
-        + if not self._fd_writable or self.direct:
-              return
-          if not self._flush_error[0]:
+        - if self._fd_writable:
+        + if self._fd_writable and not self.direct:
+              await self._flushes.join()
         """,
         "With cache.direct, a flush doesn't cover the device's cache and the file's new length.",
         _FILE,
@@ -52,10 +51,42 @@ MUTATIONS = (
         "file-flush-error-not-shared",
         _POSIX,
         """
-        - flush_error=None if self.direct else self._flush_error,
-        + flush_error=None,
+        - sync=None if self.direct else self._sync,
+        + sync=None,
         """,
         "A flush that failed on one lane is forgotten by the other one.",
+        _FILE,
+    ),
+    Mutation(
+        "file-flushes-at-the-same-time",
+        _POSIX,
+        """
+        - await self._flushes.join()
+        + await self._flush()
+        """,
+        "Of two flushes at a time, one succeeds though its data is lost: the other got the error.",
+        _FILE,
+    ),
+    Mutation(
+        "file-flush-does-not-wait-for-the-engine",
+        _POSIX,
+        """
+        - await self._sync.begin()
+          try:
+              if not self._sync.error:
+        """,
+        "A flush succeeds though its data is lost: an iothread got the error at the same time.",
+        _FILE,
+    ),
+    Mutation(
+        "file-turn-is-kept",
+        _POSIX,
+        """
+          finally:
+        -     self._sync.end()
+        +     pass
+        """,
+        "After one flush in Python, all flushes of the engine go to Python.",
         _FILE,
     ),
     Mutation(

@@ -327,8 +327,7 @@ MUTATIONS = (
         "preallocate-cuts-data-off",
         _PREALLOCATE,
         """
-          if not zeroes:
-              self._zero_start = end
+              return False
         - self._data_end = end
         + self._data_end = max(self._data_end, offset)
           if end <= self._known_file_end():
@@ -341,8 +340,8 @@ MUTATIONS = (
         _PREALLOCATE,
         """
         - if not zeroes:
-        -     self._zero_start = end
-          self._data_end = end
+        -     self._zero_start = max(self._zero_start, end)
+          if end <= self._data_end:
         """,
         "Zeroes over data in the preallocated range are skipped.",
         _PREALLOCATE_TESTS,

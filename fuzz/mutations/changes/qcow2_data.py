@@ -605,7 +605,7 @@ MUTATIONS = (
     ),
     Mutation(
         "flush-that-failed-succeeds",
-        f"{_QCOW2}/flush.py",
+        "vhostblk/block/io/rounds.py",
         """
           except Exception as error:
         -     failure = error
@@ -616,12 +616,12 @@ MUTATIONS = (
     ),
     Mutation(
         "flush-joins-one-that-has-begun",
-        f"{_QCOW2}/flush.py",
+        "vhostblk/block/io/rounds.py",
         """
           waiting, self._waiting = self._waiting, []
           failure: Exception | None = None
           try:
-              await self._flush()
+              await self._operation()
           except Exception as error:
               failure = error
         + waiting, self._waiting = waiting + self._waiting, []

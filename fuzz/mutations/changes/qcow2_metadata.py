@@ -673,9 +673,9 @@ MUTATIONS = (
         + with contextlib.suppress(OSError):
         +     await image.commit.write()
         ...
-        - import asyncio
-        + import asyncio
+        - from typing import TYPE_CHECKING
         + import contextlib
+        + from typing import TYPE_CHECKING
         """,
         "A flush whose tables could not be written is acknowledged.",
         ("integration/qcow2/test_write_errors.py",),

@@ -54,7 +54,7 @@ class FileNode(PosixNode):
             # With another errno only this call fails here, and writing may still work.
 
     async def grow(self, size: int, mode: PreallocMode) -> None:
-        await resize(self.fd, size, mode, self._aio.call)
+        await resize(self.fd, size, mode, self._aio.call, flush=self.flush)
         self._size = self._read_size()
 
     async def block_status(self, offset: int, length: int) -> Extent:

@@ -14,7 +14,6 @@ import errno
 import logging
 import os
 from abc import abstractmethod
-from array import array
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk import engine as core
@@ -28,7 +27,9 @@ from vhostblk.block.graph.node import BlockLimits, BlockNode
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import gather
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.block.io.rounds import Rounds
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
+from vhostblk.engine.sync import FileSync
 from vhostblk.schema.drivers.file import BlockdevAioOptions
 
 if TYPE_CHECKING:
@@ -82,9 +83,10 @@ class PosixNode(BlockNode):
         #: The file opened again, while the node is being reopened; and whether for writing.
         self._new_fd = -1
         self._new_fd_writable = False
-        #: The errno of a flush that failed: what the kernel then dropped is gone. In an array, so
-        #: that whoever goes by the extent map shares it.
-        self._flush_error = array("i", [0])
+        #: Whose turn it is to flush, and the errno of a flush that failed: what the kernel then
+        #: dropped is gone. Shared with those who go by the extent map.
+        self._sync = FileSync()
+        self._flushes = Rounds(self._flush)
         #: fallocate modes that work here, as far as is known.
         self._modes = {0, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE}
         self._inline: Any = self._inline_reader()
@@ -166,6 +168,7 @@ class PosixNode(BlockNode):
 
     async def close(self) -> None:
         await release(self._aio)
+        self._sync.close()
         os.close(self.fd)
         storage.note_closed(self)
 
@@ -452,25 +455,32 @@ class PosixNode(BlockNode):
             zero_range=FALLOC_ZERO_RANGE in self._modes,
             flush=Treatment.FILE if self._fd_writable else Treatment.IGNORE,
             discard=Treatment.FILE if FALLOC_PUNCH_HOLE in self._modes else Treatment.ASK,
-            flush_error=None if self.direct else self._flush_error,
+            sync=None if self.direct else self._sync,
         )
 
     async def flush(self) -> None:
         """fdatasync(2). Once it has failed, it fails for ever.
 
         The kernel reports a write-back error once, and may have dropped the data by then; a later
-        success would say nothing about it.
+        success would say nothing about it. Nor would that of a call that runs at the same time, so
+        there is one at a time, for all who wait.
         """
-        if not self._fd_writable:
-            return
-        if not self._flush_error[0]:
-            result = await self._retry(lambda: self._aio.fdatasync(self.fd))
-            if result == 0:
-                return
-            if self.direct:  # nothing of ours was in the page cache
-                raise os_error(-result)
-            self._flush_error[0] = -result
-        raise os_error(self._flush_error[0])
+        if self._fd_writable:
+            await self._flushes.join()
+
+    async def _flush(self) -> None:
+        await self._sync.begin()
+        try:
+            if not self._sync.error:
+                result = await self._retry(lambda: self._aio.fdatasync(self.fd))
+                if result == 0:
+                    return
+                if self.direct:  # nothing of ours was in the page cache
+                    raise os_error(-result)
+                self._sync.error = -result
+            raise os_error(self._sync.error)
+        finally:
+            self._sync.end()
 
     async def truncate(self, size: int) -> None:
         try:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     #: Runs a function on a thread.
     InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
+    Flush = Callable[[], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +34,16 @@ _FIRST_BLOCK, _SECTOR = 4096, 512
 
 
 async def resize(
-    fd: int, size: int, mode: PreallocMode, in_thread: InThread, pause: Pause = no_pause
+    fd: int,
+    size: int,
+    mode: PreallocMode,
+    in_thread: InThread,
+    pause: Pause = no_pause,
+    flush: Flush | None = None,
 ) -> None:
     """Make a regular file `size` bytes long; raises OSError, with QEMU's text.
 
+    `flush` is to be used where the file is in use already: its owner has to note what it reports.
     Then it is as long as it was, also where `pause` raised something.
     """
     old = os.fstat(fd).st_size
@@ -52,6 +59,8 @@ async def resize(
             await in_thread(lambda: _allocate(fd, old, size))
         else:
             await _fill(fd, old, size, in_thread, pause)
+            with _Described("Could not flush file to disk"):
+                await (flush() if flush is not None else in_thread(lambda: os.fsync(fd)))
     except BaseException:
         try:
             os.ftruncate(fd, old)
@@ -90,8 +99,6 @@ async def _fill(fd: int, old: int, size: int, in_thread: InThread, pause: Pause)
         with _Described("Could not write zeros for preallocation"):
             await in_thread(partial(_write_zeroes, fd, start, stop))
         await pause()
-    with _Described("Could not flush file to disk"):
-        await in_thread(lambda: os.fsync(fd))
 
 
 def _write_zeroes(fd: int, start: int, stop: int) -> None:

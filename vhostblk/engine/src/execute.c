@@ -11,6 +11,9 @@
  * Requests of one sweep that follow each other in the file are attempted together, as a run: that
  * saves system calls where a guest reads or writes sequentially in small pieces. Where a run does
  * not succeed as a whole, each of its requests goes its own way as if there had been none.
+ *
+ * Flushes and writes with RWF_DSYNC take turns with all others of the same file (`sync.cdef.h`). One
+ * that meets another goes up: Python waits, and flushes once for all who wait.
  */
 #define _GNU_SOURCE
 #include "queue.h"
@@ -52,6 +55,22 @@ static void queue_op(struct vb_slot *slot, enum vb_io_opcode opcode, int flags)
     io->vtable->queue(io, &slot->op);
 }
 
+/* Take the turn to sync the file; false: another has it. */
+static bool begin_sync(struct vb_slot *slot)
+{
+    struct vb_sync *sync = slot->queue->map->sync;
+
+    slot->syncing = sync && vb_sync_try(sync, VB_SYNC_ENGINE);
+    return slot->syncing || !sync;
+}
+
+static void end_sync(struct vb_slot *slot, struct vb_extent_map *map)
+{
+    if (slot->syncing)
+        vb_sync_end(map->sync, VB_SYNC_ENGINE);
+    slot->syncing = false;
+}
+
 static void begin_mapped(struct vb_slot *slot)
 {
     slot->state = VB_SLOT_MAPPED;
@@ -65,6 +84,7 @@ static void end_mapped(struct vb_slot *slot)
 {
     struct vb_queue *queue = slot->queue;
 
+    end_sync(slot, slot->map);
     free(slot->segments);
     slot->segments = NULL;
     if (!--queue->phase_in_flight[slot->phase] && queue->settling && slot->phase != queue->phase) {
@@ -266,7 +286,12 @@ static void execute_transfer(struct vb_slot *slot)
     if (verdict == VB_GO_UP ||
         (verdict == VB_GO_FILE &&
          !vb_extent_aligned(queue->map, file_offset, slot->iovs, request->iov_count)) ||
-        !within_budget(slot)) {
+        (verdict == VB_GO_FILE && write && queue->write_through && !begin_sync(slot))) {
+        vb_slot_go_up(slot);
+        return;
+    }
+    if (!within_budget(slot)) {
+        end_sync(slot, queue->map);
         vb_slot_go_up(slot);
         return;
     }
@@ -292,7 +317,7 @@ static void execute_flush(struct vb_slot *slot)
 
     if (map && map->flags & VB_EXTENT_NO_FLUSH) {
         vb_slot_complete(slot, VB_S_OK, 0);
-    } else if (map && map->flags & VB_EXTENT_FLUSH) {
+    } else if (map && map->flags & VB_EXTENT_FLUSH && begin_sync(slot)) {
         begin_mapped(slot);
         queue_op(slot, VB_IO_FSYNC, 0);
     } else {
@@ -405,6 +430,7 @@ void vb_slot_execute(struct vb_slot *slot)
 {
     slot->done = 0;
     slot->sync_error = 0;
+    slot->syncing = false;
     switch (slot->request.type) {
     case VB_T_IN:
     case VB_T_OUT:
@@ -436,14 +462,14 @@ void vb_slot_execute(struct vb_slot *slot)
     }
 }
 
-/* A flush that failed makes all later ones fail. Several iothreads share the cell. */
+/* A flush that failed makes all later ones fail. Whoever has the turn notes it. */
 static int64_t judge_flush(struct vb_extent_map *map, int64_t result)
 {
-    if (!map->flush_error)
+    if (!map->sync)
         return result;
     if (result < 0)
-        __atomic_store_n(map->flush_error, (int32_t)-result, __ATOMIC_RELAXED);
-    return -(int64_t)__atomic_load_n(map->flush_error, __ATOMIC_RELAXED);
+        map->sync->error = (int32_t)-result;
+    return -(int64_t)map->sync->error;
 }
 
 static void continue_transfer(struct vb_slot *slot)
@@ -455,9 +481,10 @@ static void continue_transfer(struct vb_slot *slot)
         queue_op(slot, op->opcode, op->flags);
         return;
     }
-    if (result < 0 && op->flags & RWF_DSYNC && slot->map->flush_error) {
-        /* Either the write failed, or its flush. A failed flush may have lost data of other
-         * requests, and counts as such. The write is repeated without RWF_DSYNC to tell them apart. */
+    if (result < 0 && op->flags & RWF_DSYNC && slot->syncing) {
+        /* If it wasn't the write that failed, but bringing data to storage, that counts as a failed
+         * flush: what was lost may be another's. The same without RWF_DSYNC tells; until then no
+         * other flush begins. */
         slot->sync_error = result;
         queue_op(slot, VB_IO_WRITE, 0);
         return;

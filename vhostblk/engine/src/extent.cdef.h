@@ -54,9 +54,9 @@ struct vb_extent_map {
     uint64_t size;      /* bytes of the device that the map covers */
     uint64_t offset;    /* linear */
     uint32_t cluster_bits;
-    /* errno of a failed flush (or of that of a write with RWF_DSYNC): it is not known which data was
-     * lost, so every later flush fails too. NULL: a failed flush doesn't affect later ones. */
-    int32_t *flush_error;
+    /* Shared by all who flush the file, or write with RWF_DSYNC. NULL if the page cache has none of its
+     * data: then an operation's error concerns no other operation. */
+    struct vb_sync *sync;
     const uint64_t *table; /* (size rounded up to clusters) entries */
     /* What reads and writes are accounted for in, or NULL; those that it lacks the means for go up,
      * as do discards and zero writes that are to be done. */

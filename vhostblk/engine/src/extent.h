@@ -8,6 +8,7 @@
 #include <sys/uio.h>
 
 #include "budget.h"
+#include "sync.h"
 
 #include "extent.cdef.h"
 

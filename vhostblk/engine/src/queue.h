@@ -42,6 +42,7 @@ struct vb_slot {
     int64_t sync_error; /* of a write with RWF_DSYNC, which is repeated without it */
     uint32_t segment, segment_count;
     uint32_t ring_length; /* descriptors of a packed ring */
+    bool syncing; /* has the turn to sync the map's file */
     uint8_t state;
     uint8_t phase; /* of the queue when it began to go by the map */
 };

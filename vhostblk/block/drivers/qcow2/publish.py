@@ -245,6 +245,6 @@ class Publisher:
             flush=Treatment.ASK,
             discard=Treatment.ASK,
             table=self._table,
-            flush_error=below.flush_error,
+            sync=below.sync,
             budget=below.budget,
         )
