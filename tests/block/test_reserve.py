@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.block.support import RW, fails_with, options, run
+from vhostblk.block.drivers.posix import FALLOC_KEEP_SIZE, FALLOC_UNSHARE_RANGE
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
+from vhostblk.block.graph.node import WriteFlags
 from vhostblk.block.io.completion import Completion
 from vhostblk.block.io.flags import WriteFlags
 
@@ -120,7 +122,23 @@ def test_file_systems_that_cannot_reserve_are_written_to_all_the_same(
         asked = answer(node, monkeypatch, code)
         await node.reserve(0, MIB)
         await node.reserve(0, MIB)
-        assert len(asked) == (1 if code == errno.EOPNOTSUPP else 2)  # EOPNOTSUPP is remembered
+        # EOPNOTSUPP is remembered.
+        unshare, allocate = FALLOC_UNSHARE_RANGE | FALLOC_KEEP_SIZE, FALLOC_KEEP_SIZE
+        assert asked == ([unshare, allocate] if code == errno.EOPNOTSUPP else [unshare] * 2)
+        monkeypatch.undo()
+        await close(graph, backend)
+
+    run(main)
+
+
+def test_storage_that_a_reflinked_copy_shares_is_no_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        graph, node, backend = await open_files(tmp_path)
+        asked = answer(node, monkeypatch, 0)
+        await node.reserve(0, MIB)
+        assert asked == [FALLOC_UNSHARE_RANGE | FALLOC_KEEP_SIZE]
         monkeypatch.undo()
         await close(graph, backend)
 

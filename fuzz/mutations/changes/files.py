@@ -90,6 +90,16 @@ MUTATIONS = (
         _FILE,
     ),
     Mutation(
+        "reserved-storage-is-shared",
+        "vhostblk/block/drivers/file.py",
+        """
+        - if not await self._try_mode(FALLOC_UNSHARE_RANGE, offset, length):
+        + if not await self._try_mode(0, offset, length):
+        """,
+        "On a full disk, metadata in a reflinked copy can't be written.",
+        ("tests/block/test_reserve.py",),
+    ),
+    Mutation(
         "file-short-write-is-whole",
         _POSIX,
         """

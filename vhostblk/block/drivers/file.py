@@ -11,7 +11,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from vhostblk import engine as core
-from vhostblk.block.drivers.posix import SECTOR, PosixNode
+from vhostblk.block.drivers.posix import FALLOC_UNSHARE_RANGE, SECTOR, PosixNode
 from vhostblk.block.drivers.preallocation import resize
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.node import BlockStatus, Extent
@@ -47,7 +47,9 @@ class FileNode(PosixNode):
 
     async def reserve(self, offset: int, length: int) -> None:
         try:
-            await self._try_mode(0, offset, length)
+            # A block that a reflink shares gets a new place when it is written.
+            if not await self._try_mode(FALLOC_UNSHARE_RANGE, offset, length):
+                await self._try_mode(0, offset, length)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise

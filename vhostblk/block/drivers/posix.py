@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 FALLOC_KEEP_SIZE = 0x01
 FALLOC_PUNCH_HOLE = 0x02
 FALLOC_ZERO_RANGE = 0x10
+FALLOC_UNSHARE_RANGE = 0x40
 
 #: Sizes are whole sectors, as in QEMU: what a file lacks in its last one reads as zeroes.
 SECTOR = 512
@@ -88,7 +89,7 @@ class PosixNode(BlockNode):
         self._sync = FileSync()
         self._flushes = Rounds(self._flush)
         #: fallocate modes that work here, as far as is known.
-        self._modes = {0, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE}
+        self._modes = {0, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, FALLOC_UNSHARE_RANGE}
         self._inline: Any = self._inline_reader()
         self._inline_pause = 0
 

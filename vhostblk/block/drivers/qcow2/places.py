@@ -5,7 +5,11 @@ Tables change in memory and are written much later. If the file system is full b
 the file refers to data whose write the guest has seen completed. So each cluster of metadata gets
 storage before its first change in memory, and a request that needs it fails if there is no room.
 This costs one call for each cluster, not for each request. A new cluster is filled with zeroes. An
-existing cluster may be a hole, as in a sparse copy of an image; it gets storage when first needed.
+existing cluster may be a hole, as in a sparse copy of an image, or share its storage with a
+reflinked copy; it gets storage of its own when first needed.
+
+A file system that never writes in place (btrfs with its defaults, ZFS) can't promise this: each
+write needs new storage, whatever was reserved. XFS can, also for reflinked copies.
 """
 
 from __future__ import annotations
