@@ -13,7 +13,6 @@ from tests.block.support import RW, fails_with, options, run
 from vhostblk.block.drivers.posix import FALLOC_KEEP_SIZE, FALLOC_UNSHARE_RANGE
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
-from vhostblk.block.graph.node import WriteFlags
 from vhostblk.block.io.completion import Completion
 from vhostblk.block.io.flags import WriteFlags
 

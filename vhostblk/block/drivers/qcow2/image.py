@@ -150,7 +150,7 @@ class Image:
         )
         self.refcounts.corrupt = self.corruption
         self.refcounts.check_place = self._check_block
-        self.forget_places()
+        self.forget_storage()
         self.overlap = Overlap(self)
         self.overlap.collect()
         self.reader = Reader(self)
@@ -161,7 +161,7 @@ class Image:
         self.zeroer = Zeroer(self)
         self.new_publisher()
 
-    def forget_places(self) -> None:
+    def forget_storage(self) -> None:
         """Forget which metadata has storage, as the file may be another one now."""
         self.places = Places(
             self.file, self.geometry.cluster_bits, lambda cluster: self.allocator.used(cluster)

@@ -247,7 +247,7 @@ class Qcow2Node(Reloading):
             self._image.backing = self.children.get(inherit.BACKING)
             self._image.new_publisher()
         elif role == "file":
-            self._image.forget_places()
+            self._image.forget_storage()
 
     # What the header says of the backing file.
 
