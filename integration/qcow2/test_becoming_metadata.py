@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import random
+import struct
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from integration.qcow2.record import RecordingNode, opened_on
@@ -20,8 +23,21 @@ from tests.exports.support import frontend
 from vhostblk.block.bitmaps.node_bitmaps import RemoveBitmap
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.graph.graph import Graph
+
+    ALL_SUBCLUSTERS,
+    COPIED,
+    OFFSET_MASK,
+    OVERWRITE,
+    SUBCLUSTERS,
+    ZERO,
+)
+from vhostblk.block.drivers.qcow2.node import Qcow2Node
+from vhostblk.block.drivers.qcow2.referred import Referred
+from vhostblk.block.graph.graph import Graph
+from vhostblk.block.bitmaps.node_bitmaps import RemoveBitmap
 from vhostblk.schema.common import PreallocMode
-from vhostblk.virtio_blk.layout import RequestType, Status
+from vhostblk.virtio_blk.layout import RequestType
+from vhostblk.virtio_blk.layout import Status
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,16 +53,24 @@ NEAR, FAR = 64 << 10, 64 << 9
 BLOCK, TABLE = 256, 64 * 256
 
 
-def _image(path: Path) -> int:
-    """Make an L2 entry refer to the first free cluster, inside the file; return its offset."""
-    qemu_img("create", "-q", "-f", "qcow2", path, "1G")
+def _image(path: Path, *, extended: bool = False, zero: bool = False) -> int:
+    """Have an L2 entry refer to the first free cluster, inside the file; return where.
+
+    `zero`: it reads as zeroes nevertheless.
+    """
+    setting = f"extended_l2={'on' if extended else 'off'}"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", setting, path, "1G")
     qemu_img("bitmap", "--add", path, "kept")
     qemu_img("bitmap", "--add", path, "dropped")
     qemu_io(path, "write -q -P 1 0 64k")
     data = bytearray(path.read_bytes())
     counts = memoryview(data[0x20000:0x30000]).cast("H")
     host = counts.tolist().index(0) << 16
-    _set_entry(data, 1 << 16, NEAR, host)
+    word = host | ZERO if zero and not extended else host
+    if extended:
+        _set_entry(data, 1 << 16, NEAR, word, ALL_SUBCLUSTERS << SUBCLUSTERS * zero)
+    else:
+        _set_entry(data, 1 << 16, NEAR, word)
     data += bytes(8 << 16)
     path.write_bytes(data)
     return host
@@ -62,11 +86,12 @@ def _small_clusters(path: Path, host: int) -> None:
     path.write_bytes(data)
 
 
-def _set_entry(data: bytearray, cluster_size: int, guest: int, host: int) -> None:
-    index, entry = divmod(guest // cluster_size, cluster_size // 8)
+def _set_entry(data: bytearray, cluster_size: int, guest: int, word: int, *bitmap: int) -> None:
+    words = [COPIED | word, *bitmap]
+    index, entry = divmod(guest // cluster_size, cluster_size // (8 * len(words)))
     l1 = int.from_bytes(data[40:48], "big") + 8 * index
-    place = (int.from_bytes(data[l1 : l1 + 8], "big") & ~(1 << 63)) + 8 * entry
-    data[place : place + 8] = (1 << 63 | host).to_bytes(8, "big")
+    table = int.from_bytes(data[l1 : l1 + 8], "big") & OFFSET_MASK
+    struct.pack_into(f">{len(words)}Q", data, table + 8 * len(words) * entry, *words)
 
 
 def _overwritable(node: BlockNode, guest: int) -> int:
@@ -120,6 +145,129 @@ def test_a_write_to_what_has_become_metadata_is_refused(
 
     run(main())
     _check_refused(path, caplog.text, what)
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_a_place_that_was_written_once_is_noted(
+    tmp_path: Path, caplog: Any, extended: bool
+) -> None:
+    """The entry allows no writes when it is loaded, as it reads as zeroes."""
+    path = tmp_path / "disk.qcow2"
+    host = _image(path, extended=extended, zero=True)
+
+    async def main() -> None:
+        async with opened(path) as (node, backend):
+            await read(backend, NEAR, 4)
+            assert _overwritable(node, NEAR) < 0
+            await write(backend, NEAR, b"a" * 512)
+            assert _overwritable(node, NEAR) == host
+            assert isinstance(node, Qcow2Node)
+            await _new_table(node, backend)
+            with fails_with(errno.EIO):
+                await write(backend, NEAR, b"y" * 512)
+
+    run(main())
+    _check_refused(path, caplog.text, "active L2 table")
+
+
+def test_a_slice_loaded_before_writing_begins_is_noted(tmp_path: Path, caplog: Any) -> None:
+    path = tmp_path / "disk.qcow2"
+    host = _image(path)
+
+    async def main() -> None:
+        async with opened(path) as (node, backend):
+            assert isinstance(node, Qcow2Node)
+            image = node._image
+            image.unusable = True  # as when the node has come to have another file
+            await read(backend, NEAR, 4)
+            image.unusable = False
+            publisher = image.publisher
+            publisher.update(image.tables.slices[0], 0, publisher.slice_clusters)
+            assert _overwritable(node, NEAR) == host
+            await _new_table(node, backend)
+            with fails_with(errno.EIO):
+                await write(backend, NEAR, b"y" * 512)
+
+    run(main())
+    _check_refused(path, caplog.text, "active L2 table")
+
+
+def test_tables_in_discarded_clusters_cost_no_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, "16G")
+    qemu_io(path, "write -q -P 1 0 1M")
+    searched: list[bool] = []
+    may_refer = Referred.may_refer
+
+    def spy(self: Referred, first: int, count: int) -> bool:
+        searched.append(may_refer(self, first, count))
+        return searched[-1]
+
+    monkeypatch.setattr(Referred, "may_refer", spy)
+
+    async def main() -> None:
+        async with opened(path, discard="unmap") as (_, backend):
+            await read(backend, 0, 4)
+            for number in range(1, 8):
+                await backend.pdiscard(number << 16, 1 << 16)
+                await backend.flush()
+                await write(backend, number << 30, b"x" * (1 << 16))
+
+    run(main())
+    assert searched == [False] * 7
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_entries_are_counted_as_they_come_and_go(tmp_path: Path, extended: bool) -> None:
+    path, size = tmp_path / "disk.qcow2", 32 << 20
+    base = tmp_path / "base.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", base, str(size))
+    qemu_io(base, "write -q -P 1 1M 8M")
+    cluster, setting = (16384, "on") if extended else (4096, "off")
+    chosen = f"cluster_size={cluster},extended_l2={setting},backing_file={base},backing_fmt=qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", chosen, path, str(size))
+    draw = random.Random(7)
+
+    async def main() -> None:
+        async with opened(
+            path, discard="unmap", l2_cache_entry_size=512, l2_cache_size=4 * cluster
+        ) as (node, backend):
+            for number in range(400):
+                unit = draw.choice([512, cluster])
+                offset = draw.randrange(size // unit - 8) * unit
+                length = draw.randint(1, 8) * unit
+                step = draw.randrange(6)
+                if step < 3:
+                    await write(backend, offset, b"w" * length)
+                elif step == 3:
+                    await backend.pwrite_zeroes(offset, length)
+                elif step == 4:
+                    await backend.pdiscard(offset, length)
+                else:
+                    await read(backend, offset, 512)
+                if number % 20 == 0:
+                    await backend.flush()
+                    _check_counts(node)
+            assert isinstance(node, Qcow2Node)
+            counts = node._image.publisher._referred._counts
+            assert counts.any()
+            node._image.refuse_writes()
+            assert not counts.any()
+
+    run(main())
+
+
+def _check_counts(node: BlockNode) -> None:
+    assert isinstance(node, Qcow2Node)
+    image = node._image
+    entries, counts = image.publisher.entries, image.publisher._referred._counts
+    entries = entries[(entries & np.uint64(OVERWRITE)) != 0]
+    clusters = (
+        (entries & np.uint64(OFFSET_MASK)) >> np.uint64(image.geometry.cluster_bits)
+    ).astype(np.int64)
+    assert (np.bincount(clusters % len(counts), minlength=len(counts)) == counts).all()
 
 
 @pytest.mark.parametrize(

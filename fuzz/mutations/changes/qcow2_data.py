@@ -523,8 +523,8 @@ MUTATIONS = (
         "changed-entry-is-not-volatile",
         _PUBLISH,
         """
-        - self.entries[cluster] = (word & OFFSET_MASK) | READ | OVERWRITE | self.volatile.bit
-        + self.entries[cluster] = (word & OFFSET_MASK) | READ | OVERWRITE
+        - entry = (word & OFFSET_MASK) | READ | OVERWRITE | self.volatile.bit
+        + entry = (word & OFFSET_MASK) | READ | OVERWRITE
         """,
         "With the write cache off, a write is acknowledged although a crash undoes the entry.",
         _VOLATILE,
@@ -544,7 +544,7 @@ MUTATIONS = (
         _PUBLISH,
         """
         - self.volatile.mark_loaded(found.number, mapped)
-          self._referred.note(mapped)
+          self._publish(found, 0, mapped)
         """,
         "With the write cache off, a write is acknowledged to a cluster whose entry another "
         "process has written and not flushed.",

@@ -323,10 +323,35 @@ MUTATIONS = (
         "published-entry-outlives-its-check",
         _PUBLISH,
         """
-          self.volatile.mark_loaded(found.number, mapped)
-        - self._referred.note(mapped)
+          if self._counted:
+        -     self._referred.replaced(run[places], new)
+        +     pass
+          run[places] = new
         """,
         "In a corrupt image with data in a free cluster, the data overwrites a new table there.",
+        _BECOMING,
+    ),
+    Mutation(
+        "written-entry-outlives-its-check",
+        _PUBLISH,
+        """
+          if self._counted:
+        -     self._referred.replaced_one(int(self.entries[cluster]), entry)
+        +     pass
+          self.entries[cluster] = entry
+        """,
+        "Where such data was zeroes when it was read, and has been written, it is no better.",
+        _BECOMING,
+    ),
+    Mutation(
+        "entries-taken-back-stay-counted",
+        f"{_QCOW2}/referred.py",
+        """
+        - for entries, step in ((old, _DOWN), (new, _UP)):
+        + for entries, step in ((new, _UP),):
+              overwritable = entries[(entries & np.uint64(OVERWRITE)) != 0]
+        """,
+        "Each table that takes a cluster that the guest has discarded makes the event loop wait.",
         _BECOMING,
     ),
     Mutation(

@@ -9,7 +9,7 @@ entry back never waits; `settle` is what waits, before the host cluster gets ano
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,9 @@ _MAX_ENTRIES = 1 << 30
 #: Most memory that entries take, besides those of the two slices that a cache has at least.
 TABLE_BYTES = 256 << 20
 _PAGE = 4096
+_ALL = slice(None)
+#: For any number of entries.
+_NOTHING = np.zeros(1, np.uint64)
 
 
 class Publisher:
@@ -44,11 +47,12 @@ class Publisher:
         self._table: ExtentTable | None = None
         #: The entries whose metadata is not on stable storage.
         self.volatile = Volatile(self)
-        self._referred = Referred(
-            geometry.cluster_bits,
-            0 if geometry.external_data else geometry.clusters(image.file.node.size),
-        )
-        #: How many times entries were taken back because their clusters became metadata.
+        #: With an external data file no entry refers to metadata.
+        self._counted = not geometry.external_data
+        # The file may grow by all of the disk.
+        longest = geometry.clusters(image.file.node.size + image.size) if self._counted else 0
+        self._referred = Referred(geometry.cluster_bits, longest)
+        #: How often entries were taken back as their clusters became metadata.
         self.taken_back = 0
         #: The entries, shape (subclusters of the disk,).
         self.entries: NDArray[np.uint64] = np.zeros(0, np.uint64)
@@ -86,7 +90,6 @@ class Publisher:
         """Publish a slice that has been read."""
         mapped = self._map(found, 0, self.slice_clusters)
         self.volatile.mark_loaded(found.number, mapped)
-        self._referred.note(mapped)
         self._publish(found, 0, mapped)
 
     def update(self, found: L2Slice, low: int, high: int) -> None:
@@ -97,7 +100,15 @@ class Publisher:
 
     def _publish(self, found: L2Slice, low: int, mapped: NDArray[np.uint64]) -> None:
         run = self.run(found.number, low, self.slice_clusters)[: len(mapped)]
-        run[:] = mapped[: len(run)]
+        self._put(run, _ALL, mapped[: len(run)])
+
+    def _put(
+        self, run: NDArray[np.uint64], places: slice | NDArray[Any], new: NDArray[np.uint64]
+    ) -> None:
+        """Change these places of a part of the table."""
+        if self._counted:
+            self._referred.replaced(run[places], new)
+        run[places] = new
 
     def _map(self, found: L2Slice, low: int, high: int) -> NDArray[np.uint64]:
         """Return what to publish for entries [low, high) of a slice."""
@@ -122,7 +133,10 @@ class Publisher:
         if self._image.geometry.extended_l2:
             self.update(found, index, index + 1)
         elif cluster < len(self.entries) and not self._image.unusable:
-            self.entries[cluster] = (word & OFFSET_MASK) | READ | OVERWRITE | self.volatile.bit
+            entry = (word & OFFSET_MASK) | READ | OVERWRITE | self.volatile.bit
+            if self._counted:
+                self._referred.replaced_one(int(self.entries[cluster]), entry)
+            self.entries[cluster] = entry
 
     def written(self, hosts: dict[int, int]) -> None:
         """Publish clusters, not of extended L2 entries, that have been written; by number."""
@@ -131,11 +145,11 @@ class Publisher:
         flags = np.uint64(READ | OVERWRITE | self.volatile.bit)
         words = np.fromiter(hosts.values(), np.uint64, count) | flags
         if len(self.entries) and not self._image.unusable:
-            self.entries[numbers] = words
+            self._put(self.entries, numbers, words)
 
     def revoke(self, found: L2Slice, low: int, high: int) -> None:
         """Take entries [low, high) of a slice back."""
-        self.run(found.number, low, high)[:] = 0
+        self._put(self.run(found.number, low, high), _ALL, _NOTHING)
 
     def restore(self, found: L2Slice, low: int, high: int) -> None:
         """Undo `revoke`, also where the entries of the slice have changed since."""
@@ -143,12 +157,16 @@ class Publisher:
         self.volatile.note(found.number, low, high)  # the next flush covers them
 
     def take_back(self, first: int, count: int) -> bool:
-        """Take back the entries whose host clusters become metadata; return whether any were."""
-        if self._image.geometry.external_data or not self._referred.may_refer(first, count):
+        """Take entries back whose host clusters become metadata; tell whether there were any."""
+        if not self._counted or not self._referred.may_refer(first, count):
             return False
-        slices = self._image.tables.slices
-        runs = (self.run(number, 0, self.slice_clusters) for number in list(slices))
-        found = self._referred.take_back(first, count, runs)
+        found = False
+        for number in self._image.tables.slices:
+            run = self.run(number, 0, self.slice_clusters)
+            places = self._referred.find(first, count, run)
+            if len(places):
+                self._put(run, places, _NOTHING)
+                found = True
         self.taken_back += found
         return found
 
