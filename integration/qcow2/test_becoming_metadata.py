@@ -24,6 +24,8 @@ from vhostblk.block.bitmaps.node_bitmaps import RemoveBitmap
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.graph.graph import Graph
 
+from vhostblk.block.drivers.qcow2 import publish
+
     ALL_SUBCLUSTERS,
     COPIED,
     OFFSET_MASK,
@@ -217,6 +219,37 @@ def test_tables_in_discarded_clusters_cost_no_search(
 
     run(main())
     assert searched == [False] * 7
+
+
+def test_others_have_turns_while_entries_are_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "disk.qcow2"
+    _image(path)
+    monkeypatch.setattr(publish, "_TURN", 1)
+    waiting: list[None] = []
+    searched, find = 0, Referred.find
+
+    def spy(*arguments: Any) -> Any:
+        nonlocal searched
+        searched += 1
+        assert not waiting
+        waiting.append(None)
+        asyncio.get_running_loop().call_soon(waiting.clear)
+        return find(*arguments)
+
+    monkeypatch.setattr(Referred, "find", spy)
+
+    async def main() -> None:
+        async with opened(path, l2_cache_entry_size=4096) as (node, backend):
+            for number in range(4):
+                await read(backend, number * (32 << 20), 4)
+            assert isinstance(node, Qcow2Node)
+            assert len(node._image.tables.slices) == 4
+            await _new_table(node, backend)
+
+    run(main())
+    assert searched == 4
 
 
 @pytest.mark.parametrize("extended", [False, True])

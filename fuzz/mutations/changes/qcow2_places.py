@@ -344,6 +344,16 @@ MUTATIONS = (
         _BECOMING,
     ),
     Mutation(
+        "entries-searched-in-one-turn",
+        _PUBLISH,
+        """
+              done = 0
+        -     await asyncio.sleep(0)
+        """,
+        "In a damaged image all others wait while a table finds its place.",
+        _BECOMING,
+    ),
+    Mutation(
         "entries-taken-back-stay-counted",
         f"{_QCOW2}/referred.py",
         """
@@ -358,9 +368,8 @@ MUTATIONS = (
         "table-written-before-what-is-in-flight-has-ended",
         _IMAGE,
         """
-              first, count
-          ):
-        -     await self.publisher.settle()
+          if await publisher.take_back(first, count):
+        -     await publisher.settle()
         +     pass
         """,
         "In such an image, a write that is in flight overwrites the new table.",

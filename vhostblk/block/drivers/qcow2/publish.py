@@ -9,6 +9,7 @@ entry back never waits; `settle` is what waits, before the host cluster gets ano
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,8 @@ _MAX_ENTRIES = 1 << 30
 #: Most memory that entries take, besides those of the two slices that a cache has at least.
 TABLE_BYTES = 256 << 20
 _PAGE = 4096
+#: So many entries are searched before others get a turn on the event loop.
+_TURN = 1 << 16
 _ALL = slice(None)
 #: For any number of entries.
 _NOTHING = np.zeros(1, np.uint64)
@@ -156,17 +159,25 @@ class Publisher:
         self.update(found, low, high)
         self.volatile.note(found.number, low, high)  # the next flush covers them
 
-    def take_back(self, first: int, count: int) -> bool:
-        """Take entries back whose host clusters become metadata; tell whether there were any."""
+    async def take_back(self, first: int, count: int) -> bool:
+        """Take entries back whose host clusters become metadata; tell whether there were any.
+
+        The image's lock is held, and the clusters count as metadata, so that no entry for them is
+        published meanwhile.
+        """
         if not self._counted or not self._referred.may_refer(first, count):
             return False
-        found = False
-        for number in self._image.tables.slices:
+        found, done = False, 0
+        for number in list(self._image.tables.slices):
             run = self.run(number, 0, self.slice_clusters)
             places = self._referred.find(first, count, run)
             if len(places):
                 self._put(run, places, _NOTHING)
                 found = True
+            done += len(run)
+            if done >= _TURN:
+                done = 0
+                await asyncio.sleep(0)
         self.taken_back += found
         return found
 
