@@ -26,6 +26,9 @@ from vhostblk.block.graph.graph import Graph
 
 from vhostblk.block.drivers.qcow2 import publish
 
+from vhostblk.block.drivers.qcow2 import publish
+from vhostblk.block.drivers.qcow2 import snapshot_changes
+
     ALL_SUBCLUSTERS,
     COPIED,
     OFFSET_MASK,
@@ -55,7 +58,9 @@ NEAR, FAR = 64 << 10, 64 << 9
 BLOCK, TABLE = 256, 64 * 256
 
 
-def _image(path: Path, *, extended: bool = False, zero: bool = False) -> int:
+def _image(
+    path: Path, *, extended: bool = False, zero: bool = False, snapshots: tuple[str, ...] = ()
+) -> int:
     """Have an L2 entry refer to the first free cluster, inside the file; return where.
 
     `zero`: it reads as zeroes nevertheless.
@@ -64,6 +69,8 @@ def _image(path: Path, *, extended: bool = False, zero: bool = False) -> int:
     qemu_img("create", "-q", "-f", "qcow2", "-o", setting, path, "1G")
     qemu_img("bitmap", "--add", path, "kept")
     qemu_img("bitmap", "--add", path, "dropped")
+    for name in snapshots:
+        qemu_img("snapshot", "-c", name, path)
     qemu_io(path, "write -q -P 1 0 64k")
     data = bytearray(path.read_bytes())
     counts = memoryview(data[0x20000:0x30000]).cast("H")
@@ -219,6 +226,32 @@ def test_tables_in_discarded_clusters_cost_no_search(
 
     run(main())
     assert searched == [False] * 7
+
+
+def test_a_write_to_a_new_snapshot_table_is_refused(
+    tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slices stay loaded, as what follows the deletion of a snapshot fails."""
+    path = tmp_path / "disk.qcow2"
+    host = _image(path, snapshots=("kept", "gone"))
+
+    async def fail(_image: object) -> None:
+        raise OSError(errno.EIO, "no reading")
+
+    monkeypatch.setattr(snapshot_changes, "gather_references", fail)
+
+    async def main() -> None:
+        async with opened(path) as (node, backend):
+            await read(backend, NEAR, 4)
+            assert _overwritable(node, NEAR) == host
+            assert isinstance(node, Qcow2Node)
+            await node.delete_snapshot(name="gone")
+            assert node._image.header.snapshots_offset == host
+            with fails_with(errno.EIO):
+                await write(backend, NEAR, b"y" * 512)
+
+    run(main())
+    _check_refused(path, caplog.text, "snapshot table")
 
 
 def test_others_have_turns_while_entries_are_searched(

@@ -446,12 +446,24 @@ MUTATIONS = (
         _CRASH,
     ),
     Mutation(
+        "snapshot-table-where-guests-write",
+        _SNAPSHOTS,
+        """
+          if data:
+        -     await image.become_metadata(run.first, run.length, "snapshot_table")
+        +     pass
+          await write_bytes(image.file, offset, data)
+        """,
+        "Where an image says that data lies on a free cluster, a guest writes over the snapshots.",
+        ("integration/qcow2/test_becoming_metadata.py",),
+    ),
+    Mutation(
         "snapshot-table-leaks-where-it-fails",
         _SNAPSHOTS,
         """
           if data:
+              image.overlap.metadata_removed(run.first, run.length)
         -     image.commit.free(run.first, run.length)
-        +     pass
           raise
         """,
         "Each time that a snapshot fails, the file gets longer.",

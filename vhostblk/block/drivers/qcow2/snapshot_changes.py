@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from vhostblk.block.drivers.qcow2.check import check_flags
-from vhostblk.block.drivers.qcow2.layout import (
+
     COMPRESSED,
     COPIED,
     MAX_SNAPSHOT_NAME,
@@ -25,10 +25,16 @@ from vhostblk.block.drivers.qcow2.layout import (
     MAX_SNAPSHOTS_BYTES,
     OFFSET_MASK,
 )
-from vhostblk.block.drivers.qcow2.refcount_changes import change_refcounts, check_refcounts
-from vhostblk.block.drivers.qcow2.references import Tally, add_tree, gather_references
-from vhostblk.block.drivers.qcow2.snapshots import Snapshot, encode_table
-from vhostblk.block.drivers.qcow2.transfer import read_array, write_array, write_bytes
+from vhostblk.block.drivers.qcow2.refcount_changes import change_refcounts
+from vhostblk.block.drivers.qcow2.refcount_changes import check_refcounts
+from vhostblk.block.drivers.qcow2.references import Tally
+from vhostblk.block.drivers.qcow2.references import add_tree
+from vhostblk.block.drivers.qcow2.references import gather_references
+from vhostblk.block.drivers.qcow2.snapshots import Snapshot
+from vhostblk.block.drivers.qcow2.snapshots import encode_table
+from vhostblk.block.drivers.qcow2.transfer import read_array
+from vhostblk.block.drivers.qcow2.transfer import write_array
+from vhostblk.block.drivers.qcow2.transfer import write_bytes
 from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.node import CheckResult
 
@@ -223,6 +229,8 @@ async def _write_table(image: Image, entries: list[Snapshot]) -> None:
         offset = run.first << geometry.cluster_bits
     old, old_clusters = header.snapshots_offset, geometry.clusters(snapshots.table_bytes)
     try:
+        if data:
+            await image.become_metadata(run.first, run.length, "snapshot_table")
         await write_bytes(image.file, offset, data)
         image.commit.unsynced = True
         await image.commit.write()
@@ -230,6 +238,7 @@ async def _write_table(image: Image, entries: list[Snapshot]) -> None:
         await image.header_file.change(nb_snapshots=len(entries), snapshots_offset=offset)
     except BaseException:
         if data:
+            image.overlap.metadata_removed(run.first, run.length)
             image.commit.free(run.first, run.length)
         raise
     snapshots.entries, snapshots.table_bytes = entries, len(data)
