@@ -152,8 +152,8 @@ MUTATIONS = (
         "table-of-two-l1-entries",
         _OVERLAP,
         """
-        - self._contested = np.union1d(shared, _repeated(np.concatenate([*once.values()])))
-        + self._contested = _repeated(np.concatenate([*once.values()]))
+        - self._contested = repeated(np.concatenate([*found.values(), shared]))
+        + self._contested = repeated(np.concatenate([*found.values()]))
         """,
         "One L2 table maps two parts of the disk, and a write to one is seen in the other.",
         _PLACES,

@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhostblk.block.drivers.qcow2.allocator import block_dtype
-from vhostblk.block.drivers.qcow2.layout import (
+
     COMPRESSED,
     COPIED,
     MAX_REFTABLE_BYTES,
     OFFSET_MASK,
     REFTABLE_OFFSET_MASK,
 )
+from vhostblk.block.drivers.qcow2.ordered import sorted_once
 from vhostblk.block.drivers.qcow2.refcounts import RefBlock
 from vhostblk.block.drivers.qcow2.references import gather_references
-from vhostblk.block.drivers.qcow2.transfer import read_array, write_array
+from vhostblk.block.drivers.qcow2.transfer import read_array
+from vhostblk.block.drivers.qcow2.transfer import write_array
 from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.node import CheckResult
 
@@ -44,7 +46,7 @@ async def check(image: Image, *, repair: bool) -> CheckResult:
     bits = image.geometry.refblock_bits
     there = image.refcounts.table & np.uint64(REFTABLE_OFFSET_MASK) != 0
     covered = set(np.flatnonzero(there & _well_placed(image)).tolist())
-    needed = set(np.unique(clusters >> bits).tolist())
+    needed = set(sorted_once(clusters >> bits).tolist())
     once = clusters[expected == 1]
     if repair:
         if expected.max(initial=0) > image.geometry.refcount_max:

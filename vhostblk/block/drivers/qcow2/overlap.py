@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import errno
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK, REFTABLE_OFFSET_MASK
+from vhostblk.block.drivers.qcow2.ordered import grouped, in_both, repeated, sorted_once
 from vhostblk.block.drivers.qcow2.references import cluster_spans
 from vhostblk.block.drivers.qcow2.transfer import read_array
 from vhostblk.block.graph.edge import os_error
@@ -58,7 +59,8 @@ class Overlap:
         self._all: NDArray[np.int64] | None = None
         #: Sorted clusters of tables that overlap another structure, or each other.
         self._contested = np.zeros(0, np.int64)
-        #: Sorted clusters of metadata, without active L2 tables that snapshots share.
+        #: Of the active disk, each cluster once a table, but for L2 tables that snapshots share;
+        #: for `complete`.
         self._claimed = np.zeros(0, np.int64)
         #: The L2 tables of snapshots are to be checked and not known: `complete` is to be called.
         self.incomplete = False
@@ -80,37 +82,34 @@ class Overlap:
             "active_l1": span(header.l1_offset, 8 * header.l1_size),
             "refcount_table": span(header.reftable_offset, header.reftable_clusters << bits),
             "snapshot_table": span(header.snapshots_offset, image.snapshots.table_bytes),
-            "inactive_l1": np.unique(
+            "inactive_l1": sorted_once(  # several snapshots may have one
                 cluster_spans(
                     bits,
                     [each.l1_offset for each in snapshots],
                     [8 * each.l1_size for each in snapshots],
                 )
             ),
-            "active_l2": _targets(l1, OFFSET_MASK, bits),
             "refcount_block": _targets(reftable, REFTABLE_OFFSET_MASK, bits),
         }
         if header.bitmaps is not None:
             found["bitmap_directory"] = span(header.bitmaps.offset, header.bitmaps.size)
         if geometry.external_data:
             self._data_exempt = True
-        copied = _targets(l1[l1 & np.uint64(COPIED) != 0], OFFSET_MASK, bits)
-        self._note_contested(found, copied)
+        # Several L1 entries may lead to an L2 table as long as none may change it in place.
+        leading = l1[l1 & np.uint64(OFFSET_MASK) != 0]
+        targets = _targets(leading, OFFSET_MASK, bits)
+        tables, again, copied = grouped(targets, leading & np.uint64(COPIED) != 0)
+        found["active_l2"] = tables
+        shared = tables[again & copied]
+        self._contested = repeated(np.concatenate([*found.values(), shared]))
+        if self.incomplete:
+            claimed = {**found, "active_l2": tables[copied]}
+            self._claimed = sorted_once(np.concatenate([*claimed.values()]))
         self._clusters = {
-            name: np.unique(clusters)
+            name: sorted_once(clusters)
             for name, clusters in found.items()
             if name in image.settings.overlap
         }
-
-    def _note_contested(self, found: dict[str, NDArray[np.int64]], copied: NDArray[Any]) -> None:
-        """Find the tables that overlap another structure.
-
-        Several L1 entries may refer to the same L2 table as long as none of them is "copied".
-        """
-        shared = np.intersect1d(_repeated(found["active_l2"]), copied)
-        once = {**found, "active_l2": np.unique(found["active_l2"])}
-        self._contested = np.union1d(shared, _repeated(np.concatenate([*once.values()])))
-        self._claimed = np.unique(np.concatenate([*{**found, "active_l2": copied}.values()]))
 
     _data_exempt = False
 
@@ -130,9 +129,10 @@ class Overlap:
                 break
             table = await read_array(image.file, offset, size, ">u8")
             targets = _targets(table.astype(np.uint64), OFFSET_MASK, image.geometry.cluster_bits)
-            found = np.union1d(found, targets)
+            found = sorted_once(np.concatenate([found, targets]))
         self._clusters["inactive_l2"] = found
-        self._contested = np.union1d(self._contested, np.intersect1d(found, self._claimed))
+        contested = in_both(found, self._claimed)
+        self._contested = sorted_once(np.concatenate([self._contested, contested]))
         self._all = None
         self.incomplete = False
 
@@ -146,7 +146,7 @@ class Overlap:
         """Return all that is checked, sorted."""
         if self._all is None:
             added = np.fromiter(self._added, np.int64, len(self._added))
-            self._all = np.unique(np.concatenate([*self._clusters.values(), added]))
+            self._all = sorted_once(np.concatenate([*self._clusters.values(), added]))
         return self._all
 
     def metadata_added(self, first: int, count: int, what: str) -> bool:
@@ -211,14 +211,14 @@ class Overlap:
     def check_tree(self, l1: NDArray[np.uint64]) -> None:
         """Do what `check_table` does for all L2 tables that `l1` refers to."""
         bits = self._image.geometry.cluster_bits
-        targets = _targets(l1, OFFSET_MASK, bits)
+        targets = sorted_once(_targets(l1, OFFSET_MASK, bits))
         for name, text in NAMES.items():
             if name in _L2_TABLES or name not in self._clusters:
                 continue
-            hit = np.intersect1d(targets, self._clusters[name])
+            hit = in_both(targets, self._clusters[name])
             if len(hit):
                 self._refuse(text, int(hit[0]) << bits, 1 << bits)
-        for cluster in np.intersect1d(targets, self._contested).tolist():
+        for cluster in in_both(targets, self._contested).tolist():
             self.check_table("active_l2", cluster << bits, 1 << bits)
 
     def check_freed(self, first: int, count: int) -> None:
@@ -255,13 +255,6 @@ def _has(clusters: NDArray[np.int64], first: int, count: int) -> bool:
     """Return whether one of `count` clusters from `first` on is in a sorted array."""
     place = int(clusters.searchsorted(first))
     return place < len(clusters) and int(clusters[place]) < first + count
-
-
-def _repeated(clusters: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the clusters that occur more than once, sorted."""
-    found, counts = np.unique(clusters, return_counts=True)
-    repeated: NDArray[np.int64] = found[counts > 1]
-    return repeated
 
 
 def _targets(table: NDArray[np.uint64], mask: int, bits: int) -> NDArray[np.int64]:

