@@ -523,8 +523,8 @@ MUTATIONS = (
         "changed-entry-is-not-volatile",
         _PUBLISH,
         """
-        - entry = (word & OFFSET_MASK) | READ | OVERWRITE | self.volatile.bit
-        + entry = (word & OFFSET_MASK) | READ | OVERWRITE
+        - entry = host | READ | OVERWRITE | self.volatile.bit
+        + entry = host | READ | OVERWRITE
         """,
         "With the write cache off, a write is acknowledged although a crash undoes the entry.",
         _VOLATILE,

@@ -136,19 +136,27 @@ class Publisher:
         if self._image.geometry.extended_l2:
             self.update(found, index, index + 1)
         elif cluster < len(self.entries) and not self._image.unusable:
-            entry = (word & OFFSET_MASK) | READ | OVERWRITE | self.volatile.bit
-            if self._counted:
-                self._referred.replaced_one(int(self.entries[cluster]), entry)
-            self.entries[cluster] = entry
+            self._put_written(cluster, word & OFFSET_MASK)
+
+    def _put_written(self, cluster: int, host: int) -> None:
+        entry = host | READ | OVERWRITE | self.volatile.bit
+        if self._counted:
+            self._referred.replaced_one(int(self.entries[cluster]), entry)
+        self.entries[cluster] = entry
 
     def written(self, hosts: dict[int, int]) -> None:
         """Publish clusters, not of extended L2 entries, that have been written; by number."""
+        if not len(self.entries) or self._image.unusable:
+            return
         count = len(hosts)
+        if count == 1:  # which takes a tenth of the time so
+            ((cluster, host),) = hosts.items()
+            self._put_written(cluster, host)
+            return
         numbers = np.fromiter(hosts.keys(), np.uint64, count)
         flags = np.uint64(READ | OVERWRITE | self.volatile.bit)
         words = np.fromiter(hosts.values(), np.uint64, count) | flags
-        if len(self.entries) and not self._image.unusable:
-            self._put(self.entries, numbers, words)
+        self._put(self.entries, numbers, words)
 
     def revoke(self, found: L2Slice, low: int, high: int) -> None:
         """Take entries [low, high) of a slice back."""
