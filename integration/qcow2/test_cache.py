@@ -7,7 +7,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from integration.qcow2.tools import check, opened, qemu_img, qemu_io, read, run, write
-from vhostblk.block.drivers.qcow2 import commit
+from vhostblk.block.drivers.qcow2 import commit, publish
 from vhostblk.block.drivers.qcow2 import tables as l2
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.drivers.qcow2.transfer import read_array, write_array
@@ -17,8 +17,33 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from vhostblk.engine.extents import ExtentTable
+
 SIZE = 4 << 20
 CLUSTER = 64 << 10
+
+
+def test_a_disk_without_a_table_of_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be no address space for it. Then everything is looked up."""
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+
+    def fail(*_arguments: int) -> ExtentTable:
+        raise MemoryError
+
+    monkeypatch.setattr(publish, "ExtentTable", fail)
+
+    async def main() -> None:
+        async with opened(path, discard="unmap") as (_, backend):
+            for fill in (b"\1", b"\2"):
+                await write(backend, 0, fill * CLUSTER)
+                assert await read(backend, 0, CLUSTER) == fill * CLUSTER
+            await backend.pdiscard(0, CLUSTER)
+            await backend.flush()
+            assert await read(backend, 0, CLUSTER) == bytes(CLUSTER)
+
+    run(main())
+    check(path)
 
 
 def test_a_slice_that_two_want_at_once_is_loaded_once(

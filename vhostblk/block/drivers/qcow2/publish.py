@@ -57,6 +57,10 @@ class Publisher:
         self._referred = Referred(geometry.cluster_bits, longest)
         #: How often entries were taken back as their clusters became metadata.
         self.taken_back = 0
+        #: Operations of the Python lane in flight, by phase.
+        self._busy = [0, 0]
+        self.phase = 0
+        self._settled: Completion[None] | None = None
         #: The entries, shape (subclusters of the disk,).
         self.entries: NDArray[np.uint64] = np.zeros(0, np.uint64)
         if 0 < count <= _MAX_ENTRIES:
@@ -65,10 +69,6 @@ class Publisher:
             except (OSError, MemoryError, ValueError):
                 return  # no address space: then all is looked up
             self.entries = np.frombuffer(self._table.memory, np.uint64)
-        #: Operations of the Python lane in flight, by phase.
-        self._busy = [0, 0]
-        self.phase = 0
-        self._settled: Completion[None] | None = None
 
     def slice_limit(self, slices: int) -> int:
         """Return how many slices may be kept, of those that the user wants."""
