@@ -21,14 +21,8 @@ from integration.qcow2.tools import opened, qemu_img, qemu_io, read, run, write
 from tests.block.support import change_bitmap, fails_with, options
 from tests.exports.support import frontend
 from vhostblk.block.bitmaps.node_bitmaps import RemoveBitmap
-from vhostblk.block.drivers.qcow2.node import Qcow2Node
-from vhostblk.block.graph.graph import Graph
-
-from vhostblk.block.drivers.qcow2 import publish
-
-from vhostblk.block.drivers.qcow2 import publish
-from vhostblk.block.drivers.qcow2 import snapshot_changes
-
+from vhostblk.block.drivers.qcow2 import publish, snapshot_changes
+from vhostblk.block.drivers.qcow2.layout import (
     ALL_SUBCLUSTERS,
     COPIED,
     OFFSET_MASK,
@@ -39,10 +33,8 @@ from vhostblk.block.drivers.qcow2 import snapshot_changes
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.drivers.qcow2.referred import Referred
 from vhostblk.block.graph.graph import Graph
-from vhostblk.block.bitmaps.node_bitmaps import RemoveBitmap
 from vhostblk.schema.common import PreallocMode
-from vhostblk.virtio_blk.layout import RequestType
-from vhostblk.virtio_blk.layout import Status
+from vhostblk.virtio_blk.layout import RequestType, Status
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhostblk.block.drivers.qcow2.allocator import block_dtype
-
+from vhostblk.block.drivers.qcow2.layout import (
     COMPRESSED,
     COPIED,
     MAX_REFTABLE_BYTES,
@@ -24,8 +24,7 @@ from vhostblk.block.drivers.qcow2.allocator import block_dtype
 from vhostblk.block.drivers.qcow2.ordered import sorted_once
 from vhostblk.block.drivers.qcow2.refcounts import RefBlock
 from vhostblk.block.drivers.qcow2.references import gather_references
-from vhostblk.block.drivers.qcow2.transfer import read_array
-from vhostblk.block.drivers.qcow2.transfer import write_array
+from vhostblk.block.drivers.qcow2.transfer import read_array, write_array
 from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.node import CheckResult
 

@@ -24,26 +24,21 @@ from vhostblk.block.drivers.qcow2.bitmap_store import BitmapStore
 from vhostblk.block.drivers.qcow2.commit import Commit
 from vhostblk.block.drivers.qcow2.flush import Flusher
 from vhostblk.block.drivers.qcow2.header_file import HeaderFile
-from vhostblk.block.drivers.qcow2.layout import COPIED
-from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK
-from vhostblk.block.drivers.qcow2.layout import Autoclear
-from vhostblk.block.drivers.qcow2.layout import Incompatible
+from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK, Autoclear, Incompatible
 from vhostblk.block.drivers.qcow2.opening import metadata_error
 from vhostblk.block.drivers.qcow2.overlap import Overlap
 from vhostblk.block.drivers.qcow2.places import Places
 from vhostblk.block.drivers.qcow2.publish import Publisher
 from vhostblk.block.drivers.qcow2.read import Reader
 from vhostblk.block.drivers.qcow2.refcounts import Refcounts
-
+from vhostblk.block.drivers.qcow2.snapshots import (
     Incomplete,
     SnapshotTable,
     check_l1,
     parse_table,
 )
 from vhostblk.block.drivers.qcow2.tables import L2Cache
-from vhostblk.block.drivers.qcow2.transfer import Mutex
-from vhostblk.block.drivers.qcow2.transfer import read_array
-from vhostblk.block.drivers.qcow2.transfer import read_bytes
+from vhostblk.block.drivers.qcow2.transfer import Mutex, read_array, read_bytes
 from vhostblk.block.drivers.qcow2.write import Writer
 from vhostblk.block.drivers.qcow2.zero import Zeroer
 from vhostblk.block.errors import BlockError

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from vhostblk.block.drivers.qcow2.check import check_flags
-
+from vhostblk.block.drivers.qcow2.layout import (
     COMPRESSED,
     COPIED,
     MAX_SNAPSHOT_NAME,
@@ -25,16 +25,10 @@ from vhostblk.block.drivers.qcow2.check import check_flags
     MAX_SNAPSHOTS_BYTES,
     OFFSET_MASK,
 )
-from vhostblk.block.drivers.qcow2.refcount_changes import change_refcounts
-from vhostblk.block.drivers.qcow2.refcount_changes import check_refcounts
-from vhostblk.block.drivers.qcow2.references import Tally
-from vhostblk.block.drivers.qcow2.references import add_tree
-from vhostblk.block.drivers.qcow2.references import gather_references
-from vhostblk.block.drivers.qcow2.snapshots import Snapshot
-from vhostblk.block.drivers.qcow2.snapshots import encode_table
-from vhostblk.block.drivers.qcow2.transfer import read_array
-from vhostblk.block.drivers.qcow2.transfer import write_array
-from vhostblk.block.drivers.qcow2.transfer import write_bytes
+from vhostblk.block.drivers.qcow2.refcount_changes import change_refcounts, check_refcounts
+from vhostblk.block.drivers.qcow2.references import Tally, add_tree, gather_references
+from vhostblk.block.drivers.qcow2.snapshots import Snapshot, encode_table
+from vhostblk.block.drivers.qcow2.transfer import read_array, write_array, write_bytes
 from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.node import CheckResult
 
