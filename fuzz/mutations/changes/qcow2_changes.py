@@ -9,6 +9,8 @@ _QCOW2 = "vhostblk/block/drivers/qcow2"
 _COMMIT = f"{_QCOW2}/commit.py"
 _HEADER_FILE = f"{_QCOW2}/header_file.py"
 _RESIZE = f"{_QCOW2}/resize.py"
+_SHRINK = f"{_QCOW2}/shrink.py"
+_SHRUNK = ("integration/qcow2/test_shrink.py",)
 _SNAPSHOTS = f"{_QCOW2}/snapshot_changes.py"
 _APPLY = f"{_QCOW2}/snapshot_apply.py"
 _BITMAPS = f"{_QCOW2}/bitmap_store.py"
@@ -257,16 +259,50 @@ MUTATIONS = (
         ("integration/qcow2/test_qmp.py",),
     ),
     Mutation(
-        "resize-shrinks-by-giving-up-first",
-        _RESIZE,
+        "shrink-keeps-the-long-l1-table",
+        _SHRINK,
         """
-          old_size = image.size
-        + await _forget(image, size, old_size)
-          await _set_size(image, size)
-          if image.geometry.external_data:
+        - top = _Top(image.header.l1_offset if kept else 0, image.tables.l1[:kept].copy(), None)
+        + top = _Top(image.header.l1_offset if kept else 0, image.tables.l1.copy(), None)
+          return top, await _rest_of(image, kept, None)
         """,
-        "After a crash the disk is as long as before, and lacks the data past its new end.",
-        _CRASH,
+        "The file still maps clusters past the end that are given up.",
+        _SHRUNK,
+    ),
+    Mutation(
+        "shrink-copies-what-it-cuts-off",
+        _SHRINK,
+        """
+        - rest[:] = 0
+          return words
+        """,
+        "A disk that shrinks and grows again shows what it had.",
+        _SHRUNK,
+    ),
+    Mutation(
+        "shrink-gives-up-what-the-copy-keeps",
+        _SHRINK,
+        """
+          if divided is not None:
+        -     add_clusters(tally, image, divided.astype(np.uint64), -1)
+        +     pass
+          clusters, counts = tally.counts()
+        """,
+        "A disk that shrinks loses the rest of the L2 table that it ends in.",
+        _SHRUNK,
+    ),
+    Mutation(
+        "shrink-cuts-the-data-file-last",
+        _SHRINK,
+        """
+          if image.geometry.external_data:
+        -     await _cut_data(image, size)
+          await image.header_file.change(**members)
+        + if image.geometry.external_data:
+        +     await _cut_data(image, size)
+        """,
+        "After a crash a raw data file has old data past the disk's end.",
+        _SHRUNK,
     ),
     Mutation(
         "resize-keeps-clusters-past-the-end",
@@ -287,8 +323,8 @@ MUTATIONS = (
         + first = start >> geometry.cluster_bits
           begin, end = first >> geometry.l2_bits, geometry.l1_entries(stop)
         """,
-        "A disk that shrinks to the middle of a cluster loses this cluster.",
-        _CRASH,
+        "A disk that grows from the middle of a cluster loses it.",
+        (*_CRASH, "integration/qcow2/test_write.py"),
     ),
     Mutation(
         "resize-grows-over-what-was-past-the-end",
@@ -309,7 +345,7 @@ MUTATIONS = (
         + if low >= index << geometry.l2_bits:
               await image.commit.write()
         """,
-        "A disk that shrinks loses the rest of the L2 table that it ends in.",
+        "A disk that grows loses the L2 table that it ended in.",
         _CRASH,
     ),
     Mutation(

@@ -115,7 +115,7 @@ async def add_tree(tally: Tally, image: Image, l1_tables: NDArray[np.uint64]) ->
         if offset & (geometry.cluster_size - 1) or offset >= image.file.node.size:
             continue
         words = await read_array(image.file, offset, geometry.cluster_size // 8, ">u8")
-        wrong += _add_clusters(tally, image, words.astype(np.uint64), repeat)
+        wrong += add_clusters(tally, image, words.astype(np.uint64), repeat)
     return wrong
 
 
@@ -129,8 +129,8 @@ def _add_pointers(tally: Tally, image: Image, table: NDArray[np.uint64], mask: i
     return int((~good).sum())
 
 
-def _add_clusters(tally: Tally, image: Image, words: NDArray[np.uint64], weight: int) -> int:
-    """Add what an L2 table's entries refer to; return how many refer to what can't be."""
+def add_clusters(tally: Tally, image: Image, words: NDArray[np.uint64], weight: int) -> int:
+    """Add what L2 entries refer to; return how many refer to what can't be."""
     geometry = image.geometry
     wrong = 0
     if geometry.extended_l2:

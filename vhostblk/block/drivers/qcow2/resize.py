@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changing the disk's length; no requests are in flight.
+"""Changing the disk's length; no requests are in flight. How it shrinks is in `shrink`.
 
-One write changes the size in the header, so a crash leaves either the old disk or the new one. When
-a disk grows, its new part is prepared before that write: clusters left past the end by earlier
-changes are freed, zeroes hide the content of a longer backing file, and clusters are preallocated.
-When a disk shrinks, its clusters are freed after that write; clusters that a crash leaves past the
-end are freed when the disk grows again.
+The header's size goes from the old to the new value in one write, so a crash leaves either the old
+disk or the new one. A disk that grows gets all that its new part needs before that: clusters past
+the end that earlier changes have left are given up, zeroes hide what the backing file has there,
+and clusters are preallocated.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import numpy as np
 
 from vhostblk.block.drivers.qcow2.layout import MAX_L1_BYTES, OFFSET_MASK
 from vhostblk.block.drivers.qcow2.preallocate import preallocate
+from vhostblk.block.drivers.qcow2.shrink import shrink
 from vhostblk.block.drivers.qcow2.transfer import write_array
 from vhostblk.schema.common import PreallocMode
 
@@ -43,8 +43,9 @@ async def resize(
 ) -> None:
     """Change the disk's length; raises OSError, with a message for the user.
 
-    With a mode other than "off", the new part is preallocated. With a raw data file it always is,
-    as that file has the same content as the disk. If anything fails, the disk is unchanged.
+    With a mode, what is added gets its place in the file. With a raw data file it always does, as
+    the file reads the same as the disk. Where anything fails the disk is what it was; a failure to
+    shrink may have emptied a part of what was to go (see `shrink`).
     """
     header = image.header
     if mode is not PreallocMode.OFF and size < image.size:
@@ -55,7 +56,7 @@ async def resize(
         raise OSError(errno.ENOTSUP, "Can't resize a v2 image which has snapshots")
     if size < image.size:
         async with image.lock:
-            await _shrink(image, size)
+            await shrink(image, size)
         return
     if not _can_be_zeroed(image, size):
         text = f"Failed to zero out new clusters: {os.strerror(errno.ENOTSUP)}"
@@ -143,24 +144,6 @@ async def _undo_growth(image: Image, size: int, data_size: int) -> None:
             await image.data.truncate(data_size)
     except OSError as error:
         logger.warning("%s: undoing a failed resize: %s", image.file.node.filename, error.strerror)
-
-
-async def _shrink(image: Image, size: int) -> None:
-    old_size = image.size
-    await _set_size(image, size)
-    if image.geometry.external_data:
-        try:
-            await image.data.truncate(size)
-        except BaseException:
-            await _set_size(image, old_size)
-            raise
-    try:
-        await _forget(image, size, old_size)
-        await image.commit.write()
-    except OSError as error:
-        image.check_usable()
-        text = "%s: clusters past the disk's new end could not be freed: %s"
-        logger.warning(text, image.file.node.filename, error.strerror)
 
 
 async def _set_size(image: Image, size: int) -> None:

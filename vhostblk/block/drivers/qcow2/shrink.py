@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making the disk shorter; no requests are in flight, and the image's lock is held.
+
+The header goes over to the new size, and to an L1 table that ends there, with one write of one
+sector. What lay past the new end is not mapped any more from then on, so no program shows it when
+the disk grows again. L2 tables past the end are given up as they are, also those that snapshots
+share. An L2 table that the new end divides is copied without its rest, and so is the L1 table then.
+
+A crash leaves the old disk or the new one; clusters may stay in use without need. A failure leaves
+the old disk. In two cases a part of what was to be cut off may be gone all the same:
+
+- There is no room for the copies, as in a full file system. Then the divided table's entries past
+  the new end are emptied in place first, as QEMU does. This fails where a snapshot shares it.
+- An external data file is cut before the header changes. A raw one would show old data when the
+  disk grows if a crash left it long.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK
+from vhostblk.block.drivers.qcow2.refcount_changes import check_refcounts
+from vhostblk.block.drivers.qcow2.references import Tally, add_clusters, add_tree
+from vhostblk.block.drivers.qcow2.transfer import read_array, write_array
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vhostblk.block.drivers.qcow2.allocator import Run
+    from vhostblk.block.drivers.qcow2.image import Image
+
+logger = logging.getLogger(__name__)
+
+#: What a file that can't get longer says.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class _Top(NamedTuple):
+    """An L1 table for the shorter disk."""
+
+    offset: int
+    entries: NDArray[np.uint64]
+    #: The clusters that were allocated for it and the divided L2 table; None: it is the old one.
+    run: Run | None
+
+
+class _Rest(NamedTuple):
+    """Sorted clusters that lose references once the disk is shorter, and how many each."""
+
+    clusters: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+
+async def shrink(image: Image, size: int) -> None:
+    """Make the disk shorter; raises OSError."""
+    await image.commit.write()  # tables are read from the file
+    if image.overlap.incomplete:
+        await image.overlap.complete()
+    image.check_l1(0, len(image.tables.l1))
+    image.overlap.check_tree(image.tables.l1)
+    kept = image.geometry.l1_entries(size)
+    top, rest = await _prepare(image, size, kept)
+    old_l1, old_clusters = image.header.l1_offset, image.geometry.clusters(8 * len(image.tables.l1))
+    await _go_over(image, size, top)
+    if len(rest.clusters):
+        image.commit.free_many(*rest, discard=image.settings.discard_other)
+    left = image.geometry.clusters(8 * kept) if top.run is None else 0
+    if left < old_clusters and old_l1:
+        first = (old_l1 >> image.geometry.cluster_bits) + left
+        image.commit.free(first, old_clusters - left)
+    try:
+        await image.commit.write()
+    except OSError as error:  # to be tried again by the next flush
+        image.check_usable()
+        logger.warning("%s: freeing clusters: %s", image.file.node.filename, error.strerror)
+
+
+async def _prepare(image: Image, size: int, kept: int) -> tuple[_Top, _Rest]:
+    """Make an L1 table of `kept` entries that leads to nothing past the new end.
+
+    Return it, and what can be given up once it is in force.
+    """
+    divided = await _divided_table(image, size)
+    if divided is not None:
+        rest = await _rest_of(image, kept, divided)
+        try:
+            return await _copy(image, kept, divided), rest
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            await _empty_in_place(image, size)
+    top = _Top(image.header.l1_offset if kept else 0, image.tables.l1[:kept].copy(), None)
+    return top, await _rest_of(image, kept, None)
+
+
+async def _divided_table(image: Image, size: int) -> NDArray[Any] | None:
+    """Return the L2 table that maps clusters on both sides of the new end, without its rest."""
+    geometry, l1 = image.geometry, image.tables.l1
+    first = geometry.clusters(size)
+    inside = first & ((1 << geometry.l2_bits) - 1)
+    offset = int(l1[first >> geometry.l2_bits]) & OFFSET_MASK if inside else 0
+    if not offset:
+        return None
+    await image.reader.slice_at(first << geometry.cluster_bits)  # which looks at the entry
+    words = await read_array(image.file, offset, geometry.cluster_size // 8, ">u8")
+    rest = words[inside * image.tables.words_per_entry :]
+    if not rest.any():
+        return None
+    rest[:] = 0
+    return words
+
+
+async def _rest_of(image: Image, kept: int, divided: NDArray[Any] | None) -> _Rest:
+    """Return what the L1 table leads to from an entry on, but for what a divided table keeps.
+
+    That table's copy takes its place. Raises OSError where the image contradicts itself.
+    """
+    tally = Tally()
+    start = kept if divided is None else kept - 1
+    if await add_tree(tally, image, image.tables.l1[start:]):
+        raise OSError(errno.EIO, "the image is corrupt")
+    if divided is not None:
+        add_clusters(tally, image, divided.astype(np.uint64), -1)
+    clusters, counts = tally.counts()
+    rest = _Rest(clusters[counts != 0], counts[counts != 0])
+    await check_refcounts(image, rest.clusters, -rest.counts)
+    return rest
+
+
+async def _copy(image: Image, kept: int, divided: NDArray[Any]) -> _Top:
+    """Write the divided L2 table, and an L1 table that leads to it, to new clusters."""
+    geometry = image.geometry
+    run = await image.allocator.allocate_together(1 + geometry.clusters(8 * kept))
+    entries = image.tables.l1[:kept].copy()
+    entries[-1] = run.first << geometry.cluster_bits | COPIED
+    offset = run.first + 1 << geometry.cluster_bits
+    top = _Top(offset, entries, run)
+    try:
+        await image.become_metadata(run.first, 1, "active_l2")
+        await image.become_metadata(run.first + 1, run.length - 1, "active_l1")
+        for cluster in range(run.first, run.first + run.length):
+            await image.places.make(cluster << geometry.cluster_bits)
+        await write_array(image.file, run.first << geometry.cluster_bits, divided)
+        await write_array(image.file, offset, entries.astype(">u8"))
+        image.commit.unsynced = True
+    except BaseException:
+        _give_up(image, top)
+        raise
+    return top
+
+
+def _give_up(image: Image, top: _Top) -> None:
+    """Give up clusters that were allocated for an L1 table, once the header has the old one."""
+    if top.run is not None:
+        image.overlap.metadata_removed(top.run.first, top.run.length)
+        image.commit.free(top.run.first, top.run.length)
+
+
+async def _empty_in_place(image: Image, size: int) -> None:
+    """Give up what the divided table maps past the new end."""
+    geometry = image.geometry
+    first = geometry.clusters(size)
+    end = (first >> geometry.l2_bits) + 1 << geometry.l2_bits
+    await image.zeroer.forget(first, end)
+    await image.commit.write()
+
+
+async def _go_over(image: Image, size: int, top: _Top) -> None:
+    """Have the header, and with it the image in memory, go over to another size and L1 table."""
+    members = {"size": size, "l1_offset": top.offset, "l1_size": len(top.entries)}
+    data_size = image.data.node.size
+    try:
+        await image.commit.write()  # refcounts
+        await image.commit.sync()
+        if image.geometry.external_data:
+            await _cut_data(image, size)
+        await image.header_file.change(**members)
+    except BaseException:
+        _give_up(image, top)
+        if image.geometry.external_data and image.data.node.size < data_size:
+            with suppress(OSError):
+                await image.data.truncate(data_size)
+        raise
+    image.tables.clear()
+    image.tables.l1 = top.entries
+    image.new_publisher()
+    image.overlap.collect()
+
+
+async def _cut_data(image: Image, size: int) -> None:
+    """Make the external data file as long as the disk, on stable storage."""
+    await image.data.truncate(size)
+    await image.data.flush()
