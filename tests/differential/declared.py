@@ -213,6 +213,13 @@ RULES = (
         cuts=True,
     ),
     answer(
+        "blockdev-add blockdev-reopen blockdev-snapshot blockdev-snapshot-sync transaction",
+        "are the same file, '|would create a cycle: both consist of the file",
+        "return",
+        "A node can't have one file twice, for a backing image or a copy; QEMU allows it.",
+        cuts=True,
+    ),
+    answer(
         "blockdev-snapshot transaction",
         "^The overlay has (a size|data) of its own, and node '.*' relies on that of",
         "return",

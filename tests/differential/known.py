@@ -51,6 +51,19 @@ def _unnamed_backends(value: Any) -> Any:
     return value
 
 
+def _without_job_errors(value: Any) -> Any:
+    """Remove the messages of jobs that failed."""
+    if isinstance(value, list):
+        return [_without_job_errors(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: "failed" if name == "error" and "current-progress" in value
+        else _without_job_errors(member)
+        for name, member in value.items()
+    }  # fmt: skip
+
+
 def _sorted_graph(outcome: Any) -> Any:
     """Sort and renumber the nodes of a graph, as their numbers depend on their order."""
     if not isinstance(outcome, dict) or "return" not in outcome:
@@ -120,6 +133,11 @@ RULES: tuple[Rule, ...] = (
         "QEMU writes down the offset of a raw node if it was given, 0 too.",
         frozenset({"query-named-block-nodes"}),
         without=texts(lambda text: _RAW_AT_0.sub(r"\1", text)),
+    ),
+    Rule(
+        "Jobs that fail in both, for another reason.",
+        frozenset({"query-jobs"}),
+        without=_without_job_errors,
     ),
     Rule("QEMU names the newest parent first.", without=texts(_any_parent_first)),
     Rule("Made-up names.", without=_without_numbers),
