@@ -237,6 +237,44 @@ def test_copies_of_a_disk_are_in_files_of_their_own(disk: Path, tmp_path: Path) 
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("driver", ["quorum", "blkverify"])
+def test_files_that_are_only_read_may_be_the_same(disk: Path, tmp_path: Path, driver: str) -> None:
+    """Until one of them is to be written to."""
+    node: dict[str, Any] = {
+        "quorum": {"driver": "quorum", "children": ["one", "same"], "vote-threshold": 1},
+        "blkverify": {"driver": "blkverify", "raw": "one", "test": "same"},
+    }[driver]
+    names = {"one": disk, "same": tmp_path / "hard"}
+    files = {
+        name: {
+            "driver": "file",
+            "node-name": name,
+            "filename": str(path),
+            "read-only": True,
+            "locking": "off",
+        }
+        for name, path in names.items()
+    }
+    roles = ("children.0", "children.1") if driver == "quorum" else ("raw", "test")
+
+    async def main() -> None:
+        async with Daemon(blockdevs=[*files.values()]) as daemon:
+            added = {**node, "node-name": "n", "read-only": True}
+            assert await outcome(daemon, ("blockdev-add", added)) is None
+            for name in names:
+                written: Call = (
+                    "blockdev-reopen",
+                    {"options": [{**files[name], "read-only": False}]},
+                )
+                assert await outcome(daemon, written) == (
+                    f"The {roles[0]} and {roles[1]} children of node 'n' are the same file, "
+                    f"'{disk}'"
+                )
+                assert daemon.graph.find(name).read_only
+
+    asyncio.run(main())
+
+
 def test_files_that_nodes_have_open_are_not_created(disk: Path, tmp_path: Path) -> None:
     async def main() -> None:
         async with Daemon(blockdevs=[file(disk)]) as daemon:
