@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import subprocess
@@ -24,6 +25,7 @@ from tests.block.support import (
 from tests.filters.drivers import GrowOptions, register
 from vhostblk.block.bitmaps import node_bitmaps
 from vhostblk.block.bitmaps.node_bitmaps import AddBitmap, ClearBitmap
+from vhostblk.block.drivers.file import FileNode
 from vhostblk.block.drivers.qcow2.bitmap_store import BitmapStore
 from vhostblk.block.drivers.qcow2.reloading import Reloading
 from vhostblk.block.errors import BlockError
@@ -161,6 +163,48 @@ def test_an_image_goes_over_to_another_file(tmp_path: Path, form: str) -> None:
     run(main)
     for name in ("a", "b"):
         check_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("failure", ["error", "cancelled"])
+def test_images_write_on_when_a_former_child_cannot_be_closed(
+    tmp_path: Path, failure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The change is final by then; the command fails."""
+    make_images(tmp_path, a="1M", b="1M")
+    inline = file(tmp_path, "a")
+    del inline["node_name"]
+
+    async def main() -> None:
+        closing, go_on = asyncio.Event(), asyncio.Event()
+        disk = {"driver": "qcow2", "node_name": "disk", "file": inline}
+        async with graph_of(file(tmp_path, "b"), disk) as graph:
+            backend, close = user(graph, "disk"), FileNode.close
+
+            async def fail(node: FileNode) -> None:
+                await close(node)
+                closing.set()
+                if failure == "error":
+                    raise BlockError("closing failed")
+                await go_on.wait()
+
+            with monkeypatch.context() as patch:
+                patch.setattr(FileNode, "close", fail)
+                task = asyncio.ensure_future(graph.reopen([options(**image("disk", "b-file"))]))
+                await closing.wait()
+                if failure == "cancelled":
+                    task.cancel()
+                    await asyncio.sleep(0)
+                    go_on.set()
+                with pytest.raises((BlockError, asyncio.CancelledError)) as caught:
+                    await task
+                assert isinstance(caught.value, BlockError) == (failure == "error")
+            await write_bytes(backend, 0, b"b" * PART)
+            await backend.flush()
+
+    run(main)
+    check_image(tmp_path / "b")
+    qemu_img("convert", "-O", "raw", tmp_path / "b", tmp_path / "raw")
+    assert (tmp_path / "raw").read_bytes() == (b"b" * PART).ljust(MIB, b"\0")
 
 
 def test_two_images_exchange_their_files(tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import re
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.errors import BlockError, NodeNotFoundError
@@ -41,11 +43,13 @@ from vhostblk.schema.block import BlockErrorAction, BlockIoError, BlockWriteThre
 from vhostblk.trace import points as trace
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 
     from vhostblk.block.graph.reopen import Reopening
     from vhostblk.block.graph.reopen_plan import Change
     from vhostblk.schema.block import IoOperationType
+
+logger = logging.getLogger(__name__)
 
 #: What QEMU takes as an identifier, and its length limit for node names.
 _IDENTIFIER = re.compile(r"[a-zA-Z][a-zA-Z0-9._-]*")
@@ -253,13 +257,14 @@ class Graph:
             closing = [change.node for change in changes if change.options.read_only]
             async with _writing_given_up(list(dict.fromkeys([*closing, *loading])), ""):
                 await self._switch(reopening)
-            for node in reopening.replaced:
-                await self._close_unused(node)
-            await _each(
-                [
-                    *(node.reload_image for node in reversed(opening) if node not in loading),
-                    *(node.start_writing for node in loading),
-                ]
+            await _finish(
+                _each(
+                    [
+                        *(partial(self._close_unused, node) for node in reopening.replaced),
+                        *(node.reload_image for node in reversed(opening) if node not in loading),
+                        *(node.start_writing for node in loading),
+                    ]
+                )
             )
 
     async def _switch(self, reopening: Reopening) -> None:
@@ -530,15 +535,35 @@ async def _release_children(nodes: Iterable[BlockNode]) -> None:
 
 
 async def _each(steps: Iterable[Callable[[], Awaitable[None]]]) -> None:
-    """Run all steps in order, even if some fail; raises the first BlockError."""
-    failed: BlockError | None = None
+    """Run all steps in order, even if some fail; raises the first error."""
+    failed: Exception | None = None
     for step in steps:
         try:
             await step()
-        except BlockError as error:
+        except Exception as error:
             failed = failed or error
     if failed is not None:
         raise failed
+
+
+async def _finish(steps: Coroutine[Any, Any, None]) -> None:
+    """Run to the end what a change that is final still needs, also where the caller is cancelled.
+
+    Nodes that lie on other data refuse writes until then.
+    """
+    task = asyncio.get_running_loop().create_task(steps)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        task.result()
+        return
+    if (failed := task.exception()) is not None:
+        logger.error("after a command that was cancelled: %s", failed)
+    raise cancelled
 
 
 @asynccontextmanager

@@ -104,16 +104,10 @@ def check_formattable(node: BlockNode) -> None:
 
 
 def check_apart(node: BlockNode) -> None:
-<<<<<<< HEAD:vhostblk/block/graph/storage.py
-    """Raise BlockError if two children of a node are different nodes that write to the same file.
+    """Raise BlockError if two children of a node use the same file, and one may write to it.
 
-    A node may not write to a file of its backing image, either.
-=======
-    """Raise BlockError where two children of a node have the same file, and one may write to it.
-
-    Nor may a node write to what its backing image consists of. Files that are only read may be the
-    same, as in QEMU. A reopening, which may end that, checks again.
->>>>>>> d3897a5 (Read-only nodes of the same file may be children of one node):vhostblk/block/storage.py
+    A node may not write to a file of its backing image, either. Files that are only read may be the
+    same, as in QEMU. A reopening checks again.
     """
     for (role, edge), (other_role, other) in combinations(node.children.items(), 2):
         ones = _with_storage(edge.node, through_backing=role == BACKING)
@@ -154,18 +148,13 @@ def _with_storage(node: BlockNode, *, through_backing: bool) -> list[BlockNode]:
     return [each for each in found if each.storage]
 
 
-<<<<<<< HEAD:vhostblk/block/graph/storage.py
-def _same_storage(ones: list[BlockNode], others: list[BlockNode]) -> BlockNode | None:
-    """Return a node of the first list whose file a different node of the second list uses, too."""
-=======
 def _same_storage(
     ones: list[BlockNode], others: list[BlockNode], *, written: bool = False
 ) -> BlockNode | None:
-    """Return a node of the first list whose file another node of the second list has open, too.
+    """Return a node of the first list whose file a different node of the second list uses, too.
 
     `written`: only if one of the two may be written to.
     """
->>>>>>> d3897a5 (Read-only nodes of the same file may be children of one node):vhostblk/block/storage.py
     for one in ones:
         for other in others:
             if one is other or not one.storage & other.storage:
