@@ -240,10 +240,11 @@ def test_copies_of_a_disk_are_in_files_of_their_own(disk: Path, tmp_path: Path) 
 @pytest.mark.parametrize("driver", ["quorum", "blkverify"])
 def test_files_that_are_only_read_may_be_the_same(disk: Path, tmp_path: Path, driver: str) -> None:
     """Until one of them is to be written to."""
-    node: dict[str, Any] = {
+    nodes: dict[str, dict[str, Any]] = {
         "quorum": {"driver": "quorum", "children": ["one", "same"], "vote-threshold": 1},
         "blkverify": {"driver": "blkverify", "raw": "one", "test": "same"},
-    }[driver]
+    }
+    node = nodes[driver]
     names = {"one": disk, "same": tmp_path / "hard"}
     files = {
         name: {
