@@ -8,28 +8,54 @@ holds data.
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.inherit import BACKING
+from vhostblk.block.graph.node import BlockNode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vhostblk.block.drivers.qcow2.node import Qcow2Node
     from vhostblk.block.drivers.qcow2.snapshots import Snapshot
-    from vhostblk.block.graph.node import BlockNode
 
 logger = logging.getLogger(__name__)
 
 
-def keeper_of(node: BlockNode) -> Qcow2Node | None:
-    """Return the node that stores the snapshots of `node`; None: there is no such node."""
-    way = list(_way_down(node))
-    if way[-1].driver != "qcow2":
-        return None
-    keeper: Qcow2Node = way[-1]  # type: ignore[assignment]  # its driver was checked above
-    return keeper
+class KeepsSnapshots(BlockNode):
+    """A node whose image has internal snapshots of its own."""
+
+    @abstractmethod
+    def snapshots(self) -> list[Snapshot]:
+        """Return the internal snapshots, the oldest first."""
+
+    @abstractmethod
+    async def create_snapshot(self, name: str, device: str | None = None) -> Snapshot:
+        """Make an internal snapshot, between requests; raises BlockError or OSError.
+
+        `device`: what the node is called in messages.
+        """
+
+    @abstractmethod
+    async def apply_snapshot(self, *, id: str | None = None, name: str | None = None) -> Snapshot:  # noqa: A002
+        """Go back to the internal snapshot with this id and name; raises BlockError or OSError."""
+
+    @abstractmethod
+    async def delete_snapshot(
+        self,
+        *,
+        id: str | None = None,  # noqa: A002
+        name: str | None = None,
+        device: str | None = None,
+    ) -> Snapshot:
+        """Delete the internal snapshot with this id and name; raises BlockError or OSError."""
+
+
+def keeper_of(node: BlockNode) -> KeepsSnapshots | None:
+    """Return the node that keeps the snapshots of what a node shows; None: there can't be any."""
+    *_, last = _way_down(node)
+    return last if isinstance(last, KeepsSnapshots) else None
 
 
 def can_snapshot(node: BlockNode) -> bool:
@@ -43,7 +69,7 @@ def _way_down(node: BlockNode) -> Iterator[BlockNode]:
     Without one, end at the node that has several data children or none.
     """
     yield node
-    while node.driver != "qcow2" and (child := node.primary_child) is not None:
+    while not isinstance(node, KeepsSnapshots) and (child := node.primary_child) is not None:
         if any(role != BACKING and edge is not child for role, edge in node.children.items()):
             break
         node = child.node
@@ -53,7 +79,7 @@ def _way_down(node: BlockNode) -> Iterator[BlockNode]:
 class InternalSnapshotAction:
     """The `Action` of `blockdev-snapshot-internal-sync`. `device`: the disk's name in messages."""
 
-    def __init__(self, node: Qcow2Node, name: str, device: str) -> None:
+    def __init__(self, node: KeepsSnapshots, name: str, device: str) -> None:
         self._node = node
         self._name = name
         self._device = device

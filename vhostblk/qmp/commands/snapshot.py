@@ -28,9 +28,9 @@ from vhostblk.schema.snapshot import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhostblk.block.drivers.qcow2.node import Qcow2Node
     from vhostblk.block.graph.actions import Action
     from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.graph.internal_snapshot import KeepsSnapshots
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ async def _perform(daemon: Daemon, make: Callable[[Graph, T], Action], arguments
     await perform(daemon.graph, [LateAction(partial(make, daemon.graph, arguments))])
 
 
-def _snapshot_node(graph: Graph, name: str) -> Qcow2Node:
+def _snapshot_node(graph: Graph, name: str) -> KeepsSnapshots:
     """Return the node that stores the snapshots of a node; raises QmpError.
 
     `name` is a node name: QEMU also takes the name of a device, but there are no devices here.

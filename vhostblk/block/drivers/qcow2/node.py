@@ -25,6 +25,7 @@ from vhostblk.block.drivers.qcow2.reloading import Reloading
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import inherit
 from vhostblk.block.graph.edge import notify_resize, os_error
+from vhostblk.block.graph.internal_snapshot import KeepsSnapshots
 from vhostblk.block.graph.node import BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.flags import WriteFlags
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 _OFFSET = ~511
 
 
-class Qcow2Node(Reloading):
+class Qcow2Node(Reloading, KeepsSnapshots):
     """A qcow2 image: children "file", and perhaps "data-file" and "backing"."""
 
     driver = "qcow2"
@@ -270,14 +271,9 @@ class Qcow2Node(Reloading):
     # Internal snapshots.
 
     def snapshots(self) -> list[Snapshot]:
-        """Return the internal snapshots, the oldest first."""
         return list(self._image.snapshots.entries)
 
     async def create_snapshot(self, name: str, device: str | None = None) -> Snapshot:
-        """Make an internal snapshot, between requests; raises BlockError or OSError.
-
-        `device`: the name of the node in messages.
-        """
         from vhostblk.block.drivers.qcow2 import snapshot_changes
 
         image = self._image
@@ -293,7 +289,6 @@ class Qcow2Node(Reloading):
             return await snapshot_changes.create(image, raw, *divmod(now, 10**9))
 
     async def apply_snapshot(self, *, id: str | None = None, name: str | None = None) -> Snapshot:  # noqa: A002
-        """Go back to the internal snapshot with this id and name; raises BlockError or OSError."""
         from vhostblk.block.drivers.qcow2 import snapshot_apply
 
         image = self._image
@@ -334,7 +329,6 @@ class Qcow2Node(Reloading):
         name: str | None = None,
         device: str | None = None,
     ) -> Snapshot:
-        """Delete the internal snapshot with this id and name; raises BlockError or OSError."""
         from vhostblk.block.drivers.qcow2 import snapshot_changes
 
         image = self._image
