@@ -62,12 +62,11 @@ class Views:
         return self._known[node]
 
     def _options(self, node: BlockNode) -> Any:
-        return self._planned[node].options if node in self._planned else node.options
+        planned = self._planned[node].options if node in self._planned else node.options
+        return planned if type(planned) is type(node.options) else node.options  # refused later
 
     def _part(self, node: BlockNode) -> Hashable:
         options = self._options(node)
-        if type(options) is not type(node.options):
-            return None  # refused later
         return tuple(getattr(options, name) for name in sorted(node.data_options))
 
 
