@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from integration.qcow2.test_bursts import burst
 from integration.qcow2.tools import check, content, opened, qemu_img, read, run, write
 from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.graph.node import BlockStatus
@@ -168,6 +169,40 @@ def test_an_external_data_file_forgets_nothing_that_was_written_again(
             for cluster in (2, 4, 6, 8, 9):
                 extent = await below.block_status(cluster * CLUSTER, CLUSTER)
                 assert (extent.status & BlockStatus.ZERO, extent.length) == (2, CLUSTER), cluster
+
+    run(main())
+    check(path)
+    assert content(path, tmp_path / "raw") == model
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_no_old_data_shows_where_a_freed_cluster_lies_before_unused_ones(
+    tmp_path: Path, together: bool
+) -> None:
+    """The file keeps the content of freed clusters; only clusters behind it are zeroes."""
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, SIZE)
+    model = bytearray(SIZE)
+
+    async def put(backend: BlockBackend, offset: int, data: bytes) -> None:
+        await write(backend, offset, data)
+        model[offset : offset + len(data)] = data
+
+    async def main() -> None:
+        file = {"driver": "file", "filename": str(path), "discard": "ignore"}
+        async with opened(path, file=file, discard="unmap") as (_, backend):
+            await put(backend, 0, b"o" * (3 * CLUSTER))
+            await backend.flush()
+            freed = CLUSTER if together else 2 * CLUSTER
+            await backend.pdiscard(freed, CLUSTER)
+            model[freed : freed + CLUSTER] = bytes(CLUSTER)
+            await backend.flush()  # a cluster in the middle, or the last one in use, is free now
+            if together:
+                pieces = [(at * CLUSTER + 4096, b"n" * 4096) for at in (20, 24, 28)]
+                assert not any(await burst(backend, model, pieces))
+            else:
+                await put(backend, 21 * CLUSTER - 4096, b"n" * 8192)
+            assert await read(backend, 0, SIZE) == model
 
     run(main())
     check(path)

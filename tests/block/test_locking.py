@@ -148,6 +148,28 @@ def test_a_second_node_on_the_same_file_is_refused_unless_locking_is_off(image: 
     run(main)
 
 
+def test_the_first_writer_keeps_the_locks_of_readers(image: Path) -> None:
+    """The file is opened again for it."""
+
+    async def main() -> None:
+        graph = Graph()
+        node = await graph.add(
+            options(driver="file", node_name="disk", filename=str(image), auto_read_only=True)
+        )
+        reader = BlockBackend("reader", READ, Perm.ALL & ~Perm.RESIZE)
+        reader.attach(graph, node)
+        before = locked_bytes(image)
+        assert before
+        writer = BlockBackend("writer", READ | Perm.WRITE)
+        writer.attach(graph, node)
+        assert before < locked_bytes(image)
+        await writer.detach()
+        await reader.detach()
+        await graph.close()
+
+    run(main)
+
+
 def test_two_exports_of_one_node_get_along(image: Path) -> None:
     async def main() -> None:
         graph, backend = await writer_on(image)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.engine.support import Rig
 from tests.engine.test_file_io import linear, opened
+from tests.frontend.blk import range_segments
 from tests.frontend.ring import Segment
 from tests.unsynced import directory_on_disk, unsynced_bytes
 from tests.virtio_blk.support import MIB, header, pattern
@@ -97,3 +98,18 @@ def test_write_that_takes_two_system_calls(disk: Path, io: str, buffered: bool) 
         assert memory.read(status, 1) == bytes([Status.OK])
         assert disk.read_bytes()[: count * 512] == pattern(512, 5) * count
         assert unsynced_bytes(disk) == 0
+
+
+def test_zeroes_go_up_to_be_flushed(disk: Path, io: str) -> None:
+    """The engine would only change the file; the node brings the change to the disk."""
+    with opened(disk) as fd, Rig(io) as rig:
+        queue = rig.queue(linear(fd, buffered=True), write_through=True)
+        pending = queue.request(ZEROES, send=range_segments([(0, 4096)]))
+        (upcall,) = rig.wait_upcalls()
+        assert upcall.type == ZEROES
+        queue.complete(upcall)
+        queue.used()
+        assert pending.status == Status.OK
+        rig.lib.vb_queue_set_write_through(queue.handle, 0)
+        assert queue.run(ZEROES, send=range_segments([(0, 4096)])).status == Status.OK
+        assert queue.stats()["upcalls"] == 1

@@ -235,7 +235,7 @@ MUTATIONS = (
         + if not any(run.fresh for run in runs):
         """,
         "The rest of a new cluster shows the former content of the host cluster.",
-        (*_WRITES, "integration/qcow2/test_write.py"),
+        (*_WRITES, "integration/qcow2/test_reuse.py"),
     ),
     Mutation(
         "fresh-on-a-device",

@@ -471,7 +471,7 @@ MUTATIONS = (
           and self._image.grows_with_zeroes
         """,
         "The rest of a new cluster shows the former content of the host cluster.",
-        ("integration/qcow2/test_write.py", "integration/qcow2/test_bursts.py"),
+        ("integration/qcow2/test_reuse.py",),
     ),
     Mutation(
         "every-cluster-is-fresh",
