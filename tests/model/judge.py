@@ -102,7 +102,7 @@ def _check_structures(
     if image.corrupt:
         raise FileError(f"{name} was marked corrupt")
     findings = image.check()
-    wrong = findings.corruptions + (findings.copied if copied else [])
+    wrong = findings.corruptions + findings.low + (findings.copied if copied else [])
     if wrong:
         raise FileError(f"{name}: {len(wrong)} errors: {'; '.join(wrong[:4])}")
     if findings.leaks and not leaky:

@@ -60,8 +60,12 @@ class Bitmap:
 class Findings:
     """The results of a check."""
 
-    #: Refcounts that are too low, invalid offsets, and the like.
+    #: Invalid offsets, and the like.
     corruptions: list[str] = field(default_factory=list)
+    #: Refcounts that are too low. A dirty image may have some.
+    low: list[str] = field(default_factory=list)
+    #: "Copied" flags of clusters with several references: a write changes what the others show.
+    shared: list[str] = field(default_factory=list)
     #: "Copied" flags that don't match the refcount.
     copied: list[str] = field(default_factory=list)
     #: Clusters with a refcount that is too high.
@@ -440,12 +444,14 @@ class _Check:
         references[: self._clusters] = self._references
         low = np.flatnonzero(counts < references)
         for cluster in low.tolist()[:10]:
-            self._wrong(
+            self._findings.low.append(
                 f"cluster {cluster} has {references[cluster]} references, count {counts[cluster]}"
             )
         self._findings.leaks = np.flatnonzero(counts > references).tolist()
         for what, words, clusters in self._copied:
             flagged: Any = (words & np.uint64(_COPIED)) != 0
+            for cluster in clusters[flagged & (references[clusters] > 1)].tolist()[:10]:
+                self._findings.shared.append(f"{what} to cluster {cluster}")
             for cluster in clusters[flagged != (counts[clusters] == 1)].tolist()[:10]:
                 self._findings.copied.append(
                     f"{what} to cluster {cluster}: wrong flag for refcount {counts[cluster]}"

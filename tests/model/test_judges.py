@@ -200,6 +200,8 @@ def _scribble(path: Path, rng: random.Random) -> None:
 def _assert_clean(image: Image) -> None:
     findings = image.check()
     assert not findings.corruptions
+    assert not findings.low
+    assert not findings.shared
     assert not findings.copied
     assert not findings.leaks
 
@@ -211,7 +213,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
     good = sparse.load(path)
     cluster = 1 << 16
     blocks = Image(good).reftable_offset + cluster
-    for count, what in ((0, "corruptions"), (2, "leaks"), (2, "copied")):
+    for count, what in ((0, "low"), (2, "leaks"), (2, "copied")):
         bad = good.copy()
         bad[blocks + 2 * 5 + 1] = count  # the refcount of the cluster with the data
         assert getattr(Image(bad).check(), what)
