@@ -29,7 +29,7 @@ from vhostblk.exports.registry import class_of, start_export
 from vhostblk.exports.totals import total
 from vhostblk.jobs.registry import Jobs
 from vhostblk.objects.base import Surroundings
-from vhostblk.objects.registry import Objects, load_built_in
+from vhostblk.objects.registry import Objects
 from vhostblk.schema.export import BlockExportDeleted
 from vhostblk.schema.options import (
     blockdev_options,
@@ -98,7 +98,7 @@ class Daemon:
         self._exports: dict[str, _ExportEntry] = {}
         #: The character devices by id.
         self.chardevs = Chardevs()
-        #: What clients control the daemon with; the daemon ends it when it is closed.
+        #: The monitors, if there are any. The daemon closes them when it is closed.
         self.control: Control | None = None
         #: Held while an in-band QMP command is executed.
         self.command_lock = asyncio.Lock()
@@ -161,7 +161,6 @@ class Daemon:
 
     def object_tree(self) -> QomObject:
         """Return the object tree as it is now."""
-        load_built_in()  # before character devices: types are listed in QEMU's order
         from vhostblk.chardev.qom import chardev_object
         from vhostblk.objects.tree import QomObject
 

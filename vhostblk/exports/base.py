@@ -23,33 +23,33 @@ if TYPE_CHECKING:
 
 
 class Descriptors(Protocol):
-    """File descriptors that go along with what one process says to another."""
+    """File descriptors that are passed along with a message; their places stand in the message."""
 
     def add(self, fd: int) -> int:
-        """Send a descriptor along, which stays the caller's; return its place."""
+        """Pass a descriptor, which stays the caller's; return its place."""
 
     def take(self, place: int) -> int:
-        """Take the descriptor at a place over; raises VhostblkError where there is none."""
+        """Return the descriptor at a place, which the caller owns then; raises VhostblkError."""
 
 
 class Carried(ABC):
-    """What moves of an export to another process: made by `suspend`, taken by `start`."""
+    """The state of an export that moves to another process, from `suspend` to `start`."""
 
-    #: Whether `start` fails where a client can't go on; else that client is disconnected.
+    #: If a client can't continue: true: `start` fails; false: the client is disconnected.
     required = True
 
     @property
     @abstractmethod
     def listeners(self) -> Sequence[Listener]:
-        """The listening sockets; what files they own is the caller's business."""
+        """The listening sockets. The caller decides which of them owns its socket file."""
 
     @abstractmethod
     def encode(self, fds: Descriptors) -> msgspec.Raw:
-        """Describe it as JSON for the other process."""
+        """Return the state as JSON for the other process."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close all that it has: another process has it, or nobody wants it."""
+        """Close all descriptors."""
 
 
 class Export(ABC):
@@ -61,34 +61,33 @@ class Export(ABC):
     request_alignment: ClassVar[int] = 1
 
     def __init__(self, options: Any, backend: BlockBackend, iothreads: Iothreads) -> None:
-        """Raises VhostblkError where the node can't be shown in this way.
+        """`options` is of the class's `options_type`; `iothreads` is for subclasses.
 
-        `options` is of the class's `options_type`.
+        Raises VhostblkError if the node can't be exported in this way.
         """
         self.id: str = options.id
-        self.type = str(self.options_type.__struct_config__.tag)
+        self.type = type_name(type(self))
         self.backend = backend
-        self.iothreads = iothreads
 
     @classmethod
     def connect_hint(cls, options: Any) -> list[str] | None:
-        """Return the QEMU arguments that connect a machine; None where there is nothing to say.
+        """Return the QEMU arguments that connect a virtual machine, or None.
 
-        Called before the export is made, which may take descriptors over that `options` name.
+        Called before the export is made, as that may take over descriptors that `options` names.
         """
         return None
 
     @classmethod  # noqa: B027 (most have nothing to do)
     async def prepare(cls) -> None:
-        """Import what clients need, so that none waits for that."""
+        """Import the modules that serving clients needs, so that no client waits for it."""
 
     @classmethod
     def decode(cls, state: msgspec.Raw, fds: Descriptors) -> tuple[Carried, list[str | None]]:
-        """Undo `Carried.encode`; also return which file each listener is to own later.
+        """Undo `Carried.encode`; also return the socket file of each listener.
 
-        Raises VhostblkError.
+        Raises VhostblkError or msgspec.DecodeError.
         """
-        raise VhostblkError(f"Exports of type '{cls.__name__}' can't be handed over")
+        raise _not_movable(cls)
 
     @abstractmethod
     async def start(self, carried: Any = None, *, movable: bool = False) -> None:
@@ -104,8 +103,11 @@ class Export(ABC):
         self.backend.resume()
 
     async def suspend(self) -> Carried:
-        """Stop, and leave clients connected; return what `start` takes elsewhere."""
-        raise VhostblkError(f"Exports of type '{self.type}' can't be handed over")
+        """Finish requests, and leave clients connected; return what `start` takes elsewhere.
+
+        The caller flushes the nodes. Raises VhostblkError, and then the export goes on.
+        """
+        raise _not_movable(type(self))
 
     @abstractmethod
     async def stop(self) -> None:
@@ -124,3 +126,12 @@ class Export(ABC):
     def statistics(self) -> dict[int, dict[str, Any]]:
         """Return what each queue has done, by its index, in the form of `schema.export`."""
         return {}
+
+
+def type_name(kind: type[Export]) -> str:
+    """Return the name of an export type."""
+    return str(kind.options_type.__struct_config__.tag)
+
+
+def _not_movable(kind: type[Export]) -> VhostblkError:
+    return VhostblkError(f"Exports of type '{type_name(kind)}' can't be handed over")

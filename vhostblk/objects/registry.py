@@ -30,7 +30,6 @@ def object_class(name: str) -> type[UserObject]:
         module, attribute = _BUILT_IN[name]
         found: Any = getattr(importlib.import_module(module), attribute)
     else:
-        load_built_in()  # first in the table of the tree's types
         found = plugins.OBJECTS.find_class(name)
         if not (isinstance(found, type) and issubclass(found, UserObject)):
             raise VhostblkError(f"Object type '{name}' is no subclass of UserObject")
@@ -38,16 +37,9 @@ def object_class(name: str) -> type[UserObject]:
     return checked
 
 
-def load_built_in() -> None:
-    """Import the types that come with vhostblk, so that the object tree's table has them."""
-    for name in _BUILT_IN:
-        object_class(name)
-
-
 def load_all() -> None:
-    """Import the types of plug-ins, too, which takes longer."""
-    load_built_in()
-    for name in plugins.OBJECTS.names():
+    """Import all types, so that the object tree's table has them."""
+    for name in (*_BUILT_IN, *plugins.OBJECTS.names()):
         object_class(name)
 
 

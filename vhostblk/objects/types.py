@@ -31,7 +31,7 @@ class QomType:
     properties: Mapping[str, str] = field(default_factory=dict)
 
 
-#: All types by name, in QEMU's order; object types add theirs (`register_type`).
+#: All types by name. Modules of types add theirs (`register_type`) when they are imported.
 TYPES: dict[str, QomType] = {}
 
 
@@ -63,10 +63,10 @@ def ancestors(name: str) -> Iterator[str]:
 
 
 def list_types(implements: str | None, *, abstract: bool) -> list[QomType]:
-    """List the types that are, derive from or implement `implements` (None: all)."""
+    """Return the types that are, derive from or implement `implements` (None: all), sorted."""
     return [
         kind
-        for kind in TYPES.values()
+        for _, kind in sorted(TYPES.items())
         if (abstract or not kind.abstract)
         and (implements is None or implements in ancestors(kind.name))
     ]

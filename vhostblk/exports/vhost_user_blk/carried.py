@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a hand-over carries of an export: its sockets, and what the front-end has said."""
+"""The state of an export that a hand-over passes on: sockets, and messages to replay."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _Said(msgspec.Struct, kw_only=True, frozen=True):
-    """A message of the front-end's; `fds` are places of descriptors."""
+    """A message that the new session gets; `fds` are the places of its descriptors."""
 
     request: int
     payload: bytes
@@ -29,7 +29,7 @@ class _Said(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class _State(msgspec.Struct, kw_only=True, frozen=True):
-    """Places of the sockets' descriptors, the listening socket's file, and what was said."""
+    """The places of the sockets' descriptors, the listener's file, and the messages."""
 
     listening: int
     path: str | None
@@ -38,19 +38,19 @@ class _State(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class CarriedSession(Carried):
-    """A server's session."""
+    """The `Carried` of a vhost-user server."""
 
     def __init__(self, session: ServerCarried) -> None:
         self.session = session
 
     @property
     def listeners(self) -> Sequence[Listener]:
-        """The one where the front-end connects."""
+        """The listening socket."""
         return [self.session.listener]
 
     @property
     def required(self) -> bool:
-        """Whether a front-end that can't go on makes `start` fail."""
+        """Whether `start` fails if the front-end can't continue."""
         return self.session.required
 
     @required.setter
@@ -58,7 +58,7 @@ class CarriedSession(Carried):
         self.session.required = required
 
     def encode(self, fds: Descriptors) -> msgspec.Raw:
-        """Describe the session."""
+        """Return the state as JSON."""
         session = self.session
         connection = session.connection
         said = [
@@ -74,7 +74,7 @@ class CarriedSession(Carried):
         return msgspec.Raw(msgspec.json.encode(state))
 
     def close(self) -> None:
-        """Hang up, and listen no more."""
+        """Close the sockets, and the descriptors of messages."""
         self.session.close()
 
 

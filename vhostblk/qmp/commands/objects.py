@@ -92,7 +92,7 @@ async def qom_list_properties(
 
 
 def _load_types() -> None:
-    """Have all types in the tree's table, in QEMU's order."""
+    """Import all modules that add types to the object tree's table."""
     load_all()
     importlib.import_module("vhostblk.chardev.qom")
 
