@@ -14,10 +14,10 @@ _ERROR, _HOLDERS, _EVENT_FD = range(3)
 
 
 class FileSync:
-    """What all share who bring an open file's data to storage.
+    """The turn to sync an open file, shared by the event loop and the iothreads.
 
-    They take turns, because the kernel reports lost data to one of them only. An extent map refers
-    to it (`ExtentMap.sync`), so iothreads take part. Here, one caller at a time.
+    Only one may sync at a time, because the kernel reports lost data only once. Extent maps refer
+    to it (`ExtentMap.sync`). On the event loop, the caller makes sure that one coroutine uses it.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class FileSync:
         self._memory[_ERROR] = value
 
     async def begin(self) -> None:
-        """Wait until no iothread syncs the file; none begins before `end`. Not to be cancelled."""
+        """Take the turn; wait for an iothread that has it. Must not be cancelled."""
         if self.handle is None or self._lib.vb_sync_try(self.handle, self._lib.VB_SYNC_PYTHON):
             return
         fd = self._memory[_EVENT_FD]
@@ -59,12 +59,12 @@ class FileSync:
         await ended
 
     def end(self) -> None:
-        """Let others sync the file; the outcome has been noted."""
+        """Give the turn back, after `error` was set if there was one."""
         if self.handle is not None:
             self._lib.vb_sync_end(self.handle, self._lib.VB_SYNC_PYTHON)
 
     def close(self) -> None:
-        """Close what `begin` has opened; nobody uses the file any more."""
+        """Close the eventfd; nobody uses the file any more."""
         fd, self._memory[_EVENT_FD] = self._memory[_EVENT_FD], -1
         if fd >= 0:
             os.close(fd)

@@ -84,8 +84,8 @@ class PosixNode(BlockNode):
         #: The file opened again, while the node is being reopened; and whether for writing.
         self._new_fd = -1
         self._new_fd_writable = False
-        #: Whose turn it is to flush, and the errno of a flush that failed: what the kernel then
-        #: dropped is gone. Shared with those who go by the extent map.
+        #: The turn to flush, and the errno of a failed flush, after which data may be lost. Shared
+        #: with the users of the extent map.
         self._sync = FileSync()
         self._flushes = Rounds(self._flush)
         #: fallocate modes that work here, as far as is known.
@@ -462,9 +462,9 @@ class PosixNode(BlockNode):
     async def flush(self) -> None:
         """fdatasync(2). Once it has failed, it fails for ever.
 
-        The kernel reports a write-back error once, and may have dropped the data by then; a later
-        success would say nothing about it. Nor would that of a call that runs at the same time, so
-        there is one at a time, for all who wait.
+        The kernel reports a write-back error once, and may have dropped the data by then. Neither a
+        later success nor that of a concurrent call says anything about that data. So one call runs
+        at a time, for all callers that wait.
         """
         if self._fd_writable:
             await self._flushes.join()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Rounds`: an operation that runs once at a time, each time for all who asked before it began."""
+"""`Rounds`: runs an operation once for all callers that wait for it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Rounds:
-    """Runs an operation, such as a flush, in rounds.
+    """Runs an operation, such as a flush, in rounds, one at a time.
 
-    Who asks while a round runs takes part in the next one, together with all others who ask
-    meanwhile. A round goes on to its end if a caller is cancelled, so its outcome is never missed.
+    A caller that comes while a round runs waits for the next one, with all others that come
+    meanwhile. A round is not cancelled if a caller is, so its error is never lost.
     """
 
     def __init__(self, operation: Callable[[], Coroutine[object, None, None]]) -> None:
@@ -25,7 +25,7 @@ class Rounds:
         self._running = False
 
     def join(self) -> Completion[None]:
-        """Take part in the next round; the completion has its outcome."""
+        """Join the next round; the completion gets its outcome."""
         done: Completion[None] = Completion()
         self._waiting.append(done)
         if not self._running:
@@ -48,7 +48,11 @@ class Rounds:
 
 
 def _tell(waiting: list[Completion[None]], failure: Exception | None) -> None:
-    """Tell all how a round has ended; not on this stack, where one could harm the others."""
+    """Complete the callers of a round.
+
+    Each one is completed by a call of its own from the event loop, so that an exception in one
+    doesn't keep the others waiting.
+    """
     loop = asyncio.get_running_loop()
     for done in waiting:
         if failure is None:

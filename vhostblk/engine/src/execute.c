@@ -12,8 +12,8 @@
  * saves system calls where a guest reads or writes sequentially in small pieces. Where a run does
  * not succeed as a whole, each of its requests goes its own way as if there had been none.
  *
- * Flushes and writes with RWF_DSYNC take turns with all others of the same file (`sync.cdef.h`). One
- * that meets another goes up: Python waits, and flushes once for all who wait.
+ * Flushes and writes with RWF_DSYNC of one file run one at a time (`sync.cdef.h`). A request that does
+ * not get the turn goes up: Python waits for it, and flushes once for all that wait.
  */
 #define _GNU_SOURCE
 #include "queue.h"
@@ -462,7 +462,7 @@ void vb_slot_execute(struct vb_slot *slot)
     }
 }
 
-/* A flush that failed makes all later ones fail. Whoever has the turn notes it. */
+/* A failed flush makes all later ones fail. The caller has the turn. */
 static int64_t judge_flush(struct vb_extent_map *map, int64_t result)
 {
     if (!map->sync)
@@ -482,9 +482,9 @@ static void continue_transfer(struct vb_slot *slot)
         return;
     }
     if (result < 0 && op->flags & RWF_DSYNC && slot->syncing) {
-        /* If it wasn't the write that failed, but bringing data to storage, that counts as a failed
-         * flush: what was lost may be another's. The same without RWF_DSYNC tells; until then no
-         * other flush begins. */
+        /* Either the write failed, or its flush. A failed flush may have lost data of other
+         * requests, and counts as such. The write is repeated without RWF_DSYNC to tell them apart;
+         * no other flush begins before that has ended. */
         slot->sync_error = result;
         queue_op(slot, VB_IO_WRITE, 0);
         return;

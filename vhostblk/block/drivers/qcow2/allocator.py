@@ -145,9 +145,9 @@ class Allocator:
             self._packed_end = 0
 
     def used(self, cluster: int) -> None:
-        """Note that a cluster has been written that the image referred to, wherever it is.
+        """Note a write to a cluster that the image refers to.
 
-        It may lie past the file's former end, as in a copy without its last part.
+        In a file that lacks its last part, the cluster may be past the end.
         """
         self.high_water = max(self.high_water, cluster + 1)
 

@@ -110,7 +110,7 @@ class Image:
         """Where data clusters end at the latest."""
         if self.geometry.external_data:
             return 1 << 62
-        # Past the latter there is nothing, or what comes to be written is to be noted (`used`).
+        # Writes past the high water mark go to the driver, which notes them (`Allocator.used`).
         bits = self.geometry.cluster_bits
         return min(self.file.node.size, self.allocator.high_water << bits)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sorted arrays of cluster numbers.
 
-For many numbers `np.unique`, and what is built on it, goes by a hash table. Sorting takes less than
-a fiftieth of the time.
+`np.unique`, and the functions that use it, have a hash table for large arrays. Sorting is more than
+fifty times as fast.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 
 def sorted_once(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return each number once, sorted."""
+    """Return the different numbers, sorted."""
     ordered = np.sort(numbers)
     return ordered[_ends(ordered)]
 
 
 def repeated(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return each number that is there more than once, sorted."""
+    """Return the numbers that occur more than once, sorted."""
     ordered = np.sort(numbers)
     return sorted_once(ordered[1:][ordered[1:] == ordered[:-1]])
 
 
 def in_both(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the numbers that are in both arrays, each of which has a number once."""
+    """Return the numbers that are in both arrays; neither array has duplicates."""
     return repeated(np.concatenate([first, second]))
 
 
 def grouped(
     numbers: NDArray[np.int64], flags: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return each number once, sorted, whether it is there again, and whether a flag of it is set.
+    """Return the different numbers, sorted; whether each occurs again; and if a flag of it is set.
 
     Numbers are below 2**62.
     """
@@ -47,7 +47,7 @@ def grouped(
 
 
 def _ends(ordered: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return of each of sorted numbers whether another one follows."""
+    """Return, for each of sorted numbers, whether it is the last of its value."""
     ends = np.ones(len(ordered), bool)
     np.not_equal(ordered[1:], ordered[:-1], out=ends[:-1])
     return ends

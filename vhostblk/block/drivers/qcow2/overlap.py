@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: So many L1 entries of snapshots are looked at; an image can have too many for that.
+#: The number of L1 entries of snapshots that are read at most.
 _MAX_INACTIVE_ENTRIES = 16 << 20
 
 #: Option members, and the names of the structures in messages, in the order of checking.

@@ -26,7 +26,7 @@ class Places:
     """The clusters of metadata that are known to have storage."""
 
     def __init__(self, file: Edge, cluster_bits: int, used: Callable[[int], object]) -> None:
-        """`used` is called with the number of each cluster that has come to have storage."""
+        """`used` is called with the number of each cluster that gets storage."""
         self._file = file
         self._used = used
         self._bits = cluster_bits

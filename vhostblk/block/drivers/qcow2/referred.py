@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many published entries allow writes to each host cluster.
 
-In an image that contradicts itself an L2 entry may refer to a cluster that counts as free. It is no
-metadata when the entry is published. Later the cluster may be taken for a table. From then on a
-guest's write there has to be looked at, and refused.
+In a corrupt image, an L2 entry may refer to a cluster whose refcount is 0. The cluster is not
+metadata when the entry is published. Later the cluster may be allocated for a table. From then on,
+a guest's write to it has to be checked, and refused.
 
-Finding such entries takes a look at all that are published. So the entries are counted, by host
-cluster, whenever they are published or taken back. In a sound image no entry refers to a free
-cluster, and nothing is searched for.
+To find such entries, all published entries have to be searched. To avoid that, the entries are
+counted by host cluster whenever they are published or taken back. In a sound image no entry refers
+to a free cluster, so there is no search.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK, OVERWRITE
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Most clusters that are told apart; those of larger files share counts.
+#: The number of counts at most. In a larger file, several clusters share a count.
 _MAX_COUNTS = 16 << 20
-#: Of the counts' own type: with others `np.add.at` takes 15 times as long.
+#: Of the same type as the counts: with another type, `np.add.at` takes 15 times as long.
 _UP, _DOWN = np.int32(1), np.int32(-1)
 
 
@@ -34,11 +34,12 @@ class Referred:
         self._bits = cluster_bits
         size = min(1 << clusters.bit_length(), _MAX_COUNTS)
         self._mask = size - 1
-        # Pages come into being when they are touched. A table has less than 2**31 entries.
+        # The kernel allocates pages when they are touched. No count overflows: a table has less
+        # than 2**31 entries.
         self._counts = np.zeros(size, np.int32)
 
     def replaced(self, old: NDArray[np.uint64], new: NDArray[np.uint64]) -> None:
-        """Note that entries are replaced by others, perhaps of another number."""
+        """Count entries that are replaced; `new` may be of another length."""
         for entries, step in ((old, _DOWN), (new, _UP)):
             overwritable = entries[(entries & np.uint64(OVERWRITE)) != 0]
             if len(overwritable):
@@ -47,20 +48,20 @@ class Referred:
                 np.add.at(self._counts, places, step)
 
     def replaced_one(self, old: int, new: int) -> None:
-        """Do the same for one entry."""
+        """Count one entry that is replaced."""
         for entry, step in ((old, -1), (new, 1)):
             if entry & OVERWRITE:
                 self._counts[(entry & OFFSET_MASK) >> self._bits & self._mask] += step
 
     def may_refer(self, first: int, count: int) -> bool:
-        """Tell whether an entry may refer to one of these clusters."""
+        """Return whether an entry may refer to one of these clusters."""
         if count >= len(self._counts):
             return True
         places = np.arange(first, first + count) & self._mask
         return bool(self._counts[places].any())
 
     def find(self, first: int, count: int, entries: NDArray[np.uint64]) -> NDArray[np.intp]:
-        """Return which entries refer to one of these clusters."""
+        """Return the indices of the entries that refer to one of these clusters."""
         low, high = np.uint64(first << self._bits), np.uint64(first + count << self._bits)
         offsets = entries & np.uint64(OFFSET_MASK)
         allowed = (entries & np.uint64(OVERWRITE)) != 0

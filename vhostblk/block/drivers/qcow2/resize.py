@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changing the disk's length; no requests are in flight. How it shrinks is in `shrink`.
 
-The header's size goes from the old to the new value in one write, so a crash leaves either the old
-disk or the new one. A disk that grows gets all that its new part needs before that: clusters past
-the end that earlier changes have left are given up, zeroes hide what the backing file has there,
-and clusters are preallocated.
+One write changes the size in the header, so a crash leaves either the old disk or the new one. When
+a disk grows, its new part is prepared before that write: clusters left past the end by earlier
+changes are freed, zeroes hide the content of a longer backing file, and clusters are preallocated.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ async def resize(
 ) -> None:
     """Change the disk's length; raises OSError, with a message for the user.
 
-    With a mode, what is added gets its place in the file. With a raw data file it always does, as
-    the file reads the same as the disk. Where anything fails the disk is what it was; a failure to
-    shrink may have emptied a part of what was to go (see `shrink`).
+    With a mode other than "off", the new part is preallocated. With a raw data file it always is,
+    as that file has the same content as the disk. If anything fails, the disk is unchanged; for
+    what a failure to shrink may have removed, see `shrink`.
     """
     header = image.header
     if mode is not PreallocMode.OFF and size < image.size:

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Making the disk shorter; no requests are in flight, and the image's lock is held.
 
-The header goes over to the new size, and to an L1 table that ends there, with one write of one
-sector. What lay past the new end is not mapped any more from then on, so no program shows it when
-the disk grows again. L2 tables past the end are given up as they are, also those that snapshots
-share. An L2 table that the new end divides is copied without its rest, and so is the L1 table then.
+One write of one sector puts the new size into the header, together with an L1 table that ends
+there. From then on nothing past the new end is mapped, so no program shows old data when the disk
+grows again. References to L2 tables past the end are dropped, also to those that snapshots share.
+An L2 table with clusters on both sides of the new end is copied without the entries past it; then
+the L1 table is copied, too.
 
-A crash leaves the old disk or the new one; clusters may stay in use without need. A failure leaves
-the old disk. In two cases a part of what was to be cut off may be gone all the same:
+A crash leaves the old disk or the new one, and may leak clusters. A failure leaves the old disk. In
+two cases, a part of the data past the new end may be gone nevertheless:
 
-- There is no room for the copies, as in a full file system. Then the divided table's entries past
-  the new end are emptied in place first, as QEMU does. This fails where a snapshot shares it.
-- An external data file is cut before the header changes. A raw one would show old data when the
-  disk grows if a crash left it long.
+- There is no space for the copies. Then the entries past the new end are emptied in place first, as
+  QEMU does. This fails if a snapshot shares the L2 table.
+- An external data file is truncated before the header changes. If a crash left a raw data file
+  long, it would show old data when the disk grows.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: What a file that can't get longer says.
+#: Errors of a file that can't get longer.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -46,12 +47,12 @@ class _Top(NamedTuple):
 
     offset: int
     entries: NDArray[np.uint64]
-    #: The clusters that were allocated for it and the divided L2 table; None: it is the old one.
+    #: The clusters allocated for it and for the copied L2 table; None: it is the old table.
     run: Run | None
 
 
 class _Rest(NamedTuple):
-    """Sorted clusters that lose references once the disk is shorter, and how many each."""
+    """Sorted clusters that lose references, and how many each loses."""
 
     clusters: NDArray[np.int64]
     counts: NDArray[np.int64]
@@ -82,9 +83,9 @@ async def shrink(image: Image, size: int) -> None:
 
 
 async def _prepare(image: Image, size: int, kept: int) -> tuple[_Top, _Rest]:
-    """Make an L1 table of `kept` entries that leads to nothing past the new end.
+    """Make an L1 table of `kept` entries that maps nothing past the new end.
 
-    Return it, and what can be given up once it is in force.
+    Return it, and the references that can be dropped once the header has it.
     """
     divided = await _divided_table(image, size)
     if divided is not None:
@@ -100,14 +101,14 @@ async def _prepare(image: Image, size: int, kept: int) -> tuple[_Top, _Rest]:
 
 
 async def _divided_table(image: Image, size: int) -> NDArray[Any] | None:
-    """Return the L2 table that maps clusters on both sides of the new end, without its rest."""
+    """Return the L2 table that the new end divides, with the entries past it set to 0, or None."""
     geometry, l1 = image.geometry, image.tables.l1
     first = geometry.clusters(size)
     inside = first & ((1 << geometry.l2_bits) - 1)
     offset = int(l1[first >> geometry.l2_bits]) & OFFSET_MASK if inside else 0
     if not offset:
         return None
-    await image.reader.slice_at(first << geometry.cluster_bits)  # which looks at the entry
+    await image.reader.slice_at(first << geometry.cluster_bits)  # checks the L1 entry
     words = await read_array(image.file, offset, geometry.cluster_size // 8, ">u8")
     rest = words[inside * image.tables.words_per_entry :]
     if not rest.any():
@@ -117,9 +118,10 @@ async def _divided_table(image: Image, size: int) -> NDArray[Any] | None:
 
 
 async def _rest_of(image: Image, kept: int, divided: NDArray[Any] | None) -> _Rest:
-    """Return what the L1 table leads to from an entry on, but for what a divided table keeps.
+    """Return the references of the L1 table past the kept ones.
 
-    That table's copy takes its place. Raises OSError where the image contradicts itself.
+    `divided` is the copy of the last kept L2 table; what it refers to stays. Raises OSError if the
+    image is corrupt.
     """
     tally = Tally()
     start = kept if divided is None else kept - 1
@@ -134,7 +136,7 @@ async def _rest_of(image: Image, kept: int, divided: NDArray[Any] | None) -> _Re
 
 
 async def _copy(image: Image, kept: int, divided: NDArray[Any]) -> _Top:
-    """Write the divided L2 table, and an L1 table that leads to it, to new clusters."""
+    """Write the divided L2 table, and an L1 table that refers to it, to new clusters."""
     geometry = image.geometry
     run = await image.allocator.allocate_together(1 + geometry.clusters(8 * kept))
     entries = image.tables.l1[:kept].copy()
@@ -156,14 +158,14 @@ async def _copy(image: Image, kept: int, divided: NDArray[Any]) -> _Top:
 
 
 def _give_up(image: Image, top: _Top) -> None:
-    """Give up clusters that were allocated for an L1 table, once the header has the old one."""
+    """Free the clusters of an L1 table that was not put in force."""
     if top.run is not None:
         image.overlap.metadata_removed(top.run.first, top.run.length)
         image.commit.free(top.run.first, top.run.length)
 
 
 async def _empty_in_place(image: Image, size: int) -> None:
-    """Give up what the divided table maps past the new end."""
+    """Free what the divided table maps past the new end."""
     geometry = image.geometry
     first = geometry.clusters(size)
     end = (first >> geometry.l2_bits) + 1 << geometry.l2_bits
@@ -172,7 +174,7 @@ async def _empty_in_place(image: Image, size: int) -> None:
 
 
 async def _go_over(image: Image, size: int, top: _Top) -> None:
-    """Have the header, and with it the image in memory, go over to another size and L1 table."""
+    """Put another size and L1 table in force, in the header and in memory."""
     members = {"size": size, "l1_offset": top.offset, "l1_size": len(top.entries)}
     data_size = image.data.node.size
     try:
@@ -194,6 +196,6 @@ async def _go_over(image: Image, size: int, top: _Top) -> None:
 
 
 async def _cut_data(image: Image, size: int) -> None:
-    """Make the external data file as long as the disk, on stable storage."""
+    """Truncate the external data file to the disk's size, on stable storage."""
     await image.data.truncate(size)
     await image.data.flush()

@@ -315,7 +315,7 @@ class Writer:
                 await self._undo(plan)
 
     def _note_used(self, plans: list[_Plan]) -> None:
-        """Note where data is now that may be past all that was in use."""
+        """Note writes that may be past all clusters that were in use."""
         image = self._image
         if image.geometry.external_data:
             return
