@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -45,11 +44,14 @@ class Helper:
 
     def descriptors(self) -> int:
         """Count the descriptors that it has open."""
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))  # noqa: PTH208
+        return self._count("fd")
 
     def threads(self) -> int:
         """Count its threads."""
-        return len(os.listdir(f"/proc/{self.process.pid}/task"))  # noqa: PTH208
+        return self._count("task")
+
+    def _count(self, directory: str) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/{directory}").iterdir()))
 
     def status(self) -> dict[str, str]:
         """Return what the kernel says of it."""

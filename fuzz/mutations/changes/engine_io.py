@@ -443,7 +443,7 @@ MUTATIONS = (
               eventfd_write(sync->event_fd, 1);
         """,
         "A flush in Python waits for ever for that of an iothread.",
-        ("tests/block/test_file.py",),
+        ("tests/block/file",),
     ),
     Mutation(
         "failed-segment-is-forgotten",

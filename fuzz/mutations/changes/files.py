@@ -9,7 +9,7 @@ _POSIX = "vhostblk/block/drivers/posix.py"
 _RAW = "vhostblk/block/drivers/raw.py"
 _LOCKING = "vhostblk/block/graph/locking.py"
 
-_FILE = ("tests/block/test_file.py",)
+_FILE = ("tests/block/file",)
 _LOCKS = ("tests/block/test_locking.py",)
 _REOPEN = ("tests/block/test_reopen.py", "tests/block/test_locking.py")
 
