@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from vhostblk import systemd
 from vhostblk.block.graph.storage import check_unused
-from vhostblk.cli.errors import StartupError
+from vhostblk.cli.errors import StartupError, UsageError
 from vhostblk.cli.handover import Handover
 from vhostblk.cli.pidfile import PidFile
 from vhostblk.cli.report import log_statistics
@@ -205,16 +205,23 @@ async def _carry_out(daemon: Daemon, steps: list[Step]) -> None:
 
 async def _build_short_form(daemon: Daemon, image: str | None, address: Step) -> None:
     with _located(address.location), _answering_help(address):
-        export = short_export(address.value)
+        export, image_format = short_export(address.value)
     if image is None:
         with _located(address.location):
+            if image_format is not None:
+                raise UsageError("format= is for an image, and none is named")
             export = choose_node(export, daemon.graph)
     else:
         with _located(image):
-            node = await daemon.add_blockdev(image_blockdev(image, export))
+            node = await daemon.add_blockdev(image_blockdev(image, export, image_format))
         export = choose_node(export, daemon.graph, node.node_name)
     with _located(address.location):
         await daemon.add_export(export)
+    if not export.writable and sys.stderr.isatty():
+        print(
+            f"vhostblk: export '{export.id}' is read-only: writable=on lets guests write",
+            file=sys.stderr,
+        )
 
 
 @contextmanager
