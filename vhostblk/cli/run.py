@@ -17,6 +17,7 @@ from vhostblk.block.graph.storage import check_unused
 from vhostblk.cli.errors import StartupError, UsageError
 from vhostblk.cli.handover import Handover
 from vhostblk.cli.pidfile import PidFile
+from vhostblk.cli.preload import Preloader
 from vhostblk.cli.report import log_statistics
 from vhostblk.cli.short_form import choose_node, image_blockdev, short_export
 from vhostblk.daemon import Daemon
@@ -108,6 +109,7 @@ async def _serve(arguments: Arguments, readiness: Readiness | None, sandbox: San
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, daemon.request_stop)
     pidfile = None
+    preloader = Preloader()
     try:
         async with daemon:
             loop.add_signal_handler(STATISTICS_SIGNAL, log_statistics, daemon)
@@ -117,8 +119,11 @@ async def _serve(arguments: Arguments, readiness: Readiness | None, sandbox: San
                     handover.serve(pidfile.leave if pidfile is not None else lambda: None)
                 made = handover.made_files
                 made += [] if arguments.pidfile is None else [arguments.pidfile]
+                if arguments.run_as is not None:
+                    await preloader.run()
                 with _located("--run-as" if arguments.sandbox is None else "--sandbox"):
                     sandbox.close_files(daemon, made)
+                preloader.start()
                 _tell_ready(daemon, readiness, handover)
                 handover.release()
                 daemon.take_commands()
@@ -127,6 +132,7 @@ async def _serve(arguments: Arguments, readiness: Readiness | None, sandbox: San
                     systemd.notify("STOPPING=1")
                 await handover.close()
     finally:
+        await preloader.stop()
         if pidfile is not None:
             pidfile.remove()
 
