@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.drivers.qcow2.opening import read_plainly
 from vhostblk.block.errors import BlockError
+from vhostblk.block.formats import HEAD_BYTES, format_of
 from vhostblk.block.graph import inherit
 from vhostblk.block.graph.filename import described, described_path, full_name
 from vhostblk.schema.blockdev import BlockdevOptions
@@ -29,8 +30,6 @@ MAX_DEPTH = 100
 PROBE = "probe"
 #: The role of the file with the guest's data.
 DATA_FILE = "data-file"
-
-_PROBE_BYTES = 2048
 
 
 async def open_backing(node: BlockNode, graph: Graph, header: Header) -> None:
@@ -104,7 +103,7 @@ async def _probe(node: BlockNode, graph: Graph, file: Any) -> str:
     ref = file if isinstance(file, str) else from_json(BlockdevOptions, file)
     child = await graph.open_child(node, PROBE, ref)
     try:
-        data = await read_plainly(node.children[PROBE], 0, _PROBE_BYTES)
+        data = await read_plainly(node.children[PROBE], 0, HEAD_BYTES)
     except OSError as error:
         raise BlockError(
             f"Could not read '{child.filename}' to determine its format: {error.strerror}"
@@ -112,27 +111,3 @@ async def _probe(node: BlockNode, graph: Graph, file: Any) -> str:
     finally:
         await graph.close_child(node, PROBE)
     return format_of(data)
-
-
-#: First bytes of formats, and where else QEMU looks.
-_SIGNATURES = (
-    (0, b"QFI\xfb\0\0\0\1", "qcow"),
-    (0, b"QFI\xfb", "qcow2"),
-    (0, b"QED\0", "qed"),
-    (0, b"KDMV", "vmdk"),
-    (0, b"COWD", "vmdk"),
-    (0, b"vhdxfile", "vhdx"),
-    (0, b"conectix", "vpc"),
-    (0, b"LUKS\xba\xbe", "luks"),
-    (0, b"WithoutFreeSpace", "parallels"),
-    (0, b"WithouFreSpacExt", "parallels"),
-    (64, b"\x7f\x10\xda\xbe", "vdi"),
-)
-
-
-def format_of(data: bytes) -> str:
-    """Return the name of the format that data starts like; `raw` where it is like none."""
-    for offset, signature, name in _SIGNATURES:
-        if data[offset : offset + len(signature)] == signature:
-            return name
-    return "raw"
