@@ -20,16 +20,12 @@ from vhostblk.trace import points as trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
 
 logger = logging.getLogger(__name__)
 
 #: What a daemon never needs: programs of their own, and what builds or tests.
-_OTHERS = (
-    "vhostblk.__main__",
-    "vhostblk.engine.build",
-    "vhostblk.plugin.testing",
-    "vhostblk.pr",
-)
+_OTHERS = ("__main__", "engine.build", "plugin.testing", "pr")
 
 #: Modules of others that functions import, or that the standard library imports late.
 _FOREIGN = (
@@ -75,7 +71,7 @@ class Preloader:
 
     def _run(self) -> None:
         count = 0
-        for name in (*_FOREIGN, *_modules(vhostblk.__path__, "vhostblk.")):
+        for name in (*_FOREIGN, *_modules(vhostblk)):
             if self._stopping.is_set():
                 return
             try:
@@ -87,12 +83,11 @@ class Preloader:
             trace.modules_loaded(count)
 
 
-def _modules(path: list[str], prefix: str) -> Iterator[str]:
+def _modules(package: ModuleType) -> Iterator[str]:
     """List the names of all modules below a package, without those that no daemon needs."""
-    for module in pkgutil.iter_modules(path, prefix):
-        if module.name in _OTHERS:
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        if module.name.partition(".")[2] in _OTHERS:
             continue
         yield module.name
         if module.ispkg:
-            package = importlib.import_module(module.name)
-            yield from _modules(list(package.__path__), f"{module.name}.")
+            yield from _modules(importlib.import_module(module.name))
