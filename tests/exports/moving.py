@@ -341,10 +341,10 @@ class Script:
 
     def served(self, index: int) -> bool:
         """Return whether the device takes a ring's requests now, and would notify us of it."""
-        queue, device = self.device._queues.get(index), self.device
-        if queue is None or index not in device._enabled or queue.broken:
+        queue, device = self.device.queues.running.get(index), self.device
+        if queue is None or index not in device.queues.enabled or queue.broken:
             return False
-        return device._configs[index].size == self.rings[index].size
+        return device.queues.config(index).size == self.rings[index].size
 
     async def write(self, index: int) -> None:
         """Write to a new place; wait for completion if the ring is served."""
@@ -388,17 +388,17 @@ class Script:
         area = device._records._area
         shared = self._shared
         return {
-            "features": (session._features, device._features),
+            "features": (session._features, device.queues.features),
             "protocol": session._protocol_features,
             "status": session._status,
             "loading": session._device_state.loading,
             "vrings": [self._vring(session, index) for index in range(QUEUES)],
-            "enabled": sorted(device._enabled),
+            "enabled": sorted(device.queues.enabled),
             "memory": [
                 (r.guest_addr, r.size, r.user_addr, shared(r.mapping.address))
-                for r in device.memory.regions
+                for r in device.queues.memory.regions
             ],
-            "cache": (device._chosen_write_cache, device._backend.enable_write_cache),
+            "cache": (device.queues.chosen_write_cache, device._backend.enable_write_cache),
             "shown": device._shown_config is not None,
             "area": area and shared(area._mapping.address),
             "channel": session._channel is not None and session._channel._socket is not None,
@@ -414,18 +414,19 @@ class Script:
     def _vring(self, session: Session, index: int) -> dict[str, object]:
         vring, device = session._vrings[index], self.device
         running = vring.running
-        part = device._records._parts.get(index)
+        queue: Any = device.queues.running.get(index)
+        wires = device.queues._running[index].wires if running else None
         pending = vring.base_set_since_start or running is None
         return {
             "said": (vring.size, vring.addresses, vring.log_addr, vring.enabled),
             "base": vring.base if pending else "where it was",
             "running": running and replace(running, next_avail=0, log_addr=None),
-            "logged at": running and device._configs[index].log_addr,
+            "logged at": device.dirty_logging and device.dirty_logging._used.get(index),
             "in-band": running is not None and vring.inband,
             "call": self._notice(device._call_fds.get(index), vring.call_set, running),
             "err": self._notice(device._err_fds.get(index), vring.err_set, running),
-            "kick": running and self._name_of(device._queues[index]._kick_fd),
-            "record": part and self._shared(part.address),
+            "kick": running and self._name_of(queue._kick_fd),
+            "record": wires and wires.record and self._shared(wires.record.address),
         }
 
     def _notice(self, fd: int | None, is_set: bool, running: object) -> object:
