@@ -34,7 +34,8 @@ from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.virtio_blk.features import Feature
 from vhostblk.virtio_blk.lane import Lane
 from vhostblk.virtio_blk.layout import RequestType, Status
-from vhostblk.virtio_blk.queue_set import DiskOptions, QueueSet, Wires
+from vhostblk.virtio_blk.queue_maker import DiskOptions
+from vhostblk.virtio_blk.queue_set import QueueSet, Wires
 from vhostblk.virtqueue.errors import SetupError
 from vhostblk.virtqueue.inflight_area import InflightArea, make_inflight
 from vhostblk.virtqueue.ring import inflight_bytes

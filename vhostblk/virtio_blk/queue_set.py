@@ -3,75 +3,39 @@
 
 A `QueueSet` makes, starts, holds, moves and stops queues on either lane. The transport says where
 rings and guest memory are, and what a queue is connected with (`Wires`).
-
-numpy and all that needs it are imported by `prepare`, so that start-up stays short.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.errors import VhostblkError
-from vhostblk.imports import import_modules
 from vhostblk.trace import points as trace
-from vhostblk.virtio_blk.features import Feature, refusal
-from vhostblk.virtio_blk.lane import Lane, choose_lane
 from vhostblk.virtio_blk.ownership import ImageOwnership
+from vhostblk.virtio_blk.queue_maker import QueueMaker, prepare
 from vhostblk.virtio_blk.write_cache import WriteCache
 from vhostblk.virtqueue.errors import SetupError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
     import numpy as np
     from numpy.typing import NDArray
 
     from vhostblk.block.graph.backend import BlockBackend
-    from vhostblk.engine.extents import ExtentMap
     from vhostblk.engine.iothreads import Iothreads
     from vhostblk.ratelimit import RateLimitedLogger
     from vhostblk.virtio_blk.contract import Queue
+    from vhostblk.virtio_blk.lane import Lane
+    from vhostblk.virtio_blk.queue_maker import DiskOptions
     from vhostblk.virtqueue.config import VringConfig
     from vhostblk.virtqueue.inflight_area import InflightPart
     from vhostblk.virtqueue.memory import GuestMemory
     from vhostblk.virtqueue.queue_log import QueueLog
-
-logger = logging.getLogger(__name__)
-
-#: What is imported before queues start, all of it with numpy.
-_MODULES = (
-    "vhostblk.virtqueue.memory",
-    "vhostblk.virtio_blk.device",
-    "vhostblk.virtio_blk.queue",
-    "vhostblk.virtio_blk.statistics",
-    "vhostblk.virtqueue.ring",
-)
-_EXPRESS_MODULE = "vhostblk.virtio_blk.express"
-
-
-async def prepare(lane: Lane, *more: str) -> None:
-    """Import what serving queues on a lane takes, and `more`."""
-    modules = _MODULES if lane is Lane.PYTHON else (*_MODULES, _EXPRESS_MODULE)
-    await import_modules(*modules, *more)
-
-
-@dataclass(frozen=True, slots=True)
-class DiskOptions:
-    """What an export's options say of its disk."""
-
-    #: The export's name in logs and traces.
-    name: str
-    #: At most 20 bytes.
-    serial: bytes
-    writable: bool
-    logical_block_size: int
-    #: Names of the iothreads that queues are spread over; empty: the default one.
-    iothreads: Sequence[str] = ()
 
 
 @dataclass(slots=True)
@@ -105,11 +69,9 @@ class QueueSet:
         iothreads: Iothreads,
         log: RateLimitedLogger,
     ) -> None:
-        self._disk = disk
+        self._name = disk.name
         self._backend = backend
-        self._iothreads = iothreads
-        self._log = log
-        self._lane = choose_lane()
+        self._maker = QueueMaker(disk, backend, iothreads, log)
         self._ownership = ImageOwnership(backend, log)
         self._write_cache = WriteCache(backend)
         #: The virtio features that the driver acknowledged.
@@ -129,7 +91,7 @@ class QueueSet:
     async def prepare(self, *more: str) -> None:
         """Get ready for the next driver's side: import what serving takes, and `more`."""
         self._leaving = False
-        await prepare(self._lane, *self._backend.late_modules, *more)
+        await prepare(self._maker.lane, *self._backend.late_modules, *more)
 
     @property
     def running(self) -> dict[int, Queue]:
@@ -232,36 +194,7 @@ class QueueSet:
                 os.close(kick_fd)
 
     def _make(self, config: VringConfig, kick_fd: int | None, wires: Wires) -> Queue:
-        from vhostblk.virtio_blk.device import BlkDevice
-        from vhostblk.virtio_blk.queue import BlkQueue
-        from vhostblk.virtqueue.ring import ring_kind
-
-        event_idx = bool(self.features & Feature.RING_EVENT_IDX.mask)
-        kind = ring_kind(packed=config.packed)
-        ring = kind(config, self.memory, event_idx=event_idx, inflight=wires.record)
-        if len(ring.left):
-            logger.info(
-                "export '%s': queue %d: %d requests of an earlier process are done again",
-                *(self._disk.name, config.index, len(ring.left)),
-            )
-        reason = refusal(self.features, self._backend.node.zoned)
-        if reason is not None:  # firmware, perhaps: the next driver may know better
-            self._log.warning("queue %d: requests fail: %s", config.index, reason)
-        device = BlkDevice(
-            self._backend,
-            serial=self._disk.serial,
-            writable=self._disk.writable,
-            logical_block_size=self._disk.logical_block_size,
-            zoned=bool(self.features & Feature.ZONED.mask),
-            refused=reason is not None,
-        )
-        if self._lane is Lane.PYTHON:
-            return BlkQueue(config.index, ring, device, kick_fd, self._log)
-        from vhostblk.virtio_blk.express import ExpressQueue
-
-        iothreads = self._iothreads.start(self._disk.iothreads)
-        iothread = iothreads[config.index % len(iothreads)]
-        return ExpressQueue(config.index, ring, device, kick_fd, self._log, iothread)
+        return self._maker.make(config, kick_fd, wires.record, self.memory, self.features)
 
     def _begin(self, queue: Queue, config: VringConfig, wires: Wires) -> None:
         index = config.index
@@ -270,11 +203,11 @@ class QueueSet:
         if self._drained:
             queue.hold()
         self._running[index] = _Running(queue, config, wires)
-        queue.set_extents(self._extents())
+        queue.set_extents(self._maker.extents())
         queue.set_log(wires.log)
         queue.set_err(wires.err_fd)
         if trace.virtio_blk_start_queue.enabled:
-            trace.virtio_blk_start_queue(self._disk.name, index, self._lane.value)
+            trace.virtio_blk_start_queue(self._name, index, self._maker.lane.value)
         queue.start()
         if wires.call_fd is not None:
             queue.set_call(wires.call_fd)
@@ -322,7 +255,7 @@ class QueueSet:
 
         queue = self._running[index].queue
         if trace.virtio_blk_stop_queue.enabled:
-            trace.virtio_blk_stop_queue(self._disk.name, index)
+            trace.virtio_blk_stop_queue(self._name, index)
         queue.hold()
         with self._backend.hurried():
             await queue.wait_idle()
@@ -360,7 +293,7 @@ class QueueSet:
         Raises VhostblkError where a queue can't be had there: it stays where it is, then.
         """
         async with self._changing:
-            former, self._lane = self._lane, lane
+            former, self._maker.lane = self._maker.lane, lane
             for index, running in list(self._running.items()) if lane is not former else ():
                 kick, wires = running.queue.kick_copy(), running.wires
                 next_avail = await self._retire(index)
@@ -368,7 +301,7 @@ class QueueSet:
                 try:
                     self._begin(self._make(config, kick, wires), config, wires)
                 except BaseException:
-                    self._lane = former
+                    self._maker.lane = former
                     self._begin(self._make(config, kick, wires), config, wires)
                     raise
 
@@ -416,22 +349,10 @@ class QueueSet:
     def drained_end(self) -> None:
         """Go on."""
         self._drained = False
-        extents = self._extents()
+        extents = self._maker.extents()
         for queue in self.running.values():
             queue.set_extents(extents)
             queue.release()
-
-    def _extents(self) -> ExtentMap | None:
-        """Return the map that queues go by.
-
-        Where blocks of the file are larger than those of the disk, a small write is read, modified
-        and written by the block layer, which makes other writes to that block wait. Those that the
-        engine does by itself would not, so there all writes are asked.
-        """
-        extents = self._backend.extent_map()
-        if extents is not None and extents.alignment > self._disk.logical_block_size:
-            return replace(extents, writable=False)
-        return extents
 
     # Statistics.
 

@@ -10,6 +10,7 @@ _QUEUE = "vhostblk/virtio_blk/queue.py"
 _EXPRESS = "vhostblk/virtio_blk/express.py"
 _DEVICE = "vhostblk/virtio_blk/device.py"
 _QUEUE_SET = "vhostblk/virtio_blk/queue_set.py"
+_MAKER = "vhostblk/virtio_blk/queue_maker.py"
 _WRITE_CACHE = "vhostblk/virtio_blk/write_cache.py"
 _JOURNAL = "vhostblk/vhost_user/journal.py"
 _GIVER = "vhostblk/handover/giver.py"
@@ -329,7 +330,7 @@ MUTATIONS = (
         "queues-keep-their-map",
         _QUEUE_SET,
         """
-          extents = self._extents()
+          extents = self._maker.extents()
           for queue in self.running.values():
         -     queue.set_extents(extents)
               queue.release()
@@ -339,7 +340,7 @@ MUTATIONS = (
     ),
     Mutation(
         "engine-writes-beside-read-modify-write",
-        _QUEUE_SET,
+        _MAKER,
         """
         - if extents is not None and extents.alignment > self._disk.logical_block_size:
         -     return replace(extents, writable=False)

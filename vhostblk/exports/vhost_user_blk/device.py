@@ -20,8 +20,9 @@ from vhostblk.schema.base import UNSET
 from vhostblk.trace import points as trace
 from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.virtio_blk.features import Feature, refusal
-from vhostblk.virtio_blk.queue_set import DiskOptions, QueueSet, Wires
-from vhostblk.virtio_blk.queue_set import prepare as prepare_lane
+from vhostblk.virtio_blk.queue_maker import DiskOptions
+from vhostblk.virtio_blk.queue_maker import prepare as prepare_lane
+from vhostblk.virtio_blk.queue_set import QueueSet, Wires
 from vhostblk.virtqueue.eventfd import adopt_eventfd
 from vhostblk.virtqueue.mapping import LossSignal
 
