@@ -51,8 +51,6 @@ FALLOC_PUNCH_HOLE = 0x02
 FALLOC_ZERO_RANGE = 0x10
 FALLOC_UNSHARE_RANGE = 0x40
 
-#: Sizes are whole sectors, as in QEMU: what a file lacks in its last one reads as zeroes.
-SECTOR = 512
 #: IOV_MAX of Linux.
 MAX_IOV = 1024
 #: Reads up to this long are first tried from the page cache, on the spot.

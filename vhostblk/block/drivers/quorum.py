@@ -16,6 +16,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, Self
 
+from vhostblk.block import SECTOR
 from vhostblk.block.drivers.blkverify import first_difference
 from vhostblk.block.drivers.quorum_vote import Versions
 from vhostblk.block.errors import BlockError
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph
     from vhostblk.block.io.iovec import IoVec
     from vhostblk.events import EventBus
-
-SECTOR = 512
 
 
 class QuorumNode(BlockNode):

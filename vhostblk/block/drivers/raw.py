@@ -13,6 +13,7 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
+from vhostblk.block import SECTOR
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.edge import MAX_SIZE
 from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from vhostblk.block.lifetime import Lifetime
     from vhostblk.block.zones import Zone, ZonedLimits, ZoneOp
     from vhostblk.engine.extents import ExtentMap
-
-SECTOR = 512
 
 
 class RawNode(BlockNode):

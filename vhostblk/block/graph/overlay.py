@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vhostblk.block import SECTOR
 from vhostblk.block.create import create_image
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import reopen
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph
 
 logger = logging.getLogger(__name__)
-
-SECTOR = 512
 
 
 class OverlayAction:
