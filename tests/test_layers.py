@@ -47,7 +47,7 @@ LAYERS = """
     vhostblk.schema
     vhostblk.block vhostblk.block.errors vhostblk.block.pause vhostblk.block.lifetime
     vhostblk.errors vhostblk.fatal vhostblk.imports vhostblk.log vhostblk.ratelimit
-    vhostblk.systemd vhostblk.version
+    vhostblk.stdio vhostblk.systemd vhostblk.version
 """
 
 #: Tables of types, which name modules that are imported when they are needed.
