@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from vhostblk.block.graph.node import BlockNode
 from vhostblk.cli.errors import UsageError
+from vhostblk.errors import os_errors_as
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.blockdev import BlockdevDiscardOptions
 from vhostblk.schema.drivers.file import BlockdevOptionsFile, BlockdevOptionsHostDevice
@@ -41,10 +42,8 @@ def short_export(address: str) -> BlockExportOptions:
 
 def image_blockdev(image: str, export: BlockExportOptions) -> BlockdevOptionsRaw:
     """Return the definition of the image's node; raises UsageError where it can't be a disk."""
-    try:
+    with os_errors_as(UsageError, f"Could not open '{image}'", file=image):
         mode = os.stat(image).st_mode
-    except OSError as error:
-        raise UsageError(f"Could not open '{image}': {error.strerror}") from error
     if stat.S_ISREG(mode):
         protocol = BlockdevOptionsFile
     elif stat.S_ISBLK(mode):

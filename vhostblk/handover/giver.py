@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.errors import ImageLockedError
 from vhostblk.block.graph.edge import flush_node
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, os_errors_as
 from vhostblk.handover import configuration
 from vhostblk.handover.errors import HandoverError, RefusedError
 from vhostblk.handover.leash import Holder
@@ -227,11 +227,9 @@ async def _open_again(daemon: Daemon, blockdev: dict[str, Any]) -> None:
 
 async def _flush(daemon: Daemon) -> None:
     """Put what has been written on stable storage; raises HandoverError."""
-    try:
+    with os_errors_as(HandoverError, "flush failed"):
         for node in daemon.graph:
             await flush_node(node)
-    except OSError as error:
-        raise HandoverError(f"flush failed: {error.strerror}") from error
 
 
 def _make_guards(daemon: Daemon) -> list[LockGuard]:

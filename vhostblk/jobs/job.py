@@ -14,11 +14,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, reason
 from vhostblk.jobs.errors import JobCancelled, JobError
 from vhostblk.jobs.states import COMPLETED, PAUSED_FROM, check_transition, check_verb
 from vhostblk.schema.jobs import JobStatus, JobType, JobVerb
@@ -163,7 +162,7 @@ class Job(ABC):
         self.cancelled = True
         self.wake()
         if self.status is JobStatus.PENDING and not self._finalizing:
-            self.error = os.strerror(errno.ECANCELED)
+            self.error = reason(errno.ECANCELED)
             self._go_on(self._conclude())
             await self.wait()
 
@@ -254,11 +253,9 @@ class Job(ABC):
         try:
             await part()
         except JobCancelled:
-            self.error = os.strerror(errno.ECANCELED)
-        except OSError as error:
-            self.error = error.strerror or str(error)
-        except VhostblkError as error:
-            self.error = str(error)
+            self.error = reason(errno.ECANCELED)
+        except (OSError, VhostblkError) as error:
+            self.error = reason(error)
         except Exception as error:
             logger.exception("job %s", self.id)
             self.error = f"{type(error).__name__}: {error}"
