@@ -93,10 +93,14 @@ def errno_of(error: BaseException) -> int:
 
 
 class os_errors_as:  # noqa: N801 (used like a function)
-    """Raise an OSError of the `with` block as an error of `kind`, worded "what: reason"."""
+    """Raise an OSError of the `with` block as an error of `kind`, worded "what: reason".
 
-    def __init__(self, kind: Callable[..., VhostblkError], what: str, **context: str) -> None:
-        self._kind, self._what, self._context = kind, what, context
+    Without `what` it is the reason alone.
+    """
+
+    def __init__(self, kind: Callable[..., VhostblkError], what: str = "", **context: str) -> None:
+        self._kind, self._context = kind, context
+        self._prefix = what and f"{what}: "
 
     def __enter__(self) -> None:
         pass
@@ -105,7 +109,7 @@ class os_errors_as:  # noqa: N801 (used like a function)
         self, _kind: object, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         if isinstance(error, OSError):
-            raise self._kind(f"{self._what}: {reason(error)}", **self._context) from error
+            raise self._kind(f"{self._prefix}{reason(error)}", **self._context) from error
 
 
 class error_context:  # noqa: N801 (used like a function)

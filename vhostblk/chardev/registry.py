@@ -55,6 +55,13 @@ class Chardevs:
         """Return a device, or None."""
         return self._devices.get(chardev_id)
 
+    def find(self, chardev_id: str) -> Chardev:
+        """Return a device; raises ChardevError."""
+        device = self.get(chardev_id)
+        if device is None:
+            raise ChardevError(f"Chardev '{chardev_id}' not found")
+        return device
+
     def knows(self, chardev_id: str) -> bool:
         """Tell whether an id is taken."""
         return chardev_id in self._devices
@@ -101,9 +108,7 @@ class Chardevs:
 
     async def remove(self, chardev_id: str) -> None:
         """Remove a device that nobody uses."""
-        device = self._devices.get(chardev_id)
-        if device is None:
-            raise ChardevError(f"Chardev '{chardev_id}' not found")
+        device = self.find(chardev_id)
         if device.frontend is not None:
             raise ChardevError(f"Chardev '{chardev_id}' is busy")
         await self._close(device)

@@ -29,7 +29,7 @@ def blockdev_options(options: Options) -> BlockdevOptions:
     """Return the definition of a root node; raises OptionError."""
     checked = cast("BlockdevOptions", _convert(BlockdevOptions, "driver", options))
     if checked.node_name is UNSET:
-        raise OptionError("'node-name' must be specified for the root node")
+        raise OptionError("'node-name' must be specified for the root node", option="node-name")
     return checked
 
 
@@ -44,7 +44,7 @@ def export_options(options: Options) -> BlockExportOptions:
     """Return the definition of an export; raises OptionError."""
     checked = cast("BlockExportOptions", _convert(BlockExportOptions, "type", options))
     if not is_identifier(checked.id):
-        raise OptionError("Invalid block export id")
+        raise OptionError("Invalid block export id", option="id")
     checked.check()
     return checked
 
@@ -53,7 +53,7 @@ def object_options(options: Options) -> ObjectOptions:
     """Return the definition of an object; raises OptionError."""
     checked = cast("ObjectOptions", _convert(ObjectOptions, "qom-type", options))
     if not is_identifier(checked.id):
-        raise OptionError("Parameter 'id' expects an identifier")
+        raise OptionError("Parameter 'id' expects an identifier", option="id")
     checked.check()
     return checked
 

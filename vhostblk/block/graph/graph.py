@@ -24,7 +24,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.block.errors import BlockError, NodeNotFoundError
+from vhostblk.block.errors import BlockError, NodeNotFoundError, NoNode
 from vhostblk.block.graph import activation, inherit
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.drain import DrainedSection, with_descendants
@@ -37,6 +37,7 @@ from vhostblk.block.io.turns import Turns
 from vhostblk.block.registry import driver_class, driver_name
 from vhostblk.block.throttle_group import ThrottleGroups
 from vhostblk.block.zones import check_zoned_child
+from vhostblk.errors import error_context
 from vhostblk.events import EventBus
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block import BlockErrorAction, BlockIoError, BlockWriteThreshold
@@ -110,21 +111,16 @@ class Graph:
             self._owned.add(node.node_name)
             return node
 
-    def find(self, name: str) -> BlockNode:
-        """Return a node by name; raises NodeNotFoundError."""
-        return self._lookup(name, device="")
+    def find(
+        self, name: str, words: NoNode = NoNode.DEVICE_OR_NODE, *, device: str = ""
+    ) -> BlockNode:
+        """Return a node by name; raises NodeNotFoundError, in these words.
 
-    def find_exactly(self, name: str) -> BlockNode:
-        """Return a node by name, for commands that know of no devices."""
+        `device` is the name of a device that could have been meant; there are none here.
+        """
         node = self._nodes.get(name)
         if node is None:
-            raise NodeNotFoundError(f"Failed to find node with node-name='{name}'")
-        return node
-
-    def _lookup(self, name: str, device: str) -> BlockNode:
-        node = self._nodes.get(name)
-        if node is None:
-            raise NodeNotFoundError(f"Cannot find device='{device}' nor node-name='{name}'")
+            raise NodeNotFoundError(name, words, device)
         return node
 
     async def open_child(self, parent: BlockNode, role: str, ref: Any) -> BlockNode:
@@ -133,7 +129,7 @@ class Graph:
         When the parent fails to open, the graph takes its children away again.
         """
         if isinstance(ref, str):
-            node = self._lookup(ref, device=ref)
+            node = self.find(ref, device=ref)
         else:
             node = await self._open(inherit.resolve_child(ref, role, parent.options))
             node.defined_in, node.given_options = parent, ref
@@ -165,7 +161,7 @@ class Graph:
         holder = BlockBackend("", Perm.NONE)
         async with self._changing:
             if isinstance(ref, str):
-                node = self._lookup(ref, device=ref)
+                node = self.find(ref, device=ref)
             else:
                 node = await self._open(inherit.resolve(ref))
             holder.attach(self, node)
@@ -199,7 +195,7 @@ class Graph:
     async def remove(self, name: str) -> None:
         """Close a node that the user added; raises BlockError while it is in use."""
         async with self._changing:
-            node = self.find_exactly(name)
+            node = self.find(name, NoNode.NODE_NAME)
             if any(not isinstance(edge.parent, BlockNode) for edge in node.parents):
                 raise BlockError(f"Node {name} is in use")
             check_not_backing(node)
@@ -360,7 +356,7 @@ class Graph:
         Raises BlockError, and then nothing has changed.
         """
         async with self._changing:
-            chosen = list(self) if name is None else [self.find_exactly(name)]
+            chosen = list(self) if name is None else [self.find(name, NoNode.NODE_NAME)]
             if active:
                 await self._activate(chosen)
                 return
@@ -439,7 +435,8 @@ class Graph:
             driver = driver_name(options)
             if trace.bdrv_open_common.enabled:
                 trace.bdrv_open_common(name, driver)
-            node = await driver_class(driver).open(name, options, self)
+            with error_context(node=name):
+                node = await driver_class(driver).open(name, options, self)
         except BaseException:
             for edge in edges:
                 await self.detach(edge)

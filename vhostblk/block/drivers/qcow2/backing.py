@@ -14,7 +14,7 @@ from vhostblk.block.graph import inherit
 from vhostblk.block.graph.filename import described, full_name
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
-from vhostblk.schema.errors import OptionError
+from vhostblk.schema.errors import BadValueError, OptionError
 
 if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.header import Header
@@ -56,7 +56,8 @@ async def _open_named(node: BlockNode, graph: Graph, header: Header) -> None:
     try:
         converted = from_json(BlockdevOptions, await _with_formats(node, graph, options))
     except OptionError as error:
-        if kind is not None and str(error).startswith("Parameter 'driver' does not accept"):
+        unknown = isinstance(error, BadValueError) and f".{error.option}".endswith(".driver")
+        if kind is not None and unknown:
             raise BlockError(f"Unknown driver '{kind}'") from error
         raise BlockError(str(error)) from error
     await graph.open_child(node, inherit.BACKING, converted)
