@@ -134,7 +134,9 @@ def test_an_image_that_is_not_there(tmp_path: Path) -> None:
 
 def test_an_option_that_is_wrong() -> None:
     error = failure(
-        lambda daemon: daemon.add_blockdev("driver=raw,node-name=a,file.driver=file,file.filename=f,file.bad=1")
+        lambda daemon: daemon.add_blockdev(
+            "driver=raw,node-name=a,file.driver=file,file.filename=f,file.bad=1"
+        )
     )
     assert isinstance(error, OptionError)
     assert str(error) == "Parameter 'file.bad' is unexpected"
@@ -162,5 +164,5 @@ def test_failures_in_the_background_are_logged_once(caplog: pytest.LogCaptureFix
 
     asyncio.run(main())
     (record,) = caplog.records
-    assert (record.levelno, record.message) == (logging.ERROR, "housekeeping failed")
+    assert (record.levelno, record.message) == (logging.ERROR, "housekeeping: oops")
     assert record.exc_info is not None

@@ -33,7 +33,7 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.graph import Graph
 from vhostblk.chardev.registry import Chardevs
 from vhostblk.engine.iothreads import Iothreads
-from vhostblk.errors import error_context
+from vhostblk.errors import error_context, log_error
 from vhostblk.events import EventBus
 from vhostblk.exports.errors import ExportNotFoundError
 from vhostblk.exports.registry import class_of, start_export
@@ -370,7 +370,7 @@ class Daemon:
         self._iothreads.close()
         self._objects.clear()
         for other in errors[1:]:
-            logger.error("while closing: %s", other)
+            log_error(logger, "while closing", other)
         if errors:
             raise errors[0]
 
@@ -379,10 +379,10 @@ class Daemon:
         try:
             await self.close()
         except Exception as error:
-            logger.error("while closing: %s", error)
+            log_error(logger, "while closing", error)
 
 
 def _log_result(removal: asyncio.Task[Exception | None]) -> None:
     """Log why an export did not stop well, where nobody waits for it."""
     if not removal.cancelled() and (error := removal.result()) is not None:
-        logger.error("%s: %s", removal.get_name(), error)
+        log_error(logger, removal.get_name(), error)

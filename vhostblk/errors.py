@@ -19,14 +19,14 @@ from __future__ import annotations
 import errno as codes
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
     from types import TracebackType
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class VhostblkError(Exception):
@@ -128,7 +128,18 @@ class error_context:  # noqa: N801 (used like a function)
             error.add_context(**self._context)
 
 
-def log_failure(task: asyncio.Task[object]) -> None:
+def is_internal(error: BaseException) -> bool:
+    """Tell whether an error is a fault of ours: nothing that was asked for, and no failed I/O."""
+    return not isinstance(error, (VhostblkError, OSError))
+
+
+def log_error(logger: logging.Logger, what: str, error: BaseException) -> None:
+    """Log why `what` failed, with the traceback of a fault of ours."""
+    traceback = error if is_internal(error) else None
+    logger.error("%s: %s", what, reason(error), exc_info=traceback)
+
+
+def log_failure(task: asyncio.Task[Any]) -> None:
     """Log the failure of a task that nobody waits for: a callback for `add_done_callback`."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("%s failed", task.get_name(), exc_info=error)
+        log_error(_logger, task.get_name(), error)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vhostblk.chardev.base import Chardev, ChardevError
 from vhostblk.chardev.outputs import open_file
+from vhostblk.errors import log_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,7 +120,7 @@ class Chardevs:
             try:
                 await self._close(device)
             except Exception as error:
-                logger.error("while closing chardev '%s': %s", device.label, error)
+                log_error(logger, f"while closing chardev '{device.label}'", error)
 
     async def _close(self, device: Chardev) -> None:
         del self._devices[device.label]

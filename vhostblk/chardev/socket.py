@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from vhostblk.chardev.base import ChardevError
 from vhostblk.chardev.stream import StreamChardev
-from vhostblk.errors import reason
+from vhostblk.errors import log_failure, reason
 from vhostblk.net import addresses
 from vhostblk.net.errors import SocketError
 from vhostblk.schema.base import UNSET
@@ -179,6 +179,7 @@ class SocketChardev(StreamChardev):
         self._connecting = asyncio.get_running_loop().create_task(
             self._try_to_connect(), name=f"chardev {self.label}: connect"
         )
+        self._connecting.add_done_callback(log_failure)
 
     async def _try_to_connect(self) -> None:
         try:

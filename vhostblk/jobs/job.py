@@ -17,7 +17,7 @@ import logging
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from vhostblk.errors import VhostblkError, reason
+from vhostblk.errors import VhostblkError, log_failure, reason
 from vhostblk.jobs.errors import JobCancelled, JobError
 from vhostblk.jobs.states import COMPLETED, PAUSED_FROM, check_transition, check_verb
 from vhostblk.schema.jobs import JobStatus, JobType, JobVerb
@@ -226,6 +226,12 @@ class Job(ABC):
     def _go_on(self, part: Coroutine[object, object, None]) -> None:
         name = f"job {self.id}"
         self._task = asyncio.get_running_loop().create_task(part, name=name)
+        self._task.add_done_callback(log_failure)
+
+    @property
+    def _is_torn_down(self) -> bool:
+        """Whether the event loop is ending; nothing else cancels a job's task."""
+        return self._task is not None and self._task.cancelling() > 0
 
     async def _live(self) -> None:
         await self._attempt(self._run)
@@ -254,6 +260,10 @@ class Job(ABC):
             await part()
         except JobCancelled:
             self.error = reason(errno.ECANCELED)
+        except asyncio.CancelledError:  # something that it waited for, or the job's task
+            if self._is_torn_down:
+                raise
+            self.error = reason(errno.ECANCELED)
         except (OSError, VhostblkError) as error:
             self.error = reason(error)
         except Exception as error:
@@ -266,7 +276,9 @@ class Job(ABC):
         for part in (self.commit if self.error is None else self.abort, self.clean):
             try:
                 await part()
-            except Exception:
+            except (Exception, asyncio.CancelledError):
+                if self._is_torn_down:
+                    raise
                 logger.exception("job %s", self.id)
         self._enter(JobStatus.CONCLUDED)
         if self.auto_dismiss:

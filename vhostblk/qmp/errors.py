@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import errno
-from asyncio import CancelledError
-
-from vhostblk.errors import VhostblkError, reason
+from vhostblk.errors import VhostblkError, is_internal, reason
 from vhostblk.objects.tree import PathNotFoundError
 from vhostblk.objects.types import TypeNotFoundError
 
@@ -33,16 +30,6 @@ def error_class(error: BaseException) -> str:
     return next(found, "GenericError")
 
 
-def is_internal(error: BaseException) -> bool:
-    """Tell whether an error is a fault of ours, which has to be logged."""
-    expected = (VhostblkError, OSError, RecursionError, CancelledError)
-    return not isinstance(error, expected)
-
-
 def description(error: BaseException) -> str:
     """Return the description in the reply to a command that failed with `error`."""
-    if isinstance(error, RecursionError):
-        return "Nested too deeply"
-    if isinstance(error, CancelledError):
-        return reason(errno.ECANCELED)
     return f"Internal error: {reason(error)}" if is_internal(error) else reason(error)

@@ -13,14 +13,15 @@ device takes no more.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections import deque
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from vhostblk.errors import log_failure
+from vhostblk.errors import is_internal, log_failure, os_error
 from vhostblk.qmp import wire
-from vhostblk.qmp.errors import QmpError, is_internal
+from vhostblk.qmp.errors import QmpError
 from vhostblk.qmp.registry import COMMANDS, as_json
 from vhostblk.qmp.session import CAPABILITIES, Call, Request, Session
 from vhostblk.ratelimit import RateLimitedLogger
@@ -212,7 +213,11 @@ class Monitor:
 
     def _failure(self, error: BaseException, what: str, ids: wire.Message) -> wire.Message:
         """Return the reply to a request that failed."""
-        if is_internal(error):
+        if isinstance(error, RecursionError):
+            error = QmpError("Nested too deeply")
+        elif isinstance(error, asyncio.CancelledError):
+            error = os_error(errno.ECANCELED)
+        elif is_internal(error):
             self._log.error("%s failed", what, exc_info=error)
         return wire.failure(error, ids)
 
