@@ -95,10 +95,10 @@ def errno_of(error: BaseException) -> int:
 class os_errors_as:  # noqa: N801 (used like a function)
     """Raise an OSError of the `with` block as an error of `kind`, worded "what: reason".
 
-    Without `what` it is the reason alone.
+    Without `what` it is the reason alone. Where `kind` is OSError the errno stays what it is.
     """
 
-    def __init__(self, kind: Callable[..., VhostblkError], what: str = "", **context: str) -> None:
+    def __init__(self, kind: Callable[..., Exception], what: str = "", **context: str) -> None:
         self._kind, self._context = kind, context
         self._prefix = what and f"{what}: "
 
@@ -109,7 +109,10 @@ class os_errors_as:  # noqa: N801 (used like a function)
         self, _kind: object, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         if isinstance(error, OSError):
-            raise self._kind(f"{self._prefix}{reason(error)}", **self._context) from error
+            text = f"{self._prefix}{reason(error)}"
+            if self._kind is OSError:
+                raise OSError(error.errno, text) from error
+            raise self._kind(text, **self._context) from error
 
 
 class error_context:  # noqa: N801 (used like a function)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import re
 from contextlib import asynccontextmanager
 from functools import partial
@@ -37,7 +36,7 @@ from vhostblk.block.io.turns import Turns
 from vhostblk.block.registry import driver_class, driver_name
 from vhostblk.block.throttle_group import ThrottleGroups
 from vhostblk.block.zones import check_zoned_child
-from vhostblk.errors import error_context
+from vhostblk.errors import error_context, log_error, log_failure, os_errors_as, reason
 from vhostblk.events import EventBus
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block import BlockErrorAction, BlockIoError, BlockWriteThreshold
@@ -247,7 +246,7 @@ class Graph:
         async with self.drained(nodes):
             reopening = Reopening(self, changes)
             loading = reopening.remembering
-            await _flush(dict.fromkeys([*reversed(loading), *nodes]), "Error flushing drive: ")
+            await _flush(dict.fromkeys([*reversed(loading), *nodes]), "Error flushing drive")
             await _release_children(reopening.leaving)
             opening = [change.node for change in changes if change.opens_for_writing]
             closing = [change.node for change in changes if change.options.read_only]
@@ -343,10 +342,9 @@ class Graph:
             backend = BlockBackend("", Perm.RESIZE)
             backend.attach(self, node)
             try:
-                async with self.drained([node]):
-                    await backend.truncate(size)
-            except OSError as error:
-                raise BlockError(error.strerror or str(error)) from error
+                with os_errors_as(BlockError, node=node.node_name):
+                    async with self.drained([node]):
+                        await backend.truncate(size)
             finally:
                 await backend.detach()
 
@@ -362,16 +360,16 @@ class Graph:
                 return
             if name is not None and activation.has_active_parent(chosen[0]):
                 raise BlockError("Node has active parent node")
-            prefix = f"Failed to inactivate {'all nodes' if name is None else 'node'}: "
+            what = f"Failed to inactivate {'all nodes' if name is None else 'node'}"
             async with self.drained(chosen):
-                await _flush(with_descendants(chosen), prefix)
+                await _flush(with_descendants(chosen), what)
                 try:
                     nodes = activation.to_inactivate(chosen)
-                    async with _writing_given_up(nodes, prefix):
+                    async with _writing_given_up(nodes, what):
                         # Users may have come meanwhile.
                         activation.inactivate(activation.to_inactivate(chosen))
                 except activation.InactivationError as error:
-                    raise BlockError(f"{prefix}{error}") from error
+                    raise BlockError(f"{what}: {error}") from error
 
     async def _activate(self, chosen: list[BlockNode]) -> None:
         async with self.drained(with_descendants(chosen)):
@@ -408,6 +406,7 @@ class Graph:
         task = asyncio.get_running_loop().create_task(self._refresh_maps(node))
         self._refreshing.add(task)
         task.add_done_callback(self._refreshing.discard)
+        task.add_done_callback(log_failure)
 
     def report_io_error(self, backend: BlockBackend, operation: IoOperationType, code: int) -> None:
         """Emit BLOCK_IO_ERROR: a request of a node's user failed with the errno `code`."""
@@ -418,7 +417,7 @@ class Graph:
             operation=operation,
             action=BlockErrorAction.REPORT,
             nospace=code == errno.ENOSPC,
-            reason=os.strerror(code),
+            reason=reason(code),
         )
         self._events.emit("BLOCK_IO_ERROR", data)
 
@@ -511,24 +510,18 @@ def check_not_backing(node: BlockNode) -> None:
             )
 
 
-async def _flush(nodes: Iterable[BlockNode], prefix: str) -> None:
+async def _flush(nodes: Iterable[BlockNode], what: str) -> None:
     """Put what has been written on stable storage; raises BlockError."""
-    try:
-        for node in nodes:
+    for node in nodes:
+        with os_errors_as(BlockError, what, node=node.node_name):
             await flush_node(node)
-    except OSError as error:
-        raise BlockError(f"{prefix}{error.strerror}") from error
 
 
 async def _release_children(nodes: Iterable[BlockNode]) -> None:
     """Make nodes give up the permissions that they keep for themselves; raises BlockError."""
     for node in nodes:
-        try:
+        with os_errors_as(BlockError, f"Node '{node.node_name}' can't be replaced"):
             await node.release_children()
-        except OSError as error:
-            raise BlockError(
-                f"Node '{node.node_name}' can't be replaced: {error.strerror}"
-            ) from error
 
 
 async def _each(steps: Iterable[Callable[[], Awaitable[None]]]) -> None:
@@ -559,22 +552,20 @@ async def _finish(steps: Coroutine[Any, Any, None]) -> None:
         task.result()
         return
     if (failed := task.exception()) is not None:
-        logger.error("after a command that was cancelled: %s", failed)
+        log_error(logger, "after a command that was cancelled", failed)
     raise cancelled
 
 
 @asynccontextmanager
-async def _writing_given_up(nodes: list[BlockNode], prefix: str) -> AsyncIterator[None]:
+async def _writing_given_up(nodes: list[BlockNode], what: str) -> AsyncIterator[None]:
     """Have nodes put their images in order; where that, or the block, fails, they write on.
 
     Raises BlockError.
     """
     try:
-        try:
-            for node in nodes:
+        for node in nodes:
+            with os_errors_as(BlockError, what, node=node.node_name):
                 await node.give_up_writing()
-        except OSError as error:
-            raise BlockError(f"{prefix}{error.strerror}") from error
         yield
     except BaseException:
         for node in nodes:

@@ -12,6 +12,7 @@ from vhostblk.block.drivers.qcow2.opening import read_plainly
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import inherit
 from vhostblk.block.graph.filename import described, full_name
+from vhostblk.errors import reason
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.errors import BadValueError, OptionError
@@ -110,7 +111,7 @@ async def _probe(node: BlockNode, graph: Graph, file: Any) -> str:
         data = await read_plainly(node.children[PROBE], 0, _PROBE_BYTES)
     except OSError as error:
         raise BlockError(
-            f"Could not read '{child.filename}' to determine its format: {error.strerror}"
+            f"Could not read '{child.filename}' to determine its format: {reason(error)}"
         ) from error
     finally:
         await graph.close_child(node, PROBE)
