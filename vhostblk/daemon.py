@@ -11,6 +11,15 @@ Options come in any form: schema structs, dictionaries as in QMP, keyval or JSON
 command line. Everything runs on the event loop that entered the daemon. Closing takes exports
 first (clients go, requests in flight finish, caches are flushed), then the graph; a failure on the
 way doesn't keep the rest from being closed.
+
+What can't be done raises a `VhostblkError`, whose text is complete. Its class says what kind of
+error it is; `node`, `option`, `file`, `operation` and `errno` say what it is about, or are None:
+
+    try:
+        await daemon.add_blockdev("driver=file,node-name=disk,filename=disk.img")
+    except VhostblkError as error:
+        if error.errno == errno.ENOENT:
+            create(error.file)
 """
 
 from __future__ import annotations
@@ -24,7 +33,9 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.graph import Graph
 from vhostblk.chardev.registry import Chardevs
 from vhostblk.engine.iothreads import Iothreads
+from vhostblk.errors import error_context, log_error
 from vhostblk.events import EventBus
+from vhostblk.exports.errors import ExportNotFoundError
 from vhostblk.exports.registry import class_of, start_export
 from vhostblk.exports.totals import total
 from vhostblk.jobs.registry import Jobs
@@ -151,7 +162,8 @@ class Daemon:
 
     def add_object(self, options: Options) -> None:
         """Add an object, which exports and nodes may then refer to."""
-        self._objects.add(object_options(options))
+        with error_context(operation="object-add"):
+            self._objects.add(object_options(options))
 
     def remove_object(self, object_id: str) -> None:
         """Remove an object that no export and no node uses."""
@@ -177,7 +189,8 @@ class Daemon:
 
     async def add_blockdev(self, options: Options) -> BlockNode:
         """Open a block node and what it is defined to lie on."""
-        return await self.graph.add(blockdev_options(options))
+        with error_context(operation="blockdev-add"):
+            return await self.graph.add(blockdev_options(options))
 
     async def remove_blockdev(self, node_name: str) -> None:
         """Close a node that nothing uses."""
@@ -195,13 +208,15 @@ class Daemon:
 
         With `carried`, the export continues where that of another process stopped, once resumed.
         """
-        checked = export_options(options)
+        with error_context(operation="block-export-add"):
+            return await self._add_export(export_options(options), carried)
+
+    async def _add_export(self, checked: BlockExportOptions, carried: Any) -> Export:
         if checked.id in self._exports:
             raise BlockError(f"Block export id '{checked.id}' is already in use")
         self.graph.find(checked.node_name)
         for iothread in checked.iothread_names():
-            if iothread not in self.objects:
-                raise BlockError(f'iothread "{iothread}" not found')
+            self._iothreads.check(iothread)
         entry = self._exports[checked.id] = _ExportEntry(checked)
         try:
             entry.hint = class_of(checked).connect_hint(checked)
@@ -211,6 +226,13 @@ class Daemon:
         except BaseException:
             del self._exports[checked.id]
             raise
+        return entry.export
+
+    def find_export(self, export_id: str) -> Export:
+        """Return an export that has been started; raises ExportNotFoundError."""
+        entry = self._exports.get(export_id)
+        if entry is None or entry.export is None:
+            raise ExportNotFoundError(export_id)
         return entry.export
 
     def export_options(self, export_id: str) -> BlockExportOptions:
@@ -237,25 +259,21 @@ class Daemon:
         Without `force` that is refused while clients are connected; with it, they are disconnected
         after this has returned.
         """
-        entry = self._exports.get(export_id)
-        if entry is None or entry.export is None:
-            raise BlockError(f"Export '{export_id}' is not found")
+        export, entry = self.find_export(export_id), self._exports[export_id]
         if entry.removal is not None:
             raise BlockError(f"Export '{export_id}' is already shutting down")
-        in_use = entry.export.clients > 0
+        in_use = export.clients > 0
         if in_use and not force:
             raise BlockError(f"export '{export_id}' still in use")
-        removal = self._begin_removal(entry.export, entry)
+        removal = self._begin_removal(export, entry)
         removal.add_done_callback(_log_result)
         if not in_use:
             await asyncio.shield(removal)
 
     async def remove_export(self, export_id: str) -> None:
         """Stop an export: disconnect clients, finish their requests, flush."""
-        entry = self._exports.get(export_id)
-        if entry is None or entry.export is None:
-            raise BlockError(f"Export '{export_id}' is not found")
-        removal = entry.removal or self._begin_removal(entry.export, entry)
+        export, entry = self.find_export(export_id), self._exports[export_id]
+        removal = entry.removal or self._begin_removal(export, entry)
         error = await asyncio.shield(removal)
         if error is not None:
             raise error
@@ -306,8 +324,9 @@ class Daemon:
         """Make a character device; returns once its peer is there, where it is to wait for that."""
         from vhostblk.chardev.options import chardev_options
 
-        checked = chardev_options(options)
-        return await self.chardevs.add(checked.id, checked.backend)
+        with error_context(operation="chardev-add"):
+            checked = chardev_options(options)
+            return await self.chardevs.add(checked.id, checked.backend)
 
     async def remove_chardev(self, chardev_id: str) -> None:
         """Remove a character device that nothing uses."""
@@ -351,7 +370,7 @@ class Daemon:
         self._iothreads.close()
         self._objects.clear()
         for other in errors[1:]:
-            logger.error("while closing: %s", other)
+            log_error(logger, "while closing", other)
         if errors:
             raise errors[0]
 
@@ -360,10 +379,10 @@ class Daemon:
         try:
             await self.close()
         except Exception as error:
-            logger.error("while closing: %s", error)
+            log_error(logger, "while closing", error)
 
 
 def _log_result(removal: asyncio.Task[Exception | None]) -> None:
     """Log why an export did not stop well, where nobody waits for it."""
     if not removal.cancelled() and (error := removal.result()) is not None:
-        logger.error("%s: %s", removal.get_name(), error)
+        log_error(logger, removal.get_name(), error)

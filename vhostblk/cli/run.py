@@ -21,7 +21,7 @@ from vhostblk.cli.preload import Preloader
 from vhostblk.cli.report import log_statistics
 from vhostblk.cli.short_form import choose_node, image_blockdev, short_export
 from vhostblk.daemon import Daemon
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, reason
 from vhostblk.fatal import clean_up_with
 from vhostblk.schema.errors import HelpRequestedError
 from vhostblk.schema.options import sandbox_options
@@ -56,7 +56,7 @@ def run(arguments: Arguments, readiness: Readiness | None) -> int:
     except _HelpPrintedError:
         pass
     except OSError as error:  # the last flush, say
-        raise VhostblkError(f"while closing: {error.strerror or error}") from error
+        raise VhostblkError(f"while closing: {reason(error)}") from error
     return 0
 
 
@@ -237,10 +237,8 @@ def _located(location: str) -> Iterator[None]:
         yield
     except (HelpRequestedError, _HelpPrintedError):
         raise
-    except VhostblkError as error:
-        raise VhostblkError(f"{location}: {error}") from error
-    except OSError as error:
-        raise VhostblkError(f"{location}: {error.strerror or error}") from error
+    except (OSError, VhostblkError) as error:
+        raise VhostblkError(f"{location}: {reason(error)}") from error
 
 
 @contextmanager

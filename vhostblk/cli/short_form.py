@@ -24,6 +24,7 @@ from msgspec.structs import replace
 from vhostblk.block.formats import HEAD_BYTES, TAIL_BYTES, likely_format
 from vhostblk.block.graph.node import BlockNode
 from vhostblk.cli.errors import UsageError
+from vhostblk.errors import os_errors_as
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.options import short_export_options
@@ -55,10 +56,8 @@ def image_blockdev(
     image: str, export: BlockExportOptions, image_format: str | None
 ) -> BlockdevOptions:
     """Return the definition of the image's node; raises UsageError where it can't be a disk."""
-    try:
+    with os_errors_as(UsageError, f"Could not open '{image}'", file=image):
         mode = os.stat(image).st_mode
-    except OSError as error:
-        raise UsageError(f"Could not open '{image}': {error.strerror}") from error
     if stat.S_ISREG(mode):
         protocol = "file"
     elif stat.S_ISBLK(mode):
@@ -83,13 +82,13 @@ def image_blockdev(
 
 def _format_without_doubt(image: str) -> str:
     """Return `raw`; raises UsageError for an image that looks like another format."""
-    try:
-        with Path(image).open("rb", buffering=0) as file:
-            head = file.read(HEAD_BYTES)
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-            tail = file.read(TAIL_BYTES)
-    except OSError as error:
-        raise UsageError(f"Could not open '{image}': {error.strerror}") from error
+    with (
+        os_errors_as(UsageError, f"Could not open '{image}'", file=image),
+        Path(image).open("rb", buffering=0) as file,
+    ):
+        head = file.read(HEAD_BYTES)
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        tail = file.read(TAIL_BYTES)
     found = likely_format(head, tail)
     if found == "raw":
         return found

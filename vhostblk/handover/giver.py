@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.errors import ImageLockedError
 from vhostblk.block.graph.edge import flush_node
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, log_failure, os_errors_as, reason
 from vhostblk.handover import configuration
 from vhostblk.handover.errors import HandoverError, RefusedError
 from vhostblk.handover.leash import Holder
@@ -64,6 +64,7 @@ class Giver:
     def start(self) -> None:
         """Wait for takers."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="hand-over")
+        self._task.add_done_callback(log_failure)
 
     async def close(self) -> None:
         """Wait no more."""
@@ -227,11 +228,9 @@ async def _open_again(daemon: Daemon, blockdev: dict[str, Any]) -> None:
 
 async def _flush(daemon: Daemon) -> None:
     """Put what has been written on stable storage; raises HandoverError."""
-    try:
+    with os_errors_as(HandoverError, "flush failed"):
         for node in daemon.graph:
             await flush_node(node)
-    except OSError as error:
-        raise HandoverError(f"flush failed: {error.strerror}") from error
 
 
 def _make_guards(daemon: Daemon) -> list[LockGuard]:
@@ -243,7 +242,7 @@ def _make_guards(daemon: Daemon) -> list[LockGuard]:
         except (OSError, VhostblkError) as error:
             for made in guards:
                 made.close()
-            raise HandoverError(f"node '{node.node_name}': {error}") from error
+            raise HandoverError(f"node '{node.node_name}': {reason(error)}") from error
         if guard is not None:
             guard.trust()
             guards.append(guard)

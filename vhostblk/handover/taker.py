@@ -15,7 +15,7 @@ import msgspec
 
 from vhostblk.block.graph.locking import LockGuard
 from vhostblk.block.registry import driver_class
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, reason
 from vhostblk.exports.registry import export_class
 from vhostblk.handover.errors import HandoverError
 from vhostblk.handover.leash import Leash
@@ -54,7 +54,7 @@ async def find(path: str) -> Taker | None:
         if error.errno in _NOBODY:
             logger.info("hand-over: nobody at %s to take over from", path)
             return None
-        raise HandoverError(error.strerror or str(error)) from error
+        raise HandoverError(reason(error)) from error
     channel = Channel(sock)
     try:
         await channel.send(Hello(version=VERSION))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import msgspec
 
+from vhostblk.errors import VhostblkError
 from vhostblk.trace.point import TracePoint, point
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Command:
                 *(given.get(parameter, arguments) for parameter in _parameters(self.handler))
             )
         except Exception as error:
+            if isinstance(error, VhostblkError):
+                error.add_context(operation=self.name)
             if leave.enabled:
                 leave(error, False)
             raise

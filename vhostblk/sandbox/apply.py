@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import asdict
 
 from vhostblk.block.registry import is_built_in
+from vhostblk.errors import reason
 from vhostblk.sandbox import capabilities, landlock, seccomp
 from vhostblk.sandbox.errors import SandboxError
 from vhostblk.sandbox.kernel import Kernel
@@ -105,7 +106,7 @@ class Sandbox:
             action()
         except OSError as error:
             level = logging.WARNING if self._asked else logging.INFO
-            logger.log(level, "sandbox: %s not to be had: %s", what, error.strerror)
+            logger.log(level, "sandbox: %s not to be had: %s", what, reason(error))
 
     def prepare_loop(self) -> None:
         """Be ready to restrict all threads: those of the loop's pool can be replaced then."""
@@ -135,9 +136,9 @@ class Sandbox:
             version = landlock.restrict(self._kernel, rules)
         except OSError as error:
             if self._files_asked:
-                raise SandboxError(f"Landlock is not to be had: {error.strerror}") from error
+                raise SandboxError(f"Landlock is not to be had: {reason(error)}") from error
             level = logging.WARNING if self._asked else logging.INFO
-            logger.log(level, "sandbox: any file can be opened: no Landlock: %s", error.strerror)
+            logger.log(level, "sandbox: any file can be opened: no Landlock: %s", reason(error))
             return
         others = _older_threads()
         logger.info("sandbox: Landlock %d, %d rules", version, len(rules))

@@ -19,6 +19,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vhostblk.errors import reason
 from vhostblk.net.listener import listen
 from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.trace import points as trace
@@ -241,7 +242,7 @@ class VhostUserServer:
         except ConnectionAbortedError:
             pass
         except OSError as error:  # out of descriptors or memory: the front-end stays in the backlog
-            self._log.warning("can't accept a front-end: %s", error.strerror)
+            self._log.warning("can't accept a front-end: %s", reason(error))
             await self._pause(_ACCEPT_RETRY)
         else:
             connection.setblocking(False)
@@ -273,10 +274,8 @@ class VhostUserServer:
             if carried is None or carried.required:
                 raise _ReplayError(f"export '{self._name}': {error}") from error
             self._log.warning("front-end disconnected: %s", error)
-        except SetupError as error:
-            self._log.warning("front-end disconnected: %s", error)
-        except OSError as error:  # reset by its end, or its end closed before the reply
-            self._log.warning("front-end disconnected: %s", error.strerror)
+        except (SetupError, OSError) as error:  # OSError: the front-end has closed its end
+            self._log.warning("front-end disconnected: %s", reason(error))
         except _StoppedError:
             raise
         except _SuspendedError:
@@ -322,7 +321,7 @@ class VhostUserServer:
                 if said.request == Request.GET_CONFIG:  # the payload is the former reply
                     config_changed = answer.reply[HEADER.size :] != said.payload
         except (SetupError, OSError) as error:
-            raise _ReplayError(str(error)) from error
+            raise _ReplayError(reason(error)) from error
         carried.close_said()
         if carried.replayed is not None:
             carried.replayed.set_result(None)
@@ -336,7 +335,7 @@ class VhostUserServer:
             state = await session.suspend()
             self._connection = connection.dup()
         except (SetupError, OSError) as error:
-            self._log.warning("front-end disconnected: %s", error)
+            self._log.warning("front-end disconnected: %s", reason(error))
         else:
             self._said = self._journal.hand_out(state)
 
@@ -348,11 +347,11 @@ class VhostUserServer:
         except Exception as error:
             self._log.error("reset failed", exc_info=error)
 
-    def _disconnect(self, reason: str) -> None:
+    def _disconnect(self, why: str) -> None:
         """End the session: at once where it waits for the socket, else after the message."""
-        self._unwanted = reason
+        self._unwanted = why
         if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_exception(VhostUserError(reason))
+            self._waiting.set_exception(VhostUserError(why))
 
     async def _handle(self, connection: socket.socket, session: Session, message: Message) -> None:
         logger.debug("export '%s': %s", self._name, message.name)

@@ -20,6 +20,7 @@ from vhostblk.block.io.completion import Completion, resolve_all
 from vhostblk.block.io.iovec import address_of
 from vhostblk.engine.layouts import STATS
 from vhostblk.engine.maps import encode_map
+from vhostblk.errors import reason
 from vhostblk.virtio_blk.base import BaseQueue
 from vhostblk.virtio_blk.layout import RequestType
 from vhostblk.virtio_blk.request import BlockRequests
@@ -274,7 +275,7 @@ class ExpressQueue(BaseQueue):
         for kind in (RequestType.IN, RequestType.OUT):
             code = self._lib.vb_queue_take_error(self._queue, kind == RequestType.OUT)
             if code:
-                self._log.warning("request failed: %s", os.strerror(code))
+                self._log.warning("request failed: %s", reason(code))
                 self._device.report_error(kind, code)
 
     def upcalls(self, records: NDArray[np.void], iovs: NDArray[np.void]) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from vhostblk.block.errors import BlockError, NodeNotFoundError
+from vhostblk.block.errors import BlockError, NoNode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,10 +35,7 @@ def find(node: BlockNode, name: str) -> DirtyBitmap | None:
 
 def lookup(graph: Graph, node_name: str, name: str) -> tuple[BlockNode, DirtyBitmap]:
     """Return a node and its bitmap."""
-    try:
-        node = graph.find(node_name)
-    except NodeNotFoundError:
-        raise BlockError(f"Node '{node_name}' not found") from None
+    node = graph.find(node_name, NoNode.NODE)
     return node, _existing(node, name)
 
 
@@ -151,11 +148,7 @@ class AddBitmap(_BitmapAction):
     def nodes(self) -> list[BlockNode]:
         if not self._name:
             raise BlockError("Bitmap name cannot be empty")
-        name = self._node_name
-        try:
-            self._node = self._graph.find(name)
-        except NodeNotFoundError:
-            raise BlockError(f"Cannot find device='{name}' nor node-name='{name}'") from None
+        self._node = self._graph.find(self._node_name, device=self._node_name)
         return [self._node]
 
     async def prepare(self) -> None:

@@ -36,6 +36,7 @@ from vhostblk.block.graph.permission_update import (
 )
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.graph.storage import check_no_loop
+from vhostblk.errors import os_errors_as, reason
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.create import BlockdevCreateOptionsFile, BlockdevCreateOptionsQcow2
@@ -70,12 +71,8 @@ class OverlayAction:
         base = self._base
         check_not_backing(base)
         if not base.read_only and base.active:
-            try:
+            with os_errors_as(BlockError, f"Write to node '{base.node_name}' failed"):
                 await flush_node(base)
-            except OSError as error:
-                raise BlockError(
-                    f"Write to node '{base.node_name}' failed: {error.strerror}"
-                ) from error
         self._check()
         await self._check_data()
         self._pins = Pins(with_descendants([base, self._overlay]))
@@ -192,9 +189,8 @@ async def rename_backing_file(graph: Graph, top: BlockNode, image: BlockNode, na
     was_read_only = image.read_only
     await graph.make_read_only(image, read_only=False)
     try:
-        await image.change_backing_file(name, image.driver)
-    except OSError as error:
-        raise BlockError(f"Could not change backing file to '{name}': {error.strerror}") from error
+        with os_errors_as(BlockError, f"Could not change backing file to '{name}'"):
+            await image.change_backing_file(name, image.driver)
     finally:
         await graph.make_read_only(image, read_only=was_read_only)
 
@@ -275,7 +271,7 @@ class NewOverlayAction:
             try:
                 await asyncio.to_thread(self._new_file.unlink, missing_ok=True)
             except OSError as error:
-                logger.warning("'%s' can't be removed: %s", self._new_file, error.strerror)
+                logger.warning("'%s' can't be removed: %s", self._new_file, reason(error))
 
     async def commit(self) -> None:
         """Leave the overlay to those who use it now."""
@@ -304,17 +300,14 @@ async def _create(graph: Graph, path: str, size: int) -> None:
         for options in (file, image):
             await create_image(options, graph)
     except OSError as error:
-        raise BlockError(error.strerror or str(error)) from error
+        raise BlockError(reason(error)) from error
 
 
 async def _name_backing_file(overlay: BlockNode, base: BlockNode) -> None:
     name = image_name(base)
-    try:
+    what = f"Could not assign backing file '{name}' with format '{base.driver}'"
+    with os_errors_as(BlockError, what):
         await overlay.change_backing_file(name, base.driver)
-    except OSError as error:
-        raise BlockError(
-            f"Could not assign backing file '{name}' with format '{base.driver}': {error.strerror}"
-        ) from error
 
 
 def _definition(base: BlockNode, path: str, driver: str, node_name: str, *, read_only: bool) -> Any:

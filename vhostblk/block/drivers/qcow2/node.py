@@ -24,12 +24,13 @@ from vhostblk.block.drivers.qcow2.layout import (
 from vhostblk.block.drivers.qcow2.reloading import Reloading
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import inherit
-from vhostblk.block.graph.edge import notify_resize, os_error
+from vhostblk.block.graph.edge import notify_resize
 from vhostblk.block.graph.internal_snapshot import KeepsSnapshots
 from vhostblk.block.graph.node import BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.pause import no_pause
+from vhostblk.errors import os_error
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
