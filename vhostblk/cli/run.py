@@ -94,7 +94,15 @@ def _sandbox(arguments: Arguments) -> Sandbox:
         with _located(step.location), _answering_help(step):
             options = sandbox_options(step.value)
     monitored = any(step.option == "monitor" for step in arguments.steps)
-    sandbox = Sandbox(options, identity, monitored=monitored)
+    # A monitor or another daemon may bring such an object later.
+    keyring = (
+        monitored
+        or arguments.takeover is not None
+        or any(
+            step.option == "object" and "secret_keyring" in step.value for step in arguments.steps
+        )
+    )
+    sandbox = Sandbox(options, identity, monitored=monitored, keyring=keyring)
     with _located("--sandbox"):
         sandbox.enter()
     return sandbox

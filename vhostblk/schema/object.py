@@ -10,6 +10,9 @@ from vhostblk.schema import plugins
 from vhostblk.schema.base import OpenUnion
 from vhostblk.schema.branches import Branches
 
+#: Members of secrets that logs and messages may show; others may be the secret, misspelled.
+SHOWN_MEMBERS = frozenset({"qom-type", "id", "format", "keyid", "iv", "file", "serial"})
+
 
 class ObjectOptions(OpenUnion, tag_field="qom-type", kw_only=True, frozen=True):
     """Members common to all objects."""
@@ -31,7 +34,14 @@ class ObjectOptions(OpenUnion, tag_field="qom-type", kw_only=True, frozen=True):
 _BRANCHES = Branches(
     "vhostblk.schema.objects",
     {
+        "authz-list": ("authz", "AuthZListProperties"),
+        "authz-list-file": ("authz", "AuthZListFileProperties"),
+        "authz-listfile": ("authz", "AuthZListfileProperties"),
+        "authz-pam": ("authz", "AuthZPAMProperties"),
+        "authz-simple": ("authz", "AuthZSimpleProperties"),
         "iothread": ("iothread", "IothreadProperties"),
+        "secret": ("secret", "SecretProperties"),
+        "secret_keyring": ("secret", "SecretKeyringProperties"),
         "throttle-group": ("throttle_group", "ThrottleGroupProperties"),
     },
     plugins.OBJECTS,

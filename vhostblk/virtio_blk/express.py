@@ -11,7 +11,6 @@ the engine, one more is counted for all of them, so that draining the backend wa
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
