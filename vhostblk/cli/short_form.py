@@ -40,7 +40,7 @@ NAME = "disk"
 FORMATS = ("qcow2", "raw")
 
 #: A node name that no user can give: none was given.
-_NO_NODE = "#none"
+NO_NODE = "#none"
 
 
 def short_export(address: str) -> tuple[BlockExportOptions, str | None]:
@@ -48,7 +48,7 @@ def short_export(address: str) -> tuple[BlockExportOptions, str | None]:
 
     The format is None where they don't name one. Raises OptionError.
     """
-    text = f"type=vhost-user-blk,id={NAME},node-name={_NO_NODE},{address}"
+    text = f"type=vhost-user-blk,id={NAME},node-name={NO_NODE},{address}"
     return short_export_options(text, "format")
 
 
@@ -71,7 +71,7 @@ def image_blockdev(
     active = {"active": False} if export.allow_inactive else {}
     definition = {
         "driver": image_format,
-        "node-name": NAME if export.node_name == _NO_NODE else export.node_name,
+        "node-name": NAME if export.node_name == NO_NODE else export.node_name,
         "read-only": not export.writable,
         "discard": "unmap" if export.writable else "ignore",
         "file": {"driver": protocol, "filename": image, **active},
@@ -105,7 +105,7 @@ def choose_node(
     export: BlockExportOptions, graph: Graph, image_node: str | None = None
 ) -> BlockExportOptions:
     """Return the export of a node: the one named, the image's, or the only root of the graph."""
-    if export.node_name != _NO_NODE:
+    if export.node_name != NO_NODE:
         return export
     if image_node is not None:
         return replace(export, node_name=image_node)
