@@ -74,7 +74,7 @@ def test_the_short_form(tmp_path: Path) -> None:
     }
     planned = _plan(parse(["--takeover", "h", str(image), f"{ADDRESS},num-queues=2"]))
     assert list(planned.differences(taken)) == []
-    planned = _plan(parse(["--takeover", "h", ADDRESS, "--blockdev", NODE]))
+    planned = _plan(parse(["--takeover", "h", f"{ADDRESS},num-queues=3", "--blockdev", NODE]))
     assert list(planned.differences(taken)) == [
         "node 'disk' is taken over; the command line has none",
         "node 'n' is not made: the daemon that is taken over has none",

@@ -6,10 +6,10 @@ It is turned into the options of the long form: an image becomes a `raw` node ov
 the guest discards, which the long form has to ask for. With `allow-inactive=on` the image is left
 to other processes until a front-end starts the disk.
 
-The property `format` names another driver than `raw`. An image that looks like another format is
-refused without it: a guest that writes to the container of its image destroys it. It is not opened
-by its signature either: the guest of a raw disk can write any header, with any file of the host as
-its backing file.
+There is a queue for each processor of the host. The property `format` names another driver than
+`raw`. An image that looks like another format is refused without it: a guest that writes to the
+container of its image destroys it. It is not opened by its signature either: the guest of a raw
+disk can write any header, with any file of the host as its backing file.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ NAME = "disk"
 #: What the image's `format` may be.
 FORMATS = ("qcow2", "raw")
 
+#: How many queues are offered at most where the user doesn't say it.
+MAX_QUEUES = 16
+
 #: A node name that no user can give: none was given.
 NO_NODE = "#none"
 
@@ -48,7 +51,10 @@ def short_export(address: str) -> tuple[BlockExportOptions, str | None]:
 
     The format is None where they don't name one. Raises OptionError.
     """
-    text = f"type=vhost-user-blk,id={NAME},node-name={NO_NODE},{address}"
+    # QEMU uses a queue for each processor of the guest, and fails where there are fewer.
+    queues = min(os.cpu_count() or 1, MAX_QUEUES)
+    defaults = f"id={NAME},node-name={NO_NODE},num-queues={queues}"
+    text = f"type=vhost-user-blk,{defaults},{address}"
     return short_export_options(text, "format")
 
 
