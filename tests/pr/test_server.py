@@ -17,13 +17,13 @@ from tests.cli.process import wait_until
 from tests.descriptors import open_fds
 from tests.pr.client import PATIENCE, Client, Watched, parameters, reserve_in, reserve_out
 from vhostblk.pr.server import Server
-from vhostblk.pr.wire import Reply
+from vhostblk.reservations.wire import Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from vhostblk.pr.wire import Request
+    from vhostblk.reservations.wire import Request
 
 
 def echo(request: Request) -> Reply:

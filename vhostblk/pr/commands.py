@@ -9,18 +9,18 @@ import stat
 import threading
 from typing import TYPE_CHECKING
 
-from vhostblk.pr import sense
-from vhostblk.pr.layout import PERSISTENT_RESERVE_OUT, SCSI_GENERIC_MAJOR
 from vhostblk.pr.multipath import LIBRARY, is_multipath
 from vhostblk.pr.sg import Sg
 from vhostblk.pr.sg import ioctl as real_ioctl
+from vhostblk.reservations import sense
+from vhostblk.reservations.layout import PERSISTENT_RESERVE_OUT, SCSI_GENERIC_MAJOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vhostblk.pr.multipath import Multipath
     from vhostblk.pr.sg import Ioctl
-    from vhostblk.pr.wire import Reply, Request
+    from vhostblk.reservations.wire import Reply, Request
 
 
 class Commands:

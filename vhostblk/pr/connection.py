@@ -9,10 +9,10 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from vhostblk.pr.wire import GREETING, ServerSide
+from vhostblk.reservations.wire import GREETING, ServerSide
 
 if TYPE_CHECKING:
-    from vhostblk.pr.wire import Request
+    from vhostblk.reservations.wire import Request
 
 #: `struct ucred`: process, user, group.
 _CREDENTIALS = struct.Struct("iII")

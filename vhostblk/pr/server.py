@@ -27,15 +27,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vhostblk.pr.connection import Connection
-from vhostblk.pr.errors import ProtocolError
 from vhostblk.pr.trace import pr_helper_command, pr_helper_connect, pr_helper_disconnect
 from vhostblk.ratelimit import RateLimitedLogger
+from vhostblk.reservations.errors import ProtocolError
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from vhostblk.pr.wire import Reply, Request
+    from vhostblk.reservations.wire import Reply, Request
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import fcntl
 import struct
 from typing import TYPE_CHECKING
 
-from vhostblk.pr.layout import (
+from vhostblk.reservations.layout import (
     BUSY,
     CDB_SIZE,
     DRIVER_TIMEOUT,
@@ -22,8 +22,8 @@ from vhostblk.pr.layout import (
     SG_IO,
     SG_IO_HDR,
 )
-from vhostblk.pr.sense import from_errno, from_host_status
-from vhostblk.pr.wire import Reply, data_length
+from vhostblk.reservations.sense import from_errno, from_host_status
+from vhostblk.reservations.wire import Reply, data_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable

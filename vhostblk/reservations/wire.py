@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from vhostblk.pr.errors import CommandError, CutShortError, DescriptorError, FeatureError
-from vhostblk.pr.layout import (
+from vhostblk.reservations.errors import CommandError, CutShortError, DescriptorError, FeatureError
+from vhostblk.reservations.layout import (
     CDB_SIZE,
     FEATURES,
     FEATURES_SIZE,
