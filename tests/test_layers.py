@@ -44,6 +44,7 @@ LAYERS = """
     vhostblk.crypto vhostblk.engine vhostblk.jobs
     vhostblk.events
     vhostblk.trace
+    vhostblk.reservations
     vhostblk.schema.drivers vhostblk.schema.exports vhostblk.schema.objects
     vhostblk.schema
     vhostblk.block vhostblk.block.errors vhostblk.block.pause vhostblk.block.lifetime
