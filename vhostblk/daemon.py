@@ -250,7 +250,10 @@ class Daemon:
 
     async def suspend_export(self, export_id: str) -> Any:
         """Take an export away from under its clients; return what `add_export` takes."""
-        export = self._exports[export_id].export
+        entry = self._exports[export_id]
+        if entry.removal is not None:
+            raise BlockError(f"Export '{export_id}' is already shutting down")
+        export = entry.export
         assert export is not None
         carried = await export.suspend()
         del self._exports[export_id]
