@@ -82,8 +82,6 @@ def _check(graph: Graph, node: BlockNode) -> None:
         raise HandoverError(f"node '{name}' is inactive")
     if node.write_threshold:
         raise HandoverError(f"node '{name}' has a write threshold")
-    if node.zoned is not None and not node.children:
-        raise HandoverError(f"node '{name}' keeps its zones in memory")
     if kept := node.only_in_memory:
         raise HandoverError(f"node '{name}' keeps {kept} in memory")
     for bitmap in node.bitmaps:

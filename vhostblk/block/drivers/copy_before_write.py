@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.bitmaps import node_bitmaps
+from vhostblk.block.copy.snapshot_source import SnapshotSource
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.filter import FilterNode
@@ -64,10 +65,11 @@ class _FrozenRead:
         self.waiters: list[Completion[None]] = []
 
 
-class CopyBeforeWriteNode(FilterNode):
+class CopyBeforeWriteNode(FilterNode, SnapshotSource):
     """Copies clusters to the child "target" before the first write to each."""
 
     driver = "copy-before-write"
+    named_by_child = True
     reopens = False
     #: The snapshot is made of the unchanged blocks of "file", and the saved blocks in "target".
     remembered_roles = frozenset({"file", "target"})

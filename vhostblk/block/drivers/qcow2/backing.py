@@ -12,6 +12,7 @@ from vhostblk.block.drivers.qcow2.opening import read_plainly
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import inherit
 from vhostblk.block.graph.filename import described, full_name
+from vhostblk.block.registry import format_of
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.errors import OptionError
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 MAX_DEPTH = 100
 #: The role of a file whose format is being looked at.
 PROBE = "probe"
-#: The role of the file with the guest's data.
-DATA_FILE = "data-file"
 
 _PROBE_BYTES = 2048
 
@@ -83,7 +82,7 @@ async def open_data_file(node: BlockNode, graph: Graph, header: Header) -> None:
             raise BlockError("data-file-raw requires a data file")
         return
     if isinstance(given, (str, BlockdevOptions)):
-        await graph.open_child(node, DATA_FILE, given)
+        await graph.open_child(node, inherit.DATA_FILE, given)
         return
     if header.data_file is None:
         raise BlockError("'data-file' is required for this image")
@@ -92,7 +91,7 @@ async def open_data_file(node: BlockNode, graph: Graph, header: Header) -> None:
         options = from_json(BlockdevOptions, described(name))
     except OptionError as error:
         raise BlockError(str(error)) from error
-    await graph.open_child(node, DATA_FILE, options)
+    await graph.open_child(node, inherit.DATA_FILE, options)
 
 
 def _text(raw: bytes) -> str:
@@ -114,27 +113,3 @@ async def _probe(node: BlockNode, graph: Graph, file: Any) -> str:
     finally:
         await graph.close_child(node, PROBE)
     return format_of(data)
-
-
-#: First bytes of formats, and where else QEMU looks.
-_SIGNATURES = (
-    (0, b"QFI\xfb\0\0\0\1", "qcow"),
-    (0, b"QFI\xfb", "qcow2"),
-    (0, b"QED\0", "qed"),
-    (0, b"KDMV", "vmdk"),
-    (0, b"COWD", "vmdk"),
-    (0, b"vhdxfile", "vhdx"),
-    (0, b"conectix", "vpc"),
-    (0, b"LUKS\xba\xbe", "luks"),
-    (0, b"WithoutFreeSpace", "parallels"),
-    (0, b"WithouFreSpacExt", "parallels"),
-    (64, b"\x7f\x10\xda\xbe", "vdi"),
-)
-
-
-def format_of(data: bytes) -> str:
-    """Return the name of the format that data starts like; `raw` where it is like none."""
-    for offset, signature, name in _SIGNATURES:
-        if data[offset : offset + len(signature)] == signature:
-            return name
-    return "raw"
