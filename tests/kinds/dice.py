@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.graph.checking import CheckResult, ChecksImage
 from vhostblk.block.graph.filename import ProtocolDriver
+from vhostblk.block.graph.in_memory import KeptInMemory
 from vhostblk.block.graph.node import BlockNode
 from vhostblk.schema.block_query import BlockStatsSpecific
 from vhostblk.schema.blockdev import BlockdevOptions
@@ -40,7 +41,7 @@ class DiceStatistics(BlockStatsSpecific, tag="test-dice", kw_only=True, frozen=T
     throws: int = 0
 
 
-class DiceNode(BlockNode, ProtocolDriver, ChecksImage):
+class DiceNode(BlockNode, ProtocolDriver, ChecksImage, KeptInMemory):
     """A sector of the same bytes."""
 
     driver = "test-dice"

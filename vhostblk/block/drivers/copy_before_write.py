@@ -29,6 +29,7 @@ from vhostblk.block.copy.snapshot_source import SnapshotSource
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.filter import FilterNode
+from vhostblk.block.graph.in_memory import KeptInMemory
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import Completion
 from vhostblk.block.io.flags import WriteFlags
@@ -65,7 +66,7 @@ class _FrozenRead:
         self.waiters: list[Completion[None]] = []
 
 
-class CopyBeforeWriteNode(FilterNode, SnapshotSource):
+class CopyBeforeWriteNode(FilterNode, SnapshotSource, KeptInMemory):
     """Copies clusters to the child "target" before the first write to each."""
 
     driver = "copy-before-write"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from vhostblk.block.drivers.null_zones import NullZones, make_zones
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.filename import ProtocolDriver
+from vhostblk.block.graph.in_memory import KeptInMemory
 from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent
 from vhostblk.block.io.completion import Completion
 from vhostblk.block.io.flags import WriteFlags
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from vhostblk.block.zones import EmulatedZones
 
 
-class NullNode(BlockNode, ProtocolDriver):
+class NullNode(BlockNode, ProtocolDriver, KeptInMemory):
     """A disk that takes everything and keeps nothing."""
 
     driver = "null-co"

@@ -182,11 +182,6 @@ class BlockNode(ABC):
         """The node's length in bytes, now."""
 
     @property
-    def only_in_memory(self) -> str:
-        """What would be lost if the node were opened anew with its options: "its zones"."""
-        return ""
-
-    @property
     def exact_size(self) -> int:
         """How many of the `size` bytes have storage: less, where the end of a file was rounded up.
 
