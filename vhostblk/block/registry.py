@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vhostblk.block.errors import BlockError
 from vhostblk.imports import load
 from vhostblk.schema import plugins
-from vhostblk.schema.driver_manifest import DEFAULT_FORMAT, DRIVERS, PLUGIN_NODE, Parts
+from vhostblk.schema.driver_manifest import PLUGIN_NODE, Parts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -59,12 +59,3 @@ def creator(name: str) -> Callable[..., Awaitable[None]] | None:
     """Return what creates images of a driver (`Driver.create`); None: nothing does."""
     where = _CREATORS.get(name)
     return None if where is None else load(where)
-
-
-def format_of(data: bytes) -> str:
-    """Return the name of the format that a file's first bytes are of."""
-    for name, driver in DRIVERS.items():
-        for offset, signature in driver.signatures:
-            if data[offset : offset + len(signature)] == signature:
-                return name
-    return DEFAULT_FORMAT

@@ -37,6 +37,12 @@ class Driver(NamedTuple):
     events: Mapping[str, str] = MappingProxyType({})
     #: What files of the format have, and at which offset; for formats that are not here, too.
     signatures: tuple[tuple[int, bytes], ...] = ()
+    #: What files without a header of their own have 512 bytes before their end.
+    tail: bytes = b""
+    #: A function that tells by the start of a file whether it is of the format.
+    looks_like: str = ""
+    #: The short form of the command line opens images of the format.
+    short_form: bool = False
     #: Why the driver is refused, where the user shall know.
     refusal: str = ""
 
@@ -56,8 +62,8 @@ DRIVERS: dict[str, Driver] = {
     "blkverify": Driver(
         f"{_OPTIONS}.blkverify:BlockdevOptionsBlkverify", f"{_NODES}.blkverify:BlkverifyNode"
     ),
-    "bochs": _ABSENT,
-    "cloop": _ABSENT,
+    "bochs": Driver(signatures=((0, b"Bochs Virtual HD Image"),)),
+    "cloop": Driver(signatures=((0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop"),)),
     "compress": Driver(
         f"{_OPTIONS}.filters:BlockdevOptionsCompress", f"{_NODES}.compress:CompressNode"
     ),
@@ -67,7 +73,7 @@ DRIVERS: dict[str, Driver] = {
     "copy-on-read": Driver(
         f"{_OPTIONS}.filters:BlockdevOptionsCor", f"{_NODES}.copy_on_read:CopyOnReadNode"
     ),
-    "dmg": _ABSENT,
+    "dmg": Driver(tail=b"koly"),
     "file": Driver(
         f"{_OPTIONS}.file:BlockdevOptionsFile",
         f"{_NODES}.file:FileNode",
@@ -119,6 +125,7 @@ DRIVERS: dict[str, Driver] = {
         create=f"{_NODES}.qcow2.create:create",
         amend_options=f"{_OPTIONS}.qcow2_amend:BlockdevAmendOptionsQcow2",
         signatures=((0, b"QFI\xfb"),),
+        short_form=True,
     ),
     "qed": Driver(signatures=((0, b"QED\0"),)),
     "quorum": Driver(
@@ -129,7 +136,7 @@ DRIVERS: dict[str, Driver] = {
             "QUORUM_REPORT_BAD": f"{_OPTIONS}.quorum:QuorumReportBad",
         },
     ),
-    "raw": Driver(f"{_OPTIONS}.raw:BlockdevOptionsRaw", f"{_NODES}.raw:RawNode"),
+    "raw": Driver(f"{_OPTIONS}.raw:BlockdevOptionsRaw", f"{_NODES}.raw:RawNode", short_form=True),
     "rbd": _ABSENT,
     # It depends on more than a storage daemon has.
     "replication": Driver(refusal="Driver 'replication' is not available in vhostblk"),
@@ -143,20 +150,20 @@ DRIVERS: dict[str, Driver] = {
     "virtio-blk-vhost-user": _ABSENT,
     "virtio-blk-vhost-vdpa": _ABSENT,
     "vmdk": Driver(
-        signatures=(
-            (0, b"KDMV"),
-            (0, b"COWD"),
-        )
+        signatures=((0, b"KDMV"), (0, b"COWD")),
+        looks_like="vhostblk.block.formats:is_vmdk_descriptor",
     ),
-    "vpc": Driver(signatures=((0, b"conectix"),)),
+    "vpc": Driver(signatures=((0, b"conectix"),), tail=b"conectix"),
     "vvfat": _ABSENT,
 }
 
 #: Makes the node class of a plug-in's driver.
 PLUGIN_NODE = "vhostblk.plugin.node:node_class"
 
-#: The driver of a file name without a protocol prefix, and that of a file in no known format.
+#: The drivers of a file name without a protocol prefix: of files, and of devices.
 DEFAULT_PROTOCOL = "file"
+DEVICE_PROTOCOL = "host_device"
+#: The driver of a file in no known format.
 DEFAULT_FORMAT = "raw"
 #: The format of new overlays where the user names none.
 DEFAULT_OVERLAY = "qcow2"

@@ -7,7 +7,9 @@ no format above it (a `ProtocolDriver`), as in `null-co://`.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from abc import ABC, abstractmethod
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.inherit import FILE
 from vhostblk.block.registry import built_in_class
-from vhostblk.schema.driver_manifest import DEFAULT_PROTOCOL
+from vhostblk.schema.driver_manifest import DEFAULT_PROTOCOL, DEVICE_PROTOCOL
 from vhostblk.schema.errors import OptionError
 
 if TYPE_CHECKING:
@@ -92,6 +94,19 @@ def described(name: str, kind: str | None = None) -> dict[str, Any]:
         return {"driver": protocol, FILE: described(name)}
     rest = name.removeprefix(f"{protocol}:")
     return {"driver": protocol, **driver.options_of(rest, prefixed=rest != name)}
+
+
+def described_path(path: str) -> dict[str, Any]:
+    """Return the options of a path in which no prefix has a meaning."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        mode = 0  # opening it says what is wrong
+    device = stat.S_ISBLK(mode) or stat.S_ISCHR(mode)
+    name = DEVICE_PROTOCOL if device else DEFAULT_PROTOCOL
+    driver = protocol_driver(name)
+    assert driver is not None
+    return {"driver": name, **driver.options_of(path, prefixed=False)}
 
 
 def protocol_of(name: str) -> str:

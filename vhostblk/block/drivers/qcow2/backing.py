@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which nodes an image asks for: the backing file and the data file that its header names.
 
-What the user says goes first. Names are relative to the directory of the image that has them.
+What the user says goes first. A backing file's name is relative to the directory of the image that
+has it, and may be `json:`, or have a prefix. A data file's name is a path and nothing else, as in
+QEMU since CVE-2024-4467: users who check an image's backing file hardly look for a data file.
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.drivers.qcow2.opening import read_plainly
 from vhostblk.block.errors import BlockError
+from vhostblk.block.formats import HEAD_BYTES, format_of
 from vhostblk.block.graph import inherit
-from vhostblk.block.graph.filename import described, full_name
-from vhostblk.block.registry import format_of
+from vhostblk.block.graph.filename import described, described_path, full_name
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.errors import OptionError
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
 MAX_DEPTH = 100
 #: The role of a file whose format is being looked at.
 PROBE = "probe"
-
-_PROBE_BYTES = 2048
 
 
 async def open_backing(node: BlockNode, graph: Graph, header: Header) -> None:
@@ -86,11 +86,7 @@ async def open_data_file(node: BlockNode, graph: Graph, header: Header) -> None:
         return
     if header.data_file is None:
         raise BlockError("'data-file' is required for this image")
-    name = full_name(_text(header.data_file), node.filename)
-    try:
-        options = from_json(BlockdevOptions, described(name))
-    except OptionError as error:
-        raise BlockError(str(error)) from error
+    options = from_json(BlockdevOptions, described_path(_text(header.data_file)))
     await graph.open_child(node, inherit.DATA_FILE, options)
 
 
@@ -105,7 +101,7 @@ async def _probe(node: BlockNode, graph: Graph, file: Any) -> str:
     ref = file if isinstance(file, str) else from_json(BlockdevOptions, file)
     child = await graph.open_child(node, PROBE, ref)
     try:
-        data = await read_plainly(node.children[PROBE], 0, _PROBE_BYTES)
+        data = await read_plainly(node.children[PROBE], 0, HEAD_BYTES)
     except OSError as error:
         raise BlockError(
             f"Could not read '{child.filename}' to determine its format: {error.strerror}"
