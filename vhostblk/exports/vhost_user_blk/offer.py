@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhostblk.block.erase import eraser_of
-from vhostblk.block.lifetime import lifetime_of
 from vhostblk.block.zones import ZoneModel, zone_limits
 from vhostblk.schema.base import UNSET
 from vhostblk.virtio_blk.features import Feature
@@ -33,6 +31,10 @@ _ALWAYS = (
 
 def device_features(options: BlockExportOptionsVhostUserBlk, backend: BlockBackend) -> int:
     """Return the features of a device, after its options and its disk."""
+    # Not before clients may connect.
+    from vhostblk.block.erase import eraser_of
+    from vhostblk.block.lifetime import lifetime_of
+
     zoned = zone_limits(backend.node)
     offered = list(_ALWAYS)
     if options.num_queues > 1:
