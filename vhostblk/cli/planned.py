@@ -14,6 +14,7 @@ import msgspec
 from vhostblk.block.graph import inherit
 from vhostblk.cli.short_form import NO_NODE, image_blockdev, short_export
 from vhostblk.schema.blockdev import BlockdevOptions
+from vhostblk.schema.driver_manifest import DEFAULT_FORMAT
 from vhostblk.schema.options import blockdev_options, export_options, object_options
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Planned:
         export, image_format = short_export(properties)
         if image is not None:
             # What the image looks like was asked for when the first process was started.
-            node = image_blockdev(image, export, image_format or "raw")
+            node = image_blockdev(image, export, image_format or DEFAULT_FORMAT)
             self._put("blockdev", "node-name", node)
             export = msgspec.structs.replace(export, node_name=node.node_name)
         self._put("export", "id", export)

@@ -22,11 +22,18 @@ from typing import TYPE_CHECKING, cast
 from msgspec.structs import replace
 
 from vhostblk.block.formats import HEAD_BYTES, TAIL_BYTES, likely_format
+from vhostblk.block.graph.inherit import FILE
 from vhostblk.block.graph.node import BlockNode
 from vhostblk.cli.errors import UsageError
 from vhostblk.errors import os_errors_as
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
+from vhostblk.schema.driver_manifest import (
+    DEFAULT_FORMAT,
+    DEFAULT_PROTOCOL,
+    DEVICE_PROTOCOL,
+    DRIVERS,
+)
 from vhostblk.schema.options import short_export_options
 
 if TYPE_CHECKING:
@@ -37,7 +44,7 @@ if TYPE_CHECKING:
 NAME = "disk"
 
 #: What the image's `format` may be.
-FORMATS = ("qcow2", "raw")
+FORMATS = tuple(name for name, driver in DRIVERS.items() if driver.short_form)
 
 #: How many queues are offered at most where the user doesn't say it.
 MAX_QUEUES = 16
@@ -65,9 +72,9 @@ def image_blockdev(
     with os_errors_as(UsageError, f"Could not open '{image}'", file=image):
         mode = os.stat(image).st_mode
     if stat.S_ISREG(mode):
-        protocol = "file"
+        protocol = DEFAULT_PROTOCOL
     elif stat.S_ISBLK(mode):
-        protocol = "host_device"
+        protocol = DEVICE_PROTOCOL
     else:
         raise UsageError(f"'{image}' is neither a regular file nor a block device")
     if image_format is None:
@@ -80,7 +87,7 @@ def image_blockdev(
         "node-name": NAME if export.node_name == NO_NODE else export.node_name,
         "read-only": not export.writable,
         "discard": "unmap" if export.writable else "ignore",
-        "file": {"driver": protocol, "filename": image, **active},
+        FILE: {"driver": protocol, "filename": image, **active},
         **active,
     }
     return cast("BlockdevOptions", from_json(BlockdevOptions, definition))
@@ -96,7 +103,7 @@ def _format_without_doubt(image: str) -> str:
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
         tail = file.read(TAIL_BYTES)
     found = likely_format(head, tail)
-    if found == "raw":
+    if found == DEFAULT_FORMAT:
         return found
     if found in FORMATS:
         choice = f"format={found} opens it as such, format=raw"

@@ -32,17 +32,16 @@ class ObjectOptions(OpenUnion, tag_field="qom-type", kw_only=True, frozen=True):
 
 
 _BRANCHES = Branches(
-    "vhostblk.schema.objects",
     {
-        "authz-list": ("authz", "AuthZListProperties"),
-        "authz-list-file": ("authz", "AuthZListFileProperties"),
-        "authz-listfile": ("authz", "AuthZListfileProperties"),
-        "authz-pam": ("authz", "AuthZPAMProperties"),
-        "authz-simple": ("authz", "AuthZSimpleProperties"),
-        "iothread": ("iothread", "IothreadProperties"),
-        "secret": ("secret", "SecretProperties"),
-        "secret_keyring": ("secret", "SecretKeyringProperties"),
-        "throttle-group": ("throttle_group", "ThrottleGroupProperties"),
+        "authz-list": "vhostblk.schema.objects.authz:AuthZListProperties",
+        "authz-list-file": "vhostblk.schema.objects.authz:AuthZListFileProperties",
+        "authz-listfile": "vhostblk.schema.objects.authz:AuthZListfileProperties",
+        "authz-pam": "vhostblk.schema.objects.authz:AuthZPAMProperties",
+        "authz-simple": "vhostblk.schema.objects.authz:AuthZSimpleProperties",
+        "iothread": "vhostblk.schema.objects.iothread:IothreadProperties",
+        "secret": "vhostblk.schema.objects.secret:SecretProperties",
+        "secret_keyring": "vhostblk.schema.objects.secret:SecretKeyringProperties",
+        "throttle-group": "vhostblk.schema.objects.throttle_group:ThrottleGroupProperties",
     },
     plugins.OBJECTS,
     {},

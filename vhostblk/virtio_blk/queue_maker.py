@@ -10,6 +10,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from vhostblk.block.zones import zone_limits
 from vhostblk.imports import import_modules
 from vhostblk.virtio_blk.features import Feature, refusal
 from vhostblk.virtio_blk.lane import Lane, choose_lane
@@ -99,7 +100,7 @@ class QueueMaker:
                 "export '%s': queue %d: %d requests of an earlier process are done again",
                 *(self._disk.name, config.index, len(ring.left)),
             )
-        reason = refusal(features, self._backend.node.zoned)
+        reason = refusal(features, zone_limits(self._backend.node))
         if reason is not None:  # firmware, perhaps: the next driver may know better
             self._log.warning("queue %d: requests fail: %s", config.index, reason)
         device = BlkDevice(

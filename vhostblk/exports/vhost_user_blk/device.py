@@ -13,6 +13,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vhostblk.block.zones import zone_limits
 from vhostblk.exports.vhost_user_blk import dirty_logging, offer
 from vhostblk.exports.vhost_user_blk.inflight_records import InflightRecords
 from vhostblk.ratelimit import RateLimitedLogger
@@ -113,7 +114,7 @@ class VhostUserBlkBackend:
 
     def refusal(self, features: int) -> str | None:
         """Say why a driver that accepted these features can't use the disk; None: it can."""
-        return refusal(features, self._backend.node.zoned)
+        return refusal(features, zone_limits(self._backend.node))
 
     def get_config(self, offset: int, size: int) -> bytes:
         """Return a part of the configuration space, zeroes past its end."""
