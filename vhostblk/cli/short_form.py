@@ -22,10 +22,17 @@ from typing import TYPE_CHECKING, cast
 from msgspec.structs import replace
 
 from vhostblk.block.formats import HEAD_BYTES, TAIL_BYTES, likely_format
+from vhostblk.block.graph.inherit import FILE
 from vhostblk.block.graph.node import BlockNode
 from vhostblk.cli.errors import UsageError
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
+from vhostblk.schema.driver_manifest import (
+    DEFAULT_FORMAT,
+    DEFAULT_PROTOCOL,
+    DEVICE_PROTOCOL,
+    DRIVERS,
+)
 from vhostblk.schema.options import short_export_options
 
 if TYPE_CHECKING:
@@ -36,7 +43,7 @@ if TYPE_CHECKING:
 NAME = "disk"
 
 #: What the image's `format` may be.
-FORMATS = ("qcow2", "raw")
+FORMATS = tuple(name for name, driver in DRIVERS.items() if driver.short_form)
 
 #: A node name that no user can give: none was given.
 _NO_NODE = "#none"
@@ -60,9 +67,9 @@ def image_blockdev(
     except OSError as error:
         raise UsageError(f"Could not open '{image}': {error.strerror}") from error
     if stat.S_ISREG(mode):
-        protocol = "file"
+        protocol = DEFAULT_PROTOCOL
     elif stat.S_ISBLK(mode):
-        protocol = "host_device"
+        protocol = DEVICE_PROTOCOL
     else:
         raise UsageError(f"'{image}' is neither a regular file nor a block device")
     if image_format is None:
@@ -75,7 +82,7 @@ def image_blockdev(
         "node-name": NAME if export.node_name == _NO_NODE else export.node_name,
         "read-only": not export.writable,
         "discard": "unmap" if export.writable else "ignore",
-        "file": {"driver": protocol, "filename": image, **active},
+        FILE: {"driver": protocol, "filename": image, **active},
         **active,
     }
     return cast("BlockdevOptions", from_json(BlockdevOptions, definition))
@@ -91,7 +98,7 @@ def _format_without_doubt(image: str) -> str:
     except OSError as error:
         raise UsageError(f"Could not open '{image}': {error.strerror}") from error
     found = likely_format(head, tail)
-    if found == "raw":
+    if found == DEFAULT_FORMAT:
         return found
     if found in FORMATS:
         choice = f"format={found} opens it as such, format=raw"

@@ -29,10 +29,9 @@ class ObjectOptions(OpenUnion, tag_field="qom-type", kw_only=True, frozen=True):
 
 
 _BRANCHES = Branches(
-    "vhostblk.schema.objects",
     {
-        "iothread": ("iothread", "IothreadProperties"),
-        "throttle-group": ("throttle_group", "ThrottleGroupProperties"),
+        "iothread": "vhostblk.schema.objects.iothread:IothreadProperties",
+        "throttle-group": "vhostblk.schema.objects.throttle_group:ThrottleGroupProperties",
     },
     plugins.OBJECTS,
     {},

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from vhostblk import engine as core
 from vhostblk.block.aio.engine import AioEngine, AioUnavailableError
 from vhostblk.block.io.completion import Completion
-from vhostblk.schema.drivers.file import BlockdevAioOptions
+from vhostblk.schema.common import BlockdevAioOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

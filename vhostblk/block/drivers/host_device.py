@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 from vhostblk.block import SECTOR
 from vhostblk.block.drivers.posix import FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, PosixNode
+from vhostblk.block.erase import ErasesSecurely
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.node import BlockLimits, BlockStatus, Extent
 from vhostblk.block.io.flags import WriteFlags
-from vhostblk.block.lifetime import read_lifetime
+from vhostblk.block.lifetime import HasLifetime, read_lifetime
 from vhostblk.engine.extents import Treatment
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ BLKZEROOUT = 0x127F
 _NOWHERE = struct.pack("QQ", 1, 1)
 
 
-class HostDeviceNode(PosixNode):
+class HostDeviceNode(PosixNode, ErasesSecurely, HasLifetime):
     """A block device."""
 
     driver = "host_device"

@@ -21,6 +21,7 @@ from vhostblk.block.drivers.blkverify import first_difference
 from vhostblk.block.drivers.quorum_vote import Versions
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.edge import os_error
+from vhostblk.block.graph.members import ChangesChildren
 from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io import shaping
@@ -45,12 +46,11 @@ if TYPE_CHECKING:
     from vhostblk.events import EventBus
 
 
-class QuorumNode(BlockNode):
+class QuorumNode(BlockNode, ChangesChildren):
     """A disk in several copies."""
 
     driver = "quorum"
     primary_role = ""
-    changes_children = True
 
     def __init__(self, node_name: str, options: Any, events: EventBus) -> None:
         super().__init__(node_name, options)

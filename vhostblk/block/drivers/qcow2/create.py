@@ -24,8 +24,8 @@ from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.graph.storage import check_formattable
 from vhostblk.schema.base import UNSET, UnsetType
 from vhostblk.schema.common import PreallocMode
-from vhostblk.schema.create import BlockdevQcow2Version, Qcow2CompressionType
 from vhostblk.schema.drivers.qcow2 import BlockdevOptionsQcow2
+from vhostblk.schema.drivers.qcow2_create import BlockdevQcow2Version, Qcow2CompressionType
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph
     from vhostblk.block.graph.node import BlockNode
     from vhostblk.block.pause import Pause
-    from vhostblk.schema.create import BlockdevCreateOptionsQcow2
+    from vhostblk.schema.drivers.qcow2_create import BlockdevCreateOptionsQcow2
 
 _WRITER = Perm.WRITE | Perm.RESIZE
 
