@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of object types, and the objects of a daemon."""
+"""The classes of object types (the table is in `schema.object`), and the objects of a daemon."""
 
 from __future__ import annotations
 
-import importlib
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.errors import VhostblkError
+from vhostblk.imports import load
 from vhostblk.objects.base import UserObject
 from vhostblk.schema import plugins
+from vhostblk.schema.branches import Parts
+from vhostblk.schema.object import OBJECT_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,18 +19,13 @@ if TYPE_CHECKING:
     from vhostblk.objects.base import Surroundings
     from vhostblk.schema.object import ObjectOptions
 
-#: Where the object types are that come with vhostblk: module and class, by type.
-_BUILT_IN = {
-    "iothread": ("vhostblk.objects.iothread", "IothreadObject"),
-    "throttle-group": ("vhostblk.objects.throttle_group", "ThrottleGroupObject"),
-}
+_CLASSES = Parts(OBJECT_TYPES, "made_of")
 
 
 def object_class(name: str) -> type[UserObject]:
     """Return the class of an object type; raises VhostblkError for a bad plug-in."""
-    if name in _BUILT_IN:
-        module, attribute = _BUILT_IN[name]
-        found: Any = getattr(importlib.import_module(module), attribute)
+    if name in _CLASSES:
+        found: Any = load(_CLASSES[name])
     else:
         found = plugins.OBJECTS.find_class(name)
         if not (isinstance(found, type) and issubclass(found, UserObject)):
@@ -39,7 +36,7 @@ def object_class(name: str) -> type[UserObject]:
 
 def load_all() -> None:
     """Import all types, so that the object tree's table has them."""
-    for name in (*_BUILT_IN, *plugins.OBJECTS.names()):
+    for name in (*_CLASSES, *plugins.OBJECTS.names()):
         object_class(name)
 
 

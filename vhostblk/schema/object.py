@@ -6,9 +6,11 @@ What is an object type's own is in `schema.objects`, loaded when it is first nam
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from vhostblk.schema import plugins
 from vhostblk.schema.base import OpenUnion
-from vhostblk.schema.branches import Branches
+from vhostblk.schema.branches import Branches, Parts
 
 
 class ObjectOptions(OpenUnion, tag_field="qom-type", kw_only=True, frozen=True):
@@ -28,11 +30,25 @@ class ObjectOptions(OpenUnion, tag_field="qom-type", kw_only=True, frozen=True):
         return _BRANCHES.names()
 
 
-_BRANCHES = Branches(
-    {
-        "iothread": "vhostblk.schema.objects.iothread:IothreadProperties",
-        "throttle-group": "vhostblk.schema.objects.throttle_group:ThrottleGroupProperties",
-    },
-    plugins.OBJECTS,
-    {},
-)
+class ObjectType(NamedTuple):
+    """The parts of an object type, `module:name`, which are imported when they are first used."""
+
+    #: A subclass of `ObjectOptions`.
+    options: str
+    #: A subclass of `objects.base.UserObject`.
+    made_of: str
+
+
+#: The table of object types. Those of other packages are found by `schema.plugins`.
+OBJECT_TYPES: dict[str, ObjectType] = {
+    "iothread": ObjectType(
+        "vhostblk.schema.objects.iothread:IothreadProperties",
+        "vhostblk.objects.iothread:IothreadObject",
+    ),
+    "throttle-group": ObjectType(
+        "vhostblk.schema.objects.throttle_group:ThrottleGroupProperties",
+        "vhostblk.objects.throttle_group:ThrottleGroupObject",
+    ),
+}
+
+_BRANCHES = Branches(Parts(OBJECT_TYPES, "options"), plugins.OBJECTS, {})
