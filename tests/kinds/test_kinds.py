@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of other packages are what built-in ones are: options, help, commands, statistics."""
+"""What a type gets by following its recipe: options, help, commands, statistics, hand-over."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from vhostblk.errors import VhostblkError
 from vhostblk.exports.registry import export_class
 from vhostblk.handover import configuration
 from vhostblk.handover.wire import Fds
+from vhostblk.qmp.commands import load_all
+from vhostblk.qmp.registry import COMMANDS, EVENTS
 from vhostblk.schema.convert import branches_of
 from vhostblk.schema.describe import describe
 from vhostblk.schema.export import BlockExportOptions
@@ -69,10 +71,7 @@ def test_options_of_an_export() -> None:
     assert isinstance(options, CopyingExport.options_type)
 
 
-def test_the_schema_has_the_types_of_other_packages() -> None:
-    from vhostblk.qmp.commands import load_all
-    from vhostblk.qmp.registry import COMMANDS, EVENTS
-
+def test_the_schema_has_the_types() -> None:
     load_all()
     schema = Introspection(msgspec.to_builtins(describe(COMMANDS.values(), EVENTS)))
     commands = schema.commands()
