@@ -88,6 +88,13 @@ def test_an_error_knows_what_its_cause_knows() -> None:
     assert (outer.node, outer.option, outer.errno) == ("above", "file.filename", errno.ENOENT)
 
 
+def test_an_error_may_be_its_own_cause() -> None:
+    error = _LayerError("no")
+    error.__cause__ = error
+    error.add_context(node="disk")
+    assert (error.node, error.errno) == ("disk", None)
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

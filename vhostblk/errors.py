@@ -63,10 +63,20 @@ class VhostblkError(Exception):
     @property
     def errno(self) -> int | None:
         """The errno of the system call or request that failed."""
-        return getattr(self.__cause__, "errno", None)
+        return next((error.errno for error in self._causes() if isinstance(error, OSError)), None)
 
     def _known(self, name: str) -> str | None:
-        return self._context.get(name) or getattr(self.__cause__, name, None)
+        for error in self._causes():
+            if isinstance(error, VhostblkError) and name in error._context:
+                return error._context[name]
+        return None
+
+    def _causes(self) -> list[BaseException]:
+        """Return this error and what caused it, the last cause last; they may go in a circle."""
+        causes: list[BaseException] = [self]
+        while (cause := causes[-1].__cause__) is not None and cause not in causes:
+            causes.append(cause)
+        return causes
 
     def add_context(self, **context: str) -> None:
         """Add what the place that raised the error did not know."""
