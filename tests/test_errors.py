@@ -15,9 +15,9 @@ from vhostblk.block.errors import NodeNotFoundError, NoNode
 from vhostblk.errors import (
     errno_of,
     error_context,
+    errors_as,
     log_failure,
     os_error,
-    os_errors_as,
     reason,
 )
 from vhostblk.schema.errors import OptionError
@@ -50,21 +50,21 @@ def test_reasons(error: BaseException | int, text: str) -> None:
 def test_an_os_error_becomes_one_of_a_layer() -> None:
     with (
         pytest.raises(_LayerError) as caught,
-        os_errors_as(_LayerError, "Could not open 'a'", file="a"),
+        errors_as(_LayerError, "Could not open 'a'", file="a"),
     ):
         raise os_error(errno.EACCES)
     error = caught.value
     assert str(error) == "Could not open 'a': Permission denied"
     assert (error.file, error.errno) == ("a", errno.EACCES)
     assert isinstance(error.__cause__, PermissionError)
-    with pytest.raises(_LayerError, match=r"^Permission denied$"), os_errors_as(_LayerError):
+    with pytest.raises(_LayerError, match=r"^Permission denied$"), errors_as(_LayerError):
         raise os_error(errno.EACCES)
 
 
 def test_other_errors_stay_as_they_are() -> None:
-    with pytest.raises(ZeroDivisionError), os_errors_as(_LayerError, "what"):
+    with pytest.raises(ZeroDivisionError), errors_as(_LayerError, "what"):
         raise ZeroDivisionError
-    with os_errors_as(_LayerError, "what"):
+    with errors_as(_LayerError, "what"):
         pass
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.errors import ImageLockedError
 from vhostblk.block.graph.edge import flush_node
-from vhostblk.errors import VhostblkError, log_failure, os_errors_as, reason
+from vhostblk.errors import VhostblkError, errors_as, log_failure, reason
 from vhostblk.handover import configuration
 from vhostblk.handover.errors import HandoverError, RefusedError
 from vhostblk.handover.leash import Holder
@@ -228,7 +228,7 @@ async def _open_again(daemon: Daemon, blockdev: dict[str, Any]) -> None:
 
 async def _flush(daemon: Daemon) -> None:
     """Put what has been written on stable storage; raises HandoverError."""
-    with os_errors_as(HandoverError, "flush failed"):
+    with errors_as(HandoverError, "flush failed"):
         for node in daemon.graph:
             await flush_node(node)
 

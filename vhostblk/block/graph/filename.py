@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from vhostblk.block.errors import BlockError
+from vhostblk.errors import errors_as
 from vhostblk.schema.errors import OptionError
 
 _FILES = ("file", "host_device")
@@ -98,10 +99,8 @@ def _blkdebug(rest: str, *, plain: bool) -> dict[str, Any]:
 def _parsed(text: str) -> dict[str, Any]:
     from vhostblk.schema import json_text  # few images need it
 
-    try:
+    with errors_as(BlockError, "Could not parse the JSON options", of=OptionError):
         tree = json_text.parse(text)
-    except OptionError as error:
-        raise BlockError(f"Could not parse the JSON options: {error}") from error
     if not isinstance(tree, dict):
         raise BlockError("Invalid JSON object given")
     return nested(tree)

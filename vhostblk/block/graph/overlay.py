@@ -35,7 +35,7 @@ from vhostblk.block.graph.permission_update import (
 )
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.graph.storage import check_no_loop
-from vhostblk.errors import os_errors_as, reason
+from vhostblk.errors import errors_as, reason
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.create import BlockdevCreateOptionsFile, BlockdevCreateOptionsQcow2
@@ -72,7 +72,7 @@ class OverlayAction:
         base = self._base
         check_not_backing(base)
         if not base.read_only and base.active:
-            with os_errors_as(BlockError, f"Write to node '{base.node_name}' failed"):
+            with errors_as(BlockError, f"Write to node '{base.node_name}' failed"):
                 await flush_node(base)
         self._check()
         await self._check_data()
@@ -190,7 +190,7 @@ async def rename_backing_file(graph: Graph, top: BlockNode, image: BlockNode, na
     was_read_only = image.read_only
     await graph.make_read_only(image, read_only=False)
     try:
-        with os_errors_as(BlockError, f"Could not change backing file to '{name}'"):
+        with errors_as(BlockError, f"Could not change backing file to '{name}'"):
             await image.change_backing_file(name, image.driver)
     finally:
         await graph.make_read_only(image, read_only=was_read_only)
@@ -297,17 +297,15 @@ async def _create(graph: Graph, path: str, size: int) -> None:
     image = BlockdevCreateOptionsQcow2(
         file=BlockdevOptionsFile(filename=path), size=-(-size // SECTOR) * SECTOR
     )
-    try:
+    with errors_as(BlockError):
         for options in (file, image):
             await create_image(options, graph)
-    except OSError as error:
-        raise BlockError(reason(error)) from error
 
 
 async def _name_backing_file(overlay: BlockNode, base: BlockNode) -> None:
     name = image_name(base)
     what = f"Could not assign backing file '{name}' with format '{base.driver}'"
-    with os_errors_as(BlockError, what):
+    with errors_as(BlockError, what):
         await overlay.change_backing_file(name, base.driver)
 
 
@@ -324,7 +322,5 @@ def _definition(base: BlockNode, path: str, driver: str, node_name: str, *, read
     }
     if driver == "qcow2":
         tree["backing"] = None
-    try:
+    with errors_as(BlockError, of=OptionError):
         return from_json(BlockdevOptions, tree)
-    except OptionError as error:
-        raise BlockError(str(error)) from error

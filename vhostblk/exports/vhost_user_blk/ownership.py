@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhostblk.block.errors import BlockError
+from vhostblk.errors import errors_as
 from vhostblk.vhost_user.errors import VhostUserError
 
 if TYPE_CHECKING:
@@ -33,10 +34,8 @@ class ImageOwnership:
         """Have the image; raises VhostUserError where another process has it."""
         if not self._shared:
             return
-        try:
+        with errors_as(VhostUserError, of=BlockError):
             await self._backend.set_active(active=True)
-        except BlockError as error:
-            raise VhostUserError(str(error)) from error
         self._backend.allow_inactive = False
 
     async def leave(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from vhostblk.block.errors import BlockError, NoNode
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
-from vhostblk.errors import os_errors_as
+from vhostblk.errors import errors_as
 from vhostblk.qmp.registry import command
 from vhostblk.schema.amend import BlockdevAmend, BlockdevCheck, ImageCheck
 from vhostblk.schema.base import UNSET, UnsetType
@@ -36,7 +36,7 @@ async def blockdev_check(daemon: Daemon, arguments: BlockdevCheck) -> ImageCheck
             raise BlockError(f"Node '{node.node_name}' is read only")
         if arguments.repair and not node.active:
             raise BlockError(f"Node '{node.node_name}' is inactive")
-        with os_errors_as(BlockError):
+        with errors_as(BlockError):
             found = await node.check_image(repair=arguments.repair)
     return ImageCheck(
         filename=node.filename,

@@ -23,7 +23,7 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import inherit
 from vhostblk.block.graph.node import BlockLimits, BlockNode
 from vhostblk.block.io.flags import WriteFlags
-from vhostblk.errors import os_errors_as, reason
+from vhostblk.errors import errors_as, reason
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block import BlockImageCorrupted
 
@@ -152,9 +152,9 @@ class Lifecycle(BlockNode):
         image.writable = self.writable_image
         if not image.writable:
             return
-        with os_errors_as(BlockError, "Could not update qcow2 header"):
+        with errors_as(BlockError, "Could not update qcow2 header"):
             await image.prepare_writing()
-        with os_errors_as(BlockError, "Can't update bitmap directory"):
+        with errors_as(BlockError, "Can't update bitmap directory"):
             await image.bitmaps.mark_in_use()
         self._lock_bitmaps(locked=False)
 
@@ -285,7 +285,7 @@ class Lifecycle(BlockNode):
     async def remove_stored_bitmap(self, name: str) -> None:
         image = self._image
         async with image.lock:
-            with os_errors_as(BlockError, "Failed to update bitmap extension"):
+            with errors_as(BlockError, "Failed to update bitmap extension"):
                 image.check_usable()
                 await image.bitmaps.remove(name)
 
