@@ -387,10 +387,9 @@ MUTATIONS = (
         "image-taken-by-nobody",
         "vhostblk/exports/vhost_user_blk/ownership.py",
         """
+          with errors_as(VhostUserError, of=BlockError):
         -     await self._backend.set_active(active=True)
         +     pass
-          except BlockError as error:
-              raise VhostUserError(str(error)) from error
         """,
         "Two daemons write one image in a migration.",
         ("tests/exports/test_ownership.py",),
