@@ -39,7 +39,6 @@ from vhostblk.exports.errors import ExportNotFoundError
 from vhostblk.exports.registry import class_of, start_export
 from vhostblk.exports.totals import total
 from vhostblk.jobs.registry import Jobs
-from vhostblk.objects.base import Surroundings
 from vhostblk.objects.registry import Objects
 from vhostblk.schema.export import BlockExportDeleted
 from vhostblk.schema.options import (
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
 
     from vhostblk.block.graph.node import BlockNode
     from vhostblk.chardev.base import Chardev
+    from vhostblk.crypto.keys import Keys
     from vhostblk.exports.base import Export
     from vhostblk.objects.base import UserObject
     from vhostblk.objects.tree import QomObject
@@ -105,7 +105,7 @@ class Daemon:
         self.jobs = Jobs(self.events)
         self._initial = (list(objects), list(blockdevs), list(exports))
         self._iothreads = Iothreads()
-        self._objects = Objects(Surroundings(self.graph, self._iothreads))
+        self._objects = Objects(self.graph, self._iothreads)
         self._exports: dict[str, _ExportEntry] = {}
         #: The character devices by id.
         self.chardevs = Chardevs()
@@ -160,10 +160,19 @@ class Daemon:
             if entry.export is not None
         }
 
+    @property
+    def keys(self) -> Keys:
+        """What objects offer: secrets, and who is allowed."""
+        return self._objects.keys
+
     def add_object(self, options: Options) -> None:
         """Add an object, which exports and nodes may then refer to."""
         with error_context(operation="object-add"):
             self._objects.add(object_options(options))
+
+    async def add_object_in_background(self, options: Options) -> None:
+        """Add an object; files are read on a thread, while the daemon serves."""
+        await self._objects.add_in_background(object_options(options))
 
     def remove_object(self, object_id: str) -> None:
         """Remove an object that no export and no node uses."""
@@ -241,7 +250,10 @@ class Daemon:
 
     async def suspend_export(self, export_id: str) -> Any:
         """Take an export away from under its clients; return what `add_export` takes."""
-        export = self._exports[export_id].export
+        entry = self._exports[export_id]
+        if entry.removal is not None:
+            raise BlockError(f"Export '{export_id}' is already shutting down")
+        export = entry.export
         assert export is not None
         carried = await export.suspend()
         del self._exports[export_id]

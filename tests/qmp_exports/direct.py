@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vhostblk.daemon import Daemon
 
-for area in ("exports", "objects"):
+for area in ("block_query", "exports", "images", "objects", "snapshot"):
     importlib.import_module(f"vhostblk.qmp.commands.{area}")
 
 

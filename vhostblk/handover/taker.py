@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -78,6 +78,12 @@ class Taker:
         #: Where the other process waits for takers, and this one may from now on.
         self.handover = self._listener(configuration.handover, fds)
         self.handover_path = configuration.handover.path
+
+    @property
+    def definitions(self) -> dict[str, list[dict[str, Any]]]:
+        """What is taken over, by the name of the option that makes it."""
+        taken = self._configuration
+        return {"object": taken.objects, "blockdev": taken.blockdevs, "export": taken.exports}
 
     def _listener(self, listening: Listening, fds: Fds) -> Listener:
         listener = Listener(socket.socket(fileno=fds.take(listening.fd)))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import msgspec
 
+from vhostblk.block import SECTOR
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.edge import MAX_SIZE
 from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SECTOR = 512
 #: Operations that are coroutine functions in a `Driver`, and plain ones in a `SyncDriver`.
 _OPERATIONS = (
     *("open", "close", "read", "write", "write_zeroes", "discard", "flush"),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vhostblk.errors import errors_as, reason
 from vhostblk.pr.errors import HelperError
-from vhostblk.pr.layout import SG_IO
+from vhostblk.reservations.layout import SG_IO
 from vhostblk.sandbox import capabilities, landlock, seccomp
 from vhostblk.sandbox.kernel import Kernel
 from vhostblk.sandbox.landlock import Rule

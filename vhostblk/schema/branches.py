@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
-import importlib
+import functools
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from vhostblk.imports import load
 from vhostblk.schema.errors import OptionError
 
 if TYPE_CHECKING:
@@ -19,16 +22,14 @@ class Branches:
 
     def __init__(
         self,
-        package: str,
-        built_in: Mapping[str, tuple[str, str]],
-        plugins: PluginFinder,
+        built_in: Mapping[str, str],
+        plugins: PluginFinder | None,
         unavailable: Mapping[str, str],
     ) -> None:
-        """`built_in`: a module of `package` and the struct in it, by tag.
+        """`built_in`: where the structs are, `module:name`, by tag.
 
         `unavailable`: QEMU's branches that are not here, and what is to be said of them.
         """
-        self._package = package
         self._built_in = built_in
         self._plugins = plugins
         self._unavailable = unavailable
@@ -39,11 +40,17 @@ class Branches:
             raise OptionError(self._unavailable[tag])
         where = self._built_in.get(tag)
         if where is None:
-            return self._plugins.find_options(tag)
-        module, name = where
-        return getattr(importlib.import_module(f"{self._package}.{module}"), name)
+            return None if self._plugins is None else self._plugins.find_options(tag)
+        return load(where)
 
     def names(self) -> list[str]:
         """Return all tags, those of plug-ins last."""
-        others = self._plugins.names()
+        others = [] if self._plugins is None else self._plugins.names()
         return [*self._built_in, *(name for name in others if name not in self._built_in)]
+
+
+@functools.cache
+def without_members(union: type[msgspec.Struct], tag: str) -> Any:
+    """Make a branch that has no members of its own."""
+    name = f"{union.__name__}None"
+    return msgspec.defstruct(name, [], bases=(union,), tag=tag, kw_only=True, frozen=True)

@@ -47,8 +47,7 @@ class BlockExportOptions(OpenUnion, tag_field="type", kw_only=True, frozen=True)
 
 
 _BRANCHES = Branches(
-    "vhostblk.schema.exports",
-    {"vhost-user-blk": ("vhost_user_blk", "BlockExportOptionsVhostUserBlk")},
+    {"vhost-user-blk": "vhostblk.schema.exports.vhost_user_blk:BlockExportOptionsVhostUserBlk"},
     plugins.EXPORTS,
     {
         name: f"Export type '{name}' is not available in vhostblk yet"

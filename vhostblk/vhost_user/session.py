@@ -351,7 +351,7 @@ class Session(DeviceMessages, MigrationMessages):
 
     def _vring(self, index: int) -> Vring:
         if index >= len(self._vrings):
-            raise VringIndexError(f"vring {index} of {len(self._vrings)}")
+            raise VringIndexError(f"vring {index} of {len(self._vrings)} (option num-queues)")
         return self._vrings[index]
 
     async def _set_vring_num(self, message: Message) -> None:

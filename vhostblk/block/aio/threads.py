@@ -21,7 +21,7 @@ from vhostblk import engine as core
 from vhostblk.block.aio.engine import AioEngine
 from vhostblk.block.io.completion import Completion
 from vhostblk.errors import errno_of, is_internal, log_error
-from vhostblk.schema.drivers.file import BlockdevAioOptions
+from vhostblk.schema.common import BlockdevAioOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

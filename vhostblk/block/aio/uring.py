@@ -26,7 +26,7 @@ from vhostblk import engine as core
 from vhostblk.block.aio.engine import AioEngine, AioUnavailableError
 from vhostblk.block.io.completion import Completion
 from vhostblk.errors import reason
-from vhostblk.schema.drivers.file import BlockdevAioOptions
+from vhostblk.schema.common import BlockdevAioOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -29,6 +29,7 @@ from vhostblk.block.drivers.blklogwrites_layout import (
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.edge import flush_node
 from vhostblk.block.graph.filter import FilterNode
+from vhostblk.block.graph.in_memory import KeptInMemory
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io import shaping
 from vhostblk.block.io.completion import Completion
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 _DEFAULT_SECTOR = 512
 
 
-class BlklogwritesNode(FilterNode):
+class BlklogwritesNode(FilterNode, KeptInMemory):
     """A filter that keeps a record of all writes."""
 
     driver = "blklogwrites"

@@ -12,7 +12,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
+from vhostblk.block.errors import BlockError
+from vhostblk.block.graph.filename import ProtocolDriver, described
 from vhostblk.block.graph.filter import FilterNode
+from vhostblk.block.graph.inherit import FILE
 from vhostblk.block.graph.node import BlockNode
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io import shaping
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from vhostblk.block.io.iovec import IoVec
 
 
-class BlkverifyNode(FilterNode):
+class BlkverifyNode(FilterNode, ProtocolDriver):
     """A filter over the copy, with the driver under test beside it."""
 
     driver = "blkverify"
@@ -82,6 +85,13 @@ class BlkverifyNode(FilterNode):
     def exact_name(self, below: Mapping[str, str | None]) -> str | None:
         raw, test = below["raw"], below["test"]
         return None if raw is None or test is None else f"blkverify:{raw}:{test}"
+
+    @classmethod
+    def options_of(cls, rest: str, *, prefixed: bool) -> dict[str, Any]:
+        raw, colon, test = rest.partition(":")
+        if not prefixed or not colon:
+            raise BlockError("blkverify requires raw copy and original image path")
+        return {"raw": described(raw), "test": {FILE: described(test)}}
 
     async def preadv(self, offset: int, iov: IoVec) -> None:
         test, raw = shaping.allocate(iov.nbytes), shaping.allocate(iov.nbytes)

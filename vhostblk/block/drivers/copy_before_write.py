@@ -25,8 +25,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.bitmaps import node_bitmaps
+from vhostblk.block.copy.snapshot_source import SnapshotSource
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.filter import FilterNode
+from vhostblk.block.graph.in_memory import KeptInMemory
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import Completion
 from vhostblk.block.io.flags import WriteFlags
@@ -64,10 +66,11 @@ class _FrozenRead:
         self.waiters: list[Completion[None]] = []
 
 
-class CopyBeforeWriteNode(FilterNode):
+class CopyBeforeWriteNode(FilterNode, SnapshotSource, KeptInMemory):
     """Copies clusters to the child "target" before the first write to each."""
 
     driver = "copy-before-write"
+    named_by_child = True
     reopens = False
     #: The snapshot is made of the unchanged blocks of "file", and the saved blocks in "target".
     remembered_roles = frozenset({"file", "target"})

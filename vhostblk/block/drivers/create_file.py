@@ -27,7 +27,7 @@ from vhostblk.schema.common import PreallocMode
 if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph
     from vhostblk.block.pause import Pause
-    from vhostblk.schema.create import BlockdevCreateOptionsFile
+    from vhostblk.schema.drivers.file_create import BlockdevCreateOptionsFile
 
 logger = logging.getLogger(__name__)
 

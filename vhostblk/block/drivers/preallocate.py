@@ -23,6 +23,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Self
 
+from vhostblk.block import SECTOR
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.filter import FilterNode
 from vhostblk.block.graph.permission_update import update_permissions
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SECTOR = 512
 DEFAULT_ALIGN = 1 << 20
 DEFAULT_SIZE = 128 << 20
 _GROW = Perm.WRITE | Perm.RESIZE

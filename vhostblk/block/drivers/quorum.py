@@ -15,9 +15,11 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, Self
 
+from vhostblk.block import SECTOR
 from vhostblk.block.drivers.blkverify import first_difference
 from vhostblk.block.drivers.quorum_vote import Versions
 from vhostblk.block.errors import BlockError
+from vhostblk.block.graph.members import ChangesChildren
 from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io import shaping
@@ -42,15 +44,12 @@ if TYPE_CHECKING:
     from vhostblk.block.io.iovec import IoVec
     from vhostblk.events import EventBus
 
-SECTOR = 512
 
-
-class QuorumNode(BlockNode):
+class QuorumNode(BlockNode, ChangesChildren):
     """A disk in several copies."""
 
     driver = "quorum"
     primary_role = ""
-    changes_children = True
 
     def __init__(self, node_name: str, options: Any, events: EventBus) -> None:
         super().__init__(node_name, options)

@@ -296,10 +296,11 @@ class Graph:
     async def add_child(self, parent: BlockNode, child: BlockNode) -> None:
         """Give a node one more child; raises BlockError."""
         from vhostblk.block.graph import reopen
+        from vhostblk.block.graph.members import ChangesChildren
 
         name = child.node_name
         async with self._changing, self.drained([parent]):
-            if not parent.changes_children:
+            if not isinstance(parent, ChangesChildren):
                 raise BlockError(f"The node {parent.node_name} does not support adding a child")
             if child.parents:
                 raise BlockError(f"The node {name} already has a parent")
@@ -323,11 +324,12 @@ class Graph:
     async def remove_child(self, parent: BlockNode, role: str) -> None:
         """Take a child away from a node; raises BlockError."""
         from vhostblk.block.graph import reopen
+        from vhostblk.block.graph.members import ChangesChildren
 
         async with self._changing, self.drained([parent]):
             if role not in parent.children:
                 raise BlockError(f"Node '{parent.node_name}' does not have child '{role}'")
-            if not parent.changes_children:
+            if not isinstance(parent, ChangesChildren):
                 raise BlockError(f"The node {parent.node_name} does not support removing a child")
             parent.check_loss(role)
             edge = parent.children.pop(role)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vhostblk.block.errors import NoNode
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
+from vhostblk.imports import load
 from vhostblk.qmp.errors import QmpError
 from vhostblk.qmp.registry import command, event
 from vhostblk.schema.base import UNSET, UnsetType
@@ -22,7 +23,7 @@ from vhostblk.schema.block import (
     BlockWriteThreshold,
 )
 from vhostblk.schema.blockdev import BlockdevOptions  # noqa: TC001 (read at run time)
-from vhostblk.schema.drivers.quorum import QuorumFailure, QuorumReportBad
+from vhostblk.schema.driver_manifest import DRIVERS
 
 if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 event("BLOCK_IO_ERROR", BlockIoError)
 event("BLOCK_IMAGE_CORRUPTED", BlockImageCorrupted)
 event("BLOCK_WRITE_THRESHOLD", BlockWriteThreshold)
-event("QUORUM_FAILURE", QuorumFailure)
-event("QUORUM_REPORT_BAD", QuorumReportBad)
+for _driver in DRIVERS.values():
+    for _name, _data in _driver.events.items():
+        event(_name, load(_data))
 
 
 @command("blockdev-add")

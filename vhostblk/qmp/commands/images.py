@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from vhostblk.block.errors import BlockError, NoNode
+from vhostblk.block.graph.checking import ChecksImage
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
 from vhostblk.errors import errors_as
 from vhostblk.qmp.registry import command
@@ -36,8 +37,11 @@ async def blockdev_check(daemon: Daemon, arguments: BlockdevCheck) -> ImageCheck
             raise BlockError(f"Node '{node.node_name}' is read only")
         if arguments.repair and not node.active:
             raise BlockError(f"Node '{node.node_name}' is inactive")
+        image: ChecksImage | None = node.capability(ChecksImage)
+        if image is None:
+            raise BlockError("This image format does not support checks")
         with errors_as(BlockError):
-            found = await node.check_image(repair=arguments.repair)
+            found = await image.check_image(repair=arguments.repair)
     return ImageCheck(
         filename=node.filename,
         format=node.driver,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @command("object-add")
 async def object_add(daemon: Daemon, arguments: ObjectOptions) -> None:
     """Make an object."""
-    daemon.add_object(arguments)
+    await daemon.add_object_in_background(arguments)
 
 
 @command("object-del")

@@ -15,6 +15,7 @@ from vhostblk.errors import errors_as
 from vhostblk.qmp.errors import QmpError
 from vhostblk.qmp.registry import command
 from vhostblk.schema.base import UNSET, UnsetType
+from vhostblk.schema.driver_manifest import DEFAULT_OVERLAY
 from vhostblk.schema.snapshot import (
     BlockdevSnapshot,
     BlockdevSnapshotDeleteInternal,
@@ -96,7 +97,7 @@ def snapshot_sync(graph: Graph, arguments: BlockdevSnapshotSync) -> Action:
         graph,
         base,
         arguments.snapshot_file,
-        driver=arguments.format if isinstance(arguments.format, str) else "qcow2",
+        driver=arguments.format if isinstance(arguments.format, str) else DEFAULT_OVERLAY,
         node_name=name,
         create=arguments.mode is not NewImageMode.EXISTING,
     )
@@ -141,8 +142,6 @@ async def blockdev_snapshot_delete_internal(
     daemon: Daemon, arguments: BlockdevSnapshotDeleteInternal
 ) -> SnapshotInfo:
     """Delete an internal snapshot, and describe what it was."""
-    from vhostblk.block.drivers.qcow2.describe import snapshot_info  # needs numpy
-
     number = arguments.id if isinstance(arguments.id, str) else None
     name = arguments.name if isinstance(arguments.name, str) else None
     async with daemon.graph.changing():
@@ -152,4 +151,4 @@ async def blockdev_snapshot_delete_internal(
         with errors_as(QmpError, "Failed to delete the snapshot"):
             device = arguments.device
             found = await node.delete_snapshot(id=number, name=name, device=device)
-    return snapshot_info(found)
+    return found.describe()

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 MAX_DEPTH = 100
 #: The role of a file whose format is being looked at.
 PROBE = "probe"
-#: The role of the file with the guest's data.
-DATA_FILE = "data-file"
 
 
 async def open_backing(node: BlockNode, graph: Graph, header: Header) -> None:
@@ -84,12 +82,12 @@ async def open_data_file(node: BlockNode, graph: Graph, header: Header) -> None:
             raise BlockError("data-file-raw requires a data file")
         return
     if isinstance(given, (str, BlockdevOptions)):
-        await graph.open_child(node, DATA_FILE, given)
+        await graph.open_child(node, inherit.DATA_FILE, given)
         return
     if header.data_file is None:
         raise BlockError("'data-file' is required for this image")
     options = from_json(BlockdevOptions, described_path(_text(header.data_file)))
-    await graph.open_child(node, DATA_FILE, options)
+    await graph.open_child(node, inherit.DATA_FILE, options)
 
 
 def _text(raw: bytes) -> str:

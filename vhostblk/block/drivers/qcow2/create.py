@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
+from vhostblk.block import SECTOR
 from vhostblk.block.drivers.qcow2 import header as header_module
 from vhostblk.block.drivers.qcow2 import layout
 from vhostblk.block.drivers.qcow2.compressed import check_available
@@ -24,8 +25,8 @@ from vhostblk.block.graph.storage import check_formattable
 from vhostblk.errors import errors_as
 from vhostblk.schema.base import UNSET, UnsetType
 from vhostblk.schema.common import PreallocMode
-from vhostblk.schema.create import BlockdevQcow2Version, Qcow2CompressionType
 from vhostblk.schema.drivers.qcow2 import BlockdevOptionsQcow2
+from vhostblk.schema.drivers.qcow2_create import BlockdevQcow2Version, Qcow2CompressionType
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -34,9 +35,8 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph
     from vhostblk.block.graph.node import BlockNode
     from vhostblk.block.pause import Pause
-    from vhostblk.schema.create import BlockdevCreateOptionsQcow2
+    from vhostblk.schema.drivers.qcow2_create import BlockdevCreateOptionsQcow2
 
-_SECTOR = 512
 _WRITER = Perm.WRITE | Perm.RESIZE
 
 
@@ -62,8 +62,8 @@ async def create(options: BlockdevCreateOptionsQcow2, graph: Graph, pause: Pause
 def describe(options: BlockdevCreateOptionsQcow2) -> tuple[Header, PreallocMode]:
     """Return the header of an image of no size, and how it is to grow; raises BlockError."""
     version = 2 if options.version is BlockdevQcow2Version.V2 else 3
-    if options.size % _SECTOR:
-        raise BlockError(f"Image size must be a multiple of {_SECTOR} bytes")
+    if options.size % SECTOR:
+        raise BlockError(f"Image size must be a multiple of {SECTOR} bytes")
     if options.extended_l2 and version < 3:
         raise BlockError(_too_old("Extended L2 entries are only supported with compatibility"))
     cluster_bits = _cluster_bits(options)

@@ -15,12 +15,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.bitmaps import node_bitmaps
-from vhostblk.block.drivers.qcow2.backing import DATA_FILE, open_backing, open_data_file
+from vhostblk.block.bitmaps.node_bitmaps import KeepsBitmaps
+from vhostblk.block.drivers.qcow2.backing import open_backing, open_data_file
 from vhostblk.block.drivers.qcow2.layout import Incompatible
 from vhostblk.block.drivers.qcow2.opening import read_header, read_top_tables
 from vhostblk.block.drivers.qcow2.options import settle
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import inherit
+from vhostblk.block.graph.backing_name import NamesBacking
 from vhostblk.block.graph.node import BlockLimits, BlockNode
 from vhostblk.block.io.flags import WriteFlags
 from vhostblk.errors import errors_as, reason
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Lifecycle(BlockNode):
+class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
     """A node from when it is opened until it is closed."""
 
     reopens = True
@@ -129,7 +131,7 @@ class Lifecycle(BlockNode):
     def _edges(self) -> tuple[Edge, Edge, Edge | None]:
         """Return the ways to metadata, data and backing file."""
         file = self.children["file"]
-        return file, self.children.get(DATA_FILE, file), self.children.get(inherit.BACKING)
+        return file, self.children.get(inherit.DATA_FILE, file), self.children.get(inherit.BACKING)
 
     async def _load_image(self) -> None:
         """Read all that there is to the image, and do what its state asks for."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vhostblk.block import SECTOR
 from vhostblk.block.drivers.qcow2.layout import MAX_L1_BYTES, OFFSET_MASK
 from vhostblk.block.drivers.qcow2.preallocate import preallocate
 from vhostblk.block.drivers.qcow2.shrink import shrink
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SECTOR = 512
 #: After this many zeroed clusters, metadata is written if too much of it is in memory.
 _STEP = 4096
 
@@ -49,8 +49,8 @@ async def resize(
     header = image.header
     if mode is not PreallocMode.OFF and size < image.size:
         raise OSError(errno.EINVAL, "Preallocation can't be used for shrinking an image")
-    if size % _SECTOR:
-        raise OSError(errno.EINVAL, f"The new size must be a multiple of {_SECTOR}")
+    if size % SECTOR:
+        raise OSError(errno.EINVAL, f"The new size must be a multiple of {SECTOR}")
     if header.nb_snapshots and header.version < 3:
         raise OSError(errno.ENOTSUP, "Can't resize a v2 image which has snapshots")
     if size < image.size:

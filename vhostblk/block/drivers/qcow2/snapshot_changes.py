@@ -29,7 +29,7 @@ from vhostblk.block.drivers.qcow2.refcount_changes import change_refcounts, chec
 from vhostblk.block.drivers.qcow2.references import Tally, add_tree, gather_references
 from vhostblk.block.drivers.qcow2.snapshots import Snapshot, encode_table
 from vhostblk.block.drivers.qcow2.transfer import read_array, write_array, write_bytes
-from vhostblk.block.graph.node import CheckResult
+from vhostblk.block.graph.checking import CheckResult
 from vhostblk.errors import os_error, reason
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vhostblk.block.errors import BlockError
 from vhostblk.errors import errors_as
-from vhostblk.vhost_user.errors import VhostUserError
+from vhostblk.virtqueue.errors import SetupError
 
 if TYPE_CHECKING:
     from vhostblk.block.graph.backend import BlockBackend
@@ -31,10 +31,10 @@ class ImageOwnership:
         self._shared = backend.allow_inactive
 
     async def take(self) -> None:
-        """Have the image; raises VhostUserError where another process has it."""
+        """Have the image; raises SetupError where another process has it."""
         if not self._shared:
             return
-        with errors_as(VhostUserError, of=BlockError):
+        with errors_as(SetupError, of=BlockError):
             await self._backend.set_active(active=True)
         self._backend.allow_inactive = False
 
