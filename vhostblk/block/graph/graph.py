@@ -405,7 +405,9 @@ class Graph:
             ),
         )
         # Writes need not be asked for any more.
-        task = asyncio.get_running_loop().create_task(self._refresh_maps(node))
+        task = asyncio.get_running_loop().create_task(
+            self._refresh_maps(node), name=f"node '{node.node_name}': a new extent map"
+        )
         self._refreshing.add(task)
         task.add_done_callback(self._refreshing.discard)
         task.add_done_callback(log_failure)

@@ -372,7 +372,9 @@ class Image:
             logger.error("qcow2: Marking image as corrupt: %s: %s", name, text)
             self.refuse_writes()
             self.header.incompatible |= Incompatible.CORRUPT
-            task = asyncio.get_running_loop().create_task(self._mark_corrupt())
+            task = asyncio.get_running_loop().create_task(
+                self._mark_corrupt(), name=f"{name}: marking as corrupt"
+            )
             self._marking.add(task)
             task.add_done_callback(self._marking.discard)
             task.add_done_callback(log_failure)
