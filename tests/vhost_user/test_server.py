@@ -39,11 +39,13 @@ from vhostblk.vhost_user.layout import (
     ProtocolFeature,
     Request,
 )
-from vhostblk.vhost_user.server import Carried, VhostUserServer
+from vhostblk.vhost_user.server import VhostUserServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from vhostblk.vhost_user.carried import Carried
 
 FEATURES = F_VERSION_1 | F_PROTOCOL_FEATURES
 

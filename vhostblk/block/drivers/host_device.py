@@ -18,11 +18,11 @@ from vhostblk.block import SECTOR
 from vhostblk.block.drivers.posix import FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, PosixNode
 from vhostblk.block.erase import ErasesSecurely
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.node import BlockLimits, BlockStatus, Extent
 from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.lifetime import HasLifetime, read_lifetime
 from vhostblk.engine.extents import Treatment
+from vhostblk.errors import os_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk.block import SECTOR
 from vhostblk.block.pause import no_pause
+from vhostblk.errors import reason
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ async def resize(
         try:
             os.ftruncate(fd, old)
         except OSError as error:
-            logger.error("Failed to restore old file length: %s", error.strerror)
+            logger.error("Failed to restore old file length: %s", reason(error))
         raise
 
 
@@ -119,7 +120,7 @@ class _Described:
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if isinstance(error, OSError):
-            raise OSError(error.errno, f"{self._text}: {error.strerror}") from error
+            raise OSError(error.errno, f"{self._text}: {reason(error)}") from error
         if isinstance(error, OverflowError):  # no such length
-            text = os.strerror(errno.EINVAL)
+            text = reason(errno.EINVAL)
             raise OSError(errno.EINVAL, f"{self._text}: {text}") from error

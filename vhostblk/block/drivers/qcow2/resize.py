@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +19,7 @@ from vhostblk.block.drivers.qcow2.layout import MAX_L1_BYTES, OFFSET_MASK
 from vhostblk.block.drivers.qcow2.preallocate import preallocate
 from vhostblk.block.drivers.qcow2.shrink import shrink
 from vhostblk.block.drivers.qcow2.transfer import write_array
+from vhostblk.errors import reason
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ async def resize(
             await shrink(image, size)
         return
     if not _can_be_zeroed(image, size):
-        text = f"Failed to zero out new clusters: {os.strerror(errno.ENOTSUP)}"
+        text = f"Failed to zero out new clusters: {reason(errno.ENOTSUP)}"
         raise OSError(errno.ENOTSUP, text)
     if mode is PreallocMode.OFF and header.raw_data_file and size > image.size:
         mode = PreallocMode.METADATA
@@ -142,7 +142,7 @@ async def _undo_growth(image: Image, size: int, data_size: int) -> None:
         if image.geometry.external_data and image.data.node.size != data_size:
             await image.data.truncate(data_size)
     except OSError as error:
-        logger.warning("%s: undoing a failed resize: %s", image.file.node.filename, error.strerror)
+        logger.warning("%s: undoing a failed resize: %s", image.file.node.filename, reason(error))
 
 
 async def _set_size(image: Image, size: int) -> None:
@@ -160,7 +160,7 @@ async def _make_room(image: Image, entries: int) -> None:
     if entries <= header.l1_size:
         return
     if entries * 8 > MAX_L1_BYTES:
-        raise OSError(errno.EFBIG, f"Failed to grow the L1 table: {os.strerror(errno.EFBIG)}")
+        raise OSError(errno.EFBIG, f"Failed to grow the L1 table: {reason(errno.EFBIG)}")
     table = np.zeros(entries, np.uint64)
     table[: len(tables.l1)] = tables.l1
     run = await image.allocator.allocate_together(geometry.clusters(8 * entries))

@@ -20,7 +20,8 @@ from vhostblk.block.drivers.qcow2.layout import COPIED, MAX_L1_BYTES
 from vhostblk.block.drivers.qcow2.references import Tally, add_tree
 from vhostblk.block.drivers.qcow2.snapshot_changes import clear_copied, take_tree
 from vhostblk.block.drivers.qcow2.transfer import read_array
-from vhostblk.block.graph.edge import MAX_SIZE, os_error
+from vhostblk.block.graph.edge import MAX_SIZE
+from vhostblk.errors import os_error, reason
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,7 +53,7 @@ async def apply(image: Image, snapshot: Snapshot) -> None:
         await image.commit.write_all()
     except OSError as error:  # the next flush tries again
         image.check_usable()
-        logger.warning("%s: could not free clusters: %s", image.file.node.filename, error.strerror)
+        logger.warning("%s: could not free clusters: %s", image.file.node.filename, reason(error))
 
 
 async def _snapshot_table(image: Image, snapshot: Snapshot) -> NDArray[np.uint64]:
