@@ -72,10 +72,16 @@ def _parts(entry: Any) -> list[str]:
     return [_file_of(part[1]) for part in found if part is not None]
 
 
-def _patterns(recipe: Recipe) -> list[str]:
-    """Return patterns of files: types may share one, and a driver may have a folder."""
-    options, made_of = (recipe.rows[index].file for index in (0, 1))
-    return [options.replace("NAME", r"\w+"), made_of.replace("NAME", r"\w+(/\w+)?")]
+def _filled_in(recipe: Recipe, name: str) -> list[str]:
+    """Return the files that a type of that name has by a recipe, the table last."""
+    return [row.file.replace("NAME", name.replace("-", "_")) for row in recipe.rows]
+
+
+def _shared_files(title: str) -> list[str]:
+    """Return patterns of the files of types that may share them; drivers may have a folder."""
+    options, made_of, _ = (row.file for row in RECIPES[title].rows)
+    folder = r"\w+(/\w+)?" if title == DRIVER else r"\w+"
+    return [options.replace("NAME", r"\w+"), made_of.replace("NAME", folder)]
 
 
 def test_each_recipe_has_a_table() -> None:
@@ -110,13 +116,12 @@ class TestTypes:
         self, title: str, built_in: dict[str, Any], entries: dict[str, Any]
     ) -> None:
         for name, entry in built_in.items():
-            parts = _parts(entry) if entry.options else []
-            for part in parts:
-                assert any(re.fullmatch(each, part) for each in _patterns(RECIPES[title])), part
-            if parts and title == EXPORTS:
-                files = [
-                    row.file.replace("NAME", name.replace("-", "_")) for row in RECIPES[title].rows
-                ]
+            if title != EXPORTS:
+                patterns = _shared_files(title) if entry.options else [".*"]
+                for part in _parts(entry):
+                    assert any(re.fullmatch(each, part) for each in patterns), part
+            elif parts := _parts(entry):
+                files = _filled_in(RECIPES[title], name)
                 assert set(parts) <= set(files), name
                 assert [file for file in files if not (TOP / file).exists()] == [], name
 

@@ -33,10 +33,6 @@ class ObjectOptions(OpenUnion, tag_field="qom-type", kw_only=True, frozen=True):
         return _BRANCHES.names()
 
 
-_OPTIONS = "vhostblk.schema.objects"
-_CLASSES = "vhostblk.objects"
-
-
 class ObjectType(NamedTuple):
     """The parts of an object type, `module:name`, which are imported when they are first used."""
 
@@ -49,33 +45,40 @@ class ObjectType(NamedTuple):
 #: The table of object types. Those of other packages are found by `schema.plugins`.
 OBJECT_TYPES: dict[str, ObjectType] = {
     "authz-list": ObjectType(
-        f"{_OPTIONS}.authz:AuthZListProperties", f"{_CLASSES}.authz_list:AuthzListObject"
+        "vhostblk.schema.objects.authz:AuthZListProperties",
+        "vhostblk.objects.authz_list:AuthzListObject",
     ),
     "authz-list-file": ObjectType(
-        f"{_OPTIONS}.authz:AuthZListFileProperties",
-        f"{_CLASSES}.authz_list_file:AuthzListFileObject",
+        "vhostblk.schema.objects.authz:AuthZListFileProperties",
+        "vhostblk.objects.authz_list_file:AuthzListFileObject",
     ),
     "authz-listfile": ObjectType(
-        f"{_OPTIONS}.authz:AuthZListfileProperties",
-        f"{_CLASSES}.authz_list_file:AuthzListfileObject",
+        "vhostblk.schema.objects.authz:AuthZListfileProperties",
+        "vhostblk.objects.authz_list_file:AuthzListfileObject",
     ),
     "authz-pam": ObjectType(
-        f"{_OPTIONS}.authz:AuthZPAMProperties", f"{_CLASSES}.authz_pam:AuthzPamObject"
+        "vhostblk.schema.objects.authz:AuthZPAMProperties",
+        "vhostblk.objects.authz_pam:AuthzPamObject",
     ),
     "authz-simple": ObjectType(
-        f"{_OPTIONS}.authz:AuthZSimpleProperties", f"{_CLASSES}.authz_simple:AuthzSimpleObject"
+        "vhostblk.schema.objects.authz:AuthZSimpleProperties",
+        "vhostblk.objects.authz_simple:AuthzSimpleObject",
     ),
     "iothread": ObjectType(
-        f"{_OPTIONS}.iothread:IothreadProperties", f"{_CLASSES}.iothread:IothreadObject"
+        "vhostblk.schema.objects.iothread:IothreadProperties",
+        "vhostblk.objects.iothread:IothreadObject",
     ),
-    "secret": ObjectType(f"{_OPTIONS}.secret:SecretProperties", f"{_CLASSES}.secret:SecretObject"),
+    "secret": ObjectType(
+        "vhostblk.schema.objects.secret:SecretProperties",
+        "vhostblk.objects.secret:SecretObject",
+    ),
     "secret_keyring": ObjectType(
-        f"{_OPTIONS}.secret:SecretKeyringProperties",
-        f"{_CLASSES}.secret_keyring:SecretKeyringObject",
+        "vhostblk.schema.objects.secret:SecretKeyringProperties",
+        "vhostblk.objects.secret_keyring:SecretKeyringObject",
     ),
     "throttle-group": ObjectType(
-        f"{_OPTIONS}.throttle_group:ThrottleGroupProperties",
-        f"{_CLASSES}.throttle_group:ThrottleGroupObject",
+        "vhostblk.schema.objects.throttle_group:ThrottleGroupProperties",
+        "vhostblk.objects.throttle_group:ThrottleGroupObject",
     ),
 }
 
