@@ -122,7 +122,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
         self.auto_backing_name = ""
         backing = self.children.get(inherit.BACKING)
         if backing is not None and self.options.backing is UNSET:
-            from vhostblk.block.graph.describe import image_name
+            from vhostblk.block.graph.image_name import image_name
 
             self.auto_backing_name = image_name(backing.node)
         elif parsed.backing_file:

@@ -19,9 +19,9 @@ from vhostblk.block.drivers.qcow2.lifecycle import Lifecycle
 from vhostblk.block.drivers.qcow2.opening import read_header
 from vhostblk.block.drivers.qcow2.options import settle
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph.describe import image_name
 from vhostblk.block.graph.edge import notify_resize
 from vhostblk.block.graph.filename import full_name
+from vhostblk.block.graph.image_name import image_name
 from vhostblk.block.graph.inherit import BACKING, DATA_FILE
 from vhostblk.schema.base import UNSET
 
