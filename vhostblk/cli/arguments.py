@@ -46,6 +46,8 @@ UNAVAILABLE = frozenset({"nbd-server"})
 #: Begins the export properties of the short form.
 ADDRESS_PREFIX = "--addr."
 
+_SECRET_TYPES = ("secret", "secret_keyring")
+
 _SYNTAX = Syntax(OPTIONS, SHORT_OPTIONS, OWN_OPTIONS, (ADDRESS_PREFIX,))
 
 #: What `--x-vhostblk-log` takes; see `vhostblk.log`.
@@ -149,12 +151,16 @@ def _without_secret(value: str, location: str) -> str:
         return location
     if value.startswith("{"):
         return '--object {"qom-type": "secret", ...}'
-    parts = (part.partition("=") for part in value.replace(",,", "").split(","))
-    shown = (
-        f"{name}{equals}{text if name in SHOWN_MEMBERS or not equals else '...'}"
-        for name, equals, text in parts
-    )
-    return f"--object {','.join(shown)}"
+    first, *others = value.replace(",,", "").split(",")
+    shown = [first if first in _SECRET_TYPES else _shown_part(first)]
+    return f"--object {','.join([*shown, *map(_shown_part, others)])}"
+
+
+def _shown_part(part: str) -> str:
+    name, equals, _ = part.partition("=")
+    if equals and name in SHOWN_MEMBERS:
+        return part
+    return f"{name if name == 'data' else '...'}{equals and '=...'}"
 
 
 def _check(arguments: Arguments) -> None:
