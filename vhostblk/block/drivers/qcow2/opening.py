@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class TopTables(NamedTuple):
-    """The L1 table and the refcount table, as they are in the file."""
+    """The L1 table and the refcount table, as far as they are in the file."""
 
     l1: bytes
     refcounts: bytes
@@ -70,8 +70,8 @@ async def read_top_tables(file: Edge, parsed: Header) -> TopTables | None:
         return None
     try:
         return TopTables(
-            await read_plainly(file, parsed.l1_offset, 8 * parsed.l1_size),
-            await read_plainly(
+            await _read_words(file, parsed.l1_offset, 8 * parsed.l1_size),
+            await _read_words(
                 file,
                 parsed.reftable_offset,
                 parsed.reftable_clusters << parsed.geometry.cluster_bits,
@@ -79,6 +79,12 @@ async def read_top_tables(file: Edge, parsed: Header) -> TopTables | None:
         )
     except OSError as error:
         raise metadata_error(error) from error
+
+
+async def _read_words(file: Edge, offset: int, length: int) -> bytes:
+    """Read the part of a table that is in the file."""
+    there = max(file.node.size - offset, 0) & ~7
+    return await read_plainly(file, offset, min(length, there)) if there else b""
 
 
 def metadata_error(error: OSError) -> BlockError:
