@@ -53,12 +53,14 @@ def _measured(*arguments: str) -> Any:
 
 async def _use(path: str, how: str) -> None:
     from integration.qcow2.tools import opened
+    from vhostblk.block.drivers.qcow2.node import Qcow2Node
     from vhostblk.block.errors import BlockError
     from vhostblk.block.graph.permissions import Perm
 
     perm = Perm.CONSISTENT_READ | (Perm.WRITE if how == "repair" else Perm.NONE)
     try:
         async with opened(path, perm) as (node, _):
+            assert isinstance(node, Qcow2Node)
             if how != "open":
                 await node.check_image(repair=how == "repair")
     except (BlockError, OSError) as error:

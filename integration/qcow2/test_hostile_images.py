@@ -16,6 +16,7 @@ import pytest
 
 from integration.qcow2.hostile_images import IMAGES
 from integration.qcow2.tools import opened, qemu_img, qemu_img_status
+from vhostblk.block.drivers.qcow2.node import Qcow2Node
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.permissions import Perm
 
@@ -35,6 +36,7 @@ async def _use(path: Path, how: str) -> str:
             node,
             backend,
         ):
+            assert isinstance(node, Qcow2Node)
             if how == "check":
                 await node.check_image(repair=False)
             elif how != "open":

@@ -22,8 +22,8 @@ from vhostblk.block.drivers.qcow2.repair import (
     plan_blocks,
     well_placed,
 )
-from vhostblk.block.graph.edge import os_error
-from vhostblk.block.graph.node import CheckResult
+from vhostblk.block.graph.checking import CheckResult
+from vhostblk.errors import os_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

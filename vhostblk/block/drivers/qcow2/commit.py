@@ -32,6 +32,7 @@ from vhostblk.block.drivers.qcow2.ordered import runs
 from vhostblk.block.drivers.qcow2.pace import Pace
 from vhostblk.block.drivers.qcow2.refcount_changes import change_refcounts
 from vhostblk.block.drivers.qcow2.transfer import run_all, write_array
+from vhostblk.errors import reason
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -289,7 +290,7 @@ class Commit:
         except OSError as error:
             self._image.check_usable()
             text = "%s: clusters are leaked: %s"
-            logger.warning(text, self._image.file.node.filename, error.strerror)
+            logger.warning(text, self._image.file.node.filename, reason(error))
             return None
 
     async def _forget_free(self, clusters: NDArray[np.int64], *, discard: bool) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.gather import Tables
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.pace import Pace
-    from vhostblk.block.graph.node import CheckResult
+    from vhostblk.block.graph.checking import CheckResult
 
     #: Returns, for each cluster, whether there is one reference to it.
     Alone = Callable[[NDArray[np.int64]], Awaitable[NDArray[np.bool_]]]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vhostblk.block.graph.edge import os_error
+from vhostblk.errors import os_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,7 +13,7 @@ from vhostblk.block.drivers.qcow2.allocator import block_dtype
 from vhostblk.block.drivers.qcow2.layout import MAX_REFTABLE_BYTES, REFTABLE_OFFSET_MASK
 from vhostblk.block.drivers.qcow2.refcounts import pack
 from vhostblk.block.drivers.qcow2.transfer import write_array
-from vhostblk.block.graph.edge import os_error
+from vhostblk.errors import os_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
