@@ -45,11 +45,13 @@ async def check(image: Image, *, repair: bool) -> CheckResult:
     bits = image.geometry.refblock_bits
     covered = _covered(image, result)
     missing = np.setdiff1d(references.blocks(bits), covered, assume_unique=True)
-    lacking = [
-        (index, count)
-        for index in missing.tolist()
-        if (count := references.distinct(index << bits, index + 1 << bits))
-    ]
+    pace.begin("looking for missing refcount blocks", len(missing))
+    lacking: list[tuple[int, int]] = []
+    for index in missing.tolist():
+        count = references.distinct(index << bits, index + 1 << bits)
+        if count:
+            lacking.append((index, count))
+        await pace.turn()
     result.corruptions += sum(count for _, count in lacking)
     if repair:
         if references.most > image.geometry.refcount_max:

@@ -109,22 +109,25 @@ def _bitmap_tables(image: Image) -> list[tuple[int, int]]:
 
 
 def _ranges(image: Image, faults: Faults) -> Spans:
-    """Return the clusters of all that lies in one piece, as far as the file goes."""
+    """Return the clusters of all that lies in one piece.
+
+    Of the many tables that snapshots and bitmaps may have, only what is in the file counts.
+    """
     header, geometry = image.header, image.geometry
-    found = [
+    own = [
         (0, geometry.cluster_size),
         (header.l1_offset, 8 * header.l1_size),
         (header.reftable_offset, header.reftable_clusters << geometry.cluster_bits),
-        *snapshot_tables(image),
-        *_bitmap_tables(image),
     ]
     if image.snapshots.entries:
-        found.append((header.snapshots_offset, image.snapshots.table_bytes))
+        own.append((header.snapshots_offset, image.snapshots.table_bytes))
     if header.bitmaps is not None:
-        found.append((header.bitmaps.offset, header.bitmaps.size))
-    bits, end = geometry.cluster_bits, geometry.clusters(image.file.node.size)
-    faults.past_end += sum(offset + length > end << bits for offset, length in found if length)
-    return clusters_of(bits, found).near(0, end)
+        own.append((header.bitmaps.offset, header.bitmaps.size))
+    others = [*snapshot_tables(image), *_bitmap_tables(image)]
+    end = geometry.clusters(image.file.node.size) << geometry.cluster_bits
+    faults.past_end += sum(offset + length > end for offset, length in own + others if length)
+    there = [(offset, min(length, end - offset)) for offset, length in others if offset < end]
+    return clusters_of(geometry.cluster_bits, own + there)
 
 
 def clusters_of(bits: int, ranges: Sequence[tuple[int, int]]) -> Spans:

@@ -65,7 +65,8 @@ async def shrink(image: Image, size: int) -> None:
     top, rest = await _prepare(image, size, kept)
     old_l1, old_clusters = image.header.l1_offset, image.geometry.clusters(8 * len(image.tables.l1))
     await _go_over(image, size, top)
-    image.commit.free_many(rest, discard=image.settings.discard_other)
+    if rest.total:
+        image.commit.free_many(rest, discard=image.settings.discard_other)
     left = image.geometry.clusters(8 * kept) if top.run is None else 0
     if left < old_clusters and old_l1:
         first = (old_l1 >> image.geometry.cluster_bits) + left
