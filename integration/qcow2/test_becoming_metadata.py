@@ -227,10 +227,11 @@ def test_a_write_to_a_new_snapshot_table_is_refused(
     path = tmp_path / "disk.qcow2"
     host = _image(path, snapshots=("kept", "gone"))
 
-    async def fail(_image: object) -> None:
+    async def fail(image: Any) -> None:
+        await image.commit.write_all()
         raise OSError(errno.EIO, "no reading")
 
-    monkeypatch.setattr(snapshot_changes, "gather_references", fail)
+    monkeypatch.setattr(snapshot_changes, "_tidy_up", fail)
 
     async def main() -> None:
         async with opened(path) as (node, backend):

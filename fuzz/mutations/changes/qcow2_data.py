@@ -493,7 +493,7 @@ MUTATIONS = (
         _PUBLISH,
         """
         - self.revoke(found, 0, self.slice_clusters)
-          self.volatile.evicted(found.number)
+          self.volatile.evicted(number)
         """,
         "The engine uses entries that have changed since their slice was evicted.",
         _MAPS,
@@ -503,7 +503,7 @@ MUTATIONS = (
         _PUBLISH,
         """
           self.revoke(found, 0, self.slice_clusters)
-        - self.volatile.evicted(found.number)
+        - self.volatile.evicted(number)
         """,
         "With the write cache off, a write is acknowledged to a cluster whose entry was written to "
         "the file and never flushed.",

@@ -23,9 +23,13 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
 
 from vhostblk.block.drivers.qcow2.layout import Incompatible
+from vhostblk.block.drivers.qcow2.ordered import runs
+from vhostblk.block.drivers.qcow2.pace import Pace
 from vhostblk.block.drivers.qcow2.refcount_changes import change_refcounts
 from vhostblk.block.drivers.qcow2.transfer import run_all, write_array
 from vhostblk.errors import reason
@@ -33,18 +37,22 @@ from vhostblk.errors import reason
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.refcounts import RefBlock
+    from vhostblk.block.drivers.qcow2.references import References
     from vhostblk.block.drivers.qcow2.tables import L2Slice
     from vhostblk.block.graph.edge import Edge
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: So many bytes of clusters are given up before metadata is written without a flush.
 FREE_BYTES = 64 << 20
+#: Entries of the refcount table that are written together.
+_PAGE = 512
 
 
 class Freed(NamedTuple):
@@ -56,10 +64,9 @@ class Freed(NamedTuple):
 
 
 class FreedMany(NamedTuple):
-    """Sorted host clusters, and how many references each of them loses."""
+    """References to host clusters that are given up."""
 
-    clusters: NDArray[np.int64]
-    counts: NDArray[np.int64]
+    references: References
     discard: bool
 
 
@@ -112,12 +119,10 @@ class Commit:
                 return
         self._freed.append(Freed(first, count, discard))
 
-    def free_many(
-        self, clusters: NDArray[np.int64], counts: NDArray[np.int64], *, discard: bool = False
-    ) -> None:
-        """Drop `counts` references to sorted clusters, once the file no longer has them."""
-        self._freed_clusters += len(clusters)
-        self._freed_many.append(FreedMany(clusters, counts, discard))
+    def free_many(self, references: References, *, discard: bool = False) -> None:
+        """Give up references, once the file no longer has them."""
+        self._freed_clusters += references.total
+        self._freed_many.append(FreedMany(references, discard))
 
     def forget(self, cluster: int) -> None:
         """Discard a cluster of the external data file, once no entry in the file refers to it.
@@ -183,11 +188,9 @@ class Commit:
             await run_all([self._write_block(block) for block in dirty])
         if refcounts.dirty_entries:
             await image.file.flush()
-            for index in sorted(refcounts.dirty_entries):
-                place = image.header.reftable_offset + 8 * index
-                await write_array(
-                    image.file, place, refcounts.table[index : index + 1].astype(">u8")
-                )
+            for low, high in _pages(refcounts.dirty_entries):
+                place = image.header.reftable_offset + 8 * low
+                await write_array(image.file, place, refcounts.table[low:high].astype(">u8"))
             refcounts.dirty_entries.clear()
             self.unsynced = True
 
@@ -256,7 +259,7 @@ class Commit:
         await image.publisher.settle()
         image.reader.forget_compressed()
         forgotten, self._forgotten = self._forgotten, set()
-        for first, count in _runs(sorted(forgotten)):
+        for first, count in runs(np.array(sorted(forgotten), np.int64)):
             await self._discard(image.data, first, count)
         self._freed_clusters = 0
         self._freed = [
@@ -266,16 +269,21 @@ class Commit:
         ]
         while self._freed:
             part = self._freed[-1]
-            free = await self._drop(image.refcounts.change(part.first, part.length, -1))
+            change = image.refcounts.change(part.first, part.length, -1)
+            free = await self._drop(change)
             self._freed.pop()
-            await self._forget_free(free, discard=part.discard)
+            if free is not None:
+                await self._forget_free(free, discard=part.discard)
         while self._freed_many:
-            clusters, counts, discard = self._freed_many[-1]
-            free = await self._drop(change_refcounts(image, clusters, -counts))
+            references, discard = self._freed_many[-1]
+            pace = Pace(image, "freeing clusters")
+            free_many = await self._drop(change_refcounts(image, references, -1, pace))
             self._freed_many.pop()
-            await self._forget_free(free, discard=discard)
+            for free in free_many or ():
+                await self._forget_free(free, discard=discard)
+                await pace.turn()
 
-    async def _drop(self, change: Awaitable[list[int]]) -> list[int]:
+    async def _drop(self, change: Awaitable[T]) -> T | None:
         """Drop refcounts; return which clusters became free. If that fails, clusters are leaked."""
         try:
             return await change
@@ -283,14 +291,15 @@ class Commit:
             self._image.check_usable()
             text = "%s: clusters are leaked: %s"
             logger.warning(text, self._image.file.node.filename, reason(error))
-            return []
+            return None
 
-    async def _forget_free(self, clusters: list[int], *, discard: bool) -> None:
-        for first, count in _runs(clusters):
-            self._image.overlap.check_freed(first, count)
-            self._image.allocator.released(first, count)
-            if discard:
-                await self.discard(first, count)
+    async def _forget_free(self, clusters: NDArray[np.int64], *, discard: bool) -> None:
+        if not len(clusters):
+            return
+        self._image.overlap.check_freed(clusters)
+        self._image.allocator.released(clusters)
+        for first, count in runs(clusters) if discard else ():
+            await self.discard(first, count)
 
     async def discard(self, first: int, count: int) -> None:
         """Have the file forget clusters that are free."""
@@ -344,12 +353,10 @@ class Commit:
         await image.header_file.go_over(reftable_offset=offset, reftable_clusters=clusters)
 
 
-def _runs(clusters: list[int]) -> list[tuple[int, int]]:
-    """Join consecutive numbers: first, count."""
-    runs: list[tuple[int, int]] = []
-    for cluster in clusters:
-        if runs and runs[-1][0] + runs[-1][1] == cluster:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((cluster, 1))
-    return runs
+def _pages(entries: set[int]) -> list[tuple[int, int]]:
+    """Return ranges [low, high) that have these entries of a table, one for each page of them."""
+    pages: dict[int, tuple[int, int]] = {}
+    for entry in sorted(entries):
+        low, _ = pages.get(entry // _PAGE, (entry, entry))
+        pages[entry // _PAGE] = (low, entry + 1)
+    return list(pages.values())

@@ -13,7 +13,7 @@ import asyncio
 import errno
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -38,7 +38,7 @@ from vhostblk.block.drivers.qcow2.snapshots import (
     parse_table,
 )
 from vhostblk.block.drivers.qcow2.tables import L2Cache
-from vhostblk.block.drivers.qcow2.transfer import Mutex, read_array, read_bytes
+from vhostblk.block.drivers.qcow2.transfer import Mutex, fill, read_bytes, read_table
 from vhostblk.block.drivers.qcow2.write import Writer
 from vhostblk.block.drivers.qcow2.zero import Zeroer
 from vhostblk.block.errors import BlockError
@@ -124,29 +124,34 @@ class Image:
         """Read tables and make the parts; raises BlockError."""
         parsed, geometry = self.header, self.geometry
         with errors_as(BlockError, UNREADABLE):
-            l1 = await read_array(self.file, parsed.l1_offset, parsed.l1_size, ">u8")
+            l1 = await read_table(self.file, parsed.l1_offset, parsed.l1_size)
             entries = parsed.reftable_clusters << geometry.cluster_bits >> 3
-            reftable = await read_array(self.file, parsed.reftable_offset, entries, ">u8")
+            reftable = await read_table(self.file, parsed.reftable_offset, entries)
             self.snapshots = await self._read_snapshots()
             await self.bitmaps.load_directory()
         self._make_parts(l1, reftable)
 
     def take_tables(self, read: TopTables) -> None:
         """Make the parts of an image without snapshots and bitmaps, of which this was read."""
-        self._make_parts(np.frombuffer(read.l1, ">u8"), np.frombuffer(read.refcounts, ">u8"))
+        parsed = self.header
+        l1 = np.zeros(parsed.l1_size, np.uint64)
+        fill(l1, 0, np.frombuffer(read.l1, ">u8"))
+        reftable = np.zeros(
+            parsed.reftable_clusters << parsed.geometry.cluster_bits >> 3, np.uint64
+        )
+        fill(reftable, 0, np.frombuffer(read.refcounts, ">u8"))
+        self._make_parts(l1, reftable)
 
-    def _make_parts(self, l1: NDArray[Any], reftable: NDArray[Any]) -> None:
+    def _make_parts(self, l1: NDArray[np.uint64], reftable: NDArray[np.uint64]) -> None:
         geometry, settings = self.geometry, self.settings
         self.tables = L2Cache(
             self.file,
             geometry,
-            l1.astype(np.uint64),
+            l1,
             settings.l2_slice_size,
             settings.l2_slices,
         )
-        self.refcounts = Refcounts(
-            self.file, geometry, reftable.astype(np.uint64), settings.refblocks
-        )
+        self.refcounts = Refcounts(self.file, geometry, reftable, settings.refblocks)
         self.refcounts.corrupt = self.corruption
         self.refcounts.check_place = self._check_block
         self.forget_storage()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NO_ICOUNT = (1 << 64) - 1
 
 
-@dataclass
+@dataclass(slots=True)
 class Snapshot:
     """One internal snapshot; sizes in bytes, times as in the file."""
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhostblk.block.drivers.qcow2.layout import Geometry
+    from vhostblk.block.drivers.qcow2.pace import Pace
     from vhostblk.block.graph.edge import Edge
 
 
@@ -122,6 +123,12 @@ class L2Cache:
         """Forget all slices, none of which is dirty."""
         for old in list(self.slices.values()):
             self.evict(old)
+
+    async def drop(self, pace: Pace) -> None:
+        """Forget all slices, none of which is dirty, in turns."""
+        while self.slices:
+            self.evict(next(iter(self.slices.values())))
+            await pace.turn(0)
 
     def clean_unused(self) -> None:
         """Let go of what has not been used since the last call."""
