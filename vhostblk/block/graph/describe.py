@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 #: Members of `ImageInfo` that nodes without a format have from below.
 _PASSED_ON = ("cluster_size", "dirty_flag")
 
-#: Children that the image says, or that are where the image is.
+#: Roles of children that hold the image, or that the image itself names.
 _UNCHOSEN = frozenset({FILE, DATA_FILE, BACKING})
 
 
