@@ -32,7 +32,8 @@ LAYERS = """
     vhostblk.virtio_blk
     vhostblk.virtqueue
     vhostblk.chardev
-    vhostblk.net vhostblk.objects vhostblk.plugin
+    vhostblk.objects vhostblk.plugin
+    vhostblk.net
     vhostblk.block.amend vhostblk.block.drivers.qcow2
     vhostblk.block.drivers
     vhostblk.block.aio vhostblk.block.copy
@@ -40,15 +41,16 @@ LAYERS = """
     vhostblk.block.create vhostblk.block.bitmaps vhostblk.block.throttle_group
     vhostblk.block.formats vhostblk.block.registry vhostblk.block.zones
     vhostblk.block.io
-    vhostblk.engine vhostblk.jobs
+    vhostblk.crypto vhostblk.engine vhostblk.jobs
     vhostblk.events
     vhostblk.trace
+    vhostblk.reservations
     vhostblk.schema.drivers vhostblk.schema.exports vhostblk.schema.objects
     vhostblk.schema
     vhostblk.block vhostblk.block.errors vhostblk.block.erase vhostblk.block.lifetime
     vhostblk.block.pause
     vhostblk.errors vhostblk.fatal vhostblk.imports vhostblk.log vhostblk.ratelimit
-    vhostblk.systemd vhostblk.version
+    vhostblk.stdio vhostblk.systemd vhostblk.threads vhostblk.version
 """
 
 #: Tables of types, which name modules that are imported when they are needed.

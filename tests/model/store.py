@@ -29,10 +29,10 @@ from tests.model import sparse
 from tests.model.content import GARBAGE_BYTE, SECTOR
 from tests.model.disk import NEVER, Clock
 from vhostblk.block.drivers.file import FileNode
-from vhostblk.block.graph.edge import os_error
 from vhostblk.block.io.completion import Completion
 from vhostblk.block.io.flags import WriteFlags
 from vhostblk.engine.extents import Treatment
+from vhostblk.errors import os_error
 from vhostblk.schema.driver_manifest import DRIVERS
 
 if TYPE_CHECKING:

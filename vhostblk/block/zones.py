@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
 from typing import TYPE_CHECKING
 
+from vhostblk.block import SECTOR
 from vhostblk.block.errors import BlockError
 from vhostblk.block.io.flags import WriteFlags
 
@@ -102,7 +103,7 @@ class ZonedLimits:
     #: Longest append; 0: there is none.
     max_append: int = 0
     #: Writes to sequential zones begin and end at multiples of this.
-    write_granularity: int = 512
+    write_granularity: int = SECTOR
 
 
 @dataclass(frozen=True, slots=True)

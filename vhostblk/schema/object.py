@@ -10,6 +10,9 @@ from vhostblk.schema import plugins
 from vhostblk.schema.base import OpenUnion
 from vhostblk.schema.branches import Branches
 
+#: Members of secrets that logs and messages may show; others may be the secret, misspelled.
+SHOWN_MEMBERS = frozenset({"qom-type", "id", "format", "keyid", "iv", "file", "serial"})
+
 
 class ObjectOptions(OpenUnion, tag_field="qom-type", kw_only=True, frozen=True):
     """Members common to all objects."""
@@ -30,7 +33,14 @@ class ObjectOptions(OpenUnion, tag_field="qom-type", kw_only=True, frozen=True):
 
 _BRANCHES = Branches(
     {
+        "authz-list": "vhostblk.schema.objects.authz:AuthZListProperties",
+        "authz-list-file": "vhostblk.schema.objects.authz:AuthZListFileProperties",
+        "authz-listfile": "vhostblk.schema.objects.authz:AuthZListfileProperties",
+        "authz-pam": "vhostblk.schema.objects.authz:AuthZPAMProperties",
+        "authz-simple": "vhostblk.schema.objects.authz:AuthZSimpleProperties",
         "iothread": "vhostblk.schema.objects.iothread:IothreadProperties",
+        "secret": "vhostblk.schema.objects.secret:SecretProperties",
+        "secret_keyring": "vhostblk.schema.objects.secret:SecretKeyringProperties",
         "throttle-group": "vhostblk.schema.objects.throttle_group:ThrottleGroupProperties",
     },
     plugins.OBJECTS,

@@ -17,7 +17,7 @@ import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from vhostblk.block.errors import BlockError, NodeNotFoundError
+from vhostblk.block.errors import BlockError, NoNode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,10 +49,7 @@ def find(node: BlockNode, name: str) -> DirtyBitmap | None:
 
 def lookup(graph: Graph, node_name: str, name: str) -> tuple[BlockNode, DirtyBitmap]:
     """Return a node and its bitmap."""
-    try:
-        node = graph.find(node_name)
-    except NodeNotFoundError:
-        raise BlockError(f"Node '{node_name}' not found") from None
+    node = graph.find(node_name, NoNode.NODE)
     return node, _existing(node, name)
 
 
@@ -170,11 +167,7 @@ class AddBitmap(_BitmapAction):
     def nodes(self) -> list[BlockNode]:
         if not self._name:
             raise BlockError("Bitmap name cannot be empty")
-        name = self._node_name
-        try:
-            self._node = self._graph.find(name)
-        except NodeNotFoundError:
-            raise BlockError(f"Cannot find device='{name}' nor node-name='{name}'") from None
+        self._node = self._graph.find(self._node_name, device=self._node_name)
         return [self._node]
 
     async def prepare(self) -> None:

@@ -19,11 +19,11 @@ import msgspec
 from vhostblk.block.drivers.blkdebug_config import read_config
 from vhostblk.block.drivers.blkdebug_rules import Rule, Rules
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.filename import ProtocolDriver, described
 from vhostblk.block.graph.filter import FilterNode
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.errors import os_error
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.drivers.blkdebug import BlkdebugEvent, BlkdebugIOType
 

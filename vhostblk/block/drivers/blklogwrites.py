@@ -34,6 +34,7 @@ from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io import shaping
 from vhostblk.block.io.completion import Completion
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.errors import os_errors_as, reason
 from vhostblk.schema.base import UNSET
 
 if TYPE_CHECKING:
@@ -124,10 +125,8 @@ class BlklogwritesNode(FilterNode, KeptInMemory):
 
     async def _read_log(self, offset: int, length: int, what: str) -> bytes:
         iov = shaping.allocate(length)
-        try:
+        with os_errors_as(BlockError, what):
             await self._log.preadv(offset, iov)
-        except OSError as error:
-            raise BlockError(f"{what}: {error.strerror}") from error
         return iov.to_bytes()
 
     def refresh_limits(self) -> None:
@@ -233,4 +232,4 @@ class BlklogwritesNode(FilterNode, KeptInMemory):
         try:
             await flush_node(self)
         except OSError as error:
-            logger.error("%s: the last flush failed: %s", self.node_name, error.strerror)
+            logger.error("%s: the last flush failed: %s", self.node_name, reason(error))

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.filename import ProtocolDriver, described
 from vhostblk.block.graph.filter import FilterNode
 from vhostblk.block.graph.inherit import FILE
@@ -22,6 +21,7 @@ from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io import shaping
 from vhostblk.block.io.completion import outcomes
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.errors import os_error
 from vhostblk.fatal import end_process
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import stat
 from typing import TYPE_CHECKING
 
 from vhostblk import engine as core
-from vhostblk.block.drivers.posix import FALLOC_UNSHARE_RANGE, SECTOR, PosixNode
+from vhostblk.block import SECTOR
+from vhostblk.block.drivers.posix import FALLOC_UNSHARE_RANGE, PosixNode
 from vhostblk.block.drivers.preallocation import resize
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.new_images import MakesFiles
@@ -42,6 +43,7 @@ class FileNode(PosixNode, MakesFiles):
             )
 
     def _read_size(self) -> int:
+        # What the last sector lacks in the file reads as zeroes.
         return -(-os.fstat(self.fd).st_size // SECTOR) * SECTOR
 
     @property

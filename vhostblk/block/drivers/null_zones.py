@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vhostblk.block import SECTOR
 from vhostblk.block.errors import BlockError
 from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.zones import EmulatedZones, Zoned, ZonedLimits, ZoneModel, ZoneState
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 MAX_ZONES = 1 << 18
 
 #: Zone sizes are told in sectors, in 32 bits (VIRTIO 1.3, 5.2.4).
-_MAX_ZONE_SIZE = (1 << 32) * 512 - 1
+_MAX_ZONE_SIZE = (1 << 32) * SECTOR - 1
 
 
 class NullZones(Zoned):
@@ -89,8 +90,8 @@ def make_zones(options: BlockdevNullZoned, size: int) -> EmulatedZones:
 
 def _check_sizes(options: BlockdevNullZoned, limits: ZonedLimits, size: int) -> None:
     unit = limits.write_granularity
-    if unit < 512 or unit & (unit - 1) or unit >= 1 << 32:
-        raise _invalid("write-granularity must be a power of two of at least 512")
+    if unit < SECTOR or unit & (unit - 1) or unit >= 1 << 32:
+        raise _invalid(f"write-granularity must be a power of two of at least {SECTOR}")
     if not 0 < limits.zone_size <= _MAX_ZONE_SIZE:
         raise _invalid(f"zone-size must be between 1 and {_MAX_ZONE_SIZE}")
     if not 0 < _or(options.zone_capacity, limits.zone_size) <= limits.zone_size:

@@ -21,7 +21,6 @@ from vhostblk.block.aio.engine import acquire, release
 from vhostblk.block.drivers.direct import probe_alignment
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import storage
-from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.filename import ProtocolDriver
 from vhostblk.block.graph.locking import ImageLock, locking_wanted
 from vhostblk.block.graph.node import BlockLimits
@@ -32,6 +31,7 @@ from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.rounds import Rounds
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.engine.sync import FileSync
+from vhostblk.errors import os_error, os_errors_as, reason
 from vhostblk.schema.common import BlockdevAioOptions
 
 if TYPE_CHECKING:
@@ -53,8 +53,6 @@ FALLOC_PUNCH_HOLE = 0x02
 FALLOC_ZERO_RANGE = 0x10
 FALLOC_UNSHARE_RANGE = 0x40
 
-#: Sizes are whole sectors, as in QEMU: what a file lacks in its last one reads as zeroes.
-SECTOR = 512
 #: IOV_MAX of Linux.
 MAX_IOV = 1024
 #: Reads up to this long are first tried from the page cache, on the spot.
@@ -123,14 +121,16 @@ class PosixNode(StorageNode, ProtocolDriver):
         except BaseException as error:
             os.close(node.fd)
             if isinstance(error, OSError):
-                raise BlockError(
-                    f"Could not open '{options.filename}': {error.strerror}"
-                ) from error
+                raise node._open_error(reason(error)) from error
             raise
         node._aio.limit_batch(options.aio_max_batch)
         node._storage = storage.identify(node.fd)
         storage.note_open(node)
         return node
+
+    def _open_error(self, why: str) -> BlockError:
+        path = self.options.filename
+        return BlockError(f"Could not open '{path}': {why}", file=path)
 
     def _open_file(self, *, writable: bool, direct: bool) -> int:
         """Open the file; raises BlockError."""
@@ -140,10 +140,10 @@ class PosixNode(StorageNode, ProtocolDriver):
         try:
             fd = os.open(path, flags | (os.O_DIRECT if direct else 0))
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
+            why = reason(error)
             if direct and isinstance(error, OSError) and error.errno == errno.EINVAL:
-                reason = "filesystem does not support O_DIRECT"
-            raise BlockError(f"Could not open '{path}': {reason}") from error
+                why = "filesystem does not support O_DIRECT"
+            raise self._open_error(why) from error
         os.set_blocking(fd, True)
         return fd
 
@@ -274,10 +274,8 @@ class PosixNode(StorageNode, ProtocolDriver):
         return None if self._lock is None else self._lock.make_guard()
 
     def refresh_image(self) -> None:
-        try:
+        with os_errors_as(BlockError, "Could not refresh total sector count"):
             self._size = self._read_size()
-        except OSError as error:
-            raise BlockError(f"Could not refresh total sector count: {error.strerror}") from error
 
     # For queries.
 
@@ -502,10 +500,8 @@ class PosixNode(StorageNode, ProtocolDriver):
             self._sync.end()
 
     async def truncate(self, size: int) -> None:
-        try:
+        with os_errors_as(OSError, "Failed to resize the file"):
             await self._aio.call(lambda: os.ftruncate(self.fd, size))
-        except OSError as error:
-            raise OSError(error.errno, f"Failed to resize the file: {error.strerror}") from error
         self._size = self._read_size()
 
 

@@ -13,6 +13,7 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
+from vhostblk.block import SECTOR
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.edge import MAX_SIZE
 from vhostblk.block.graph.new_images import MakesImages
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph
     from vhostblk.block.io.iovec import IoVec
     from vhostblk.engine.extents import ExtentMap
-
-SECTOR = 512
 
 
 class RawNode(BlockNode, MakesImages, TakesZonedChildren):

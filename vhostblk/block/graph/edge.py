@@ -11,7 +11,6 @@ integers and hand back the driver's own coroutine.
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from dataclasses import replace
 from functools import partial
@@ -26,6 +25,7 @@ from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.tracker import WriteTracker
 from vhostblk.block.zones import zones_of
 from vhostblk.engine.extents import ExtentMap, Treatment
+from vhostblk.errors import os_error
 from vhostblk.schema.blockdev import BlockdevDetectZeroesOptions, BlockdevDiscardOptions
 from vhostblk.schema.common import PreallocMode
 
@@ -43,11 +43,6 @@ T = TypeVar("T")
 
 #: The longest disk that QEMU takes.
 MAX_SIZE = (1 << 63) - (1 << 30)
-
-
-def os_error(code: int) -> OSError:
-    """Make the OSError of an errno."""
-    return OSError(code, os.strerror(code))
 
 
 def supported(capability: T | None) -> T:

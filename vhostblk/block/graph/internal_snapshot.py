@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.inherit import BACKING
 from vhostblk.block.graph.node import BlockNode
+from vhostblk.errors import os_errors_as, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -106,13 +107,9 @@ class InternalSnapshotAction:
 
     async def prepare(self) -> None:
         """Make the snapshot."""
-        try:
+        what = f"Failed to create snapshot '{self._name}' on device '{self._device}'"
+        with os_errors_as(BlockError, what):
             self._made = await self._node.create_snapshot(self._name, self._device)
-        except OSError as error:
-            raise BlockError(
-                f"Failed to create snapshot '{self._name}' on device '{self._device}': "
-                f"{error.strerror}"
-            ) from error
 
     async def commit(self) -> None:
         """Do nothing more."""
@@ -129,5 +126,5 @@ class InternalSnapshotAction:
                 number,
                 self._name,
                 self._node.node_name,
-                error,
+                reason(error),
             )

@@ -37,6 +37,7 @@ from vhostblk.block.graph.permission_update import (
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.graph.storage import check_no_loop
 from vhostblk.block.registry import built_in_class
+from vhostblk.errors import os_errors_as, reason
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.create import BlockdevCreateOptions
@@ -70,12 +71,8 @@ class OverlayAction:
         base = self._base
         check_not_backing(base)
         if not base.read_only and base.active:
-            try:
+            with os_errors_as(BlockError, f"Write to node '{base.node_name}' failed"):
                 await flush_node(base)
-            except OSError as error:
-                raise BlockError(
-                    f"Write to node '{base.node_name}' failed: {error.strerror}"
-                ) from error
         self._check()
         await self._check_data()
         self._pins = Pins(with_descendants([base, self._overlay]))
@@ -192,9 +189,8 @@ async def rename_backing_file(graph: Graph, top: BlockNode, image: BlockNode, na
     was_read_only = image.read_only
     await graph.make_read_only(image, read_only=False)
     try:
-        await _naming(image).change_backing_file(name, image.driver)
-    except OSError as error:
-        raise BlockError(f"Could not change backing file to '{name}': {error.strerror}") from error
+        with os_errors_as(BlockError, f"Could not change backing file to '{name}'"):
+            await _naming(image).change_backing_file(name, image.driver)
     finally:
         await graph.make_read_only(image, read_only=was_read_only)
 
@@ -279,7 +275,7 @@ class NewOverlayAction:
             try:
                 await asyncio.to_thread(self._new_file.unlink, missing_ok=True)
             except OSError as error:
-                logger.warning("'%s' can't be removed: %s", self._new_file, error.strerror)
+                logger.warning("'%s' can't be removed: %s", self._new_file, reason(error))
 
     async def commit(self) -> None:
         """Leave the overlay to those who use it now."""
@@ -316,12 +312,9 @@ def _naming(image: BlockNode) -> NamesBacking:
 
 async def _name_backing_file(overlay: BlockNode, base: BlockNode) -> None:
     name = image_name(base)
-    try:
+    what = f"Could not assign backing file '{name}' with format '{base.driver}'"
+    with os_errors_as(BlockError, what):
         await _naming(overlay).change_backing_file(name, base.driver)
-    except OSError as error:
-        raise BlockError(
-            f"Could not assign backing file '{name}' with format '{base.driver}': {error.strerror}"
-        ) from error
 
 
 def _definition(base: BlockNode, path: str, driver: str, node_name: str, *, read_only: bool) -> Any:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec.structs import replace
 
-from vhostblk.block.errors import BlockError, NodeNotFoundError
+from vhostblk.block.errors import BlockError, NodeNotFoundError, NoNode
 from vhostblk.block.graph import inherit
 from vhostblk.block.graph.backing_name import auto_backing_name, supports_backing
 from vhostblk.block.graph.data_below import Planned
@@ -69,7 +69,7 @@ def plan(graph: Graph, definitions: Iterable[Any]) -> list[Change]:
     for given in definitions:
         if given.node_name is UNSET:
             raise BlockError("node-name not specified")
-        node = graph.find_exactly(given.node_name)
+        node = graph.find(given.node_name, NoNode.NODE_NAME)
         _plan_node(changes, node, given, inherit.resolve)
     return list(changes.values())
 

@@ -56,17 +56,6 @@ def device_features(options: BlockExportOptionsVhostUserBlk, backend: BlockBacke
     return sum(feature.mask for feature in offered)
 
 
-def refusal(features: int, backend: BlockBackend) -> str | None:
-    """Say why a driver that accepted these features can't use the disk; None: it can.
-
-    VIRTIO 1.3, 5.2.5.2: what doesn't know of zones must not get at a host-managed disk.
-    """
-    zoned = zone_limits(backend.node)
-    if zoned is None or zoned.model is not ZoneModel.HOST_MANAGED or features & Feature.ZONED.mask:
-        return None
-    return "the driver didn't accept ZONED, as it has to for a host-managed disk"
-
-
 def configuration(options: BlockExportOptionsVhostUserBlk, backend: BlockBackend) -> bytes:
     """Return the configuration space as it is now."""
     from vhostblk.virtio_blk.config import DeviceProperties, encode_config

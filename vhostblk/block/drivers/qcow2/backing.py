@@ -15,9 +15,10 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.formats import HEAD_BYTES, format_of
 from vhostblk.block.graph import inherit
 from vhostblk.block.graph.filename import described, described_path, full_name
+from vhostblk.errors import reason
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
-from vhostblk.schema.errors import OptionError
+from vhostblk.schema.errors import BadValueError, OptionError
 
 if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.header import Header
@@ -55,7 +56,8 @@ async def _open_named(node: BlockNode, graph: Graph, header: Header) -> None:
     try:
         converted = from_json(BlockdevOptions, await _with_formats(node, graph, options))
     except OptionError as error:
-        if kind is not None and str(error).startswith("Parameter 'driver' does not accept"):
+        unknown = isinstance(error, BadValueError) and f".{error.option}".endswith(".driver")
+        if kind is not None and unknown:
             raise BlockError(f"Unknown driver '{kind}'") from error
         raise BlockError(str(error)) from error
     await graph.open_child(node, inherit.BACKING, converted)
@@ -104,7 +106,7 @@ async def _probe(node: BlockNode, graph: Graph, file: Any) -> str:
         data = await read_plainly(node.children[PROBE], 0, HEAD_BYTES)
     except OSError as error:
         raise BlockError(
-            f"Could not read '{child.filename}' to determine its format: {error.strerror}"
+            f"Could not read '{child.filename}' to determine its format: {reason(error)}"
         ) from error
     finally:
         await graph.close_child(node, PROBE)

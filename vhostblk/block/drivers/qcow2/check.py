@@ -26,7 +26,7 @@ from vhostblk.block.drivers.qcow2.refcounts import RefBlock
 from vhostblk.block.drivers.qcow2.references import gather_references
 from vhostblk.block.drivers.qcow2.transfer import read_array, write_array
 from vhostblk.block.graph.checking import CheckResult
-from vhostblk.block.graph.edge import os_error
+from vhostblk.errors import os_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

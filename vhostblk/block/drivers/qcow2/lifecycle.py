@@ -25,6 +25,7 @@ from vhostblk.block.graph import inherit
 from vhostblk.block.graph.backing_name import NamesBacking
 from vhostblk.block.graph.node import BlockLimits, BlockNode
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.errors import os_errors_as, reason
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block import BlockImageCorrupted
 
@@ -153,14 +154,10 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
         image.writable = self.writable_image
         if not image.writable:
             return
-        try:
+        with os_errors_as(BlockError, "Could not update qcow2 header"):
             await image.prepare_writing()
-        except OSError as error:
-            raise BlockError(f"Could not update qcow2 header: {error.strerror}") from error
-        try:
+        with os_errors_as(BlockError, "Can't update bitmap directory"):
             await image.bitmaps.mark_in_use()
-        except OSError as error:
-            raise BlockError(f"Can't update bitmap directory: {error.strerror}") from error
         self._lock_bitmaps(locked=False)
 
     async def _load_bitmaps(self, image: Image, present: list[DirtyBitmap]) -> list[DirtyBitmap]:
@@ -225,7 +222,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
         try:
             await self.give_up_writing()
         except OSError as error:
-            logger.error("%s: closing: %s", self.filename, error.strerror)
+            logger.error("%s: closing: %s", self.filename, reason(error))
         await self.settle()
 
     async def settle(self) -> None:
@@ -252,11 +249,8 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
                 await try_to_tidy_up(image)
             await image.commit.close()
         if failed is not None:
-            raise OSError(
-                failed.errno,
-                f"Lost persistent bitmaps during inactivation of node '{self.node_name}': "
-                f"{failed.strerror}",
-            )
+            what = f"Lost persistent bitmaps during inactivation of node '{self.node_name}'"
+            raise OSError(failed.errno, f"{what}: {reason(failed)}")
 
     async def resume_writing(self) -> None:
         if not self._is_loaded:
@@ -269,7 +263,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
                 await image.bitmaps.mark_in_use()
         except (OSError, BlockError) as error:
             image.refuse_writes()  # else the bitmaps in the file would miss later writes
-            logger.error("%s: bitmaps can't be used: %s", self.filename, error)
+            logger.error("%s: bitmaps can't be used: %s", self.filename, reason(error))
             return
         self._lock_bitmaps(locked=False)
 
@@ -293,11 +287,9 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
     async def remove_stored_bitmap(self, name: str) -> None:
         image = self._image
         async with image.lock:
-            try:
+            with os_errors_as(BlockError, "Failed to update bitmap extension"):
                 image.check_usable()
                 await image.bitmaps.remove(name)
-            except OSError as error:
-                raise BlockError(f"Failed to update bitmap extension: {error.strerror}") from error
 
     # Reopening.
 

@@ -25,13 +25,14 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import inherit
 from vhostblk.block.graph.amending import AmendsImage
 from vhostblk.block.graph.checking import ChecksImage
-from vhostblk.block.graph.edge import notify_resize, os_error
+from vhostblk.block.graph.edge import notify_resize
 from vhostblk.block.graph.internal_snapshot import KeepsSnapshots
 from vhostblk.block.graph.new_images import MakesOverlays
 from vhostblk.block.graph.node import BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.pause import no_pause
+from vhostblk.errors import os_error
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.common import PreallocMode
 
