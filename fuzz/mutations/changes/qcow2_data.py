@@ -355,7 +355,7 @@ MUTATIONS = (
         _FRESH,
         """
         - if failures:
-        -     self._image.commit.unsynced = True
+        -     self._image.commit.wrote()
         """,
         "Entries are written to the file before the data that they refer to.",
         ("integration/qcow2/test_order.py",),
@@ -365,7 +365,7 @@ MUTATIONS = (
         _WRITE,
         """
           failures = await gather([self._transfer(each) for each in transfers])
-        - image.commit.unsynced = True
+        - image.commit.wrote()
         """,
         "Entries are written to the file before the data that they refer to.",
         _WRITES,
@@ -375,7 +375,7 @@ MUTATIONS = (
         _NODE,
         """
           await image.data.pwritev(host, iov)
-        - image.commit.unsynced = True
+        - image.commit.wrote()
         """,
         "Entries are written to the file before data that was written through the published table.",
         _WRITES,
@@ -868,7 +868,7 @@ MUTATIONS = (
         - phase = publisher.begin()
           try:
               await image.data.pwritev(host, iov)
-              image.commit.unsynced = True
+              image.commit.wrote()
           finally:
         -     publisher.end(phase)
         +     pass
@@ -881,7 +881,7 @@ MUTATIONS = (
         _PACKED,
         """
           failures = await gather([write_bytes(image.file, host, data) for host, data in runs])
-        - image.commit.unsynced = True
+        - image.commit.wrote()
         """,
         "Entries are written to the file before the compressed data that they refer to.",
         (*_COMPRESSED, "integration/qcow2/test_writes_in_any_order.py"),

@@ -169,6 +169,40 @@ class Image:
         for found in self.tables.slices.values():
             found.placed = False
 
+    def allow_writes(self, *, allowed: bool) -> None:
+        """Take note whether the node may write to the image."""
+        self.writable = allowed
+
+    def defer_writes(self) -> None:
+        """Fail what changes the image until `admit_writes` is called: it is not prepared yet."""
+        self.unusable = True
+
+    def admit_writes(self) -> None:
+        """Undo `defer_writes`."""
+        self.unusable = False
+
+    def references_dropped(self) -> None:
+        """Take note that clusters may have lost a reference without getting their "copied" bit."""
+        self.untidy = True
+
+    def tidied_up(self) -> None:
+        """Take note that all "copied" bits are right again."""
+        self.untidy = False
+
+    def take_backing(self, backing: Edge | None) -> None:
+        """Use another backing file, or none; no operation is in flight."""
+        self.backing = backing
+        self.new_publisher()
+
+    def take_l1(self, table: NDArray[np.uint64]) -> None:
+        """Use another L1 table for the disk's present size, as the file's header does already.
+
+        No slices of the former one are in the cache.
+        """
+        self.tables.take_l1(table)
+        self.new_publisher()
+        self.overlap.collect()
+
     def new_publisher(self) -> None:
         """Start a table of its own for the disk's present size; no operation is in flight."""
         self.publisher = Publisher(self)
@@ -305,7 +339,7 @@ class Image:
             tables.move_table(index, run.first << bits)
             self.overlap.metadata_removed(old, 1)
             self.commit.free(old, discard=self.settings.discard_other)
-        self.commit.unsynced = True
+        self.commit.wrote()
         tables.set_l1(index, run.first << bits | COPIED)
 
     def check_l1(self, index: int, count: int = 1) -> None:

@@ -103,7 +103,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
         assert self._tables is not None
         image.take_tables(self._tables)
         self._tables = None
-        image.writable = self.writable_image
+        image.allow_writes(allowed=self.writable_image)
         return image
 
     def _new_image(self) -> Image:
@@ -150,7 +150,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
     async def _prepare_writing(self) -> None:
         """Prepare an image that was just loaded for the first write."""
         image = self._image
-        image.writable = self.writable_image
+        image.allow_writes(allowed=self.writable_image)
         if not image.writable:
             return
         try:
@@ -312,7 +312,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
         self._settings = settle(options, self._header)
         if self._is_loaded:
             self._image.take_settings(self._settings)
-            self._image.writable = self.writable_image
+            self._image.allow_writes(allowed=self.writable_image)
         self._schedule_cleaning()
 
     def refresh_limits(self) -> None:

@@ -166,7 +166,7 @@ class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverla
         phase = publisher.begin()
         try:
             await image.data.pwritev(host, iov)
-            image.commit.unsynced = True
+            image.commit.wrote()
         finally:
             publisher.end(phase)
 
@@ -250,8 +250,7 @@ class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverla
         if not self._is_loaded:
             return
         if role == inherit.BACKING:
-            self._image.backing = self.children.get(inherit.BACKING)
-            self._image.new_publisher()
+            self._image.take_backing(self.children.get(inherit.BACKING))
         elif role == "file":
             self._image.forget_storage()
 

@@ -42,7 +42,7 @@ async def preallocate(
             await _map(image, found, cluster, low, high, zeroes=zeroes)
         finally:
             found.pins -= 1
-        image.commit.unsynced = True
+        image.commit.wrote()
         await image.relieve()
         await pause()
 

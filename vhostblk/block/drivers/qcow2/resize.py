@@ -169,7 +169,7 @@ async def _make_room(image: Image, entries: int) -> None:
     try:
         await image.become_metadata(run.first, run.length, "active_l1")
         await write_array(image.file, offset, table.astype(">u8"))
-        image.commit.unsynced = True
+        image.commit.wrote()
         await image.commit.write()  # the new table's refcounts, and the L2 tables
         await image.commit.sync()
         await image.header_file.change(l1_offset=offset, l1_size=entries)
@@ -177,7 +177,7 @@ async def _make_room(image: Image, entries: int) -> None:
         image.overlap.metadata_removed(run.first, run.length)
         image.commit.free(run.first, run.length)
         raise
-    tables.l1 = table
+    tables.take_l1(table)
     image.overlap.metadata_removed(old >> geometry.cluster_bits, old_clusters)
     if old_clusters and old:
         image.commit.free(old >> geometry.cluster_bits, old_clusters)

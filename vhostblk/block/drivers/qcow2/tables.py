@@ -138,6 +138,10 @@ class L2Cache:
         self.l1[index] = value
         self.l1_changes.touch(index, index + 1)
 
+    def take_l1(self, table: NDArray[np.uint64]) -> None:
+        """Use another L1 table, which the file has already."""
+        self.l1 = table
+
     def move_table(self, index: int, host: int) -> None:
         """Let the cached slices of an L1 entry's table belong to another place in the file.
 

@@ -304,7 +304,7 @@ class Writer:
                 plan.error = refusal
             transfers = []
         failures = await gather([self._transfer(each) for each in transfers])
-        image.commit.unsynced = True
+        image.commit.wrote()
         self._note_used(plans)
         for transfer, failure in zip(transfers, failures, strict=True):
             if failure is not None:

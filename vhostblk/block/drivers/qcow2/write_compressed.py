@@ -85,7 +85,7 @@ async def _store(image: Image, clusters: list[tuple[int, bytes]]) -> None:
             placed.append(await _place(image, offset, data))
         runs = _runs(placed)
         failures = await gather([write_bytes(image.file, host, data) for host, data in runs])
-        image.commit.unsynced = True
+        image.commit.wrote()
         for failure in failures:
             if failure is not None:
                 raise failure

@@ -344,7 +344,7 @@ class _Writes:
         """Wait for all writes; note errors in their owners."""
         failures = await self._together.ended()
         if failures:
-            self._image.commit.unsynced = True
+            self._image.commit.wrote()
         for run, failure in zip(self._runs, failures, strict=True):
             if failure is not None:
                 await self._tell(run(), failure)

@@ -84,7 +84,7 @@ class Zeroer:
             end = min(stop, (offset // span + 1) * span)
             async with self._overwrites_kept_off(offset, end):
                 await image.data.pwrite_zeroes(offset, end - offset, flags)
-                image.commit.unsynced = True
+                image.commit.wrote()
                 await change(offset, end)
             offset = end
 
