@@ -254,7 +254,7 @@ MUTATIONS = (
         "fresh-in-a-shared-table",
         _FRESH,
         """
-          or found.words[number & ((1 << tables.slice_bits) - 1)]
+          or found.words[number & tables.entry_mask]
         - or not int(tables.l1[number >> self._image.geometry.l2_bits]) & COPIED
         """,
         "A burst changes an L2 table that a snapshot has, too.",
@@ -266,7 +266,7 @@ MUTATIONS = (
         _FRESH,
         """
           or not self._fresh
-        - or found.words[number & ((1 << tables.slice_bits) - 1)]
+        - or found.words[number & tables.entry_mask]
         """,
         "A burst treats a cluster that has data as a new one.",
         _WRITES,

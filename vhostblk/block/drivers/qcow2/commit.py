@@ -101,6 +101,11 @@ class Commit:
     def _lazy(self) -> bool:
         return self._image.settings.lazy_refcounts
 
+    @property
+    def unsynced(self) -> bool:
+        """Whether something may have been written that is not on stable storage yet."""
+        return self._unsynced
+
     def wrote(self) -> None:
         """Take note that data or metadata was written that later writes will refer to."""
         self._unsynced = True

@@ -285,13 +285,13 @@ class Image:
 
     async def _own_slice(self, offset: int) -> L2Slice:
         """Return the L2 slice for a guest offset; only the active disk refers to its table."""
-        tables, bits = self.tables, self.geometry.cluster_bits
+        tables = self.tables
         found = await self.reader.slice_at(offset)
-        index = offset >> (bits + self.geometry.l2_bits)
+        index = tables.l1_index(tables.slice_of(offset))
         word = int(tables.l1[index])
         if found is None or not word & COPIED:
             await self._new_table(index, word)
-            found = await tables.load(offset >> tables.span_bits)
+            found = await tables.load(tables.slice_of(offset))
             assert found is not None
         return found
 
@@ -361,10 +361,9 @@ class Image:
     async def _load_whole_table(self, index: int) -> None:
         """Have all slices of an L2 table in the cache."""
         tables = self.tables
-        first = index << tables.per_table_bits
         slices: list[L2Slice] = []
         try:
-            for number in range(first, first + (1 << tables.per_table_bits)):
+            for number in tables.slices_of(index):
                 found = await tables.load(number)
                 assert found is not None
                 found.pins += 1

@@ -121,8 +121,8 @@ class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverla
     async def block_status(self, offset: int, length: int) -> Extent:
         image = self._image
         # Only as far as one slice goes: callers ask again.
-        span = 1 << image.tables.span_bits
-        piece = (await image.reader.pieces(offset, min(length, span - (offset & (span - 1)))))[0]
+        end = min(offset + length, image.tables.slice_end(offset))
+        piece = (await image.reader.pieces(offset, end - offset))[0]
         status = BlockStatus.NONE
         where = piece.host if piece.kind is not Kind.COMPRESSED else -1
         if piece.kind in (Kind.DATA, Kind.COMPRESSED):

@@ -204,7 +204,7 @@ def _drop_table(image: Image, index: int) -> None:
     """Free an L2 table that maps no cluster any more."""
     geometry, tables = image.geometry, image.tables
     table = (int(tables.l1[index]) & OFFSET_MASK) >> geometry.cluster_bits
-    for number in range(index << tables.per_table_bits, (index + 1) << tables.per_table_bits):
+    for number in tables.slices_of(index):
         found = tables.slices.get(number)
         if found is not None:
             found.clean()

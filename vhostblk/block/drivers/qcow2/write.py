@@ -213,7 +213,7 @@ class Writer:
         image = self._image
         tables = image.tables
         found = await image.ensure_table(cluster << image.geometry.cluster_bits)
-        index = cluster & ((1 << tables.slice_bits) - 1)
+        index = cluster & tables.entry_mask
         entry = image.reader.entry_at(found, index, cluster)
         found.pins += 1
         return _Plan(cluster, found, index, entry)

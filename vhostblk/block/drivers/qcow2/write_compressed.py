@@ -104,7 +104,7 @@ async def _place(image: Image, offset: int, data: bytes) -> _Packed:
     """Find room for a cluster's compressed data; its slice is pinned."""
     cluster = offset >> image.geometry.cluster_bits
     found = await image.ensure_table(offset)
-    index = cluster & ((1 << image.tables.slice_bits) - 1)
+    index = cluster & image.tables.entry_mask
     entry = image.reader.entry_at(found, index, cluster)
     found.pins += 1
     try:

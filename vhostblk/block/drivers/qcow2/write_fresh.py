@@ -168,7 +168,7 @@ class _Picked:
             found is None
             or not found.placed
             or not self._fresh
-            or found.words[number & ((1 << tables.slice_bits) - 1)]
+            or found.words[number & tables.entry_mask]
             or not int(tables.l1[number >> self._image.geometry.l2_bits]) & COPIED
         ):
             return None
@@ -198,8 +198,8 @@ def _behind(image: Image, end: int, count: int) -> list[_Cluster]:
     """
     tables, geometry = image.tables, image.geometry
     found = tables.slices.get(end >> tables.slice_bits)
-    first = end & ((1 << tables.slice_bits) - 1)
-    count = min(count, (1 << tables.slice_bits) - first, geometry.clusters(image.size) - end)
+    first = end & tables.entry_mask
+    count = min(count, tables.entry_mask + 1 - first, geometry.clusters(image.size) - end)
     if found is None or not first or count <= 0:
         return []  # `first` is 0: another slice begins there, which may not be loaded
     taken = np.flatnonzero(found.words[first : first + count])
@@ -361,7 +361,7 @@ class _Writes:
 
 async def _link(image: Image, clusters: Sequence[_Cluster]) -> None:
     """Let L2 entries say where the data is; give back what could not be filled."""
-    mask = (1 << image.tables.slice_bits) - 1
+    mask = image.tables.entry_mask
     done: dict[int, int] = {}
     failed: list[_Cluster] = []
     for cluster in clusters:
