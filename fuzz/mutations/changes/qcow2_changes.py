@@ -416,7 +416,7 @@ MUTATIONS = (
         "snapshot-clusters-stay-writable",
         _SNAPSHOTS,
         """
-          tables.l1_changes.touch(0, len(tables.l1))
+          tables.share_all()
         - await clear_copied(image, tables.l1)
           snapshot.l1_offset = taken.run.first << image.geometry.cluster_bits
         """,
@@ -425,10 +425,10 @@ MUTATIONS = (
     ),
     Mutation(
         "snapshot-tables-stay-writable",
-        _SNAPSHOTS,
+        f"{_QCOW2}/tables.py",
         """
-        - tables.l1 &= ~np.uint64(COPIED)
-          tables.l1_changes.touch(0, len(tables.l1))
+        - self.l1 &= ~np.uint64(COPIED)
+          self.l1_changes.touch(0, len(self.l1))
         """,
         "A write into an unallocated cluster after a snapshot changes the snapshot.",
         ("integration/qcow2/test_order.py",),

@@ -374,7 +374,7 @@ MUTATIONS = (
         "overwritten-data-counts-as-synced",
         _NODE,
         """
-          await image.data.pwritev(host, iov)
+          await image.guest_data.write(host, iov)
         - image.commit.wrote()
         """,
         "Entries are written to the file before data that was written through the published table.",
@@ -867,7 +867,7 @@ MUTATIONS = (
         """
         - phase = publisher.begin()
           try:
-              await image.data.pwritev(host, iov)
+              await image.guest_data.write(host, iov)
               image.commit.wrote()
           finally:
         -     publisher.end(phase)

@@ -342,8 +342,7 @@ class Commit:
         image = self._image
         header, refcounts, bits = image.header, image.refcounts, image.geometry.cluster_bits
         old, old_clusters = header.reftable_offset >> bits, header.reftable_clusters
-        refcounts.table = table
-        refcounts.dirty_entries.clear()
+        refcounts.take_table(table)
         for block in blocks:
             refcounts.add(block)
         image.overlap.metadata_removed(old, old_clusters)

@@ -23,6 +23,7 @@ from vhostblk.block.drivers.qcow2.allocator import Allocator
 from vhostblk.block.drivers.qcow2.bitmap_store import BitmapStore
 from vhostblk.block.drivers.qcow2.commit import Commit
 from vhostblk.block.drivers.qcow2.flush import Flusher
+from vhostblk.block.drivers.qcow2.guest_data import GuestData
 from vhostblk.block.drivers.qcow2.header_file import HeaderFile
 from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK, Autoclear, Incompatible
 from vhostblk.block.drivers.qcow2.opening import metadata_error
@@ -70,6 +71,7 @@ class Image:
     ) -> None:
         self.file = file
         self.data = data
+        self.guest_data = GuestData(data)
         self.backing = backing
         self.header = parsed
         self.geometry = parsed.geometry

@@ -109,7 +109,7 @@ class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverla
                 entry = int(entries[first])
                 if entry & READ:
                     inside = offset & ((1 << bits) - 1)
-                    await image.data.preadv((entry & _OFFSET) + inside, iov)
+                    await image.guest_data.read((entry & _OFFSET) + inside, iov)
                     return
                 if entry & READ_ZERO:
                     iov.fill(0)
@@ -165,7 +165,7 @@ class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverla
             return
         phase = publisher.begin()
         try:
-            await image.data.pwritev(host, iov)
+            await image.guest_data.write(host, iov)
             image.commit.wrote()
         finally:
             publisher.end(phase)

@@ -275,7 +275,7 @@ class Publisher:
     def extent_map(self) -> ExtentMap | None:
         """Return the map, where the data file is one that the engine can use."""
         image = self._image
-        below = image.data.extent_map()
+        below = image.guest_data.extent_map()
         if self._table is None or below is None or below.kind is not ExtentKind.LINEAR:
             return None
         if below.offset:

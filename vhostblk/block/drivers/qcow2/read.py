@@ -165,7 +165,7 @@ class Reader:
     def _read_piece(self, piece: Piece, iov: IoVec) -> Coroutine[Any, Any, None]:
         image = self._image
         if piece.kind is Kind.DATA:
-            return image.data.preadv(piece.host, iov)
+            return image.guest_data.read(piece.host, iov)
         if piece.kind is Kind.COMPRESSED:
             return self._read_compressed(piece, iov)
         if piece.kind is Kind.UNALLOCATED and image.backing is not None:

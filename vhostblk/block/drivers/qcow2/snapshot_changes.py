@@ -68,8 +68,7 @@ async def create(image: Image, name: bytes, seconds: int, nanoseconds: int) -> S
     image.check_l1(0, len(tables.l1))
     taken = await take_tree(image, tables.l1)
     try:
-        tables.l1 &= ~np.uint64(COPIED)
-        tables.l1_changes.touch(0, len(tables.l1))
+        tables.share_all()
         await clear_copied(image, tables.l1)
         snapshot.l1_offset = taken.run.first << image.geometry.cluster_bits
         await _write_table(image, [*entries, snapshot])
@@ -235,7 +234,7 @@ async def _write_table(image: Image, entries: list[Snapshot]) -> None:
             image.overlap.metadata_removed(run.first, run.length)
             image.commit.free(run.first, run.length)
         raise
-    snapshots.entries, snapshots.table_bytes = entries, len(data)
+    snapshots.written(entries, len(data))
     if old_clusters:
         image.commit.free(old >> geometry.cluster_bits, old_clusters)
     image.overlap.collect()

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vhostblk.block.drivers.qcow2.dirty import DirtyRange
 from vhostblk.block.drivers.qcow2.kept import Tables
-from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK
+from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK
 from vhostblk.block.drivers.qcow2.transfer import read_array
 from vhostblk.block.io.completion import Completion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from vhostblk.block.drivers.qcow2.layout import Geometry
@@ -167,6 +168,11 @@ class L2Cache:
         """Change an L1 entry."""
         self.l1[index] = value
         self.l1_changes.touch(index, index + 1)
+
+    def share_all(self) -> None:
+        """Have no table belong to the active disk alone: a snapshot refers to them, too."""
+        self.l1 &= ~np.uint64(COPIED)
+        self.l1_changes.touch(0, len(self.l1))
 
     def take_l1(self, table: NDArray[np.uint64]) -> None:
         """Use another L1 table, which the file has already."""

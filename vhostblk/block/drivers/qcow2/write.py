@@ -330,7 +330,7 @@ class Writer:
         if transfer.iovs is not None and len(transfer.iovs) > 1:
             host, writes = transfer.host, []
             for iov in transfer.iovs:
-                writes.append(self._image.data.pwritev(host, iov))
+                writes.append(self._image.guest_data.write(host, iov))
                 host += iov.nbytes
             failures = await gather(writes)
         for plan, error in zip(transfer.plans, failures, strict=True):
@@ -403,11 +403,11 @@ class Writer:
         return self._zeroes.slice(0, length)
 
     def _transfer(self, transfer: _Transfer) -> Coroutine[Any, Any, None]:
-        data = self._image.data
+        data = self._image.guest_data
         if transfer.iovs is None:
-            return data.pwrite_zeroes(transfer.host, transfer.length)
+            return data.write_zeroes(transfer.host, transfer.length)
         iov = transfer.iovs[0] if len(transfer.iovs) == 1 else IoVec.concat(transfer.iovs)
-        return data.pwritev(transfer.host, iov)
+        return data.write(transfer.host, iov)
 
     def _link(self, plans: list[_Plan]) -> None:
         """Let L2 entries say where the data is now, and give up what they said before."""

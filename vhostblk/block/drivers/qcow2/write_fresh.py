@@ -324,7 +324,7 @@ class _Writes:
     def start(self, host: int, iov: IoVec, run: Callable[[], list[_Piece]]) -> None:
         """Start to write a run; `run` returns what it is made of."""
         self._runs.append(run)
-        self._together.start(self._image.data.pwritev(host, iov))
+        self._together.start(self._image.guest_data.write(host, iov))
 
     def start_all(self, pieces: list[_Piece]) -> None:
         """Start to write pieces, those that follow each other together."""
@@ -353,7 +353,7 @@ class _Writes:
         """Note what a run has failed with. Pieces of several are tried one by one before."""
         failures: Failures = [failure]
         if len(run) > 1:
-            failures = await gather([self._image.data.pwritev(at, iov) for at, iov, _ in run])
+            failures = await gather([self._image.guest_data.write(at, iov) for at, iov, _ in run])
         for (_, _, owners), error in zip(run, failures, strict=True):
             for owner in owners if error is not None else ():
                 owner.error = error

@@ -83,7 +83,7 @@ class Zeroer:
         while offset < stop:
             end = min(stop, tables.slice_end(offset))
             async with self._overwrites_kept_off(offset, end):
-                await image.data.pwrite_zeroes(offset, end - offset, flags)
+                await image.guest_data.write_zeroes(offset, end - offset, flags)
                 image.commit.wrote()
                 await change(offset, end)
             offset = end
