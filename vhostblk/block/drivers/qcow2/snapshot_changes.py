@@ -68,8 +68,7 @@ async def create(image: Image, name: bytes, seconds: int, nanoseconds: int) -> S
     image.check_l1(0, len(tables.l1))
     taken = await take_tree(image, tables.l1)
     try:
-        tables.l1 &= ~np.uint64(COPIED)
-        tables.l1_changes.touch(0, len(tables.l1))
+        tables.share_all()
         await clear_copied(image, tables.l1)
         snapshot.l1_offset = taken.run.first << image.geometry.cluster_bits
         await _write_table(image, [*entries, snapshot])
@@ -103,7 +102,7 @@ async def try_to_tidy_up(image: Image) -> None:
     If that fails, it is done when the image is closed. Until then, some clusters are copied before
     they change although that is not necessary.
     """
-    image.untidy = True
+    image.references_dropped()
     try:
         await _tidy_up(image)
     except OSError as error:
@@ -121,7 +120,7 @@ async def _tidy_up(image: Image) -> None:
     await check_flags(image, clusters[counts == 1], CheckResult(), repair=True)
     await image.commit.write_all()
     await image.commit.sync()
-    image.untidy = False
+    image.tidied_up()
 
 
 def find(image: Image, snapshot_id: bytes | None, name: bytes | None) -> Snapshot | None:
@@ -173,7 +172,7 @@ async def take_tree(image: Image, l1: NDArray[np.uint64]) -> Taken:
     taken = Taken(run, clusters, counts)
     try:
         await write_array(image.file, run.first << image.geometry.cluster_bits, copy)
-        image.commit.unsynced = True
+        image.commit.wrote()
         await image.commit.write()
         await image.commit.sync()
     except BaseException:
@@ -189,7 +188,7 @@ async def clear_copied(image: Image, l1: NDArray[np.uint64]) -> None:
     """
     geometry = image.geometry
     image.tables.clear()
-    image.commit.unsynced = True
+    image.commit.wrote()
     for offset in (l1[l1 & np.uint64(OFFSET_MASK) != 0] & np.uint64(OFFSET_MASK)).tolist():
         raw = await read_array(image.file, offset, geometry.cluster_size // 8, ">u8")
         words = raw.astype(np.uint64)
@@ -226,7 +225,7 @@ async def _write_table(image: Image, entries: list[Snapshot]) -> None:
         if data:
             await image.become_metadata(run.first, run.length, "snapshot_table")
         await write_bytes(image.file, offset, data)
-        image.commit.unsynced = True
+        image.commit.wrote()
         await image.commit.write()
         await image.commit.sync()
         await image.header_file.change(nb_snapshots=len(entries), snapshots_offset=offset)
@@ -235,7 +234,7 @@ async def _write_table(image: Image, entries: list[Snapshot]) -> None:
             image.overlap.metadata_removed(run.first, run.length)
             image.commit.free(run.first, run.length)
         raise
-    snapshots.entries, snapshots.table_bytes = entries, len(data)
+    snapshots.written(entries, len(data))
     if old_clusters:
         image.commit.free(old >> geometry.cluster_bits, old_clusters)
     image.overlap.collect()
