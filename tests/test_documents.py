@@ -23,10 +23,13 @@ def named_paths(text: str) -> Iterator[tuple[str, bool]]:
     """Yield the paths in a document, and whether they exist.
 
     A path is below the folder of the path before it, below the package, or below the tree's top.
+    In recipes, words in capitals stand for others; `tests/kinds/test_recipes.py` looks at those.
     """
     folder = TOP
     for match in _PATH.finditer(_CODE.sub("", text)):
         name = match[1]
+        if re.search(r"/[A-Z]+(/|\.py)", name):
+            continue
         found = [
             parent / name for parent in (folder, TOP / "vhostblk", TOP) if (parent / name).exists()
         ]

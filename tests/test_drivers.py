@@ -16,7 +16,8 @@ import pytest
 import vhostblk
 from vhostblk.block import registry
 from vhostblk.schema import driver_manifest
-from vhostblk.schema.driver_manifest import DRIVERS, Driver, Parts
+from vhostblk.schema.branches import Parts
+from vhostblk.schema.driver_manifest import DRIVERS, Driver
 
 TOP = Path(vhostblk.__file__).parents[1]
 NODES, OPTIONS = "vhostblk.block.drivers", "vhostblk.schema.drivers"
@@ -125,7 +126,7 @@ def test_generic_code_imports_no_driver() -> None:
 
 
 def test_a_class_has_the_name_of_the_table() -> None:
-    for name in Parts("node"):
+    for name in Parts(DRIVERS, "node"):
         assert registry.driver_class(name).driver == name
 
 
@@ -139,7 +140,7 @@ def test_the_parts_of_the_table_are_there(kind: str) -> None:
 
 def test_tags_are_the_names_of_the_table() -> None:
     for kind in ("options", "create_options", "amend_options", "statistics"):
-        for name, part in Parts(kind).items():
+        for name, part in Parts(DRIVERS, kind).items():
             module, _, attribute = part.partition(":")
             struct = getattr(importlib.import_module(module), attribute)
             assert struct.__struct_config__.tag == name

@@ -55,8 +55,6 @@ LAYERS = """
 
 #: Tables of types, which name modules that are imported when they are needed.
 TABLES = {
-    "vhostblk.exports.registry",
-    "vhostblk.objects.registry",
     "vhostblk.schema.driver_manifest",
     "vhostblk.schema.export",
     "vhostblk.schema.object",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from vhostblk.engine.budget import EngineBudget
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.virtqueue.memory import GuestMemory
 
@@ -37,6 +38,13 @@ TIMEOUT = 20.0
 
 #: The number of the system call futex(2).
 _FUTEX = {"x86_64": "202", "aarch64": "98"}[platform.machine()]
+
+
+def spend(budget: EngineBudget, direction: int, size: int, now: int) -> bool:
+    """Take from a budget as an iothread does: at once, or not at all."""
+    engine = load()
+    assert engine is not None
+    return bool(engine.lib.vb_budget_spend(budget.handle, direction, size, now))
 
 
 class CpuTime(NamedTuple):

@@ -6,8 +6,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
+from tests.kinds import tables
+from tests.qmp.introspection import Introspection
 from tests.qmp_exports.direct import execute, refusal
 from vhostblk import Daemon
 from vhostblk.block.create import create_image
@@ -16,30 +19,23 @@ from vhostblk.block.graph.graph import Graph
 from vhostblk.cli.help import option_help
 from vhostblk.errors import VhostblkError
 from vhostblk.handover import configuration
+from vhostblk.qmp.commands import load_all
+from vhostblk.qmp.registry import COMMANDS, EVENTS
 from vhostblk.schema.block_query import BlockStatsSpecific
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import branches_of
 from vhostblk.schema.create import BlockdevCreateOptions
-from vhostblk.schema.driver_manifest import DRIVERS, Driver
+from vhostblk.schema.describe import describe
+from vhostblk.schema.driver_manifest import DRIVERS
 from vhostblk.schema.options import create_options
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-DICE = "tests.kinds.dice"
-
 
 @pytest.fixture(autouse=True)
 def _in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    made_of = Driver(
-        f"{DICE}:DiceOptions",
-        f"{DICE}:DiceNode",
-        create_options=f"{DICE}:DiceCreateOptions",
-        create=f"{DICE}:create",
-        statistics=f"{DICE}:DiceStatistics",
-        signatures=((0, b"DICE"),),
-    )
-    monkeypatch.setitem(DRIVERS, "test-dice", made_of)
+    monkeypatch.setitem(DRIVERS, "test-dice", tables.DRIVERS["test-dice"])
 
 
 def test_options() -> None:
@@ -47,6 +43,13 @@ def test_options() -> None:
         assert "test-dice" in branches_of(union)
     assert "  test-dice" in option_help("blockdev", {}).splitlines()
     assert "  side=<int> (default: 6)" in option_help("blockdev", {"driver": "test-dice"})
+
+
+def test_clients_can_look_it_up() -> None:
+    load_all()
+    schema = Introspection(msgspec.to_builtins(describe(COMMANDS.values(), EVENTS)))
+    commands = schema.commands()
+    assert schema.members(commands["blockdev-add"]["arg-type"])["<test-dice>side"] == "?int"
 
 
 def test_queries_and_commands() -> None:

@@ -8,7 +8,8 @@ it is: vhostblk opens no image by it, except where QEMU does (backing files with
 from __future__ import annotations
 
 from vhostblk.imports import load
-from vhostblk.schema.driver_manifest import DEFAULT_FORMAT, DRIVERS, Parts
+from vhostblk.schema.branches import Parts
+from vhostblk.schema.driver_manifest import DEFAULT_FORMAT, DRIVERS
 
 #: How much of the start of a file, and of its end, holds the signatures.
 HEAD_BYTES = 2048
@@ -24,7 +25,7 @@ def format_of(head: bytes) -> str:
         for offset, signature in driver.signatures:
             if head[offset : offset + len(signature)] == signature:
                 return name
-    for name, function in Parts("looks_like").items():
+    for name, function in Parts(DRIVERS, "looks_like").items():
         if load(function)(head):
             return name
     return DEFAULT_FORMAT

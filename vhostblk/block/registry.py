@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 from vhostblk.block.errors import BlockError
 from vhostblk.imports import load
 from vhostblk.schema import plugins
-from vhostblk.schema.driver_manifest import PLUGIN_NODE, Parts
+from vhostblk.schema.branches import Parts
+from vhostblk.schema.driver_manifest import DRIVERS, PLUGIN_NODE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from vhostblk.block.graph.node import BlockNode
 
-_NODES = Parts("node")
-_CREATORS = Parts("create")
+_NODES = Parts(DRIVERS, "node")
+_CREATORS = Parts(DRIVERS, "create")
 
 
 def driver_name(options: Any) -> str:

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of object types, and the objects of a daemon."""
+"""The classes of object types (the table is in `schema.object`), and the objects of a daemon."""
 
 from __future__ import annotations
 
-import importlib
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.crypto.keys import Keys
 from vhostblk.errors import VhostblkError
+from vhostblk.imports import load
 from vhostblk.objects.base import Surroundings, UserObject
 from vhostblk.schema import plugins
+from vhostblk.schema.branches import Parts
+from vhostblk.schema.object import OBJECT_TYPES
 from vhostblk.threads import in_thread
 
 if TYPE_CHECKING:
@@ -20,25 +22,13 @@ if TYPE_CHECKING:
     from vhostblk.engine.iothreads import Iothreads
     from vhostblk.schema.object import ObjectOptions
 
-#: Where the object types are that come with vhostblk: module and class, by type.
-_BUILT_IN = {
-    "authz-list": ("vhostblk.objects.authz_list", "AuthzListObject"),
-    "authz-list-file": ("vhostblk.objects.authz_list_file", "AuthzListFileObject"),
-    "authz-listfile": ("vhostblk.objects.authz_list_file", "AuthzListfileObject"),
-    "authz-pam": ("vhostblk.objects.authz_pam", "AuthzPamObject"),
-    "authz-simple": ("vhostblk.objects.authz_simple", "AuthzSimpleObject"),
-    "iothread": ("vhostblk.objects.iothread", "IothreadObject"),
-    "secret": ("vhostblk.objects.secret", "SecretObject"),
-    "secret_keyring": ("vhostblk.objects.secret_keyring", "SecretKeyringObject"),
-    "throttle-group": ("vhostblk.objects.throttle_group", "ThrottleGroupObject"),
-}
+_CLASSES = Parts(OBJECT_TYPES, "made_of")
 
 
 def object_class(name: str) -> type[UserObject]:
     """Return the class of an object type; raises VhostblkError for a bad plug-in."""
-    if name in _BUILT_IN:
-        module, attribute = _BUILT_IN[name]
-        found: Any = getattr(importlib.import_module(module), attribute)
+    if name in _CLASSES:
+        found: Any = load(_CLASSES[name])
     else:
         found = plugins.OBJECTS.find_class(name)
         if not (isinstance(found, type) and issubclass(found, UserObject)):
@@ -49,7 +39,7 @@ def object_class(name: str) -> type[UserObject]:
 
 def load_all() -> None:
     """Import all types, so that the object tree's table has them."""
-    for name in (*_BUILT_IN, *plugins.OBJECTS.names()):
+    for name in (*_CLASSES, *plugins.OBJECTS.names()):
         object_class(name)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from vhostblk.schema.base import UNSET, OpenUnion, QapiStruct, UnsetType
 from vhostblk.schema.blockdev import BlockdevOptions
-from vhostblk.schema.branches import Branches, without_members
-from vhostblk.schema.driver_manifest import DRIVERS, Parts
+from vhostblk.schema.branches import Branches, Parts, without_members
+from vhostblk.schema.driver_manifest import DRIVERS
 
 
 class BlockdevAmendOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
@@ -29,7 +29,7 @@ class BlockdevAmendOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=T
         return list(dict.fromkeys([*DRIVERS, *BlockdevOptions.branch_names()]))
 
 
-_AMENDING = Branches(Parts("amend_options"), None, {})
+_AMENDING = Branches(Parts(DRIVERS, "amend_options"), None, {})
 
 
 class BlockdevAmend(QapiStruct, kw_only=True, frozen=True):

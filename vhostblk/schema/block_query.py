@@ -13,9 +13,9 @@ from msgspec import field
 
 from vhostblk.schema.base import UNSET, OpenUnion, QapiStruct, UnsetType
 from vhostblk.schema.blockdev import BlockdevDetectZeroesOptions  # noqa: TC001 (read at run time)
-from vhostblk.schema.branches import Branches
+from vhostblk.schema.branches import Branches, Parts
 from vhostblk.schema.common import Uint32, Uint64  # noqa: TC001 (read at run time)
-from vhostblk.schema.driver_manifest import Parts
+from vhostblk.schema.driver_manifest import DRIVERS
 from vhostblk.schema.snapshot import SnapshotInfo  # noqa: TC001 (read at run time)
 
 
@@ -182,7 +182,7 @@ class BlockStatsSpecific(OpenUnion, tag_field="driver", kw_only=True, frozen=Tru
         return _STATISTICS.names()
 
 
-_STATISTICS = Branches(Parts("statistics"), None, {})
+_STATISTICS = Branches(Parts(DRIVERS, "statistics"), None, {})
 
 
 class BlockStats(QapiStruct, kw_only=True, frozen=True):

@@ -13,8 +13,8 @@ from msgspec import Meta
 
 from vhostblk.schema import plugins
 from vhostblk.schema.base import UNSET, OpenUnion, QapiStruct, UnsetType
-from vhostblk.schema.branches import Branches
-from vhostblk.schema.driver_manifest import Parts
+from vhostblk.schema.branches import Branches, Parts
+from vhostblk.schema.driver_manifest import DRIVERS
 
 
 class BlockdevDiscardOptions(Enum):
@@ -66,7 +66,7 @@ class BlockdevOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
         return _BRANCHES.names()
 
 
-_BRANCHES = Branches(Parts("options"), plugins.DRIVERS, Parts("refusal"))
+_BRANCHES = Branches(Parts(DRIVERS, "options"), plugins.DRIVERS, Parts(DRIVERS, "refusal"))
 
 #: A node's name or the definition of a new node.
 BlockdevRef = Annotated[str | BlockdevOptions, Meta(title="BlockdevRef")]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Branches`: the structs of an open union, built in and of plug-ins."""
+"""`Branches`: the structs of an open union, built in and of plug-ins. `Parts`: a table's column."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,9 +13,33 @@ from vhostblk.imports import load
 from vhostblk.schema.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator
 
     from vhostblk.schema.plugins import PluginFinder
+
+
+class Parts(Mapping[str, str]):
+    """One kind of part, a member of a table's entries, by the names of the entries that have it."""
+
+    def __init__(self, table: Mapping[str, Any], kind: str) -> None:
+        """`table` may change: its entries are looked up when they are asked for."""
+        self._table = table
+        self._kind = kind
+
+    def __getitem__(self, name: str) -> str:
+        part: str = getattr(self._table[name], self._kind)
+        if not part:
+            raise KeyError(name)
+        return part
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._table if name in self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._table and bool(getattr(self._table[str(name)], self._kind))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class Branches:

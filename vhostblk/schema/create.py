@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from vhostblk.schema.base import OpenUnion, QapiStruct
 from vhostblk.schema.blockdev import BlockdevOptions
-from vhostblk.schema.branches import Branches, without_members
-from vhostblk.schema.driver_manifest import DRIVERS, Parts
+from vhostblk.schema.branches import Branches, Parts, without_members
+from vhostblk.schema.driver_manifest import DRIVERS
 
 
 class BlockdevCreateOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
@@ -29,7 +29,7 @@ class BlockdevCreateOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=
         return list(dict.fromkeys([*DRIVERS, *BlockdevOptions.branch_names()]))
 
 
-_CREATING = Branches(Parts("create_options"), None, {})
+_CREATING = Branches(Parts(DRIVERS, "create_options"), None, {})
 
 
 class BlockdevCreate(QapiStruct, kw_only=True, frozen=True):

@@ -7,12 +7,11 @@ imported when it is first used. `schema.plugins` finds drivers of other packages
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
 
 _NODES = "vhostblk.block.drivers"
 _OPTIONS = "vhostblk.schema.drivers"
@@ -170,25 +169,3 @@ DEVICE_PROTOCOL = "host_device"
 DEFAULT_FORMAT = "raw"
 #: The format of new overlays where the user names none.
 DEFAULT_OVERLAY = "qcow2"
-
-
-class Parts(Mapping[str, str]):
-    """One kind of part, a member of `Driver`, by the names of the drivers that have it."""
-
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
-
-    def __getitem__(self, name: str) -> str:
-        part: str = getattr(DRIVERS[name], self._kind)
-        if not part:
-            raise KeyError(name)
-        return part
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in DRIVERS if name in self)
-
-    def __contains__(self, name: object) -> bool:
-        return name in DRIVERS and bool(getattr(DRIVERS[str(name)], self._kind))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)

@@ -13,6 +13,7 @@ import errno
 import time
 from typing import TYPE_CHECKING, Any
 
+from vhostblk.block import SECTOR
 from vhostblk.block.drivers.qcow2.layout import (
     MAX_BACKING_NAME,
     MAX_FORMAT_NAME,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from vhostblk.engine.extents import ExtentMap
 
 _OFFSET = ~511
-SECTOR = 512
 
 
 class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverlays):
