@@ -179,9 +179,9 @@ def test_a_slice_loaded_before_writing_begins_is_noted(tmp_path: Path, caplog: A
         async with opened(path) as (node, backend):
             assert isinstance(node, Qcow2Node)
             image = node._image
-            image.unusable = True  # as when the node has come to have another file
+            image.defer_writes()  # as when the node has come to have another file
             await read(backend, NEAR, 4)
-            image.unusable = False
+            image.admit_writes()
             publisher = image.publisher
             publisher.update(image.tables.slices[0], 0, publisher.slice_clusters)
             assert _overwritable(node, NEAR) == host

@@ -142,7 +142,7 @@ MUTATIONS = (
         "resize-l1-without-its-refcounts",
         _RESIZE,
         """
-          image.commit.unsynced = True
+          image.commit.wrote()
         - await image.commit.write()  # the new table's refcounts, and the L2 tables
           await image.commit.sync()
           await image.header_file.change(l1_offset=offset, l1_size=entries)
@@ -155,7 +155,7 @@ MUTATIONS = (
         _RESIZE,
         """
         - await write_array(image.file, offset, table.astype(">u8"))
-          image.commit.unsynced = True
+          image.commit.wrote()
           await image.commit.write()  # the new table's refcounts, and the L2 tables
           await image.commit.sync()
           await image.header_file.change(l1_offset=offset, l1_size=entries)
@@ -402,7 +402,7 @@ MUTATIONS = (
         "snapshot-references-after-the-table",
         _SNAPSHOTS,
         """
-              image.commit.unsynced = True
+              image.commit.wrote()
         -     await image.commit.write()
         -     await image.commit.sync()
           except BaseException:
@@ -414,7 +414,7 @@ MUTATIONS = (
         "snapshot-clusters-stay-writable",
         _SNAPSHOTS,
         """
-          tables.l1_changes.touch(0, len(tables.l1))
+          tables.share_all()
         - await clear_copied(image, tables.l1, pace)
           snapshot.l1_offset = taken.run.first << image.geometry.cluster_bits
         """,
@@ -423,10 +423,10 @@ MUTATIONS = (
     ),
     Mutation(
         "snapshot-tables-stay-writable",
-        _SNAPSHOTS,
+        f"{_QCOW2}/tables.py",
         """
-        - tables.l1 &= ~np.uint64(COPIED)
-          tables.l1_changes.touch(0, len(tables.l1))
+        - self.l1 &= ~np.uint64(COPIED)
+          self.l1_changes.touch(0, len(self.l1))
         """,
         "A write into an unallocated cluster after a snapshot changes the snapshot.",
         ("integration/qcow2/test_order.py",),
@@ -436,7 +436,7 @@ MUTATIONS = (
         f"{_QCOW2}/copied.py",
         """
         - await image.tables.drop(pace)
-          image.commit.unsynced = True
+          image.commit.wrote()
         """,
         "Cached entries still say that clusters may be written in place.",
         _SNAPS,
@@ -628,8 +628,7 @@ MUTATIONS = (
         _APPLY,
         """
         - image.tables.clear()
-          image.tables.l1 = table
-          image.new_publisher()
+          image.take_l1(table)
         """,
         "A disk that was reverted to a snapshot reads as before.",
         (*_CRASH, *_SNAPS),
@@ -681,7 +680,7 @@ MUTATIONS = (
         "bitmap-directory-before-the-bitmaps",
         _BITMAPS,
         """
-          image.commit.unsynced = True
+          image.commit.wrote()
           await image.commit.write()
         - await image.commit.sync()
           try:
@@ -693,7 +692,7 @@ MUTATIONS = (
         "bitmap-directory-without-its-refcounts",
         _BITMAPS,
         """
-          image.commit.unsynced = True
+          image.commit.wrote()
         - await image.commit.write()
           await image.commit.sync()
           try:

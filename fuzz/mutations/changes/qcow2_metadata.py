@@ -54,7 +54,7 @@ MUTATIONS = (
         _COMMIT,
         """
           if dirty:
-        -     self.unsynced = True
+        -     self._unsynced = True
               await run_all([self._write_block(block) for block in dirty])
         """,
         "After a crash a cluster is free that an entry refers to.",
@@ -77,9 +77,9 @@ MUTATIONS = (
         _COMMIT,
         """
           if dirty:
-        -     if self.unsynced:
+        -     if self._unsynced:
         -         await self.sync()
-              self.unsynced = True
+              self._unsynced = True
         """,
         "After a crash entries refer to clusters without data, and without refcounts.",
         _CRASH,
@@ -89,7 +89,7 @@ MUTATIONS = (
         _COMMIT,
         """
           if tables.l1_changes.dirty:
-        -     if self.unsynced:
+        -     if self._unsynced:
         -         await self.sync()
               low, high = tables.l1_changes.low, tables.l1_changes.high
         """,
@@ -100,7 +100,7 @@ MUTATIONS = (
         "commit-written-tables-count-as-synced",
         _COMMIT,
         """
-        - self.unsynced = True
+        - self._unsynced = True
           await run_all([self._write_slice(found) for found in dirty])
         """,
         "After a crash clusters are free that the file's old entries refer to.",
@@ -111,7 +111,7 @@ MUTATIONS = (
         _COMMIT,
         """
           image = self._image
-        - if self.unsynced:
+        - if self._unsynced:
         -     await self.sync()
           await image.publisher.settle()
         """,
@@ -122,10 +122,10 @@ MUTATIONS = (
         "commit-sync-forgets-what-came-meanwhile",
         _COMMIT,
         """
-        - self.unsynced = False  # what is written from now on is not covered
+        - self._unsynced = False  # what is written from now on is not covered
           try:
               await self.flush_files()
-        +     self.unsynced = False
+        +     self._unsynced = False
           except BaseException:
         """,
         "Data written during a flush counts as synced: entries are written to the file before it.",
@@ -137,7 +137,7 @@ MUTATIONS = (
         _COMMIT,
         """
           except BaseException:
-        -     self.unsynced = True
+        -     self._unsynced = True
               raise
         """,
         "After a flush that failed entries are written without another one.",
@@ -370,7 +370,7 @@ MUTATIONS = (
         "new-table-counts-as-synced",
         _IMAGE,
         """
-        - self.commit.unsynced = True
+        - self.commit.wrote()
           tables.set_l1(index, run.first << bits | COPIED)
         """,
         "After a crash an L1 entry refers to a table that wasn't zeroed.",

@@ -7,9 +7,9 @@ slices of L2 tables) with `kept` (which of them go), `mapping` (what L2 entries 
 `refcount_changes` and `allocator` (which clusters of the file are in use), `gather` with
 `references` and `spans` (what refers to them), `places` (room for metadata), `overlap` with
 `ordered` (what metadata is where), `dirty`, `commit` and `flush` (what is to be written, in which
-order, and when), `write`, `write_fresh` with `ahead` and `scratch`, `write_compressed`, `zero` and
-`read` (the data path), `publish`, `volatile` and `referred` (the extent map), `snapshots`,
-`snapshot_changes` and `snapshot_apply`, `bitmaps` and `bitmap_store`, `resize`, `check` with
-`repair` and `copied`, `pace` (turns of long work), `create`, `opening`, `lifecycle` and `reloading`
-(opening and closing), and `node` (the driver, which joins them).
+order, and when), `guest_data`, `write`, `write_fresh` with `ahead` and `scratch`,
+`write_compressed`, `zero` and `read` (the data path), `publish`, `volatile` and `referred` (the
+extent map), `snapshots`, `snapshot_changes` and `snapshot_apply`, `bitmaps` and `bitmap_store`,
+`resize`, `check` with `repair` and `copied`, `pace` (turns of long work), `create`, `opening`,
+`lifecycle` and `reloading` (opening and closing), and `node` (the driver, which joins them).
 """

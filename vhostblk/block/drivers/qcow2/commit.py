@@ -80,8 +80,8 @@ class Commit:
         #: Clusters of an external data file that may be discarded, as nothing refers to them.
         self._forgotten: set[int] = set()
         self._freed_clusters = 0
-        #: Data or refcounts have been written that L2 entries will rely on.
-        self.unsynced = False
+        #: Something has been written that must be on stable storage before what refers to it.
+        self._unsynced = False
 
     @property
     def dirty(self) -> bool:
@@ -108,6 +108,15 @@ class Commit:
     @property
     def _lazy(self) -> bool:
         return self._image.settings.lazy_refcounts
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether something may have been written that is not on stable storage yet."""
+        return self._unsynced
+
+    def wrote(self) -> None:
+        """Take note that data or metadata was written that later writes will refer to."""
+        self._unsynced = True
 
     def free(self, first: int, count: int = 1, *, discard: bool = False) -> None:
         """Give up one reference to each of these clusters, once the file no longer has it."""
@@ -184,7 +193,7 @@ class Commit:
         refcounts = image.refcounts
         dirty = refcounts.dirty_blocks()
         if dirty:
-            self.unsynced = True
+            self._unsynced = True
             await run_all([self._write_block(block) for block in dirty])
         if refcounts.dirty_entries:
             await image.file.flush()
@@ -192,7 +201,7 @@ class Commit:
                 place = image.header.reftable_offset + 8 * low
                 await write_array(image.file, place, refcounts.table[low:high].astype(">u8"))
             refcounts.dirty_entries.clear()
-            self.unsynced = True
+            self._unsynced = True
 
     async def _write_block(self, block: RefBlock) -> None:
         offset, raw = self._image.refcounts.encode(block)
@@ -201,15 +210,15 @@ class Commit:
 
     async def sync(self) -> None:
         """Put data and metadata written so far on stable storage."""
-        self.unsynced = False  # what is written from now on is not covered
+        self._unsynced = False  # what is written from now on is not covered
         try:
             await self.flush_files()
         except BaseException:
-            self.unsynced = True
+            self._unsynced = True
             raise
 
     async def flush_files(self) -> None:
-        """Flush the children. For those who don't hold the lock: `unsynced` stays what it is."""
+        """Flush the children. For those who don't hold the lock: `wrote` still counts."""
         image = self._image
         if image.data is not image.file:
             await image.data.flush()
@@ -220,18 +229,18 @@ class Commit:
         tables = image.tables
         dirty = tables.dirty_slices()
         if dirty:
-            if self.unsynced:
+            if self._unsynced:
                 await self.sync()
-            self.unsynced = True
+            self._unsynced = True
             await run_all([self._write_slice(found) for found in dirty])
         if tables.l1_changes.dirty:
-            if self.unsynced:
+            if self._unsynced:
                 await self.sync()
             low, high = tables.l1_changes.low, tables.l1_changes.high
             raw = tables.l1[low:high].astype(">u8")
             await write_array(image.file, image.header.l1_offset + 8 * low, raw)
             tables.l1_changes.clean()
-            self.unsynced = True
+            self._unsynced = True
 
     async def _write_slice(self, found: L2Slice) -> None:
         per_entry = self._image.tables.words_per_entry
@@ -254,7 +263,7 @@ class Commit:
     async def _release(self) -> None:
         """Let go of clusters that the file no longer refers to."""
         image = self._image
-        if self.unsynced:
+        if self._unsynced:
             await self.sync()
         await image.publisher.settle()
         image.reader.forget_compressed()
@@ -343,8 +352,7 @@ class Commit:
         image = self._image
         header, refcounts, bits = image.header, image.refcounts, image.geometry.cluster_bits
         old, old_clusters = header.reftable_offset >> bits, header.reftable_clusters
-        refcounts.table = table
-        refcounts.dirty_entries.clear()
+        refcounts.take_table(table)
         for block in blocks:
             refcounts.add(block)
         image.overlap.metadata_removed(old, old_clusters)

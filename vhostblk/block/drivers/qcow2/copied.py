@@ -79,7 +79,7 @@ async def _mistaken(image: Image, alone: Alone, tables: Tables) -> NDArray[np.bo
 async def clear_copied(image: Image, l1: NDArray[np.uint64], pace: Pace) -> None:
     """Clear the bits in the L2 tables that an L1 table refers to; these offsets are right."""
     await image.tables.drop(pace)
-    image.commit.unsynced = True
+    image.commit.wrote()
     offsets = l1[l1 & np.uint64(OFFSET_MASK) != 0] & np.uint64(OFFSET_MASK)
     clusters = sorted_once((offsets >> np.uint64(image.geometry.cluster_bits)).astype(np.int64))
     async for read in read_tables(image, clusters, clusters, pace):

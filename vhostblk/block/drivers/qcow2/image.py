@@ -23,6 +23,7 @@ from vhostblk.block.drivers.qcow2.allocator import Allocator
 from vhostblk.block.drivers.qcow2.bitmap_store import BitmapStore
 from vhostblk.block.drivers.qcow2.commit import Commit
 from vhostblk.block.drivers.qcow2.flush import Flusher
+from vhostblk.block.drivers.qcow2.guest_data import GuestData
 from vhostblk.block.drivers.qcow2.header_file import HeaderFile
 from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK, Autoclear, Incompatible
 from vhostblk.block.drivers.qcow2.opening import UNREADABLE
@@ -71,6 +72,7 @@ class Image:
     ) -> None:
         self.file = file
         self.data = data
+        self.guest_data = GuestData(data)
         self.backing = backing
         self.header = parsed
         self.geometry = parsed.geometry
@@ -173,6 +175,40 @@ class Image:
         for found in self.tables.slices.values():
             found.placed = False
 
+    def allow_writes(self, *, allowed: bool) -> None:
+        """Take note whether the node may write to the image."""
+        self.writable = allowed
+
+    def defer_writes(self) -> None:
+        """Fail what changes the image until `admit_writes` is called: it is not prepared yet."""
+        self.unusable = True
+
+    def admit_writes(self) -> None:
+        """Undo `defer_writes`."""
+        self.unusable = False
+
+    def references_dropped(self) -> None:
+        """Take note that clusters may have lost a reference without getting their "copied" bit."""
+        self.untidy = True
+
+    def tidied_up(self) -> None:
+        """Take note that all "copied" bits are right again."""
+        self.untidy = False
+
+    def take_backing(self, backing: Edge | None) -> None:
+        """Use another backing file, or none; no operation is in flight."""
+        self.backing = backing
+        self.new_publisher()
+
+    def take_l1(self, table: NDArray[np.uint64]) -> None:
+        """Use another L1 table for the disk's present size, as the file's header does already.
+
+        No slices of the former one are in the cache.
+        """
+        self.tables.take_l1(table)
+        self.new_publisher()
+        self.overlap.collect()
+
     def new_publisher(self) -> None:
         """Start a table of its own for the disk's present size; no operation is in flight."""
         self.publisher = Publisher(self)
@@ -253,13 +289,13 @@ class Image:
 
     async def _own_slice(self, offset: int) -> L2Slice:
         """Return the L2 slice for a guest offset; only the active disk refers to its table."""
-        tables, bits = self.tables, self.geometry.cluster_bits
+        tables = self.tables
         found = await self.reader.slice_at(offset)
-        index = offset >> (bits + self.geometry.l2_bits)
+        index = tables.l1_index(tables.slice_of(offset))
         word = int(tables.l1[index])
         if found is None or not word & COPIED:
             await self._new_table(index, word)
-            found = await tables.load(offset >> tables.span_bits)
+            found = await tables.load(tables.slice_of(offset))
             assert found is not None
         return found
 
@@ -307,7 +343,7 @@ class Image:
             tables.move_table(index, run.first << bits)
             self.overlap.metadata_removed(old, 1)
             self.commit.free(old, discard=self.settings.discard_other)
-        self.commit.unsynced = True
+        self.commit.wrote()
         tables.set_l1(index, run.first << bits | COPIED)
 
     def check_l1(self, index: int, count: int = 1) -> None:
@@ -329,10 +365,9 @@ class Image:
     async def _load_whole_table(self, index: int) -> None:
         """Have all slices of an L2 table in the cache."""
         tables = self.tables
-        first = index << tables.per_table_bits
         slices: list[L2Slice] = []
         try:
-            for number in range(first, first + (1 << tables.per_table_bits)):
+            for number in tables.slices_of(index):
                 found = await tables.load(number)
                 assert found is not None
                 found.pins += 1

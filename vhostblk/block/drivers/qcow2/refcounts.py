@@ -85,6 +85,11 @@ class Refcounts:
         #: no storage, or overlaps other metadata.
         self.check_place: Callable[[int], Awaitable[None]] = _nothing
 
+    def take_table(self, table: NDArray[np.uint64]) -> None:
+        """Use another table, which the file has already."""
+        self.table = table
+        self.dirty_entries.clear()
+
     def block_offset(self, index: int) -> int:
         """Return the offset of a block; 0: there is no block. Raises OSError if it is invalid."""
         if index >= len(self.table):

@@ -106,7 +106,8 @@ class Reloading(Lifecycle):
         if self._former is not None:
             self._former = None
             # No writes until `start_writing` has marked the bitmaps "in use", among other things.
-            self._image.unusable = self.writable_image
+            if self.writable_image:
+                self._image.defer_writes()
 
     def drop_other_data(self) -> None:
         former, self._former = self._former, None
@@ -122,7 +123,7 @@ class Reloading(Lifecycle):
         self._schedule_cleaning()
 
     async def start_writing(self) -> None:
-        self._image.unusable = False
+        self._image.admit_writes()
         try:
             await self._prepare_writing()
         except BaseException:

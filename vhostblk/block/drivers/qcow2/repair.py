@@ -120,7 +120,7 @@ async def make_blocks(image: Image, layout: Layout, references: References, pace
         parts.append(_block(image, index, references))
         await pace.turn()
     await write_array(image.file, start << geometry.cluster_bits, np.concatenate(parts))
-    image.commit.unsynced = True
+    image.commit.wrote()
     if layout.table_clusters:
         table = np.zeros(layout.table_clusters * geometry.cluster_size >> 3, np.uint64)
         table[: len(refcounts.table)] = refcounts.table

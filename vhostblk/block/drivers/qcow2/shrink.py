@@ -147,7 +147,7 @@ async def _copy(image: Image, kept: int, divided: NDArray[Any]) -> _Top:
             await image.places.make(cluster << geometry.cluster_bits)
         await write_array(image.file, run.first << geometry.cluster_bits, divided)
         await write_array(image.file, offset, entries.astype(">u8"))
-        image.commit.unsynced = True
+        image.commit.wrote()
     except BaseException:
         _give_up(image, top)
         raise
@@ -187,9 +187,7 @@ async def _go_over(image: Image, size: int, top: _Top) -> None:
                 await image.data.truncate(data_size)
         raise
     image.tables.clear()
-    image.tables.l1 = top.entries
-    image.new_publisher()
-    image.overlap.collect()
+    image.take_l1(top.entries)
 
 
 async def _cut_data(image: Image, size: int) -> None:

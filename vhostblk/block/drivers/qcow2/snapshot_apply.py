@@ -82,6 +82,4 @@ async def _switch(image: Image, size: int, table: NDArray[np.uint64], pace: Pace
         taken.give_up(image)
         raise
     image.tables.clear()
-    image.tables.l1 = table
-    image.new_publisher()
-    image.overlap.collect()
+    image.take_l1(table)

@@ -73,8 +73,7 @@ async def create(image: Image, name: bytes, seconds: int, nanoseconds: int) -> S
     pace = Pace(image, "creating a snapshot")
     taken = await take_tree(image, tables.l1, pace)
     try:
-        tables.l1 &= ~np.uint64(COPIED)
-        tables.l1_changes.touch(0, len(tables.l1))
+        tables.share_all()
         await clear_copied(image, tables.l1, pace)
         snapshot.l1_offset = taken.run.first << image.geometry.cluster_bits
         await _write_table(image, [*entries, snapshot])
@@ -107,7 +106,7 @@ async def try_to_tidy_up(image: Image) -> None:
     If that fails, it is done when the image is closed. Until then, some clusters are copied before
     they change although that is not necessary.
     """
-    image.untidy = True
+    image.references_dropped()
     try:
         await _tidy_up(image)
     except OSError as error:
@@ -129,7 +128,7 @@ async def _tidy_up(image: Image) -> None:
     await check_flags(image, alone, CheckResult(), pace, repair=True)
     await image.commit.write_all()
     await image.commit.sync()
-    image.untidy = False
+    image.tidied_up()
 
 
 def find(image: Image, snapshot_id: bytes | None, name: bytes | None) -> Snapshot | None:
@@ -179,7 +178,7 @@ async def take_tree(image: Image, l1: NDArray[np.uint64], pace: Pace) -> Taken:
     taken = Taken(run, references)
     try:
         await write_array(image.file, run.first << image.geometry.cluster_bits, copy)
-        image.commit.unsynced = True
+        image.commit.wrote()
         await image.commit.write()
         await image.commit.sync()
     except BaseException:
@@ -213,7 +212,7 @@ async def _write_table(image: Image, entries: list[Snapshot]) -> None:
         if data:
             await image.become_metadata(run.first, run.length, "snapshot_table")
         await write_bytes(image.file, offset, data)
-        image.commit.unsynced = True
+        image.commit.wrote()
         await image.commit.write()
         await image.commit.sync()
         await image.header_file.change(nb_snapshots=len(entries), snapshots_offset=offset)
@@ -222,7 +221,7 @@ async def _write_table(image: Image, entries: list[Snapshot]) -> None:
             image.overlap.metadata_removed(run.first, run.length)
             image.commit.free(run.first, run.length)
         raise
-    snapshots.entries, snapshots.table_bytes = entries, len(data)
+    snapshots.written(entries, len(data))
     if old_clusters:
         image.commit.free(old >> geometry.cluster_bits, old_clusters)
     image.overlap.collect()

@@ -59,6 +59,10 @@ class SnapshotTable:
     entries: list[Snapshot] = field(default_factory=list)
     table_bytes: int = 0
 
+    def written(self, entries: list[Snapshot], table_bytes: int) -> None:
+        """Take note of the table that the file has now."""
+        self.entries, self.table_bytes = entries, table_bytes
+
 
 class Incomplete(Exception):  # noqa: N818 (no error: the reader fetches more)
     """More bytes are needed to parse the table."""
