@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from vhostblk.cli.errors import UsageError
 from vhostblk.cli.getopt import Syntax, split
-from vhostblk.schema.object import SHOWN_MEMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,6 +148,8 @@ def _without_secret(value: str, location: str) -> str:
         return location
     if value.startswith("{"):
         return '--object {"qom-type": "secret", ...}'
+    from vhostblk.schema.object import SHOWN_MEMBERS  # --help and the helper do without
+
     parts = (part.partition("=") for part in value.replace(",,", "").split(","))
     shown = (
         f"{name}{equals}{text if name in SHOWN_MEMBERS or not equals else '...'}"
