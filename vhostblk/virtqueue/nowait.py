@@ -17,6 +17,8 @@ import select
 import threading
 from functools import partial
 
+from vhostblk.errors import os_error
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 #: The numbers of io_setup(2), io_destroy(2) and io_submit(2), by machine.
@@ -64,7 +66,7 @@ class _Signaller:
     def __init__(self) -> None:
         numbers = _SYSCALLS.get(platform.machine())
         if numbers is None:
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+            raise os_error(errno.ENOSYS)
         setup, destroy, submit = numbers
         context = ctypes.c_ulong(0)
         self._file = os.memfd_create("vhostblk-signals", os.MFD_CLOEXEC)
@@ -75,7 +77,7 @@ class _Signaller:
         self._ends.append(partial(_libc.syscall, destroy, context))
         self._ring = _Ring.from_address(context.value)
         if self._ring.magic != _RING_MAGIC:
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+            raise os_error(errno.ENOSYS)
         self._iocb = _Iocb(opcode=_IOCB_CMD_PREAD, fd=self._file, flags=_IOCB_FLAG_RESFD)
         self._iocb.buf = ctypes.addressof(self._iocb)
         self._iocbs = ctypes.pointer(self._iocb)
@@ -138,7 +140,7 @@ def read(fd: int, count: int) -> bytes:
         if error.errno != errno.EOPNOTSUPP:
             raise
     if not _is_ready(fd, select.POLLIN):
-        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        raise os_error(errno.EAGAIN)
     return os.read(fd, count)
 
 
