@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`DriverTests`: what every driver has to do right."""
+"""`DriverTests`: tests that every driver has to pass."""
 
 from __future__ import annotations
 
@@ -29,36 +29,36 @@ from vhostblk.plugin.testing.model import Model, Step, steps
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
 
-    #: What is done with a disk.
+    #: Operations on a disk.
     Work = Callable[[Disk], Coroutine[Any, Any, Any]]
 
-#: How much of a disk is read as a whole.
+#: The maximum length that a test reads at once.
 MOST = 4 << 20
 CONCURRENT = 64
 
 
 class DriverTests:
-    """Derive from it, name the `driver`, and say how it is opened."""
+    """The base class of a driver's tests: set `driver`, and define how to open it."""
 
     #: The class to test.
     driver: ClassVar[type[Driver[Any] | SyncDriver[Any]]]
-    #: What has been flushed is there when the disk is opened again.
+    #: Whether flushed data is there when the disk is opened again.
     persistent: ClassVar[bool] = True
-    #: Disks may be opened with `read-only=on`.
+    #: Whether the disk can be opened with `read-only=on`.
     can_be_read_only: ClassVar[bool] = True
-    #: Options that have to be refused, each with a regular expression for the message.
+    #: Options that must be refused, each with a regular expression for the message.
     refused: ClassVar[Sequence[tuple[dict[str, Any], str]]] = ()
 
     def make_options(self, directory: Path) -> dict[str, Any]:
         """Return the options for a disk, by their names in QMP.
 
-        `directory` is empty or was used before; for the same one the disk is the same. It should
-        be no longer than a few MiB.
+        `directory` is empty, or was used before; the same directory has the same disk. The disk
+        should have at most a few MiB.
         """
         return {}
 
     def expected(self, offset: int, length: int) -> bytes | None:
-        """Return what a new disk holds there; None: not known."""
+        """Return the expected content of a new disk in a range; None: unknown."""
         return None
 
     # Running.
@@ -70,7 +70,7 @@ class DriverTests:
         *,
         read_only: bool = False,
     ) -> None:
-        """Open the disk, and do something with it; the driver may not complain."""
+        """Open the disk, and run `work` on it; the log must contain no failures of the driver."""
         options = self.make_options(path)
 
         async def main() -> None:
@@ -88,7 +88,7 @@ class DriverTests:
         async def work(disk: Disk) -> None:
             sizes.append(disk.size)
             await disk.read(0, min(disk.size, SECTOR))
-            await disk.flush()  # looks at the size again
+            await disk.flush()  # checks the size again
 
         for _ in range(2):
             self._run(work, tmp_path)
@@ -139,7 +139,7 @@ class DriverTests:
         assert found == data, "writes at the same time are lost or mixed"
 
     def test_what_was_written_is_read(self, tmp_path: Path) -> None:
-        """Any order of operations, held against bytes in memory."""
+        """Any sequence of operations, compared with bytes in memory."""
         if not self._is_writable(tmp_path):
             pytest.skip("read-only driver")
 
@@ -266,7 +266,7 @@ class DriverTests:
         async def work(disk: Disk) -> None:
             await asyncio.gather(*(disk.read(0, SECTOR) for _ in range(4)))
 
-        self._run(work, tmp_path)  # libraries may open things for good
+        self._run(work, tmp_path)  # libraries may keep files open
         before = _resources()
         for _ in range(3):
             self._run(work, tmp_path)
@@ -308,7 +308,7 @@ class DriverTests:
 
 @contextmanager
 def _no_complaints() -> Iterator[None]:
-    """Fail where the driver did what had to be put right, or left coroutines unawaited."""
+    """Fail if the log has driver failures, or if coroutines were not awaited."""
     complaints, logger = Complaints(), logging.getLogger("vhostblk")
     logger.addHandler(complaints)
     try:
@@ -320,13 +320,13 @@ def _no_complaints() -> Iterator[None]:
 
 
 def _resources() -> tuple[int, int]:
-    """Return how many descriptors and threads there are."""
+    """Return the numbers of open descriptors and threads."""
     gc.collect()
     return len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208
 
 
 def _places(size: int) -> list[int]:
-    """Return offsets of sectors: both ends, around powers of two, and some between."""
+    """Return offsets of sectors: at both ends, around powers of two, and some in between."""
     places = {0, size - SECTOR}
     for shift in range(9, size.bit_length()):
         places |= {(1 << shift) - SECTOR, 1 << shift}
@@ -336,7 +336,7 @@ def _places(size: int) -> list[int]:
 
 
 def _spread(length: int, step: int) -> range:
-    """Return positions at which parts of `step` bytes begin: at most 50."""
+    """Return at most 50 offsets of parts of `step` bytes."""
     return range(0, length, max(length // 50 // step, 1) * step)
 
 
