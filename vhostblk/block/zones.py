@@ -252,21 +252,21 @@ class EmulatedZones:
             return
         numbers = self._numbers(offset, length)
         if len(numbers) > 1:
-            raise ZoneError(ZoneFault.INVALID, "a write reaches into another zone")
+            raise ZoneError(ZoneFault.INVALID, "write crosses a zone boundary")
         number = numbers[0]
         zone = self._describe(number)
         if zone.state not in _AFTER_WRITE:
-            raise ZoneError(ZoneFault.INVALID, f"a write to zone {number}, {_name(zone.state)}")
+            raise ZoneError(ZoneFault.INVALID, f"write to zone {number}, {_name(zone.state)}")
         if offset != zone.write_pointer:
             raise ZoneError(
                 ZoneFault.UNALIGNED,
-                f"a write at {offset}, and zone {number} has its write pointer at "
+                f"write at {offset}, but the write pointer of zone {number} is at "
                 f"{zone.write_pointer}",
             )
         if end % self.limits.write_granularity:
-            raise ZoneError(ZoneFault.UNALIGNED, "a write against the granularity")
+            raise ZoneError(ZoneFault.UNALIGNED, "write violates the write granularity")
         if end > zone.start + zone.capacity:
-            raise ZoneError(ZoneFault.INVALID, f"a write beyond the capacity of zone {number}")
+            raise ZoneError(ZoneFault.INVALID, f"write exceeds the capacity of zone {number}")
         self._move(number, _AFTER_WRITE[zone.state])
         self._written[number] = end - zone.start
         if end == zone.start + zone.capacity:
@@ -276,13 +276,17 @@ class EmulatedZones:
         """Append to the zone that begins at `offset`; return the offset of the data."""
         zone = self._describe(offset // self.limits.zone_size)
         if offset != zone.start or zone.type is ZoneType.CONVENTIONAL:
-            raise ZoneError(ZoneFault.INVALID, f"an append at {offset}: no sequential zone's start")
+            raise ZoneError(
+                ZoneFault.INVALID, f"append at {offset}: not the start of a sequential zone"
+            )
         if zone.state not in _AFTER_WRITE:
-            raise ZoneError(ZoneFault.INVALID, f"an append to a zone, {_name(zone.state)}")
+            raise ZoneError(ZoneFault.INVALID, f"append at {offset} to a zone {_name(zone.state)}")
         if length > self.limits.max_append:
-            raise ZoneError(ZoneFault.INVALID, f"an append of {length} bytes is too long")
+            raise ZoneError(ZoneFault.INVALID, f"append of {length} bytes exceeds the maximum")
         if length > zone.start + zone.capacity - zone.write_pointer:
-            raise ZoneError(ZoneFault.INVALID, "an append beyond the capacity of its zone")
+            raise ZoneError(
+                ZoneFault.INVALID, f"append at {offset} exceeds the capacity of its zone"
+            )
         self.write(zone.write_pointer, length)
         return zone.write_pointer
 
@@ -293,7 +297,7 @@ class EmulatedZones:
             return
         end, step = offset + length, self.limits.zone_size
         if offset % step or not length or (end % step and end != self.size):
-            raise ZoneError(ZoneFault.INVALID, f"{length} bytes at {offset} are no whole zones")
+            raise ZoneError(ZoneFault.INVALID, f"{length} bytes at {offset} are not whole zones")
         for number in self._numbers(offset, length):
             state = self._state(number)
             after = _AFTER[op].get(state)

@@ -125,18 +125,18 @@ class PluginNode(BlockNode):
         try:
             self._driver = self.driver_class(self.options, children, read_only=self.read_only)
         except Exception as error:
-            raise self._not_opened(error) from error
+            raise self._open_failure(error) from error
         self._bind()
         try:
             await self._operations.open()
         except BaseException as error:
             self._stop_threads()
-            raise self._not_opened(error) from error
+            raise self._open_failure(error) from error
         try:
             self._take_driver(await self._ask_size())
         except BaseException as error:
             await self.close()
-            raise self._not_opened(error) from error
+            raise self._open_failure(error) from error
 
     def _bind(self) -> None:
         """Set the function for each operation."""
@@ -167,7 +167,7 @@ class PluginNode(BlockNode):
             optimal_transfer=driver.optimal_transfer,
         )
 
-    def _not_opened(self, error: BaseException) -> BaseException:
+    def _open_failure(self, error: BaseException) -> BaseException:
         """Return the error for a driver that failed to open. Unexpected exceptions are logged."""
         if _is_cancellation(error):
             return error
@@ -239,7 +239,7 @@ class PluginNode(BlockNode):
         """Log a changed size of the driver; the node keeps its size."""
         size = await self._ask_size()
         if size != self._size:
-            raise PluginError(f"size() returned {self._size} at first, and now {size}")
+            raise PluginError(f"size() changed from {self._size} to {size}")
 
     async def truncate(self, size: int) -> None:
         if not has(self._driver, "truncate"):

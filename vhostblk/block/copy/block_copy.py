@@ -100,7 +100,7 @@ class BlockCopy:
     async def _run(self, task: _Task) -> None:
         copied = False
         try:
-            zeroes = await self._look(task)
+            zeroes = await self._begins_with_zeroes(task)
             await self._copy_task(task, zeroes=zeroes)
             copied = True
         finally:
@@ -109,7 +109,7 @@ class BlockCopy:
             self._tasks.remove(task)
             task.wake()
 
-    async def _look(self, task: _Task) -> bool:
+    async def _begins_with_zeroes(self, task: _Task) -> bool:
         """Return whether a task's first clusters are zeroes; the task is cut to these clusters."""
         start = task.first * self.cluster_size
         length = min(task.last * self.cluster_size, self.size) - start

@@ -65,8 +65,8 @@ class BlklogwritesNode(FilterNode, KeptInMemory):
         self._next_sector = 1
         self._entries = 0
         #: The number of entries in the superblock, and the state of its update.
-        self._entries_told = 0
-        self._telling = False
+        self._entries_in_super = 0
+        self._updating_super = False
         self._waiting: list[Completion[None]] = []
 
     @classmethod
@@ -106,7 +106,7 @@ class BlklogwritesNode(FilterNode, KeptInMemory):
         self._sector_size = head.sector_size
         if is_sector_size(head.sector_size):
             self._next_sector = await self._find_end(head)
-            self._entries = self._entries_told = head.entries
+            self._entries = self._entries_in_super = head.entries
 
     async def _find_end(self, head: LogSuper) -> int:
         """Return the sector after the last entry. The content of the log is not trusted."""
@@ -135,7 +135,7 @@ class BlklogwritesNode(FilterNode, KeptInMemory):
 
     @property
     def only_in_memory(self) -> str:
-        return "" if self.options.log_append else "where its log ends"
+        return "" if self.options.log_append else "the end of its log"
 
     @property
     def counts_writes(self) -> bool:
@@ -206,22 +206,22 @@ class BlklogwritesNode(FilterNode, KeptInMemory):
 
     async def _update_super(self, number: int) -> None:
         """Update the superblock to count entry `number`, and flush it. One update at a time."""
-        while self._telling:
+        while self._updating_super:
             turn: Completion[None] = Completion()
             self._waiting.append(turn)
             await turn
-        if self._entries_told >= number:
+        if self._entries_in_super >= number:
             return  # done by another update
-        self._telling = True
+        self._updating_super = True
         try:
             entries = self._entries
             iov = shaping.allocate(self._sector_size)
             iov.copy_from(LogSuper(MAGIC, VERSION, entries, self._sector_size).pack())
             await self._log.pwritev(0, iov)
             await self._log.flush()
-            self._entries_told = entries
+            self._entries_in_super = entries
         finally:
-            self._telling = False
+            self._updating_super = False
             waiting, self._waiting = self._waiting, []
             for turn in waiting:
                 turn.set_result(None)

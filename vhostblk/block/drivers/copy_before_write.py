@@ -119,7 +119,7 @@ class CopyBeforeWriteNode(FilterNode, SnapshotSource, KeptInMemory):
 
     @property
     def only_in_memory(self) -> str:
-        return "what it has saved"
+        return "its snapshot's state"
 
     def extent_map(self) -> ExtentMap | None:
         return self.map_for_reading()

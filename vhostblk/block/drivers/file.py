@@ -73,7 +73,7 @@ class FileNode(PosixNode, MakesFiles):
 
     async def block_status(self, offset: int, length: int) -> Extent:
         is_data, found = await self._aio.call(lambda: find_run(self.fd, offset, length))
-        # Holes that are no whole blocks would make users read parts of blocks.
+        # Holes that are not whole blocks would make users read parts of blocks.
         align = self.limits.request_alignment
         if not is_data and found < length:
             found = found // align * align

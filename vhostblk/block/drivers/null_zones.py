@@ -69,7 +69,7 @@ def make_zones(options: BlockdevNullZoned, size: int) -> EmulatedZones:
     _check_sizes(options, limits, size)
     count = -(-size // limits.zone_size)
     if count > MAX_ZONES:
-        raise _invalid(f"{count} zones are more than {MAX_ZONES}")
+        raise _invalid(f"the number of zones ({count}) exceeds {MAX_ZONES}")
     if options.conventional_zones > count:
         raise _invalid(f"conventional-zones must not exceed the number of zones ({count})")
     if 0 < limits.max_active < limits.max_open:
@@ -78,7 +78,7 @@ def make_zones(options: BlockdevNullZoned, size: int) -> EmulatedZones:
     worn |= dict.fromkeys(options.offline_zones, ZoneState.OFFLINE)
     for number in worn:
         if not options.conventional_zones <= number < count:
-            raise _invalid(f"zone {number} is no sequential zone")
+            raise _invalid(f"zone {number} is not a sequential zone")
     return EmulatedZones(
         size,
         limits,

@@ -253,7 +253,7 @@ class PosixNode(StorageNode, ProtocolDriver):
             try:
                 self._lock.transfer(fd)
             except BlockError as error:  # the kernel has no memory for locks
-                logger.error("%s: not locked any more: %s", self.filename, error)
+                logger.error("%s: the image lock was lost: %s", self.filename, error)
         os.dup2(fd, self.fd, inheritable=False)
         os.close(fd)
         if self._lock is not None:

@@ -106,7 +106,7 @@ def _describe_image(node: BlockNode, name: str) -> ImageInfo:
     }
     if _lies_on_file(node):
         members["dirty_flag"] = False
-        below = _informant(node).image_details
+        below = _node_with_details(node).image_details
         members.update({name: below[name] for name in _PASSED_ON if name in below})
     keeper = keeper_of(node)
     if keeper not in (None, node) and "snapshots" in (kept := keeper.image_details):
@@ -115,7 +115,7 @@ def _describe_image(node: BlockNode, name: str) -> ImageInfo:
     return ImageInfo(**members)
 
 
-def _informant(node: BlockNode) -> BlockNode:
+def _node_with_details(node: BlockNode) -> BlockNode:
     """Return the nearest node, from this one down, that has details of the image."""
     while not node.image_details and (child := node.primary_child) is not None:
         node = child.node

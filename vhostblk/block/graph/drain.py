@@ -83,4 +83,4 @@ class DrainedSection:
             try:
                 backend.resume()
             except Exception:
-                logger.exception("'%s' can't go on", backend.name)
+                logger.exception("resuming '%s' failed", backend.name)

@@ -118,8 +118,8 @@ class OverlayAction:
             reason = "data"
         if reason:
             raise BlockError(
-                f"The overlay has {reason} of its own, and node '{above.node_name}' relies on that "
-                f"of '{base.node_name}'"
+                f"The overlay has {reason} of its own, but node '{above.node_name}' needs that of "
+                f"'{base.node_name}'"
             )
 
     def _edges_to_move(self) -> list[Edge]:

@@ -42,12 +42,12 @@ class Rounds:
                     await self._operation()
                 except Exception as error:
                     failure = error
-                _tell(waiting, failure)
+                _complete_all(waiting, failure)
         finally:
             self._running = False
 
 
-def _tell(waiting: list[Completion[None]], failure: Exception | None) -> None:
+def _complete_all(waiting: list[Completion[None]], failure: Exception | None) -> None:
     """Complete the callers of a round.
 
     Each caller is completed in its own callback of the event loop, so that an exception in one

@@ -132,13 +132,13 @@ async def _enter(
     return tracked or await tracker.enter(offset, stop, serialising=serialising)
 
 
-def _tell(node: BlockNode, event: str) -> None:
+def _send_event(node: BlockNode, event: str) -> None:
     """Send the node's debug event for a write, if it takes events (`bdrv_aligned_pwritev`)."""
     if node.take_debug_event is not None:
         node.take_debug_event(event)
 
 
-def _count_up(node: BlockNode, end: int) -> None:
+def _grow_size(node: BlockNode, end: int) -> None:
     """Call `written_past_end` if a successful write makes the node longer.
 
     Call this before recording the write in bitmaps: they ignore ranges past the node's end.
@@ -147,11 +147,11 @@ def _count_up(node: BlockNode, end: int) -> None:
         node.written_past_end(-(-end // SECTOR) * SECTOR)
 
 
-def _done(node: BlockNode, offset: int, length: int) -> None:
+def _record_write(node: BlockNode, offset: int, length: int) -> None:
     """Record the end of a write, whether it succeeded or not."""
     node.write_generation += 1
     node.record_change(offset, length)
-    _tell(node, "pwritev_done")
+    _send_event(node, "pwritev_done")
 
 
 def _leave(node: BlockNode, tracked: TrackedWrite | None) -> None:
@@ -162,12 +162,12 @@ def _leave(node: BlockNode, tracked: TrackedWrite | None) -> None:
 
 async def _write_blocks(node: BlockNode, offset: int, iov: IoVec, flags: WriteFlags) -> None:
     """Write whole blocks from any memory."""
-    _tell(node, "pwritev")
+    _send_event(node, "pwritev")
     try:
         await _write_pieces(node, offset, iov, flags)
-        _count_up(node, offset + iov.nbytes)
+        _grow_size(node, offset + iov.nbytes)
     finally:
-        _done(node, offset, iov.nbytes)
+        _record_write(node, offset, iov.nbytes)
 
 
 async def _write_pieces(node: BlockNode, offset: int, iov: IoVec, flags: WriteFlags) -> None:
@@ -215,11 +215,11 @@ async def _padded(node: BlockNode, offset: int, iov: IoVec, low: int, high: int)
 async def _read_ends(node: BlockNode, ends: list[str], offset: int, iov: IoVec) -> None:
     """Read the first and the last block of a write, or one of them."""
     for end in ends:
-        _tell(node, f"pwritev_rmw_{end}")
+        _send_event(node, f"pwritev_rmw_{end}")
     for start, length in pieces(offset, iov.nbytes, node.limits.max_transfer, 1):
         await node.preadv(start, iov.slice(start - offset, start - offset + length))
     for end in ends:
-        _tell(node, f"pwritev_rmw_after_{end}")
+        _send_event(node, f"pwritev_rmw_after_{end}")
 
 
 async def write_zeroes(node: BlockNode, offset: int, length: int, flags: WriteFlags) -> None:
@@ -244,12 +244,12 @@ async def write_zeroes(node: BlockNode, offset: int, length: int, flags: WriteFl
 
 async def _write_zero_blocks(node: BlockNode, offset: int, length: int, flags: WriteFlags) -> None:
     """Make whole blocks read as zeroes."""
-    _tell(node, "pwritev_zero")
+    _send_event(node, "pwritev_zero")
     try:
         await _write_zero_pieces(node, offset, length, flags)
-        _count_up(node, offset + length)
+        _grow_size(node, offset + length)
     finally:
-        _done(node, offset, length)
+        _record_write(node, offset, length)
 
 
 async def _write_zero_pieces(node: BlockNode, offset: int, length: int, flags: WriteFlags) -> None:

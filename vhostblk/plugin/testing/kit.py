@@ -92,7 +92,7 @@ class DriverTests:
 
         for _ in range(2):
             self._run(work, tmp_path)
-        assert sizes[0] == sizes[1], "the disk has another size when it is opened again"
+        assert sizes[0] == sizes[1], "the size differs when the disk is opened again"
         assert sizes[0] > 0, "the disk is empty"
 
     def test_every_part_of_the_disk_can_be_read(self, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ class DriverTests:
                 for position in _spread(length, step):
                     part = await disk.read(start + position, min(step, length - position))
                     assert part == whole[position : position + len(part)], (
-                        f"bytes at {start + position} differ when {step} are read"
+                        f"a read of {step} bytes at {start + position} returns other data"
                     )
 
         self._run(work, tmp_path)
@@ -124,7 +124,7 @@ class DriverTests:
             ranges = [_some_range(choose, disk.size) for _ in range(CONCURRENT)]
             alone = [await disk.read(*some) for some in ranges]
             together = await asyncio.gather(*(disk.read(*some) for some in ranges))
-            assert together == alone, "reads at the same time return something else"
+            assert together == alone, "concurrent reads return other data"
             if disk.writable:
                 await self._write_together(disk)
 
@@ -136,7 +136,7 @@ class DriverTests:
         data = [bytes([number + 1]) * length for number in range(count)]
         await asyncio.gather(*(disk.write(n * length, data[n]) for n in range(count)))
         found = await asyncio.gather(*(disk.read(n * length, length) for n in range(count)))
-        assert found == data, "writes at the same time are lost or mixed"
+        assert found == data, "concurrent writes are lost or mixed"
 
     def test_what_was_written_is_read(self, tmp_path: Path) -> None:
         """Any sequence of operations, compared with bytes in memory."""
@@ -172,7 +172,7 @@ class DriverTests:
 
     def test_flushed_data_is_there_when_the_disk_is_opened_again(self, tmp_path: Path) -> None:
         if not self._is_writable(tmp_path) or not self.persistent:
-            pytest.skip("nothing is kept")
+            pytest.skip("data is not persistent")
         found: list[bytes] = []
 
         async def fill(disk: Disk) -> None:
@@ -196,7 +196,7 @@ class DriverTests:
             await disk.write(0, b"\xff" * length)
             await disk.write_zeroes(SECTOR, length - 2 * SECTOR)
             expected = b"\xff" * SECTOR + bytes(length - 2 * SECTOR) + b"\xff" * SECTOR
-            assert await disk.read(0, length) == expected, "zeroes are not where they should be"
+            assert await disk.read(0, length) == expected, "write_zeroes() zeroed another range"
 
         self._run(work, tmp_path)
 
@@ -210,8 +210,8 @@ class DriverTests:
             await disk.write(0, b"\xff" * length)
             await disk.discard(low, high - low)
             data = await disk.read(0, length)
-            assert data[:low] == b"\xff" * low, "a discard changed what is before it"
-            assert data[high:] == b"\xff" * (length - high), "a discard changed what is behind it"
+            assert data[:low] == b"\xff" * low, "a discard changed data before it"
+            assert data[high:] == b"\xff" * (length - high), "a discard changed data behind it"
 
         self._run(work, tmp_path)
 
@@ -229,7 +229,7 @@ class DriverTests:
 
     def test_a_read_only_disk_reads_the_same(self, tmp_path: Path) -> None:
         if not self.can_be_read_only:
-            pytest.skip("not for this driver")
+            pytest.skip("can't be opened read-only")
         found: list[bytes] = []
 
         async def look(disk: Disk) -> None:
@@ -242,7 +242,7 @@ class DriverTests:
         if self.persistent:
             self._run(look, tmp_path)
         self._run(look, tmp_path, read_only=True)
-        assert len(set(found)) == 1, "the disk looks different when it is opened read-only"
+        assert len(set(found)) == 1, "the data differs when the disk is opened read-only"
 
     def test_block_status_tells_the_truth(self, tmp_path: Path) -> None:
         async def look(disk: Disk) -> None:
@@ -251,7 +251,9 @@ class DriverTests:
                 extent = await disk.block_status(offset, min(disk.size, MOST) - offset)
                 if extent.zero:
                     data = await disk.read(offset, extent.length)
-                    assert data == bytes(extent.length), f"no zeroes at {offset}, as was said"
+                    assert data == bytes(extent.length), (
+                        f"no zeroes at {offset}, unlike block_status()"
+                    )
                 offset += extent.length
 
         async def work(disk: Disk) -> None:
@@ -270,7 +272,7 @@ class DriverTests:
         before = _resources()
         for _ in range(3):
             self._run(work, tmp_path)
-        assert _resources() == before, "files or threads are left"
+        assert _resources() == before, "files or threads remain open"
 
     def test_bad_options_are_refused(self, tmp_path: Path) -> None:
         register(self.driver)
@@ -286,8 +288,8 @@ class DriverTests:
                 asyncio.run(main())
             text = str(caught.value)
             assert re.search(message, text), f"{options}: {text}"
-            assert "\n" not in text, "the message is more than a line"
-        assert _resources() == before, "files or threads are left"
+            assert "\n" not in text, "the message has more than one line"
+        assert _resources() == before, "files or threads remain open"
 
     # Helpers.
 

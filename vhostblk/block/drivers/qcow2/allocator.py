@@ -321,8 +321,8 @@ class Allocator:
                 values[own & ((1 << bits) - 1)] = 1
             else:
                 if own >> bits in refcounts.dirty_entries:
-                    # The block that counts `own` must be in the file before the table refers to the
-                    # new block.
+                    # The file's table must refer to the block that counts `own` before it refers to
+                    # this one.
                     await image.commit.write_refcounts()
                 await refcounts.change(own, 1, 1)
                 counted = True
@@ -340,8 +340,8 @@ class Allocator:
     async def _grow_table(self, index: int, ahead: int) -> None:
         """Move the refcount table to a larger place, past all clusters in use.
 
-        The new table is followed by the blocks that count the table and themselves. The table has
-        room for block `index`, and for `ahead` more clusters and their blocks.
+        The new table and the blocks that count its clusters and their own are contiguous. The table
+        has room for block `index`, and for `ahead` more clusters and their blocks.
         """
         image, geometry = self._image, self._geometry
         refcounts, bits = image.refcounts, geometry.refblock_bits

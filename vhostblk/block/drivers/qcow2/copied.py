@@ -54,7 +54,7 @@ async def check_flags(
         await pace.turn(0)
     clusters = sorted_once(np.concatenate([np.zeros(0, np.int64), *own]))
     async for read in read_tables(image, clusters, clusters, pace):
-        found = await _mistaken(image, alone, read)
+        found = await _wrong_bits(image, alone, read)
         result.corruptions += int(found.sum())
         if repair and found.any():
             result.corruptions_fixed += int(found.sum())
@@ -62,7 +62,7 @@ async def check_flags(
             await _write(image, read)
 
 
-async def _mistaken(image: Image, alone: Alone, tables: Tables) -> NDArray[np.bool_]:
+async def _wrong_bits(image: Image, alone: Alone, tables: Tables) -> NDArray[np.bool_]:
     """Return for each entry of L2 tables whether its bit is wrong."""
     entries = tables.entries(image)
     flagged = (entries & np.uint64(COPIED)) != 0

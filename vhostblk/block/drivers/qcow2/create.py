@@ -165,10 +165,10 @@ async def _create(
 ) -> None:
     file, data = nodes
     async with AsyncExitStack() as users:
-        backend = await users.enter_async_context(_alone(graph, file))
+        backend = await users.enter_async_context(_exclusive_backend(graph, file))
         backend.writes_past_end = file.grows_by_writing
         if data is not None and data is not file:
-            await users.enter_async_context(_alone(graph, data))
+            await users.enter_async_context(_exclusive_backend(graph, data))
         await _write_empty(backend, parsed)
     opened = BlockdevOptionsQcow2(
         file=file.node_name,
@@ -179,7 +179,7 @@ async def _create(
         # From here on the data file is written to as well.
         for edge in node.children.values():
             edge.exclusive = True
-        async with _alone(graph, node) as backend:
+        async with _exclusive_backend(graph, node) as backend:
             _flush_children(node, False)
             await _resize(node, options.size, mode, pause)  # type: ignore[arg-type]
             await _set_backing(node, options)  # type: ignore[arg-type]
@@ -188,7 +188,7 @@ async def _create(
 
 
 @asynccontextmanager
-async def _alone(graph: Graph, node: BlockNode) -> AsyncIterator[BlockBackend]:
+async def _exclusive_backend(graph: Graph, node: BlockNode) -> AsyncIterator[BlockBackend]:
     """Yield a backend that can write to a node and excludes other users; raises BlockError."""
     backend = BlockBackend("", _WRITER)
     try:

@@ -270,7 +270,9 @@ class Image:
         if parsed.incompatible & Incompatible.DIRTY:
             from vhostblk.block.drivers.qcow2.check import check
 
-            logger.warning("%s: repairing, as it was not closed", self.file.node.filename)
+            logger.warning(
+                "%s: repairing the image, which was not closed properly", self.file.node.filename
+            )
             with errors_as(BlockError, "Could not repair dirty image"):
                 await check(self, repair=True)
 

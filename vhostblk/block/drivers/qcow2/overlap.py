@@ -122,7 +122,7 @@ class Overlap:
 
     def _too_long(self) -> None:
         logger.warning(
-            "%s: the snapshots' L1 tables are too long for overlap-check to know them all",
+            "%s: overlap-check covers only a part of the snapshots' L1 tables, which are too long",
             self._image.file.node.filename,
         )
 

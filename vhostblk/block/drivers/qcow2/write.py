@@ -308,7 +308,7 @@ class Writer:
         self._note_used(plans)
         for transfer, failure in zip(transfers, failures, strict=True):
             if failure is not None:
-                await self._tell(transfer, failure)
+                await self._record_failure(transfer, failure)
         self._link([plan for plan in plans if plan.error is None and plan.needed])
         for plan in plans:
             if plan.error is not None:
@@ -324,7 +324,7 @@ class Writer:
             if not plan.new and plan.host < size:
                 image.allocator.used(plan.host >> bits)
 
-    async def _tell(self, transfer: _Transfer, failure: BaseException) -> None:
+    async def _record_failure(self, transfer: _Transfer, failure: BaseException) -> None:
         """Record a transfer's error. One of several plans is first retried plan by plan."""
         failures: Failures = [failure] * len(transfer.plans)
         if transfer.iovs is not None and len(transfer.iovs) > 1:

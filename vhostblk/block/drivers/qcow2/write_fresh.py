@@ -347,9 +347,9 @@ class _Writes:
             self._image.commit.wrote()
         for run, failure in zip(self._runs, failures, strict=True):
             if failure is not None:
-                await self._tell(run(), failure)
+                await self._record_failure(run(), failure)
 
-    async def _tell(self, run: list[_Piece], failure: BaseException) -> None:
+    async def _record_failure(self, run: list[_Piece], failure: BaseException) -> None:
         """Record the error of a run. A run of several pieces is first retried piece by piece."""
         failures: Failures = [failure]
         if len(run) > 1:
