@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening, closing and reopening an image; `reloading` has reading it again.
+"""Opening, closing and reopening an image; reloading is in `reloading`.
 
 All steps of opening that may fail are done at once. `Image` needs numpy. So it is created from the
 data read on its first use, or at once if there is more to do (snapshots, bitmaps, repair).
