@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Storage for metadata, allocated before the data that needs it.
 
-Tables change in memory and are written much later. If the file system is full by then, the file
-lacks references to data of writes that have completed. So each cluster of metadata gets storage
-before its first change in memory, and a request that needs it fails if there is no room. This costs
-one call for each cluster, not for each request. A new cluster is filled with zeroes. An existing
-cluster may be a hole, as in a sparse copy of an image, or share its storage with a reflinked copy;
-it gets storage of its own when first needed.
+Tables change in memory and are written much later. If the file system is full by then, the
+references to the data of completed writes can't be written. So each cluster of metadata gets
+storage before its first change in memory, and a request that needs it fails if there is no room.
+This costs one call for each cluster, not for each request. A new cluster is filled with zeroes. An
+existing cluster may be a hole, as in a sparse copy of an image, or share its storage with a
+reflinked copy; it gets storage of its own when first needed.
 
 A file system that never writes in place (btrfs with its defaults, ZFS) can't promise this: each
 write needs new storage, whatever was reserved. XFS can, also for reflinked copies.
