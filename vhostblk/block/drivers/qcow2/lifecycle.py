@@ -240,7 +240,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
             try:
                 await image.bitmaps.store(self.bitmaps)
             except OSError as error:
-                failed = error  # all else is put in order nevertheless
+                failed = error  # the rest is done all the same
             else:
                 self._lock_bitmaps(locked=True)
             if image.untidy:
