@@ -26,8 +26,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import msgspec
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.graph import Graph
@@ -76,8 +77,7 @@ class Control(Protocol):
         """Leave the clients."""
 
 
-@dataclass(slots=True)
-class _ExportEntry:
+class _ExportEntry(msgspec.Struct):
     """What the daemon knows of one export, from its start until it is gone."""
 
     options: BlockExportOptions

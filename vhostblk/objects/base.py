@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from vhostblk.schema.object import ObjectOptions
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(msgspec.Struct, frozen=True):
     """What objects are made for: the parts of a daemon that use them, by their ids."""
 
     graph: Graph

@@ -10,9 +10,10 @@ import fcntl
 import os
 import stat
 import struct
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from vhostblk.block import SECTOR
 from vhostblk.block.drivers.posix import FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, PosixNode
