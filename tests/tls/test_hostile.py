@@ -245,6 +245,28 @@ def test_handshakes_are_bounded_in_time(
     ]
 
 
+def test_handshakes_are_bounded_in_number(places: Places) -> None:
+    """When there are too many, the one that began first is dropped."""
+
+    async def main() -> None:
+        objects = [f"tls-creds-x509,id=creds,endpoint=server,dir={places['good']}"]
+        async with Daemon(objects=objects) as daemon:
+            device = await daemon.add_chardev(
+                "socket,id=s,host=127.0.0.1,port=0,server=on,wait=off,tls-creds=creds"
+            )
+            assert isinstance(device, SocketChardev)
+            port = device.listeners[0].socket.getsockname()[1]
+            reader, first = await asyncio.open_connection("127.0.0.1", port)
+            await until(lambda: len(device._handshakes) == 1)
+            others = await open_connections(port, MAX_HANDSHAKES)
+            async with asyncio.timeout(PATIENCE):
+                assert await reader.read() == b""
+            await until(lambda: len(device._handshakes) == MAX_HANDSHAKES)
+            await close([first, *others])
+
+    asyncio.run(main())
+
+
 def test_who_is_through_waits_for_the_one_that_is_served(places: Places, tmp_path: Path) -> None:
     """Several handshakes are finished while nobody is served; all get their turn."""
 
