@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from vhostblk.cli.errors import UsageError
 from vhostblk.cli.getopt import Syntax, split
-from vhostblk.schema.object import SHOWN_MEMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,6 +156,8 @@ def _without_secret(value: str, location: str) -> str:
 
 
 def _shown_part(part: str) -> str:
+    from vhostblk.schema.object import SHOWN_MEMBERS  # --help and vhostblk-pr-helper do without
+
     name, equals, _ = part.partition("=")
     if equals and name in SHOWN_MEMBERS:
         return part
