@@ -6,9 +6,9 @@
 #include <sys/eventfd.h>
 
 #include "guest.h"
-#include "queue.h"
+#include "virtqueue/queue.h"
 #include "stub_io.h"
-#include "upcall.h"
+#include "virtqueue/upcall.h"
 
 #define CALL_FD 78
 

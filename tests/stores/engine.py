@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cffi import FFI
 
 from vhostblk.engine import Engine
-from vhostblk.engine.build import SRC
+from vhostblk.engine.build import SRC, interface_files
 from vhostblk.engine.iothread import Iothread
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ AVAILABLE = shutil.which("cc") is not None
 def traced_engine() -> Engine:
     """Build and load the engine."""
     ffi = FFI()
-    for interface in sorted(SRC.glob("*.cdef.h")):
+    for interface in interface_files():
         ffi.cdef(interface.read_text())
     ffi.cdef(_CDEF)
     with tempfile.TemporaryDirectory() as directory:
@@ -52,7 +52,7 @@ def traced_engine() -> Engine:
 def _build(directory: Path) -> Path:
     """Compile each file separately, as linking with ThreadSanitizer would add its runtime."""
     compile_ = ["cc", "-std=gnu11", "-O0", "-fPIC", "-w", f"-I{SRC}", "-c"]
-    sources = [path for path in sorted(SRC.glob("*.c")) if path.name not in _LEFT_OUT]
+    sources = [path for path in sorted(SRC.glob("*/*.c")) if path.name not in _LEFT_OUT]
     commands = [[*compile_, "-fsanitize=thread", str(path)] for path in sources]
     commands.append([*compile_, str(Path(__file__).with_name("stores.c"))])
     for compiling in [subprocess.Popen(command, cwd=directory) for command in commands]:

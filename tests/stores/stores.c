@@ -12,7 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "queue.h"
+#include "virtqueue/queue.h"
 
 #define MAX_AREAS 8
 #define PAGE 4096

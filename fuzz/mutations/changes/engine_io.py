@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from fuzz.mutations.mutation import Mutation
 
-_EXECUTE = "vhostblk/engine/src/execute.c"
-_QUEUE = "vhostblk/engine/src/queue.c"
-_URING = "vhostblk/engine/src/io_uring.c"
-_POOL = "vhostblk/engine/src/io_pool.c"
-_EXTENT = "vhostblk/engine/src/extent.c"
+_EXECUTE = "vhostblk/engine/src/virtqueue/execute.c"
+_QUEUE = "vhostblk/engine/src/virtqueue/queue.c"
+_URING = "vhostblk/engine/src/core/io_uring.c"
+_POOL = "vhostblk/engine/src/core/io_pool.c"
+_EXTENT = "vhostblk/engine/src/core/extent.c"
 
 _FILE_IO = ("tests/engine/test_file_io.py",)
 _ENGINE = ("tests/engine",)
@@ -299,7 +299,7 @@ MUTATIONS = (
     ),
     Mutation(
         "second-discard-segment-not-judged",
-        "vhostblk/engine/src/request.c",
+        "vhostblk/engine/src/virtqueue/request.c",
         """
         - for (uint64_t i = 0; i < count; i++) {
         + for (uint64_t i = 0; i < 1; i++) {
@@ -310,7 +310,7 @@ MUTATIONS = (
     ),
     Mutation(
         "discard-one-sector-past-the-end",
-        "vhostblk/engine/src/request.c",
+        "vhostblk/engine/src/virtqueue/request.c",
         """
           if (sectors > VB_MAX_REQUEST_SECTORS || sector > size / VB_SECTOR_SIZE ||
         -     sectors > size / VB_SECTOR_SIZE - sector)
@@ -321,7 +321,7 @@ MUTATIONS = (
     ),
     Mutation(
         "write-one-sector-past-the-end",
-        "vhostblk/engine/src/request.c",
+        "vhostblk/engine/src/virtqueue/request.c",
         """
         - if (request->sector > capacity || sectors > capacity - request->sector)
         + if (request->sector > capacity || sectors > capacity - request->sector + 1)
@@ -331,7 +331,7 @@ MUTATIONS = (
     ),
     Mutation(
         "discard-with-unknown-flags",
-        "vhostblk/engine/src/request.c",
+        "vhostblk/engine/src/virtqueue/request.c",
         """
         - uint32_t known = type == VB_T_WRITE_ZEROES ? VB_DISCARD_UNMAP : 0;
         + uint32_t known = VB_DISCARD_UNMAP;
@@ -436,7 +436,7 @@ MUTATIONS = (
     ),
     Mutation(
         "end-of-turn-is-not-told",
-        "vhostblk/engine/src/sync.c",
+        "vhostblk/engine/src/core/sync.c",
         """
         - if (before & ~holder)
         + if (before & ~holder & VB_SYNC_ENGINE)

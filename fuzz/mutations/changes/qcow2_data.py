@@ -725,7 +725,7 @@ MUTATIONS = (
     ),
     Mutation(
         "settle-of-an-engine-without-requests",
-        "vhostblk/engine/src/queue.c",
+        "vhostblk/engine/src/virtqueue/queue.c",
         """
         - count = queue->phase_in_flight[queue->phase];
         + count = 0;

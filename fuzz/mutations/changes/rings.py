@@ -7,10 +7,10 @@ from fuzz.mutations.mutation import Mutation
 
 _SPLIT = "vhostblk/virtqueue/split.py"
 _PACKED = "vhostblk/virtqueue/packed.py"
-_RING_C = "vhostblk/engine/src/ring.c"
-_PACKED_H = "vhostblk/engine/src/packed.h"
-_PACKED_C = "vhostblk/engine/src/packed.c"
-_QUEUE_C = "vhostblk/engine/src/queue.c"
+_RING_C = "vhostblk/engine/src/virtqueue/ring.c"
+_PACKED_H = "vhostblk/engine/src/virtqueue/packed.h"
+_PACKED_C = "vhostblk/engine/src/virtqueue/packed.c"
+_QUEUE_C = "vhostblk/engine/src/virtqueue/queue.c"
 _PACKED_RECORD = "tests/virtqueue/test_packed_inflight.py"
 _MEMORY = "vhostblk/virtqueue/memory.py"
 
@@ -250,7 +250,7 @@ MUTATIONS = (
     ),
     Mutation(
         "buffer-longer-than-its-region",
-        "vhostblk/engine/src/guest_memory.h",
+        "vhostblk/engine/src/virtqueue/guest_memory.h",
         """
         - if (offset < region->size && length <= region->size - offset)
         + if (offset < region->size && length <= region->size)
@@ -261,7 +261,7 @@ MUTATIONS = (
     ),
     Mutation(
         "piece-of-the-wrong-length",
-        "vhostblk/engine/src/guest_memory.c",
+        "vhostblk/engine/src/virtqueue/guest_memory.c",
         """
         - return length < region->size - offset ? length : region->size - offset;
         + return length < region->size ? length : region->size - offset;

@@ -8,14 +8,15 @@
 #ifndef VHOSTBLK_QUEUE_H
 #define VHOSTBLK_QUEUE_H
 
+#include "core/extent.h"
+#include "core/io.h"
+#include "core/iothread.h"
+#include "core/stats.h"
+
 #include "dirty_log.h"
-#include "extent.h"
 #include "inflight.h"
 #include "inflight_packed.h"
-#include "io.h"
-#include "iothread.h"
 #include "request.h"
-#include "stats.h"
 
 #include "queue.cdef.h"
 #include "upcall.cdef.h"

@@ -13,7 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "queue.h"
+#include "virtqueue/queue.h"
 
 /* Entries of the io_uring; what does not fit waits. */
 #define URING_ENTRIES 256

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "queue.h"
 
-#include "guard.h"
+#include "core/guard.h"
 
 #include <errno.h>
 #include <stdlib.h>
