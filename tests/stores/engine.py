@@ -72,7 +72,7 @@ class TracedThread(Iothread):
         self.name = "traced"
         self.ffi, self.lib = traced_engine()
         self.handle = self.lib.stores_iothread()
-        self._queues = {}
+        self._ports = {}
         self._buffers = None
 
     def turn(self) -> None:
@@ -86,7 +86,7 @@ class TracedThread(Iothread):
         while self._take_upcalls():
             self.lib.stores_turn()
         self.lib.stores_arm()
-        for listener in list(self._queues.values()):
+        for listener in list(self._ports.values()):
             listener.engine_news()
 
 

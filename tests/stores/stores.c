@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/iothread.h"
 #include "virtqueue/queue.h"
 
 #define MAX_AREAS 8
@@ -329,26 +330,26 @@ void stores_turn(void)
         struct vb_io_op *op;
 
         progress = false;
-        for (uint32_t i = 0; i < iothread.queue_count; i++) {
-            progress |= vb_queue_sweep(iothread.queues[i]);
-            vb_queue_publish(iothread.queues[i]);
+        for (uint32_t i = 0; i < iothread.port_count; i++) {
+            progress |= vb_port_sweep(iothread.ports[i]);
+            iothread.ports[i]->vtable->publish(iothread.ports[i]);
         }
         op = reap(&io);
         while (op) {
             struct vb_io_op *next = op->next;
 
-            vb_slot_continue((struct vb_slot *)((char *)op - offsetof(struct vb_slot, op)));
+            vb_task_continue((struct vb_task *)((char *)op - offsetof(struct vb_task, op)));
             progress = true;
             op = next;
         }
-        for (uint32_t i = 0; i < iothread.queue_count; i++)
-            vb_queue_publish(iothread.queues[i]);
+        for (uint32_t i = 0; i < iothread.port_count; i++)
+            iothread.ports[i]->vtable->publish(iothread.ports[i]);
     } while (progress);
 }
 
 /* Ask for kicks. */
 void stores_arm(void)
 {
-    for (uint32_t i = 0; i < iothread.queue_count; i++)
-        vb_queue_arm(iothread.queues[i]);
+    for (uint32_t i = 0; i < iothread.port_count; i++)
+        vb_port_arm(iothread.ports[i]);
 }

@@ -18,7 +18,7 @@ import numpy as np
 
 from vhostblk.block.io.completion import Completion, resolve_all
 from vhostblk.block.io.iovec import address_of
-from vhostblk.engine.layouts import STATS
+from vhostblk.engine.layouts import REQUEST, STATS
 from vhostblk.engine.maps import encode_map
 from vhostblk.virtio_blk.layout import RequestType
 from vhostblk.virtio_blk.request import BlockRequests
@@ -79,8 +79,9 @@ class ExpressQueue:
         self._queue = self._lib.vb_queue_new(iothread.handle, self._config(), regions, count)
         if not self._queue:
             raise SetupError("no memory for a queue")
+        self._port = self._lib.vb_queue_port(self._queue)
         self._track()
-        iothread.add(self._queue, self)
+        iothread.add(self._port, self)
 
     def _track(self) -> None:
         """Note requests in flight where the ring does; that keeps the record mapped."""
@@ -94,7 +95,7 @@ class ExpressQueue:
             heads = self._ffi.from_buffer("uint16_t *", left)
             failed = self._lib.vb_queue_track(*record, len(left), heads)
         if failed:
-            self._lib.vb_queue_free(self._queue)
+            self._lib.vb_port_free(self._port)
             raise SetupError("no memory for a queue")
 
     def _track_packed(self, record: tuple[Any, int, int], inflight: PackedInflight) -> int:
@@ -145,9 +146,10 @@ class ExpressQueue:
         self._uncount()
         self._runner.close()
         self._go_by(None)
-        self._iothread.remove(self._queue)
-        base: int = self._lib.vb_queue_free(self._queue)
-        self._queue = self._ffi.NULL
+        self._iothread.remove(self._port)
+        base: int = self._lib.vb_queue_base(self._queue)
+        self._lib.vb_port_free(self._port)
+        self._queue = self._port = self._ffi.NULL
         if self._kick_fd is not None:
             os.close(self._kick_fd)
             self._kick_fd = None
@@ -158,7 +160,7 @@ class ExpressQueue:
         self._holds += 1
         if not self._queue:  # stopped meanwhile
             return
-        self._lib.vb_queue_hold(self._queue)
+        self._lib.vb_port_hold(self._port)
         if not self._counted and self.in_flight:
             self._counted = True
             self._device.backend.begin()
@@ -169,7 +171,7 @@ class ExpressQueue:
         if not self._holds:
             self._uncount()
         if self._queue:
-            self._lib.vb_queue_release(self._queue)
+            self._lib.vb_port_release(self._port)
 
     def _uncount(self) -> None:
         if self._counted:
@@ -181,7 +183,7 @@ class ExpressQueue:
         """Requests taken and not completed, in the engine or up here."""
         if not self._queue:
             return 0
-        count: int = self._lib.vb_queue_in_flight(self._queue)
+        count: int = self._lib.vb_port_in_flight(self._port)
         return count
 
     async def wait_idle(self) -> None:
@@ -234,7 +236,7 @@ class ExpressQueue:
         encoded = self._ffi.NULL
         if extents is not None:
             encoded = encode_map(self._ffi, self._lib, extents)
-        self._lib.vb_queue_set_map(self._queue, encoded)
+        self._lib.vb_port_set_map(self._port, encoded)
         self._map = encoded
         self._go_by(None if extents is None else extents.table)
 
@@ -249,10 +251,10 @@ class ExpressQueue:
 
     async def settle(self) -> None:
         """Wait until what went by the table before now has ended; see `ExtentTable`."""
-        while self._queue and self._lib.vb_queue_unsettled(self._queue):
+        while self._queue and self._lib.vb_port_unsettled(self._port):
             await self._settling()
-        if self._queue and self._lib.vb_queue_settle(self._queue):
-            while self._queue and self._lib.vb_queue_unsettled(self._queue):
+        if self._queue and self._lib.vb_port_settle(self._port):
+            while self._queue and self._lib.vb_port_unsettled(self._port):
                 await self._settling()
 
     def _settling(self) -> Completion[None]:
@@ -262,13 +264,13 @@ class ExpressQueue:
 
     def statistics(self) -> NDArray[np.void]:
         """Return what was counted since the start, a `STATS` array of shape (1,)."""
-        buffer = self._ffi.buffer(self._lib.vb_queue_stats(self._queue), STATS.itemsize)
+        buffer = self._ffi.buffer(self._lib.vb_port_stats(self._port), STATS.itemsize)
         return np.frombuffer(buffer, STATS).copy()
 
     @property
     def broken(self) -> bool:
         """Tell whether the ring made no sense."""
-        return bool(self._queue and self._lib.vb_queue_broken(self._queue))
+        return bool(self._queue and self._lib.vb_port_broken(self._port))
 
     def refresh(self) -> None:
         """Take over the device's size and cache mode, which have changed."""
@@ -289,12 +291,12 @@ class ExpressQueue:
     def engine_news(self) -> None:
         """Look whether requests failed, the queue has become idle, or broke."""
         self._report_errors()
-        reason = self._lib.vb_queue_broken(self._queue)
+        reason = self._lib.vb_port_broken(self._port)
         if reason and not self._err_told:
             self._err_told = True
             text = self._ffi.string(reason).decode()
             self._log.warning("queue %d is broken: %s", self.index, text)
-        if self._settled and not self._lib.vb_queue_unsettled(self._queue):
+        if self._settled and not self._lib.vb_port_unsettled(self._port):
             resolve_all(self._settled)
         if (self._idle or self._counted) and not self.in_flight:
             self._uncount()
@@ -304,21 +306,28 @@ class ExpressQueue:
 
     def _report_errors(self) -> None:
         for kind in (RequestType.IN, RequestType.OUT):
-            code = self._lib.vb_queue_take_error(self._queue, kind == RequestType.OUT)
+            code = self._lib.vb_port_take_error(self._port, kind == RequestType.OUT)
             if code:
                 self._log.warning("request failed: %s", os.strerror(code))
                 self._device.report_error(kind, code)
 
     def upcalls(self, records: NDArray[np.void], iovs: NDArray[np.void]) -> None:
         """Run requests that the map does not cover."""
-        self._runner.start(BlockRequests(records, iovs, address_of(iovs), self._memory))
+        requests = np.empty(len(records), REQUEST)
+        self._lib.vb_queue_describe(
+            self._queue,
+            len(records),
+            self._ffi.from_buffer("struct vb_upcall *", records),
+            self._ffi.from_buffer("struct vb_request *", requests),
+        )
+        self._runner.start(BlockRequests(requests, iovs, address_of(iovs), self._memory))
 
     def _publish(self, completed: Completed) -> None:
         ffi = self._ffi
         heads = np.ascontiguousarray(completed.heads)
         written = np.minimum(completed.written, 0xFFFF_FFFE).astype(np.uint32)
-        self._lib.vb_queue_complete(
-            self._queue,
+        self._lib.vb_port_complete(
+            self._port,
             len(heads),
             ffi.from_buffer("uint16_t *", heads),
             ffi.from_buffer("uint8_t *", completed.statuses),
@@ -328,6 +337,6 @@ class ExpressQueue:
     def _publish_in_full(self, records: NDArray[np.void]) -> None:
         heads = np.ascontiguousarray(records["head"])
         null = self._ffi.NULL
-        self._lib.vb_queue_complete(
-            self._queue, len(heads), self._ffi.from_buffer("uint16_t *", heads), null, null
+        self._lib.vb_port_complete(
+            self._port, len(heads), self._ffi.from_buffer("uint16_t *", heads), null, null
         )

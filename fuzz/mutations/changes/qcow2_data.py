@@ -725,11 +725,11 @@ MUTATIONS = (
     ),
     Mutation(
         "settle-of-an-engine-without-requests",
-        "vhostblk/engine/src/virtqueue/queue.c",
+        "vhostblk/engine/src/core/port.c",
         """
-        - count = queue->phase_in_flight[queue->phase];
+        - count = port->phase_in_flight[port->phase];
         + count = 0;
-          queue->phase ^= 1;
+          port->phase ^= 1;
         """,
         "A discarded cluster is reused while the engine writes to it.",
         ("integration/qcow2/test_settle.py",),

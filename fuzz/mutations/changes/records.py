@@ -533,9 +533,9 @@ MUTATIONS = (
         "engine-does-not-tell-that-all-are-taken",
         _QUEUE_C,
         """
-          vb_run_finish(queue);
+          vb_run_finish(&queue->port);
         - if (queue->left_only && !vb_queue_left(queue))
-        -     vb_iothread_signal(queue->iothread);
+        -     vb_iothread_signal(queue->port.iothread);
         """,
         "A queue that stops waits for ever for requests of an earlier process.",
         _LEFT,
@@ -605,7 +605,7 @@ MUTATIONS = (
     ),
     Mutation(
         "log-engine-noted-before-the-status",
-        _QUEUE_C,
+        "vhostblk/engine/src/virtqueue/slot.c",
         """
         + if (__builtin_expect(queue->log.data, 0))
         +     log_request(slot, status, written);
@@ -613,7 +613,7 @@ MUTATIONS = (
         ...
         - if (__builtin_expect(queue->log.data, 0))
         -     log_request(slot, status, written);
-          if (kind == VB_STAT_KINDS || slot->request.status != VB_STATUS_PENDING) {
+          count(queue, slot, status);
         """,
         "A migration copies a page before the status is written.",
         _LOGS,

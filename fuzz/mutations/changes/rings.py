@@ -132,8 +132,8 @@ MUTATIONS = (
         "engine-head-twice-in-flight",
         _QUEUE_C,
         """
-        - if (queue->slots[head].state != VB_SLOT_FREE) {
-        + if (queue->slots[head].state == VB_SLOT_UP) {
+        - if (queue->slots[head].task.state != VB_TASK_FREE) {
+        + if (queue->slots[head].task.state == VB_TASK_UP) {
               break_ring(queue, "a head was made available while in flight");
         """,
         "A slot is reused while the kernel writes from it.",
@@ -151,12 +151,10 @@ MUTATIONS = (
     ),
     Mutation(
         "engine-takes-while-held",
-        _QUEUE_C,
+        "vhostblk/engine/src/core/port.h",
         """
-        - if (queue->holds || queue->broken || vb_queue_full(queue))
-        + if (queue->holds > 1 || queue->broken || vb_queue_full(queue))
-              return false;
-          if (vb_queue_left(queue)) {
+        - return !port->holds && !port->broken && !vb_port_full(port);
+        + return port->holds <= 1 && !port->broken && !vb_port_full(port);
         """,
         "Requests begin inside a drained section.",
         ("tests/engine/test_queue.py",),

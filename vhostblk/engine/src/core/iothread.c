@@ -7,19 +7,20 @@
 #include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "virtqueue/queue.h"
+#include "port.h"
 
 /* Entries of the io_uring; what does not fit waits. */
 #define URING_ENTRIES 256
 
-/* How often a ring without a kick descriptor is looked at, and an io that is stuck tried again. */
-#define POLLED_RING_MS 1
+/* How often a port without a descriptor is looked at, and an io that is stuck tried again. */
+#define POLLED_PORT_MS 1
 
 /* What a new thread is told, and what it answers. */
 struct start {
@@ -75,31 +76,47 @@ static bool reap(struct vb_iothread *iothread)
         struct vb_io_op *next = op->next;
 
         if (op->opcode == VB_IO_DROP)
-            vb_queue_file_gone((struct vb_queue *)((char *)op - offsetof(struct vb_queue, drop)));
+            vb_port_file_gone((struct vb_port *)((char *)op - offsetof(struct vb_port, drop)));
         else
-            vb_slot_continue((struct vb_slot *)((char *)op - offsetof(struct vb_slot, op)));
+            vb_task_continue((struct vb_task *)((char *)op - offsetof(struct vb_task, op)));
         op = next;
     }
     return any;
 }
 
-/* One turn: pop everything, submit once, complete what is done, notify once a queue. */
+/* Whether Python looks after the port for now; see `vb_upcalls_look`. */
+static bool looked_for(const struct vb_port *port)
+{
+    return port->iothread->looked_for && !port->map;
+}
+
+static bool sweep(struct vb_port *port)
+{
+    vb_port_drop_file(port);
+    return !looked_for(port) && vb_port_sweep(port);
+}
+
+static void publish_all(struct vb_iothread *iothread)
+{
+    for (uint32_t i = 0; i < iothread->port_count; i++)
+        iothread->ports[i]->vtable->publish(iothread->ports[i]);
+}
+
+/* One turn: pop everything, submit once, complete what is done, notify once a port. */
 static bool turn(struct vb_iothread *iothread)
 {
     struct vb_io *io = iothread->io;
     bool progress = false;
 
-    for (uint32_t i = 0; i < iothread->queue_count; i++)
-        progress |= vb_queue_sweep(iothread->queues[i]);
+    for (uint32_t i = 0; i < iothread->port_count; i++)
+        progress |= sweep(iothread->ports[i]);
     if (progress)
-        for (uint32_t i = 0; i < iothread->queue_count; i++)
-            vb_queue_publish(iothread->queues[i]);
+        publish_all(iothread);
     io->vtable->submit(io);
     if (reap(iothread)) {
         progress = true;
         io->vtable->submit(io);
-        for (uint32_t i = 0; i < iothread->queue_count; i++)
-            vb_queue_publish(iothread->queues[i]);
+        publish_all(iothread);
     }
     return progress;
 }
@@ -118,7 +135,7 @@ static bool take_turn(struct vb_iothread *iothread, uint64_t now)
     return progress;
 }
 
-/* The descriptors that end a sleep: wake_fd, io, then the queues' kicks. */
+/* The descriptors that end a sleep: wake_fd, io, then the ports'. */
 struct sleeper {
     struct pollfd *fds;
     nfds_t count;
@@ -127,7 +144,7 @@ struct sleeper {
 
 static bool collect(struct sleeper *sleeper, struct vb_iothread *iothread)
 {
-    nfds_t wanted = 2 + iothread->queue_count;
+    nfds_t wanted = 2 + iothread->port_count;
 
     if (wanted > sleeper->capacity) {
         struct pollfd *grown = realloc(sleeper->fds, wanted * sizeof(*grown));
@@ -139,36 +156,36 @@ static bool collect(struct sleeper *sleeper, struct vb_iothread *iothread)
     }
     sleeper->fds[0] = (struct pollfd){.fd = iothread->wake_fd, .events = POLLIN};
     sleeper->fds[1] = (struct pollfd){.fd = iothread->io->poll_fd, .events = POLLIN};
-    for (uint32_t i = 0; i < iothread->queue_count; i++)
+    for (uint32_t i = 0; i < iothread->port_count; i++)
         sleeper->fds[2 + i] =
-            (struct pollfd){.fd = iothread->queues[i]->config.kick_fd, .events = POLLIN};
+            (struct pollfd){.fd = iothread->ports[i]->wake_fd, .events = POLLIN};
     sleeper->count = wanted;
     return true;
 }
 
-/* Prepare to sleep: ask all drivers for kicks. The time-out in ms, -1: none; -2: don't sleep. */
+/* Prepare to sleep: have all ports wake us. The time-out in ms, -1: none; -2: don't sleep. */
 static int arm(struct sleeper *sleeper, struct vb_iothread *iothread)
 {
     int timeout = -1;
 
-    for (uint32_t i = 0; i < iothread->queue_count; i++) {
-        struct vb_queue *queue = iothread->queues[i];
+    for (uint32_t i = 0; i < iothread->port_count; i++) {
+        struct vb_port *port = iothread->ports[i];
 
-        if (vb_queue_looked_for(queue))
+        if (looked_for(port))
             continue;
-        if (vb_queue_arm(queue))
+        if (vb_port_arm(port))
             return -2;
-        if (queue->config.kick_fd < 0 && !queue->holds && !queue->broken)
-            timeout = POLLED_RING_MS;
+        if (port->wake_fd < 0 && !port->holds && !port->broken)
+            timeout = POLLED_PORT_MS;
     }
     if (iothread->io->vtable->arm(iothread->io, true))
         return -2;
     if (iothread->io->unsubmitted)
-        timeout = POLLED_RING_MS;
-    if (iothread->queues_changed) {
+        timeout = POLLED_PORT_MS;
+    if (iothread->ports_changed) {
         if (!collect(sleeper, iothread))
-            return POLLED_RING_MS;
-        iothread->queues_changed = false;
+            return POLLED_PORT_MS;
+        iothread->ports_changed = false;
     }
     return timeout;
 }
@@ -181,8 +198,8 @@ static void clear(struct sleeper *sleeper, struct vb_iothread *iothread)
         if (i == 1 || !(sleeper->fds[i].revents & POLLIN))
             continue;
         eventfd_read(sleeper->fds[i].fd, &ignored);
-        if (i >= 2 && i - 2 < iothread->queue_count)
-            iothread->queues[i - 2]->stats.kicks++;
+        if (i >= 2 && i - 2 < iothread->port_count)
+            iothread->ports[i - 2]->stats.kicks++;
     }
 }
 
@@ -196,8 +213,8 @@ static void sleep_until_work(struct sleeper *sleeper, struct vb_iothread *iothre
     ready = timeout == -2 ? 0 : poll(sleeper->fds, sleeper->count, timeout);
     pthread_mutex_lock(&iothread->lock);
     iothread->io->vtable->arm(iothread->io, false);
-    /* A queue that has gone meanwhile took its descriptor with it. */
-    if (iothread->queues_changed)
+    /* A port that has gone meanwhile took its descriptor with it. */
+    if (iothread->ports_changed)
         eventfd_read(iothread->wake_fd, &(eventfd_t){0});
     else if (ready > 0)
         clear(sleeper, iothread);
@@ -284,7 +301,7 @@ struct vb_iothread *vb_iothread_new(const struct vb_iothread_config *config, int
     iothread->config = *config;
     iothread->upcall_fd = config->upcall_fd;
     iothread->upcalls_end = &iothread->upcalls;
-    iothread->queues_changed = true;
+    iothread->ports_changed = true;
     set_poll(iothread, config->poll_max_ns, config->poll_grow, config->poll_shrink);
     pthread_mutex_init(&iothread->lock, NULL);
     iothread->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -324,7 +341,7 @@ void vb_iothread_free(struct vb_iothread *iothread)
     pthread_join(iothread->thread, NULL);
     close(iothread->wake_fd);
     pthread_mutex_destroy(&iothread->lock);
-    free(iothread->queues);
+    free(iothread->ports);
     free(iothread);
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* An engine thread: it sweeps its queues, does their file I/O, polls, and sleeps.
+/* An engine thread: it sweeps its ports, does their file I/O, polls, and sleeps.
  *
- * One mutex an iothread guards all that belongs to it: its queues, their slots and its io. The
+ * One mutex an iothread guards all that belongs to it: its ports, their tasks and its io. The
  * thread holds it for one turn at a time (sweep, submit, reap, publish), so that a call from Python
  * finds everything between two turns, and nothing on the request path needs a lock of its own.
  * A caller announces itself in `callers` first; the thread lets it in before the next turn (a mutex
@@ -20,8 +20,8 @@
 
 #include "iothread.cdef.h"
 
-struct vb_queue;
-struct vb_slot;
+struct vb_port;
+struct vb_task;
 
 struct vb_iothread {
     pthread_mutex_t lock;
@@ -38,12 +38,12 @@ struct vb_iothread {
     struct vb_poll poll_guests;
     struct vb_poll poll_io;
     uint64_t now; /* the clock, about when the turn began */
-    struct vb_queue **queues;
-    uint32_t queue_count;
-    bool queues_changed; /* the sleeper's descriptors are out of date */
-    /* Slots that wait for Python, oldest first, and whether it has been told. */
-    struct vb_slot *upcalls;
-    struct vb_slot **upcalls_end;
+    struct vb_port **ports;
+    uint32_t port_count;
+    bool ports_changed; /* the sleeper's descriptors are out of date */
+    /* Tasks that wait for Python, oldest first, and whether it has been told. */
+    struct vb_task *upcalls;
+    struct vb_task **upcalls_end;
     bool upcall_signalled;
     bool looked_for; /* Python is looking for them: see `vb_upcalls_look` */
     struct vb_iothread_config config;

@@ -5,20 +5,7 @@
 
 #include <sys/eventfd.h>
 
-static void count_inline(struct vb_queue *queue)
-{
-    uint64_t ns = 0;
-
-    for (unsigned kind = 0; kind < VB_STAT_KINDS; kind++) {
-        if (!queue->inline_count[kind])
-            continue;
-        if (!ns)
-            ns = vb_now() - queue->iothread->now;
-        vb_stats_add(&queue->stats, kind, queue->inline_count[kind], queue->inline_bytes[kind], ns);
-        queue->inline_count[kind] = 0;
-        queue->inline_bytes[kind] = 0;
-    }
-}
+#include "core/iothread.h"
 
 static void log_used_elements(struct vb_queue *queue)
 {
@@ -76,30 +63,31 @@ static bool publish_packed(struct vb_queue *queue)
     return wanted;
 }
 
-void vb_queue_publish(struct vb_queue *queue)
+void vb_queue_publish(struct vb_port *port)
 {
+    struct vb_queue *queue = vb_queue_of(port);
     bool wanted;
 
     if (!queue->unpublished)
         return;
-    count_inline(queue);
+    vb_stats_take(&port->stats, &port->counts, port->iothread->now);
     wanted = queue->ring.packed ? publish_packed(queue) : publish_split(queue);
     if (__builtin_expect(queue->log.data | queue->log.used, 0) && queue->log.event_fd >= 0)
         eventfd_write(queue->log.event_fd, 1);
     if (wanted && queue->call_fd >= 0) {
-        queue->stats.notified++;
+        port->stats.notified++;
         eventfd_write(queue->call_fd, 1);
     }
     queue->unpublished = 0;
-    if (!queue->in_flight && queue->holds)
-        vb_iothread_signal(queue->iothread);
+    if (!port->in_flight && port->holds)
+        vb_iothread_signal(port->iothread);
 }
 
 void vb_queue_set_log(struct vb_queue *queue, const struct vb_dirty_log *log)
 {
     uint64_t bytes = VB_USED_ELEMENTS + (uint64_t)queue->ring.size * sizeof(struct vb_used_elem);
 
-    vb_iothread_enter(queue->iothread);
+    vb_iothread_enter(queue->port.iothread);
     queue->log = log ? *log : (struct vb_dirty_log){.event_fd = -1};
     if (queue->ring.packed) {
         log_used_descs(queue, 0, queue->ring.size);
@@ -107,5 +95,5 @@ void vb_queue_set_log(struct vb_queue *queue, const struct vb_dirty_log *log)
     } else {
         vb_queue_log_used(queue, 0, bytes + sizeof(uint16_t));
     }
-    vb_iothread_leave(queue->iothread);
+    vb_iothread_leave(queue->port.iothread);
 }

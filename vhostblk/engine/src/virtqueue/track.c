@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/iothread.h"
+
 int vb_queue_track(struct vb_queue *queue, uint64_t record, uint64_t counter, uint32_t left_count,
                    const uint16_t *left)
 {
@@ -16,7 +18,7 @@ int vb_queue_track(struct vb_queue *queue, uint64_t record, uint64_t counter, ui
     if (!heads)
         return -ENOMEM;
     memcpy(mine, left, left_count * sizeof(*left));
-    vb_iothread_enter(queue->iothread);
+    vb_iothread_enter(queue->port.iothread);
     queue->inflight = (struct vb_inflight){
         .region = (struct vb_inflight_region *)(uintptr_t)record,
         .counter = counter,
@@ -25,7 +27,7 @@ int vb_queue_track(struct vb_queue *queue, uint64_t record, uint64_t counter, ui
         .left = mine,
         .left_count = (uint16_t)left_count,
     };
-    vb_iothread_leave(queue->iothread);
+    vb_iothread_leave(queue->port.iothread);
     return 0;
 }
 
@@ -33,10 +35,10 @@ uint32_t vb_queue_limit_to_left(struct vb_queue *queue)
 {
     uint32_t left;
 
-    vb_iothread_enter(queue->iothread);
+    vb_iothread_enter(queue->port.iothread);
     queue->left_only = true;
-    left = queue->broken ? 0 : vb_queue_left(queue);
-    vb_iothread_leave(queue->iothread);
+    left = queue->port.broken ? 0 : vb_queue_left(queue);
+    vb_iothread_leave(queue->port.iothread);
     return left;
 }
 
@@ -64,7 +66,7 @@ int vb_queue_track_packed(struct vb_queue *queue, uint64_t record, uint64_t coun
         memcpy(copy, left, left_bytes);
         memcpy(copy + left_bytes, descs, desc_bytes);
     }
-    vb_iothread_enter(queue->iothread);
+    vb_iothread_enter(queue->port.iothread);
     *inflight = (struct vb_inflight_packed){
         .region = (struct vb_inflight_packed_region *)(uintptr_t)record,
         .counter = counter,
@@ -86,6 +88,6 @@ int vb_queue_track_packed(struct vb_queue *queue, uint64_t record, uint64_t coun
         inflight->first[left[i].id] = left[i].first;
         inflight->last[left[i].id] = left[i].last;
     }
-    vb_iothread_leave(queue->iothread);
+    vb_iothread_leave(queue->port.iothread);
     return 0;
 }

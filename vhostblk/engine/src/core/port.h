@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A port: where requests come from that an iothread serves, and where answers go. There is a kind of
+ * port for each protocol: this is what all have in common.
+ */
+#ifndef VHOSTBLK_PORT_H
+#define VHOSTBLK_PORT_H
+
+#include "run.h"
+#include "stats.h"
+#include "task.h"
+
+#include "port.cdef.h"
+
+enum { VB_FILE_NONE = -1, VB_FILE_UNTRIED = -2, VB_FILE_DROPPED = -3 };
+
+/* What a kind of port does. All but `destroy` run under the iothread's lock. */
+struct vb_port_vtable {
+    /* Take requests that have come, as tasks, and start them. True: there were some. */
+    bool (*sweep)(struct vb_port *port);
+    /* Show the other side what has completed. */
+    void (*publish)(struct vb_port *port);
+    /* Ask to be woken by `wake_fd`. True: something has come meanwhile. */
+    bool (*arm)(struct vb_port *port);
+    /* The task with a tag, or NULL. */
+    struct vb_task *(*find)(struct vb_port *port, uint16_t tag);
+    /* Complete a task that was up, with a status of the port's protocol. */
+    void (*complete)(struct vb_port *port, struct vb_task *task, uint8_t status, uint32_t bytes);
+    /* Free what belongs to it, and the port. */
+    void (*destroy)(struct vb_port *port);
+};
+
+struct vb_port {
+    const struct vb_port_vtable *vtable;
+    struct vb_iothread *iothread;
+    struct vb_extent_map *map;
+    uint64_t size;   /* bytes of the disk */
+    uint32_t block;  /* ranges are multiples of it */
+    int wake_fd;     /* readable: something has come; stays the caller's. -1: the port is polled */
+    int file;        /* the io's number of the map's file; or one of VB_FILE_* */
+    bool file_stale; /* it is that of a former map */
+    bool settling;
+    uint8_t phase;
+    uint32_t holds;
+    uint32_t in_flight;
+    uint32_t mapped_in_flight;
+    uint32_t phase_in_flight[2]; /* the same by phase: see vb_port_settle */
+    struct vb_io_op drop;        /* completes when the kernel has closed the file */
+    struct vb_run run;           /* empty between two sweeps */
+    uint64_t slow_until;         /* no blocking attempts before this time */
+    uint64_t heap_bytes;         /* of segments that did not fit their tasks */
+    const char *broken;          /* set under the lock, read without */
+    int errors[2];               /* likewise: errno of a failed read, and of another failed request */
+    struct vb_counts counts;     /* of this turn */
+    struct vb_stats stats;
+};
+
+/* Set a new port up: held once, without a map. The caller has set what is the port's own. */
+void vb_port_init(struct vb_port *port, const struct vb_port_vtable *vtable,
+                  struct vb_iothread *iothread, int wake_fd);
+
+/* Have the iothread serve it. False: out of memory. */
+bool vb_port_open(struct vb_port *port);
+
+/* Close the map's file where it is not to be kept any more. The iothread does so before each sweep. */
+void vb_port_drop_file(struct vb_port *port);
+
+/* `drop` has completed. */
+void vb_port_file_gone(struct vb_port *port);
+
+/* Serve no more requests, for a reason that is a constant. */
+void vb_port_break(struct vb_port *port, const char *reason);
+
+/* Have Python told of a request that failed with an errno. */
+void vb_port_note_error(struct vb_port *port, const struct vb_task *task, int error);
+
+/* Whether it takes no more for now, for the memory that requests in flight need. */
+static inline bool vb_port_full(const struct vb_port *port)
+{
+    /* Segments of long requests, all in flight together. */
+    return port->heap_bytes >= 16 << 20;
+}
+
+/* Whether it takes requests now. */
+static inline bool vb_port_takes(const struct vb_port *port)
+{
+    return !port->holds && !port->broken && !vb_port_full(port);
+}
+
+/* Sweep and arm a port, if it takes requests now. */
+static inline bool vb_port_sweep(struct vb_port *port)
+{
+    return vb_port_takes(port) && port->vtable->sweep(port);
+}
+
+static inline bool vb_port_arm(struct vb_port *port)
+{
+    return vb_port_takes(port) && port->vtable->arm(port);
+}
+
+/* Count a request that has succeeded. */
+static inline void vb_port_count(struct vb_port *port, const struct vb_task *task, unsigned kind,
+                                 uint64_t bytes, uint64_t now)
+{
+    if (task->begun == now)
+        vb_counts_add(&port->counts, kind, bytes);
+    else
+        vb_stats_add(&port->stats, kind, 1, bytes, now - task->begun);
+}
+
+#endif
