@@ -3,6 +3,7 @@
  * In the end everything is let finish, and the queue's books must balance.
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <sys/eventfd.h>
 
 #include "core/iothread.h"
@@ -14,20 +15,33 @@
 
 /* In place of the iothread. */
 
-void vb_iothread_enter(struct vb_iothread *iothread)
-{
-}
-
-void vb_iothread_leave(struct vb_iothread *iothread)
-{
-}
-
-void vb_iothread_leave_asleep(struct vb_iothread *iothread)
+void vb_iothread_wake(struct vb_iothread *iothread)
 {
 }
 
 void vb_iothread_signal(struct vb_iothread *iothread)
 {
+}
+
+/* All is signalled through a duplicate. */
+static int call_copy = -1;
+
+void vb_iothread_notify(struct vb_iothread *iothread, int fd)
+{
+    CHECK(fd == call_copy);
+}
+
+int __wrap_fcntl(int fd, int command, ...)
+{
+    CHECK(fd == CALL_FD && command == F_DUPFD_CLOEXEC && call_copy < 0);
+    return call_copy = CALL_FD + 1;
+}
+
+int __wrap_close(int fd)
+{
+    CHECK(fd == call_copy);
+    call_copy = -1;
+    return 0;
 }
 
 int __wrap_eventfd_write(int fd, eventfd_t value)
@@ -200,6 +214,7 @@ static void sweep(struct world *world)
     vb_port_drop_file(&world->queue->port);
     vb_port_sweep(&world->queue->port);
     vb_queue_publish(&world->queue->port);
+    vb_port_show(&world->queue->port);
 }
 
 /* What syncs the file has the turn to, until its outcome is known. */
@@ -238,6 +253,7 @@ static void reap(struct world *world)
         vb_task_continue(task);
     }
     vb_queue_publish(&world->queue->port);
+    vb_port_show(&world->queue->port);
 }
 
 static void take_upcalls(struct world *world)
@@ -440,7 +456,7 @@ static void finish(struct world *world)
         reap(world);
     do
         take_upcalls(world);
-    while (world->iothread.upcalls);
+    while (world->iothread.upcalls || world->iothread.fetched);
     while (world->up_count)
         complete(world);
     sweep(world);
@@ -505,7 +521,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     make_guest(&world.guest, &input);
     stub = (struct stub_io){.io.vtable = &stub_vtable, .input = &input, .alignment = 1};
     world.iothread.io = &stub.io;
-    world.iothread.upcalls_end = &world.iothread.upcalls;
+    world.iothread.fetched_end = &world.iothread.fetched;
     world.size = 1u << shape % 7;
     desc = calloc(world.size, sizeof(struct vb_desc));
     world.avail = calloc(1, 6 + 2 * world.size);
@@ -540,6 +556,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     world.budget = vb_budget_new();
     CHECK(world.budget);
     choose_map(&world);
+    vb_port_open(&world.queue->port);
     vb_port_release(&world.queue->port);
     while (input.left)
         step(&world);
@@ -549,11 +566,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         audit_record(&world, record);
     if (packed_record)
         audit_packed_record(&world, packed_record);
-    vb_port_free(&world.queue->port);
+    vb_port_close(&world.queue->port);
+    CHECK(!world.iothread.ports && call_copy < 0);
     vb_budget_free(world.budget);
     free(record);
     free(packed_record);
-    free(world.iothread.ports);
     free(desc);
     free(world.avail);
     free(used);

@@ -160,14 +160,15 @@ class EngineQueue:
         assert self.handle
         self.port = rig.lib.vb_queue_port(self.handle)
         rig.lib.vb_port_set_map(self.port, self._map)
-        rig.lib.vb_queue_set_call(self.handle, self.ring.call_fd)
+        assert not rig.lib.vb_queue_set_call(self.handle, self.ring.call_fd)
+        rig.lib.vb_port_open(self.port)
 
     def close(self) -> int:
         """Finish what is in flight and free the queue; return the base to go on from."""
         self.hold()
         self.wait_idle()
         base: int = self.rig.lib.vb_queue_base(self.handle)
-        self.rig.lib.vb_port_free(self.port)
+        self.rig.lib.vb_port_close(self.port)
         self.handle = self.port = self.rig.ffi.NULL
         return base
 
@@ -191,6 +192,8 @@ class EngineQueue:
 
     @property
     def in_flight(self) -> int:
+        """How many requests are in flight, when all commands up to now have run."""
+        self.rig.wait_until(lambda: not self.rig.lib.vb_port_pending(self.port))
         count: int = self.rig.lib.vb_port_in_flight(self.port)
         return count
 
@@ -207,6 +210,8 @@ class EngineQueue:
 
     def stats(self) -> np.void:
         """Copy the statistics, once the thread has finished its turn."""
+        self.rig.lib.vb_port_hold(self.port)
+        self.rig.lib.vb_port_release(self.port)
         assert self.in_flight >= 0
         buffer = self.rig.ffi.buffer(self.rig.lib.vb_port_stats(self.port), STATS.itemsize)
         record: np.void = np.frombuffer(bytes(buffer), STATS)[0]
@@ -312,8 +317,7 @@ class Rig:
         """Wait until the engine has something to say, and let it say more."""
         assert select.select([self.news_fd], [], [], timeout)[0], "no news from the engine"
         os.eventfd_read(self.news_fd)
-        nothing = self.ffi.NULL
-        self.lib.vb_upcalls_take(self.thread, 0, nothing, nothing, 0, nothing)
+        self.lib.vb_news_take(self.thread, self.ffi.new("struct vb_port *[]", 64), 64)
 
     def take(self, limit: int = 64, segments: int = 65536) -> list[Upcall]:
         """Take requests that have come up, without waiting."""

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: Sources with threads or system calls, which `stores.c` replaces.
-_LEFT_OUT = {"aio.c", "inspect.c", "io_pool.c", "io_uring.c", "iothread.c", "timer.c"}
+_LEFT_OUT = {
+    *("aio.c", "inspect.c", "io_pool.c", "io_uring.c", "iothread.c", "notify.c", "timer.c"),
+    "watchdog.c",
+}
 
 _CDEF = """
 void stores_forget(void);
@@ -74,6 +77,7 @@ class TracedThread(Iothread):
         self.handle = self.lib.stores_iothread()
         self._ports = {}
         self._buffers = None
+        self._changed = self.ffi.new("struct vb_port *[]", 64)
 
     def turn(self) -> None:
         """Let the engine do all pending work."""

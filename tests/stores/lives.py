@@ -254,7 +254,7 @@ class EngineLife(Life):
         self._queue.hold()
         self.take()
         self.give_back(self.mine)
-        self._thread.lib.vb_port_free(self._queue._port)
+        self._thread.lib.vb_port_close(self._queue._port)
         self._queue._queue = self._thread.ffi.NULL
         restore(self.world.areas, before)
 

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "core/iothread.h"
@@ -294,16 +295,7 @@ static const struct vb_io_vtable vtable = {queue_op, submit, keep_file, drop_fil
 static struct vb_io io = {.vtable = &vtable};
 static struct vb_iothread iothread;
 
-void vb_iothread_enter(struct vb_iothread *thread)
-{
-    thread->now = vb_now();
-}
-
-void vb_iothread_leave(struct vb_iothread *thread)
-{
-}
-
-void vb_iothread_leave_asleep(struct vb_iothread *thread)
+void vb_iothread_wake(struct vb_iothread *thread)
 {
 }
 
@@ -311,13 +303,24 @@ void vb_iothread_signal(struct vb_iothread *thread)
 {
 }
 
+void vb_iothread_notify(struct vb_iothread *thread, int fd)
+{
+    eventfd_write(fd, 1);
+}
+
 struct vb_iothread *stores_iothread(void)
 {
     iothread.io = &io;
     iothread.upcall_fd = -1;
-    if (!iothread.upcalls_end)
-        iothread.upcalls_end = &iothread.upcalls;
+    if (!iothread.fetched_end)
+        iothread.fetched_end = &iothread.fetched;
     return &iothread;
+}
+
+static void publish(struct vb_port *port)
+{
+    port->vtable->publish(port);
+    vb_port_show(port);
 }
 
 /* Sweep, publish, do file I/O and publish, until there is no more work. */
@@ -330,9 +333,9 @@ void stores_turn(void)
         struct vb_io_op *op;
 
         progress = false;
-        for (uint32_t i = 0; i < iothread.port_count; i++) {
-            progress |= vb_port_sweep(iothread.ports[i]);
-            iothread.ports[i]->vtable->publish(iothread.ports[i]);
+        for (struct vb_port *port = iothread.ports; port; port = port->next) {
+            progress |= vb_port_sweep(port);
+            publish(port);
         }
         op = reap(&io);
         while (op) {
@@ -342,14 +345,14 @@ void stores_turn(void)
             progress = true;
             op = next;
         }
-        for (uint32_t i = 0; i < iothread.port_count; i++)
-            iothread.ports[i]->vtable->publish(iothread.ports[i]);
+        for (struct vb_port *port = iothread.ports; port; port = port->next)
+            publish(port);
     } while (progress);
 }
 
 /* Ask for kicks. */
 void stores_arm(void)
 {
-    for (uint32_t i = 0; i < iothread.port_count; i++)
-        vb_port_arm(iothread.ports[i]);
+    for (struct vb_port *port = iothread.ports; port; port = port->next)
+        vb_port_arm(port);
 }

@@ -54,6 +54,7 @@ def make_ffibuilder() -> FFI:
         extra_compile_args=[
             "-std=gnu11",
             "-O2",
+            "-flto",  # a request passes through many files
             "-Wall",
             "-Wextra",
             "-Wno-unused-parameter",
@@ -61,7 +62,13 @@ def make_ffibuilder() -> FFI:
             *_pkg_config("--cflags"),
             *sanitize,
         ],
-        extra_link_args=[*(_pkg_config("--libs") or ["-luring"]), "-lpthread", *sanitize],
+        extra_link_args=[
+            *(_pkg_config("--libs") or ["-luring"]),
+            "-lpthread",
+            "-O2",
+            "-flto",
+            *sanitize,
+        ],
         py_limited_api=True,
         optional=True,
     )

@@ -73,6 +73,7 @@ class Iothread:
         self._buffers: _UpcallBuffers | None = None
         self._lookout = Lookout(options.poll_max_ns)
         self._look_handle: asyncio.Handle | None = None
+        self._changed = self.ffi.new("struct vb_port *[]", 64)
         config = self.ffi.new(
             "struct vb_iothread_config *",
             {
@@ -135,8 +136,18 @@ class Iothread:
         if self._take_upcalls() and self._look_handle is None:
             self._lookout.woken()
             self._look_handle = self._loop.call_soon(self._look)
-        for listener in list(self._ports.values()):
-            listener.engine_news()
+        self._tell_news()
+
+    def _tell_news(self) -> None:
+        """Have those ports look that have news."""
+        full = True
+        while full:
+            count = self.lib.vb_news_take(self.handle, self._changed, len(self._changed))
+            full = count == len(self._changed)
+            for port in self._changed[0:count]:
+                listener = self._ports.get(self._key(port))
+                if listener is not None:
+                    listener.engine_news()
 
     def _look(self) -> None:
         """Look for more, and once more in the loop's next turn."""

@@ -65,13 +65,15 @@ class ExpressQueue:
             device, log, self._publish, publish_in_full=self._publish_in_full
         )
         self._memory = ring.memory
-        self._map: Any = self._ffi.NULL
+        #: The map in use, after former ones that the engine may still look at.
+        self._maps: list[Any] = []
         #: Kept, for the engine uses its memory.
         self._log_used: QueueLog | None = None
         self._holds = 1
         self._counted = False
         self._idle: list[Completion[None]] = []
         self._left: list[Completion[None]] = []
+        self._left_only = False
         self._abandoned = False
         self._settled: list[Completion[None]] = []
         self._table: ExtentTable | None = None
@@ -80,8 +82,9 @@ class ExpressQueue:
         if not self._queue:
             raise SetupError("no memory for a queue")
         self._port = self._lib.vb_queue_port(self._queue)
-        self._track()
         iothread.add(self._port, self)
+        self._track()
+        self._lib.vb_port_open(self._port)
 
     def _track(self) -> None:
         """Note requests in flight where the ring does; that keeps the record mapped."""
@@ -95,7 +98,7 @@ class ExpressQueue:
             heads = self._ffi.from_buffer("uint16_t *", left)
             failed = self._lib.vb_queue_track(*record, len(left), heads)
         if failed:
-            self._lib.vb_port_free(self._port)
+            self._close()
             raise SetupError("no memory for a queue")
 
     def _track_packed(self, record: tuple[Any, int, int], inflight: PackedInflight) -> int:
@@ -146,14 +149,17 @@ class ExpressQueue:
         self._uncount()
         self._runner.close()
         self._go_by(None)
-        self._iothread.remove(self._port)
         base: int = self._lib.vb_queue_base(self._queue)
-        self._lib.vb_port_free(self._port)
-        self._queue = self._port = self._ffi.NULL
+        self._close()
         if self._kick_fd is not None:
             os.close(self._kick_fd)
             self._kick_fd = None
         return base
+
+    def _close(self) -> None:
+        self._iothread.remove(self._port)
+        self._lib.vb_port_close(self._port)
+        self._queue = self._port = self._ffi.NULL
 
     def hold(self) -> None:
         """Take no more requests until `release`; holds add up."""
@@ -180,7 +186,10 @@ class ExpressQueue:
 
     @property
     def in_flight(self) -> int:
-        """Requests taken and not completed, in the engine or up here."""
+        """Requests taken and not completed, in the engine or up here.
+
+        Calls that the engine has not carried out yet, which may be a hold, count as well.
+        """
         if not self._queue:
             return 0
         count: int = self._lib.vb_port_in_flight(self._port)
@@ -198,7 +207,10 @@ class ExpressQueue:
 
         Return how many of them have not been taken yet.
         """
-        left: int = self._lib.vb_queue_limit_to_left(self._queue)
+        if not self._left_only:
+            self._left_only = True
+            self._lib.vb_queue_limit_to_left(self._queue)
+        left: int = self._lib.vb_queue_left_count(self._queue)
         return left
 
     async def wait_left(self) -> None:
@@ -228,7 +240,9 @@ class ExpressQueue:
 
     def set_log(self, log: QueueLog | None) -> None:
         """Note what is written to guest memory, or not; held and idle, or just made."""
-        self._lib.vb_queue_set_log(self._queue, self._ffi.NULL if log is None else log.encoded)
+        encoded = self._ffi.NULL if log is None else log.encoded
+        if self._lib.vb_queue_set_log(self._queue, encoded):
+            raise SetupError("no memory for a dirty log")
         self._log_used = log
 
     def set_extents(self, extents: ExtentMap | None) -> None:
@@ -237,7 +251,9 @@ class ExpressQueue:
         if extents is not None:
             encoded = encode_map(self._ffi, self._lib, extents)
         self._lib.vb_port_set_map(self._port, encoded)
-        self._map = encoded
+        if not self._lib.vb_port_pending(self._port):
+            self._maps.clear()
+        self._maps.append(encoded)
         self._go_by(None if extents is None else extents.table)
 
     def _go_by(self, table: ExtentTable | None) -> None:
@@ -253,7 +269,8 @@ class ExpressQueue:
         """Wait until what went by the table before now has ended; see `ExtentTable`."""
         while self._queue and self._lib.vb_port_unsettled(self._port):
             await self._settling()
-        if self._queue and self._lib.vb_port_settle(self._port):
+        if self._queue:
+            self._lib.vb_port_settle(self._port)
             while self._queue and self._lib.vb_port_unsettled(self._port):
                 await self._settling()
 
@@ -280,11 +297,15 @@ class ExpressQueue:
 
     def set_call(self, fd: int | None) -> None:
         """Set the descriptor that notifies the guest; the caller closes the former one."""
-        self._lib.vb_queue_set_call(self._queue, -1 if fd is None else fd)
+        self._check(self._lib.vb_queue_set_call(self._queue, -1 if fd is None else fd))
 
     def set_err(self, fd: int | None) -> None:
         """Set the descriptor that tells the front-end of a broken ring."""
-        self._lib.vb_queue_set_err(self._queue, -1 if fd is None else fd)
+        self._check(self._lib.vb_queue_set_err(self._queue, -1 if fd is None else fd))
+
+    def _check(self, result: int) -> None:
+        if result < 0:
+            raise SetupError(f"queue {self.index}: {os.strerror(-result)}")
 
     # News from the engine.
 

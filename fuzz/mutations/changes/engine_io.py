@@ -65,8 +65,8 @@ MUTATIONS = (
         "kept-file-idle-too-early",
         _PORT,
         """
-        - count = port->in_flight + (port->holds && has_file(port));
-        + count = port->in_flight;
+        - uint32_t busy = port->in_flight + (port->holds && has_file(port));
+        + uint32_t busy = port->in_flight;
         """,
         "A drained section ends while the file is still open: its locks outlive the node.",
         ("tests/engine/test_kept_files.py",),
@@ -159,8 +159,8 @@ MUTATIONS = (
         "write-cache-switch-ignored",
         _QUEUE,
         """
-          vb_iothread_enter(queue->port.iothread);
-        - queue->write_through = enabled;
+          {
+        -     vb_queue_of(command->port)->write_through = command->number;
         """,
         "A guest turns the write cache off; its acknowledged writes are in the page cache only.",
         _THROUGH,

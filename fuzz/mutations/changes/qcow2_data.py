@@ -727,9 +727,8 @@ MUTATIONS = (
         "settle-of-an-engine-without-requests",
         "vhostblk/engine/src/core/port.c",
         """
-        - count = port->phase_in_flight[port->phase];
-        + count = 0;
-          port->phase ^= 1;
+        - return pending + __atomic_load_n(&port->phase_in_flight[former], __ATOMIC_ACQUIRE);
+        + return pending;
         """,
         "A discarded cluster is reused while the engine writes to it.",
         ("integration/qcow2/test_settle.py",),

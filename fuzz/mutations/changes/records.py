@@ -535,7 +535,7 @@ MUTATIONS = (
         """
           vb_run_finish(&queue->port);
         - if (queue->left_only && !vb_queue_left(queue))
-        -     vb_iothread_signal(queue->port.iothread);
+        -     vb_port_news(&queue->port);
         """,
         "A queue that stops waits for ever for requests of an earlier process.",
         _LEFT,
@@ -544,9 +544,8 @@ MUTATIONS = (
         "left-requests-count-as-taken",
         _EXPRESS,
         """
-        - left: int = self._lib.vb_queue_limit_to_left(self._queue)
+        - left: int = self._lib.vb_queue_left_count(self._queue)
           return left
-        + self._lib.vb_queue_limit_to_left(self._queue)
         + left = 0
         """,
         "The base skips requests of an earlier process, and nobody does them.",
@@ -703,10 +702,8 @@ MUTATIONS = (
         "log-exchanged-without-the-ring",
         _PUBLISH_C,
         """
-          } else {
-        -     vb_queue_log_used(queue, 0, bytes + sizeof(uint16_t));
-        +     vb_queue_log_used(queue, 0, 0 * bytes);
-          }
+        - log_whole_ring(queue, copy);
+          vb_port_tell(&queue->port, queue->port.iothread, set_log, 0, copy);
         """,
         "Entries of a used ring from before the log are missing at the destination.",
         _LOGS,

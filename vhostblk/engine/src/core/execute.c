@@ -64,6 +64,8 @@ static void begin_mapped(struct vb_task *task)
 
     task->map = port->map;
     task->phase = port->phase;
+    task->transferred = 0;
+    task->sync_error = 0;
     port->mapped_in_flight++;
     port->phase_in_flight[task->phase]++;
 }
@@ -73,12 +75,15 @@ static void end_mapped(struct vb_task *task)
     struct vb_port *port = task->port;
 
     end_sync(task, task->map);
-    if (!--port->phase_in_flight[task->phase] && port->settling && task->phase != port->phase) {
+    port->mapped_in_flight--;
+    /* Python may reuse storage that the operation has used. */
+    __atomic_store_n(&port->phase_in_flight[task->phase], port->phase_in_flight[task->phase] - 1,
+                     __ATOMIC_RELEASE);
+    if (__builtin_expect(port->settling, 0) && task->phase != port->phase &&
+        !port->phase_in_flight[task->phase]) {
         port->settling = false;
-        vb_iothread_signal(port->iothread);
+        vb_port_news(port);
     }
-    if (!--port->mapped_in_flight && port->holds)
-        vb_iothread_signal(port->iothread);
 }
 
 /* End a task with a negative errno, or not. */
@@ -254,11 +259,6 @@ static void execute_unmap(struct vb_task *task)
 
 void vb_task_start(struct vb_task *task)
 {
-    task->state = VB_TASK_STARTED;
-    task->transferred = 0;
-    task->cut = 0;
-    task->sync_error = 0;
-    task->syncing = false;
     switch (task->kind) {
     case VB_TASK_READ:
     case VB_TASK_WRITE:

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stddef.h>
@@ -14,6 +13,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "command.h"
+#include "notify.h"
 #include "port.h"
 
 /* Entries of the io_uring; what does not fit waits. */
@@ -38,30 +39,34 @@ static inline void relax(void)
 #endif
 }
 
-void vb_iothread_enter(struct vb_iothread *iothread)
+void vb_iothread_wake(struct vb_iothread *iothread)
 {
-    atomic_fetch_add(&iothread->callers, 1);
-    pthread_mutex_lock(&iothread->lock);
-}
-
-void vb_iothread_leave(struct vb_iothread *iothread)
-{
-    atomic_fetch_sub(&iothread->callers, 1);
-    pthread_mutex_unlock(&iothread->lock);
     eventfd_write(iothread->wake_fd, 1);
-}
-
-void vb_iothread_leave_asleep(struct vb_iothread *iothread)
-{
-    atomic_fetch_sub(&iothread->callers, 1);
-    pthread_mutex_unlock(&iothread->lock);
 }
 
 void vb_iothread_signal(struct vb_iothread *iothread)
 {
-    if (!iothread->upcall_signalled) {
-        iothread->upcall_signalled = true;
-        eventfd_write(iothread->upcall_fd, 1);
+    eventfd_write(iothread->upcall_fd, 1);
+}
+
+/* A write is the cheapest way. Where a peer makes it wait the watchdog ends that, and then all
+ * notifications go the other way. Python never waits. */
+void vb_iothread_notify(struct vb_iothread *iothread, int fd)
+{
+    int result, error;
+
+    if (iothread->visited || iothread->careful) {
+        vb_notify(fd);
+        return;
+    }
+    vb_watched_step(&iothread->watched);
+    vb_watched_does(&iothread->watched, VB_DOING_NOTIFY);
+    result = eventfd_write(fd, 1);
+    error = errno;
+    vb_watched_does(&iothread->watched, VB_DOING_TURN);
+    if (result && error == EINTR) {
+        iothread->careful = true;
+        vb_notify(fd);
     }
 }
 
@@ -87,7 +92,8 @@ static bool reap(struct vb_iothread *iothread)
 /* Whether Python looks after the port for now; see `vb_upcalls_look`. */
 static bool looked_for(const struct vb_port *port)
 {
-    return port->iothread->looked_for && !port->map;
+    return !port->map &&
+           atomic_load_explicit(&port->iothread->looked_for, memory_order_relaxed);
 }
 
 static bool sweep(struct vb_port *port)
@@ -98,24 +104,34 @@ static bool sweep(struct vb_port *port)
 
 static void publish_all(struct vb_iothread *iothread)
 {
-    for (uint32_t i = 0; i < iothread->port_count; i++)
-        iothread->ports[i]->vtable->publish(iothread->ports[i]);
+    for (struct vb_port *port = iothread->ports; port; port = port->next) {
+        port->vtable->publish(port);
+        vb_port_show(port);
+    }
+}
+
+static void submit(struct vb_iothread *iothread)
+{
+    struct vb_io *io = iothread->io;
+
+    vb_watched_does(&iothread->watched, VB_DOING_SUBMIT);
+    io->vtable->submit(io);
+    vb_watched_does(&iothread->watched, VB_DOING_TURN);
 }
 
 /* One turn: pop everything, submit once, complete what is done, notify once a port. */
 static bool turn(struct vb_iothread *iothread)
 {
-    struct vb_io *io = iothread->io;
     bool progress = false;
 
-    for (uint32_t i = 0; i < iothread->port_count; i++)
-        progress |= sweep(iothread->ports[i]);
+    for (struct vb_port *port = iothread->ports; port; port = port->next)
+        progress |= sweep(port);
     if (progress)
         publish_all(iothread);
-    io->vtable->submit(io);
+    submit(iothread);
     if (reap(iothread)) {
         progress = true;
-        io->vtable->submit(io);
+        submit(iothread);
         publish_all(iothread);
     }
     return progress;
@@ -126,10 +142,10 @@ static bool take_turn(struct vb_iothread *iothread, uint64_t now)
 {
     bool progress;
 
-    while (atomic_load_explicit(&iothread->callers, memory_order_relaxed))
-        sched_yield();
     pthread_mutex_lock(&iothread->lock);
+    vb_inbox_run(iothread);
     iothread->now = now;
+    vb_watched_step(&iothread->watched);
     progress = turn(iothread);
     pthread_mutex_unlock(&iothread->lock);
     return progress;
@@ -156,10 +172,9 @@ static bool collect(struct sleeper *sleeper, struct vb_iothread *iothread)
     }
     sleeper->fds[0] = (struct pollfd){.fd = iothread->wake_fd, .events = POLLIN};
     sleeper->fds[1] = (struct pollfd){.fd = iothread->io->poll_fd, .events = POLLIN};
-    for (uint32_t i = 0; i < iothread->port_count; i++)
-        sleeper->fds[2 + i] =
-            (struct pollfd){.fd = iothread->ports[i]->wake_fd, .events = POLLIN};
-    sleeper->count = wanted;
+    sleeper->count = 2;
+    for (struct vb_port *port = iothread->ports; port; port = port->next)
+        sleeper->fds[sleeper->count++] = (struct pollfd){.fd = port->wake_fd, .events = POLLIN};
     return true;
 }
 
@@ -168,9 +183,10 @@ static int arm(struct sleeper *sleeper, struct vb_iothread *iothread)
 {
     int timeout = -1;
 
-    for (uint32_t i = 0; i < iothread->port_count; i++) {
-        struct vb_port *port = iothread->ports[i];
-
+    atomic_store(&iothread->asleep, true);
+    if (atomic_load(&iothread->inbox))
+        return -2;
+    for (struct vb_port *port = iothread->ports; port; port = port->next) {
         if (looked_for(port))
             continue;
         if (vb_port_arm(port))
@@ -190,28 +206,34 @@ static int arm(struct sleeper *sleeper, struct vb_iothread *iothread)
     return timeout;
 }
 
-static void clear(struct sleeper *sleeper, struct vb_iothread *iothread)
+static void clear(const struct sleeper *sleeper, struct vb_iothread *iothread)
 {
-    eventfd_t ignored;
+    const struct pollfd *fd = &sleeper->fds[2];
 
-    for (nfds_t i = 0; i < sleeper->count; i++) {
-        if (i == 1 || !(sleeper->fds[i].revents & POLLIN))
-            continue;
-        eventfd_read(sleeper->fds[i].fd, &ignored);
-        if (i >= 2 && i - 2 < iothread->port_count)
-            iothread->ports[i - 2]->stats.kicks++;
-    }
+    if (sleeper->fds[0].revents & POLLIN)
+        eventfd_read(iothread->wake_fd, &(eventfd_t){0});
+    for (struct vb_port *port = iothread->ports; port; port = port->next, fd++)
+        if (fd->revents & POLLIN) {
+            vb_notify_clear(fd->fd);
+            port->stats.kicks++;
+        }
 }
 
 static void sleep_until_work(struct sleeper *sleeper, struct vb_iothread *iothread)
 {
-    int timeout, ready;
+    int timeout, ready = 0;
 
     pthread_mutex_lock(&iothread->lock);
     timeout = arm(sleeper, iothread);
     pthread_mutex_unlock(&iothread->lock);
-    ready = timeout == -2 ? 0 : poll(sleeper->fds, sleeper->count, timeout);
+    if (timeout != -2) {
+        vb_watched_does(&iothread->watched, VB_DOING_SLEEP);
+        ready = poll(sleeper->fds, sleeper->count, timeout);
+        vb_watched_wakes(&iothread->watched);
+    }
+    atomic_store(&iothread->asleep, false);
     pthread_mutex_lock(&iothread->lock);
+    vb_inbox_run(iothread);
     iothread->io->vtable->arm(iothread->io, false);
     /* A port that has gone meanwhile took its descriptor with it. */
     if (iothread->ports_changed)
@@ -276,7 +298,11 @@ static void *start_thread(void *argument)
     }
     start->error = 0;
     sem_post(&start->done);
+    vb_watchdog_add(&iothread->watched);
     run(iothread);
+    vb_inbox_run(iothread);
+    vb_watchdog_remove(&iothread->watched);
+    vb_notify_end();
     /* An io_uring of SINGLE_ISSUER kind is closed where it was opened. */
     iothread->io->vtable->close(iothread->io);
     return NULL;
@@ -300,10 +326,11 @@ struct vb_iothread *vb_iothread_new(const struct vb_iothread_config *config, int
     }
     iothread->config = *config;
     iothread->upcall_fd = config->upcall_fd;
-    iothread->upcalls_end = &iothread->upcalls;
+    iothread->fetched_end = &iothread->fetched;
     iothread->ports_changed = true;
     set_poll(iothread, config->poll_max_ns, config->poll_grow, config->poll_shrink);
     pthread_mutex_init(&iothread->lock, NULL);
+    pthread_mutex_init(&iothread->news_lock, NULL);
     iothread->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (iothread->wake_fd < 0) {
         *error = errno;
@@ -341,7 +368,7 @@ void vb_iothread_free(struct vb_iothread *iothread)
     pthread_join(iothread->thread, NULL);
     close(iothread->wake_fd);
     pthread_mutex_destroy(&iothread->lock);
-    free(iothread->ports);
+    pthread_mutex_destroy(&iothread->news_lock);
     free(iothread);
 }
 
@@ -358,7 +385,6 @@ int vb_iothread_thread_id(struct vb_iothread *iothread)
 void vb_iothread_set_poll(struct vb_iothread *iothread, uint64_t max_ns, uint64_t grow,
                           uint64_t shrink)
 {
-    vb_iothread_enter(iothread);
     set_poll(iothread, max_ns, grow, shrink);
-    vb_iothread_leave(iothread);
+    vb_iothread_wake(iothread);
 }

@@ -1,11 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* An engine thread: it sweeps its ports, does their file I/O, polls, and sleeps.
  *
- * One mutex an iothread guards all that belongs to it: its ports, their tasks and its io. The
- * thread holds it for one turn at a time (sweep, submit, reap, publish), so that a call from Python
- * finds everything between two turns, and nothing on the request path needs a lock of its own.
- * A caller announces itself in `callers` first; the thread lets it in before the next turn (a mutex
- * alone would not: whoever unlocks it is the likeliest to get it again).
+ * Its ports, their tasks and its io belong to whoever has the lock: the thread during a turn (sweep,
+ * submit, reap, publish), or Python for a moment between two turns (`command.h`). The thread may be in
+ * a system call of any length meanwhile, so nobody else ever waits for the lock.
  */
 #ifndef VHOSTBLK_IOTHREAD_H
 #define VHOSTBLK_IOTHREAD_H
@@ -17,44 +15,54 @@
 
 #include "io.h"
 #include "polling.h"
+#include "watchdog.h"
 
 #include "iothread.cdef.h"
 
+struct vb_command;
 struct vb_port;
 struct vb_task;
 
 struct vb_iothread {
     pthread_mutex_t lock;
-    atomic_uint callers;
+    bool visited; /* Python has the lock */
+    bool careful; /* a peer has made a notification wait: see `vb_iothread_notify` */
     pthread_t thread;
     int thread_id;
     int wake_fd; /* eventfd: leave the sleep */
     int upcall_fd;
     atomic_bool stopping;
+    atomic_bool asleep; /* or about to be */
     bool uses_uring;
     struct vb_io *io;
+    struct vb_watched watched;
     /* One window while only the guests can bring work, one while operations are in flight: a disk
      * that is slower than any window must not stop us from looking out for the guests. */
     struct vb_poll poll_guests;
     struct vb_poll poll_io;
     uint64_t now; /* the clock, about when the turn began */
-    struct vb_port **ports;
+    struct vb_port *ports;
     uint32_t port_count;
     bool ports_changed; /* the sleeper's descriptors are out of date */
-    /* Tasks that wait for Python, oldest first, and whether it has been told. */
-    struct vb_task *upcalls;
-    struct vb_task **upcalls_end;
-    bool upcall_signalled;
-    bool looked_for; /* Python is looking for them: see `vb_upcalls_look` */
+    _Atomic(struct vb_command *) inbox; /* the newest is the first */
+    /* Tasks that wait for Python, the newest first. */
+    _Atomic(struct vb_task *) upcalls;
+    atomic_bool looked_for; /* Python is looking for them: see `vb_upcalls_look` */
+    /* Python's: those that it has fetched from there, the oldest first. */
+    struct vb_task *fetched;
+    struct vb_task **fetched_end;
+    pthread_mutex_t news_lock;
+    struct vb_port *news; /* under the lock for news */
     struct vb_iothread_config config;
 };
 
-/* Hold the thread between two turns; `leave` wakes it where it sleeps, `leave_asleep` does not. */
-void vb_iothread_enter(struct vb_iothread *iothread);
-void vb_iothread_leave(struct vb_iothread *iothread);
-void vb_iothread_leave_asleep(struct vb_iothread *iothread);
+/* Wake the thread where it sleeps. */
+void vb_iothread_wake(struct vb_iothread *iothread);
 
-/* Tell Python that there is something to look at. Under the lock. */
+/* Tell Python that there is something to look at. */
 void vb_iothread_signal(struct vb_iothread *iothread);
+
+/* Signal a peer's eventfd. */
+void vb_iothread_notify(struct vb_iothread *iothread, int fd);
 
 #endif

@@ -5,6 +5,7 @@
 #ifndef VHOSTBLK_PORT_H
 #define VHOSTBLK_PORT_H
 
+#include "command.h"
 #include "run.h"
 #include "stats.h"
 #include "task.h"
@@ -13,7 +14,7 @@
 
 enum { VB_FILE_NONE = -1, VB_FILE_UNTRIED = -2, VB_FILE_DROPPED = -3 };
 
-/* What a kind of port does. All but `destroy` run under the iothread's lock. */
+/* What a kind of port does. All but `destroy` run between two turns, or in one. */
 struct vb_port_vtable {
     /* Take requests that have come, as tasks, and start them. True: there were some. */
     bool (*sweep)(struct vb_port *port);
@@ -33,33 +34,45 @@ struct vb_port {
     const struct vb_port_vtable *vtable;
     struct vb_iothread *iothread;
     struct vb_extent_map *map;
+    struct vb_port *next, *previous; /* of the iothread's */
     uint64_t size;   /* bytes of the disk */
     uint32_t block;  /* ranges are multiples of it */
-    int wake_fd;     /* readable: something has come; stays the caller's. -1: the port is polled */
+    int wake_fd;     /* readable: something has come. -1: the port is polled */
     int file;        /* the io's number of the map's file; or one of VB_FILE_* */
     bool file_stale; /* it is that of a former map */
     bool settling;
     uint8_t phase;
     uint32_t holds;
     uint32_t in_flight;
+    uint32_t shown;   /* what Python sees as in flight, from the last turn */
+    uint32_t pending; /* commands that have not run */
+    bool has_news;    /* it is on the iothread's list of those */
+    struct vb_port *next_news;
     uint32_t mapped_in_flight;
     uint32_t phase_in_flight[2]; /* the same by phase: see vb_port_settle */
     struct vb_io_op drop;        /* completes when the kernel has closed the file */
     struct vb_run run;           /* empty between two sweeps */
     uint64_t slow_until;         /* no blocking attempts before this time */
     uint64_t heap_bytes;         /* of segments that did not fit their tasks */
-    const char *broken;          /* set under the lock, read without */
+    const char *broken;          /* read without the lock, too */
     int errors[2];               /* likewise: errno of a failed read, and of another failed request */
     struct vb_counts counts;     /* of this turn */
     struct vb_stats stats;
 };
 
-/* Set a new port up: held once, without a map. The caller has set what is the port's own. */
-void vb_port_init(struct vb_port *port, const struct vb_port_vtable *vtable,
+/* Set a new port up: held once, without a map, and not open. It has a duplicate of the descriptor.
+ * False: out of memory, or of descriptors. */
+bool vb_port_init(struct vb_port *port, const struct vb_port_vtable *vtable,
                   struct vb_iothread *iothread, int wake_fd);
 
-/* Have the iothread serve it. False: out of memory. */
-bool vb_port_open(struct vb_port *port);
+/* Free what `vb_port_init` has made. */
+void vb_port_fini(struct vb_port *port);
+
+/* Have Python look at the port. */
+void vb_port_news(struct vb_port *port);
+
+/* Show Python how many requests are in flight; at the end of a turn, after publishing. */
+void vb_port_show(struct vb_port *port);
 
 /* Close the map's file where it is not to be kept any more. The iothread does so before each sweep. */
 void vb_port_drop_file(struct vb_port *port);

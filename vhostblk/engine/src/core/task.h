@@ -48,8 +48,8 @@ static inline bool vb_task_writes(const struct vb_task *task)
     return task->kind == VB_TASK_WRITE;
 }
 
-/* Start a task whose port, done, range, segments, kind, tag and flags are set: by the port's map, or it
- * goes up. It may have ended on return. */
+/* Start a task: by the port's map, or it goes up. It may have ended on return. Its port has set what
+ * comes before `phase`, and zeroed the rest when the task was new. */
 void vb_task_start(struct vb_task *task);
 
 /* Go on with a task whose operation has ended. */

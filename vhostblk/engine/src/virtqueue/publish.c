@@ -3,7 +3,8 @@
  * in flight, and in a migration's dirty log. */
 #include "queue.h"
 
-#include <sys/eventfd.h>
+#include <errno.h>
+#include <stdlib.h>
 
 #include "core/iothread.h"
 
@@ -73,27 +74,49 @@ void vb_queue_publish(struct vb_port *port)
     vb_stats_take(&port->stats, &port->counts, port->iothread->now);
     wanted = queue->ring.packed ? publish_packed(queue) : publish_split(queue);
     if (__builtin_expect(queue->log.data | queue->log.used, 0) && queue->log.event_fd >= 0)
-        eventfd_write(queue->log.event_fd, 1);
+        vb_iothread_notify(port->iothread, queue->log.event_fd);
     if (wanted && queue->call_fd >= 0) {
         port->stats.notified++;
-        eventfd_write(queue->call_fd, 1);
+        vb_iothread_notify(port->iothread, queue->call_fd);
     }
     queue->unpublished = 0;
-    if (!port->in_flight && port->holds)
-        vb_iothread_signal(port->iothread);
 }
 
-void vb_queue_set_log(struct vb_queue *queue, const struct vb_dirty_log *log)
+static void set_log(struct vb_command *command)
 {
-    uint64_t bytes = VB_USED_ELEMENTS + (uint64_t)queue->ring.size * sizeof(struct vb_used_elem);
+    struct vb_queue *queue = vb_queue_of(command->port);
 
-    vb_iothread_enter(queue->port.iothread);
-    queue->log = log ? *log : (struct vb_dirty_log){.event_fd = -1};
-    if (queue->ring.packed) {
-        log_used_descs(queue, 0, queue->ring.size);
-        vb_queue_log_ring(queue, queue->ring.used, sizeof(struct vb_packed_event));
+    queue->log = *(struct vb_dirty_log *)command->pointer;
+    free(command->pointer);
+}
+
+/* Note all of the used ring: parts may have been written before this was wanted. */
+static void log_whole_ring(const struct vb_queue *queue, const struct vb_dirty_log *log)
+{
+    const struct vb_ring *ring = &queue->ring;
+
+    if (!log->used)
+        return;
+    if (ring->packed) {
+        vb_dirty_log_mark_host(log, &queue->memory, ring->desc,
+                               (uint64_t)ring->size * sizeof(struct vb_packed_desc));
+        vb_dirty_log_mark_host(log, &queue->memory, ring->used, sizeof(struct vb_packed_event));
     } else {
-        vb_queue_log_used(queue, 0, bytes + sizeof(uint16_t));
+        vb_dirty_log_mark(log, log->used_addr,
+                          VB_USED_ELEMENTS + (uint64_t)ring->size * sizeof(struct vb_used_elem) +
+                              sizeof(uint16_t));
     }
-    vb_iothread_leave(queue->port.iothread);
+}
+
+int vb_queue_set_log(struct vb_queue *queue, const struct vb_dirty_log *log)
+{
+    struct vb_dirty_log *copy = malloc(sizeof(*copy));
+
+    if (!copy)
+        return -ENOMEM;
+    *copy = log ? *log : (struct vb_dirty_log){.event_fd = -1};
+    /* Here, for by the time that the command runs the log may be another one. */
+    log_whole_ring(queue, copy);
+    vb_port_tell(&queue->port, queue->port.iothread, set_log, 0, copy);
+    return 0;
 }

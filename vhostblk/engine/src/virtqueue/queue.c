@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Taking requests from a ring; and the life of a queue. */
+#define _GNU_SOURCE
 #include "queue.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include "core/guard.h"
 #include "core/iothread.h"
@@ -14,7 +16,7 @@ static void break_ring(struct vb_queue *queue, const char *reason)
 {
     vb_port_break(&queue->port, reason);
     if (queue->err_fd >= 0)
-        eventfd_write(queue->err_fd, 1);
+        vb_iothread_notify(queue->port.iothread, queue->err_fd);
 }
 
 static void take(struct vb_queue *queue, uint16_t head)
@@ -47,7 +49,7 @@ static void take_left(struct vb_queue *queue)
     }
     vb_run_finish(&queue->port);
     if (queue->left_only && !vb_queue_left(queue))
-        vb_iothread_signal(queue->port.iothread);
+        vb_port_news(&queue->port);
 }
 
 /* Whether a part of guest memory, or of the record, is no longer there. */
@@ -197,17 +199,13 @@ static bool arm(struct vb_port *port)
 
 /* Calls from Python. */
 
-static bool set_regions(struct vb_queue *queue, const struct vb_region *regions, uint32_t count)
+static struct vb_region *copy_regions(const struct vb_region *regions, uint32_t count)
 {
     struct vb_region *copy = malloc((count ? count : 1) * sizeof(*copy));
 
-    if (!copy)
-        return false;
-    memcpy(copy, regions, count * sizeof(*copy));
-    free(queue->regions);
-    queue->regions = copy;
-    queue->memory = (struct vb_memory){.regions = copy, .count = count};
-    return true;
+    if (copy)
+        memcpy(copy, regions, count * sizeof(*copy));
+    return copy;
 }
 
 static struct vb_task *find(struct vb_port *port, uint16_t tag)
@@ -222,6 +220,12 @@ static void complete(struct vb_port *port, struct vb_task *task, uint8_t status,
     vb_slot_complete(vb_slot_of(task), status, bytes);
 }
 
+static void close_fd(int fd)
+{
+    if (fd >= 0)
+        close(fd);
+}
+
 static void destroy(struct vb_port *port)
 {
     struct vb_queue *queue = vb_queue_of(port);
@@ -233,6 +237,9 @@ static void destroy(struct vb_port *port)
     free(queue->descs);
     free(queue->regions);
     free(queue->slots);
+    close_fd(queue->call_fd);
+    close_fd(queue->err_fd);
+    vb_port_fini(&queue->port);
     free(queue);
 }
 
@@ -252,11 +259,13 @@ static bool allocate(struct vb_queue *queue, const struct vb_region *regions, ui
     queue->slots = calloc(size, sizeof(*queue->slots));
     if (queue->ring.packed)
         queue->descs = calloc(size, sizeof(*queue->descs));
-    if (!queue->slots || (queue->ring.packed && !queue->descs) ||
-        !set_regions(queue, regions, count))
+    queue->regions = copy_regions(regions, count);
+    queue->memory = (struct vb_memory){.regions = queue->regions, .count = count};
+    if (!queue->slots || (queue->ring.packed && !queue->descs) || !queue->regions)
         return false;
     for (uint32_t i = 0; i < size; i++) {
         queue->slots[i].task.port = &queue->port;
+        queue->slots[i].task.done = vb_slot_task_done;
         queue->slots[i].task.tag = (uint16_t)i;
     }
     return true;
@@ -266,17 +275,18 @@ struct vb_queue *vb_queue_new(struct vb_iothread *iothread, const struct vb_queu
                               const struct vb_region *regions, uint32_t count)
 {
     struct vb_queue *queue = calloc(1, sizeof(*queue));
+    bool opened;
 
     if (!queue)
         return NULL;
-    vb_port_init(&queue->port, &vtable, iothread, config->kick_fd);
+    queue->call_fd = queue->err_fd = -1;
+    opened = vb_port_init(&queue->port, &vtable, iothread, config->kick_fd);
     queue->port.size = config->device_size;
     queue->port.block = config->logical_block_size;
     queue->config = *config;
     queue->ring = config->ring;
     queue->write_through = config->write_through;
-    queue->call_fd = queue->err_fd = -1;
-    if (!allocate(queue, regions, count) || !vb_port_open(&queue->port)) {
+    if (!opened || !allocate(queue, regions, count)) {
         destroy(&queue->port);
         return NULL;
     }
@@ -293,48 +303,105 @@ uint32_t vb_queue_base(struct vb_queue *queue)
     return queue->ring.packed ? vb_packed_base(&queue->ring) : queue->ring.next_avail;
 }
 
-void vb_queue_set_call(struct vb_queue *queue, int fd)
+/* A duplicate of a descriptor, so that the caller may close it at any time; or -1, or -errno. */
+static int duplicate(int fd)
 {
-    vb_iothread_enter(queue->port.iothread);
-    queue->call_fd = fd;
-    if (fd >= 0)
-        eventfd_write(fd, 1);
-    vb_iothread_leave(queue->port.iothread);
+    int copy = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
+
+    return fd >= 0 && copy < 0 ? -errno : copy;
 }
 
-void vb_queue_set_err(struct vb_queue *queue, int fd)
+static void set_call(struct vb_command *command)
 {
-    vb_iothread_enter(queue->port.iothread);
-    queue->err_fd = fd;
-    vb_iothread_leave(queue->port.iothread);
+    struct vb_queue *queue = vb_queue_of(command->port);
+
+    close_fd(queue->call_fd);
+    queue->call_fd = (int)command->number;
+    if (queue->call_fd >= 0)
+        vb_iothread_notify(command->iothread, queue->call_fd);
+}
+
+int vb_queue_set_call(struct vb_queue *queue, int fd)
+{
+    int copy = duplicate(fd);
+
+    if (copy < -1)
+        return copy;
+    vb_port_tell(&queue->port, queue->port.iothread, set_call, copy, NULL);
+    return 0;
+}
+
+static void set_err(struct vb_command *command)
+{
+    struct vb_queue *queue = vb_queue_of(command->port);
+
+    close_fd(queue->err_fd);
+    queue->err_fd = (int)command->number;
+}
+
+int vb_queue_set_err(struct vb_queue *queue, int fd)
+{
+    int copy = duplicate(fd);
+
+    if (copy < -1)
+        return copy;
+    vb_port_tell(&queue->port, queue->port.iothread, set_err, copy, NULL);
+    return 0;
+}
+
+static void set_write_through(struct vb_command *command)
+{
+    vb_queue_of(command->port)->write_through = command->number;
 }
 
 void vb_queue_set_write_through(struct vb_queue *queue, int enabled)
 {
-    vb_iothread_enter(queue->port.iothread);
-    queue->write_through = enabled;
-    vb_iothread_leave(queue->port.iothread);
+    vb_port_tell(&queue->port, queue->port.iothread, set_write_through, enabled, NULL);
+}
+
+static void set_size(struct vb_command *command)
+{
+    command->port->size = (uint64_t)command->number;
 }
 
 void vb_queue_set_device_size(struct vb_queue *queue, uint64_t size)
 {
-    vb_iothread_enter(queue->port.iothread);
-    queue->port.size = size;
-    vb_iothread_leave(queue->port.iothread);
+    vb_port_tell(&queue->port, queue->port.iothread, set_size, (int64_t)size, NULL);
+}
+
+/* Where a queue goes on. */
+struct place {
+    struct vb_ring ring;
+    struct vb_region *regions;
+    uint32_t count;
+};
+
+static void move(struct vb_command *command)
+{
+    struct vb_queue *queue = vb_queue_of(command->port);
+    struct place *place = command->pointer;
+
+    free(queue->regions);
+    queue->regions = place->regions;
+    queue->memory = (struct vb_memory){.regions = place->regions, .count = place->count};
+    queue->ring.desc = place->ring.desc;
+    queue->ring.avail = place->ring.avail;
+    queue->ring.used = place->ring.used;
+    free(place);
 }
 
 int vb_queue_move(struct vb_queue *queue, const struct vb_ring *ring,
                   const struct vb_region *regions, uint32_t count)
 {
-    int result = -ENOMEM;
+    struct place *place = malloc(sizeof(*place));
+    struct vb_region *copy = copy_regions(regions, count);
 
-    vb_iothread_enter(queue->port.iothread);
-    if (set_regions(queue, regions, count)) {
-        queue->ring.desc = ring->desc;
-        queue->ring.avail = ring->avail;
-        queue->ring.used = ring->used;
-        result = 0;
+    if (!place || !copy) {
+        free(place);
+        free(copy);
+        return -ENOMEM;
     }
-    vb_iothread_leave(queue->port.iothread);
-    return result;
+    *place = (struct place){*ring, copy, count};
+    vb_port_tell(&queue->port, queue->port.iothread, move, 0, place);
+    return 0;
 }

@@ -77,6 +77,9 @@ static inline uint32_t vb_queue_left(const struct vb_queue *queue)
 /* Start the request in the scratch chain; not `walked`: there was no memory for its segments. */
 void vb_slot_begin(struct vb_queue *queue, uint16_t head, bool walked);
 
+/* The end of a task that is a whole request. */
+void vb_slot_task_done(struct vb_task *task, int error, uint64_t bytes);
+
 /* Answer a request. `written`: bytes written to its data segments. */
 void vb_slot_complete(struct vb_slot *slot, uint8_t status, uint64_t written);
 

@@ -102,7 +102,7 @@ static uint8_t status_of(int error)
     return !error ? VB_S_OK : error == EOPNOTSUPP ? VB_S_UNSUPP : VB_S_IOERR;
 }
 
-static void task_done(struct vb_task *task, int error, uint64_t bytes)
+void vb_slot_task_done(struct vb_task *task, int error, uint64_t bytes)
 {
     vb_slot_complete(vb_slot_of(task), status_of(error), bytes);
 }
@@ -112,7 +112,6 @@ static void go_up(struct vb_slot *slot)
 {
     struct vb_task *task = &slot->task;
 
-    task->done = task_done;
     task->kind = VB_TASK_OTHER + slot->request.type;
     task->offset = slot->request.sector;
     task->length = slot->request.length;
@@ -165,7 +164,6 @@ static inline void start(struct vb_slot *slot, uint16_t kind, uint8_t flags)
 {
     struct vb_task *task = &slot->task;
 
-    task->done = task_done;
     task->offset = slot->request.sector * VB_SECTOR_SIZE;
     task->length = slot->request.length;
     task->kind = kind;
@@ -185,7 +183,6 @@ static bool start_segment(struct vb_slot *slot)
     if (slot->segment == slot->segment_count)
         return false;
     segment = &slot->segments[slot->segment++];
-    task->done = segment_done;
     task->offset = segment->sector * VB_SECTOR_SIZE;
     task->length = (uint64_t)segment->sectors * VB_SECTOR_SIZE;
     task->kind = slot->request.type == VB_T_WRITE_ZEROES ? VB_TASK_WRITE_ZEROES : VB_TASK_DISCARD;
@@ -203,13 +200,14 @@ static void segment_done(struct vb_task *task, int error, uint64_t bytes)
         return;
     free(slot->segments);
     slot->segments = NULL;
+    task->done = vb_slot_task_done;
     if (error == EOPNOTSUPP) /* Python knows what else to do, for all segments again */
         go_up(slot);
     else
         vb_slot_complete(slot, status_of(error), 0);
 }
 
-static void begin_unmap(struct vb_queue *queue, struct vb_slot *slot)
+static __attribute__((noinline)) void begin_unmap(struct vb_queue *queue, struct vb_slot *slot)
 {
     struct vb_request *request = &slot->request;
     struct vb_discard_segment segments[VB_MAX_DISCARD_SEGMENTS];
@@ -237,6 +235,7 @@ static void begin_unmap(struct vb_queue *queue, struct vb_slot *slot)
     memcpy(slot->segments, segments, copied);
     slot->segment = 0;
     slot->segment_count = copied / sizeof(*segments);
+    slot->task.done = segment_done;
     start_segment(slot);
 }
 
