@@ -176,7 +176,7 @@ async def _serve(data: bytes) -> None:
     express = load() is not None
     if express:
         _iothreads.start(())  # with the first input already: its descriptors stay
-    device._lane = Lane.EXPRESS if flags & EXPRESS and express else Lane.PYTHON
+    device.queues._maker.lane = Lane.EXPRESS if flags & EXPRESS and express else Lane.PYTHON
     backend.add_drain_listener(device)
     await device.prepare()
     try:

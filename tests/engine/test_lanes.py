@@ -202,7 +202,7 @@ def test_map_is_revoked_under_load() -> None:
 async def _drain(served: Export, *, revoked: bool) -> None:
     device = served.device
     device.drained_begin()
-    for queue in device._queues.values():
+    for queue in device.queues.running.values():
         await queue.wait_idle()
     served.node.revoked = revoked
     device.drained_end()

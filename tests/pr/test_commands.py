@@ -14,8 +14,8 @@ import pytest
 from tests.pr.client import parameters, reserve_in, reserve_out
 from vhostblk.pr.commands import Commands
 from vhostblk.pr.multipath import is_multipath
-from vhostblk.pr.sense import INVALID_OPCODE, IO_ERROR
-from vhostblk.pr.wire import Request
+from vhostblk.reservations.sense import INVALID_OPCODE, IO_ERROR
+from vhostblk.reservations.wire import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,11 +10,11 @@ import pytest
 
 from tests.pr.client import parameters, reserve_in, reserve_out
 from tests.pr.test_transport_ids import SAS, iscsi, listed
-from vhostblk.pr import sense
 from vhostblk.pr.multipath import Multipath, MultipathError
-from vhostblk.pr.sense import Sense, check_condition
 from vhostblk.pr.sg import Sg
-from vhostblk.pr.wire import Reply, Request
+from vhostblk.reservations import sense
+from vhostblk.reservations.sense import Sense, check_condition
+from vhostblk.reservations.wire import Reply, Request
 
 if TYPE_CHECKING:
     from pathlib import Path

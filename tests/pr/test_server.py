@@ -17,13 +17,13 @@ from tests.cli.process import wait_until
 from tests.descriptors import open_fds
 from tests.pr.client import PATIENCE, Client, Watched, parameters, reserve_in, reserve_out
 from vhostblk.pr.server import Server
-from vhostblk.pr.wire import Reply
+from vhostblk.reservations.wire import Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from vhostblk.pr.wire import Request
+    from vhostblk.reservations.wire import Request
 
 
 def echo(request: Request) -> Reply:
@@ -298,6 +298,8 @@ def test_an_error_of_our_own_costs_one_connection(
 def test_threads_that_can_not_be_started(
     tmp_path: Path, null: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The connection is refused, and another one is served once there are threads again."""
+    before = open_fds()
     with serving(tmp_path) as running, running.client() as client:
         client.ask(reserve_in(), null)
 
@@ -305,9 +307,29 @@ def test_threads_that_can_not_be_started(
             raise RuntimeError("can't start new thread")
 
         monkeypatch.setattr(threading.Thread, "start", start)
-        for _ in range(10):
-            client.ask(reserve_in(), null)
+        with running.client(greet=False) as refused:
+            assert refused.receive(4) == bytes(4)
+            assert refused.is_closed()
+        client.ask(reserve_in(), null)
         monkeypatch.undo()
+        with running.client() as other:
+            other.ask(reserve_in(), null)
+    assert "connection refused: can't start new thread" in caplog.text
+    wait_until(lambda: open_fds() <= before)
+
+
+def test_a_client_that_reads_no_replies_does_not_hold_up_the_end(tmp_path: Path, null: int) -> None:
+    def much(request: Request) -> Reply:
+        return Reply(0, b"", bytes(8192))
+
+    with serving(tmp_path, much) as running, running.client() as client:
+        client.socket.setblocking(False)
+        with pytest.raises(BlockingIOError):  # noqa: PT012
+            while True:
+                client.send(reserve_in(), [null])
+        wait_until(lambda: any(each.is_stuck for each in running.server._connections.values()))
+        running.server.stop()
+        wait_until(lambda: running.is_complete is True)
 
 
 def test_no_files_left_for_connections(

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 
 from tests.pr.client import parameters, reserve_in, reserve_out
-from vhostblk.pr import sense
-from vhostblk.pr.layout import MAX_DATA, SG_IO, SG_IO_HDR
 from vhostblk.pr.sg import Sg
+from vhostblk.reservations import sense
+from vhostblk.reservations.layout import MAX_DATA, SG_IO, SG_IO_HDR
 
 
 class Header(NamedTuple):

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.schema.qemu import message, needs_qemu
 from vhostblk.schema import json_text
-from vhostblk.schema.drivers.file import BlockdevAioOptions, BlockdevOptionsFile
+from vhostblk.schema.common import BlockdevAioOptions
+from vhostblk.schema.drivers.file import BlockdevOptionsFile
 from vhostblk.schema.drivers.null import BlockdevOptionsNull
 from vhostblk.schema.drivers.raw import BlockdevOptionsRaw
 from vhostblk.schema.errors import OptionError

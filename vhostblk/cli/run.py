@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from vhostblk import systemd
 from vhostblk.block.graph.storage import check_unused
-from vhostblk.cli.errors import StartupError
+from vhostblk.cli.errors import StartupError, UsageError
 from vhostblk.cli.handover import Handover
 from vhostblk.cli.pidfile import PidFile
+from vhostblk.cli.preload import Preloader
 from vhostblk.cli.report import log_statistics
 from vhostblk.cli.short_form import choose_node, image_blockdev, short_export
 from vhostblk.daemon import Daemon
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, reason
 from vhostblk.fatal import clean_up_with
 from vhostblk.schema.errors import HelpRequestedError
 from vhostblk.schema.options import sandbox_options
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from vhostblk.cli.arguments import Arguments, Step
     from vhostblk.cli.daemonize import Readiness
+    from vhostblk.cli.planned import Planned
     from vhostblk.sandbox.apply import Sandbox
 
 logger = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ def run(arguments: Arguments, readiness: Readiness | None) -> int:
     except _HelpPrintedError:
         pass
     except OSError as error:  # the last flush, say
-        raise VhostblkError(f"while closing: {error.strerror or error}") from error
+        raise VhostblkError(f"while closing: {reason(error)}") from error
     return 0
 
 
@@ -93,7 +95,15 @@ def _sandbox(arguments: Arguments) -> Sandbox:
         with _located(step.location), _answering_help(step):
             options = sandbox_options(step.value)
     monitored = any(step.option == "monitor" for step in arguments.steps)
-    sandbox = Sandbox(options, identity, monitored=monitored)
+    # A monitor or another daemon may bring such an object later.
+    keyring = (
+        monitored
+        or arguments.takeover is not None
+        or any(
+            step.option == "object" and "secret_keyring" in step.value for step in arguments.steps
+        )
+    )
+    sandbox = Sandbox(options, identity, monitored=monitored, keyring=keyring)
     with _located("--sandbox"):
         sandbox.enter()
     return sandbox
@@ -108,6 +118,7 @@ async def _serve(arguments: Arguments, readiness: Readiness | None, sandbox: San
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, daemon.request_stop)
     pidfile = None
+    preloader = Preloader()
     try:
         async with daemon:
             loop.add_signal_handler(STATISTICS_SIGNAL, log_statistics, daemon)
@@ -117,8 +128,11 @@ async def _serve(arguments: Arguments, readiness: Readiness | None, sandbox: San
                     handover.serve(pidfile.leave if pidfile is not None else lambda: None)
                 made = handover.made_files
                 made += [] if arguments.pidfile is None else [arguments.pidfile]
+                if arguments.run_as is not None:
+                    await preloader.run()
                 with _located("--run-as" if arguments.sandbox is None else "--sandbox"):
                     sandbox.close_files(daemon, made)
+                preloader.start()
                 _tell_ready(daemon, readiness, handover)
                 handover.release()
                 daemon.take_commands()
@@ -127,6 +141,7 @@ async def _serve(arguments: Arguments, readiness: Readiness | None, sandbox: San
                     systemd.notify("STOPPING=1")
                 await handover.close()
     finally:
+        await preloader.stop()
         if pidfile is not None:
             pidfile.remove()
 
@@ -172,8 +187,9 @@ async def _build_unless_stopped(daemon: Daemon, arguments: Arguments, handover: 
 async def _build(daemon: Daemon, arguments: Arguments, handover: Handover) -> None:
     """Carry out the options in the order given, the short form last."""
     daemon.chardevs.stdio_available = not arguments.daemonize
+    planned = None if arguments.takeover is None else _plan(arguments)
     with _located(_location(arguments.takeover)):
-        taking_over = await handover.begin()
+        taking_over = await handover.begin(planned)
     if not taking_over:
         await _carry_out(daemon, arguments.steps)
         if arguments.address is not None:
@@ -184,6 +200,20 @@ async def _build(daemon: Daemon, arguments: Arguments, handover: Handover) -> No
     await _carry_out(daemon, monitors)
     with _located(_location(arguments.takeover)):
         await handover.finish()
+
+
+def _plan(arguments: Arguments) -> Planned:
+    """Understand what the command line would make."""
+    from vhostblk.cli.planned import Planned
+
+    planned = Planned()
+    for step in arguments.steps:
+        with _located(step.location), _answering_help(step):
+            planned.add(step)
+    if (address := arguments.address) is not None:
+        with _located(arguments.image or address.location), _answering_help(address):
+            planned.add_short_form(arguments.image, address.value)
+    return planned
 
 
 async def _carry_out(daemon: Daemon, steps: list[Step]) -> None:
@@ -205,16 +235,23 @@ async def _carry_out(daemon: Daemon, steps: list[Step]) -> None:
 
 async def _build_short_form(daemon: Daemon, image: str | None, address: Step) -> None:
     with _located(address.location), _answering_help(address):
-        export = short_export(address.value)
+        export, image_format = short_export(address.value)
     if image is None:
         with _located(address.location):
+            if image_format is not None:
+                raise UsageError("format= is for an image, and none is named")
             export = choose_node(export, daemon.graph)
     else:
         with _located(image):
-            node = await daemon.add_blockdev(image_blockdev(image, export))
+            node = await daemon.add_blockdev(image_blockdev(image, export, image_format))
         export = choose_node(export, daemon.graph, node.node_name)
     with _located(address.location):
         await daemon.add_export(export)
+    if not export.writable and sys.stderr.isatty():
+        print(
+            f"vhostblk: export '{export.id}' is read-only: writable=on lets guests write",
+            file=sys.stderr,
+        )
 
 
 @contextmanager
@@ -224,10 +261,8 @@ def _located(location: str) -> Iterator[None]:
         yield
     except (HelpRequestedError, _HelpPrintedError):
         raise
-    except VhostblkError as error:
-        raise VhostblkError(f"{location}: {error}") from error
-    except OSError as error:
-        raise VhostblkError(f"{location}: {error.strerror or error}") from error
+    except (OSError, VhostblkError) as error:
+        raise VhostblkError(f"{location}: {reason(error)}") from error
 
 
 @contextmanager
@@ -245,6 +280,8 @@ def _answering_help(step: Step) -> Iterator[None]:
 
 def _tell_ready(daemon: Daemon, readiness: Readiness | None, handover: Handover) -> None:
     """Tell the parent, systemd, or the user at a terminal, that clients may connect."""
+    if not daemon.exports and not list(daemon.chardevs):
+        logger.warning("warning: nothing is exported, and there is no monitor to change that")
     systemd.notify(f"MAINPID={os.getpid()}\nREADY=1" if handover.taken else "READY=1")
     if readiness is not None:
         readiness.announce()

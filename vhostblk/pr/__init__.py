@@ -7,9 +7,6 @@ such commands, with the device's descriptor, to a helper over a Unix socket
 
 | module | is about |
 |---|---|
-| `layout` | the protocol's, SCSI's and SG_IO's constants and structures |
-| `wire` | the protocol, sans-I/O |
-| `sense` | sense data, and what failures become in SCSI |
 | `sg` | SG_IO |
 | `multipath`, `transport_ids` | multipath maps, through libmpathpersist |
 | `commands` | one command on one descriptor |
@@ -17,5 +14,6 @@ such commands, with the device's descriptor, to a helper over a Unix socket
 | `privileges` | capabilities, user, system calls |
 | `arguments`, `listen`, `trace`, `helper` | the program |
 
-Nothing here needs numpy, asyncio or the engine: the helper is small, and starts in a moment.
+The protocol and sense data are in `vhostblk.reservations`. Nothing here needs numpy, asyncio or the
+engine: the helper is small, and starts in a moment.
 """

@@ -9,18 +9,18 @@ import stat
 import threading
 from typing import TYPE_CHECKING
 
-from vhostblk.pr import sense
-from vhostblk.pr.layout import PERSISTENT_RESERVE_OUT, SCSI_GENERIC_MAJOR
 from vhostblk.pr.multipath import LIBRARY, is_multipath
 from vhostblk.pr.sg import Sg
 from vhostblk.pr.sg import ioctl as real_ioctl
+from vhostblk.reservations import sense
+from vhostblk.reservations.layout import PERSISTENT_RESERVE_OUT, SCSI_GENERIC_MAJOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vhostblk.pr.multipath import Multipath
     from vhostblk.pr.sg import Ioctl
-    from vhostblk.pr.wire import Reply, Request
+    from vhostblk.reservations.wire import Reply, Request
 
 
 class Commands:
@@ -54,22 +54,24 @@ class Commands:
             return sense.check_condition(sense.IO_ERROR)
 
     def _execute(self, request: Request) -> Reply:
-        flags = fcntl.fcntl(request.fd, fcntl.F_GETFL)
-        is_out = request.cdb[0] == PERSISTENT_RESERVE_OUT
-        if is_out and flags & os.O_ACCMODE == os.O_RDONLY:
-            return sense.check_condition(sense.INVALID_OPCODE)
-        if flags & os.O_PATH:
-            return sense.check_condition(sense.IO_ERROR)
+        if request.cdb[0] == PERSISTENT_RESERVE_OUT:
+            flags = fcntl.fcntl(request.fd, fcntl.F_GETFL)
+            if flags & os.O_ACCMODE == os.O_RDONLY:
+                return sense.check_condition(sense.INVALID_OPCODE)
         status = os.fstat(request.fd)
-        if stat.S_ISBLK(status.st_mode):
+        kind = stat.S_IFMT(status.st_mode)
+        if kind == stat.S_IFBLK:
             if self._is_map(status.st_rdev):
                 return self._reserve_map(request, status.st_rdev)
-        elif not _is_generic(status):
+        elif kind != stat.S_IFCHR or os.major(status.st_rdev) != SCSI_GENERIC_MAJOR:
             # What SG_IO means to other files is none of our business.
             return sense.check_condition(sense.IO_ERROR)
         return self._sg().reserve(request.fd, request.cdb, request.parameters)
 
     def _reserve_map(self, request: Request, device: int) -> Reply:
+        if fcntl.fcntl(request.fd, fcntl.F_GETFL) & os.O_PATH:
+            # It is not opened, which the library, that opens maps by number, would not notice.
+            return sense.check_condition(sense.IO_ERROR)
         if self._multipath is None:
             name = f"{os.major(device)}:{os.minor(device)}"
             self._warn(
@@ -85,7 +87,3 @@ class Commands:
         if found is None:
             found = self._local.sg = Sg(self._timeout, self._ioctl)
         return found
-
-
-def _is_generic(status: os.stat_result) -> bool:
-    return stat.S_ISCHR(status.st_mode) and os.major(status.st_rdev) == SCSI_GENERIC_MAJOR

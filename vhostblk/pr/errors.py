@@ -8,23 +8,3 @@ from vhostblk.errors import VhostblkError
 
 class HelperError(VhostblkError):
     """The helper can't start as asked to."""
-
-
-class ProtocolError(VhostblkError):
-    """A client broke the protocol; its connection is closed."""
-
-
-class FeatureError(ProtocolError):
-    """The client asked for a feature that was not offered."""
-
-
-class DescriptorError(ProtocolError):
-    """A request came with no descriptor, or with more than one."""
-
-
-class CommandError(ProtocolError):
-    """The command is no PERSISTENT RESERVE IN or OUT, or its data are too long."""
-
-
-class CutShortError(ProtocolError):
-    """The client closed the connection in the middle of a message."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 
+from vhostblk.errors import os_errors_as
 from vhostblk.net.errors import ListenError
 from vhostblk.net.listener import FdAddress, Listener, UnixAddress
 from vhostblk.net.listener import listen as listen_at
@@ -22,12 +23,9 @@ def listen(path: str | None, default: str) -> Listener:
     except ListenError as error:
         raise HelperError(str(error)) from error
     for fd in range(FIRST_FD, FIRST_FD + count):
-        try:
+        what = f"Socket activation failed: invalid file descriptor fd = {fd}"
+        with os_errors_as(HelperError, what):
             fcntl.fcntl(fd, fcntl.F_GETFD)
-        except OSError as error:
-            raise HelperError(
-                f"Socket activation failed: invalid file descriptor fd = {fd}: {error.strerror}"
-            ) from error
     if path is not None:
         raise HelperError("Unix socket can't be set when using socket activation")
     if count > 1:

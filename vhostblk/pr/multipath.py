@@ -19,9 +19,10 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.errors import VhostblkError
-from vhostblk.pr import sense, transport_ids
-from vhostblk.pr.layout import (
+from vhostblk.errors import VhostblkError, reason
+from vhostblk.pr import transport_ids
+from vhostblk.reservations import sense
+from vhostblk.reservations.layout import (
     CHECK_CONDITION,
     GOOD,
     LENGTH,
@@ -38,11 +39,11 @@ from vhostblk.pr.layout import (
     SERVICE_ACTION_MASK,
     TEST_UNIT_READY,
 )
-from vhostblk.pr.wire import Reply
+from vhostblk.reservations.wire import Reply
 
 if TYPE_CHECKING:
     from vhostblk.pr.sg import Sg
-    from vhostblk.pr.wire import Request
+    from vhostblk.reservations.wire import Request
 
 LIBRARY = "libmpathpersist.so.0"
 #: What device mapper's names for multipath maps begin with.
@@ -149,7 +150,7 @@ class Multipath:
             # How much data the library asks devices for.
             ctypes.c_uint.in_dll(self._library, "mpath_mx_alloc_len").value = MAX_DATA
         except (OSError, AttributeError, ValueError) as error:
-            raise MultipathError(str(error)) from error
+            raise MultipathError(reason(error)) from error
         self._verbose = verbose
         self._noisy = int(noisy)
         self._lock = threading.Lock()

@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serves clients: one thread accepts, others read, carry out commands and answer.
+"""Serves clients: one thread accepts, and each connection has a thread.
 
-Threads wait for events of all connections in one epoll descriptor. The one that gets an event does
-all there is to do: it reads, carries the command out and answers. So a command is never handed
-over between threads, and two threads never have the same connection (EPOLLONESHOT). Before a thread
-turns to an event it makes sure that another one waits, and starts it if need be: each system call
-on a client's descriptor may block for as long as the client likes, closing it included (think of a
-file of a FUSE file system). So there may be as many threads as connections, and these are
-limited, in all and for each client process.
+A connection's thread waits for a command, carries it out and answers: no command is handed over
+between threads, and one that finds its command sent and its reply read makes no system call but
+those of the command. Each system call on a client's descriptor may block for as long as the client
+likes, closing it included (think of a file of a FUSE file system): only that client waits then.
+Connections are limited, in all and for each client process.
 
 A client that has begun a message, or doesn't read its reply, has `patience` seconds for all of it.
-One that owes nothing may stay for ever, as QEMU does.
+One that owes nothing may stay for ever, as with QEMU's helper.
 
-The lock guards what several threads change: the table, `is_running`, `deadline`, and closing.
+The lock guards the table of connections, and closing.
 """
 
 from __future__ import annotations
@@ -26,16 +24,18 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from vhostblk.errors import reason
 from vhostblk.pr.connection import Connection
-from vhostblk.pr.errors import ProtocolError
 from vhostblk.pr.trace import pr_helper_command, pr_helper_connect, pr_helper_disconnect
 from vhostblk.ratelimit import RateLimitedLogger
+from vhostblk.reservations.errors import ProtocolError
+from vhostblk.reservations.wire import GREETING
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from vhostblk.pr.wire import Reply, Request
+    from vhostblk.reservations.wire import Reply, Request
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +44,8 @@ MAX_CONNECTIONS = 1024
 MAX_OF_A_PROCESS = 128
 #: Seconds for a message, or for reading a reply.
 PATIENCE = 30.0
-#: Seconds after which a thread that isn't needed ends.
-_IDLE = 10.0
-#: Threads that stay.
-_SPARE = 2
-#: Seconds without accepting after that has failed: there are too many open files, say.
+#: Seconds without accepting after that has failed: there are too many open files, say. At the end,
+#: seconds between looks at connections.
 _PAUSE = 0.5
 #: A thread needs little, and there may be many.
 _STACK = 256 << 10
@@ -79,14 +76,9 @@ class Server:
         self._connections: dict[int, Connection] = {}
         self._is_stopping = False
         self._paused_until = 0.0
-        #: Threads in all, and those that wait for events.
-        self._threads = self._waiting = 0
-        self._epoll = select.epoll()
+        self._threads = 0
         #: Wakes the thread that accepts; written to by others and by signal handlers.
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        #: Once it is readable, all threads end.
-        self._end = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll.register(self._end, select.EPOLLIN)
 
     def serve(self, grace: float) -> bool:
         """Serve until `stop`; then wait for commands, `grace` seconds at most.
@@ -95,13 +87,10 @@ class Server:
         """
         former = threading.stack_size(_STACK)
         try:
-            for _ in range(_SPARE):
-                self._start_thread()
             poll = select.poll()
             poll.register(self._wakeup, select.POLLIN)
             while not self._is_stopping:
                 self._wait(poll)
-                self._shut_down_late()
             return self._finish(grace)
         finally:
             threading.stack_size(former)
@@ -123,21 +112,17 @@ class Server:
     # The thread that accepts.
 
     def _wait(self, poll: select.poll) -> None:
-        now = time.monotonic()
-        with self._lock:
-            moments = [each.deadline for each in self._connections.values() if each.deadline]
-        if self._paused_until > now:
-            poll.register(self._listener, 0)
-            moments.append(self._paused_until)
-        else:
-            poll.register(self._listener, select.POLLIN)
-        timeout = max(0.0, min(moments) - now) * 1000 + 1 if moments else None
-        for fd, _ in poll.poll(timeout):
+        pause = self._paused_until - time.monotonic()
+        poll.register(self._listener, 0 if pause > 0 else select.POLLIN)
+        for fd, _ in poll.poll(pause * 1000 + 1 if pause > 0 else None):
             if fd == self._wakeup:
-                with suppress(BlockingIOError):
-                    os.eventfd_read(self._wakeup)
+                self._clear_wakeup()
             elif not self._is_stopping:
                 self._accept()
+
+    def _clear_wakeup(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wakeup)
 
     def _accept(self) -> None:
         try:
@@ -146,13 +131,11 @@ class Server:
             return
         except OSError as error:
             self._paused_until = time.monotonic() + _PAUSE
-            self.warn(f"can't accept connections: {error.strerror}")
+            self.warn(f"can't accept connections: {reason(error)}")
             return
         try:
-            sock.setblocking(False)
-            connection = Connection(sock)
-            connection.deadline = time.monotonic() + self._patience
-            connection.send()
+            connection = Connection(sock, self._patience)
+            connection.send(GREETING)
         except OSError:
             sock.close()
             return
@@ -160,14 +143,28 @@ class Server:
             wrong = self._too_many(connection)
             if not wrong:
                 self._connections[connection.fd] = connection
+        wrong = wrong or self._start(connection)
         if wrong:
             connection.close()
             self.warn(f"pid {connection.pid}: connection refused: {wrong}")
-            return
-        if pr_helper_connect.enabled:
-            pr_helper_connect(connection.pid)
+
+    def _start(self, connection: Connection) -> str:
+        """Start a connection's thread; return why that can't be done."""
         with self._lock:
-            self._epoll.register(connection.fd, select.EPOLLIN | select.EPOLLONESHOT)
+            self._threads += 1
+        thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+        # Signals are for the main thread, which wakes up then.
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            thread.start()
+        except RuntimeError as error:
+            with self._lock:
+                self._threads -= 1
+                del self._connections[connection.fd]
+            return str(error)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        return ""
 
     def _too_many(self, connection: Connection) -> str:
         total, of_a_process = self._limits
@@ -178,91 +175,41 @@ class Server:
             return f"that process has {of_a_process} connections"
         return ""
 
-    def _shut_down_late(self) -> None:
-        """Have connections end whose client takes too long; a thread closes them."""
-        now = time.monotonic()
-        with self._lock:
-            for connection in self._connections.values():
-                if connection.deadline is not None and connection.deadline <= now:
-                    connection.deadline = None
-                    connection.shut_down()
-
     def _finish(self, grace: float) -> bool:
         self._listener.close()
-        with self._lock:
-            for connection in self._connections.values():
-                if not connection.is_running:
-                    connection.shut_down()
-        is_complete = self._wait_until(lambda: not self._connections, grace)
-        os.eventfd_write(self._end, 1)
-        if is_complete and self._wait_until(lambda: not self._threads, grace):
-            fds, self._wakeup, self._end = (self._wakeup, self._end), -1, -1
-            self._epoll.close()
-            for fd in fds:
-                os.close(fd)
-        return is_complete
-
-    def _wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Wait for what threads do; False: that takes too long."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + grace
         poll = select.poll()
         poll.register(self._wakeup, select.POLLIN)
         while True:
             with self._lock:
-                if condition():
+                if not self._threads:
+                    fd, self._wakeup = self._wakeup, -1
+                    os.close(fd)
                     return True
+                for connection in self._connections.values():
+                    connection.end()
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            poll.poll(left * 1000 + 1)
-            with suppress(BlockingIOError):
-                os.eventfd_read(self._wakeup)
+            # Connections get stuck without telling.
+            poll.poll(min(left, _PAUSE) * 1000 + 1)
+            self._clear_wakeup()
 
     def _wake(self) -> None:
         if (fd := self._wakeup) >= 0:  # the server has not ended
             with suppress(BlockingIOError):
                 os.eventfd_write(fd, 1)
 
-    # The threads that serve.
-
-    def _start_thread(self) -> None:
-        with self._lock:
-            self._threads += 1
-        thread = threading.Thread(target=self._work, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            with self._lock:
-                self._threads -= 1
-            self.warn(f"can't start a thread: {error}")
-
-    def _work(self) -> None:
-        # Signals are for the main thread, which wakes up then.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        while True:
-            with self._lock:
-                self._waiting += 1
-            events = self._epoll.poll(_IDLE, 1)
-            with self._lock:
-                self._waiting -= 1
-                is_last = not self._waiting
-                connection = self._connections.get(events[0][0]) if events else None
-                ends = bool(events) and events[0][0] == self._end
-                if ends or (not events and self._threads > _SPARE and not is_last):
-                    self._threads -= 1
-                    self._wake()
-                    return
-            if connection is not None:
-                if is_last:
-                    self._start_thread()
-                self._serve(connection)
+    # The threads of connections.
 
     def _serve(self, connection: Connection) -> None:
-        """Do what there is to do for a client, for one command at most."""
+        """Serve a client until it goes."""
+        if pr_helper_connect.enabled:
+            pr_helper_connect(connection.pid)
         try:
-            if self._advance(connection):
-                self._arm(connection)
-                return
+            request = connection.receive()
+            while request is not None and self._answer(connection, request):
+                request = connection.receive()
         except ProtocolError as error:
             if not self._quiet:
                 self.warn(f"pid {connection.pid}: {error}")
@@ -271,32 +218,21 @@ class Server:
         except Exception as error:
             with self._log_lock:
                 self._log.error("pid %d: internal error", connection.pid, exc_info=error)
-        self._close(connection)
-
-    def _advance(self, connection: Connection) -> bool:
-        """Go on as far as possible; False: the connection is to be closed."""
-        if connection.has_unsent:
-            connection.send()
-        while not connection.has_unsent:
-            try:
-                is_there, request = connection.receive()
-            except BlockingIOError:
-                break
-            if request is not None:
-                if not self._answer(connection, request):
-                    return False
-                break
-            if not is_there:
-                return False
-        return True
+        with self._lock:
+            del self._connections[connection.fd]
+        connection.close()
+        if pr_helper_disconnect.enabled:
+            pr_helper_disconnect(connection.pid)
+        with self._lock:
+            self._threads -= 1
+            if self._is_stopping:
+                self._wake()
 
     def _answer(self, connection: Connection, request: Request) -> bool:
         """Carry out a command and send the reply; False: the helper is about to end."""
         try:
-            with self._lock:
-                if self._is_stopping:
-                    return False
-                connection.is_running, connection.deadline = True, None
+            if self._is_stopping:
+                return False
             reply = self._execute(request)
         finally:
             try:
@@ -306,31 +242,4 @@ class Server:
         if pr_helper_command.enabled:
             pr_helper_command(connection.pid, request.cdb.hex(), reply.status, len(reply.data))
         connection.send(reply.encode(request.length))
-        with self._lock:
-            connection.is_running = False
-            return not self._is_stopping
-
-    def _arm(self, connection: Connection) -> None:
-        """Wait for the next event of a connection."""
-        events = select.EPOLLOUT if connection.has_unsent else select.EPOLLIN
-        with self._lock:
-            if connection.is_idle:
-                connection.deadline = None
-                is_new = False
-            else:
-                is_new = connection.deadline is None
-                if is_new:
-                    connection.deadline = time.monotonic() + self._patience
-            self._epoll.modify(connection.fd, events | select.EPOLLONESHOT)
-        if is_new:
-            self._wake()
-
-    def _close(self, connection: Connection) -> None:
-        with self._lock:
-            del self._connections[connection.fd]
-            self._epoll.unregister(connection.fd)
-        connection.close()
-        if pr_helper_disconnect.enabled:
-            pr_helper_disconnect(connection.pid)
-        if self._is_stopping:
-            self._wake()
+        return not self._is_stopping

@@ -8,7 +8,7 @@ import fcntl
 import struct
 from typing import TYPE_CHECKING
 
-from vhostblk.pr.layout import (
+from vhostblk.reservations.layout import (
     BUSY,
     CDB_SIZE,
     DRIVER_TIMEOUT,
@@ -22,8 +22,8 @@ from vhostblk.pr.layout import (
     SG_IO,
     SG_IO_HDR,
 )
-from vhostblk.pr.sense import from_errno, from_host_status
-from vhostblk.pr.wire import Reply, data_length
+from vhostblk.reservations.sense import from_errno, from_host_status
+from vhostblk.reservations.wire import Reply, data_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,9 +40,14 @@ def ioctl(fd: int, request: int, memory: bytearray) -> object:
 _INTERFACE = ord("S")
 #: Of the header: flags, identifiers and results.
 _UNSET = (0,) * 12
+#: Of the header: dxfer_direction, cmd_len, mx_sb_len, iovec_count, dxfer_len.
+_ASKED = struct.Struct("@iBBHI")
+_ASKED_OFFSET = 4
 #: Of the header: status, host_status, driver_status, resid.
 _RESULTS = struct.Struct("@B3xHHi")
 _RESULTS_OFFSET = SG_IO_HDR.size - 24
+_NO_DATA = bytes(MAX_DATA)
+_NO_SENSE = bytes(SENSE_SIZE)
 
 
 class Sg:
@@ -50,20 +55,20 @@ class Sg:
 
     def __init__(self, timeout: int, ioctl: Ioctl = ioctl) -> None:
         """`timeout`: milliseconds that a command may take."""
-        self._timeout = timeout
         self._ioctl = ioctl
-        self._cdb = ctypes.create_string_buffer(CDB_SIZE)
-        self._sense = ctypes.create_string_buffer(SENSE_SIZE)
-        self._data = ctypes.create_string_buffer(MAX_DATA)
-        self._addresses = tuple(map(ctypes.addressof, (self._data, self._cdb, self._sense)))
+        memory = [ctypes.create_string_buffer(size) for size in (MAX_DATA, CDB_SIZE, SENSE_SIZE)]
+        addresses = map(ctypes.addressof, memory)
+        self._header = SG_IO_HDR.pack(_INTERFACE, *(0,) * 5, *addresses, timeout, *_UNSET)
+        # Views keep the memory; to change it by them takes less time than a call of ctypes.
+        self._data, self._cdb, self._sense = (memoryview(each).cast("B") for each in memory)
 
     def reserve(self, fd: int, cdb: bytes, parameters: bytes) -> Reply:
         """Send PERSISTENT RESERVE IN or OUT."""
         if cdb[0] == PERSISTENT_RESERVE_IN:
             # A driver that transfers less than it says must not show an earlier command's data.
-            ctypes.memset(self._data, 0, MAX_DATA)
+            self._data[:] = _NO_DATA
             return self._send(fd, cdb, SG_DXFER_FROM_DEV, MAX_DATA)
-        ctypes.memmove(self._data, parameters, len(parameters))
+        self._data[: len(parameters)] = parameters
         return self._send(fd, cdb, SG_DXFER_TO_DEV, len(parameters))
 
     def command(self, fd: int, cdb: bytes) -> Reply:
@@ -71,14 +76,10 @@ class Sg:
         return self._send(fd, cdb, SG_DXFER_NONE, 0)
 
     def _send(self, fd: int, cdb: bytes, direction: int, length: int) -> Reply:
-        ctypes.memset(self._sense, 0, SENSE_SIZE)
-        ctypes.memmove(self._cdb, cdb, len(cdb))
-        header = bytearray(
-            SG_IO_HDR.pack(
-                _INTERFACE, direction, len(cdb), SENSE_SIZE, 0, length, *self._addresses,
-                self._timeout, *_UNSET,
-            )
-        )  # fmt: skip
+        self._sense[:] = _NO_SENSE
+        self._cdb[: len(cdb)] = cdb
+        header = bytearray(self._header)
+        _ASKED.pack_into(header, _ASKED_OFFSET, direction, len(cdb), SENSE_SIZE, 0, length)
         try:
             self._ioctl(fd, SG_IO, header)
         except OSError as error:
@@ -87,9 +88,9 @@ class Sg:
         if host:
             return from_host_status(host)
         if driver & DRIVER_TIMEOUT:
-            return Reply(BUSY, self._sense.raw)
+            return Reply(BUSY, bytes(self._sense))
         data = b""
         if direction == SG_DXFER_FROM_DEV and status == GOOD:
             wanted = min(length - residue, length, data_length(cdb))
-            data = ctypes.string_at(self._data, max(0, wanted))
-        return Reply(status, self._sense.raw, data)
+            data = bytes(self._data[: max(0, wanted)])
+        return Reply(status, bytes(self._sense), data)

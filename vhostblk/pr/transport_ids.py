@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 
 from vhostblk.errors import VhostblkError
-from vhostblk.pr.layout import PARAMETERS_SIZE
+from vhostblk.reservations.layout import PARAMETERS_SIZE
 
 #: `struct transportid`.
 SIZE = 2 + 256

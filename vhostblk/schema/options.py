@@ -29,7 +29,7 @@ def blockdev_options(options: Options) -> BlockdevOptions:
     """Return the definition of a root node; raises OptionError."""
     checked = cast("BlockdevOptions", _convert(BlockdevOptions, "driver", options))
     if checked.node_name is UNSET:
-        raise OptionError("'node-name' must be specified for the root node")
+        raise OptionError("'node-name' must be specified for the root node", option="node-name")
     return checked
 
 
@@ -42,9 +42,25 @@ def create_options(options: Options) -> BlockdevCreateOptions:
 
 def export_options(options: Options) -> BlockExportOptions:
     """Return the definition of an export; raises OptionError."""
-    checked = cast("BlockExportOptions", _convert(BlockExportOptions, "type", options))
+    return _checked_export(_convert(BlockExportOptions, "type", options))
+
+
+def short_export_options(text: str, more: str) -> tuple[BlockExportOptions, str | None]:
+    """Return the export that keyval text defines, and its property `more`.
+
+    `more` is no option of exports; it may be missing. Raises OptionError.
+    """
+    tree = keyval.parse(text)
+    value = tree.pop(more, None)
+    if value is not None and not isinstance(value, str):
+        raise OptionError(f"Invalid parameter type for '{more}', expected: string")
+    return _checked_export(from_keyval(BlockExportOptions, tree)), value
+
+
+def _checked_export(converted: object) -> BlockExportOptions:
+    checked = cast("BlockExportOptions", converted)
     if not is_identifier(checked.id):
-        raise OptionError("Invalid block export id")
+        raise OptionError("Invalid block export id", option="id")
     checked.check()
     return checked
 
@@ -53,7 +69,7 @@ def object_options(options: Options) -> ObjectOptions:
     """Return the definition of an object; raises OptionError."""
     checked = cast("ObjectOptions", _convert(ObjectOptions, "qom-type", options))
     if not is_identifier(checked.id):
-        raise OptionError("Parameter 'id' expects an identifier")
+        raise OptionError("Parameter 'id' expects an identifier", option="id")
     checked.check()
     return checked
 

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vhostblk.engine import load
+from vhostblk.errors import reason
 from vhostblk.virtqueue.errors import SetupError
 
 if TYPE_CHECKING:
@@ -88,8 +89,7 @@ class Mapping:
             self._start,
         )
         if address == _MAP_FAILED:
-            code = ctypes.get_errno()
-            raise SetupError(f"{what}: mmap failed: {os.strerror(code)}")
+            raise SetupError(f"{what}: mmap failed: {reason(ctypes.get_errno())}")
         self._base: int | None = address
         self.address: int = address + (offset - self._start)
         #: What is mapped, in whole pages: start and length.

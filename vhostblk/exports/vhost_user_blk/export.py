@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vhostblk.block import SECTOR
 from vhostblk.errors import VhostblkError
 from vhostblk.exports.base import Export
 from vhostblk.exports.vhost_user_blk.carried import CarriedSession, decode
@@ -29,7 +30,7 @@ class VhostUserBlkExport(Export):
     """One vhost-user-blk device, for one front-end at a time."""
 
     options_type = BlockExportOptionsVhostUserBlk
-    request_alignment: ClassVar[int] = 512
+    request_alignment: ClassVar[int] = SECTOR
 
     def __init__(
         self,

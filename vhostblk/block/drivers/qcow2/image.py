@@ -42,6 +42,7 @@ from vhostblk.block.drivers.qcow2.transfer import Mutex, read_array, read_bytes
 from vhostblk.block.drivers.qcow2.write import Writer
 from vhostblk.block.drivers.qcow2.zero import Zeroer
 from vhostblk.block.errors import BlockError
+from vhostblk.errors import log_failure, os_errors_as, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -230,10 +231,8 @@ class Image:
             from vhostblk.block.drivers.qcow2.check import check
 
             logger.warning("%s: repairing, as it was not closed", self.file.node.filename)
-            try:
+            with os_errors_as(BlockError, "Could not repair dirty image"):
                 await check(self, repair=True)
-            except OSError as error:
-                raise BlockError(f"Could not repair dirty image: {error.strerror}") from error
 
     # Changing tables; the lock is held.
 
@@ -345,7 +344,7 @@ class Image:
             try:
                 await self.commit.write()
             except OSError as error:
-                logger.warning("%s: %s", self.file.node.filename, error.strerror)
+                logger.warning("%s: %s", self.file.node.filename, reason(error))
 
     def give_up(self, entry: Entry, *, discard: bool | None = None) -> None:
         """Let go of what an L2 entry that has been replaced referred to."""
@@ -378,6 +377,7 @@ class Image:
             task = asyncio.get_running_loop().create_task(self._mark_corrupt())
             self._marking.add(task)
             task.add_done_callback(self._marking.discard)
+            task.add_done_callback(log_failure)
         else:
             logger.error("qcow2: Image is corrupt: %s: %s", name, text)
         self.on_corruption(text, offset, size, fatal)
@@ -394,7 +394,8 @@ class Image:
         try:
             await self.header_file.mark_corrupt()
         except OSError as error:
-            logger.error("%s: can't be marked as corrupt: %s", self.file.node.filename, error)
+            name = self.file.node.filename
+            logger.error("%s: can't be marked as corrupt: %s", name, reason(error))
 
     async def settled(self) -> None:
         """Wait for what goes on in the background."""

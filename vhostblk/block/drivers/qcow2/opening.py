@@ -8,13 +8,13 @@ the first request (`Lifecycle`).
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhostblk.block.drivers.qcow2 import compressed, header
 from vhostblk.block.drivers.qcow2.layout import Autoclear, Incompatible
 from vhostblk.block.errors import BlockError
+from vhostblk.errors import errno_of, reason
 
 if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.header import Header
@@ -48,7 +48,7 @@ async def read_header(file: Edge) -> Header:
         probe = await read_plainly(file, 0, header.PROBE_BYTES)
         data = await read_plainly(file, 0, header.cluster_size_of(probe))
     except OSError as error:
-        raise BlockError(f"Could not read qcow2 header: {os.strerror(error.errno or 5)}") from error
+        raise BlockError(f"Could not read qcow2 header: {reason(errno_of(error))}") from error
     parsed = header.parse(data)
     compressed.check_available(parsed.compression_type)
     return parsed
@@ -83,4 +83,4 @@ async def read_top_tables(file: Edge, parsed: Header) -> TopTables | None:
 
 def metadata_error(error: OSError) -> BlockError:
     """Make the error of an image whose tables can't be read."""
-    return BlockError(f"Could not read qcow2 metadata: {error.strerror}")
+    return BlockError(f"Could not read qcow2 metadata: {reason(error)}")

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.pr.client import cdb, reserve_in, reserve_out
-from vhostblk.pr.errors import CommandError, CutShortError, DescriptorError, FeatureError
-from vhostblk.pr.wire import GREETING, Reply, Request, ServerSide
+from vhostblk.reservations.errors import CommandError, CutShortError, DescriptorError, FeatureError
+from vhostblk.reservations.wire import GREETING, Reply, Request, ServerSide
 
 
 def greeted() -> ServerSide:

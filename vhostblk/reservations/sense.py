@@ -9,8 +9,14 @@ from __future__ import annotations
 import errno
 from typing import NamedTuple
 
-from vhostblk.pr.layout import BUSY, CHECK_CONDITION, GOOD, RESERVATION_CONFLICT, TASK_SET_FULL
-from vhostblk.pr.wire import Reply
+from vhostblk.reservations.layout import (
+    BUSY,
+    CHECK_CONDITION,
+    GOOD,
+    RESERVATION_CONFLICT,
+    TASK_SET_FULL,
+)
+from vhostblk.reservations.wire import Reply
 
 
 class Sense(NamedTuple):

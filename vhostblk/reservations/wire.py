@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from vhostblk.pr.errors import CommandError, CutShortError, DescriptorError, FeatureError
-from vhostblk.pr.layout import (
+from vhostblk.reservations.errors import CommandError, CutShortError, DescriptorError, FeatureError
+from vhostblk.reservations.layout import (
     CDB_SIZE,
     FEATURES,
     FEATURES_SIZE,
     GOOD,
-    LENGTH,
     LENGTH_OFFSET,
     MAX_DATA,
     PERSISTENT_RESERVE_IN,
@@ -65,15 +64,14 @@ class Reply(NamedTuple):
 
 def data_length(cdb: bytes) -> int:
     """Return the parameter list length, or the allocation length, of a CDB."""
-    (length,) = LENGTH.unpack_from(cdb, LENGTH_OFFSET)
-    return int(length)
+    return cdb[LENGTH_OFFSET] << 8 | cdb[LENGTH_OFFSET + 1]
 
 
 class ServerSide:
     """The helper's half of a connection.
 
     Read `wanted` bytes at most (with descriptors where `takes_descriptor`), and call `receive`.
-    It returns the request once that is complete; call `next_request` when it has been answered.
+    It returns the request once that is complete.
     """
 
     def __init__(self) -> None:
@@ -127,8 +125,16 @@ class ServerSide:
             self._take_features()
             return None
         if not self._cdb:
-            return self._take_cdb()
+            return self._take_cdb(bytes(self._buffer))
         return self._complete(bytes(self._buffer))
+
+    def receive_whole(self, cdb: bytes, fd: int) -> Request | None:
+        """Take a whole CDB that came with its descriptor, as nearly all do, when idle.
+
+        Raises ProtocolError; the descriptor is kept then.
+        """
+        self._fd = fd
+        return self._take_cdb(cdb)
 
     @property
     def holds_descriptor(self) -> bool:
@@ -147,22 +153,22 @@ class ServerSide:
         self._greeted = True
         self._buffer.clear()
 
-    def _take_cdb(self) -> Request | None:
-        cdb = bytes(self._buffer)
+    def _take_cdb(self, cdb: bytes) -> Request | None:
         if self._fd < 0:
             raise DescriptorError("No file descriptor in request")
         if cdb[0] not in (PERSISTENT_RESERVE_IN, PERSISTENT_RESERVE_OUT):
             raise CommandError(f"Invalid CDB: operation code {cdb[0]:#04x}")
-        if data_length(cdb) > MAX_DATA:
-            raise CommandError(f"Invalid CDB: {data_length(cdb)} bytes of data")
+        length = data_length(cdb)
+        if length > MAX_DATA:
+            raise CommandError(f"Invalid CDB: {length} bytes of data")
         self._cdb = cdb
         self._buffer.clear()
-        if cdb[0] == PERSISTENT_RESERVE_OUT and data_length(cdb):
+        if cdb[0] == PERSISTENT_RESERVE_OUT and length:
             return None
         return self._complete(b"")
 
     def _complete(self, parameters: bytes) -> Request:
-        request = Request(self._cdb, self.take_descriptor(), parameters)
-        self._cdb = b""
+        request = Request(self._cdb, self._fd, parameters)
+        self._cdb, self._fd = b"", -1
         self._buffer.clear()
         return request

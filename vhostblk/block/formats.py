@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image formats by their signatures, which `schema.driver_manifest` has.
+
+A guest chooses the content of a raw disk. So a signature says what a file looks like, never what
+it is: vhostblk opens no image by it, except where QEMU does (backing files without a format).
+"""
+
+from __future__ import annotations
+
+from vhostblk.imports import load
+from vhostblk.schema.branches import Parts
+from vhostblk.schema.driver_manifest import DEFAULT_FORMAT, DRIVERS
+
+#: How much of the start of a file, and of its end, holds the signatures.
+HEAD_BYTES = 2048
+TAIL_BYTES = 512
+
+#: The first line of a VMDK descriptor that is neither blank nor a comment.
+_VMDK_VERSIONS = (b"version=1", b"version=2", b"version=3")
+
+
+def format_of(head: bytes) -> str:
+    """Return the format that `head`, the start of a file, has the signature of; else `raw`."""
+    for name, driver in DRIVERS.items():
+        for offset, signature in driver.signatures:
+            if head[offset : offset + len(signature)] == signature:
+                return name
+    for name, function in Parts(DRIVERS, "looks_like").items():
+        if load(function)(head):
+            return name
+    return DEFAULT_FORMAT
+
+
+def likely_format(head: bytes, tail: bytes) -> str:
+    """Return the format that a whole file has a signature of; else `raw`.
+
+    `head` and `tail` are its first `HEAD_BYTES` and its last `TAIL_BYTES`.
+    """
+    found = format_of(head)
+    if found != DEFAULT_FORMAT:
+        return found
+    tails = (name for name, each in DRIVERS.items() if each.tail and tail.startswith(each.tail))
+    return next(tails, DEFAULT_FORMAT)
+
+
+def is_vmdk_descriptor(head: bytes) -> bool:
+    """Whether a text starts like a VMDK descriptor: comments, blank lines, a version."""
+    if not head.startswith((b"#", b"version=")):
+        return False
+    for line in head.splitlines():
+        if line.strip() and not line.startswith(b"#"):
+            return line.rstrip() in _VMDK_VERSIONS
+    return False
