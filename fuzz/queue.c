@@ -211,8 +211,7 @@ static void lay_out(struct world *world)
 static void sweep(struct world *world)
 {
     world->iothread.now = vb_now();
-    vb_port_drop_file(&world->queue->port);
-    vb_port_sweep(&world->queue->port);
+    vb_port_turn(&world->queue->port);
     vb_queue_publish(&world->queue->port);
     vb_port_show(&world->queue->port);
 }
@@ -452,8 +451,11 @@ static void finish(struct world *world)
     world->input->left = 0;
     world->holds++;
     vb_port_hold(&world->queue->port);
-    while (stub.count)
-        reap(world);
+    do {
+        sweep(world);
+        while (stub.count)
+            reap(world);
+    } while (world->queue->port.pieces);
     do
         take_upcalls(world);
     while (world->iothread.upcalls || world->iothread.fetched);

@@ -334,7 +334,7 @@ void stores_turn(void)
 
         progress = false;
         for (struct vb_port *port = iothread.ports; port; port = port->next) {
-            progress |= vb_port_sweep(port);
+            progress |= vb_port_turn(port);
             publish(port);
         }
         op = reap(&io);

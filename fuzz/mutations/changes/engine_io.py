@@ -10,11 +10,13 @@ _QUEUE = "vhostblk/engine/src/virtqueue/queue.c"
 _SLOT = "vhostblk/engine/src/virtqueue/slot.c"
 _PORT = "vhostblk/engine/src/core/port.c"
 _RUN = "vhostblk/engine/src/core/run.c"
+_PIECES = "vhostblk/engine/src/core/pieces.c"
 _URING = "vhostblk/engine/src/core/io_uring.c"
 _POOL = "vhostblk/engine/src/core/io_pool.c"
 _EXTENT = "vhostblk/engine/src/core/extent.c"
 
 _FILE_IO = ("tests/engine/test_file_io.py",)
+_IN_PIECES = ("tests/engine/test_pieces.py",)
 _ENGINE = ("tests/engine",)
 _THROUGH = ("tests/engine/test_write_through.py",)
 
@@ -106,8 +108,8 @@ MUTATIONS = (
         "write-through-flag-lost",
         _EXECUTE,
         """
-        - queue_op(task, VB_IO_WRITE, task->flags & VB_TASK_FUA ? RWF_DSYNC : 0);
-        + queue_op(task, VB_IO_WRITE, 0);
+        - task->flags & VB_TASK_FUA && !task->sync_error ? RWF_DSYNC : 0);
+        + 0);
         """,
         "With the write cache off, an acknowledged write is in the page cache only.",
         _THROUGH,
@@ -169,9 +171,10 @@ MUTATIONS = (
         "short-attempt-is-whole",
         _RUN,
         """
-        - if (result >= 0 && (uint64_t)result == task->length) {
+        - if (result >= 0 && task->transferred + (uint64_t)result == task->end) {
+        -     vb_task_transferred(task, result);
         + if (result > 0) {
-              vb_task_finish_mapped(task, 0);
+        +     vb_task_transferred(task, (int64_t)(task->end - task->transferred));
         """,
         "A write that stopped halfway is acknowledged.",
         _FILE_IO,
@@ -210,9 +213,8 @@ MUTATIONS = (
         "run-left-undone-for-the-last-request",
         _RUN,
         """
-          run->end = task->op.offset + task->length;
         - run->bytes += task->length;
-          run->iov_count += task->op.count;
+          port->turn.bytes -= (int64_t)task->length;
         """,
         "A run's length is too small, so that a short one counts as whole.",
         ("tests/engine/test_runs.py",),
@@ -347,8 +349,8 @@ MUTATIONS = (
         "short-read-is-the-end",
         _EXECUTE,
         """
-        - if (op->opcode == VB_IO_READ && (!result || whole != result)) {
-        + if (op->opcode == VB_IO_READ) {
+        - } else if (!vb_task_writes(task) && (!bytes || whole != bytes)) {
+        + } else if (!vb_task_writes(task)) {
         """,
         "A read that the kernel does in two parts returns zeroes for the second one.",
         _FILE_IO,
@@ -357,8 +359,8 @@ MUTATIONS = (
         "short-write-is-whole",
         _EXECUTE,
         """
-        - if (task->transferred + result == task->length) {
-        + if (op->opcode == VB_IO_WRITE || task->transferred + result == task->length) {
+        - if (task->transferred + (uint64_t)bytes == task->end) {
+        + if (vb_task_writes(task) || task->transferred + (uint64_t)bytes == task->end) {
         """,
         "A write that stopped halfway is acknowledged.",
         _FILE_IO,
@@ -602,8 +604,8 @@ MUTATIONS = (
         "failed-write-through-is-no-failed-flush",
         _EXECUTE,
         """
-        - task->sync_error ? judge_flush(task->map, task->sync_error) : 0);
-        + task->sync_error);
+        - int64_t result = task->sync_error ? judge_flush(task->map, task->sync_error) : 0;
+        + int64_t result = task->sync_error;
         """,
         "The flush after a write whose data could not be brought to storage succeeds.",
         ("tests/engine/test_file_io.py",),
@@ -612,8 +614,8 @@ MUTATIONS = (
         "failed-write-through-is-acknowledged",
         _EXECUTE,
         """
-        - task->sync_error ? judge_flush(task->map, task->sync_error) : 0);
-        + 0);
+        - int64_t result = task->sync_error ? judge_flush(task->map, task->sync_error) : 0;
+        + int64_t result = 0;
         """,
         "A write whose data could not be brought to storage is acknowledged.",
         ("tests/engine/test_file_io.py",),
@@ -649,5 +651,48 @@ MUTATIONS = (
         """,
         "A request that begins on the disk and ends behind it overwrites data behind it.",
         ("tests/engine/test_extents.py",),
+    ),
+    Mutation(
+        "next-piece-from-the-start-of-its-segment",
+        _PIECES,
+        """
+          if (task->trim)
+        -     task->iovs[first + op->count - 1].iov_len += task->trim;
+          task->trim = 0;
+        """,
+        "Of a long write, what is behind the end of a piece is left out.",
+        _IN_PIECES,
+    ),
+    Mutation(
+        "piece-longer-than-it-is",
+        _PIECES,
+        """
+        - task->iovs[op->iovs - task->iovs + count - 1].iov_len -= task->trim;
+        + task->iovs[op->iovs - task->iovs + count - 1].iov_len -= 0;
+        """,
+        "A long transfer goes on elsewhere in its buffer.",
+        _IN_PIECES,
+    ),
+    Mutation(
+        "rest-of-a-long-transfer-is-forgotten",
+        _PIECES,
+        """
+        - if (task->transferred == task->length)
+        + if (task->transferred)
+              vb_task_finish_mapped(task, 0);
+        """,
+        "A long write is acknowledged after its first piece.",
+        _IN_PIECES,
+    ),
+    Mutation(
+        "zeroes-end-with-the-piece",
+        _PIECES,
+        """
+        - if (task->end < task->length) {
+        + if (false) {
+              wait_for_turn(task);
+        """,
+        "A long read of zeroes leaves most of its buffer as it was.",
+        _IN_PIECES,
     ),
 )

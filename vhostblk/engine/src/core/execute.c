@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "iothread.h"
+#include "pieces.h"
 #include "port.h"
 
 /* The map's file as the io keeps it, or VB_FILE_NONE. */
@@ -65,6 +66,8 @@ static void begin_mapped(struct vb_task *task)
     task->map = port->map;
     task->phase = port->phase;
     task->transferred = 0;
+    task->end = task->length;
+    task->zeroing = false;
     task->sync_error = 0;
     port->mapped_in_flight++;
     port->phase_in_flight[task->phase]++;
@@ -114,7 +117,7 @@ static void not_here(struct vb_task *task)
         vb_task_go_up(task);
 }
 
-static void zero_segments(const struct iovec *iovs, uint32_t count)
+void vb_zero_segments(const struct iovec *iovs, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++)
         memset(iovs[i].iov_base, 0, iovs[i].iov_len);
@@ -143,8 +146,9 @@ void vb_task_skip(struct vb_task *task, uint64_t bytes)
 
 void vb_task_queue_transfer(struct vb_task *task)
 {
-    if (vb_task_writes(task))
-        queue_op(task, VB_IO_WRITE, task->flags & VB_TASK_FUA ? RWF_DSYNC : 0);
+    if (vb_task_writes(task)) /* after a failure see `continue_transfer` */
+        queue_op(task, VB_IO_WRITE,
+                 task->flags & VB_TASK_FUA && !task->sync_error ? RWF_DSYNC : 0);
     else
         queue_op(task, VB_IO_READ, 0);
 }
@@ -186,9 +190,11 @@ static void execute_transfer(struct vb_task *task)
         not_here(task);
         return;
     }
-    if (verdict != VB_GO_FILE) {
-        if (verdict == VB_GO_ZERO)
-            zero_segments(task->iovs, task->iov_count);
+    if (verdict == VB_GO_NULL || (verdict == VB_GO_ZERO && task->length <= VB_MAX_INLINE_BYTES)) {
+        if (verdict == VB_GO_ZERO) {
+            port->turn.bytes -= (int64_t)task->length;
+            vb_zero_segments(task->iovs, task->iov_count);
+        }
         finish(task, 0);
         return;
     }
@@ -196,10 +202,15 @@ static void execute_transfer(struct vb_task *task)
     task->op.iovs = task->iovs;
     task->op.count = task->iov_count;
     task->op.offset = file_offset;
-    if (vb_run_takes(task))
+    if (verdict == VB_GO_ZERO) {
+        vb_pieces_zero(task);
+    } else if (task->length > VB_MAX_INLINE_BYTES) {
+        vb_pieces_begin(task);
+    } else if (vb_run_takes(task)) {
         vb_run_add(port, task);
-    else
+    } else {
         vb_task_queue_transfer(task);
+    }
 }
 
 static void execute_flush(struct vb_task *task)
@@ -286,10 +297,40 @@ static int64_t judge_flush(struct vb_extent_map *map, int64_t result)
     return -(int64_t)map->sync->error;
 }
 
+/* All has been transferred. A write that was repeated for an error of its flush has that outcome. */
+static void finish_transfer(struct vb_task *task)
+{
+    int64_t result = task->sync_error ? judge_flush(task->map, task->sync_error) : 0;
+
+    vb_task_finish_mapped(task, result);
+}
+
+void vb_task_transferred(struct vb_task *task, int64_t bytes)
+{
+    struct vb_io_op *op = &task->op;
+    int64_t whole = vb_task_whole_blocks(task, bytes);
+
+    if (task->transferred + (uint64_t)bytes == task->end) {
+        if (task->end < task->length)
+            vb_pieces_next(task, (uint64_t)bytes);
+        else
+            finish_transfer(task);
+    } else if (!vb_task_writes(task) && (!bytes || whole != bytes)) {
+        /* The file ends here, maybe inside a block. */
+        vb_task_skip(task, bytes);
+        vb_pieces_zero(task);
+    } else if (bytes) {
+        vb_task_skip(task, whole); /* a part of a block is written again */
+        queue_op(task, op->opcode, op->flags);
+    } else {
+        vb_task_finish_mapped(task, -ENOSPC);
+    }
+}
+
 static void continue_transfer(struct vb_task *task)
 {
     struct vb_io_op *op = &task->op;
-    int64_t result = op->result, whole;
+    int64_t result = op->result;
 
     if (result == -EAGAIN || result == -EINTR) {
         queue_op(task, op->opcode, op->flags);
@@ -303,27 +344,10 @@ static void continue_transfer(struct vb_task *task)
         queue_op(task, VB_IO_WRITE, 0);
         return;
     }
-    if (result < 0) {
+    if (result < 0)
         vb_task_finish_mapped(task, result);
-        return;
-    }
-    if (task->transferred + result == task->length) {
-        vb_task_finish_mapped(task,
-                              task->sync_error ? judge_flush(task->map, task->sync_error) : 0);
-        return;
-    }
-    whole = vb_task_whole_blocks(task, result);
-    if (op->opcode == VB_IO_READ && (!result || whole != result)) {
-        /* The file ends here, maybe inside a block. */
-        vb_task_skip(task, result);
-        zero_segments(op->iovs, op->count);
-        vb_task_finish_mapped(task, 0);
-    } else if (result) {
-        vb_task_skip(task, whole); /* a part of a block is written again */
-        queue_op(task, op->opcode, op->flags);
-    } else {
-        vb_task_finish_mapped(task, -ENOSPC);
-    }
+    else
+        vb_task_transferred(task, result);
 }
 
 static void continue_flush(struct vb_task *task)

@@ -11,6 +11,11 @@ void vb_task_finish_mapped(struct vb_task *task, int64_t result);
 /* Queue the operation for what a read or a write still has to transfer. */
 void vb_task_queue_transfer(struct vb_task *task);
 
+/* Go on with a read or a write whose operation has transferred `bytes`, at least 0. */
+void vb_task_transferred(struct vb_task *task, int64_t bytes);
+
+void vb_zero_segments(const struct iovec *iovs, uint32_t count);
+
 /* Skip `bytes` of what the operation still has to transfer. */
 void vb_task_skip(struct vb_task *task, uint64_t bytes);
 

@@ -89,19 +89,6 @@ static bool reap(struct vb_iothread *iothread)
     return any;
 }
 
-/* Whether Python looks after the port for now; see `vb_upcalls_look`. */
-static bool looked_for(const struct vb_port *port)
-{
-    return !port->map &&
-           atomic_load_explicit(&port->iothread->looked_for, memory_order_relaxed);
-}
-
-static bool sweep(struct vb_port *port)
-{
-    vb_port_drop_file(port);
-    return !looked_for(port) && vb_port_sweep(port);
-}
-
 static void publish_all(struct vb_iothread *iothread)
 {
     for (struct vb_port *port = iothread->ports; port; port = port->next) {
@@ -125,7 +112,7 @@ static bool turn(struct vb_iothread *iothread)
     bool progress = false;
 
     for (struct vb_port *port = iothread->ports; port; port = port->next)
-        progress |= sweep(port);
+        progress |= vb_port_turn(port);
     if (progress)
         publish_all(iothread);
     submit(iothread);
@@ -187,7 +174,9 @@ static int arm(struct sleeper *sleeper, struct vb_iothread *iothread)
     if (atomic_load(&iothread->inbox))
         return -2;
     for (struct vb_port *port = iothread->ports; port; port = port->next) {
-        if (looked_for(port))
+        if (port->pieces)
+            return -2;
+        if (vb_port_looked_for(port))
             continue;
         if (vb_port_arm(port))
             return -2;

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "iothread.h"
+#include "pieces.h"
 
 bool vb_port_init(struct vb_port *port, const struct vb_port_vtable *vtable,
                   struct vb_iothread *iothread, int wake_fd)
@@ -46,7 +47,7 @@ void vb_port_show(struct vb_port *port)
 /* A port that is held and idle keeps no file open: its node may be about to close it. Only the
  * iothread can do that (the io's rule), and the kernel may take a while: until then the file counts as
  * in flight. */
-void vb_port_drop_file(struct vb_port *port)
+static void drop_file(struct vb_port *port)
 {
     struct vb_io *io = port->iothread->io;
 
@@ -58,6 +59,24 @@ void vb_port_drop_file(struct vb_port *port)
         port->file = VB_FILE_DROPPED;
     else
         port->file = VB_FILE_UNTRIED;
+}
+
+bool vb_port_looked_for(const struct vb_port *port)
+{
+    return !port->map &&
+           atomic_load_explicit(&port->iothread->looked_for, memory_order_relaxed);
+}
+
+bool vb_port_turn(struct vb_port *port)
+{
+    bool progress;
+
+    drop_file(port);
+    vb_port_begin_turn(port);
+    progress = vb_pieces_do(port);
+    if (!vb_port_looked_for(port))
+        progress |= vb_port_sweep(port);
+    return progress;
 }
 
 void vb_port_file_gone(struct vb_port *port)

@@ -14,6 +14,13 @@
 
 enum { VB_FILE_NONE = -1, VB_FILE_UNTRIED = -2, VB_FILE_DROPPED = -3 };
 
+/* What a port may still do in this turn, before the next one's. */
+struct vb_turn {
+    uint32_t requests;
+    int64_t bytes; /* copied by the iothread's own hand */
+    uint64_t ends; /* the clock, once it was looked at */
+};
+
 /* What a kind of port does. All but `destroy` run between two turns, or in one. */
 struct vb_port_vtable {
     /* Take requests that have come, as tasks, and start them. True: there were some. */
@@ -52,6 +59,9 @@ struct vb_port {
     uint32_t phase_in_flight[2]; /* the same by phase: see vb_port_settle */
     struct vb_io_op drop;        /* completes when the kernel has closed the file */
     struct vb_run run;           /* empty between two sweeps */
+    struct vb_turn turn;
+    /* Tasks with more pieces to do. */
+    struct vb_task *pieces, **pieces_end;
     uint64_t slow_until;         /* no blocking attempts before this time */
     uint64_t heap_bytes;         /* of segments that did not fit their tasks */
     const char *broken;          /* read without the lock, too */
@@ -74,9 +84,6 @@ void vb_port_news(struct vb_port *port);
 /* Show Python how many requests are in flight; at the end of a turn, after publishing. */
 void vb_port_show(struct vb_port *port);
 
-/* Close the map's file where it is not to be kept any more. The iothread does so before each sweep. */
-void vb_port_drop_file(struct vb_port *port);
-
 /* `drop` has completed. */
 void vb_port_file_gone(struct vb_port *port);
 
@@ -97,6 +104,28 @@ static inline bool vb_port_full(const struct vb_port *port)
 static inline bool vb_port_takes(const struct vb_port *port)
 {
     return !port->holds && !port->broken && !vb_port_full(port);
+}
+
+/* Give a port its turn: to go on with what it has, and to take requests. True: there was something to
+ * do. The iothread's. */
+bool vb_port_turn(struct vb_port *port);
+
+/* Begin to count what it does in a turn. */
+void vb_port_begin_turn(struct vb_port *port);
+
+/* Whether Python looks after the port for now; see `vb_upcalls_look`. */
+bool vb_port_looked_for(const struct vb_port *port);
+
+/* Whether the turn has not lasted too long. */
+bool vb_port_has_time(struct vb_port *port);
+
+/* Whether it may take one more request in this turn, which counts as taken then. */
+static inline bool vb_port_takes_one(struct vb_port *port)
+{
+    if (!port->turn.requests || port->turn.bytes <= 0 || vb_port_full(port))
+        return false;
+    port->turn.requests--;
+    return port->turn.requests % 32 || vb_port_has_time(port);
 }
 
 /* Sweep and arm a port, if it takes requests now. */

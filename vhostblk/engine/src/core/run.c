@@ -28,7 +28,7 @@ bool vb_run_takes(const struct vb_task *task)
 {
     const struct vb_port *port = task->port;
 
-    if (!(task->map->flags & VB_EXTENT_BUFFERED) || task->length > VB_MAX_INLINE_BYTES)
+    if (!(task->map->flags & VB_EXTENT_BUFFERED))
         return false;
     return !vb_task_writes(task) ||
            (!(task->flags & VB_TASK_FUA) && port->iothread->now >= port->slow_until);
@@ -49,17 +49,19 @@ static ssize_t attempt(struct vb_port *port, const struct vb_task *task, const s
                        map->flags & VB_EXTENT_IN_MEMORY ? 0 : RWF_NOWAIT);
     before = vb_now();
     result = pwritev(map->fd, iovs, limit, task->op.offset);
-    if (vb_now() - before > SLOW_WRITE_NS)
+    if (vb_now() - before > SLOW_WRITE_NS) {
         port->slow_until = before + SLOW_PENALTY_NS;
+        port->turn.bytes = 0; /* others have waited long enough */
+    }
     return result;
 }
 
-static void transfer_alone(struct vb_task *task)
+void vb_run_transfer(struct vb_task *task)
 {
     ssize_t result = attempt(task->port, task, task->op.iovs, task->op.count);
 
-    if (result >= 0 && (uint64_t)result == task->length) {
-        vb_task_finish_mapped(task, 0);
+    if (result >= 0 && task->transferred + (uint64_t)result == task->end) {
+        vb_task_transferred(task, result);
         return;
     }
     if (result > 0)
@@ -95,6 +97,7 @@ void vb_run_add(struct vb_port *port, struct vb_task *task)
     run->last = task;
     run->end = task->op.offset + task->length;
     run->bytes += task->length;
+    port->turn.bytes -= (int64_t)task->length;
     run->iov_count += task->op.count;
     run->count++;
 }
@@ -123,7 +126,7 @@ void vb_run_finish(struct vb_port *port)
         if (together)
             vb_task_finish_mapped(task, 0);
         else
-            transfer_alone(task);
+            vb_run_transfer(task);
         task = next;
     }
 }

@@ -16,7 +16,9 @@ struct vb_task;
 #define VB_RUN_IOVS 128
 
 /* Longest transfer that is attempted at once, so that other ports get their turn. */
+#ifndef VB_MAX_INLINE_BYTES /* fuzzers have shorter ones */
 #define VB_MAX_INLINE_BYTES (256 << 10)
+#endif
 
 struct vb_run {
     struct vb_task *first, *last;
@@ -29,6 +31,9 @@ struct vb_run {
 
 /* Whether an attempt at once may pay for a task that goes by the map. */
 bool vb_run_takes(const struct vb_task *task);
+
+/* Transfer at once what can be, and queue the rest. */
+void vb_run_transfer(struct vb_task *task);
 
 /* Put a task off in the hope of more that belongs to it. */
 void vb_run_add(struct vb_port *port, struct vb_task *task);

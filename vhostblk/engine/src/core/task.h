@@ -35,10 +35,13 @@ struct vb_task {
     uint8_t phase; /* of the port when it began to go by the map */
     bool syncing;  /* has the turn to sync the map's file */
     struct vb_extent_map *map; /* that it goes by */
-    struct vb_task *next;      /* in a run, or among those that are up */
+    struct vb_task *next;      /* in a run, among those that are up, or that have more pieces */
     uint64_t begun;
     uint64_t transferred;
-    uint64_t cut; /* bytes transferred of the segment that the operation begins in */
+    uint64_t end;  /* of the piece in progress; the length, if it is the last one: `pieces.c` */
+    uint64_t cut;  /* bytes transferred of the segment that the operation begins in */
+    uint64_t trim; /* bytes behind the piece of the segment that it ends in */
+    bool zeroing;  /* what is left of a read is zeroes */
     int64_t sync_error; /* of a write with RWF_DSYNC, which is repeated without it */
     struct vb_io_op op;
 };

@@ -39,6 +39,7 @@ uint32_t vb_upcalls_look(struct vb_iothread *iothread)
         if (port->map)
             continue;
         unmapped++;
+        vb_port_begin_turn(port);
         vb_port_sweep(port);
         port->vtable->publish(port);
         vb_port_show(port);

@@ -35,7 +35,7 @@ static void take_left(struct vb_queue *queue)
 {
     struct vb_inflight *inflight = &queue->inflight;
 
-    while (vb_queue_left(queue) && !vb_port_full(&queue->port)) {
+    while (vb_queue_left(queue) && vb_port_takes_one(&queue->port)) {
         uint16_t place = inflight->left_taken++;
 
         if (queue->ring.packed) {
@@ -114,7 +114,7 @@ static bool sweep_packed(struct vb_queue *queue)
         queue->kicks_enabled = false;
     }
     /* What completes meanwhile is not shown yet, so there is an end after one lap. */
-    while (!vb_port_full(&queue->port) && vb_packed_available(ring) &&
+    while (vb_packed_available(ring) && vb_port_takes_one(&queue->port) &&
            take_next_packed(queue))
         ;
     vb_run_finish(&queue->port);
@@ -152,7 +152,7 @@ bool vb_queue_sweep(struct vb_port *port)
         vb_queue_log_used(queue, 0, sizeof(uint16_t));
         queue->kicks_enabled = false;
     }
-    while (available-- && !vb_port_full(&queue->port)) {
+    while (available-- && vb_port_takes_one(port)) {
         uint16_t head = vb_ring_head(ring, ring->next_avail);
 
         if (head >= ring->size) {
