@@ -15,9 +15,9 @@ from vhostblk.block.errors import NodeNotFoundError, NoNode
 from vhostblk.errors import (
     errno_of,
     error_context,
+    errors_as,
     log_failure,
     os_error,
-    os_errors_as,
     reason,
 )
 from vhostblk.schema.errors import OptionError
@@ -50,21 +50,21 @@ def test_reasons(error: BaseException | int, text: str) -> None:
 def test_an_os_error_becomes_one_of_a_layer() -> None:
     with (
         pytest.raises(_LayerError) as caught,
-        os_errors_as(_LayerError, "Could not open 'a'", file="a"),
+        errors_as(_LayerError, "Could not open 'a'", file="a"),
     ):
         raise os_error(errno.EACCES)
     error = caught.value
     assert str(error) == "Could not open 'a': Permission denied"
     assert (error.file, error.errno) == ("a", errno.EACCES)
     assert isinstance(error.__cause__, PermissionError)
-    with pytest.raises(_LayerError, match=r"^Permission denied$"), os_errors_as(_LayerError):
+    with pytest.raises(_LayerError, match=r"^Permission denied$"), errors_as(_LayerError):
         raise os_error(errno.EACCES)
 
 
 def test_other_errors_stay_as_they_are() -> None:
-    with pytest.raises(ZeroDivisionError), os_errors_as(_LayerError, "what"):
+    with pytest.raises(ZeroDivisionError), errors_as(_LayerError, "what"):
         raise ZeroDivisionError
-    with os_errors_as(_LayerError, "what"):
+    with errors_as(_LayerError, "what"):
         pass
 
 
@@ -86,6 +86,13 @@ def test_an_error_knows_what_its_cause_knows() -> None:
     outer = VhostblkError("--blockdev: no", node="above")
     outer.__cause__ = inner
     assert (outer.node, outer.option, outer.errno) == ("above", "file.filename", errno.ENOENT)
+
+
+def test_an_error_may_be_its_own_cause() -> None:
+    error = _LayerError("no")
+    error.__cause__ = error
+    error.add_context(node="disk")
+    assert (error.node, error.errno) == ("disk", None)
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,12 @@ from __future__ import annotations
 import errno as codes
 import logging
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
-    from types import TracebackType
+    from collections.abc import Callable, Iterator
 
 _logger = logging.getLogger(__name__)
 
@@ -63,10 +63,20 @@ class VhostblkError(Exception):
     @property
     def errno(self) -> int | None:
         """The errno of the system call or request that failed."""
-        return getattr(self.__cause__, "errno", None)
+        return next((error.errno for error in self._causes() if isinstance(error, OSError)), None)
 
     def _known(self, name: str) -> str | None:
-        return self._context.get(name) or getattr(self.__cause__, name, None)
+        for error in self._causes():
+            if isinstance(error, VhostblkError) and name in error._context:
+                return error._context[name]
+        return None
+
+    def _causes(self) -> list[BaseException]:
+        """Return this error and what caused it, the last cause last; they may go in a circle."""
+        causes: list[BaseException] = [self]
+        while (cause := causes[-1].__cause__) is not None and cause not in causes:
+            causes.append(cause)
+        return causes
 
     def add_context(self, **context: str) -> None:
         """Add what the place that raised the error did not know."""
@@ -92,43 +102,35 @@ def errno_of(error: BaseException) -> int:
     return getattr(error, "errno", None) or codes.EIO
 
 
-class os_errors_as:  # noqa: N801 (used like a function)
-    """Raise an OSError of the `with` block as an error of `kind`, worded "what: reason".
+@contextmanager
+def errors_as(
+    kind: Callable[..., Exception],
+    what: str = "",
+    of: type[Exception] | tuple[type[Exception], ...] = OSError,
+    **context: str,
+) -> Iterator[None]:
+    """Raise an error of the `with` block as one of `kind`, worded "what: reason".
 
-    Without `what` it is the reason alone. Where `kind` is OSError the errno stays what it is.
+    Without `what` it is the reason alone. `of` is the kind, or the kinds, that become another one.
+    Where `kind` is OSError the errno stays what it is.
     """
-
-    def __init__(self, kind: Callable[..., Exception], what: str = "", **context: str) -> None:
-        self._kind, self._context = kind, context
-        self._prefix = what and f"{what}: "
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, _kind: object, error: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
-        if isinstance(error, OSError):
-            text = f"{self._prefix}{reason(error)}"
-            if self._kind is OSError:
-                raise OSError(error.errno, text) from error
-            raise self._kind(text, **self._context) from error
+    try:
+        yield
+    except of as error:
+        text = f"{what}: {reason(error)}" if what else reason(error)
+        if kind is OSError:
+            raise OSError(errno_of(error), text) from error
+        raise kind(text, **context) from error
 
 
-class error_context:  # noqa: N801 (used like a function)
+@contextmanager
+def error_context(**context: str) -> Iterator[None]:
     """Add context to any VhostblkError that leaves the `with` block."""
-
-    def __init__(self, **context: str) -> None:
-        self._context = context
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, _kind: object, error: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
-        if isinstance(error, VhostblkError):
-            error.add_context(**self._context)
+    try:
+        yield
+    except VhostblkError as error:
+        error.add_context(**context)
+        raise
 
 
 def is_internal(error: BaseException) -> bool:

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
     from tests.frontend.layout.vhost_user import MemoryRegion
-    from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend
+    from vhostblk.exports.vhost_user_blk.device import VhostUserBlkDevice
 
 QUEUES = 2
 #: Rings and requests are in the first region; the second one is added and removed.
@@ -103,7 +103,7 @@ class Script:
         self._address = UnixAddress(str(directory / "e.sock"))
         self._iothreads = Iothreads()
         self.node = HandNode()
-        self.device: VhostUserBlkBackend
+        self.device: VhostUserBlkDevice
         self._server: VhostUserServer
         self._socket: socket.socket
         #: Eventfds by purpose and queue, and shared files.

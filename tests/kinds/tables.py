@@ -9,11 +9,11 @@ from vhostblk.schema.object import ObjectType
 
 DRIVERS = {
     "test-dice": Driver(
-        "tests.kinds.dice:DiceOptions",
-        "tests.kinds.dice:DiceNode",
-        create_options="tests.kinds.dice:DiceCreateOptions",
-        create="tests.kinds.dice:create",
-        statistics="tests.kinds.dice:DiceStatistics",
+        "tests.kinds.dice.options:DiceOptions",
+        "tests.kinds.dice.node:DiceNode",
+        create_options="tests.kinds.dice.options:DiceCreateOptions",
+        create="tests.kinds.dice.node:create",
+        statistics="tests.kinds.dice.options:DiceStatistics",
         signatures=((0, b"DICE"),),
     ),
 }

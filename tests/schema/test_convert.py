@@ -255,6 +255,11 @@ def test_qemu_refuses_likewise(option: str, text: str, reason: str) -> None:
         ),
         (
             "export",
+            f"{UNIX},num-queues=257",
+            "num-queues must not be greater than 256, as vhost-user can't number more",
+        ),
+        (
+            "export",
             f"{UNIX},x-vhostblk-serial={'s' * 21}",
             "x-vhostblk-serial takes at most 20 characters, not 21",
         ),

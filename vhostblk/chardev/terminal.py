@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk.chardev.base import ChardevError
 from vhostblk.chardev.stream import StreamChardev, close_fds
-from vhostblk.errors import os_errors_as, reason
+from vhostblk.errors import errors_as, reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +53,7 @@ class StdioChardev(StreamChardev):
         """Take standard input and output over."""
         if StdioChardev._taken:
             raise ChardevError("cannot use stdio by multiple character devices")
-        with os_errors_as(ChardevError, "cannot use stdio"):
+        with errors_as(ChardevError, "cannot use stdio"):
             read_fd = self._without_blocking(0, os.O_RDONLY)
             write_fd = self._without_blocking(1, os.O_WRONLY)
         StdioChardev._taken = self._started = True
@@ -118,7 +118,7 @@ class PtyChardev(StreamChardev):
 
     async def start(self) -> None:
         """Make the terminal and wait, in the background, for somebody to open it."""
-        with os_errors_as(ChardevError, "Failed to create PTY"):
+        with errors_as(ChardevError, "Failed to create PTY"):
             self._master, slave = os.openpty()
         os.set_blocking(self._master, False)
         self._name = os.ttyname(slave)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vhostblk.cli.errors import StartupError
-from vhostblk.errors import os_errors_as, reason
+from vhostblk.errors import errors_as, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ class PidFile:
 def _open_locked(path: str) -> int:
     """Open and lock; starts again where the file was deleted in between, by its last owner."""
     while True:
-        with os_errors_as(StartupError, f"Could not create '{path}'", file=path):
+        with errors_as(StartupError, f"Could not create '{path}'", file=path):
             fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,6 +16,7 @@ from vhostblk import systemd
 from vhostblk.block.graph.storage import check_unused
 from vhostblk.cli.errors import StartupError, UsageError
 from vhostblk.cli.handover import Handover
+from vhostblk.cli.limits import raise_descriptor_limit
 from vhostblk.cli.pidfile import PidFile
 from vhostblk.cli.preload import Preloader
 from vhostblk.cli.report import log_statistics
@@ -49,6 +50,7 @@ class _HelpPrintedError(Exception):
 def run(arguments: Arguments, readiness: Readiness | None) -> int:
     """Serve until a signal comes; raises VhostblkError when start-up or the end fails."""
     _set_up_logging(arguments.log)
+    raise_descriptor_limit()
     try:
         for step in arguments.traces:
             _set_up_tracing(step)

@@ -25,7 +25,7 @@ from vhostblk.block.formats import HEAD_BYTES, TAIL_BYTES, likely_format
 from vhostblk.block.graph.inherit import FILE
 from vhostblk.block.graph.node import BlockNode
 from vhostblk.cli.errors import UsageError
-from vhostblk.errors import os_errors_as
+from vhostblk.errors import errors_as
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.driver_manifest import (
@@ -69,7 +69,7 @@ def image_blockdev(
     image: str, export: BlockExportOptions, image_format: str | None
 ) -> BlockdevOptions:
     """Return the definition of the image's node; raises UsageError where it can't be a disk."""
-    with os_errors_as(UsageError, f"Could not open '{image}'", file=image):
+    with errors_as(UsageError, f"Could not open '{image}'", file=image):
         mode = os.stat(image).st_mode
     if stat.S_ISREG(mode):
         protocol = DEFAULT_PROTOCOL
@@ -96,7 +96,7 @@ def image_blockdev(
 def _format_without_doubt(image: str) -> str:
     """Return `raw`; raises UsageError for an image that looks like another format."""
     with (
-        os_errors_as(UsageError, f"Could not open '{image}'", file=image),
+        errors_as(UsageError, f"Could not open '{image}'", file=image),
         Path(image).open("rb", buffering=0) as file,
     ):
         head = file.read(HEAD_BYTES)

@@ -14,6 +14,7 @@ import stat
 import time
 
 from vhostblk.crypto.secret_bytes import SecretBytes
+from vhostblk.errors import os_error, reason
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def _read_all(fd: int) -> SecretBytes:
             if count == 0:
                 return SecretBytes(view[:length])
             length += count
-    raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    raise os_error(errno.EFBIG)
 
 
 def _wait_readable(fd: int, deadline: float) -> None:
@@ -56,13 +57,13 @@ def _wait_readable(fd: int, deadline: float) -> None:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        raise os_error(errno.ETIMEDOUT)
 
 
-def reason(path: str, error: OSError) -> str:
+def read_failure(path: str, error: OSError) -> str:
     """Say why a file can't be read, in GLib's words, as QEMU does."""
     what = "Error reading" if error.errno in (errno.EISDIR, errno.EIO) else "Failed to open"
-    return f"{what} file “{path}”: {error.strerror}"
+    return f"{what} file “{path}”: {reason(error)}"
 
 
 def warn_if_open(path: str, *, secret: bool) -> None:

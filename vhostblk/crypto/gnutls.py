@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from vhostblk.crypto.errors import LibraryError, SecretError
+from vhostblk.errors import errors_as
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,14 +174,12 @@ class Library:
         self._kept: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         self.ffi: Any = FFI()
         self.ffi.cdef(_DECLARATIONS)
-        try:
+        with errors_as(LibraryError, "TLS and encrypted secrets need GnuTLS"):
             self.lib: Any = self.ffi.dlopen(LIBRARY)
-        except OSError as error:
-            raise LibraryError(f"TLS and encrypted secrets need GnuTLS: {error}") from error
         if not self.lib.gnutls_check_version(b"3.6.13"):
             raise LibraryError("TLS and encrypted secrets need GnuTLS 3.6.13 or later")
 
-    def strerror(self, code: int) -> str:
+    def description(self, code: int) -> str:
         """Return the library's description of an error."""
         text: bytes = self.ffi.string(self.lib.gnutls_strerror(code))
         return text.decode(errors="replace")
@@ -200,7 +199,7 @@ class Library:
         pointer = self.ffi.new(f"{kind} *")
         code = make(pointer)
         if code < 0:
-            raise SecretError(self.strerror(code))
+            raise SecretError(self.description(code))
         return self.ffi.gc(pointer[0], free)
 
 
@@ -227,4 +226,4 @@ def decrypt_cbc(data: memoryview, key: memoryview, iv: memoryview) -> None:
     buffer = ffi.from_buffer(data, require_writable=True)
     code = lib.gnutls_cipher_decrypt2(cipher, buffer, len(data), buffer, len(data))
     if code < 0:
-        raise SecretError(f"Cannot decrypt the secret: {gnutls.strerror(code)}")
+        raise SecretError(f"Cannot decrypt the secret: {gnutls.description(code)}")

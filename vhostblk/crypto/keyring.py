@@ -7,6 +7,7 @@ import ctypes
 import os
 
 from vhostblk.crypto.secret_bytes import SecretBytes
+from vhostblk.errors import os_error
 
 #: Reads the payload of a key.
 KEYCTL_READ = 11
@@ -52,5 +53,5 @@ def _read(serial: int, buffer: SecretBytes | None) -> int:
     finally:
         arguments.clear()
     if length < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        raise os_error(ctypes.get_errno())
     return length

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.errors import ImageLockedError
 from vhostblk.block.graph.edge import flush_node
-from vhostblk.errors import VhostblkError, log_failure, os_errors_as, reason
+from vhostblk.errors import VhostblkError, errors_as, log_error, log_failure, reason
 from vhostblk.handover import configuration
 from vhostblk.handover.errors import HandoverError, RefusedError
 from vhostblk.handover.leash import Holder
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from vhostblk.net.listener import Listener
 
 logger = logging.getLogger(__name__)
+
+#: Seconds until a taker that could not be accepted is accepted again.
+_ACCEPT_RETRY = 1.0
 
 #: Seconds that requests in flight, and then flushing, may take while all clients wait.
 PAUSE_LIMIT = 10.0
@@ -80,7 +83,12 @@ class Giver:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while not self.given:
-            connection, _ = await loop.sock_accept(self._listener.socket)
+            try:
+                connection, _ = await loop.sock_accept(self._listener.socket)
+            except OSError as error:  # out of descriptors or memory: the taker stays in the backlog
+                log_error(logger, "hand-over: can't accept another process", error)
+                await asyncio.sleep(_ACCEPT_RETRY)
+                continue
             if not _is_trusted(connection):
                 logger.warning("hand-over: refused: another user")
                 connection.close()
@@ -276,7 +284,7 @@ async def _flush(daemon: Daemon, limit: float) -> None:
 
 
 async def _flush_nodes(daemon: Daemon) -> None:
-    with os_errors_as(HandoverError, "flush failed"):
+    with errors_as(HandoverError, "flush failed"):
         for node in daemon.graph:
             await flush_node(node)
 

@@ -15,7 +15,7 @@ import msgspec
 
 from vhostblk.block.graph.locking import LockGuard
 from vhostblk.block.registry import driver_class
-from vhostblk.errors import VhostblkError, reason
+from vhostblk.errors import VhostblkError, errors_as, reason
 from vhostblk.exports.registry import export_class
 from vhostblk.handover.errors import HandoverError
 from vhostblk.handover.leash import Leash
@@ -179,10 +179,8 @@ class Taker:
         types = {each["id"]: each["type"] for each in self._configuration.exports}
         if export.id not in types:
             raise HandoverError(f"export '{export.id}' is not known")
-        try:
+        with errors_as(HandoverError, f"export '{export.id}'", of=msgspec.DecodeError):
             carried, paths = export_class(types[export.id]).decode(export.state, fds)
-        except msgspec.DecodeError as error:
-            raise HandoverError(f"export '{export.id}': {error}") from error
         self._listeners += zip(carried.listeners, paths, strict=True)
         return carried
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from vhostblk.errors import os_errors_as
+from vhostblk.errors import errors_as
 from vhostblk.handover.errors import HandoverError, RefusedError
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class Channel:
 
     def _send(self, message: Message, fds: Sequence[int]) -> None:
         text = msgspec.json.encode(message)
-        with os_errors_as(HandoverError, "the other process"):
+        with errors_as(HandoverError, "the other process"):
             self._socket.sendall(_HEADER.pack(len(text), len(fds)) + text)
             for start in range(0, len(fds), _FDS_AT_ONCE):
                 part = array("i", fds[start : start + _FDS_AT_ONCE])
@@ -235,7 +235,7 @@ class Channel:
     def _receive_some(self, size: int) -> tuple[bytes, list[int]]:
         """Read what has come, with its descriptors; raises HandoverError."""
         space = socket.CMSG_SPACE(_FDS_AT_ONCE * 4)
-        with os_errors_as(HandoverError, "the other process"):
+        with errors_as(HandoverError, "the other process"):
             data, ancillary, flags, _ = self._socket.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
         fds: list[int] = []
         for level, kind, content in ancillary:

@@ -11,7 +11,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from vhostblk.errors import os_errors_as, reason
+from vhostblk.errors import errors_as, reason
 from vhostblk.net.errors import ListenError
 from vhostblk.systemd import activated_fd
 
@@ -140,7 +140,7 @@ def _group_number(group: str) -> int:
 
 def _remove_stale(path: str) -> None:
     """Remove a socket that nobody listens on any more; refuse anything else that is there."""
-    with os_errors_as(ListenError, f"Failed to bind socket to {path}", file=path):
+    with errors_as(ListenError, f"Failed to bind socket to {path}", file=path):
         try:
             mode = os.stat(path, follow_symlinks=False).st_mode
         except FileNotFoundError:
@@ -149,7 +149,7 @@ def _remove_stale(path: str) -> None:
         raise ListenError(f"Failed to bind socket to {path}: the file exists and is not a socket")
     if _is_alive(path):
         raise ListenError(f"Failed to bind socket to {path}: another process listens there")
-    with os_errors_as(ListenError, f"Failed to remove stale socket {path}", file=path):
+    with errors_as(ListenError, f"Failed to remove stale socket {path}", file=path):
         Path(path).unlink(missing_ok=True)
 
 

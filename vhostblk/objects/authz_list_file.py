@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from vhostblk.crypto import files
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, errors_as
 from vhostblk.objects.authz import AuthzObject
 from vhostblk.objects.authz_rules import allows
 from vhostblk.objects.tree import PropertyError
@@ -106,14 +106,12 @@ def load(path: str) -> AuthZList:
         with files.read_secret(path) as content, content.view as view:
             text = bytes(view)
     except OSError as error:
-        raise OptionError(f"Unable to read '{path}': {files.reason(path, error)}") from error
-    try:
+        raise OptionError(f"Unable to read '{path}': {files.read_failure(path, error)}") from error
+    with errors_as(OptionError, f"File '{path}'", of=(OptionError, RecursionError), file=path):
         tree = json_text.parse(text.decode(errors="surrogateescape"))
         if not isinstance(tree, dict):
             raise OptionError("it must contain a JSON object")
         rules: AuthZList = from_json(AuthZList, tree)
-    except (OptionError, RecursionError) as error:
-        raise OptionError(f"File '{path}': {error}") from error
     return rules
 
 

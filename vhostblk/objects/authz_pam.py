@@ -8,6 +8,7 @@ import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vhostblk.crypto.errors import LibraryError
+from vhostblk.errors import errors_as
 from vhostblk.net.errors import AuthorizationError
 from vhostblk.objects.authz import AuthzObject
 from vhostblk.objects.types import QomType, register_type
@@ -44,10 +45,8 @@ class _Conversation(ctypes.Structure):
 
 @functools.cache
 def _library() -> Any:
-    try:
+    with errors_as(LibraryError, "authz-pam needs PAM"):
         library = ctypes.CDLL(LIBRARY)
-    except OSError as error:
-        raise LibraryError(f"authz-pam needs PAM: {error}") from error
     handle = ctypes.c_void_p
     library.pam_start.argtypes = [
         *(ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(_Conversation)),

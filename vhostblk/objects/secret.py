@@ -110,7 +110,9 @@ class SecretObject(CommonSecret):
             try:
                 found = files.read_secret(path)
             except OSError as error:
-                raise SecretError(f"Unable to read {path}: {files.reason(path, error)}") from error
+                raise SecretError(
+                    f"Unable to read {path}: {files.read_failure(path, error)}"
+                ) from error
             files.warn_if_open(path, secret=True)
             return found
         if not isinstance(data, str):

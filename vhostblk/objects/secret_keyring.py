@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vhostblk.crypto.errors import SecretError
 from vhostblk.crypto.keyring import read_key
+from vhostblk.errors import errors_as
 from vhostblk.objects.secret import CommonSecret
 from vhostblk.objects.types import QomType, register_type
 from vhostblk.schema.objects.secret import SecretKeyringProperties
@@ -30,10 +31,8 @@ class SecretKeyringObject(CommonSecret):
         """Read the key."""
         serial = self.options.serial
         what = f"Unable to read serial key {serial & 0xFFFF_FFFF:08x}"
-        try:
+        with errors_as(SecretError, what):
             found = read_key(serial)
-        except OSError as error:
-            raise SecretError(f"{what}: {error.strerror}") from error
         if not len(found):
             raise SecretError(f"{what}: the key is empty")
         return found

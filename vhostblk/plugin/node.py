@@ -25,7 +25,7 @@ from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus
 from vhostblk.block.graph.node import Extent as NodeExtent
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.flags import WriteFlags
-from vhostblk.errors import VhostblkError, errno_of, os_error, reason
+from vhostblk.errors import VhostblkError, errno_of, errors_as, os_error, reason
 from vhostblk.plugin.child import Child, Extent, SyncChild
 from vhostblk.plugin.driver import Driver, has
 from vhostblk.plugin.sync import SyncDriver, Threaded
@@ -204,10 +204,8 @@ class PluginNode(BlockNode):
     async def load_other_data(self, roles: AbstractSet[str]) -> None:
         self._former_size = self._size
         await super().load_other_data(roles)
-        try:
+        with errors_as(BlockError, f"Could not reopen '{self.node_name}'"):
             self._size = await self._guard("size", self._ask_size)
-        except OSError as error:
-            raise BlockError(f"Could not reopen '{self.node_name}': {reason(error)}") from error
 
     def drop_other_data(self) -> None:
         self._size = self._former_size

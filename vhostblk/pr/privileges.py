@@ -16,7 +16,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from vhostblk.errors import os_errors_as, reason
+from vhostblk.errors import errors_as, reason
 from vhostblk.pr.errors import HelperError
 from vhostblk.reservations.layout import SG_IO
 from vhostblk.sandbox import capabilities, landlock, seccomp
@@ -77,7 +77,7 @@ def drop(
     `made` are files that are removed at the end.
     """
     kernel = kernel or Kernel()
-    with os_errors_as(HelperError, "Failed to drop privileges"):
+    with errors_as(HelperError, "Failed to drop privileges"):
         _drop_capabilities(kernel, identity, multipath)
     _attempt("no_new_privs", lambda: kernel.call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     if multipath:

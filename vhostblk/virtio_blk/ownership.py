@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhostblk.block.errors import BlockError
+from vhostblk.errors import errors_as
 from vhostblk.virtqueue.errors import SetupError
 
 if TYPE_CHECKING:
@@ -33,10 +34,8 @@ class ImageOwnership:
         """Have the image; raises SetupError where another process has it."""
         if not self._shared:
             return
-        try:
+        with errors_as(SetupError, of=BlockError):
             await self._backend.set_active(active=True)
-        except BlockError as error:
-            raise SetupError(str(error)) from error
         self._backend.allow_inactive = False
 
     async def leave(self) -> None:

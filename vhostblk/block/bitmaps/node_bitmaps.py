@@ -13,11 +13,11 @@ Messages are QEMU's; functions raise BlockError.
 from __future__ import annotations
 
 import errno
-import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from vhostblk.block.errors import BlockError, NoNode
+from vhostblk.errors import reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -179,8 +179,8 @@ class AddBitmap(_BitmapAction):
         if self._persistent:
             keeper = _keeper(node)
             if keeper is None:
-                reason = os.strerror(errno.ENOTSUP)
-                raise BlockError(f"Can't store persistent bitmaps to {node.node_name}: {reason}")
+                what = f"Can't store persistent bitmaps to {node.node_name}"
+                raise BlockError(f"{what}: {reason(errno.ENOTSUP)}")
             await keeper.check_new_bitmap(self._name, granularity)
         self._bitmap = make(node, self._name, granularity)
         self._bitmap.persistent, self._bitmap.disabled = self._persistent, self._disabled

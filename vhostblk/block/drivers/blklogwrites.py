@@ -34,7 +34,7 @@ from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io import shaping
 from vhostblk.block.io.completion import Completion
 from vhostblk.block.io.flags import WriteFlags
-from vhostblk.errors import os_errors_as, reason
+from vhostblk.errors import errors_as, reason
 from vhostblk.schema.base import UNSET
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class BlklogwritesNode(FilterNode, KeptInMemory):
 
     async def _read_log(self, offset: int, length: int, what: str) -> bytes:
         iov = shaping.allocate(length)
-        with os_errors_as(BlockError, what):
+        with errors_as(BlockError, what):
             await self._log.preadv(offset, iov)
         return iov.to_bytes()
 

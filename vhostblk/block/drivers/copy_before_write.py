@@ -32,7 +32,7 @@ from vhostblk.block.graph.in_memory import KeptInMemory
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import Completion
 from vhostblk.block.io.flags import WriteFlags
-from vhostblk.errors import log_failure, os_error
+from vhostblk.errors import errors_as, log_failure, os_error
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.drivers.filters import OnCbwError
 
@@ -100,13 +100,11 @@ class CopyBeforeWriteNode(FilterNode, SnapshotSource, KeptInMemory):
         bitmap = None
         if options.bitmap is not UNSET:
             _, bitmap = node_bitmaps.lookup(graph, options.bitmap.node, options.bitmap.name)
-        try:
+        with errors_as(BlockError, "Cannot create block-copy-state", of=BlockError):
             cluster = _cluster_size(node._target.node, options.min_cluster_size)
             node._copy = BlockCopy(node._file, node._target, cluster, node.size)
             if bitmap is not None:
                 node._copy.dirty &= _clusters_of(bitmap, cluster, node.size)
-        except BlockError as error:
-            raise BlockError(f"Cannot create block-copy-state: {error}") from error
         node._done = np.zeros(len(node._copy.dirty), np.bool_)
         node._accessible = node._copy.dirty.copy()
         return node

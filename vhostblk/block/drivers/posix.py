@@ -31,7 +31,7 @@ from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.rounds import Rounds
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.engine.sync import FileSync
-from vhostblk.errors import os_error, os_errors_as, reason
+from vhostblk.errors import errors_as, os_error, reason
 from vhostblk.schema.common import BlockdevAioOptions
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ class PosixNode(StorageNode, ProtocolDriver):
         return None if self._lock is None else self._lock.make_guard()
 
     def refresh_image(self) -> None:
-        with os_errors_as(BlockError, "Could not refresh total sector count"):
+        with errors_as(BlockError, "Could not refresh total sector count"):
             self._size = self._read_size()
 
     # For queries.
@@ -500,7 +500,7 @@ class PosixNode(StorageNode, ProtocolDriver):
             self._sync.end()
 
     async def truncate(self, size: int) -> None:
-        with os_errors_as(OSError, "Failed to resize the file"):
+        with errors_as(OSError, "Failed to resize the file"):
             await self._aio.call(lambda: os.ftruncate(self.fd, size))
         self._size = self._read_size()
 

@@ -114,7 +114,9 @@ class PreallocateNode(FilterNode):
     def apply_permissions(self, perm: Perm, shared: Perm) -> None:
         gone = perm & _GROW != _GROW
         if gone and self._data_end is not None and self._dropping is None:
-            self._dropping = asyncio.get_running_loop().create_task(self._drop_later())
+            self._dropping = asyncio.get_running_loop().create_task(
+                self._drop_later(), name=f"{self.filename}: dropping the preallocation"
+            )
             self._dropping.add_done_callback(log_failure)
 
     async def _drop_later(self) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.inherit import FILE
 from vhostblk.block.registry import built_in_class
+from vhostblk.errors import errors_as
 from vhostblk.schema.driver_manifest import DEFAULT_PROTOCOL, DEVICE_PROTOCOL
 from vhostblk.schema.errors import OptionError
 
@@ -119,10 +120,8 @@ def protocol_of(name: str) -> str:
 def _parsed(text: str) -> dict[str, Any]:
     from vhostblk.schema import json_text  # few images need it
 
-    try:
+    with errors_as(BlockError, "Could not parse the JSON options", of=OptionError):
         tree = json_text.parse(text)
-    except OptionError as error:
-        raise BlockError(f"Could not parse the JSON options: {error}") from error
     if not isinstance(tree, dict):
         raise BlockError("Invalid JSON object given")
     return nested(tree)

@@ -36,7 +36,7 @@ from vhostblk.block.io.turns import Turns
 from vhostblk.block.registry import driver_class, driver_name
 from vhostblk.block.throttle_group import ThrottleGroups
 from vhostblk.block.zones import check_zoned_child
-from vhostblk.errors import error_context, log_error, log_failure, os_errors_as, reason
+from vhostblk.errors import error_context, errors_as, log_error, log_failure, reason
 from vhostblk.events import EventBus
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block import BlockErrorAction, BlockIoError, BlockWriteThreshold
@@ -344,7 +344,7 @@ class Graph:
             backend = BlockBackend("", Perm.RESIZE)
             backend.attach(self, node)
             try:
-                with os_errors_as(BlockError, node=node.node_name):
+                with errors_as(BlockError, node=node.node_name):
                     async with self.drained([node]):
                         await backend.truncate(size)
             finally:
@@ -405,7 +405,9 @@ class Graph:
             ),
         )
         # Writes need not be asked for any more.
-        task = asyncio.get_running_loop().create_task(self._refresh_maps(node))
+        task = asyncio.get_running_loop().create_task(
+            self._refresh_maps(node), name=f"node '{node.node_name}': a new extent map"
+        )
         self._refreshing.add(task)
         task.add_done_callback(self._refreshing.discard)
         task.add_done_callback(log_failure)
@@ -515,14 +517,14 @@ def check_not_backing(node: BlockNode) -> None:
 async def _flush(nodes: Iterable[BlockNode], what: str) -> None:
     """Put what has been written on stable storage; raises BlockError."""
     for node in nodes:
-        with os_errors_as(BlockError, what, node=node.node_name):
+        with errors_as(BlockError, what, node=node.node_name):
             await flush_node(node)
 
 
 async def _release_children(nodes: Iterable[BlockNode]) -> None:
     """Make nodes give up the permissions that they keep for themselves; raises BlockError."""
     for node in nodes:
-        with os_errors_as(BlockError, f"Node '{node.node_name}' can't be replaced"):
+        with errors_as(BlockError, f"Node '{node.node_name}' can't be replaced"):
             await node.release_children()
 
 
@@ -566,7 +568,7 @@ async def _writing_given_up(nodes: list[BlockNode], what: str) -> AsyncIterator[
     """
     try:
         for node in nodes:
-            with os_errors_as(BlockError, what, node=node.node_name):
+            with errors_as(BlockError, what, node=node.node_name):
                 await node.give_up_writing()
         yield
     except BaseException:

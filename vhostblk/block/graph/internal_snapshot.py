@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.inherit import BACKING
 from vhostblk.block.graph.node import BlockNode
-from vhostblk.errors import os_errors_as, reason
+from vhostblk.errors import errors_as, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -108,7 +108,7 @@ class InternalSnapshotAction:
     async def prepare(self) -> None:
         """Make the snapshot."""
         what = f"Failed to create snapshot '{self._name}' on device '{self._device}'"
-        with os_errors_as(BlockError, what):
+        with errors_as(BlockError, what):
             self._made = await self._node.create_snapshot(self._name, self._device)
 
     async def commit(self) -> None:

@@ -19,7 +19,7 @@ import struct
 
 from vhostblk.block.errors import BlockError, ImageLockedError
 from vhostblk.block.graph.permissions import PERM_NAMES, Perm
-from vhostblk.errors import os_errors_as
+from vhostblk.errors import errors_as
 from vhostblk.schema.common import OnOffAuto
 
 PERM_BASE = 100
@@ -155,7 +155,7 @@ class ImageLock:
     def _set(self, byte: int, lock_type: int) -> None:
         request = _FLOCK.pack(lock_type, os.SEEK_SET, byte, 1, 0)
         what = f"Failed to lock byte {byte} of '{self._path}'"
-        with os_errors_as(BlockError, what, file=self._path):
+        with errors_as(BlockError, what, file=self._path):
             fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, request)
 
     def _release(self, unwanted: frozenset[int]) -> None:
@@ -189,6 +189,6 @@ class ImageLock:
     def _locked_by_other(self, byte: int) -> bool:
         request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
         what = f"Failed to query the lock on byte {byte} of '{self._path}'"
-        with os_errors_as(BlockError, what, file=self._path):
+        with errors_as(BlockError, what, file=self._path):
             answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, request)
         return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)

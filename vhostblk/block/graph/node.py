@@ -17,7 +17,6 @@ run on the event loop's thread; a driver never blocks it.
 from __future__ import annotations
 
 import errno
-import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntFlag
@@ -28,6 +27,7 @@ from vhostblk.block.graph.inherit import FILE
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import gather
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.errors import os_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -294,7 +294,7 @@ class BlockNode(ABC):
 
     async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
         """Write all of `iov` at `offset`; honours FUA itself or through the layer above."""
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        raise os_error(errno.ENOTSUP)
 
     def pwritev_burst(self, offsets: list[int], iovs: list[IoVec]) -> Completion[Failures] | None:
         """Do writes all at once, where that is cheaper; None: it isn't, and nothing has begun."""
@@ -304,7 +304,7 @@ class BlockNode(ABC):
         self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
     ) -> None:
         """Make a range read as zeroes. ENOTSUP makes the layer above write zeroes instead."""
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        raise os_error(errno.ENOTSUP)
 
     async def reserve(self, offset: int, length: int) -> None:  # noqa: B027
         """Allocate storage for a range without changing it, so that writes there can't fail for it.
@@ -314,7 +314,7 @@ class BlockNode(ABC):
 
     async def pdiscard(self, offset: int, length: int) -> None:
         """Forget a range; its content is undefined afterwards. A hint: ENOTSUP is ignored above."""
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        raise os_error(errno.ENOTSUP)
 
     def capability(self, kind: type) -> Any:
         """Return the node's object of a class that says what only some nodes can; None: it can't.

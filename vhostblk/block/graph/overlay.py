@@ -37,7 +37,7 @@ from vhostblk.block.graph.permission_update import (
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.graph.storage import check_no_loop
 from vhostblk.block.registry import built_in_class
-from vhostblk.errors import os_errors_as, reason
+from vhostblk.errors import errors_as, reason
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.create import BlockdevCreateOptions
@@ -71,7 +71,7 @@ class OverlayAction:
         base = self._base
         check_not_backing(base)
         if not base.read_only and base.active:
-            with os_errors_as(BlockError, f"Write to node '{base.node_name}' failed"):
+            with errors_as(BlockError, f"Write to node '{base.node_name}' failed"):
                 await flush_node(base)
         self._check()
         await self._check_data()
@@ -189,7 +189,7 @@ async def rename_backing_file(graph: Graph, top: BlockNode, image: BlockNode, na
     was_read_only = image.read_only
     await graph.make_read_only(image, read_only=False)
     try:
-        with os_errors_as(BlockError, f"Could not change backing file to '{name}'"):
+        with errors_as(BlockError, f"Could not change backing file to '{name}'"):
             await _naming(image).change_backing_file(name, image.driver)
     finally:
         await graph.make_read_only(image, read_only=was_read_only)
@@ -248,12 +248,10 @@ class NewOverlayAction:
                 )
             if not await asyncio.to_thread(os.path.lexists, path):
                 self._new_file = Path(path)
-            try:
+            with errors_as(BlockError):
                 await protocol_driver.make_file(path, graph)
                 file = _options(described(path))
                 await format_driver.make_overlay(file, base.size, graph)
-            except OSError as error:
-                raise BlockError(error.strerror or str(error)) from error
         # Naming its backing file is a write.
         read_only = base.read_only and not self._create
         definition = _definition(base, path, self._driver, self._node_name, read_only=read_only)
@@ -313,7 +311,7 @@ def _naming(image: BlockNode) -> NamesBacking:
 async def _name_backing_file(overlay: BlockNode, base: BlockNode) -> None:
     name = image_name(base)
     what = f"Could not assign backing file '{name}' with format '{base.driver}'"
-    with os_errors_as(BlockError, what):
+    with errors_as(BlockError, what):
         await _naming(overlay).change_backing_file(name, base.driver)
 
 
@@ -336,7 +334,5 @@ def _definition(base: BlockNode, path: str, driver: str, node_name: str, *, read
 
 def _options(tree: dict[str, Any]) -> Any:
     """Return the options of a node; raises BlockError."""
-    try:
+    with errors_as(BlockError, of=OptionError):
         return from_json(BlockdevOptions, tree)
-    except OptionError as error:
-        raise BlockError(str(error)) from error

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device behind a vhost-user-blk export's server: the front-end's side of a `QueueSet`.
 
-`VhostUserBlkBackend` maps the guest memory, and owns the descriptors and shared areas that the
+`VhostUserBlkDevice` maps the guest memory, and owns the descriptors and shared areas that the
 front-end has sent. The queues are in `vhostblk.virtio_blk.queue_set`.
 """
 
@@ -64,7 +64,7 @@ def _disk(options: BlockExportOptionsVhostUserBlk) -> DiskOptions:
     )
 
 
-class VhostUserBlkBackend:
+class VhostUserBlkDevice:
     """The device behind the server; see `vhostblk.vhost_user.backend.Backend` for the contract."""
 
     def __init__(

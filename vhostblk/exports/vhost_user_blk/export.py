@@ -9,7 +9,7 @@ from vhostblk.block import SECTOR
 from vhostblk.errors import VhostblkError
 from vhostblk.exports.base import Export
 from vhostblk.exports.vhost_user_blk.carried import CarriedSession, decode
-from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend, prepare
+from vhostblk.exports.vhost_user_blk.device import VhostUserBlkDevice, prepare
 from vhostblk.exports.vhost_user_blk.hint import qemu_arguments
 from vhostblk.net.listener import FdAddress, ListenAddress, UnixAddress
 from vhostblk.schema.exports.vhost_user_blk import BlockExportOptionsVhostUserBlk, socket_mode
@@ -47,7 +47,7 @@ class VhostUserBlkExport(Export):
                 f"Cannot export '{backend.node.filename}': its size of {size} bytes is "
                 f"not a multiple of the logical block size, {block}"
             )
-        self.device = VhostUserBlkBackend(options, backend, iothreads)
+        self.device = VhostUserBlkDevice(options, backend, iothreads)
         self._server = VhostUserServer(_listen_address(options), self.device, options.id)
 
     @classmethod

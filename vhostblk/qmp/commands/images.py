@@ -6,7 +6,7 @@ from __future__ import annotations
 from vhostblk.block.errors import BlockError, NoNode
 from vhostblk.block.graph.checking import ChecksImage
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
-from vhostblk.errors import os_errors_as
+from vhostblk.errors import errors_as
 from vhostblk.qmp.registry import command
 from vhostblk.schema.amend import BlockdevAmend, BlockdevCheck, ImageCheck
 from vhostblk.schema.base import UNSET, UnsetType
@@ -40,7 +40,7 @@ async def blockdev_check(daemon: Daemon, arguments: BlockdevCheck) -> ImageCheck
         image: ChecksImage | None = node.capability(ChecksImage)
         if image is None:
             raise BlockError("This image format does not support checks")
-        with os_errors_as(BlockError):
+        with errors_as(BlockError):
             found = await image.check_image(repair=arguments.repair)
     return ImageCheck(
         filename=node.filename,

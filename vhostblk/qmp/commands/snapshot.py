@@ -11,7 +11,7 @@ from vhostblk.block.graph.graph import check_not_backing
 from vhostblk.block.graph.internal_snapshot import InternalSnapshotAction, can_snapshot, keeper_of
 from vhostblk.block.graph.node import BlockNode
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
-from vhostblk.errors import os_errors_as
+from vhostblk.errors import errors_as
 from vhostblk.qmp.errors import QmpError
 from vhostblk.qmp.registry import command
 from vhostblk.schema.base import UNSET, UnsetType
@@ -148,7 +148,7 @@ async def blockdev_snapshot_delete_internal(
         node = _snapshot_node(daemon.graph, arguments.device)
         if number is None and name is None:
             raise QmpError("Name or id must be provided")
-        with os_errors_as(QmpError, "Failed to delete the snapshot"):
+        with errors_as(QmpError, "Failed to delete the snapshot"):
             device = arguments.device
             found = await node.delete_snapshot(id=number, name=name, device=device)
     return found.describe()

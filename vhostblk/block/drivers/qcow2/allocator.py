@@ -15,7 +15,7 @@ import numpy as np
 
 from vhostblk.block.drivers.qcow2.layout import MAX_CLUSTER_OFFSET, MAX_REFTABLE_BYTES
 from vhostblk.block.drivers.qcow2.refcounts import RefBlock
-from vhostblk.errors import os_error, os_errors_as
+from vhostblk.errors import errors_as, os_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -252,7 +252,7 @@ class Allocator:
         end = clusters << self._geometry.cluster_bits
         await self.trim()  # holes don't become storage
         if end > image.file.node.size:
-            with os_errors_as(OSError, "Failed to resize underlying file"):
+            with errors_as(OSError, "Failed to resize underlying file"):
                 await image.file.truncate(end, mode)
             self._grown = True
 

@@ -15,7 +15,7 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.formats import HEAD_BYTES, format_of
 from vhostblk.block.graph import inherit
 from vhostblk.block.graph.filename import described, described_path, full_name
-from vhostblk.errors import reason
+from vhostblk.errors import errors_as
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.errors import BadValueError, OptionError
@@ -34,14 +34,12 @@ PROBE = "probe"
 async def open_backing(node: BlockNode, graph: Graph, header: Header) -> None:
     """Open the backing file of an image that is being opened, if it is to have one."""
     given = node.options.backing
-    try:
+    with errors_as(BlockError, "Could not open backing file", of=BlockError):
         if isinstance(given, (str, BlockdevOptions)):
             if given != "":
                 await graph.open_child(node, inherit.BACKING, given)
         elif given is not None and header.backing_file:
             await _open_named(node, graph, header)
-    except BlockError as error:
-        raise BlockError(f"Could not open backing file: {error}") from error
 
 
 async def _open_named(node: BlockNode, graph: Graph, header: Header) -> None:
@@ -102,12 +100,10 @@ async def _probe(node: BlockNode, graph: Graph, file: Any) -> str:
     """Tell the format of a file by its first bytes, where nothing else says it."""
     ref = file if isinstance(file, str) else from_json(BlockdevOptions, file)
     child = await graph.open_child(node, PROBE, ref)
+    what = f"Could not read '{child.filename}' to determine its format"
     try:
-        data = await read_plainly(node.children[PROBE], 0, HEAD_BYTES)
-    except OSError as error:
-        raise BlockError(
-            f"Could not read '{child.filename}' to determine its format: {reason(error)}"
-        ) from error
+        with errors_as(BlockError, what):
+            data = await read_plainly(node.children[PROBE], 0, HEAD_BYTES)
     finally:
         await graph.close_child(node, PROBE)
     return format_of(data)

@@ -34,7 +34,7 @@ from vhostblk.block.drivers.qcow2.header import BitmapsExtension
 from vhostblk.block.drivers.qcow2.layout import Autoclear
 from vhostblk.block.drivers.qcow2.transfer import read_array, read_bytes, write_array, write_bytes
 from vhostblk.block.errors import BlockError
-from vhostblk.errors import os_error, os_errors_as
+from vhostblk.errors import errors_as, os_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -93,7 +93,7 @@ class BitmapStore:
             )
             if not entry.in_use:
                 what = f"Could not read bitmap '{entry.text}' from image"
-                with os_errors_as(BlockError, what):
+                with errors_as(BlockError, what):
                     await self._load_data(entry, bitmap)
             loaded.append(bitmap)
         return loaded
@@ -110,7 +110,7 @@ class BitmapStore:
     async def _load_data(self, entry: Bitmap, bitmap: DirtyBitmap) -> None:
         image, geometry = self._image, self._image.geometry
         what = f"Could not read bitmap_table table from image for bitmap '{entry.text}'"
-        with os_errors_as(BlockError, what):
+        with errors_as(BlockError, what):
             table = await self._read_table(entry)
         if geometry.clusters(bitmap.nbytes) != entry.table_size:
             raise os_error(errno.EINVAL)

@@ -22,7 +22,7 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.graph.storage import check_formattable
-from vhostblk.errors import os_errors_as
+from vhostblk.errors import errors_as
 from vhostblk.schema.base import UNSET, UnsetType
 from vhostblk.schema.common import PreallocMode
 from vhostblk.schema.drivers.qcow2 import BlockdevOptionsQcow2
@@ -220,7 +220,7 @@ async def _write_empty(backend: BlockBackend, parsed: Header) -> None:
         (0, first, "qcow2 header"),
         (cluster, table + block, "refcount table"),
     ):
-        with os_errors_as(BlockError, f"Could not write {name}"):
+        with errors_as(BlockError, f"Could not write {name}"):
             if backend.size < offset + len(part) and not backend.writes_past_end:
                 await backend.truncate(offset + len(part))
             await write_bytes(backend.edge, offset, part)
@@ -229,7 +229,7 @@ async def _write_empty(backend: BlockBackend, parsed: Header) -> None:
 async def _resize(node: Qcow2Node, size: int, mode: PreallocMode, pause: Pause) -> None:
     if size > layout.INT64_MAX:
         raise BlockError("Could not resize image: Image size cannot be negative")
-    with os_errors_as(BlockError, "Could not resize image"):
+    with errors_as(BlockError, "Could not resize image"):
         await node.grow(size, mode, pause)
 
 
@@ -240,5 +240,5 @@ async def _set_backing(node: Qcow2Node, options: BlockdevCreateOptionsQcow2) -> 
     kind = options.backing_fmt
     text = None if isinstance(kind, UnsetType) else str(kind.value)
     what = f"Could not assign backing file '{name}' with format '{text or '(null)'}'"
-    with os_errors_as(BlockError, what):
+    with errors_as(BlockError, what):
         await node.change_backing_file(name, text)

@@ -25,7 +25,7 @@ from vhostblk.block.drivers.qcow2.commit import Commit
 from vhostblk.block.drivers.qcow2.flush import Flusher
 from vhostblk.block.drivers.qcow2.header_file import HeaderFile
 from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK, Autoclear, Incompatible
-from vhostblk.block.drivers.qcow2.opening import metadata_error
+from vhostblk.block.drivers.qcow2.opening import UNREADABLE
 from vhostblk.block.drivers.qcow2.overlap import Overlap
 from vhostblk.block.drivers.qcow2.places import Places
 from vhostblk.block.drivers.qcow2.publish import Publisher
@@ -42,7 +42,7 @@ from vhostblk.block.drivers.qcow2.transfer import Mutex, read_array, read_bytes
 from vhostblk.block.drivers.qcow2.write import Writer
 from vhostblk.block.drivers.qcow2.zero import Zeroer
 from vhostblk.block.errors import BlockError
-from vhostblk.errors import log_failure, os_errors_as, reason
+from vhostblk.errors import errors_as, log_failure, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,14 +123,12 @@ class Image:
     async def load(self) -> None:
         """Read tables and make the parts; raises BlockError."""
         parsed, geometry = self.header, self.geometry
-        try:
+        with errors_as(BlockError, UNREADABLE):
             l1 = await read_array(self.file, parsed.l1_offset, parsed.l1_size, ">u8")
             entries = parsed.reftable_clusters << geometry.cluster_bits >> 3
             reftable = await read_array(self.file, parsed.reftable_offset, entries, ">u8")
             self.snapshots = await self._read_snapshots()
             await self.bitmaps.load_directory()
-        except OSError as error:
-            raise metadata_error(error) from error
         self._make_parts(l1, reftable)
 
     def take_tables(self, read: TopTables) -> None:
@@ -231,7 +229,7 @@ class Image:
             from vhostblk.block.drivers.qcow2.check import check
 
             logger.warning("%s: repairing, as it was not closed", self.file.node.filename)
-            with os_errors_as(BlockError, "Could not repair dirty image"):
+            with errors_as(BlockError, "Could not repair dirty image"):
                 await check(self, repair=True)
 
     # Changing tables; the lock is held.
@@ -374,7 +372,9 @@ class Image:
             logger.error("qcow2: Marking image as corrupt: %s: %s", name, text)
             self.refuse_writes()
             self.header.incompatible |= Incompatible.CORRUPT
-            task = asyncio.get_running_loop().create_task(self._mark_corrupt())
+            task = asyncio.get_running_loop().create_task(
+                self._mark_corrupt(), name=f"{name}: marking as corrupt"
+            )
             self._marking.add(task)
             task.add_done_callback(self._marking.discard)
             task.add_done_callback(log_failure)

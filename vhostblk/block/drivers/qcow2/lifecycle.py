@@ -25,7 +25,7 @@ from vhostblk.block.graph import inherit
 from vhostblk.block.graph.backing_name import NamesBacking
 from vhostblk.block.graph.node import BlockLimits, BlockNode
 from vhostblk.block.io.flags import WriteFlags
-from vhostblk.errors import os_errors_as, reason
+from vhostblk.errors import errors_as, reason
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block import BlockImageCorrupted
 
@@ -154,9 +154,9 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
         image.writable = self.writable_image
         if not image.writable:
             return
-        with os_errors_as(BlockError, "Could not update qcow2 header"):
+        with errors_as(BlockError, "Could not update qcow2 header"):
             await image.prepare_writing()
-        with os_errors_as(BlockError, "Can't update bitmap directory"):
+        with errors_as(BlockError, "Can't update bitmap directory"):
             await image.bitmaps.mark_in_use()
         self._lock_bitmaps(locked=False)
 
@@ -287,7 +287,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
     async def remove_stored_bitmap(self, name: str) -> None:
         image = self._image
         async with image.lock:
-            with os_errors_as(BlockError, "Failed to update bitmap extension"):
+            with errors_as(BlockError, "Failed to update bitmap extension"):
                 image.check_usable()
                 await image.bitmaps.remove(name)
 

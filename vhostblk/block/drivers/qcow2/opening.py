@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vhostblk.block.drivers.qcow2 import compressed, header
 from vhostblk.block.drivers.qcow2.layout import Autoclear, Incompatible
 from vhostblk.block.errors import BlockError
-from vhostblk.errors import errno_of, reason
+from vhostblk.errors import errno_of, errors_as, reason
 
 if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.header import Header
@@ -40,6 +40,10 @@ async def read_plainly(edge: Edge, offset: int, length: int) -> bytes:
 
 def _numpy_is_loaded() -> bool:
     return "numpy" in sys.modules
+
+
+#: What is said of an image whose tables can't be read.
+UNREADABLE = "Could not read qcow2 metadata"
 
 
 async def read_header(file: Edge) -> Header:
@@ -68,7 +72,7 @@ async def read_top_tables(file: Edge, parsed: Header) -> TopTables | None:
         or parsed.incompatible & Incompatible.DIRTY
     ):
         return None
-    try:
+    with errors_as(BlockError, UNREADABLE):
         return TopTables(
             await read_plainly(file, parsed.l1_offset, 8 * parsed.l1_size),
             await read_plainly(
@@ -77,10 +81,3 @@ async def read_top_tables(file: Edge, parsed: Header) -> TopTables | None:
                 parsed.reftable_clusters << parsed.geometry.cluster_bits,
             ),
         )
-    except OSError as error:
-        raise metadata_error(error) from error
-
-
-def metadata_error(error: OSError) -> BlockError:
-    """Make the error of an image whose tables can't be read."""
-    return BlockError(f"Could not read qcow2 metadata: {reason(error)}")

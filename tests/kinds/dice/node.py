@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A driver, written as a built-in one is: a disk whose bytes are all the same, and a file name."""
+"""`test-dice`: a sector of the same bytes."""
 
 from __future__ import annotations
 
@@ -11,34 +11,14 @@ from vhostblk.block.graph.checking import CheckResult, ChecksImage
 from vhostblk.block.graph.filename import ProtocolDriver
 from vhostblk.block.graph.in_memory import KeptInMemory
 from vhostblk.block.graph.node import BlockNode
-from vhostblk.schema.block_query import BlockStatsSpecific
-from vhostblk.schema.blockdev import BlockdevOptions
-from vhostblk.schema.create import BlockdevCreateOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tests.kinds.dice.options import DiceCreateOptions
     from vhostblk.block.graph.graph import Graph
     from vhostblk.block.io.iovec import IoVec
     from vhostblk.block.pause import Pause
-
-
-class DiceOptions(BlockdevOptions, tag="test-dice", kw_only=True, frozen=True):
-    """Which side is up."""
-
-    side: int = 6
-
-
-class DiceCreateOptions(BlockdevCreateOptions, tag="test-dice", kw_only=True, frozen=True):
-    """Where the word goes that a new one makes."""
-
-    path: str
-
-
-class DiceStatistics(BlockStatsSpecific, tag="test-dice", kw_only=True, frozen=True):
-    """How often it was thrown."""
-
-    throws: int = 0
 
 
 class DiceNode(BlockNode, ProtocolDriver, ChecksImage, KeptInMemory):
