@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from vhostblk.engine import Engine
     from vhostblk.engine.budget import EngineBudget
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.virtqueue.memory import GuestMemory
@@ -269,8 +270,10 @@ class Rig:
         poll_ns: int = 0,
         max_batch: int = 0,
         layout: Sequence[tuple[int, int]] = ((0, 256 * 1024), (1 << 32, 8 * MIB)),
+        engine: Engine | None = None,
     ) -> None:
-        engine = load()
+        """`engine` is another one than usual."""
+        engine = engine or load()
         assert engine is not None
         self.ffi, self.lib = engine
         self.memory = Memory(layout)

@@ -308,6 +308,10 @@ void vb_iothread_notify(struct vb_iothread *thread, int fd)
     eventfd_write(fd, 1);
 }
 
+void vb_notify_clear(int fd)
+{
+}
+
 struct vb_iothread *stores_iothread(void)
 {
     iothread.io = &io;

@@ -172,9 +172,8 @@ MUTATIONS = (
         _RUN,
         """
         - if (result >= 0 && task->transferred + (uint64_t)result == task->end) {
-        -     vb_task_transferred(task, result);
         + if (result > 0) {
-        +     vb_task_transferred(task, (int64_t)(task->end - task->transferred));
+              if (task->end == task->length)
         """,
         "A write that stopped halfway is acknowledged.",
         _FILE_IO,

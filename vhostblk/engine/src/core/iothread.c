@@ -159,10 +159,20 @@ static bool collect(struct sleeper *sleeper, struct vb_iothread *iothread)
     }
     sleeper->fds[0] = (struct pollfd){.fd = iothread->wake_fd, .events = POLLIN};
     sleeper->fds[1] = (struct pollfd){.fd = iothread->io->poll_fd, .events = POLLIN};
-    sleeper->count = 2;
-    for (struct vb_port *port = iothread->ports; port; port = port->next)
-        sleeper->fds[sleeper->count++] = (struct pollfd){.fd = port->wake_fd, .events = POLLIN};
+    sleeper->count = wanted;
     return true;
+}
+
+/* Of a port that takes nothing now nothing is heard, not even that a peer has gone. */
+static void choose_events(struct sleeper *sleeper, const struct vb_iothread *iothread)
+{
+    struct pollfd *fd = &sleeper->fds[2];
+
+    for (struct vb_port *port = iothread->ports; port; port = port->next, fd++) {
+        short events = (vb_port_takes(port) ? POLLIN : 0) | (port->wants_room ? POLLOUT : 0);
+
+        *fd = (struct pollfd){.fd = events ? port->wake_fd : -1, .events = events};
+    }
 }
 
 /* Prepare to sleep: have all ports wake us. The time-out in ms, -1: none; -2: don't sleep. */
@@ -192,6 +202,7 @@ static int arm(struct sleeper *sleeper, struct vb_iothread *iothread)
             return POLLED_PORT_MS;
         iothread->ports_changed = false;
     }
+    choose_events(sleeper, iothread);
     return timeout;
 }
 
@@ -201,11 +212,14 @@ static void clear(const struct sleeper *sleeper, struct vb_iothread *iothread)
 
     if (sleeper->fds[0].revents & POLLIN)
         eventfd_read(iothread->wake_fd, &(eventfd_t){0});
-    for (struct vb_port *port = iothread->ports; port; port = port->next, fd++)
-        if (fd->revents & POLLIN) {
-            vb_notify_clear(fd->fd);
-            port->stats.kicks++;
+    for (struct vb_port *port = iothread->ports; port; port = port->next, fd++) {
+        if (fd->revents & POLLIN && port->vtable->woken)
+            port->vtable->woken(port);
+        if (fd->revents & POLLOUT) {
+            port->vtable->publish(port);
+            vb_port_show(port);
         }
+    }
 }
 
 static void sleep_until_work(struct sleeper *sleeper, struct vb_iothread *iothread)

@@ -27,8 +27,10 @@ struct vb_port_vtable {
     bool (*sweep)(struct vb_port *port);
     /* Show the other side what has completed. */
     void (*publish)(struct vb_port *port);
-    /* Ask to be woken by `wake_fd`. True: something has come meanwhile. */
+    /* Ask to be woken by `wake_fd`, which then was readable. True: something has come meanwhile. Both
+     * may be NULL: the descriptor tells by itself. */
     bool (*arm)(struct vb_port *port);
+    void (*woken)(struct vb_port *port);
     /* The task with a tag, or NULL. */
     struct vb_task *(*find)(struct vb_port *port, uint16_t tag);
     /* Complete a task that was up, with a status of the port's protocol. */
@@ -47,6 +49,8 @@ struct vb_port {
     int wake_fd;     /* readable: something has come. -1: the port is polled */
     int file;        /* the io's number of the map's file; or one of VB_FILE_* */
     bool file_stale; /* it is that of a former map */
+    bool full;       /* the port has no place for one more request */
+    bool wants_room; /* answers wait until `wake_fd` can be written to */
     bool settling;
     uint8_t phase;
     uint32_t holds;
@@ -93,11 +97,11 @@ void vb_port_break(struct vb_port *port, const char *reason);
 /* Have Python told of a request that failed with an errno. */
 void vb_port_note_error(struct vb_port *port, const struct vb_task *task, int error);
 
-/* Whether it takes no more for now, for the memory that requests in flight need. */
+/* Whether it takes no more for now, for what requests in flight need. */
 static inline bool vb_port_full(const struct vb_port *port)
 {
     /* Segments of long requests, all in flight together. */
-    return port->heap_bytes >= 16 << 20;
+    return port->full || port->heap_bytes >= 16 << 20;
 }
 
 /* Whether it takes requests now. */
@@ -136,7 +140,7 @@ static inline bool vb_port_sweep(struct vb_port *port)
 
 static inline bool vb_port_arm(struct vb_port *port)
 {
-    return vb_port_takes(port) && port->vtable->arm(port);
+    return vb_port_takes(port) && port->vtable->arm && port->vtable->arm(port);
 }
 
 /* Count a request that has succeeded. */

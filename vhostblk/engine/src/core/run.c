@@ -18,6 +18,7 @@
 
 #include "execute.h"
 #include "iothread.h"
+#include "pieces.h"
 #include "port.h"
 
 /* A write that took longer than this was throttled; try no others for a while. */
@@ -61,7 +62,10 @@ void vb_run_transfer(struct vb_task *task)
     ssize_t result = attempt(task->port, task, task->op.iovs, task->op.count);
 
     if (result >= 0 && task->transferred + (uint64_t)result == task->end) {
-        vb_task_transferred(task, result);
+        if (task->end == task->length)
+            vb_task_finish_mapped(task, 0);
+        else
+            vb_pieces_next(task, (uint64_t)result);
         return;
     }
     if (result > 0)

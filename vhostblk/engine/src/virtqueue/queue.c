@@ -11,6 +11,7 @@
 
 #include "core/guard.h"
 #include "core/iothread.h"
+#include "core/notify.h"
 
 static void break_ring(struct vb_queue *queue, const char *reason)
 {
@@ -208,6 +209,12 @@ static struct vb_region *copy_regions(const struct vb_region *regions, uint32_t 
     return copy;
 }
 
+static void woken(struct vb_port *port)
+{
+    vb_notify_clear(port->wake_fd);
+    port->stats.kicks++;
+}
+
 static struct vb_task *find(struct vb_port *port, uint16_t tag)
 {
     struct vb_queue *queue = vb_queue_of(port);
@@ -247,6 +254,7 @@ static const struct vb_port_vtable vtable = {
     .sweep = vb_queue_sweep,
     .publish = vb_queue_publish,
     .arm = arm,
+    .woken = woken,
     .find = find,
     .complete = complete,
     .destroy = destroy,
