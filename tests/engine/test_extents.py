@@ -212,6 +212,7 @@ def test_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from vhostblk.engine import layouts
 
-    monkeypatch.setattr(layouts, "STATS", np.dtype([("operations", "<u8", (4,))]))
+    other = np.dtype([("operations", "<u8", (4,))])
+    monkeypatch.setitem(layouts.SHARED, "struct vb_stats", other)
     with pytest.raises(ImportError, match="struct vb_stats"):
         check(ffi)

@@ -2,7 +2,8 @@
 #ifndef VHOSTBLK_INSPECT_H
 #define VHOSTBLK_INSPECT_H
 
-#include "extent.h"
+#include "core/extent.h"
+
 #include "request.h"
 
 #include "inspect.cdef.h"

@@ -4,22 +4,24 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "queue.h"
+#include "command.h"
+#include "notify.h"
+#include "port.h"
 
 /* Entries of the io_uring; what does not fit waits. */
 #define URING_ENTRIES 256
 
-/* How often a ring without a kick descriptor is looked at, and an io that is stuck tried again. */
-#define POLLED_RING_MS 1
+/* How often a port without a descriptor is looked at, and an io that is stuck tried again. */
+#define POLLED_PORT_MS 1
 
 /* What a new thread is told, and what it answers. */
 struct start {
@@ -37,30 +39,34 @@ static inline void relax(void)
 #endif
 }
 
-void vb_iothread_enter(struct vb_iothread *iothread)
+void vb_iothread_wake(struct vb_iothread *iothread)
 {
-    atomic_fetch_add(&iothread->callers, 1);
-    pthread_mutex_lock(&iothread->lock);
-}
-
-void vb_iothread_leave(struct vb_iothread *iothread)
-{
-    atomic_fetch_sub(&iothread->callers, 1);
-    pthread_mutex_unlock(&iothread->lock);
     eventfd_write(iothread->wake_fd, 1);
-}
-
-void vb_iothread_leave_asleep(struct vb_iothread *iothread)
-{
-    atomic_fetch_sub(&iothread->callers, 1);
-    pthread_mutex_unlock(&iothread->lock);
 }
 
 void vb_iothread_signal(struct vb_iothread *iothread)
 {
-    if (!iothread->upcall_signalled) {
-        iothread->upcall_signalled = true;
-        eventfd_write(iothread->upcall_fd, 1);
+    eventfd_write(iothread->upcall_fd, 1);
+}
+
+/* A write is the cheapest way. Where a peer makes it wait the watchdog ends that, and then all
+ * notifications go the other way. Python never waits. */
+void vb_iothread_notify(struct vb_iothread *iothread, int fd)
+{
+    int result, error;
+
+    if (iothread->visited || iothread->careful) {
+        vb_notify(fd);
+        return;
+    }
+    vb_watched_step(&iothread->watched);
+    vb_watched_does(&iothread->watched, VB_DOING_NOTIFY);
+    result = eventfd_write(fd, 1);
+    error = errno;
+    vb_watched_does(&iothread->watched, VB_DOING_TURN);
+    if (result && error == EINTR) {
+        iothread->careful = true;
+        vb_notify(fd);
     }
 }
 
@@ -75,31 +81,45 @@ static bool reap(struct vb_iothread *iothread)
         struct vb_io_op *next = op->next;
 
         if (op->opcode == VB_IO_DROP)
-            vb_queue_file_gone((struct vb_queue *)((char *)op - offsetof(struct vb_queue, drop)));
+            vb_port_file_gone((struct vb_port *)((char *)op - offsetof(struct vb_port, drop)));
         else
-            vb_slot_continue((struct vb_slot *)((char *)op - offsetof(struct vb_slot, op)));
+            vb_task_continue((struct vb_task *)((char *)op - offsetof(struct vb_task, op)));
         op = next;
     }
     return any;
 }
 
-/* One turn: pop everything, submit once, complete what is done, notify once a queue. */
-static bool turn(struct vb_iothread *iothread)
+static void publish_all(struct vb_iothread *iothread)
+{
+    for (struct vb_port *port = iothread->ports; port; port = port->next) {
+        port->vtable->publish(port);
+        vb_port_show(port);
+    }
+}
+
+static void submit(struct vb_iothread *iothread)
 {
     struct vb_io *io = iothread->io;
+
+    vb_watched_does(&iothread->watched, VB_DOING_SUBMIT);
+    io->vtable->submit(io);
+    vb_watched_does(&iothread->watched, VB_DOING_TURN);
+}
+
+/* One turn: pop everything, submit once, complete what is done, notify once a port. */
+static bool turn(struct vb_iothread *iothread)
+{
     bool progress = false;
 
-    for (uint32_t i = 0; i < iothread->queue_count; i++)
-        progress |= vb_queue_sweep(iothread->queues[i]);
+    for (struct vb_port *port = iothread->ports; port; port = port->next)
+        progress |= vb_port_turn(port);
     if (progress)
-        for (uint32_t i = 0; i < iothread->queue_count; i++)
-            vb_queue_publish(iothread->queues[i]);
-    io->vtable->submit(io);
+        publish_all(iothread);
+    submit(iothread);
     if (reap(iothread)) {
         progress = true;
-        io->vtable->submit(io);
-        for (uint32_t i = 0; i < iothread->queue_count; i++)
-            vb_queue_publish(iothread->queues[i]);
+        submit(iothread);
+        publish_all(iothread);
     }
     return progress;
 }
@@ -109,16 +129,16 @@ static bool take_turn(struct vb_iothread *iothread, uint64_t now)
 {
     bool progress;
 
-    while (atomic_load_explicit(&iothread->callers, memory_order_relaxed))
-        sched_yield();
     pthread_mutex_lock(&iothread->lock);
+    vb_inbox_run(iothread);
     iothread->now = now;
+    vb_watched_step(&iothread->watched);
     progress = turn(iothread);
     pthread_mutex_unlock(&iothread->lock);
     return progress;
 }
 
-/* The descriptors that end a sleep: wake_fd, io, then the queues' kicks. */
+/* The descriptors that end a sleep: wake_fd, io, then the ports'. */
 struct sleeper {
     struct pollfd *fds;
     nfds_t count;
@@ -127,7 +147,7 @@ struct sleeper {
 
 static bool collect(struct sleeper *sleeper, struct vb_iothread *iothread)
 {
-    nfds_t wanted = 2 + iothread->queue_count;
+    nfds_t wanted = 2 + iothread->port_count;
 
     if (wanted > sleeper->capacity) {
         struct pollfd *grown = realloc(sleeper->fds, wanted * sizeof(*grown));
@@ -139,65 +159,87 @@ static bool collect(struct sleeper *sleeper, struct vb_iothread *iothread)
     }
     sleeper->fds[0] = (struct pollfd){.fd = iothread->wake_fd, .events = POLLIN};
     sleeper->fds[1] = (struct pollfd){.fd = iothread->io->poll_fd, .events = POLLIN};
-    for (uint32_t i = 0; i < iothread->queue_count; i++)
-        sleeper->fds[2 + i] =
-            (struct pollfd){.fd = iothread->queues[i]->config.kick_fd, .events = POLLIN};
     sleeper->count = wanted;
     return true;
 }
 
-/* Prepare to sleep: ask all drivers for kicks. The time-out in ms, -1: none; -2: don't sleep. */
+/* Of a port that takes nothing now nothing is heard, not even that a peer has gone. */
+static void choose_events(struct sleeper *sleeper, const struct vb_iothread *iothread)
+{
+    struct pollfd *fd = &sleeper->fds[2];
+
+    for (struct vb_port *port = iothread->ports; port; port = port->next, fd++) {
+        short events = (vb_port_takes(port) ? POLLIN : 0) | (port->wants_room ? POLLOUT : 0);
+
+        *fd = (struct pollfd){.fd = events ? port->wake_fd : -1, .events = events};
+    }
+}
+
+/* Prepare to sleep: have all ports wake us. The time-out in ms, -1: none; -2: don't sleep. */
 static int arm(struct sleeper *sleeper, struct vb_iothread *iothread)
 {
     int timeout = -1;
 
-    for (uint32_t i = 0; i < iothread->queue_count; i++) {
-        struct vb_queue *queue = iothread->queues[i];
-
-        if (vb_queue_looked_for(queue))
-            continue;
-        if (vb_queue_arm(queue))
+    atomic_store(&iothread->asleep, true);
+    if (atomic_load(&iothread->inbox))
+        return -2;
+    for (struct vb_port *port = iothread->ports; port; port = port->next) {
+        if (port->pieces)
             return -2;
-        if (queue->config.kick_fd < 0 && !queue->holds && !queue->broken)
-            timeout = POLLED_RING_MS;
+        if (vb_port_looked_for(port))
+            continue;
+        if (vb_port_arm(port))
+            return -2;
+        if (port->wake_fd < 0 && !port->holds && !port->broken)
+            timeout = POLLED_PORT_MS;
     }
     if (iothread->io->vtable->arm(iothread->io, true))
         return -2;
     if (iothread->io->unsubmitted)
-        timeout = POLLED_RING_MS;
-    if (iothread->queues_changed) {
+        timeout = POLLED_PORT_MS;
+    if (iothread->ports_changed) {
         if (!collect(sleeper, iothread))
-            return POLLED_RING_MS;
-        iothread->queues_changed = false;
+            return POLLED_PORT_MS;
+        iothread->ports_changed = false;
     }
+    choose_events(sleeper, iothread);
     return timeout;
 }
 
-static void clear(struct sleeper *sleeper, struct vb_iothread *iothread)
+static void clear(const struct sleeper *sleeper, struct vb_iothread *iothread)
 {
-    eventfd_t ignored;
+    const struct pollfd *fd = &sleeper->fds[2];
 
-    for (nfds_t i = 0; i < sleeper->count; i++) {
-        if (i == 1 || !(sleeper->fds[i].revents & POLLIN))
-            continue;
-        eventfd_read(sleeper->fds[i].fd, &ignored);
-        if (i >= 2 && i - 2 < iothread->queue_count)
-            iothread->queues[i - 2]->stats.kicks++;
+    if (sleeper->fds[0].revents & POLLIN)
+        eventfd_read(iothread->wake_fd, &(eventfd_t){0});
+    for (struct vb_port *port = iothread->ports; port; port = port->next, fd++) {
+        if (fd->revents & POLLIN && port->vtable->woken)
+            port->vtable->woken(port);
+        if (fd->revents & POLLOUT) {
+            port->vtable->publish(port);
+            vb_port_show(port);
+        }
     }
 }
 
 static void sleep_until_work(struct sleeper *sleeper, struct vb_iothread *iothread)
 {
-    int timeout, ready;
+    int timeout, ready = 0;
 
     pthread_mutex_lock(&iothread->lock);
     timeout = arm(sleeper, iothread);
     pthread_mutex_unlock(&iothread->lock);
-    ready = timeout == -2 ? 0 : poll(sleeper->fds, sleeper->count, timeout);
+    if (timeout != -2) {
+        vb_watched_does(&iothread->watched, VB_DOING_SLEEP);
+        ready = poll(sleeper->fds, sleeper->count, timeout);
+        vb_watched_wakes(&iothread->watched);
+    }
+    atomic_store(&iothread->asleep, false);
     pthread_mutex_lock(&iothread->lock);
+    vb_inbox_run(iothread);
     iothread->io->vtable->arm(iothread->io, false);
-    /* A queue that has gone meanwhile took its descriptor with it. */
-    if (iothread->queues_changed)
+    /* A port that has gone meanwhile took its descriptor with it. */
+    if (iothread->ports_changed)
         eventfd_read(iothread->wake_fd, &(eventfd_t){0});
     else if (ready > 0)
         clear(sleeper, iothread);
@@ -259,7 +301,11 @@ static void *start_thread(void *argument)
     }
     start->error = 0;
     sem_post(&start->done);
+    vb_watchdog_add(&iothread->watched);
     run(iothread);
+    vb_inbox_run(iothread);
+    vb_watchdog_remove(&iothread->watched);
+    vb_notify_end();
     /* An io_uring of SINGLE_ISSUER kind is closed where it was opened. */
     iothread->io->vtable->close(iothread->io);
     return NULL;
@@ -283,10 +329,11 @@ struct vb_iothread *vb_iothread_new(const struct vb_iothread_config *config, int
     }
     iothread->config = *config;
     iothread->upcall_fd = config->upcall_fd;
-    iothread->upcalls_end = &iothread->upcalls;
-    iothread->queues_changed = true;
+    iothread->fetched_end = &iothread->fetched;
+    iothread->ports_changed = true;
     set_poll(iothread, config->poll_max_ns, config->poll_grow, config->poll_shrink);
     pthread_mutex_init(&iothread->lock, NULL);
+    pthread_mutex_init(&iothread->news_lock, NULL);
     iothread->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (iothread->wake_fd < 0) {
         *error = errno;
@@ -324,7 +371,7 @@ void vb_iothread_free(struct vb_iothread *iothread)
     pthread_join(iothread->thread, NULL);
     close(iothread->wake_fd);
     pthread_mutex_destroy(&iothread->lock);
-    free(iothread->queues);
+    pthread_mutex_destroy(&iothread->news_lock);
     free(iothread);
 }
 
@@ -341,7 +388,6 @@ int vb_iothread_thread_id(struct vb_iothread *iothread)
 void vb_iothread_set_poll(struct vb_iothread *iothread, uint64_t max_ns, uint64_t grow,
                           uint64_t shrink)
 {
-    vb_iothread_enter(iothread);
     set_poll(iothread, max_ns, grow, shrink);
-    vb_iothread_leave(iothread);
+    vb_iothread_wake(iothread);
 }

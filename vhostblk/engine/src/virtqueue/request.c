@@ -82,7 +82,8 @@ void vb_request_parse(struct vb_request *request, struct vb_chain *chain, uint16
                       uint64_t size, uint32_t logical_block_size)
 {
     struct header header = {0};
-    uint32_t end;
+    const struct iovec *first = chain->iovs, *end;
+    uint64_t length = 0;
 
     *request = (struct vb_request){.head = head, .status = VB_STATUS_PENDING};
     if (!chain->count || !(take_ordinary(request, chain, &header) ||
@@ -93,23 +94,26 @@ void vb_request_parse(struct vb_request *request, struct vb_chain *chain, uint16
     request->type = header.type;
     request->sector = header.sector;
     if (vb_into_guest(header.type)) {
-        request->iov_first = chain->readable;
-        end = chain->count;
+        end = first + chain->count;
+        first += chain->readable;
     } else if (header.type == VB_T_ZONE_APPEND) {
         /* The data, and behind it the place for the answer; without one nothing. */
-        end = chain->count;
-        if (bytes_of(chain, chain->readable, end) != VB_APPEND_SECTOR_BYTES)
-            end = request->iov_first;
+        end = first;
+        if (bytes_of(chain, chain->readable, chain->count) == VB_APPEND_SECTOR_BYTES)
+            end += chain->count;
     } else {
-        end = chain->readable;
+        end = first + chain->readable;
     }
     /* Segments at the ends that held nothing but the header, or the status, drop out. */
-    while (request->iov_first < end && !chain->iovs[request->iov_first].iov_len)
-        request->iov_first++;
-    while (end > request->iov_first && !chain->iovs[end - 1].iov_len)
+    while (first < end && !first->iov_len)
+        first++;
+    while (end > first && !end[-1].iov_len)
         end--;
-    request->iov_count = end - request->iov_first;
-    request->length = bytes_of(chain, request->iov_first, end);
+    for (const struct iovec *iov = first; iov < end; iov++)
+        length += iov->iov_len;
+    request->iov_first = (uint32_t)(first - chain->iovs);
+    request->iov_count = (uint32_t)(end - first);
+    request->length = length;
     if (header.type <= VB_T_OUT && !in_range(request, size, logical_block_size))
         request->status = VB_S_IOERR;
 }

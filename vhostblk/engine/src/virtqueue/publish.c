@@ -3,22 +3,10 @@
  * in flight, and in a migration's dirty log. */
 #include "queue.h"
 
-#include <sys/eventfd.h>
+#include <errno.h>
+#include <stdlib.h>
 
-static void count_inline(struct vb_queue *queue)
-{
-    uint64_t ns = 0;
-
-    for (unsigned kind = 0; kind < VB_STAT_KINDS; kind++) {
-        if (!queue->inline_count[kind])
-            continue;
-        if (!ns)
-            ns = vb_now() - queue->iothread->now;
-        vb_stats_add(&queue->stats, kind, queue->inline_count[kind], queue->inline_bytes[kind], ns);
-        queue->inline_count[kind] = 0;
-        queue->inline_bytes[kind] = 0;
-    }
-}
+#include "core/iothread.h"
 
 static void log_used_elements(struct vb_queue *queue)
 {
@@ -76,36 +64,59 @@ static bool publish_packed(struct vb_queue *queue)
     return wanted;
 }
 
-void vb_queue_publish(struct vb_queue *queue)
+void vb_queue_publish(struct vb_port *port)
 {
+    struct vb_queue *queue = vb_queue_of(port);
     bool wanted;
 
     if (!queue->unpublished)
         return;
-    count_inline(queue);
+    vb_stats_take(&port->stats, &port->counts, port->iothread->now);
     wanted = queue->ring.packed ? publish_packed(queue) : publish_split(queue);
     if (__builtin_expect(queue->log.data | queue->log.used, 0) && queue->log.event_fd >= 0)
-        eventfd_write(queue->log.event_fd, 1);
+        vb_iothread_notify(port->iothread, queue->log.event_fd);
     if (wanted && queue->call_fd >= 0) {
-        queue->stats.notified++;
-        eventfd_write(queue->call_fd, 1);
+        port->stats.notified++;
+        vb_iothread_notify(port->iothread, queue->call_fd);
     }
     queue->unpublished = 0;
-    if (!queue->in_flight && queue->holds)
-        vb_iothread_signal(queue->iothread);
 }
 
-void vb_queue_set_log(struct vb_queue *queue, const struct vb_dirty_log *log)
+static void set_log(struct vb_command *command)
 {
-    uint64_t bytes = VB_USED_ELEMENTS + (uint64_t)queue->ring.size * sizeof(struct vb_used_elem);
+    struct vb_queue *queue = vb_queue_of(command->port);
 
-    vb_iothread_enter(queue->iothread);
-    queue->log = log ? *log : (struct vb_dirty_log){.event_fd = -1};
-    if (queue->ring.packed) {
-        log_used_descs(queue, 0, queue->ring.size);
-        vb_queue_log_ring(queue, queue->ring.used, sizeof(struct vb_packed_event));
+    queue->log = *(struct vb_dirty_log *)command->pointer;
+    free(command->pointer);
+}
+
+/* Note all of the used ring: parts may have been written before this was wanted. */
+static void log_whole_ring(const struct vb_queue *queue, const struct vb_dirty_log *log)
+{
+    const struct vb_ring *ring = &queue->ring;
+
+    if (!log->used)
+        return;
+    if (ring->packed) {
+        vb_dirty_log_mark_host(log, &queue->memory, ring->desc,
+                               (uint64_t)ring->size * sizeof(struct vb_packed_desc));
+        vb_dirty_log_mark_host(log, &queue->memory, ring->used, sizeof(struct vb_packed_event));
     } else {
-        vb_queue_log_used(queue, 0, bytes + sizeof(uint16_t));
+        vb_dirty_log_mark(log, log->used_addr,
+                          VB_USED_ELEMENTS + (uint64_t)ring->size * sizeof(struct vb_used_elem) +
+                              sizeof(uint16_t));
     }
-    vb_iothread_leave(queue->iothread);
+}
+
+int vb_queue_set_log(struct vb_queue *queue, const struct vb_dirty_log *log)
+{
+    struct vb_dirty_log *copy = malloc(sizeof(*copy));
+
+    if (!copy)
+        return -ENOMEM;
+    *copy = log ? *log : (struct vb_dirty_log){.event_fd = -1};
+    /* Here, for by the time that the command runs the log may be another one. */
+    log_whole_ring(queue, copy);
+    vb_port_tell(&queue->port, queue->port.iothread, set_log, 0, copy);
+    return 0;
 }

@@ -2,6 +2,8 @@
 #ifndef VHOSTBLK_UPCALL_H
 #define VHOSTBLK_UPCALL_H
 
-#include "queue.h"
+#include "port.h"
+
+#include "upcall.cdef.h"
 
 #endif

@@ -10,13 +10,13 @@ struct vb_iothread_config {
     uint32_t max_batch;   /* operations submitted at once; 0: all of a sweep */
     uint32_t pool_threads; /* for file I/O without io_uring */
     uint8_t no_uring;
-    int32_t upcall_fd;    /* eventfd: there are upcalls, or news of a queue; stays the caller's */
+    int32_t upcall_fd;    /* eventfd: there are upcalls, or news of a port; stays the caller's */
 };
 
 /* NULL: *error is the errno. */
 struct vb_iothread *vb_iothread_new(const struct vb_iothread_config *config, int *error);
 
-/* Stop the thread and free it; all queues are gone. */
+/* Stop the thread and free it; all ports are gone. */
 void vb_iothread_free(struct vb_iothread *iothread);
 
 int vb_iothread_uses_uring(struct vb_iothread *iothread);

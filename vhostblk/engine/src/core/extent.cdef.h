@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* An extent map: where a device's bytes lie, and what may be done with them without asking. Python
- * fills it in and publishes it to queues (`vb_queue_set_map`); whatever it does not cover goes up. */
+ * fills it in and publishes it to ports (`vb_port_set_map`); whatever it does not cover goes up. */
 enum vb_extent_kind {
     VB_EXTENT_NONE,   /* everything goes up */
     VB_EXTENT_NULL,   /* no storage: writes vanish, reads leave the buffer, or zero it */

@@ -16,7 +16,6 @@ int vb_queue_track(struct vb_queue *queue, uint64_t record, uint64_t counter, ui
     if (!heads)
         return -ENOMEM;
     memcpy(mine, left, left_count * sizeof(*left));
-    vb_iothread_enter(queue->iothread);
     queue->inflight = (struct vb_inflight){
         .region = (struct vb_inflight_region *)(uintptr_t)record,
         .counter = counter,
@@ -25,19 +24,24 @@ int vb_queue_track(struct vb_queue *queue, uint64_t record, uint64_t counter, ui
         .left = mine,
         .left_count = (uint16_t)left_count,
     };
-    vb_iothread_leave(queue->iothread);
     return 0;
 }
 
-uint32_t vb_queue_limit_to_left(struct vb_queue *queue)
+static void limit_to_left(struct vb_command *command)
 {
-    uint32_t left;
+    vb_queue_of(command->port)->left_only = true;
+}
 
-    vb_iothread_enter(queue->iothread);
-    queue->left_only = true;
-    left = queue->broken ? 0 : vb_queue_left(queue);
-    vb_iothread_leave(queue->iothread);
-    return left;
+void vb_queue_limit_to_left(struct vb_queue *queue)
+{
+    vb_port_tell(&queue->port, queue->port.iothread, limit_to_left, 0, NULL);
+}
+
+uint32_t vb_queue_left_count(struct vb_queue *queue)
+{
+    uint16_t taken = __atomic_load_n(&queue->inflight.left_taken, __ATOMIC_ACQUIRE);
+
+    return vb_port_broken(&queue->port) ? 0 : queue->inflight.left_count - taken;
 }
 
 int vb_queue_track_packed(struct vb_queue *queue, uint64_t record, uint64_t counter,
@@ -64,7 +68,6 @@ int vb_queue_track_packed(struct vb_queue *queue, uint64_t record, uint64_t coun
         memcpy(copy, left, left_bytes);
         memcpy(copy + left_bytes, descs, desc_bytes);
     }
-    vb_iothread_enter(queue->iothread);
     *inflight = (struct vb_inflight_packed){
         .region = (struct vb_inflight_packed_region *)(uintptr_t)record,
         .counter = counter,
@@ -86,6 +89,5 @@ int vb_queue_track_packed(struct vb_queue *queue, uint64_t record, uint64_t coun
         inflight->first[left[i].id] = left[i].first;
         inflight->last[left[i].id] = left[i].last;
     }
-    vb_iothread_leave(queue->iothread);
     return 0;
 }
