@@ -4,7 +4,7 @@
 
 #include "core/extent.h"
 
-#include "request.h"
+#include "virtqueue/request.h"
 
 #include "inspect.cdef.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The engine's decisions one by one, without a queue: for tests that hold them against those of the
- * Python lane. Nothing else uses this. */
+/* The engine's decisions one by one, without a queue. Tests compare them with those of the Python
+ * lane. */
 
 /* What a walk of one chain found; its segments are those from `first` on. */
 struct vb_inspected_chain {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "inspect.h"
 
-#include "packed.h"
+#include "virtqueue/packed.h"
 
 #include <stdlib.h>
 #include <string.h>
