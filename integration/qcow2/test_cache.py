@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import mmap
 from typing import TYPE_CHECKING, Any
 
 from integration.qcow2.tools import check, opened, qemu_img, qemu_io, read, run, write
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
+    from numpy.typing import NDArray
 
     from vhostblk.engine.extents import ExtentTable
 
@@ -106,3 +109,34 @@ def test_a_slice_that_is_being_written_stays(
 
     run(main())
     check(path)
+
+
+def _resident(entries: NDArray[Any]) -> int:
+    """Return how many pages of a table of entries are in memory."""
+    pages = -(-entries.nbytes // mmap.PAGESIZE)
+    found = (ctypes.c_ubyte * pages)()
+    address, length = ctypes.c_void_p(entries.ctypes.data), ctypes.c_size_t(entries.nbytes)
+    assert ctypes.CDLL(None).mincore(address, length, found) == 0
+    return sum(each & 1 for each in found)
+
+
+def test_slices_of_any_size_give_memory_back(tmp_path: Path) -> None:
+    """The entries of eight slices of 512 bytes are in one page."""
+    path, step = tmp_path / "disk.qcow2", 64 * CLUSTER
+    qemu_img("create", "-q", "-f", "qcow2", path, 4 << 30)
+    qemu_io(path, *(f"write -q {at << 29} 512" for at in range(8)))  # a table each
+
+    async def main() -> None:
+        small: dict[str, Any] = {"l2_cache_entry_size": 512, "l2_cache_size": 4096}
+        async with opened(path, **small) as (node, backend):
+            assert isinstance(node, Qcow2Node)
+            image, most = node._image, 0
+            for offset in range(0, 4 << 30, step):
+                await read(backend, offset, 512)
+                most = max(most, len(image.tables.slices))
+            assert most == 8
+            assert _resident(image.publisher.entries) <= 8
+            image.tables.clear()
+            assert _resident(image.publisher.entries) == 0
+
+    run(main())

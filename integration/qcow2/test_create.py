@@ -25,6 +25,9 @@ IMAGES: list[dict[str, Any]] = [
     {},
     {"size": 0},
     {"size": 1 << 40},
+    # Tables longer than what one refcount block counts.
+    {"size": 1 << 30, "cluster_size": 512},
+    {"size": 1 << 28, "cluster_size": 512, "refcount_bits": 64},
     {"version": "v2"},
     {"lazy_refcounts": True},
     *({"cluster_size": size} for size in (512, 4096, 2 << 20)),

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from tests.differential.normal import runs_of
 from tests.frontend.blk import BlkDriver, BlkRequest, range_segments
 from tests.frontend.connection import Connection, FrontendError
-from tests.frontend.memory import MIB, Memory
-from vhostblk.virtio_blk.layout import (
+from tests.frontend.layout.virtio_blk import (
     CONFIG,
     ID_BYTES,
     WRITE_ZEROES_FLAG_UNMAP,
     RequestType,
     Status,
 )
+from tests.frontend.memory import MIB, Memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

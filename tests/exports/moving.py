@@ -38,7 +38,6 @@ from vhostblk.vhost_user.layout import (
     INFLIGHT,
     LOG,
     MEMORY_HEADER,
-    MEMORY_REGION,
     SINGLE_REGION,
     U64,
     VERSION,
@@ -57,8 +56,8 @@ from vhostblk.virtio_blk.layout import RequestType
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from tests.frontend.layout.vhost_user import MemoryRegion
     from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend
-    from vhostblk.virtqueue.config import RegionDescription
 
 QUEUES = 2
 #: Rings and requests are in the first region; the second one is added and removed.
@@ -480,9 +479,9 @@ def _received(carried: Carried) -> Carried:
     return Carried(Listener(carried.listener.socket.dup()), connection, said)
 
 
-def _table(regions: Sequence[RegionDescription]) -> tuple[bytes, list[int]]:
-    rows = [MEMORY_REGION.pack(r.guest_addr, r.size, r.user_addr, r.mmap_offset) for r in regions]
-    return MEMORY_HEADER.pack(len(rows), 0) + b"".join(rows), [region.fd for region in regions]
+def _table(regions: Sequence[MemoryRegion]) -> tuple[bytes, list[int]]:
+    rows = b"".join(region.pack() for region in regions)
+    return MEMORY_HEADER.pack(len(regions), 0) + rows, [region.fd for region in regions]
 
 
 def _file(name: str, size: int) -> int:

@@ -15,7 +15,7 @@ from tests.frontend.memory import Memory
 from tests.frontend.ring import Segment
 from tests.virtio_blk.support import MIB, UNSET, HandNode, Pending, attach, header
 from tests.virtqueue.kinds import current_kind
-from tests.virtqueue.support import vring_config
+from tests.virtqueue.support import described, vring_config
 from vhostblk.engine.iothreads import Iothreads
 from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend
 from vhostblk.schema.exports.vhost_user_blk import BlockExportOptionsVhostUserBlk
@@ -24,6 +24,7 @@ from vhostblk.virtio_blk.features import Feature
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from tests.frontend.layout.vhost_user import MemoryRegion
     from vhostblk.block.graph.graph import Graph
     from vhostblk.block.graph.node import BlockNode
     from vhostblk.virtqueue.config import RegionDescription
@@ -64,9 +65,9 @@ def make_backend(
     return VhostUserBlkBackend(options, backend, iothreads or Iothreads())
 
 
-def handed_over(regions: Sequence[RegionDescription]) -> list[RegionDescription]:
+def handed_over(regions: Sequence[MemoryRegion]) -> list[RegionDescription]:
     """Duplicate the descriptors, because those given to a backend are its own."""
-    return [replace(region, fd=os.dup(region.fd)) for region in regions]
+    return [replace(described(region), fd=os.dup(region.fd)) for region in regions]
 
 
 class Frontend:

@@ -14,27 +14,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.frontend.packed import PackedDriverRing
-from tests.frontend.ring import CompletionTimeoutError, DriverRing, Segment, Used
-from vhostblk.virtio_blk.features import Feature
-from vhostblk.virtio_blk.layout import (
+from tests.frontend.layout.virtio_blk import (
     CONFIG,
     DISCARD_SEGMENT,
     ID_BYTES,
     REQUEST_HEADER,
     SECTOR_SIZE,
     WRITE_ZEROES_FLAG_UNMAP,
+    Feature,
     RequestType,
     Status,
 )
+from tests.frontend.packed import PackedDriverRing
+from tests.frontend.ring import CompletionTimeoutError, DriverRing, Segment, Used
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
     from tests.frontend.connection import Connection
+    from tests.frontend.layout.vhost_user import InflightArea
     from tests.frontend.memory import Memory
-    from vhostblk.virtqueue.config import InflightDescription
 
 #: What a Linux driver acknowledges, and this one too.
 FEATURES = sum(
@@ -136,7 +136,7 @@ class BlkDriver:
         self.rings = [
             kind(memory, queue_size, event_idx=event_idx, start=start) for _ in range(num_queues)
         ]
-        self.inflight: InflightDescription | None = None
+        self.inflight: InflightArea | None = None
         if inflight:
             self.inflight = connection.get_inflight_fd(num_queues, queue_size)
             connection.set_inflight_fd(self.inflight)

@@ -14,33 +14,31 @@ import os
 import socket
 from typing import TYPE_CHECKING, Self
 
-from vhostblk.vhost_user.layout import (
+from tests.frontend.layout.vhost_user import (
     CONFIG_HEADER,
     F_PROTOCOL_FEATURES,
     FLAG_NEED_REPLY,
     FLAG_REPLY,
     HEADER,
-    INFLIGHT,
-    INFLIGHT_PADDED_SIZE,
+    INFLIGHT_BYTES,
     MEMORY_HEADER,
-    MEMORY_REGION,
     SINGLE_REGION,
     U64,
     VERSION,
     VRING_ADDR,
     VRING_NOFD,
     VRING_STATE,
+    InflightArea,
     ProtocolFeature,
     Request,
 )
-from vhostblk.virtqueue.config import InflightDescription
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
     from types import TracebackType
 
-    from vhostblk.virtqueue.config import RegionDescription
+    from tests.frontend.layout.vhost_user import MemoryRegion
 
 #: What this front-end has a use for.
 PROTOCOL_FEATURES = (
@@ -229,37 +227,33 @@ class Connection:
 
     # Memory
 
-    def set_mem_table(self, regions: Iterable[RegionDescription]) -> None:
+    def set_mem_table(self, regions: Iterable[MemoryRegion]) -> None:
         """SET_MEM_TABLE."""
         regions = list(regions)
-        payload = MEMORY_HEADER.pack(len(regions), 0) + b"".join(
-            MEMORY_REGION.pack(r.guest_addr, r.size, r.user_addr, r.mmap_offset) for r in regions
-        )
+        payload = MEMORY_HEADER.pack(len(regions), 0) + b"".join(r.pack() for r in regions)
         self.tell(Request.SET_MEM_TABLE, payload, [region.fd for region in regions])
 
     def get_max_mem_slots(self) -> int:
         """GET_MAX_MEM_SLOTS."""
         return _u64(self.query(Request.GET_MAX_MEM_SLOTS))
 
-    def add_mem_reg(self, region: RegionDescription) -> None:
+    def add_mem_reg(self, region: MemoryRegion) -> None:
         """ADD_MEM_REG."""
-        self.tell(Request.ADD_MEM_REG, _single_region(region), [region.fd])
+        self.tell(Request.ADD_MEM_REG, region.pack_single(), [region.fd])
 
-    def rem_mem_reg(self, region: RegionDescription, *, with_fd: bool = False) -> None:
+    def rem_mem_reg(self, region: MemoryRegion, *, with_fd: bool = False) -> None:
         """REM_MEM_REG; some front-ends send a descriptor with it."""
         fds = [region.fd] if with_fd else []
-        self.tell(Request.REM_MEM_REG, _single_region(region), fds)
+        self.tell(Request.REM_MEM_REG, region.pack_single(), fds)
 
     # Requests in flight
 
-    def get_inflight_fd(self, num_queues: int, queue_size: int) -> InflightDescription:
+    def get_inflight_fd(self, num_queues: int, queue_size: int) -> InflightArea:
         """GET_INFLIGHT_FD; the descriptor is the caller's."""
-        payload = INFLIGHT.pack(0, 0, num_queues, queue_size)
-        self.send(Request.GET_INFLIGHT_FD, payload.ljust(INFLIGHT_PADDED_SIZE, b"\0"))
-        fd = self._receive_fd(Request.GET_INFLIGHT_FD, INFLIGHT_PADDED_SIZE)
-        reply = self.receive_exactly(INFLIGHT_PADDED_SIZE)
-        size, offset, num_queues, queue_size = INFLIGHT.unpack_from(reply)
-        return InflightDescription(size, offset, num_queues, queue_size, fd)
+        wanted = InflightArea(0, 0, num_queues, queue_size, fd=-1)
+        self.send(Request.GET_INFLIGHT_FD, wanted.pack())
+        fd = self._receive_fd(Request.GET_INFLIGHT_FD, INFLIGHT_BYTES)
+        return InflightArea.unpack(self.receive_exactly(INFLIGHT_BYTES), fd)
 
     def _receive_fd(self, request: int, expected: int) -> int:
         """Receive the header of a reply of `expected` bytes, and the descriptor with it."""
@@ -271,11 +265,9 @@ class Connection:
             raise FrontendError(f"reply to {answered}, {size} bytes, {len(fds)} descriptors")
         return fds[0]
 
-    def set_inflight_fd(self, area: InflightDescription) -> None:
+    def set_inflight_fd(self, area: InflightArea) -> None:
         """SET_INFLIGHT_FD."""
-        fields = (area.mmap_size, area.mmap_offset, area.num_queues, area.queue_size)
-        payload = INFLIGHT.pack(*fields).ljust(INFLIGHT_PADDED_SIZE, b"\0")
-        self.tell(Request.SET_INFLIGHT_FD, payload, [area.fd])
+        self.tell(Request.SET_INFLIGHT_FD, area.pack(), [area.fd])
 
     # Post-copy migration
 
@@ -288,12 +280,11 @@ class Connection:
         """POSTCOPY_LISTEN."""
         self.tell(Request.POSTCOPY_LISTEN)
 
-    def add_arriving_regions(self, regions: Iterable[RegionDescription]) -> list[int]:
+    def add_arriving_regions(self, regions: Iterable[MemoryRegion]) -> list[int]:
         """ADD_MEM_REG after POSTCOPY_LISTEN; returns where the back-end has mapped them."""
         mapped = []
         for region in regions:
-            described = _single_region(region)
-            reply = self.query(Request.ADD_MEM_REG, described, [region.fd])
+            reply = self.query(Request.ADD_MEM_REG, region.pack_single(), [region.fd])
             _, guest_addr, size, address, _ = SINGLE_REGION.unpack(reply)
             if (guest_addr, size) != (region.guest_addr, region.size):
                 raise FrontendError(f"reply of the region at {guest_addr:#x}, {size:#x} bytes")
@@ -383,12 +374,6 @@ class Connection:
 def _u64(payload: bytes) -> int:
     (value,) = U64.unpack(payload)
     return int(value)
-
-
-def _single_region(region: RegionDescription) -> bytes:
-    return SINGLE_REGION.pack(
-        0, region.guest_addr, region.size, region.user_addr, region.mmap_offset
-    )
 
 
 def receive_request(channel: socket.socket) -> tuple[int, bytes]:

@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from tests.frontend.connection import PROTOCOL_FEATURES, Connection
-from vhostblk.vhost_user.layout import (
+from tests.frontend.layout.vhost_user import (
     FLAG_NEED_REPLY,
     FLAG_REPLY,
     HEADER,
@@ -18,7 +18,7 @@ from vhostblk.vhost_user.layout import (
     ProtocolFeature,
     Request,
 )
-from vhostblk.virtio_blk.layout import RequestType, Status
+from tests.frontend.layout.virtio_blk import RequestType, Status
 
 if TYPE_CHECKING:
     from tests.frontend.blk import BlkDriver, BlkRequest

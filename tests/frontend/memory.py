@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.virtqueue.config import RegionDescription
+from tests.frontend.layout.vhost_user import MemoryRegion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,8 +42,8 @@ class _Region:
         self._map = mmap.mmap(self.fd, offset + size)
         self.bytes: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8, size, offset)
 
-    def describe(self) -> RegionDescription:
-        return RegionDescription(
+    def describe(self) -> MemoryRegion:
+        return MemoryRegion(
             self.guest_addr, self.size, self.guest_addr + _USER_BASE, self.offset, self.fd
         )
 
@@ -59,13 +59,13 @@ class Memory:
             for number, (guest_addr, size) in enumerate(layout)
         ]
 
-    def add_region(self, guest_addr: int, size: int) -> RegionDescription:
+    def add_region(self, guest_addr: int, size: int) -> MemoryRegion:
         """Plug in more memory."""
         region = _Region(guest_addr, size)
         self._regions.append(region)
         return region.describe()
 
-    def describe(self) -> list[RegionDescription]:
+    def describe(self) -> list[MemoryRegion]:
         """Return the regions for SET_MEM_TABLE; the descriptors stay ours."""
         return [region.describe() for region in self._regions]
 

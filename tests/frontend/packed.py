@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tests.frontend.barrier import fence
 from tests.frontend.connection import make_eventfd
-from tests.frontend.ring import DriverRing, RingFullError, Segment, Used
-from vhostblk.virtqueue.barrier import fence
-from vhostblk.virtqueue.layout import (
+from tests.frontend.layout.virtqueue import (
     DESC_F_INDIRECT,
     DESC_F_NEXT,
     DESC_F_WRITE,
@@ -23,6 +22,7 @@ from vhostblk.virtqueue.layout import (
     PACKED_F_USED,
     desc_bytes,
 )
+from tests.frontend.ring import DriverRing, RingFullError, Segment, Used
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,6 +134,7 @@ class PackedDriverRing(DriverRing):
         old = self._published
         if not self._heads:
             return False
+        fence()  # the rest of the chains goes out before the flags of their heads
         for index, flags in self._heads:
             self.desc["flags"][index] = flags
         self._heads = []

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from tests.frontend.barrier import fence
 from tests.frontend.connection import make_eventfd
-from vhostblk.virtqueue.barrier import fence
-from vhostblk.virtqueue.layout import (
+from tests.frontend.layout.virtqueue import (
     AVAIL_F_NO_INTERRUPT,
     DESC,
     DESC_F_INDIRECT,
@@ -175,6 +175,7 @@ class DriverRing:
         old = self._published
         if old == self.next_avail:
             return False
+        fence()  # the chains go out before the index
         self.avail_idx[0] = self.next_avail & 0xFFFF
         self._published = self.next_avail
         fence()  # the index goes out before what the device wants is read
@@ -207,6 +208,7 @@ class DriverRing:
     def poll(self) -> list[Used]:
         """Take everything that the device has used."""
         fresh = (int(self.used_idx[0]) - self.last_used) & 0xFFFF
+        fence()  # the elements come in after the index
         done = []
         for _ in range(fresh):
             element = self.used_ring[self.last_used % self.size]

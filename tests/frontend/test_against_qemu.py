@@ -11,10 +11,9 @@ import pytest
 from tests.frontend.blk import FEATURES, BlkDriver, RequestError
 from tests.frontend.connection import ConnectionClosedError, RequestFailedError
 from tests.frontend.launch import Daemon, Program, raw_file
+from tests.frontend.layout.vhost_user import VRING_STATE, Request
+from tests.frontend.layout.virtio_blk import Feature, RequestType, Status
 from tests.frontend.memory import MIB, Memory
-from vhostblk.vhost_user.layout import VRING_STATE, Request
-from vhostblk.virtio_blk.features import Feature
-from vhostblk.virtio_blk.layout import RequestType, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

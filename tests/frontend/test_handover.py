@@ -18,9 +18,9 @@ from tests.frontend.blk import FEATURES, BlkDriver
 from tests.frontend.connection import Connection
 from tests.frontend.inband import InbandConnection, read_in_band
 from tests.frontend.launch import Daemon, Program, raw_file
+from tests.frontend.layout.virtio_blk import RequestType
 from tests.frontend.memory import Memory
 from tests.virtio_blk.lanes import lane
-from vhostblk.virtio_blk.layout import RequestType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

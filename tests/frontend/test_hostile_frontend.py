@@ -18,20 +18,22 @@ import pytest
 from tests.cli.process import wait_until
 from tests.frontend.blk import FEATURES, BlkDriver
 from tests.frontend.connection import Connection, FrontendError, make_eventfd
+from tests.frontend.layout.vhost_user import (
+    F_PROTOCOL_FEATURES,
+    HEADER,
+    MAX_MEM_SLOTS,
+    U64,
+    VERSION,
+    VRING_STATE,
+    InflightArea,
+    MemoryRegion,
+    Request,
+)
+from tests.frontend.layout.virtio_blk import RequestType, Status
 from tests.frontend.memory import MIB, Memory
 from tests.frontend.ring import Segment
 from tests.frontend.scene import Scene
 from tests.virtio_blk.lanes import lane
-from vhostblk.vhost_user.layout import (
-    F_PROTOCOL_FEATURES,
-    HEADER,
-    U64,
-    VERSION,
-    VRING_STATE,
-    Request,
-)
-from vhostblk.virtio_blk.layout import RequestType, Status
-from vhostblk.virtqueue.config import MAX_MEM_SLOTS, InflightDescription, RegionDescription
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,10 +55,8 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         scene.daemon.kill()
 
 
-def region(
-    size: int, *, guest: int = 0, user: int = 0, offset: int = 0, fd: int
-) -> RegionDescription:
-    return RegionDescription(guest, size, user, offset, fd)
+def region(size: int, *, guest: int = 0, user: int = 0, offset: int = 0, fd: int) -> MemoryRegion:
+    return MemoryRegion(guest, size, user, offset, fd)
 
 
 @contextmanager
@@ -159,7 +159,7 @@ def test_3_memory_truncated_under_load(scene: Scene) -> None:
 
 def test_5_inflight_area_truncated_after_it_was_mapped(scene: Scene) -> None:
     with memfd(1 << 16) as fd, scene.driver() as driver:
-        driver.connection.set_inflight_fd(InflightDescription(1 << 16, 0, 2, 128, fd))
+        driver.connection.set_inflight_fd(InflightArea(1 << 16, 0, 2, 128, fd))
         driver.stop()
         for index, ring in enumerate(driver.rings):
             ring.attach(driver.connection, index)

@@ -12,9 +12,7 @@ from tests.cli.process import wait_until
 from tests.frontend.blk import BlkDriver
 from tests.frontend.connection import PROTOCOL_FEATURES, FrontendError
 from tests.frontend.inband import INBAND, REPLY, InbandConnection, read_in_band, wait_in_band
-from tests.frontend.memory import Memory
-from tests.hostile.conftest import daemon, scene
-from vhostblk.vhost_user.layout import (
+from tests.frontend.layout.vhost_user import (
     HEADER,
     U64,
     VRING_STATE,
@@ -22,7 +20,9 @@ from vhostblk.vhost_user.layout import (
     ProtocolFeature,
     Request,
 )
-from vhostblk.virtio_blk.layout import RequestType
+from tests.frontend.layout.virtio_blk import RequestType
+from tests.frontend.memory import Memory
+from tests.hostile.conftest import daemon, scene
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

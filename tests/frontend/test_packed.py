@@ -10,10 +10,9 @@ import pytest
 
 from tests.frontend.blk import PACKED_FEATURES, BlkDriver
 from tests.frontend.launch import Daemon, Program, raw_file
+from tests.frontend.layout.virtio_blk import Feature, RequestType, Status
 from tests.frontend.memory import MIB, Memory
 from tests.virtio_blk.lanes import lane
-from vhostblk.virtio_blk.features import Feature
-from vhostblk.virtio_blk.layout import RequestType, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

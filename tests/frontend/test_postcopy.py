@@ -13,10 +13,10 @@ import pytest
 from tests.frontend.blk import BlkDriver
 from tests.frontend.connection import ConnectionClosedError
 from tests.frontend.launch import Daemon, Program, raw_file
+from tests.frontend.layout.vhost_user import MemoryRegion
+from tests.frontend.layout.virtio_blk import RequestType, Status
 from tests.virtio_blk.lanes import lane
 from vhostblk.vhost_user import postcopy
-from vhostblk.virtio_blk.layout import RequestType, Status
-from vhostblk.virtqueue.config import RegionDescription
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +103,7 @@ def test_memory_that_can_not_be_registered_ends_the_session(daemon: Daemon, imag
     with daemon.connect() as connection, image.open("r+b") as file:
         os.close(connection.postcopy_advise())
         connection.postcopy_listen()
-        region = RegionDescription(0, 4096, 0, 0, file.fileno())
+        region = MemoryRegion(0, 4096, 0, 0, file.fileno())
         with pytest.raises(ConnectionClosedError):
             connection.add_arriving_regions([region])
     assert "Invalid argument" in daemon.output()

@@ -12,17 +12,16 @@ from tests.cli.process import wait_until
 from tests.frontend.blk import FEATURES, PACKED_FEATURES, BlkDriver
 from tests.frontend.connection import ConnectionClosedError
 from tests.frontend.launch import IMAGE_SIZE, Daemon, Program, raw_file
+from tests.frontend.layout.virtio_blk import Feature, RequestType, Status
+from tests.frontend.layout.virtqueue import INFLIGHT_DESC_PACKED, INFLIGHT_DESC_SPLIT
 from tests.frontend.memory import MIB, Memory
 from tests.virtio_blk.lanes import lane
-from vhostblk.virtio_blk.features import Feature
-from vhostblk.virtio_blk.layout import RequestType, Status
-from vhostblk.virtqueue.layout import INFLIGHT_DESC_PACKED, INFLIGHT_DESC_SPLIT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.frontend.layout.vhost_user import InflightArea
     from vhostblk.virtio_blk.lane import Lane
-    from vhostblk.virtqueue.config import InflightDescription
 
 __all__ = ["lane"]
 
@@ -55,7 +54,7 @@ def wait_noted(driver: BlkDriver, count: int, queue: int = 0) -> None:
     wait_until(lambda: in_flight(driver, queue) == count)
 
 
-def _path(area: InflightDescription) -> str:
+def _path(area: InflightArea) -> str:
     return f"/proc/self/fd/{area.fd}"
 
 

@@ -10,10 +10,9 @@ import pytest
 
 from tests.frontend.blk import FEATURES, PACKED_FEATURES, BlkDriver, range_segments
 from tests.frontend.launch import Daemon, Program
+from tests.frontend.layout.vhost_user import F_PROTOCOL_FEATURES
+from tests.frontend.layout.virtio_blk import ZONE_DESCRIPTOR, Feature, RequestType, Status
 from tests.virtio_blk.lanes import lane
-from vhostblk.vhost_user.layout import F_PROTOCOL_FEATURES
-from vhostblk.virtio_blk.features import Feature
-from vhostblk.virtio_blk.layout import ZONE_DESCRIPTOR, RequestType, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

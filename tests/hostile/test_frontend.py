@@ -15,22 +15,23 @@ import pytest
 from tests.cli.process import wait_until
 from tests.frontend.blk import FEATURES, BlkDriver
 from tests.frontend.connection import FrontendError, make_eventfd
-from tests.frontend.memory import Memory
-from tests.frontend.scene import Scene
-from vhostblk.vhost_user.layout import (
+from tests.frontend.layout.vhost_user import (
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,
     FLAG_REPLY,
     HEADER,
     LOG,
-    MAX_PAYLOAD,
     U64,
     VERSION,
     VRING_ADDR,
     VRING_STATE,
+    InflightArea,
+    MemoryRegion,
     Request,
 )
-from vhostblk.virtqueue.config import InflightDescription, RegionDescription
+from tests.frontend.memory import Memory
+from tests.frontend.scene import Scene
+from vhostblk.vhost_user.layout import MAX_PAYLOAD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -183,7 +184,7 @@ def test_3_memory_of_huge_pages(scene: Scene) -> None:
         connection.negotiate(FEATURES)
         # Half a page is mapped, and unmapped, as the whole one.
         for length in (size, size // 2):
-            region = RegionDescription(0, length, 0, 0, fd)
+            region = MemoryRegion(0, length, 0, 0, fd)
             connection.add_mem_reg(region)
             connection.rem_mem_reg(region)
 
@@ -200,7 +201,7 @@ def test_4_misaligned_rings(scene: Scene, places: tuple[int, int, int]) -> None:
 
 
 def record(connection: Connection, size: int, queues: int, entries: int, fd: int) -> None:
-    connection.set_inflight_fd(InflightDescription(size, 0, queues, entries, fd))
+    connection.set_inflight_fd(InflightArea(size, 0, queues, entries, fd))
 
 
 def test_5_records_that_are_too_small_corrupt_or_of_another_version(scene: Scene) -> None:

@@ -20,12 +20,11 @@ import pytest
 from tests.cli.process import wait_until
 from tests.frontend.blk import FEATURES, BlkDriver
 from tests.frontend.connection import Connection, make_eventfd
+from tests.frontend.layout.virtio_blk import ID_BYTES, Feature, RequestType, Status
+from tests.frontend.layout.virtqueue import DESC, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE
 from tests.frontend.memory import MIB, Memory
 from tests.frontend.ring import Segment
 from tests.virtio_blk.support import header
-from vhostblk.virtio_blk.features import Feature
-from vhostblk.virtio_blk.layout import ID_BYTES, RequestType, Status
-from vhostblk.virtqueue.layout import DESC, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

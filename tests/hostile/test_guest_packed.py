@@ -14,6 +14,14 @@ import pytest
 from tests.cli.process import wait_until
 from tests.frontend.blk import PACKED_FEATURES
 from tests.frontend.connection import make_eventfd
+from tests.frontend.layout.virtqueue import (
+    DESC_F_INDIRECT,
+    DESC_F_NEXT,
+    DESC_F_WRITE,
+    PACKED_DESC,
+    PACKED_F_AVAIL,
+    PACKED_F_USED,
+)
 from tests.frontend.packed import PackedDriverRing
 from tests.frontend.ring import Segment
 from tests.hostile.test_guest import (
@@ -29,14 +37,6 @@ from tests.hostile.test_guest import (
     guest,
 )
 from tests.virtio_blk.support import header
-from vhostblk.virtqueue.layout import (
-    DESC_F_INDIRECT,
-    DESC_F_NEXT,
-    DESC_F_WRITE,
-    PACKED_DESC,
-    PACKED_F_AVAIL,
-    PACKED_F_USED,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

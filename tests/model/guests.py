@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.frontend.blk import FEATURES, PACKED_FEATURES, BlkDriver, BlkRequest, range_segments
 from tests.frontend.connection import Connection
+from tests.frontend.layout.virtio_blk import CONFIG_WRITEBACK_OFFSET, RequestType, Status
 from tests.frontend.memory import Memory
 from tests.model.content import SECTOR
 from vhostblk.block.graph.backend import BlockBackend
@@ -23,7 +24,6 @@ from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import drive
 from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
-from vhostblk.virtio_blk.layout import CONFIG_WRITEBACK_OFFSET, RequestType, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,7 +11,7 @@ from tests.frontend.memory import Memory
 from tests.frontend.packed import PackedDriverRing
 from tests.frontend.ring import DriverRing
 from tests.virtqueue.reference import Chain, chains_of, regions_of, walk_chains
-from vhostblk.virtqueue.config import VringConfig
+from vhostblk.virtqueue.config import RegionDescription, VringConfig
 from vhostblk.virtqueue.layout import DESC, desc_bytes
 from vhostblk.virtqueue.memory import GuestMemory, MemoryRegion
 from vhostblk.virtqueue.split import SplitQueue
@@ -19,6 +19,8 @@ from vhostblk.virtqueue.walker import walk, walk_any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from tests.frontend.layout import vhost_user
 
 KIB = 1024
 
@@ -38,7 +40,12 @@ class Desc(NamedTuple):
 
 def map_memory(memory: Memory) -> GuestMemory:
     """Map a front-end's memory as a back-end does."""
-    return GuestMemory(MemoryRegion.map(region) for region in memory.describe())
+    return GuestMemory(MemoryRegion.map(described(region)) for region in memory.describe())
+
+
+def described(region: vhost_user.MemoryRegion) -> RegionDescription:
+    """Return what a transport hands on of a region that a front-end describes."""
+    return RegionDescription(*region)
 
 
 def write_table(memory: Memory, addr: int, descriptors: Iterable[Desc]) -> None:

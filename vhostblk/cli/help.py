@@ -77,10 +77,10 @@ Export disk images to virtual machines.
   --x-vhostblk-log text|json
                          the form of the log: lines, or a JSON object a line
 
-  --addr.type=...        short form: export one image (opened raw, read-only
-                         unless writable=on, and then with discard=unmap), or
-                         the one --blockdev that was given; export properties
-                         follow
+  --addr.type=...        short form: export one image (raw, or format=qcow2;
+                         read-only unless writable=on, and then with
+                         discard=unmap), or the one --blockdev that was given;
+                         export properties follow
 
 SIGINT, SIGTERM and SIGHUP end the program in order. SIGUSR1 has it print
 statistics, one line an export.

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from vhostblk import systemd
 from vhostblk.block.graph.storage import check_unused
-from vhostblk.cli.errors import StartupError
+from vhostblk.cli.errors import StartupError, UsageError
 from vhostblk.cli.handover import Handover
 from vhostblk.cli.pidfile import PidFile
+from vhostblk.cli.preload import Preloader
 from vhostblk.cli.report import log_statistics
 from vhostblk.cli.short_form import choose_node, image_blockdev, short_export
 from vhostblk.daemon import Daemon
@@ -108,6 +109,7 @@ async def _serve(arguments: Arguments, readiness: Readiness | None, sandbox: San
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, daemon.request_stop)
     pidfile = None
+    preloader = Preloader()
     try:
         async with daemon:
             loop.add_signal_handler(STATISTICS_SIGNAL, log_statistics, daemon)
@@ -117,8 +119,11 @@ async def _serve(arguments: Arguments, readiness: Readiness | None, sandbox: San
                     handover.serve(pidfile.leave if pidfile is not None else lambda: None)
                 made = handover.made_files
                 made += [] if arguments.pidfile is None else [arguments.pidfile]
+                if arguments.run_as is not None:
+                    await preloader.run()
                 with _located("--run-as" if arguments.sandbox is None else "--sandbox"):
                     sandbox.close_files(daemon, made)
+                preloader.start()
                 _tell_ready(daemon, readiness, handover)
                 handover.release()
                 daemon.take_commands()
@@ -127,6 +132,7 @@ async def _serve(arguments: Arguments, readiness: Readiness | None, sandbox: San
                     systemd.notify("STOPPING=1")
                 await handover.close()
     finally:
+        await preloader.stop()
         if pidfile is not None:
             pidfile.remove()
 
@@ -205,16 +211,23 @@ async def _carry_out(daemon: Daemon, steps: list[Step]) -> None:
 
 async def _build_short_form(daemon: Daemon, image: str | None, address: Step) -> None:
     with _located(address.location), _answering_help(address):
-        export = short_export(address.value)
+        export, image_format = short_export(address.value)
     if image is None:
         with _located(address.location):
+            if image_format is not None:
+                raise UsageError("format= is for an image, and none is named")
             export = choose_node(export, daemon.graph)
     else:
         with _located(image):
-            node = await daemon.add_blockdev(image_blockdev(image, export))
+            node = await daemon.add_blockdev(image_blockdev(image, export, image_format))
         export = choose_node(export, daemon.graph, node.node_name)
     with _located(address.location):
         await daemon.add_export(export)
+    if not export.writable and sys.stderr.isatty():
+        print(
+            f"vhostblk: export '{export.id}' is read-only: writable=on lets guests write",
+            file=sys.stderr,
+        )
 
 
 @contextmanager

@@ -5,23 +5,28 @@ It is turned into the options of the long form: an image becomes a `raw` node ov
 `host_device`, read-only unless the export is writable. A writable one gives back to the host what
 the guest discards, which the long form has to ask for. With `allow-inactive=on` the image is left
 to other processes until a front-end starts the disk.
+
+The property `format` names another driver than `raw`. An image that looks like another format is
+refused without it: a guest that writes to the container of its image destroys it. It is not opened
+by its signature either: the guest of a raw disk can write any header, with any file of the host as
+its backing file.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from msgspec.structs import replace
 
+from vhostblk.block.formats import HEAD_BYTES, TAIL_BYTES, likely_format
 from vhostblk.block.graph.node import BlockNode
 from vhostblk.cli.errors import UsageError
-from vhostblk.schema.base import UNSET
-from vhostblk.schema.blockdev import BlockdevDiscardOptions
-from vhostblk.schema.drivers.file import BlockdevOptionsFile, BlockdevOptionsHostDevice
-from vhostblk.schema.drivers.raw import BlockdevOptionsRaw
-from vhostblk.schema.options import export_options
+from vhostblk.schema.blockdev import BlockdevOptions
+from vhostblk.schema.convert import from_json
+from vhostblk.schema.options import short_export_options
 
 if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph
@@ -30,36 +35,70 @@ if TYPE_CHECKING:
 #: Name of the node, and id of the export, that the short form makes.
 NAME = "disk"
 
+#: What the image's `format` may be.
+FORMATS = ("qcow2", "raw")
+
 #: A node name that no user can give: none was given.
 _NO_NODE = "#none"
 
 
-def short_export(address: str) -> BlockExportOptions:
-    """Return the export that the properties after `--` describe; raises OptionError."""
-    return export_options(f"type=vhost-user-blk,id={NAME},node-name={_NO_NODE},{address}")
+def short_export(address: str) -> tuple[BlockExportOptions, str | None]:
+    """Return the export that the properties after `--` describe, and the image's format.
+
+    The format is None where they don't name one. Raises OptionError.
+    """
+    text = f"type=vhost-user-blk,id={NAME},node-name={_NO_NODE},{address}"
+    return short_export_options(text, "format")
 
 
-def image_blockdev(image: str, export: BlockExportOptions) -> BlockdevOptionsRaw:
+def image_blockdev(
+    image: str, export: BlockExportOptions, image_format: str | None
+) -> BlockdevOptions:
     """Return the definition of the image's node; raises UsageError where it can't be a disk."""
     try:
         mode = os.stat(image).st_mode
     except OSError as error:
         raise UsageError(f"Could not open '{image}': {error.strerror}") from error
     if stat.S_ISREG(mode):
-        protocol = BlockdevOptionsFile
+        protocol = "file"
     elif stat.S_ISBLK(mode):
-        protocol = BlockdevOptionsHostDevice
+        protocol = "host_device"
     else:
         raise UsageError(f"'{image}' is neither a regular file nor a block device")
-    active = False if export.allow_inactive else UNSET
-    name = NAME if export.node_name == _NO_NODE else export.node_name
-    discard = BlockdevDiscardOptions.UNMAP if export.writable else BlockdevDiscardOptions.IGNORE
-    return BlockdevOptionsRaw(
-        node_name=name,
-        read_only=not export.writable,
-        discard=discard,
-        file=protocol(filename=image, active=active),
-        active=active,
+    if image_format is None:
+        image_format = _format_without_doubt(image)
+    if image_format not in FORMATS:
+        raise UsageError(f"format={image_format} is not one of {', '.join(FORMATS)}")
+    active = {"active": False} if export.allow_inactive else {}
+    definition = {
+        "driver": image_format,
+        "node-name": NAME if export.node_name == _NO_NODE else export.node_name,
+        "read-only": not export.writable,
+        "discard": "unmap" if export.writable else "ignore",
+        "file": {"driver": protocol, "filename": image, **active},
+        **active,
+    }
+    return cast("BlockdevOptions", from_json(BlockdevOptions, definition))
+
+
+def _format_without_doubt(image: str) -> str:
+    """Return `raw`; raises UsageError for an image that looks like another format."""
+    try:
+        with Path(image).open("rb", buffering=0) as file:
+            head = file.read(HEAD_BYTES)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            tail = file.read(TAIL_BYTES)
+    except OSError as error:
+        raise UsageError(f"Could not open '{image}': {error.strerror}") from error
+    found = likely_format(head, tail)
+    if found == "raw":
+        return found
+    if found in FORMATS:
+        choice = f"format={found} opens it as such, format=raw"
+    else:
+        choice = f"{found} is not available in vhostblk yet; format=raw"
+    raise UsageError(
+        f"'{image}' looks like a {found} image: {choice} gives guests the bytes of the file itself"
     )
 
 

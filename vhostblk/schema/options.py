@@ -42,7 +42,23 @@ def create_options(options: Options) -> BlockdevCreateOptions:
 
 def export_options(options: Options) -> BlockExportOptions:
     """Return the definition of an export; raises OptionError."""
-    checked = cast("BlockExportOptions", _convert(BlockExportOptions, "type", options))
+    return _checked_export(_convert(BlockExportOptions, "type", options))
+
+
+def short_export_options(text: str, more: str) -> tuple[BlockExportOptions, str | None]:
+    """Return the export that keyval text defines, and its property `more`.
+
+    `more` is no option of exports; it may be missing. Raises OptionError.
+    """
+    tree = keyval.parse(text)
+    value = tree.pop(more, None)
+    if value is not None and not isinstance(value, str):
+        raise OptionError(f"Invalid parameter type for '{more}', expected: string")
+    return _checked_export(from_keyval(BlockExportOptions, tree)), value
+
+
+def _checked_export(converted: object) -> BlockExportOptions:
+    checked = cast("BlockExportOptions", converted)
     if not is_identifier(checked.id):
         raise OptionError("Invalid block export id")
     checked.check()

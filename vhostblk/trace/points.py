@@ -40,3 +40,6 @@ monitor_qmp_cmd_in_band = point("monitor_qmp_cmd_in_band", "%s")
 monitor_qmp_cmd_out_of_band = point("monitor_qmp_cmd_out_of_band", "%s")
 monitor_qmp_respond = point("monitor_qmp_respond", "mon %s resp: %s")
 monitor_protocol_event_emit = point("monitor_protocol_event_emit", "event=%s data=%s")
+
+# The process.
+modules_loaded = point("modules_loaded", "%d modules")

@@ -7,7 +7,9 @@ no format above it, as in `null-co://`, `blkdebug:CONFIG:IMAGE`, `blkverify:RAW:
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -67,6 +69,16 @@ def described(name: str, kind: str | None = None) -> dict[str, Any]:
             raise BlockError("blkverify requires raw copy and original image path")
         return {"driver": kind, "raw": described(raw), "test": {"file": described(test)}}
     return {"driver": kind, "filename": rest}
+
+
+def described_path(path: str) -> dict[str, Any]:
+    """Return the options of a path in which no prefix has a meaning."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        mode = 0  # opening it says what is wrong
+    device = stat.S_ISBLK(mode) or stat.S_ISCHR(mode)
+    return {"driver": "host_device" if device else "file", "filename": path}
 
 
 def protocol_of(name: str) -> str:

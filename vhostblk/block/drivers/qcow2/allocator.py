@@ -67,7 +67,7 @@ class Allocator:
         position = self.hint
         try:
             while count:
-                first, length = await self._find(position, count, alone=False)
+                first, length = await self._find(position, count)
                 fresh = await self._take(first, length)
                 runs.append(Run(first, length, fresh))
                 position = first + length
@@ -80,17 +80,27 @@ class Allocator:
         return runs
 
     async def allocate_together(self, count: int) -> Run:
-        """Take `count` consecutive clusters."""
+        """Take `count` consecutive clusters. Refcount blocks that they need lie before them."""
         if self._image.overlap.incomplete:
             await self._image.overlap.complete()
         position = self.hint
         while True:
-            first, length = await self._find(position, count, alone=True)
-            if length == count:
+            missing: list[int] = []
+            start, length = await self._find(position, count)
+            if length < count:
+                length, missing = await self._extend(start, length, count)
+            if length < count + len(missing):
+                position = start + length
+            elif missing and missing[-1] >= len(self._image.refcounts.table):
+                await self._grow_table(missing[-1], count)
+            else:
                 break
-            position = first + length
+        self._check_take(start, count + len(missing))
+        for place, index in enumerate(missing, start):
+            await self._add_block(index, place)
+        first = start + len(missing)
         fresh = await self._take(first, count)
-        if first == self.hint:
+        if start == self.hint:
             self.hint = first + count
         return Run(first, count, fresh)
 
@@ -155,10 +165,10 @@ class Allocator:
         """Look for free clusters everywhere: refcounts have been put right."""
         self.hint = self._packed_end = 0
 
-    async def _find(self, start: int, count: int, *, alone: bool) -> tuple[int, int]:
+    async def _find(self, start: int, count: int) -> tuple[int, int]:
         """Return the first free clusters from `start` on, at most `count` and at least one.
 
-        `alone`: a run that ends at another cluster in use, or in `count`.
+        All of them are counted in one refcount block.
         """
         refcounts, bits = self._image.refcounts, self._geometry.refblock_bits
         size = 1 << bits
@@ -166,7 +176,10 @@ class Allocator:
             index = start >> bits
             block = await refcounts.block(index)
             if block is None:
-                await self._add_block(index, start)
+                if index >= len(refcounts.table):
+                    await self._grow_table(index, count)
+                else:
+                    await self._add_block(index, max(start, 1))
                 continue
             low = start & (size - 1)
             if low + count <= size and not block.values[low : low + count].any():
@@ -176,40 +189,45 @@ class Allocator:
             if not len(free):
                 start = (index << bits) + window
                 continue
-            first = int(free[0])
-            length = int(_leading_run(free[:count]))
-            found = (index << bits) + low + first
-            if alone and length < count and low + first + length == size:
-                length = await self._extend(found, length, count)
-            return found, length
+            return (index << bits) + low + int(free[0]), int(_leading_run(free[:count]))
 
-    async def _extend(self, first: int, length: int, count: int) -> int:
-        """Go on with a run that reaches the end of a refcount block."""
+    async def _extend(self, first: int, length: int, count: int) -> tuple[int, list[int]]:
+        """Go on with a run of free clusters beyond its refcount block.
+
+        Return its length, and which blocks are missing for it. A missing block doesn't end the run:
+        all its clusters are free. There is one more cluster for each, as far as the run goes.
+        """
         bits = self._geometry.refblock_bits
-        while length < count:
-            start = first + length
-            block = await self._image.refcounts.block(start >> bits)
+        missing: list[int] = []
+        if (first + length) & ((1 << bits) - 1):
+            return length, missing  # a cluster in use follows
+        while length < count + len(missing):
+            index = (first + length) >> bits
+            block = await self._image.refcounts.block(index)
             if block is None:
-                await self._add_block(start >> bits, start)
+                missing.append(index)
+                length += 1 << bits
                 continue
-            low = start & ((1 << bits) - 1)
-            values = block.values[low : low + count - length]
+            values = block.values[: count + len(missing) - length]
             used = np.flatnonzero(values)
-            more = int(used[0]) if len(used) else len(values)
-            length += more
             if len(used):
-                break
-        return length
+                return length + int(used[0]), missing
+            length += len(values)
+        return length, missing
 
-    async def _take(self, first: int, count: int) -> bool:
-        """Take free clusters; tell whether they are fresh."""
-        geometry = self._geometry
-        if (first + count) << geometry.cluster_bits > MAX_CLUSTER_OFFSET:
+    def _check_take(self, first: int, count: int) -> None:
+        """Raise OSError if clusters that count as free can't be taken."""
+        if (first + count) << self._geometry.cluster_bits > MAX_CLUSTER_OFFSET:
             raise os_error(errno.EFBIG)
         self._image.overlap.check_allocation(first, count)
         if first == 0:  # the header's, whatever its refcount says; entries with 0 refer to nothing
             self._image.corruption("Preventing invalid allocation of clusters at offset 0", 0)
             raise os_error(errno.EIO)
+
+    async def _take(self, first: int, count: int) -> bool:
+        """Take free clusters; tell whether they are fresh."""
+        geometry = self._geometry
+        self._check_take(first, count)
         await self._grow_file(first + count)
         await self._image.refcounts.change(first, count, 1)
         fresh = (
@@ -276,45 +294,57 @@ class Allocator:
                 self._ahead = min(max(2 * self._ahead, self._geometry.cluster_size), GROWTH)
                 return
 
-    async def _add_block(self, index: int, start: int) -> None:
-        """Add the refcount block `index`, all of whose clusters are free, among them itself."""
+    async def _add_block(self, index: int, own: int) -> None:
+        """Add the refcount block `index` at the free cluster `own`; none of its clusters is in use.
+
+        The cluster is counted in that block or in another one, which is there.
+        """
         image, geometry = self._image, self._geometry
         refcounts, bits = image.refcounts, geometry.refblock_bits
-        if index >= len(refcounts.table):
-            await self._grow_table(index)
-            return
-        own = max(index << bits, start, 1)
         values = np.zeros(1 << bits, block_dtype(geometry.refcount_order))
         image.overlap.check_allocation(own, 1)
         await self._grow_file(own + 1)
+        counted = False
         try:
             await image.become_metadata(own, 1, "refcount_block")
             await image.places.make(own << geometry.cluster_bits)
             await image.places.ensure(image.header.reftable_offset + 8 * index)
+            if own >> bits == index:
+                values[own & ((1 << bits) - 1)] = 1
+            else:
+                if own >> bits in refcounts.dirty_entries:
+                    # The file's table must not refer to this block before it refers to that one.
+                    await image.commit.write_refcounts()
+                await refcounts.change(own, 1, 1)
+                counted = True
             image.change_reftable(index, own << geometry.cluster_bits)
         except BaseException:
             image.overlap.metadata_removed(own, 1)
+            if counted:
+                await self.free(Run(own, 1))
             raise
         self.high_water = max(self.high_water, own + 1)
         block = RefBlock(index, own << geometry.cluster_bits, values)
-        values[own & ((1 << bits) - 1)] = 1
         block.touch(0, 1 << bits)
         refcounts.add(block)
 
-    async def _grow_table(self, index: int) -> None:
+    async def _grow_table(self, index: int, ahead: int) -> None:
         """Move the refcount table to a larger place, past all that is in use.
 
-        The new table and the blocks that cover it and themselves lie together.
+        The new table and the blocks that cover it and themselves lie together. The table is long
+        enough for block `index`, and for `ahead` more clusters and blocks that cover these.
         """
         image, geometry = self._image, self._geometry
         refcounts, bits = image.refcounts, geometry.refblock_bits
+        ahead += (ahead >> bits - 1) + 3
+        longer = min(len(refcounts.table) * 3 // 2, MAX_REFTABLE_BYTES >> 3)
         per_cluster = geometry.cluster_size >> 3
-        start = max(index << bits, self.high_water)
+        start = max(len(refcounts.table) << bits, self.high_water)
         table_clusters = blocks = 0
         while True:
-            last = (start + table_clusters + blocks - 1) >> bits
-            needed_blocks = last - (start >> bits) + 1
-            entries = max(last + 1, len(refcounts.table) * 3 // 2)
+            last = start + table_clusters + blocks - 1
+            needed_blocks = (last >> bits) - (start >> bits) + 1
+            entries = max((last + ahead >> bits) + 1, index + 1, longer)
             needed_table = -(-entries // per_cluster)
             if (needed_blocks, needed_table) == (blocks, table_clusters):
                 break

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which nodes an image asks for: the backing file and the data file that its header names.
 
-What the user says goes first. Names are relative to the directory of the image that has them.
+What the user says goes first. A backing file's name is relative to the directory of the image that
+has it, and may be `json:`, or have a prefix. A data file's name is a path and nothing else, as in
+QEMU since CVE-2024-4467: users who check an image's backing file hardly look for a data file.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.drivers.qcow2.opening import read_plainly
 from vhostblk.block.errors import BlockError
+from vhostblk.block.formats import HEAD_BYTES, format_of
 from vhostblk.block.graph import inherit
-from vhostblk.block.graph.filename import described, full_name
+from vhostblk.block.graph.filename import described, described_path, full_name
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.errors import OptionError
@@ -27,8 +30,6 @@ MAX_DEPTH = 100
 PROBE = "probe"
 #: The role of the file with the guest's data.
 DATA_FILE = "data-file"
-
-_PROBE_BYTES = 2048
 
 
 async def open_backing(node: BlockNode, graph: Graph, header: Header) -> None:
@@ -87,11 +88,7 @@ async def open_data_file(node: BlockNode, graph: Graph, header: Header) -> None:
         return
     if header.data_file is None:
         raise BlockError("'data-file' is required for this image")
-    name = full_name(_text(header.data_file), node.filename)
-    try:
-        options = from_json(BlockdevOptions, described(name))
-    except OptionError as error:
-        raise BlockError(str(error)) from error
+    options = from_json(BlockdevOptions, described_path(_text(header.data_file)))
     await graph.open_child(node, DATA_FILE, options)
 
 
@@ -106,7 +103,7 @@ async def _probe(node: BlockNode, graph: Graph, file: Any) -> str:
     ref = file if isinstance(file, str) else from_json(BlockdevOptions, file)
     child = await graph.open_child(node, PROBE, ref)
     try:
-        data = await read_plainly(node.children[PROBE], 0, _PROBE_BYTES)
+        data = await read_plainly(node.children[PROBE], 0, HEAD_BYTES)
     except OSError as error:
         raise BlockError(
             f"Could not read '{child.filename}' to determine its format: {error.strerror}"
@@ -114,27 +111,3 @@ async def _probe(node: BlockNode, graph: Graph, file: Any) -> str:
     finally:
         await graph.close_child(node, PROBE)
     return format_of(data)
-
-
-#: First bytes of formats, and where else QEMU looks.
-_SIGNATURES = (
-    (0, b"QFI\xfb\0\0\0\1", "qcow"),
-    (0, b"QFI\xfb", "qcow2"),
-    (0, b"QED\0", "qed"),
-    (0, b"KDMV", "vmdk"),
-    (0, b"COWD", "vmdk"),
-    (0, b"vhdxfile", "vhdx"),
-    (0, b"conectix", "vpc"),
-    (0, b"LUKS\xba\xbe", "luks"),
-    (0, b"WithoutFreeSpace", "parallels"),
-    (0, b"WithouFreSpacExt", "parallels"),
-    (64, b"\x7f\x10\xda\xbe", "vdi"),
-)
-
-
-def format_of(data: bytes) -> str:
-    """Return the name of the format that data starts like; `raw` where it is like none."""
-    for offset, signature, name in _SIGNATURES:
-        if data[offset : offset + len(signature)] == signature:
-            return name
-    return "raw"

@@ -150,7 +150,7 @@ class Commit:
         if lazy and self._refcounts_dirty:
             await image.header_file.set_dirty(True)  # before the file's refcounts are wrong
         if not lazy or len(image.refcounts.blocks) > image.refcounts.limit:
-            await self._write_refcounts()
+            await self.write_refcounts()
         await self._write_tables()
         if self._freed or self._freed_many or self._forgotten:
             await self._release()
@@ -160,7 +160,7 @@ class Commit:
         image = self._image
         while self.dirty or self._refcounts_dirty:
             await self.write()
-            await self._write_refcounts()
+            await self.write_refcounts()
         if image.header.incompatible & Incompatible.DIRTY:
             await image.file.flush()
             await image.header_file.set_dirty(False)
@@ -172,7 +172,8 @@ class Commit:
         finally:
             await self._image.allocator.trim()
 
-    async def _write_refcounts(self) -> None:
+    async def write_refcounts(self) -> None:
+        """Write changed refcounts, and then the refcount table's entries; raises OSError."""
         image = self._image
         refcounts = image.refcounts
         dirty = refcounts.dirty_blocks()
@@ -318,7 +319,7 @@ class Commit:
             place, raw = image.refcounts.encode(block)
             await write_array(image.file, place, raw)
             block.clean()
-        await self._write_refcounts()
+        await self.write_refcounts()
         await write_array(image.file, offset, table.astype(">u8"))
         await image.file.flush()
 

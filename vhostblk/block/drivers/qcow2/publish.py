@@ -72,8 +72,7 @@ class Publisher:
 
     def slice_limit(self, slices: int) -> int:
         """Return how many slices may be kept, of those that the user wants."""
-        spread = 8 << self._image.tables.span_bits >> self.unit_bits
-        return max(min(slices, TABLE_BYTES // spread), 2)
+        return max(min(slices, TABLE_BYTES // max(self._slice_bytes, _PAGE)), 2)
 
     # Entries.
 
@@ -190,19 +189,28 @@ class Publisher:
         return found
 
     def evict(self, found: L2Slice) -> None:
-        """Take a slice back, and give whole pages back to the system."""
-        tables = self._image.tables
+        """Take a slice back, and give memory that no other slice uses back to the system."""
+        slices, number = self._image.tables.slices, found.number
         self.revoke(found, 0, self.slice_clusters)
-        self.volatile.evicted(found.number)
+        self.volatile.evicted(number)
         if self._table is None:
             return
-        span = 8 << tables.span_bits >> self.unit_bits
-        start = found.number * span
-        end = min(start + span, len(self._table.memory))
-        if span % _PAGE == 0 and start + _PAGE <= end:
+        span = self._slice_bytes
+        together = max(_PAGE // span, 1)  # slices whose entries are in one page
+        first = number // together * together
+        if together > 1 and any(each in slices for each in range(first, first + together)):
+            return
+        memory, start = self._table.memory, first * span
+        if start < len(memory):
             import mmap
 
-            self._table.memory.madvise(mmap.MADV_DONTNEED, start, (end - start) // _PAGE * _PAGE)
+            length = min(max(span, _PAGE), len(memory) - start)
+            memory.madvise(mmap.MADV_DONTNEED, start, length)
+
+    @property
+    def _slice_bytes(self) -> int:
+        """How many bytes the entries of a slice take."""
+        return 8 << self._image.tables.span_bits >> self.unit_bits
 
     def revoke_all(self) -> None:
         """Take everything back."""

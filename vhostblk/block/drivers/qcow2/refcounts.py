@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vhostblk.block.drivers.qcow2.dirty import DirtyRange
+from vhostblk.block.drivers.qcow2.kept import Tables
 from vhostblk.block.drivers.qcow2.layout import REFTABLE_OFFSET_MASK, in_hex
 from vhostblk.block.drivers.qcow2.transfer import read_array
 from vhostblk.block.graph.edge import os_error
@@ -53,13 +54,14 @@ def pack(values: NDArray[Any], order: int) -> NDArray[np.uint8]:
 class RefBlock(DirtyRange):
     """Counts of consecutive clusters."""
 
-    __slots__ = ("host", "index", "used", "values")
+    __slots__ = ("host", "index", "pins", "used", "values")
 
     def __init__(self, index: int, host: int, values: NDArray[Any]) -> None:
         super().__init__()
         self.index = index
         self.host = host
         self.values = values
+        self.pins = 0
         self.used = True
 
 
@@ -74,7 +76,7 @@ class Refcounts:
         #: In native byte order; entries in `dirty_entries` have changed.
         self.table = table
         self.dirty_entries: set[int] = set()
-        self.blocks: dict[int, RefBlock] = {}
+        self.blocks: Tables[RefBlock] = Tables()
         #: How many blocks are kept.
         self.limit = limit
         #: Called with a message if the image is corrupt; may raise OSError.
@@ -110,16 +112,8 @@ class Refcounts:
     def add(self, block: RefBlock) -> None:
         """Keep a block, and make room for it."""
         self.blocks[block.index] = block
-        for _ in range(2):
-            for old in list(self.blocks.values()):
-                if len(self.blocks) <= self.limit:
-                    return
-                if old is block or old.dirty:
-                    continue
-                if old.used:
-                    old.used = False
-                else:
-                    del self.blocks[old.index]
+        for old in self.blocks.excess(self.limit, block):
+            del self.blocks[old.index]
 
     async def get(self, cluster: int) -> int:
         """Return the count of a cluster."""

@@ -149,7 +149,8 @@ class Reloading(Lifecycle):
             raise BlockError(f"backing is missing for '{self.node_name}'")
         if self.options.data_file is UNSET and parsed.geometry.external_data:
             child = self.children[DATA_FILE].node
-            if self._full_name(parsed.data_file) != child.filename:
+            name = parsed.data_file
+            if name is None or name.decode(errors="surrogateescape") != child.filename:
                 raise BlockError(f"data-file is missing for '{self.node_name}'")
 
     def _goes_with_backing(self, parsed: Header) -> bool:
@@ -158,10 +159,6 @@ class Reloading(Lifecycle):
         if edge is None or parsed.backing_file is None:
             return edge is None and parsed.backing_file is None
         kind = edge.node.driver if parsed.backing_format is None else parsed.backing_format.decode()
-        name = self._full_name(parsed.backing_file, kind)
+        backing = parsed.backing_file.decode(errors="surrogateescape")
+        name = full_name(backing, self.filename, kind)
         return kind == edge.node.driver and name == image_name(edge.node)
-
-    def _full_name(self, raw: bytes | None, kind: str | None = None) -> str | None:
-        if raw is None:
-            return None
-        return full_name(raw.decode(errors="surrogateescape"), self.filename, kind)

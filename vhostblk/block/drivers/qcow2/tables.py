@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.drivers.qcow2.dirty import DirtyRange
+from vhostblk.block.drivers.qcow2.kept import Tables
 from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK
 from vhostblk.block.drivers.qcow2.transfer import read_array
 from vhostblk.block.io.completion import Completion
@@ -54,7 +55,7 @@ class L2Cache:
         self.l1 = l1
         self.l1_changes = DirtyRange()
         self.configure(slice_size, limit)
-        self.slices: dict[int, L2Slice] = {}
+        self.slices: Tables[L2Slice] = Tables()
         self._loading: dict[int, list[Completion[None]]] = {}
         self.on_load: Callable[[L2Slice], object] = _ignore
         self.on_evict: Callable[[L2Slice], object] = _ignore
@@ -109,21 +110,8 @@ class L2Cache:
         """Add a slice, and make room for it."""
         self.slices[loaded.number] = loaded
         self.on_load(loaded)
-        if len(self.slices) > self.limit:
-            self._make_room(loaded)
-
-    def _make_room(self, newest: L2Slice) -> None:
-        """Let go of slices that have not been used since the last time round."""
-        for _ in range(2):
-            for old in list(self.slices.values()):
-                if len(self.slices) <= self.limit:
-                    return
-                if old is newest or old.dirty or old.pins:
-                    continue
-                if old.used:
-                    old.used = False
-                else:
-                    self.evict(old)
+        for old in self.slices.excess(self.limit, loaded):
+            self.evict(old)
 
     def evict(self, old: L2Slice) -> None:
         """Forget a slice."""
