@@ -38,7 +38,7 @@ LAYERS = """
     vhostblk.block.aio vhostblk.block.copy
     vhostblk.block.graph
     vhostblk.block.create vhostblk.block.bitmaps vhostblk.block.throttle_group
-    vhostblk.block.registry vhostblk.block.zones
+    vhostblk.block.registry vhostblk.block.zones vhostblk.block.reservable
     vhostblk.block.io
     vhostblk.engine vhostblk.jobs
     vhostblk.events

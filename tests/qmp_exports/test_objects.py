@@ -176,7 +176,9 @@ def test_types() -> None:
         creatable = await execute(daemon, "qom-list-types", {"implements": "user-creatable"})
         assert creatable == [
             {"name": "iothread", "parent": "event-loop-base"},
+            {"name": "pr-manager-helper", "parent": "pr-manager"},
             {"name": "throttle-group", "parent": "object"},
+            {"name": "x-vhostblk-pr-manager-kernel", "parent": "pr-manager"},
         ]
         everything = await execute(daemon, "qom-list-types", {"abstract": True})
         assert {"name": "object", "abstract": True} in everything

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 #: Where the object types are that come with vhostblk: module and class, by type.
 _BUILT_IN = {
     "iothread": ("vhostblk.objects.iothread", "IothreadObject"),
+    "pr-manager-helper": ("vhostblk.objects.pr_manager", "PrManagerHelperObject"),
     "throttle-group": ("vhostblk.objects.throttle_group", "ThrottleGroupObject"),
+    "x-vhostblk-pr-manager-kernel": ("vhostblk.objects.pr_manager", "PrManagerKernelObject"),
 }
 
 
@@ -59,7 +61,8 @@ class Objects:
                 f"attempt to add duplicate property '{options.id}' to object (type 'container')"
             )
         made_of = object_class(str(options.__struct_config__.tag))
-        self._objects[options.id] = made_of(options, self._around)
+        made = self._objects[options.id] = made_of(options, self._around)
+        made.added()
 
     def find(self, object_id: str) -> UserObject:
         """Return an object; raises VhostblkError."""

@@ -32,7 +32,9 @@ _BRANCHES = Branches(
     "vhostblk.schema.objects",
     {
         "iothread": ("iothread", "IothreadProperties"),
+        "pr-manager-helper": ("pr_manager", "PrManagerHelperProperties"),
         "throttle-group": ("throttle_group", "ThrottleGroupProperties"),
+        "x-vhostblk-pr-manager-kernel": ("pr_manager", "PrManagerKernelProperties"),
     },
     plugins.OBJECTS,
     {},

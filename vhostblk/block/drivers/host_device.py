@@ -20,6 +20,7 @@ from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.node import BlockLimits, BlockStatus, Extent
 from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.lifetime import read_lifetime
+from vhostblk.block.reservable import Reservable
 from vhostblk.engine.extents import Treatment
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ BLKZEROOUT = 0x127F
 _NOWHERE = struct.pack("QQ", 1, 1)
 
 
-class HostDeviceNode(PosixNode):
+class HostDeviceNode(PosixNode, Reservable):
     """A block device."""
 
     driver = "host_device"
