@@ -65,6 +65,8 @@ class HelperClient(Manager):
     def connect(self) -> None:
         """Connect for the first time, and wait for that; raises ConnectError."""
         path = os.fsencode(self.path)
+        if b"\0" in path:
+            raise ConnectError(f"UNIX socket path {self.path!r} contains a null byte")
         if len(path) > _MAX_PATH:
             raise ConnectError(
                 f"UNIX socket path '{self.path}' is too long: must be less than "
@@ -161,7 +163,8 @@ class HelperClient(Manager):
                 break
             except BlockingIOError:
                 await _until_writable(self._socket)
-        await loop.sock_sendall(self._socket, data[sent:])
+        if rest := data[sent:]:
+            await loop.sock_sendall(self._socket, rest)
 
     async def _finish(self, cdb: bytes, parameters: bytes) -> Reply:
         assert self._socket is not None
