@@ -42,6 +42,8 @@ def make_disks() -> list[str]:
     BACKSTORE.mkdir(parents=True)
     (BACKSTORE / "control").write_text("fd_dev_name=/run/disk.img,fd_dev_size=1048576")
     (BACKSTORE / "enable").write_text("1")
+    # What tells that two disks are one, where somebody asks.
+    (BACKSTORE / "wwn/vpd_unit_serial").write_text("1b8b5d2c-0000-4000-8000-000000000001")
     disks: list[str] = []
     for number, name in enumerate(NAMES):
         group = TARGETS / "loopback" / name / "tpgt_1"

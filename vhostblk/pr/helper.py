@@ -9,6 +9,7 @@ of them lack the privileges.
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import signal
 import sys
@@ -126,9 +127,14 @@ def _serve(
     readiness: Readiness | None,
     stopping: _Stopping,
 ) -> int:
-    multipath = _open_multipath(arguments)
+    multipath, lacking = _open_multipath(arguments)
     _raise_descriptor_limit(arguments.connections)
-    commands = Commands(arguments.timeout * 1000, multipath, warn=lambda text: server.warn(text))
+    commands = Commands(
+        arguments.timeout * 1000,
+        multipath,
+        lacking=lacking,
+        warn=lambda text: server.warn(text),
+    )
     server = Server(
         listener.socket,
         commands.execute,
@@ -153,13 +159,25 @@ def _serve(
     return 0
 
 
-def _open_multipath(arguments: Arguments) -> multipath_library.Multipath | None:
+def _open_multipath(
+    arguments: Arguments,
+) -> tuple[multipath_library.Multipath | None, str]:
+    """Open libmpathpersist; return None and why commands on maps will fail, where that is so."""
     verbose = 0 if arguments.is_quiet else min(arguments.level, 3)
+    user = arguments.identity.user
+    if os.geteuid() if user is None else user:
+        # Device mapper, the paths and multipathd are for root, whatever the capabilities.
+        lacking = "the helper runs as another user than root"
+        logger.info("no multipath maps: %s", lacking)
+        return None, lacking
     try:
-        return multipath_library.Multipath(verbose=verbose, noisy=verbose >= 3)
+        return multipath_library.Multipath(verbose=verbose, noisy=verbose >= 3), ""
     except multipath_library.MultipathError as error:
         logger.info("no multipath maps: %s", error)
-        return None
+        library = multipath_library.LIBRARY
+        return None, (
+            f"{library} is not available: install multipath-tools, and restart the helper"
+        )
 
 
 def _raise_descriptor_limit(connections: int) -> None:
