@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pr_client import KEY, NAMES, TARGETS, Client, make_disks, parameters
+from integration.pr_client import KEY, NAMES, TARGETS, Client, make_disks, parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,7 +59,8 @@ class Helper:
     def out(self, device: str, action: int, kind: int, given: bytes) -> list[object]:
         """Send PERSISTENT RESERVE OUT; the answer's status, and sense data."""
         with opened(device) as fd:
-            return self._client.ask(fd, 0x5F, action, kind, given)[:2]
+            status, sense, _ = self._client.ask(fd, 0x5F, action, kind, given)
+        return [status, sense]
 
     def keys(self, device: str) -> list[int]:
         """Return the registered keys; a device that has to tell something first is asked again."""

@@ -24,7 +24,8 @@ from peers.debian import MULTIPATH
 pytestmark = pytest.mark.usefixtures("vhostblk_only")
 
 CLIENTS = {
-    name: Path(__file__).with_name(f"{name}.py") for name in ("pr_client", "multipath_client")
+    "integration/pr_client.py": Path(__file__).with_name("pr_client.py"),
+    "multipath_client.py": Path(__file__).with_name("multipath_client.py"),
 }
 HELPER = f"{COMMAND} -S -m vhostblk.pr.helper -v -k /run/pr.sock -f /run/pr.pid"
 
@@ -40,8 +41,7 @@ class Guest(Machine):
     def files(self) -> dict[str, Path]:
         """Give Python, our helper, the client and Debian's programs."""
         modules = ("vhostblk.pr.helper", "encodings.idna", "array", "json", "runpy", "pathlib")
-        clients = {f"{name}.py": path for name, path in CLIENTS.items()}
-        return {**python_files(*modules), **clients, **multipath_files()}
+        return {**python_files(*modules), **CLIENTS, **multipath_files()}
 
 
 def test_a_map_of_two_paths(directory: Path) -> None:
