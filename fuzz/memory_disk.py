@@ -8,10 +8,13 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from vhostblk.block.graph.filename import ProtocolDriver
 from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent
 from vhostblk.block.io.flags import WriteFlags
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vhostblk.block.graph.graph import Graph
     from vhostblk.block.io.iovec import IoVec
 
@@ -21,7 +24,7 @@ PAGE = 1 << 12
 MAX_SIZE = 1 << 26
 
 
-class MemoryDisk(BlockNode):
+class MemoryDisk(BlockNode, ProtocolDriver):
     """Bytes in memory by the name of the node: `files[node_name]`, else an empty file."""
 
     driver = "null-co"
@@ -35,6 +38,13 @@ class MemoryDisk(BlockNode):
     @classmethod
     async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
         return cls(node_name, options)
+
+    @classmethod
+    def options_of(cls, rest: str, *, prefixed: bool) -> dict[str, Any]:
+        return {} if rest == "//" else {"filename": rest}
+
+    def exact_name(self, below: Mapping[str, str | None]) -> str | None:
+        return None
 
     @property
     def size(self) -> int:

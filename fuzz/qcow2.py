@@ -23,7 +23,6 @@ from unittest import mock
 
 from fuzz.harness import Harness
 from fuzz.memory_disk import MemoryDisk, store
-from vhostblk.block import registry
 from vhostblk.block.drivers import qcow2 as package
 from vhostblk.block.drivers.qcow2.check import check
 from vhostblk.block.drivers.qcow2.layout import Incompatible
@@ -36,6 +35,7 @@ from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
+from vhostblk.schema.driver_manifest import DRIVERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,9 +54,10 @@ _MAX_STEPS = 24
 _WRITABLE, _LAZY, _DISCARD, _NO_OVERLAP, _SMALL_CACHE, _NO_UNREF = (1 << bit for bit in range(6))
 
 #: Images may name files; none of them is to be touched.
-_STORAGE = dict.fromkeys(
-    ("file", "host_device", "null-aio", "null-co"), ("fuzz.memory_disk", "MemoryDisk")
-)
+_STORAGE = {
+    name: DRIVERS[name]._replace(node="fuzz.memory_disk:MemoryDisk")
+    for name in ("file", "host_device", "null-aio", "null-co")
+}
 
 #: Runs of zeroes as long as that are left out.
 _HOLE = bytes(24)
@@ -110,7 +111,7 @@ def one_input(data: bytes) -> None:
         return
     flags, script, length, pages = decode(data)
     MemoryDisk.files["disk-file"] = (length, pages)
-    with mock.patch.dict(registry._BUILT_IN, _STORAGE):
+    with mock.patch.dict(DRIVERS, _STORAGE):
         _harness.run(_use(flags, script))
     _harness.check()
 

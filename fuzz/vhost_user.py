@@ -32,7 +32,7 @@ from vhostblk.block.graph.graph import Graph
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.engine import load
 from vhostblk.engine.iothreads import Iothreads
-from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend
+from vhostblk.exports.vhost_user_blk.device import VhostUserBlkDevice
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
 from vhostblk.schema.exports.vhost_user_blk import BlockExportOptionsVhostUserBlk
@@ -172,11 +172,11 @@ async def _serve(data: bytes) -> None:
     node = await graph.add(from_json(BlockdevOptions, options))
     backend = BlockBackend("fuzz", Perm.CONSISTENT_READ | (Perm.WRITE if flags & WRITABLE else 0))
     backend.attach(graph, node)
-    device = VhostUserBlkBackend(_export_options(flags), backend, _iothreads)
+    device = VhostUserBlkDevice(_export_options(flags), backend, _iothreads)
     express = load() is not None
     if express:
         _iothreads.start(())  # with the first input already: its descriptors stay
-    device._lane = Lane.EXPRESS if flags & EXPRESS and express else Lane.PYTHON
+    device.queues._maker.lane = Lane.EXPRESS if flags & EXPRESS and express else Lane.PYTHON
     backend.add_drain_listener(device)
     await device.prepare()
     try:
@@ -213,7 +213,7 @@ class _Run:
     """The script, taken step by step."""
 
     def __init__(
-        self, device: VhostUserBlkBackend, backend: BlockBackend, frontend: _Frontend
+        self, device: VhostUserBlkDevice, backend: BlockBackend, frontend: _Frontend
     ) -> None:
         self._device, self._backend, self._frontend = device, backend, frontend
         self._session = Session(device)

@@ -80,8 +80,8 @@ def test_guest_sees_a_pause_when_the_daemon_is_killed(
     seconds = int(kills * PERIOD) + 4
     with server, FioMachine(directory, attached, cpus=2, memory=GUEST_MEMORY) as guest:
         assert guest.run(RINGS) == str(int(packed))
-        guest.run_in_background(FIO.format(seconds=seconds), "fio")
-        time.sleep(2)
+        with image.written(disk):
+            guest.run_in_background(FIO.format(seconds=seconds), "fio")
         for _ in range(kills):
             wait_connected(server)
             time.sleep(rng.uniform(0, MAX_WORK))

@@ -42,8 +42,8 @@ def test_guest_sees_a_pause_when_a_new_daemon_takes_over(
     server.arguments += ["--takeover", socket, "--handover", socket]
     seconds = int(handovers * PERIOD) + 4
     with server, FioMachine(directory, attached, cpus=2, memory=GUEST_MEMORY) as guest:
-        guest.run_in_background(FIO.format(seconds=seconds), "fio")
-        time.sleep(2)
+        with image.written(disk):
+            guest.run_in_background(FIO.format(seconds=seconds), "fio")
         for _ in range(handovers):
             time.sleep(rng.uniform(0, MAX_WORK))
             server.replace()

@@ -33,8 +33,8 @@ fio --name=move --filename=/dev/vda --size=24m --rw=randwrite --bs=4k --direct=1
     --verify=crc32c --verify_fatal=1 --verify_backlog=256 --time_based --runtime={seconds}
 """
 
-#: Seconds of I/O for each migration, and before it.
-SECONDS, BEFORE = 3, 1.0
+#: Seconds of I/O for each migration.
+SECONDS = 3
 
 
 def daemon(program: Program, disk: Path, directory: Path, lane: str) -> Server:
@@ -63,8 +63,8 @@ def test_guest_moves_there_and_back(
             target = stack.enter_context(
                 machine(directory / f"guest{number}", homes[number % 2], incoming=True)
             )
-            guest.run_in_background(FIO.format(seconds=SECONDS), "fio")
-            time.sleep(BEFORE)
+            with image.written(disk):
+                guest.run_in_background(FIO.format(seconds=SECONDS), "fio")
             guest.migrate(target, postcopy=postcopy)
             guest = target
             with explained(servers[number % 2], number):
@@ -82,8 +82,10 @@ def explained(server: Server, number: int) -> Iterator[None]:
     try:
         yield
     except GuestError as error:
+        former, deadline = server.log(), time.monotonic() + 10
         os.kill(server.pid, signal.SIGUSR1)
-        time.sleep(1)
+        while server.log() == former and server.alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
         raise GuestError(f"after migration {number}: {error}{server.log()}") from error
 
 

@@ -417,10 +417,10 @@ def test_soak(soak: int, directory: Path) -> None:
             before = await _settled(pid)
             await _repeat(operations, loads, soak // 2)
             await operations.clear()
-            middle = await _settled(pid)
+            middle = await _settled(pid, before)
             await _repeat(operations, loads, soak - soak // 10 - soak // 2)
             await operations.clear()
-            after = await _settled(pid)
+            after = await _settled(pid, before)
             print(f"before {before}\nmiddle {middle}\nafter  {after}\n{operations.counts}")
             print(sorted(_thread_names(Path(f"/proc/{pid}"))))
             assert all(load_on.requests for load_on in loads)
@@ -442,13 +442,13 @@ async def _repeat(operations: Operations, loads: list[Load], count: int) -> None
                 raise load_on.error
 
 
-async def _settled(pid: int) -> Usage:
-    """Look at a process once it no longer changes: threads take a moment to end."""
-    deadline = time.monotonic() + 5.0
+async def _settled(pid: int, expected: Usage | None = None) -> Usage:
+    """Look at a process once it is as `expected`, or no longer changes; threads end a bit later."""
+    deadline = time.monotonic() + 30.0
     usage = Usage.of(pid)
     while time.monotonic() < deadline:
         await asyncio.sleep(0.1)
-        former, usage = usage, Usage.of(pid)
+        former, usage = expected or usage, Usage.of(pid)
         if (former.descriptors, former.threads) == (usage.descriptors, usage.threads):
             break
     return usage

@@ -32,33 +32,30 @@ LAYERS = """
     vhostblk.virtio_blk
     vhostblk.virtqueue
     vhostblk.chardev
-    vhostblk.net vhostblk.objects vhostblk.plugin
+    vhostblk.objects vhostblk.plugin
+    vhostblk.net
     vhostblk.block.amend vhostblk.block.drivers.qcow2
     vhostblk.block.drivers
     vhostblk.block.aio vhostblk.block.copy
     vhostblk.block.graph
     vhostblk.block.create vhostblk.block.bitmaps vhostblk.block.throttle_group
-    vhostblk.block.registry vhostblk.block.zones vhostblk.block.reservable
+    vhostblk.block.formats vhostblk.block.registry vhostblk.block.zones vhostblk.block.reservable
     vhostblk.block.io
-    vhostblk.engine vhostblk.jobs
+    vhostblk.crypto vhostblk.engine vhostblk.jobs
     vhostblk.events
     vhostblk.trace
     vhostblk.reservations
     vhostblk.schema.drivers vhostblk.schema.exports vhostblk.schema.objects
     vhostblk.schema
-    vhostblk.block vhostblk.block.errors vhostblk.block.pause vhostblk.block.lifetime
+    vhostblk.block vhostblk.block.errors vhostblk.block.erase vhostblk.block.lifetime
+    vhostblk.block.pause
     vhostblk.errors vhostblk.fatal vhostblk.imports vhostblk.log vhostblk.ratelimit
-    vhostblk.systemd vhostblk.version
+    vhostblk.stdio vhostblk.systemd vhostblk.threads vhostblk.version
 """
 
 #: Tables of types, which name modules that are imported when they are needed.
 TABLES = {
-    "vhostblk.block.create",
-    "vhostblk.block.registry",
-    "vhostblk.exports.registry",
-    "vhostblk.objects.registry",
-    "vhostblk.schema.blockdev",
-    "vhostblk.schema.branches",
+    "vhostblk.schema.driver_manifest",
     "vhostblk.schema.export",
     "vhostblk.schema.object",
     "vhostblk.schema.plugins",
@@ -101,8 +98,8 @@ def _imports_in(module: str, node: ast.AST, typing: bool) -> Iterator[Import]:
         elif isinstance(child, ast.Import):
             yield from (Import(module, alias.name, typing) for alias in child.names)
         elif isinstance(child, ast.Constant) and module not in TABLES:
-            names = [child.value] if child.value in MODULES else []
-            yield from (Import(module, name, typing) for name in names)
+            named = str(child.value).partition(":")[0]
+            yield from (Import(module, name, typing) for name in [named] if name in MODULES)
         yield from _imports_in(module, child, typing)
 
 

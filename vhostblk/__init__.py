@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """vhostblk: block nodes exported to virtual machines. Start at `vhostblk.daemon.Daemon`.
 
-Importing this package costs next to nothing; `Daemon` is loaded when it is first named.
+`VhostblkError` is the base of all errors. Importing this package costs next to nothing; both are
+loaded when they are first named.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from vhostblk.version import __version__
 
 if TYPE_CHECKING:
     from vhostblk.daemon import Daemon
+    from vhostblk.errors import VhostblkError
 
-__all__ = ["Daemon", "__version__"]
+__all__ = ["Daemon", "VhostblkError", "__version__"]
 
 
 def __getattr__(name: str) -> object:
@@ -21,4 +23,8 @@ def __getattr__(name: str) -> object:
         from vhostblk.daemon import Daemon
 
         return Daemon
+    if name == "VhostblkError":
+        from vhostblk.errors import VhostblkError
+
+        return VhostblkError
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

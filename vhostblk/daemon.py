@@ -11,6 +11,15 @@ Options come in any form: schema structs, dictionaries as in QMP, keyval or JSON
 command line. Everything runs on the event loop that entered the daemon. Closing takes exports
 first (clients go, requests in flight finish, caches are flushed), then the graph; a failure on the
 way doesn't keep the rest from being closed.
+
+What can't be done raises a `VhostblkError`, whose text is complete. Its class says what kind of
+error it is; `node`, `option`, `file`, `operation` and `errno` say what it is about, or are None:
+
+    try:
+        await daemon.add_blockdev("driver=file,node-name=disk,filename=disk.img")
+    except VhostblkError as error:
+        if error.errno == errno.ENOENT:
+            create(error.file)
 """
 
 from __future__ import annotations
@@ -24,11 +33,12 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.graph import Graph
 from vhostblk.chardev.registry import Chardevs
 from vhostblk.engine.iothreads import Iothreads
+from vhostblk.errors import error_context, log_error
 from vhostblk.events import EventBus
+from vhostblk.exports.errors import ExportNotFoundError
 from vhostblk.exports.registry import class_of, start_export
 from vhostblk.exports.totals import total
 from vhostblk.jobs.registry import Jobs
-from vhostblk.objects.base import Surroundings
 from vhostblk.objects.registry import Objects
 from vhostblk.schema.export import BlockExportDeleted
 from vhostblk.schema.options import (
@@ -43,6 +53,7 @@ if TYPE_CHECKING:
 
     from vhostblk.block.graph.node import BlockNode
     from vhostblk.chardev.base import Chardev
+    from vhostblk.crypto.keys import Keys
     from vhostblk.exports.base import Export
     from vhostblk.objects.base import UserObject
     from vhostblk.objects.tree import QomObject
@@ -95,7 +106,7 @@ class Daemon:
         self.jobs = Jobs(self.events)
         self._initial = (list(objects), list(blockdevs), list(exports))
         self._iothreads = Iothreads()
-        self._objects = Objects(Surroundings(self.graph, self._iothreads))
+        self._objects = Objects(self.graph, self._iothreads)
         self.graph.pr_managers.objects = self._objects.by_id
         self._exports: dict[str, _ExportEntry] = {}
         #: The character devices by id.
@@ -151,9 +162,19 @@ class Daemon:
             if entry.export is not None
         }
 
+    @property
+    def keys(self) -> Keys:
+        """What objects offer: secrets, and who is allowed."""
+        return self._objects.keys
+
     def add_object(self, options: Options) -> None:
         """Add an object, which exports and nodes may then refer to."""
-        self._objects.add(object_options(options))
+        with error_context(operation="object-add"):
+            self._objects.add(object_options(options))
+
+    async def add_object_in_background(self, options: Options) -> None:
+        """Add an object; files are read on a thread, while the daemon serves."""
+        await self._objects.add_in_background(object_options(options))
 
     def remove_object(self, object_id: str) -> None:
         """Remove an object that no export and no node uses."""
@@ -179,7 +200,8 @@ class Daemon:
 
     async def add_blockdev(self, options: Options) -> BlockNode:
         """Open a block node and what it is defined to lie on."""
-        return await self.graph.add(blockdev_options(options))
+        with error_context(operation="blockdev-add"):
+            return await self.graph.add(blockdev_options(options))
 
     async def remove_blockdev(self, node_name: str) -> None:
         """Close a node that nothing uses."""
@@ -226,13 +248,15 @@ class Daemon:
 
         With `carried`, the export continues where that of another process stopped, once resumed.
         """
-        checked = export_options(options)
+        with error_context(operation="block-export-add"):
+            return await self._add_export(export_options(options), carried)
+
+    async def _add_export(self, checked: BlockExportOptions, carried: Any) -> Export:
         if checked.id in self._exports:
             raise BlockError(f"Block export id '{checked.id}' is already in use")
         self.graph.find(checked.node_name)
         for iothread in checked.iothread_names():
-            if iothread not in self.objects:
-                raise BlockError(f'iothread "{iothread}" not found')
+            self._iothreads.check(iothread)
         entry = self._exports[checked.id] = _ExportEntry(checked)
         try:
             entry.hint = class_of(checked).connect_hint(checked)
@@ -244,13 +268,23 @@ class Daemon:
             raise
         return entry.export
 
+    def find_export(self, export_id: str) -> Export:
+        """Return an export that has been started; raises ExportNotFoundError."""
+        entry = self._exports.get(export_id)
+        if entry is None or entry.export is None:
+            raise ExportNotFoundError(export_id)
+        return entry.export
+
     def export_options(self, export_id: str) -> BlockExportOptions:
         """Return what an export was made with."""
         return self._exports[export_id].options
 
     async def suspend_export(self, export_id: str) -> Any:
         """Take an export away from under its clients; return what `add_export` takes."""
-        export = self._exports[export_id].export
+        entry = self._exports[export_id]
+        if entry.removal is not None:
+            raise BlockError(f"Export '{export_id}' is already shutting down")
+        export = entry.export
         assert export is not None
         carried = await export.suspend()
         del self._exports[export_id]
@@ -268,25 +302,21 @@ class Daemon:
         Without `force` that is refused while clients are connected; with it, they are disconnected
         after this has returned.
         """
-        entry = self._exports.get(export_id)
-        if entry is None or entry.export is None:
-            raise BlockError(f"Export '{export_id}' is not found")
+        export, entry = self.find_export(export_id), self._exports[export_id]
         if entry.removal is not None:
             raise BlockError(f"Export '{export_id}' is already shutting down")
-        in_use = entry.export.clients > 0
+        in_use = export.clients > 0
         if in_use and not force:
             raise BlockError(f"export '{export_id}' still in use")
-        removal = self._begin_removal(entry.export, entry)
+        removal = self._begin_removal(export, entry)
         removal.add_done_callback(_log_result)
         if not in_use:
             await asyncio.shield(removal)
 
     async def remove_export(self, export_id: str) -> None:
         """Stop an export: disconnect clients, finish their requests, flush."""
-        entry = self._exports.get(export_id)
-        if entry is None or entry.export is None:
-            raise BlockError(f"Export '{export_id}' is not found")
-        removal = entry.removal or self._begin_removal(entry.export, entry)
+        export, entry = self.find_export(export_id), self._exports[export_id]
+        removal = entry.removal or self._begin_removal(export, entry)
         error = await asyncio.shield(removal)
         if error is not None:
             raise error
@@ -337,8 +367,9 @@ class Daemon:
         """Make a character device; returns once its peer is there, where it is to wait for that."""
         from vhostblk.chardev.options import chardev_options
 
-        checked = chardev_options(options)
-        return await self.chardevs.add(checked.id, checked.backend)
+        with error_context(operation="chardev-add"):
+            checked = chardev_options(options)
+            return await self.chardevs.add(checked.id, checked.backend)
 
     async def remove_chardev(self, chardev_id: str) -> None:
         """Remove a character device that nothing uses."""
@@ -379,11 +410,10 @@ class Daemon:
             self.control = None
         await self.chardevs.close()
         self.graph.throttle_groups.close()
-        self.graph.pr_managers.close()
         self._iothreads.close()
         self._objects.clear()
         for other in errors[1:]:
-            logger.error("while closing: %s", other)
+            log_error(logger, "while closing", other)
         if errors:
             raise errors[0]
 
@@ -392,10 +422,10 @@ class Daemon:
         try:
             await self.close()
         except Exception as error:
-            logger.error("while closing: %s", error)
+            log_error(logger, "while closing", error)
 
 
 def _log_result(removal: asyncio.Task[Exception | None]) -> None:
     """Log why an export did not stop well, where nobody waits for it."""
     if not removal.cancelled() and (error := removal.result()) is not None:
-        logger.error("%s: %s", removal.get_name(), error)
+        log_error(logger, removal.get_name(), error)

@@ -1,13 +1,150 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The root of every error that a user is told of.
+"""The root of all errors, and the one place that words them.
 
-Each layer has one family below `VhostblkError`. `str(error)` is one line, complete in itself: it
-names the option, the file and the reason, because the command line, QMP and the logs show nothing
-else.
+An error has
+
+- a *kind*: its class. Each layer has one family below `VhostblkError`; callers match on the class,
+  never on the text.
+- a *context*, as far as it is known: `node`, `option`, `file` and `operation`.
+- a *cause*: `__cause__`, and `errno` where a system call or a request failed.
+
+`str(error)` is one line, complete in itself: it names the option, the file and the reason, because
+the command line, QMP and the logs show nothing else. The words are QEMU's.
+
+I/O fails with `OSError`: its errno is what exports report.
 """
 
 from __future__ import annotations
 
+import errno as codes
+import logging
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator
+
+_logger = logging.getLogger(__name__)
+
 
 class VhostblkError(Exception):
-    """Something that the user (or a peer) asked for can't be done."""
+    """Something that the user (or a peer) asked for can't be done.
+
+    An error that was raised from another one also has the context of that one.
+    """
+
+    def __init__(self, message: str = "", **context: str) -> None:
+        """`context` is some of `node`, `option`, `file` and `operation`."""
+        super().__init__(message)
+        self._context = context
+
+    @property
+    def node(self) -> str | None:
+        """The name of the block node."""
+        return self._known("node")
+
+    @property
+    def option(self) -> str | None:
+        """The option, as a path: `file.filename`."""
+        return self._known("option")
+
+    @property
+    def file(self) -> str | None:
+        """The file, device or socket."""
+        return self._known("file")
+
+    @property
+    def operation(self) -> str | None:
+        """What was to be done, by the name of its QMP command."""
+        return self._known("operation")
+
+    @property
+    def errno(self) -> int | None:
+        """The errno of the system call or request that failed."""
+        return next((error.errno for error in self._causes() if isinstance(error, OSError)), None)
+
+    def _known(self, name: str) -> str | None:
+        for error in self._causes():
+            if isinstance(error, VhostblkError) and name in error._context:
+                return error._context[name]
+        return None
+
+    def _causes(self) -> list[BaseException]:
+        """Return this error and what caused it, the last cause last; they may go in a circle."""
+        causes: list[BaseException] = [self]
+        while (cause := causes[-1].__cause__) is not None and cause not in causes:
+            causes.append(cause)
+        return causes
+
+    def add_context(self, **context: str) -> None:
+        """Add what the place that raised the error did not know."""
+        for name, value in context.items():
+            if self._known(name) is None:
+                self._context[name] = value
+
+
+def reason(error: BaseException | int) -> str:
+    """Return why something failed: an exception, or an errno."""
+    if isinstance(error, int):
+        return os.strerror(error)
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def os_error(code: int, text: str = "") -> OSError:
+    """Return what failed I/O raises; `text` says more than the errno does."""
+    return OSError(code, text or reason(code))
+
+
+def errno_of(error: BaseException) -> int:
+    """Return the errno that an export reports for an error: EIO where no other is known."""
+    return getattr(error, "errno", None) or codes.EIO
+
+
+@contextmanager
+def errors_as(
+    kind: Callable[..., Exception],
+    what: str = "",
+    of: type[Exception] | tuple[type[Exception], ...] = OSError,
+    **context: str,
+) -> Iterator[None]:
+    """Raise an error of the `with` block as one of `kind`, worded "what: reason".
+
+    Without `what` it is the reason alone. `of` is the kind, or the kinds, that become another one.
+    Where `kind` is OSError the errno stays what it is.
+    """
+    try:
+        yield
+    except of as error:
+        text = f"{what}: {reason(error)}" if what else reason(error)
+        if kind is OSError:
+            raise OSError(errno_of(error), text) from error
+        raise kind(text, **context) from error
+
+
+@contextmanager
+def error_context(**context: str) -> Iterator[None]:
+    """Add context to any VhostblkError that leaves the `with` block."""
+    try:
+        yield
+    except VhostblkError as error:
+        error.add_context(**context)
+        raise
+
+
+def is_internal(error: BaseException) -> bool:
+    """Tell whether an error is a fault of ours: nothing that was asked for, and no failed I/O."""
+    return not isinstance(error, (VhostblkError, OSError))
+
+
+def log_error(logger: logging.Logger, what: str, error: BaseException) -> None:
+    """Log why `what` failed, with the traceback of a fault of ours."""
+    traceback = error if is_internal(error) else None
+    logger.error("%s: %s", what, reason(error), exc_info=traceback)
+
+
+def log_failure(task: asyncio.Task[Any]) -> None:
+    """Log the failure of a task that nobody waits for: a callback for `add_done_callback`."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log_error(_logger, task.get_name(), error)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Importing heavy modules without keeping the event loop from its work.
+"""Importing late: what tables name, and heavy modules while the event loop goes on.
 
 numpy and what needs it take a tenth of a second, more where processors are short. Meanwhile QMP
 clients wait, and the guests on the Python lane. A thread that imports gives the interpreter up
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+from typing import Any
 
 _imported: set[str] = set()
 
@@ -28,3 +29,9 @@ async def import_modules(*names: str) -> None:
 def _import(names: list[str]) -> None:
     for name in names:
         importlib.import_module(name)
+
+
+def load(part: str) -> Any:
+    """Import and return what an entry of a table names: `module:name`, as in an entry point."""
+    module, _, name = part.partition(":")
+    return getattr(importlib.import_module(module), name)

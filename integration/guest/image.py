@@ -6,9 +6,14 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from integration.guest.errors import HarnessError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 MIB = 1 << 20
@@ -33,6 +38,18 @@ def fill(path: Path, pattern: bytes) -> None:
 def allocated(path: Path) -> int:
     """Bytes of storage that the image takes on the host."""
     return path.stat().st_blocks * 512
+
+
+@contextmanager
+def written(path: Path, timeout: float = 60.0) -> Iterator[None]:
+    """At the end, wait until the image has been written to since the beginning."""
+    before = path.stat().st_mtime_ns
+    yield
+    deadline = time.monotonic() + timeout
+    while path.stat().st_mtime_ns == before:
+        if time.monotonic() > deadline:
+            raise HarnessError(f"nothing is written to {path}")
+        time.sleep(0.01)
 
 
 def read(path: Path, offset: int, length: int) -> bytes:

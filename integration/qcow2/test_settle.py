@@ -189,7 +189,7 @@ def test_the_express_lane_settles(
             assert driver.read(0, LENGTH) == b"a" * LENGTH
             export = daemon._exports["e"].export
             assert isinstance(export, VhostUserBlkExport)
-            queue = export.device._queues[0]
+            queue = export.device.queues.running[0]
             assert isinstance(queue, ExpressQueue)
             _race(driver, queue, loop, _Worker(others, queue._iothread.thread_id))
             assert driver.read(MIB, LENGTH) == b"b" * LENGTH

@@ -13,7 +13,7 @@ from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.iovec import IoVec
-from vhostblk.block.zones import ZoneError, ZoneFault, ZoneOp, ZoneState
+from vhostblk.block.zones import ZoneError, ZoneFault, ZoneOp, ZoneState, zone_limits
 
 MIB = 1 << 20
 ZONE = {"zone-size": MIB}
@@ -78,7 +78,7 @@ def test_requests_reach_the_zones_through_raw(driver: str) -> None:
         await add(graph, driver)
         await graph.add(options(driver="raw", node_name="raw", file="disk"))
         backend = attach(graph, "raw")
-        assert backend.node.zoned is not None
+        assert zone_limits(backend.node) is not None
         assert backend.extent_map() is None
         await write_bytes(backend, 0, bytes(4096))
         with pytest.raises(ZoneError) as caught:
@@ -175,7 +175,7 @@ def test_other_disks_have_no_zones() -> None:
         graph = Graph()
         await graph.add(options(driver="null-co", node_name="disk", size=8 * MIB))
         backend = attach(graph, "disk")
-        assert backend.node.zoned is None
+        assert zone_limits(backend.node) is None
         for coroutine in (
             backend.zone_mgmt(ZoneOp.RESET_ALL, 0, 8 * MIB),
             backend.zone_append(0, IoVec.allocate(512)),

@@ -72,11 +72,11 @@ def _snapshot(directory: Path) -> dict[str, tuple[int, int, int]]:
 
 @contextmanager
 def running(
-    *arguments: str, cwd: Path, pass_fds: Sequence[int] = ()
+    *arguments: str, cwd: Path, pass_fds: Sequence[int] = (), wrapper: Sequence[str] = ()
 ) -> Iterator[subprocess.Popen[str]]:
     """Have vhostblk run inside the block."""
     process = subprocess.Popen(
-        command(*arguments),
+        [*wrapper, *command(*arguments)],
         cwd=cwd,
         env=environment(),
         stdin=subprocess.DEVNULL,

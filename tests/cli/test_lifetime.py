@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from tests.cli.process import (
     wait_for_socket,
     wait_until,
 )
+from tests.frontend.connection import Connection
 from vhostblk.block.drivers.qcow2.header import Header, encode
 from vhostblk.block.drivers.qcow2.layout import Geometry
 
@@ -157,6 +159,23 @@ def test_the_user_at_a_terminal_is_told_how_to_connect(tmp_path: Path) -> None:
     assert f"-chardev socket,id=e,path={tmp_path}/v.sock" in said
     assert "-device vhost-user-blk-pci,chardev=e,num-queues=1" in said
     assert "-object memory-backend-memfd,id=mem,size=1G,share=on" in said
+
+
+def test_front_ends_take_descriptors_up_to_the_hard_limit(tmp_path: Path) -> None:
+    count = 40
+    exports: list[str] = []
+    for number in range(count):
+        address = f"addr.type=unix,addr.path={number}.sock"
+        exports += ["--export", f"vhost-user-blk,id=e{number},node-name=n,{address}"]
+    limited = ("sh", "-c", 'ulimit -S -n 64; exec "$0" "$@"')
+    with (
+        running(*NODE, *exports, cwd=tmp_path, wrapper=limited) as daemon,
+        ExitStack() as stack,
+    ):
+        wait_for_socket(daemon, f"{count - 1}.sock")
+        for number in range(count):
+            connection = stack.enter_context(Connection.connect(tmp_path / f"{number}.sock"))
+            connection.sync()
 
 
 def test_start_up_loads_no_numpy(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.frontend.memory import MIB, Memory
 from vhostblk.cli.short_form import image_blockdev, short_export
 from vhostblk.schema.blockdev import BlockdevDiscardOptions
 from vhostblk.schema.drivers.raw import BlockdevOptionsRaw
+from vhostblk.schema.exports.vhost_user_blk import BlockExportOptionsVhostUserBlk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +38,17 @@ def test_the_node(tmp_path: Path, writable: bool) -> None:
     assert node.read_only is not writable
     wanted = BlockdevDiscardOptions.UNMAP if writable else BlockdevDiscardOptions.IGNORE
     assert node.discard is wanted
+
+
+def test_there_is_a_queue_for_each_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    for processors, queues in ((1, 1), (3, 3), (64, 16)):
+        monkeypatch.setattr(os, "cpu_count", lambda count=processors: count)
+        export, _ = short_export("addr.type=fd,addr.str=3")
+        assert isinstance(export, BlockExportOptionsVhostUserBlk)
+        assert export.num_queues == queues
+    export, _ = short_export("addr.type=fd,addr.str=3,num-queues=2")
+    assert isinstance(export, BlockExportOptionsVhostUserBlk)
+    assert export.num_queues == 2
 
 
 def test_what_the_guest_trims_is_freed(tmp_path: Path) -> None:

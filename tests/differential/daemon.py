@@ -92,13 +92,13 @@ class Daemon:
             self.process.wait()
             return None
 
-    def ends_soon(self) -> bool:
-        """Return whether it is about to end by itself: it has closed connections."""
+    def has_ended(self) -> bool:
+        """Return whether it has ended, or is ending: its monitor answers no command."""
         try:
-            self.process.wait(2)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+            self.execute("query-version")
+        except DaemonGoneError:
+            return True
+        return False
 
     def _receive(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Receive messages until `wanted` accepts one; raises DaemonGoneError."""

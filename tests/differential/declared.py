@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tests.differential.differences import BOTH, Difference
+from tests.differential.differences import BOTH, Difference, ours_is_refused
 from tests.differential.script import ScriptError
 from tests.qmp_exports import differences
 
@@ -154,6 +154,19 @@ def _ends_early(ours: Any, theirs: Any) -> bool:
         and all(re.fullmatch(r"0x[0-9a-f]+: IOERR", line) for line in rest)
     )
 
+
+SECRET_SHOWN = Difference(
+    "QEMU shows secrets.",
+    holds=ours_is_refused("Property 'secret.data' is not readable"),
+)
+PROPERTY_WITHOUT_EFFECT = Difference(
+    "QEMU lets properties be set that it has read for the last time.",
+    holds=ours_is_refused("Property cannot be set after initialization"),
+)
+LIST_FILE = Difference(
+    "QEMU's schema and its object type have different names, so that none can be made.",
+    holds=lambda ours, theirs: "return" in ours and "error" in theirs,
+)
 
 _NODES = frozenset({"query-named-block-nodes"})
 _IMAGE_IN_USE = re.compile(r" Is another process using the image \[[^]]*\]\?")

@@ -199,7 +199,7 @@ class Session:
         except FrontendError:
             if (disk := self._disks.pop(socket, None)) is not None:
                 disk.close()
-            self.died = self._daemon is not None and self._daemon.ends_soon()
+            self.died = self._daemon is not None and self._daemon.has_ended()
             return ["disconnected"]
 
     def _end(self) -> None:

@@ -8,6 +8,7 @@ of `Rig.take`, and `EngineQueue.complete` answers it.
 from __future__ import annotations
 
 import os
+import platform
 import select
 import time
 from pathlib import Path
@@ -29,10 +30,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from vhostblk.engine.budget import EngineBudget
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.virtqueue.memory import GuestMemory
 
 TIMEOUT = 20.0
+
+#: The number of the system call futex(2).
+_FUTEX = {"x86_64": "202", "aarch64": "98"}[platform.machine()]
+
+
+def spend(budget: EngineBudget, direction: int, size: int, now: int) -> bool:
+    """Take from a budget as an iothread does: at once, or not at all."""
+    engine = load()
+    assert engine is not None
+    return bool(engine.lib.vb_budget_spend(budget.handle, direction, size, now))
 
 
 class CpuTime(NamedTuple):
@@ -332,13 +344,20 @@ class Rig:
         assert len(taken) == count
         return taken
 
-    def wait_upcalls_until_idle(self) -> list[Upcall]:
-        """Take requests until none comes for a while."""
+    def wait_upcalls_until_asleep(self, count: int) -> list[Upcall]:
+        """Wait for `count` requests, and take what has come once the engine's thread sleeps."""
         taken = self.take_all()
-        while select.select([self.news_fd], [], [], 0.3)[0]:
-            os.eventfd_read(self.news_fd)
+        while len(taken) < count:
+            self.wait_news()
             taken += self.take_all()
-        return taken
+        self.wait_until(self._is_asleep)
+        return taken + self.take_all()
+
+    def _is_asleep(self) -> bool:
+        """Return whether the engine's thread waits for work, not for a lock."""
+        thread = self.lib.vb_iothread_thread_id(self.thread)
+        call = Path(f"/proc/self/task/{thread}/syscall").read_text().split()[0]
+        return call not in ("running", _FUTEX)
 
     def cpu_time(self) -> int:
         """Return what the engine thread has used, in clock ticks."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.engine.support import Rig
+from tests.engine.support import Rig, spend
 from tests.virtio_blk.support import MIB
 from vhostblk.engine import load
 from vhostblk.engine.buckets import READ, WRITE
@@ -77,26 +77,26 @@ def test_what_went_up_is_not_accounted_for() -> None:
 def test_nobody_overtakes_those_who_wait() -> None:
     budget = make(SLOW)
     now = time.monotonic_ns()
-    assert budget.spend(READ, 512, now)
-    assert not budget.spend(READ, 512, now)
+    assert spend(budget, READ, 512, now)
+    assert not spend(budget, READ, 512, now)
     # The bucket has leaked, but the one that went up comes first.
     later = now + 10_000 * SECOND
-    assert not budget.spend(READ, 1, later)
-    assert budget.spend(WRITE, 1, later)
+    assert not spend(budget, READ, 1, later)
+    assert spend(budget, WRITE, 1, later)
     assert budget.take(READ, 512, 2 * later, True) == 0
-    assert not budget.spend(READ, 1, 3 * later)
+    assert not spend(budget, READ, 1, 3 * later)
     assert budget.take(READ, 512, 4 * later, False) == 0
-    assert budget.spend(READ, 1, 5 * later)
+    assert spend(budget, READ, 1, 5 * later)
     budget.charge(READ, 1, True)
-    assert not budget.spend(READ, 1, 6 * later)
+    assert not spend(budget, READ, 1, 6 * later)
     budget.charge(READ, 1, False)
-    assert budget.spend(READ, 1, 7 * later)
+    assert spend(budget, READ, 1, 7 * later)
 
 
 def test_without_limits_the_gate_does_not_matter() -> None:
     budget = make(UNLIMITED)
     budget.charge(READ, 1, True)
-    assert budget.spend(READ, 1 << 40, 0)
+    assert spend(budget, READ, 1 << 40, 0)
 
 
 @pytest.mark.parametrize("discard", [Treatment.ASK, Treatment.IGNORE])
@@ -122,13 +122,13 @@ def test_threads_take_no_more_than_there_is() -> None:
     now = time.monotonic_ns()
     taken = []
 
-    def spend() -> None:
+    def spend_all() -> None:
         count = 0
-        while budget.spend(count % 2, 512, now):
+        while spend(budget, count % 2, 512, now):
             count += 1
         taken.append(count)
 
-    threads = [threading.Thread(target=spend) for _ in range(4)]
+    threads = [threading.Thread(target=spend_all) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.descriptors import open_fds
-from tests.engine.support import Rig
+from tests.engine.support import Rig, spend
 from tests.frontend.blk import range_segments
 from tests.frontend.ring import Segment
 from tests.virtio_blk.support import MIB, UNSET, header, pattern
@@ -277,7 +277,7 @@ def test_throttled_write_does_not_keep_the_turn(disk: Path, io: str) -> None:
     with opened(disk) as fd, Rig(io) as rig:
         budget = EngineBudget(rig.ffi, rig.lib)
         budget.configure([(0, 0, 1)] * 3 + [(1, 0, 1)] + [(0, 0, 1)] * 2, 0, 0)
-        while budget.spend(1, 512, 0):
+        while spend(budget, 1, 512, 0):
             pass
         queue = rig.queue(linear(fd, sync=sync, budget=budget), write_through=True)
         queue.request(OUT, send=bytes(512))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vhostblk.block.io.iovec import IoVec
-    from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend
+    from vhostblk.exports.vhost_user_blk.device import VhostUserBlkDevice
 
 pytestmark = pytest.mark.usefixtures("ring_kind")
 
@@ -80,7 +80,7 @@ class Export:
         self.memory = Memory(((0, 256 * 1024), (1 << 32, 16 * MIB)))
         driver = current_kind().driver
         self.rings = [driver(self.memory, 64, event_idx=True) for _ in range(QUEUES)]
-        self.device: VhostUserBlkBackend
+        self.device: VhostUserBlkDevice
         loop.run(self._start(names))
 
     async def _start(self, names: list[str]) -> None:
@@ -202,7 +202,7 @@ def test_map_is_revoked_under_load() -> None:
 async def _drain(served: Export, *, revoked: bool) -> None:
     device = served.device
     device.drained_begin()
-    for queue in device._queues.values():
+    for queue in device.queues.running.values():
         await queue.wait_idle()
     served.node.revoked = revoked
     device.drained_end()

@@ -27,7 +27,8 @@ from vhostblk.engine import load
 from vhostblk.engine.iothreads import Iothreads
 from vhostblk.net.listener import Listener, UnixAddress
 from vhostblk.vhost_user import server as server_module
-from vhostblk.vhost_user.codec import FdList
+from vhostblk.vhost_user.carried import Carried
+from vhostblk.vhost_user.codec import FdList, Part
 from vhostblk.vhost_user.layout import (
     CONFIG_HEADER,
     DEVICE_STATE,
@@ -48,16 +49,16 @@ from vhostblk.vhost_user.layout import (
     Request,
 )
 from vhostblk.vhost_user.restate import Said
-from vhostblk.vhost_user.server import Carried, VhostUserServer
+from vhostblk.vhost_user.server import VhostUserServer
 from vhostblk.vhost_user.session import PROTOCOL_FEATURES, Session
 from vhostblk.virtio_blk.features import Feature
 from vhostblk.virtio_blk.layout import RequestType
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from tests.frontend.layout.vhost_user import MemoryRegion
-    from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend
+    from vhostblk.exports.vhost_user_blk.device import VhostUserBlkDevice
 
 QUEUES = 2
 #: Rings and requests are in the first region; the second one is added and removed.
@@ -102,7 +103,7 @@ class Script:
         self._address = UnixAddress(str(directory / "e.sock"))
         self._iothreads = Iothreads()
         self.node = HandNode()
-        self.device: VhostUserBlkBackend
+        self.device: VhostUserBlkDevice
         self._server: VhostUserServer
         self._socket: socket.socket
         #: Eventfds by purpose and queue, and shared files.
@@ -120,6 +121,8 @@ class Script:
         self._channel: socket.socket | None = None
         self._acknowledge = True
         self.transcript: list[object] = []
+        #: Hand-overs within all messages: after how many bytes, and whether the new process dies.
+        self.cuts: Iterator[tuple[int, bool]] | None = None
         self._sector = 0
 
     # Servers
@@ -150,19 +153,23 @@ class Script:
         await self.device._backend.detach()
         return carried
 
-    async def move(self, *, fails: bool) -> None:
-        """Hand over; `fails`: the new process then dies, so that the first one resumes."""
+    async def move(self, *, fails: bool, silent: bool = False) -> None:
+        """Hand over; `fails`: the new process then dies, so that the first one resumes.
+
+        `silent`: the front-end sends nothing meanwhile.
+        """
         carried = await self._suspend()
         if fails:
             await self._go_on(_received(carried))
-            self._send(Request.GET_STATUS)  # the process that continues has to reply
+            if not silent:
+                self._send(Request.GET_STATUS)  # the process that continues has to reply
             await turns(10)
             await self._server.stop()
             await self.device._backend.detach()
         await self._go_on(carried)
         self.device._backend.resume()
         self._server.resume()
-        if fails:
+        if fails and not silent:
             await self._reply(Request.GET_STATUS)
 
     async def end(self) -> None:
@@ -182,16 +189,29 @@ class Script:
 
     async def say(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
         """Send a message, and record its reply; every message gets one."""
-        self._send(request, payload, fds)
+        if self.cuts is None:
+            self._send(request, payload, fds)
+        else:
+            place, fails = next(self.cuts)
+            await self._send_in_parts(request, payload, fds, place, fails=fails)
         reply = await self._reply(request)
         if request != Request.VRING_KICK or any(reply):  # their number is undefined
             self.transcript.append((request.name, reply))
         return reply
 
+    async def _send_in_parts(
+        self, request: Request, payload: bytes, fds: Sequence[int], place: int, *, fails: bool
+    ) -> None:
+        """Send a message, with a hand-over after some of its bytes."""
+        data, rights = _frame(request, payload, fds)
+        place = min(place, len(data) - 1)
+        assert self._socket.sendmsg([data[:place]], rights) == place
+        await turns(10)
+        await self.move(fails=fails, silent=True)
+        assert self._socket.send(data[place:]) == len(data) - place
+
     def _send(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
-        flags = VERSION if request in _OWN_REPLY else VERSION | FLAG_NEED_REPLY
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        data = HEADER.pack(request, flags, len(payload)) + payload
+        data, rights = _frame(request, payload, fds)
         assert self._socket.sendmsg([data], rights) == len(data)
 
     async def _reply(self, request: Request) -> bytes:
@@ -341,10 +361,10 @@ class Script:
 
     def served(self, index: int) -> bool:
         """Return whether the device takes a ring's requests now, and would notify us of it."""
-        queue, device = self.device._queues.get(index), self.device
-        if queue is None or index not in device._enabled or queue.broken:
+        queue, device = self.device.queues.running.get(index), self.device
+        if queue is None or index not in device.queues.enabled or queue.broken:
             return False
-        return device._configs[index].size == self.rings[index].size
+        return device.queues.config(index).size == self.rings[index].size
 
     async def write(self, index: int) -> None:
         """Write to a new place; wait for completion if the ring is served."""
@@ -388,17 +408,17 @@ class Script:
         area = device._records._area
         shared = self._shared
         return {
-            "features": (session._features, device._features),
+            "features": (session._features, device.queues.features),
             "protocol": session._protocol_features,
             "status": session._status,
             "loading": session._device_state.loading,
             "vrings": [self._vring(session, index) for index in range(QUEUES)],
-            "enabled": sorted(device._enabled),
+            "enabled": sorted(device.queues.enabled),
             "memory": [
                 (r.guest_addr, r.size, r.user_addr, shared(r.mapping.address))
-                for r in device.memory.regions
+                for r in device.queues.memory.regions
             ],
-            "cache": (device._chosen_write_cache, device._backend.enable_write_cache),
+            "cache": (device.queues.chosen_write_cache, device._backend.enable_write_cache),
             "shown": device._shown_config is not None,
             "area": area and shared(area._mapping.address),
             "channel": session._channel is not None and session._channel._socket is not None,
@@ -414,18 +434,19 @@ class Script:
     def _vring(self, session: Session, index: int) -> dict[str, object]:
         vring, device = session._vrings[index], self.device
         running = vring.running
-        part = device._records._parts.get(index)
+        queue: Any = device.queues.running.get(index)
+        wires = device.queues._running[index].wires if running else None
         pending = vring.base_set_since_start or running is None
         return {
             "said": (vring.size, vring.addresses, vring.log_addr, vring.enabled),
             "base": vring.base if pending else "where it was",
             "running": running and replace(running, next_avail=0, log_addr=None),
-            "logged at": running and device._configs[index].log_addr,
+            "logged at": device.dirty_logging and device.dirty_logging._used.get(index),
             "in-band": running is not None and vring.inband,
             "call": self._notice(device._call_fds.get(index), vring.call_set, running),
             "err": self._notice(device._err_fds.get(index), vring.err_set, running),
-            "kick": running and self._name_of(device._queues[index]._kick_fd),
-            "record": part and self._shared(part.address),
+            "kick": running and self._name_of(queue._kick_fd),
+            "record": wires and wires.record and self._shared(wires.record.address),
         }
 
     def _notice(self, fd: int | None, is_set: bool, running: object) -> object:
@@ -476,7 +497,21 @@ def _received(carried: Carried) -> Carried:
         Said(item.request, item.payload, FdList([os.dup(fd) for fd in item.fds]))
         for item in carried.said
     ]
-    return Carried(Listener(carried.listener.socket.dup()), connection, said)
+    received, unsent = (
+        Part(part.data, FdList([os.dup(fd) for fd in part.fds]))
+        for part in (carried.received, carried.unsent)
+    )
+    listener = Listener(carried.listener.socket.dup())
+    return Carried(listener, connection, said, received, unsent)
+
+
+def _frame(
+    request: Request, payload: bytes, fds: Sequence[int]
+) -> tuple[bytes, list[tuple[int, int, array.array[int]]]]:
+    """Return a message that wants a reply: its bytes, and its descriptors for `sendmsg`."""
+    flags = VERSION if request in _OWN_REPLY else VERSION | FLAG_NEED_REPLY
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    return HEADER.pack(request, flags, len(payload)) + payload, rights
 
 
 def _table(regions: Sequence[MemoryRegion]) -> tuple[bytes, list[int]]:

@@ -17,7 +17,7 @@ from tests.virtio_blk.support import MIB, UNSET, HandNode, Pending, attach, head
 from tests.virtqueue.kinds import current_kind
 from tests.virtqueue.support import described, vring_config
 from vhostblk.engine.iothreads import Iothreads
-from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend
+from vhostblk.exports.vhost_user_blk.device import VhostUserBlkDevice
 from vhostblk.schema.exports.vhost_user_blk import BlockExportOptionsVhostUserBlk
 from vhostblk.virtio_blk.features import Feature
 
@@ -52,7 +52,7 @@ def make_backend(
     iothreads: Iothreads | None = None,
     graph: Graph | None = None,
     **members: Any,
-) -> VhostUserBlkBackend:
+) -> VhostUserBlkDevice:
     """Make the device of an export, with nothing connected; `graph` is the node's."""
     options = export_options(**members)
     backend = attach(
@@ -62,7 +62,7 @@ def make_backend(
         allow_inactive=options.allow_inactive,
     )
     backend.enable_write_cache = not options.writethrough
-    return VhostUserBlkBackend(options, backend, iothreads or Iothreads())
+    return VhostUserBlkDevice(options, backend, iothreads or Iothreads())
 
 
 def handed_over(regions: Sequence[MemoryRegion]) -> list[RegionDescription]:

@@ -130,7 +130,7 @@ async def run(front: Frontend, count: int) -> None:
 async def quiet(front: Frontend) -> AsyncIterator[None]:
     """Keep the device from writing anything."""
     front.device.drained_begin()
-    await front.device._queues[0].wait_idle()
+    await front.device.queues.running[0].wait_idle()
     yield
     front.device.drained_end()
 
@@ -382,7 +382,7 @@ def test_memory_that_the_log_does_not_cover_is_refused(log: Log) -> None:
             region = front.memory.add_region(1 << 40, 1 << 16)
             with pytest.raises(SetupError, match="too small for the memory region"):
                 await front.device.add_region(handed_over([region])[0])
-            assert len(front.device.memory.regions) == 2
+            assert len(front.device.queues.memory.regions) == 2
 
     asyncio.run(main())
 

@@ -106,7 +106,7 @@ def test_a_drained_section_begins_when_all_requests_have_ended(
         async with export_of(disk) as front:
             graph = front.block_backend._graph
             assert graph is not None
-            queue, send = front.device._queues[0], _large_writes(front)
+            queue, send = front.device.queues.running[0], _large_writes(front)
 
             def is_busy() -> bool:
                 send()

@@ -93,7 +93,7 @@ class Left:
     async def come_back(self, *, enable: bool = False) -> None:
         """Start the queue again; the front-end knows only what the rings show."""
         front = self.front
-        if not self.device.memory.regions:
+        if not self.device.queues.memory.regions:
             await front.connect()
         self.give_area()
         await front.start(enable=enable)

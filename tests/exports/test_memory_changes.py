@@ -62,7 +62,7 @@ def test_region_is_plugged_in_and_used() -> None:
             content = front.memory.read(1 << 40, 512)
             assert await front.done(front.request(OUT, send=content)) == Status.OK
             await front.device.remove_region(region.guest_addr, region.size, region.user_addr)
-            assert len(front.device.memory.regions) == 2
+            assert len(front.device.queues.memory.regions) == 2
 
     asyncio.run(run())
 
@@ -74,7 +74,7 @@ def test_region_that_is_no_longer_used_is_unmapped() -> None:
             await front.start()
             region = front.memory.add_region(1 << 40, 1 << 16)
             await front.device.add_region(handed_over([region])[0])
-            host = front.device.memory.regions[-1].mapping.address
+            host = front.device.queues.memory.regions[-1].mapping.address
             assert is_mapped(host)
             await front.device.remove_region(region.guest_addr, region.size, region.user_addr)
             assert not is_mapped(host)
@@ -97,11 +97,11 @@ def test_region_with_a_running_ring_stays() -> None:
             await front.connect()
             await front.start(0)
             await front.start(1)
-            before = front.device.memory
+            before = front.device.queues.memory
             region = front.memory.describe()[1]
             with pytest.raises(SetupError, match="not in guest memory"):
                 await front.device.remove_region(region.guest_addr, region.size, region.user_addr)
-            assert front.device.memory is before
+            assert front.device.queues.memory is before
             for index in range(2):
                 request = front.request(FLUSH, index=index)
                 assert await front.done(request) == Status.OK
@@ -131,7 +131,7 @@ def test_overlapping_region_is_refused() -> None:
             os.close(_.fd)
             with pytest.raises(SetupError, match="overlap"):
                 await front.device.add_region(copy)
-            assert len(front.device.memory.regions) == 2
+            assert len(front.device.queues.memory.regions) == 2
 
     asyncio.run(run())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hand-over between any two messages of a session has no visible effect on the session.
+"""A hand-over between or within any messages of a session has no visible effect on the session.
 
 This also holds for one that fails, after which the first process resumes.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +107,28 @@ def _beginning(name: str) -> list[Step]:
     }[name]
 
 
+#: Where hand-overs cut messages in two, and whether the new process dies: within the header, which
+#: is of 12 bytes, after it, and within the payload.
+CUTS = ((4, False), (12, False), (15, True), (1, True), (40, False), (12, True))
+
+
 async def run(
-    steps: list[Step], moves: dict[int, bool], *, packed: bool, inband: bool
+    steps: list[Step], moves: dict[int, bool], *, packed: bool, inband: bool, cut: bool = False
 ) -> dict[str, object]:
-    """Run steps, with hand-overs after some of them; return everything visible."""
+    """Run steps, with hand-overs after some of them; return everything visible.
+
+    `cut`: there are more hand-overs, in the middle of each message.
+    """
     with tempfile.TemporaryDirectory() as directory:
         async with script(Path(directory), packed=packed, inband=inband) as made:
+            made.cuts = cycle(CUTS) if cut else None
             for number, (name, arguments, members) in enumerate(steps):
                 await getattr(made, name)(*arguments, **members)
                 await made.settle()
                 if number in moves:
                     await made.move(fails=moves[number])
                     await made.settle()
+            made.cuts = None
             state = made.state()
             await _go_on(made)
             return {
@@ -139,11 +150,16 @@ async def _go_on(made: Script) -> None:
 
 
 def check(
-    steps: list[Step], moves: dict[int, bool], *, packed: bool = False, inband: bool = False
+    steps: list[Step],
+    moves: dict[int, bool],
+    *,
+    packed: bool = False,
+    inband: bool = False,
+    cut: bool = False,
 ) -> None:
     async def main() -> None:
         expected = await run(steps, {}, packed=packed, inband=inband)
-        found = await run(steps, moves, packed=packed, inband=inband)
+        found = await run(steps, moves, packed=packed, inband=inband, cut=cut)
         for part, content in expected.items():
             assert found[part] == content, part
 
@@ -292,6 +308,12 @@ def test_a_hand_over_after_every_message(name: str, packed: bool) -> None:
     steps = CASES.get(name) or IN_BAND_CASES[name]
     moves = {number: number % 2 == 0 for number in range(len(steps))}
     check(steps, moves, packed=packed, inband=name in IN_BAND_CASES)
+
+
+@pytest.mark.parametrize("name", [*CASES, *IN_BAND_CASES])
+def test_a_hand_over_within_every_message(name: str) -> None:
+    steps = CASES.get(name) or IN_BAND_CASES[name]
+    check(steps, {}, inband=name in IN_BAND_CASES, cut=True)
 
 
 @settings(max_examples=40, deadline=None)

@@ -34,7 +34,8 @@ def test_status_and_data_are_there_when_a_request_is_used(monkeypatch: pytest.Mo
                 front.request(RequestType.GET_LIFETIME, want=512),
                 front.request(RequestType.IN, want=512),
             ]
-            ring: Any = front.device._queues[0]._ring
+            queue: Any = front.device.queues.running[0]
+            ring = queue._ring
             original = ring.push
 
             def push(heads: NDArray[Any], lengths: NDArray[Any]) -> object:

@@ -6,10 +6,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block import registry
 from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.schema import driver_manifest
 from vhostblk.schema.base import UNSET, UnsetType
 from vhostblk.schema.blockdev import BlockdevOptions, BlockdevRef
 
@@ -160,4 +160,5 @@ class GrowNode(BlockNode):
 def register(patch: pytest.MonkeyPatch) -> None:
     """Make the graph know these drivers."""
     for node in (CowNode, GrowNode):
-        patch.setitem(registry._BUILT_IN, node.driver, (__name__, node.__name__))
+        made_of = f"{__name__}:{node.__name__}"
+        patch.setitem(driver_manifest.DRIVERS, node.driver, driver_manifest.Driver(node=made_of))

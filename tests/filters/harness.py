@@ -419,7 +419,9 @@ async def run_theirs(program: Program, case: Case, directory: Path) -> Outcomes:
         for client in clients.values():
             client.close()
         if any(_kind(*event) for event in session.events):
-            await asyncio.sleep(INTERVAL + 0.1)  # until the last ones have come
+            await asyncio.sleep(INTERVAL)
+            for _ in range(2):  # by the second answer the loop has sent what was due by then
+                await session.run("query-block-exports")
         await session.run("quit")
         await asyncio.to_thread(session.process.wait, 20)
         events = [list(event) for event in session.events]

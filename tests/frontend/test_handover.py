@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +17,8 @@ from tests.cli.process import ROOT, wait_until
 from tests.frontend.blk import FEATURES, BlkDriver
 from tests.frontend.connection import Connection
 from tests.frontend.inband import InbandConnection, read_in_band
-from tests.frontend.launch import Daemon, Program, raw_file
+from tests.frontend.launch import IMAGE_SIZE, Daemon, Program, raw_file
+from tests.frontend.layout.vhost_user import HEADER, MEMORY_HEADER, VERSION, VRING_STATE, Request
 from tests.frontend.layout.virtio_blk import RequestType
 from tests.frontend.memory import Memory
 from tests.virtio_blk.lanes import lane
@@ -219,6 +220,119 @@ def test_a_front_end_that_can_not_be_taken_over_costs_the_others_nothing(
         mad.close()
 
 
+def null_exports(directory: Path, *names: str, driver: str = "null-co") -> list[str]:
+    """Return options for exports without storage, whose sockets are in `directory`."""
+    words: list[str] = []
+    for name in names:
+        node = f"driver={driver},node-name=n-{name},size=1048576,read-zeroes=on"
+        address = f"addr.type=unix,addr.path={directory / name}"
+        export = f"vhost-user-blk,id={name},node-name=n-{name},{address}"
+        words += ["--blockdev", node, "--export", export]
+    return words
+
+
+@pytest.mark.usefixtures("lane")
+def test_front_ends_within_messages_keep_nobody_waiting(
+    tmp_path: Path, image: Path, memory: Memory
+) -> None:
+    """They may take their time; others don't wait for them, and they are not disconnected."""
+    names = ("header", "body", "descriptors", "silent")
+    with (
+        ExitStack() as stack,
+        first(tmp_path, image, *null_exports(tmp_path, *names)) as old,
+        BlkDriver(old.connect(), memory) as driver,
+    ):
+        connections = {
+            name: stack.enter_context(Connection.connect(tmp_path / name)) for name in names
+        }
+        for connection in connections.values():
+            connection.negotiate(FEATURES)
+        table = frame_of_table(memory)
+        features = HEADER.pack(Request.GET_FEATURES, VERSION, 0)
+        connections["header"].send_raw(features[:4])
+        state = HEADER.pack(Request.SET_VRING_NUM, VERSION, 8) + VRING_STATE.pack(0, 64)
+        connections["body"].send_raw(state[:15])
+        fds = [region.fd for region in memory.describe()]
+        connections["descriptors"].send_raw(table[:30], fds)
+        filler = Filler(driver, IMAGE_SIZE // CLUSTER, again=True)
+        filler.start()
+        with taker(tmp_path) as new:
+            new.wait_ready()
+            assert old.process.wait(30) == 0
+            assert old.output() == ""
+            wait_for_progress(filler)
+            connections["header"].send_raw(features[4:])
+            connections["header"].receive_reply(Request.GET_FEATURES)
+            connections["body"].send_raw(state[15:])
+            connections["body"].sync()
+            connections["descriptors"].send_raw(table[30:])
+            connections["descriptors"].sync()
+            connections["silent"].sync()
+            filler.finish()
+            # The table was understood: the next process gets it as well.
+            with taker(tmp_path) as last:
+                last.wait_ready()
+                for connection in connections.values():
+                    connection.sync()
+                assert last.output() == ""
+                assert new.output() == ""
+
+
+def frame_of_table(memory: Memory) -> bytes:
+    regions = memory.describe()
+    payload = MEMORY_HEADER.pack(len(regions), 0) + b"".join(region.pack() for region in regions)
+    return HEADER.pack(Request.SET_MEM_TABLE, VERSION, len(payload)) + payload
+
+
+#: Has reads of `null-aio` wait until a file is there, and suspending take no long time.
+HELD = """
+import asyncio, os
+from vhostblk.block.drivers import null
+from vhostblk.handover import giver
+async def preadv(self, offset, iov):
+    os.write(2, b"begun\\n")
+    while not os.path.exists({released!r}):
+        await asyncio.sleep(0.01)
+null.NullNode.preadv = preadv
+giver.PAUSE_LIMIT = 1.0
+"""
+
+
+@pytest.mark.usefixtures("lane")
+def test_requests_that_do_not_finish_end_a_hand_over(
+    tmp_path: Path, image: Path, memory: Memory
+) -> None:
+    released = tmp_path / "released"
+    (tmp_path / "sitecustomize.py").write_text(HELD.format(released=str(released)))
+    words = null_exports(tmp_path, "slow", driver="null-aio")
+    with (
+        first(tmp_path, image, *words, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as old,
+        BlkDriver(old.connect(), memory) as driver,
+        closing(Memory()) as other,
+        BlkDriver(Connection.connect(tmp_path / "slow"), other) as slow,
+    ):
+        slow.submit(RequestType.IN, data_in=[512])
+        slow.kick()
+        wait_until(lambda: "begun" in old.output())
+        filler = Filler(driver, IMAGE_SIZE // CLUSTER, again=True)
+        filler.start()
+        with taker(tmp_path) as new:
+            assert new.process.wait(60) == 1
+            reason = "export 'slow' has not finished its requests in 1 seconds"
+            assert new.output().endswith(f"{reason}\n")
+        wait_for_progress(filler)
+        released.touch()
+        assert [request.status for request, _ in slow.drain()] == [0]
+        assert slow.read(0, 512) == bytes(512)
+        slow.connection.sync()
+        with taker(tmp_path) as new:
+            new.wait_ready()
+            wait_for_progress(filler)
+            filler.finish()
+            assert slow.read(0, 512) == bytes(512)
+            slow.connection.sync()
+
+
 #: Has a giver wait for a taker's readiness for no more than a moment.
 IMPATIENT = """
 from vhostblk.handover import giver
@@ -299,20 +413,24 @@ def test_what_cant_be_made_again_is_refused(tmp_path: Path, image: Path) -> None
 
 
 class Filler(threading.Thread):
-    """Writes one cluster of a disk after the other, until it is stopped."""
+    """Writes one cluster of a disk after the other, until it is stopped.
 
-    def __init__(self, driver: BlkDriver, limit: int) -> None:
-        super().__init__(name="front-end")
+    `again`: it begins anew after `limit` clusters.
+    """
+
+    def __init__(self, driver: BlkDriver, limit: int, *, again: bool = False) -> None:
+        super().__init__(name="front-end", daemon=True)
         self.count = 0
         self.error: BaseException | None = None
         self._driver = driver
         self._limit = limit
+        self._again = again
         self._stopping = threading.Event()
 
     def run(self) -> None:
         try:
-            while not self._stopping.is_set() and self.count < self._limit:
-                self._driver.write(self.count * CLUSTER, content(self.count))
+            while not self._stopping.is_set() and (self._again or self.count < self._limit):
+                self._driver.write(self.count % self._limit * CLUSTER, content(self.count))
                 self.count += 1
         except BaseException as error:
             self.error = error
@@ -325,6 +443,13 @@ class Filler(threading.Thread):
 
 
 CLUSTER = 4096
+
+
+def wait_for_progress(filler: Filler) -> None:
+    """Wait until more has been written."""
+    later = filler.count + 50
+    wait_until(lambda: filler.count >= later or filler.error is not None)
+    assert filler.error is None
 
 
 def content(number: int) -> bytes:
@@ -354,8 +479,7 @@ def test_tables_of_a_format_go_along_while_clusters_are_added(
         with taker(tmp_path) as new:
             new.wait_ready()
             assert old.process.wait(30) == 0
-            later = filler.count + 50
-            wait_until(lambda: filler.count >= later or filler.error is not None)
+            wait_for_progress(filler)
             filler.finish()
             for number in range(0, filler.count, 16):
                 count = min(16, filler.count - number)

@@ -30,7 +30,7 @@ class Steps(Job):
         super().__init__(job_id, **flags)
         self.steps = steps
         self.noted: list[str] = []
-        self.failure: dict[str, Exception] = {}
+        self.failure: dict[str, BaseException] = {}
         self.ready = False
         self.soft = False
         self.may_step = asyncio.Semaphore(0)
@@ -151,10 +151,11 @@ def test_finalized_and_dismissed_by_the_user() -> None:
         (OSError(28, "No space left on device"), "No space left on device"),
         (JobError("it is so"), "it is so"),
         (KeyError("x"), "KeyError: 'x'"),
+        (asyncio.CancelledError(), "Operation canceled"),
     ],
 )
 @pytest.mark.parametrize("part", ["step", "prepare"])
-def test_failure(part: str, failure: Exception, text: str) -> None:
+def test_failure(part: str, failure: BaseException, text: str) -> None:
     async def body(bench: Bench) -> None:
         job = Steps(auto_dismiss=False)
         job.failure[part] = failure
@@ -169,10 +170,11 @@ def test_failure(part: str, failure: Exception, text: str) -> None:
     run(body)
 
 
-def test_what_may_not_fail_fails_in_the_log_only() -> None:
+@pytest.mark.parametrize("failure", [ValueError("oops"), asyncio.CancelledError()])
+def test_what_may_not_fail_fails_in_the_log_only(failure: BaseException) -> None:
     async def body(bench: Bench) -> None:
         job = Steps(steps=0)
-        job.failure["commit"] = ValueError("oops")
+        job.failure["commit"] = failure
         bench.jobs.start(job)
         await job.wait()
         assert job.noted == ["prepare", "commit", "clean"]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export types and object types of other packages: one module each, found by an entry point."""
+"""Examples for the recipes of CONTRIBUTING.md: one module or folder each."""

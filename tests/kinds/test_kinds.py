@@ -1,52 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of other packages are what built-in ones are: options, help, commands, statistics."""
+"""What a type gets by following its recipe: options, help, commands, statistics, hand-over."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
+import os
+import socket
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from tests.kinds.copying import CopyingExport
+from tests.qmp.introspection import Introspection
 from tests.qmp_exports.direct import execute, refusal
 from vhostblk import Daemon
 from vhostblk.cli.help import option_help
+from vhostblk.cli.report import table
 from vhostblk.errors import VhostblkError
+from vhostblk.exports.registry import export_class
 from vhostblk.handover import configuration
-from vhostblk.objects import types
-from vhostblk.schema import plugins
+from vhostblk.handover.wire import Fds
+from vhostblk.qmp.commands import load_all
+from vhostblk.qmp.registry import COMMANDS, EVENTS
 from vhostblk.schema.convert import branches_of
+from vhostblk.schema.describe import describe
 from vhostblk.schema.export import BlockExportOptions
 from vhostblk.schema.object import ObjectOptions
 from vhostblk.schema.options import export_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-ENTRY_POINTS = """\
-[vhostblk.exports]
-test-copy = tests.kinds.copying:CopyingExport
-[vhostblk.objects]
-test-lamp = tests.kinds.lamp:Lamp
-"""
+pytestmark = pytest.mark.usefixtures("installed")
+
 DISK = "null-co,node-name=disk,size=4096,read-zeroes=on"
-
-
-@pytest.fixture(autouse=True)
-def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    info = tmp_path / "kinds-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kinds\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(ENTRY_POINTS)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(plugins.OBJECTS, "loaded", {})
-    monkeypatch.setattr(plugins.EXPORTS, "loaded", {})
-    yield
-    types.TYPES.pop("test-lamp", None)
-    sys.modules.pop("tests.kinds.lamp", None)
 
 
 def test_an_export(tmp_path: Path) -> None:
@@ -81,6 +69,73 @@ def test_options_of_an_export() -> None:
         export_options("test-copy,id=e,node-name=n,target=copy")
     options = export_options("test-copy,id=e,node-name=n,target=/copy")
     assert isinstance(options, CopyingExport.options_type)
+
+
+def test_the_schema_has_the_types() -> None:
+    load_all()
+    schema = Introspection(msgspec.to_builtins(describe(COMMANDS.values(), EVENTS)))
+    commands = schema.commands()
+    exports = schema.members(commands["block-export-add"]["arg-type"])
+    assert exports["<test-copy>target"] == "string"
+    assert exports["<test-reader>path"] == "string"
+    objects = schema.members(commands["object-add"]["arg-type"])
+    assert objects["<test-lamp>on"] == "?boolean"
+
+
+def first_sector(path: Path) -> bytes:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(30)
+        client.connect(str(path))
+        return client.recv(512, socket.MSG_WAITALL)
+
+
+def test_an_export_with_statistics(tmp_path: Path) -> None:
+    path = tmp_path / "reader"
+
+    async def main() -> None:
+        async with Daemon(
+            blockdevs=[DISK], exports=[f"test-reader,id=r,node-name=disk,path={path}"]
+        ) as daemon:
+            assert await asyncio.to_thread(first_sector, path) == bytes(512)
+            (found,) = await execute(daemon, "x-vhostblk-query-export-stats", {})
+            (queue,) = found["queues"]
+            assert (queue["read"]["operations"], queue["read"]["bytes"]) == (1, 512)
+            assert daemon.statistics()["r"]["total"]["read"]["bytes"] == 512
+            assert any(line.split()[:2] == ["r", "1"] for line in table(daemon.statistics()))
+        assert not path.exists()
+
+    asyncio.run(main())
+
+
+def test_an_export_is_handed_over_by_contract(tmp_path: Path) -> None:
+    """Clients that come meanwhile wait; the taker serves them once it alone has the export."""
+    path = tmp_path / "reader"
+    definition = f"test-reader,id=r,node-name=disk,path={path}"
+
+    async def main() -> None:
+        async with Daemon(blockdevs=[DISK]) as giver, Daemon(blockdevs=[DISK]) as taker:
+            giver.movable = True
+            await giver.add_export(definition)
+            assert await asyncio.to_thread(first_sector, path) == bytes(512)
+            carried = await giver.suspend_export("r")
+            sent = Fds()
+            state = carried.encode(sent)
+            received, paths = export_class("test-reader").decode(
+                state, Fds(os.dup(fd) for fd in sent.all)
+            )
+            assert paths == [str(path)]
+            for listener in carried.listeners:
+                listener.own(None)
+            carried.close()
+            export = await taker.add_export(definition, received)
+            (listener,) = received.listeners
+            listener.own(str(path))
+            client = asyncio.create_task(asyncio.to_thread(first_sector, path))
+            export.resume()
+            assert await client == bytes(512)
+        assert not path.exists()
+
+    asyncio.run(main())
 
 
 def test_an_object() -> None:

@@ -28,12 +28,12 @@ import numpy as np
 from tests.model import sparse
 from tests.model.content import GARBAGE_BYTE, SECTOR
 from tests.model.disk import NEVER, Clock
-from vhostblk.block import registry
 from vhostblk.block.drivers.file import FileNode
-from vhostblk.block.graph.edge import os_error
 from vhostblk.block.io.completion import Completion
 from vhostblk.block.io.flags import WriteFlags
 from vhostblk.engine.extents import Treatment
+from vhostblk.errors import os_error
+from vhostblk.schema.driver_manifest import DRIVERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -240,7 +240,8 @@ class Yard:
         global _yard
         former, _yard = _yard, self
         try:
-            with mock.patch.dict(registry._BUILT_IN, {"file": (__name__, "StoreNode")}):
+            ours = DRIVERS["file"]._replace(node=f"{__name__}:StoreNode")
+            with mock.patch.dict(DRIVERS, {"file": ours}):
                 yield
         finally:
             _yard = former

@@ -16,6 +16,7 @@ from vhostblk.block.errors import BlockError
 from vhostblk.chardev.base import ChardevError
 from vhostblk.daemon import Daemon
 from vhostblk.errors import VhostblkError
+from vhostblk.qmp.monitor import Monitor
 from vhostblk.qmp.monitors import add_monitor
 from vhostblk.qmp.registry import COMMANDS, Command
 from vhostblk.schema.export import BlockExportDeleted
@@ -129,6 +130,89 @@ def test_what_commands_raise(
 
     with_client(body)
     assert [record.message for record in caplog.records] == ["monitor 'c': command fail failed"]
+
+
+def test_a_command_that_waits_for_something_cancelled_is_answered(
+    register: Callable[..., None],
+) -> None:
+    async def wait() -> None:
+        waited = asyncio.get_running_loop().create_future()
+        waited.cancel()
+        await waited
+
+    async def body(_daemon: Daemon, chardev: MemoryChardev) -> None:
+        register("wait", wait)
+        (reply,) = await chardev.ask(b'{"execute": "wait", "id": 1}')
+        error = {"class": "GenericError", "desc": "Operation canceled"}
+        assert reply == {"id": 1, "error": error}
+        (reply,) = await chardev.ask(VERSION)  # the next command is not held up
+        assert "return" in reply
+
+    with_client(body)
+
+
+def test_commands_that_are_cancelled_at_the_end_are_answered(
+    register: Callable[..., None],
+) -> None:
+    async def main() -> None:
+        async with Daemon() as daemon:
+            chardev = MemoryChardev()
+            monitor = Monitor(daemon, chardev, daemon.command_lock)
+            monitor.start()
+            chardev.connect()
+            chardev.take()
+            await chardev.ask(NEGOTIATE_OOB)
+            register("hang", asyncio.Event().wait)
+            await chardev.send(b'{"execute": "hang", "id": 1} {"execute": "hang", "id": 2}')
+            await settled()
+            await monitor.stop_commands(0)
+            (reply,) = chardev.take()  # the second had not begun
+            assert reply["id"] == 1
+            assert reply["error"]["desc"] == "Operation canceled"
+            monitor.close()
+
+    asyncio.run(main())
+
+
+def test_a_request_whose_check_fails_unexpectedly_is_answered(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body(_daemon: Daemon, chardev: MemoryChardev) -> None:
+        def types(_self: Command) -> tuple[Any, Any]:
+            raise ImportError("no module")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Command, "types", types)
+            (reply,) = await chardev.ask(b'{"execute": "query-version", "id": 7}')
+        error = {"class": "GenericError", "desc": "Internal error: no module"}
+        assert reply == {"id": 7, "error": error}
+        (reply,) = await chardev.ask(VERSION)
+        assert "return" in reply
+
+    with_client(body)
+    (record,) = caplog.records
+    assert record.message == "monitor 'c': a request failed"
+    assert record.exc_info is not None
+
+
+@pytest.mark.parametrize("answer", [{("a", "tuple"): 1}, object()])
+def test_an_answer_that_is_no_json_is_an_internal_error(
+    answer: object, register: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def strange() -> object:
+        return answer
+
+    async def body(_daemon: Daemon, chardev: MemoryChardev) -> None:
+        register("strange", strange)
+        (reply,) = await chardev.ask(b'{"execute": "strange"}')
+        assert reply["error"]["class"] == "GenericError"
+        assert reply["error"]["desc"].startswith("Internal error: ")
+        (reply,) = await chardev.ask(VERSION)
+        assert "return" in reply
+
+    with_client(body)
+    (record,) = caplog.records
+    assert record.exc_info is not None
 
 
 def test_commands_of_all_monitors_take_turns(register: Callable[..., None]) -> None:

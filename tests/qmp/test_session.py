@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vhostblk.qmp.errors import QmpError
+from vhostblk.errors import VhostblkError
+from vhostblk.qmp.errors import error_class
 from vhostblk.qmp.registry import Command
 from vhostblk.qmp.session import QUEUE_LENGTH, Session
 from vhostblk.schema.base import QapiStruct
@@ -53,10 +54,10 @@ def refusal(session: Session, message: object) -> tuple[str, str]:
     session.receive(json.dumps(message).encode() + b" ")
     request = session.next()
     assert request is not None
-    with pytest.raises(QmpError) as caught:
+    with pytest.raises(VhostblkError) as caught:
         session.check(request)
     session.finished(request)
-    return caught.value.error_class, str(caught.value)
+    return error_class(caught.value), str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +114,9 @@ def test_before_the_negotiation_there_is_nothing_else(name: str) -> None:
 
 
 def test_the_negotiation_is_over_once() -> None:
-    with pytest.raises(QmpError, match="already complete, command ignored") as caught:
+    with pytest.raises(VhostblkError, match="already complete, command ignored") as caught:
         negotiated().negotiate([])
-    assert caught.value.error_class == "CommandNotFound"
+    assert error_class(caught.value) == "CommandNotFound"
 
 
 def test_arguments_become_a_struct() -> None:
@@ -190,8 +191,8 @@ def outcomes(session: Session, portions: list[bytes]) -> tuple[list[object], lis
             try:
                 call = session.check(request)
                 seen.append((call.command.name, call.arguments, request.ids))
-            except QmpError as error:
-                seen.append((error.error_class, str(error), request.ids))
+            except VhostblkError as error:
+                seen.append((error_class(error), str(error), request.ids))
             session.finished(request)
         assert session.wants_input
     return in_band, out_of_band

@@ -20,6 +20,7 @@ from tests.differential.daemon import Daemon as Client
 from tests.qmp_exports.daemons import QEMU_10
 from vhostblk.daemon import Daemon
 from vhostblk.errors import VhostblkError
+from vhostblk.qmp.errors import error_class
 from vhostblk.qmp.registry import COMMANDS
 from vhostblk.schema.convert import from_json
 
@@ -56,7 +57,7 @@ async def execute(daemon: Daemon, name: str, arguments: dict[str, Any]) -> Any:
         else:
             answer = await command.handler(daemon, from_json(schema, arguments))
     except VhostblkError as error:
-        return {"class": getattr(error, "error_class", "GenericError"), "desc": str(error)}
+        return {"class": error_class(error), "desc": str(error)}
     return {"return": {} if answer is None else msgspec.to_builtins(answer)}
 
 

@@ -68,7 +68,7 @@ class Session:
 
     async def wait_event(self, name: str) -> Any:
         """Wait for an event that comes, or has come; return its data."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 event = await self._listener.get()
                 if event["event"] == name:
@@ -84,7 +84,7 @@ async def running(
     client = QMPClient(program.name)
     try:
         session = Session(client, process)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await client.connect(near)
         yield session
     finally:

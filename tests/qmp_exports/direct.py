@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from vhostblk.errors import VhostblkError
+from vhostblk.qmp.errors import error_class
 from vhostblk.qmp.registry import COMMANDS
 from vhostblk.schema.convert import from_json
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from vhostblk.daemon import Daemon
 
-for area in ("exports", "objects"):
+for area in ("block_query", "exports", "images", "objects", "snapshot"):
     importlib.import_module(f"vhostblk.qmp.commands.{area}")
 
 
@@ -40,5 +41,5 @@ async def refusal(
     try:
         answer = await execute(daemon, name, arguments)
     except VhostblkError as error:
-        return getattr(error, "error_class", "GenericError"), str(error)
+        return error_class(error), str(error)
     raise AssertionError(f"{name} succeeded: {answer}")

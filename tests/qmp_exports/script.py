@@ -179,7 +179,7 @@ OBJECTS = Case(
         Step("object-del", {"id": "io"}),
         Step("object-del", {}),
         Step("qom-list", {"path": "/objects"}),
-        Step("object-add", _object(qom_type="secret", id="x"), but.NOT_YET),
+        Step("object-add", _object(qom_type="secret", id="x")),
     ),
 )
 

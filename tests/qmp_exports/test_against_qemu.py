@@ -67,7 +67,7 @@ async def connect(front_end: socket.socket, path: Path) -> None:
     """Connect a front-end, and have the daemon answer it: GET_FEATURES."""
     front_end.setblocking(False)
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await loop.sock_connect(front_end, str(path))
         await loop.sock_sendall(front_end, b"\1\0\0\0\1\0\0\0\0\0\0\0")
         assert await loop.sock_recv(front_end, 20)

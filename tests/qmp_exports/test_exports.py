@@ -31,7 +31,7 @@ NODES = (
 
 async def until(condition: Callable[[], object]) -> None:
     """Let the loop turn until something holds."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             if condition():
                 return

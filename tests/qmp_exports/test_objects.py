@@ -174,12 +174,9 @@ def test_removing_an_iothread_ends_its_thread() -> None:
 def test_types() -> None:
     async def test(daemon: Daemon) -> None:
         creatable = await execute(daemon, "qom-list-types", {"implements": "user-creatable"})
-        assert creatable == [
-            {"name": "iothread", "parent": "event-loop-base"},
-            {"name": "pr-manager-helper", "parent": "pr-manager"},
-            {"name": "throttle-group", "parent": "object"},
-            {"name": "x-vhostblk-pr-manager-kernel", "parent": "pr-manager"},
-        ]
+        assert {"name": "iothread", "parent": "event-loop-base"} in creatable
+        assert {"name": "throttle-group", "parent": "object"} in creatable
+        assert not any(each.get("abstract") for each in creatable)
         everything = await execute(daemon, "qom-list-types", {"abstract": True})
         assert {"name": "object", "abstract": True} in everything
         assert {"name": "container", "parent": "object"} in everything

@@ -8,7 +8,7 @@ import errno
 import pytest
 
 from tests.sandbox.bpf import run
-from vhostblk.sandbox.layout import ARCHITECTURES, LAST_NUMBER
+from vhostblk.sandbox.layout import ARCHITECTURES, KEYCTL_READ, LAST_NUMBER
 from vhostblk.sandbox.seccomp import ALWAYS, SPAWN, Argument, allowing, program
 
 ALLOW = 0x7FFF0000
@@ -112,3 +112,16 @@ def test_a_list_of_what_is_allowed(machine: str) -> None:
     assert verdict("clone3") == ENOSYS
     assert run(code, LAST_NUMBER + 1, architecture.audit) == ENOSYS
     assert run(code, numbers["read"], 0x40000003) == KILL
+
+
+@machines
+def test_keys_can_be_read_where_an_object_may_want_to(machine: str) -> None:
+    architecture = ARCHITECTURES[machine]
+    numbers = architecture.numbers
+    code = program(architecture, spawn=False, keyring=True)
+    assert run(code, numbers["keyctl"], architecture.audit, KEYCTL_READ) == ALLOW
+    for other in (0, 1, 3, 9, 10, 12, 0xFFFFFFFF):
+        assert run(code, numbers["keyctl"], architecture.audit, other) == EPERM, other
+    for name in set(ALWAYS) - {"keyctl"}:
+        if name in numbers:
+            assert run(code, numbers[name], architecture.audit) == EPERM, name

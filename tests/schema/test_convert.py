@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.schema.qemu import message, needs_qemu
 from vhostblk.schema import json_text
-from vhostblk.schema.drivers.file import BlockdevAioOptions, BlockdevOptionsFile
+from vhostblk.schema.common import BlockdevAioOptions
+from vhostblk.schema.drivers.file import BlockdevOptionsFile
 from vhostblk.schema.drivers.null import BlockdevOptionsNull
 from vhostblk.schema.drivers.raw import BlockdevOptionsRaw
 from vhostblk.schema.errors import OptionError
@@ -251,6 +252,11 @@ def test_qemu_refuses_likewise(option: str, text: str, reason: str) -> None:
             "export",
             f"{UNIX},logical-block-size=0",
             f"{BLOCK_SIZE} 0 (minimum: 512, maximum: 2097152)",
+        ),
+        (
+            "export",
+            f"{UNIX},num-queues=257",
+            "num-queues must not be greater than 256, as vhost-user can't number more",
         ),
         (
             "export",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.descriptors import open_fds
-from vhostblk.vhost_user.codec import FdList, MessageDecoder, encode_reply, encode_request
+from vhostblk.vhost_user.codec import FdList, MessageDecoder, Part, encode_reply, encode_request
 from vhostblk.vhost_user.errors import ProtocolError
 from vhostblk.vhost_user.layout import FLAG_NEED_REPLY, FLAG_REPLY, HEADER, MAX_PAYLOAD, Request
 
@@ -54,6 +54,39 @@ def test_any_split_gives_the_same_messages(sent: list[tuple[int, bytes, int]], r
             received.append((message.request, message.payload, message.flags & FLAG_NEED_REPLY))
     assert received == sent
     assert not decoder.mid_message
+
+
+@given(st.binary(max_size=40), st.integers(0, 51), st.integers(0, 2))
+def test_another_decoder_goes_on_where_one_stops(payload: bytes, place: int, count: int) -> None:
+    stream = encode_request(3, payload, FLAG_NEED_REPLY)
+    place = min(place, len(stream) - 1)
+    before, after = MessageDecoder(), MessageDecoder()
+    fds = null_fds(count) if place else []
+    if place:
+        assert before.feed(stream[: min(place, 12)], fds) is None
+    if place > 12:
+        assert before.feed(stream[12:place]) is None
+    after.give_part(before.take_part())
+    before.close()
+    assert after.mid_message == bool(place)
+    message = None
+    while message is None:
+        chunk = stream[place : place + after.wanted]
+        place += len(chunk)
+        message = after.feed(chunk)
+    assert (message.request, message.payload, message.need_reply) == (3, payload, True)
+    assert list(message.fds) == fds
+    message.fds.close()
+
+
+def test_parts_that_are_whole_messages_are_refused() -> None:
+    before = open_fds()
+    for data in (encode_request(3), encode_request(3, b"12"), bytes(12)):
+        decoder = MessageDecoder()
+        with pytest.raises(ProtocolError):
+            decoder.give_part(Part(data, FdList(null_fds(1))))
+        decoder.close()
+    assert open_fds() == before
 
 
 @given(st.binary(min_size=1, max_size=100))

@@ -10,11 +10,12 @@ import pytest
 
 from tests.virtio_blk.framing import Parser
 from tests.virtio_blk.lanes import lane
+from tests.virtqueue.kinds import ring_kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["lane", "parser"]
+__all__ = ["lane", "parser", "ring_kind"]
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 
 from tests.exports.support import make_backend
 from tests.virtio_blk.support import HandNode, bench
-from vhostblk.block.lifetime import Lifetime
+from vhostblk.block.erase import ErasesSecurely
+from vhostblk.block.lifetime import HasLifetime, Lifetime
 from vhostblk.virtio_blk.features import Feature
 from vhostblk.virtio_blk.layout import CONFIG, RequestType, Status
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("lane")
 ERASE, LIFETIME = RequestType.SECURE_ERASE, RequestType.GET_LIFETIME
 
 
-class FlashNode(HandNode):
+class FlashNode(HandNode, ErasesSecurely, HasLifetime):
     """A disk as an eMMC is one."""
 
     @property

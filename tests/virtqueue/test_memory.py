@@ -124,6 +124,15 @@ def test_mapping_ends_with_the_last_table(file: int) -> None:
     assert mappings() == 0
 
 
+def test_core_dumps_leave_guest_memory_out(file: int) -> None:
+    table = GuestMemory([region(file, 0, 4 * PAGE)])
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    next(line for line in lines if "memfd:regions" in line)
+    flags = next(line for line in lines if line.startswith("VmFlags:")).split()
+    assert "dd" in flags
+    del table
+
+
 def test_offset_need_not_be_a_whole_page(file: int) -> None:
     os.pwrite(file, b"here", PAGE + 100)
     memory = GuestMemory([region(file, 0, size=50, offset=PAGE + 100)])

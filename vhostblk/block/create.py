@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Creating images: the job behind `blockdev-create`, and what it needs of drivers.
+"""Creating images: the job behind `blockdev-create`.
 
-A driver that creates images has a module with a coroutine `create(options, graph, pause)`; it
-raises BlockError or OSError. `pause` is awaited now and then by what takes long.
+A driver that creates images has a coroutine function for that in `schema.driver_manifest`. It
+awaits `pause` now and then.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.pause import no_pause
-from vhostblk.block.registry import driver_name
+from vhostblk.block.registry import creator, driver_name
 from vhostblk.jobs.job import Job
 from vhostblk.schema.jobs import JobType
 
@@ -21,23 +20,19 @@ if TYPE_CHECKING:
     from vhostblk.block.pause import Pause
     from vhostblk.schema.create import BlockdevCreateOptions
 
-_CREATORS = {
-    "file": "vhostblk.block.drivers.create_file",
-    "qcow2": "vhostblk.block.drivers.qcow2.create",
-}
-
-
-def creates_images(driver: str) -> bool:
-    """Tell whether a driver creates images."""
-    return driver in _CREATORS
-
 
 async def create_image(
     options: BlockdevCreateOptions, graph: Graph, pause: Pause = no_pause
 ) -> None:
     """Create an image; raises BlockError or OSError."""
-    creator: Any = importlib.import_module(_CREATORS[driver_name(options)])
-    await creator.create(options, graph, pause)
+    create = creator(driver_name(options))
+    if create is None:
+        raise _cannot_create()
+    await create(options, graph, pause)
+
+
+def _cannot_create() -> BlockError:
+    return BlockError("Driver does not support blockdev-create")
 
 
 class CreateJob(Job):
@@ -52,8 +47,8 @@ class CreateJob(Job):
         super().__init__(job_id, auto_dismiss=False)
         self._options = options
         self._graph = graph
-        if not creates_images(driver_name(options)):
-            raise BlockError("Driver does not support blockdev-create")
+        if creator(driver_name(options)) is None:
+            raise _cannot_create()
 
     async def run(self) -> None:
         """Create it."""

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from vhostblk.block.graph.node import BlockNode
 
 
 class Lifetime(NamedTuple):
@@ -17,6 +20,25 @@ class Lifetime(NamedTuple):
     #: Wear of the two kinds of memory in steps of 10 %, 1 to 11; 0: not defined.
     typ_a: int
     typ_b: int
+
+
+class HasLifetime(ABC):
+    """The capability to say how worn the storage is."""
+
+    @property
+    @abstractmethod
+    def has_lifetime(self) -> bool:
+        """Tell whether `lifetime` has something to say."""
+
+    @abstractmethod
+    async def lifetime(self) -> Lifetime | None:
+        """Say how worn the storage is."""
+
+
+def lifetime_of(node: BlockNode) -> HasLifetime | None:
+    """Return what says how worn a node's storage is; None: nothing does."""
+    found: HasLifetime | None = node.capability(HasLifetime)
+    return found if found is not None and found.has_lifetime else None
 
 
 def read_lifetime(disk: Path) -> Lifetime | None:

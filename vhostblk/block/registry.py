@@ -1,39 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the class of a driver by its QAPI name.
+"""From a driver's QAPI name to its class.
 
-Built-in drivers are imported when first used. Third parties add theirs as plug-ins: they are found
-by `schema.plugins`, and written with `vhostblk.plugin`.
+Built-in drivers are in `schema.driver_manifest`, and are imported when first used. Third parties
+add theirs as plug-ins: they are found by `schema.plugins`, and written with `vhostblk.plugin`.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.errors import BlockError
+from vhostblk.imports import load
 from vhostblk.schema import plugins
+from vhostblk.schema.branches import Parts
+from vhostblk.schema.driver_manifest import DRIVERS, PLUGIN_NODE
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from vhostblk.block.graph.node import BlockNode
 
-_BUILT_IN = {
-    "blkdebug": ("vhostblk.block.drivers.blkdebug", "BlkdebugNode"),
-    "blklogwrites": ("vhostblk.block.drivers.blklogwrites", "BlklogwritesNode"),
-    "blkverify": ("vhostblk.block.drivers.blkverify", "BlkverifyNode"),
-    "compress": ("vhostblk.block.drivers.compress", "CompressNode"),
-    "copy-before-write": ("vhostblk.block.drivers.copy_before_write", "CopyBeforeWriteNode"),
-    "copy-on-read": ("vhostblk.block.drivers.copy_on_read", "CopyOnReadNode"),
-    "file": ("vhostblk.block.drivers.file", "FileNode"),
-    "host_device": ("vhostblk.block.drivers.host_device", "HostDeviceNode"),
-    "null-aio": ("vhostblk.block.drivers.null", "NullAioNode"),
-    "null-co": ("vhostblk.block.drivers.null", "NullNode"),
-    "preallocate": ("vhostblk.block.drivers.preallocate", "PreallocateNode"),
-    "qcow2": ("vhostblk.block.drivers.qcow2.node", "Qcow2Node"),
-    "quorum": ("vhostblk.block.drivers.quorum", "QuorumNode"),
-    "raw": ("vhostblk.block.drivers.raw", "RawNode"),
-    "snapshot-access": ("vhostblk.block.drivers.snapshot_access", "SnapshotAccessNode"),
-    "throttle": ("vhostblk.block.drivers.throttle", "ThrottleNode"),
-}
+_NODES = Parts(DRIVERS, "node")
+_CREATORS = Parts(DRIVERS, "create")
 
 
 def driver_name(options: Any) -> str:
@@ -43,22 +31,32 @@ def driver_name(options: Any) -> str:
 
 def is_built_in(name: str) -> bool:
     """Tell whether a driver comes with vhostblk."""
-    return name in _BUILT_IN
+    return name in _NODES
 
 
 def driver_class(name: str) -> type[BlockNode]:
     """Return a driver's class; raises BlockError for none, OptionError for a broken plug-in."""
-    if name in _BUILT_IN:
-        module, attribute = _BUILT_IN[name]
-        found: Any = getattr(importlib.import_module(module), attribute)
-    else:
+    found = built_in_class(name)
+    if found is None:
         found = _plugin_class(name)
-    node_class: type[BlockNode] = found
-    return node_class
+    return found
 
 
-def _plugin_class(name: str) -> Any:
+def built_in_class(name: str) -> type[BlockNode] | None:
+    """Return the class of a driver that comes with vhostblk; None: it is no such driver."""
+    where = _NODES.get(name)
+    return None if where is None else load(where)
+
+
+def _plugin_class(name: str) -> type[BlockNode]:
     found = plugins.DRIVERS.find_class(name)
     if found is None:
         raise BlockError(f"Unknown driver '{name}'")
-    return importlib.import_module("vhostblk.plugin.node").node_class(found)
+    made: type[BlockNode] = load(PLUGIN_NODE)(found)
+    return made
+
+
+def creator(name: str) -> Callable[..., Awaitable[None]] | None:
+    """Return what creates images of a driver (`Driver.create`); None: nothing does."""
+    where = _CREATORS.get(name)
+    return None if where is None else load(where)

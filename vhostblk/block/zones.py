@@ -14,16 +14,20 @@ are in bytes.
 from __future__ import annotations
 
 import errno
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
 from typing import TYPE_CHECKING
 
+from vhostblk.block import SECTOR
 from vhostblk.block.errors import BlockError
+from vhostblk.block.io.flags import WriteFlags
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from vhostblk.block.graph.node import BlockNode
+    from vhostblk.block.io.iovec import IoVec
 
 
 class ZoneModel(IntEnum):
@@ -99,7 +103,7 @@ class ZonedLimits:
     #: Longest append; 0: there is none.
     max_append: int = 0
     #: Writes to sequential zones begin and end at multiples of this.
-    write_granularity: int = 512
+    write_granularity: int = SECTOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +119,62 @@ class Zone:
     state: ZoneState
 
 
+class Zoned(ABC):
+    """The capability of a node that has zones.
+
+    Its other I/O minds them, too: what does not suit a zone is refused with a ZoneError.
+    """
+
+    @property
+    @abstractmethod
+    def zoned(self) -> ZonedLimits:
+        """What zones the node has."""
+
+    @abstractmethod
+    async def zone_report(self, offset: int, count: int) -> list[Zone]:
+        """Describe at most `count` zones from the one with `offset` on."""
+
+    @abstractmethod
+    async def zone_mgmt(self, op: ZoneOp, offset: int, length: int) -> None:
+        """Do something to the zones that make up a range."""
+
+    @abstractmethod
+    async def zone_append(
+        self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE
+    ) -> int:
+        """Write all of `iov` at the write pointer of the zone that begins at `offset`.
+
+        Returns where that was; as `pwritev` otherwise.
+        """
+
+
+class TakesZonedChildren(ABC):
+    """A node whose writes may be those of its users, so that a child may demand an order."""
+
+    @property
+    @abstractmethod
+    def takes_zoned_children(self) -> bool:
+        """Tell whether they are."""
+
+
+def zones_of(node: BlockNode) -> Zoned | None:
+    """Return a node's zones; None: it is not zoned."""
+    found: Zoned | None = node.capability(Zoned)
+    return found
+
+
+def zone_limits(node: BlockNode) -> ZonedLimits | None:
+    """Return what zones a node has; None: it is not zoned."""
+    zones = zones_of(node)
+    return None if zones is None else zones.zoned
+
+
 def check_zoned_child(parent: BlockNode, child: BlockNode) -> None:
     """Raise BlockError where a parent would write to zones as it pleases."""
-    limits = child.zoned
-    if limits is None or limits.model is not ZoneModel.HOST_MANAGED or parent.takes_zoned_children:
+    limits = zone_limits(child)
+    if limits is None or limits.model is not ZoneModel.HOST_MANAGED:
+        return
+    if isinstance(parent, TakesZonedChildren) and parent.takes_zoned_children:
         return
     raise BlockError(
         f"Cannot add zoned child '{child.node_name}' to '{parent.node_name}', which does not "

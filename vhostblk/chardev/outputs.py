@@ -9,6 +9,7 @@ import stat
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.storage import check_unused
 from vhostblk.chardev.base import ChardevError
+from vhostblk.errors import reason
 
 
 def open_file(path: str, flags: int, failure: str = "Could not open") -> int:
@@ -27,6 +28,5 @@ def open_file(path: str, flags: int, failure: str = "Could not open") -> int:
             os.close(fd)
             raise
     except (OSError, ValueError, BlockError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ChardevError(f"{failure} '{path}': {reason}") from error
+        raise ChardevError(f"{failure} '{path}': {reason(error)}", file=path) from error
     return fd

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vhostblk.chardev.base import Chardev, ChardevError
 from vhostblk.chardev.outputs import open_file
+from vhostblk.errors import log_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +55,13 @@ class Chardevs:
     def get(self, chardev_id: str) -> Chardev | None:
         """Return a device, or None."""
         return self._devices.get(chardev_id)
+
+    def find(self, chardev_id: str) -> Chardev:
+        """Return a device; raises ChardevError."""
+        device = self.get(chardev_id)
+        if device is None:
+            raise ChardevError(f"Chardev '{chardev_id}' not found")
+        return device
 
     def knows(self, chardev_id: str) -> bool:
         """Tell whether an id is taken."""
@@ -101,9 +109,7 @@ class Chardevs:
 
     async def remove(self, chardev_id: str) -> None:
         """Remove a device that nobody uses."""
-        device = self._devices.get(chardev_id)
-        if device is None:
-            raise ChardevError(f"Chardev '{chardev_id}' not found")
+        device = self.find(chardev_id)
         if device.frontend is not None:
             raise ChardevError(f"Chardev '{chardev_id}' is busy")
         await self._close(device)
@@ -114,7 +120,7 @@ class Chardevs:
             try:
                 await self._close(device)
             except Exception as error:
-                logger.error("while closing chardev '%s': %s", device.label, error)
+                log_error(logger, f"while closing chardev '{device.label}'", error)
 
     async def _close(self, device: Chardev) -> None:
         del self._devices[device.label]

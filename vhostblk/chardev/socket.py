@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from vhostblk.chardev.base import ChardevError
 from vhostblk.chardev.stream import StreamChardev
+from vhostblk.errors import log_failure, reason
 from vhostblk.net import addresses
 from vhostblk.net.errors import SocketError
 from vhostblk.schema.base import UNSET
@@ -130,7 +131,7 @@ class SocketChardev(StreamChardev):
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:  # out of descriptors or memory: the client stays in the backlog
-            logger.warning("chardev '%s': can't accept a client: %s", self.label, error.strerror)
+            logger.warning("chardev '%s': can't accept a client: %s", self.label, reason(error))
             self._stop_accepting()
             self._retry = asyncio.get_running_loop().call_later(
                 _ACCEPT_RETRY, self._start_accepting
@@ -178,6 +179,7 @@ class SocketChardev(StreamChardev):
         self._connecting = asyncio.get_running_loop().create_task(
             self._try_to_connect(), name=f"chardev {self.label}: connect"
         )
+        self._connecting.add_done_callback(log_failure)
 
     async def _try_to_connect(self) -> None:
         try:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk.chardev.base import ChardevError
 from vhostblk.chardev.stream import StreamChardev, close_fds
+from vhostblk.errors import errors_as, reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,11 +53,9 @@ class StdioChardev(StreamChardev):
         """Take standard input and output over."""
         if StdioChardev._taken:
             raise ChardevError("cannot use stdio by multiple character devices")
-        try:
+        with errors_as(ChardevError, "cannot use stdio"):
             read_fd = self._without_blocking(0, os.O_RDONLY)
             write_fd = self._without_blocking(1, os.O_WRONLY)
-        except OSError as error:
-            raise ChardevError(f"cannot use stdio: {error.strerror}") from error
         StdioChardev._taken = self._started = True
         if not self._signal and os.isatty(0):
             self._attributes = termios.tcgetattr(0)
@@ -119,10 +118,8 @@ class PtyChardev(StreamChardev):
 
     async def start(self) -> None:
         """Make the terminal and wait, in the background, for somebody to open it."""
-        try:
+        with errors_as(ChardevError, "Failed to create PTY"):
             self._master, slave = os.openpty()
-        except OSError as error:
-            raise ChardevError(f"Failed to create PTY: {error.strerror}") from error
         os.set_blocking(self._master, False)
         self._name = os.ttyname(slave)
         tty.setraw(slave)
@@ -133,7 +130,7 @@ class PtyChardev(StreamChardev):
             except OSError as error:
                 os.close(self._master)
                 raise ChardevError(
-                    f"Failed to create PTY symbolic link '{self._link}': {error.strerror}"
+                    f"Failed to create PTY symbolic link '{self._link}': {reason(error)}"
                 ) from error
             self._link_made = True
         logger.warning("char device redirected to %s (label %s)", self._name, self.label)

@@ -8,6 +8,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from vhostblk.chardev.base import READ_SIZE, Chardev, ChardevError
+from vhostblk.errors import reason
 from vhostblk.net.addresses import resolve
 from vhostblk.schema.base import UnsetType
 from vhostblk.schema.socket import InetSocketAddressMembers
@@ -56,7 +57,7 @@ class UdpChardev(Chardev):
             sock.connect(name)
         except OSError as error:
             sock.close()
-            raise ChardevError(f"Failed to bind socket: {error.strerror}") from error
+            raise ChardevError(f"Failed to bind socket: {reason(error)}") from error
         except BaseException:
             sock.close()
             raise

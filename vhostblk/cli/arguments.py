@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vhostblk.cli.errors import UsageError
 from vhostblk.cli.getopt import Syntax, split
+from vhostblk.schema.object import SHOWN_MEMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,8 +137,24 @@ def _take(arguments: Arguments, name: str, value: str, location: str) -> None:
         arguments.log = value
     elif name == "trace":
         arguments.traces.append(Step(name, value, location))
+    elif name == "object":
+        arguments.steps.append(Step(name, value, _without_secret(value, location)))
     else:
         arguments.steps.append(Step(name, value, location))
+
+
+def _without_secret(value: str, location: str) -> str:
+    """Return how an object was written, for messages, without the secret that it may have."""
+    if "secret" not in value:
+        return location
+    if value.startswith("{"):
+        return '--object {"qom-type": "secret", ...}'
+    parts = (part.partition("=") for part in value.replace(",,", "").split(","))
+    shown = (
+        f"{name}{equals}{text if name in SHOWN_MEMBERS or not equals else '...'}"
+        for name, equals, text in parts
+    )
+    return f"--object {','.join(shown)}"
 
 
 def _check(arguments: Arguments) -> None:

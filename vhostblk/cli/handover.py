@@ -6,15 +6,19 @@ The modules behind it are imported only where one of the options is given.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vhostblk.cli.planned import Planned
     from vhostblk.daemon import Daemon
     from vhostblk.handover.giver import Giver
     from vhostblk.handover.taker import Taker
+
+logger = logging.getLogger(__name__)
 
 #: Only the owner may take over.
 _MODE = 0o600
@@ -31,16 +35,22 @@ class Handover:
         self._giver: Giver | None = None
         daemon.movable = handover is not None
 
-    async def begin(self) -> bool:
-        """Tell whether there is a daemon to take over from; raises VhostblkError."""
+    async def begin(self, planned: Planned | None) -> bool:
+        """Begin to take over, if there is a daemon to take over from; raises VhostblkError.
+
+        `planned` is what would be made without one.
+        """
         if self._takeover is None:
             return False
         from vhostblk.handover import taker
 
         self._taker = await taker.find(self._takeover)
-        if self._taker is not None:
-            await self._taker.begin(self._daemon)
-        return self._taker is not None
+        if self._taker is None:
+            return False
+        for line in planned.differences(self._taker.definitions) if planned is not None else ():
+            logger.warning("warning: --takeover: %s", line)
+        await self._taker.begin(self._daemon)
+        return True
 
     async def finish(self) -> None:
         """Take over; raises VhostblkError, and then the other daemon goes on."""

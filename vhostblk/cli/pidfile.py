@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vhostblk.cli.errors import StartupError
+from vhostblk.errors import errors_as, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +45,7 @@ class PidFile:
             if not stat.S_ISREG(os.fstat(self._fd).st_mode):
                 return  # a terminal, /dev/null: nothing to truncate
             self.remove()
-            raise StartupError(f"Failed to write pid file: {error.strerror}") from error
+            raise StartupError(f"Failed to write pid file: {reason(error)}", file=path) from error
 
     def leave(self) -> None:
         """Give the lock back, and leave the file to who takes it next."""
@@ -68,15 +69,13 @@ class PidFile:
 def _open_locked(path: str) -> int:
     """Open and lock; starts again where the file was deleted in between, by its last owner."""
     while True:
-        try:
+        with errors_as(StartupError, f"Could not create '{path}'", file=path):
             fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StartupError(f"Could not create '{path}': {error.strerror}") from error
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(fd)
-            raise StartupError(f"Cannot lock pid file: {os.strerror(error.errno or 0)}") from error
+            raise StartupError(f"Cannot lock pid file: {reason(error)}") from error
         try:
             if os.path.samestat(os.fstat(fd), os.stat(path)):
                 return fd

@@ -12,6 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from vhostblk import stdio
 from vhostblk.cli import arguments as command_line
 from vhostblk.errors import VhostblkError
 
@@ -25,6 +26,7 @@ PROGRAM = "vhostblk"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; `argv` are the words after the program's name. Returns the exit status."""
+    stdio.open_missing()
     try:
         arguments = command_line.parse(sys.argv[1:] if argv is None else argv)
         if arguments.show is not None:

@@ -16,12 +16,13 @@ from vhostblk import systemd
 from vhostblk.block.graph.storage import check_unused
 from vhostblk.cli.errors import StartupError, UsageError
 from vhostblk.cli.handover import Handover
+from vhostblk.cli.limits import raise_descriptor_limit
 from vhostblk.cli.pidfile import PidFile
 from vhostblk.cli.preload import Preloader
 from vhostblk.cli.report import log_statistics
 from vhostblk.cli.short_form import choose_node, image_blockdev, short_export
 from vhostblk.daemon import Daemon
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, reason
 from vhostblk.fatal import clean_up_with
 from vhostblk.schema.errors import HelpRequestedError
 from vhostblk.schema.options import sandbox_options
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from vhostblk.cli.arguments import Arguments, Step
     from vhostblk.cli.daemonize import Readiness
+    from vhostblk.cli.planned import Planned
     from vhostblk.sandbox.apply import Sandbox
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class _HelpPrintedError(Exception):
 def run(arguments: Arguments, readiness: Readiness | None) -> int:
     """Serve until a signal comes; raises VhostblkError when start-up or the end fails."""
     _set_up_logging(arguments.log)
+    raise_descriptor_limit()
     try:
         for step in arguments.traces:
             _set_up_tracing(step)
@@ -56,7 +59,7 @@ def run(arguments: Arguments, readiness: Readiness | None) -> int:
     except _HelpPrintedError:
         pass
     except OSError as error:  # the last flush, say
-        raise VhostblkError(f"while closing: {error.strerror or error}") from error
+        raise VhostblkError(f"while closing: {reason(error)}") from error
     return 0
 
 
@@ -94,7 +97,15 @@ def _sandbox(arguments: Arguments) -> Sandbox:
         with _located(step.location), _answering_help(step):
             options = sandbox_options(step.value)
     monitored = any(step.option == "monitor" for step in arguments.steps)
-    sandbox = Sandbox(options, identity, monitored=monitored)
+    # A monitor or another daemon may bring such an object later.
+    keyring = (
+        monitored
+        or arguments.takeover is not None
+        or any(
+            step.option == "object" and "secret_keyring" in step.value for step in arguments.steps
+        )
+    )
+    sandbox = Sandbox(options, identity, monitored=monitored, keyring=keyring)
     with _located("--sandbox"):
         sandbox.enter()
     return sandbox
@@ -178,8 +189,9 @@ async def _build_unless_stopped(daemon: Daemon, arguments: Arguments, handover: 
 async def _build(daemon: Daemon, arguments: Arguments, handover: Handover) -> None:
     """Carry out the options in the order given, the short form last."""
     daemon.chardevs.stdio_available = not arguments.daemonize
+    planned = None if arguments.takeover is None else _plan(arguments)
     with _located(_location(arguments.takeover)):
-        taking_over = await handover.begin()
+        taking_over = await handover.begin(planned)
     if not taking_over:
         await _carry_out(daemon, arguments.steps)
         if arguments.address is not None:
@@ -190,6 +202,20 @@ async def _build(daemon: Daemon, arguments: Arguments, handover: Handover) -> No
     await _carry_out(daemon, monitors)
     with _located(_location(arguments.takeover)):
         await handover.finish()
+
+
+def _plan(arguments: Arguments) -> Planned:
+    """Understand what the command line would make."""
+    from vhostblk.cli.planned import Planned
+
+    planned = Planned()
+    for step in arguments.steps:
+        with _located(step.location), _answering_help(step):
+            planned.add(step)
+    if (address := arguments.address) is not None:
+        with _located(arguments.image or address.location), _answering_help(address):
+            planned.add_short_form(arguments.image, address.value)
+    return planned
 
 
 async def _carry_out(daemon: Daemon, steps: list[Step]) -> None:
@@ -237,10 +263,8 @@ def _located(location: str) -> Iterator[None]:
         yield
     except (HelpRequestedError, _HelpPrintedError):
         raise
-    except VhostblkError as error:
-        raise VhostblkError(f"{location}: {error}") from error
-    except OSError as error:
-        raise VhostblkError(f"{location}: {error.strerror or error}") from error
+    except (OSError, VhostblkError) as error:
+        raise VhostblkError(f"{location}: {reason(error)}") from error
 
 
 @contextmanager
@@ -258,6 +282,8 @@ def _answering_help(step: Step) -> Iterator[None]:
 
 def _tell_ready(daemon: Daemon, readiness: Readiness | None, handover: Handover) -> None:
     """Tell the parent, systemd, or the user at a terminal, that clients may connect."""
+    if not daemon.exports and not list(daemon.chardevs):
+        logger.warning("warning: nothing is exported, and there is no monitor to change that")
     systemd.notify(f"MAINPID={os.getpid()}\nREADY=1" if handover.taken else "READY=1")
     if readiness is not None:
         readiness.announce()

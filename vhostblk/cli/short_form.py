@@ -6,10 +6,10 @@ It is turned into the options of the long form: an image becomes a `raw` node ov
 the guest discards, which the long form has to ask for. With `allow-inactive=on` the image is left
 to other processes until a front-end starts the disk.
 
-The property `format` names another driver than `raw`. An image that looks like another format is
-refused without it: a guest that writes to the container of its image destroys it. It is not opened
-by its signature either: the guest of a raw disk can write any header, with any file of the host as
-its backing file.
+There is a queue for each processor of the host. The property `format` names another driver than
+`raw`. An image that looks like another format is refused without it: a guest that writes to the
+container of its image destroys it. It is not opened by its signature either: the guest of a raw
+disk can write any header, with any file of the host as its backing file.
 """
 
 from __future__ import annotations
@@ -22,10 +22,18 @@ from typing import TYPE_CHECKING, cast
 from msgspec.structs import replace
 
 from vhostblk.block.formats import HEAD_BYTES, TAIL_BYTES, likely_format
+from vhostblk.block.graph.inherit import FILE
 from vhostblk.block.graph.node import BlockNode
 from vhostblk.cli.errors import UsageError
+from vhostblk.errors import errors_as
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
+from vhostblk.schema.driver_manifest import (
+    DEFAULT_FORMAT,
+    DEFAULT_PROTOCOL,
+    DEVICE_PROTOCOL,
+    DRIVERS,
+)
 from vhostblk.schema.options import short_export_options
 
 if TYPE_CHECKING:
@@ -36,10 +44,13 @@ if TYPE_CHECKING:
 NAME = "disk"
 
 #: What the image's `format` may be.
-FORMATS = ("qcow2", "raw")
+FORMATS = tuple(name for name, driver in DRIVERS.items() if driver.short_form)
+
+#: How many queues are offered at most where the user doesn't say it.
+MAX_QUEUES = 16
 
 #: A node name that no user can give: none was given.
-_NO_NODE = "#none"
+NO_NODE = "#none"
 
 
 def short_export(address: str) -> tuple[BlockExportOptions, str | None]:
@@ -47,7 +58,10 @@ def short_export(address: str) -> tuple[BlockExportOptions, str | None]:
 
     The format is None where they don't name one. Raises OptionError.
     """
-    text = f"type=vhost-user-blk,id={NAME},node-name={_NO_NODE},{address}"
+    # QEMU uses a queue for each processor of the guest, and fails where there are fewer.
+    queues = min(os.cpu_count() or 1, MAX_QUEUES)
+    defaults = f"id={NAME},node-name={NO_NODE},num-queues={queues}"
+    text = f"type=vhost-user-blk,{defaults},{address}"
     return short_export_options(text, "format")
 
 
@@ -55,14 +69,12 @@ def image_blockdev(
     image: str, export: BlockExportOptions, image_format: str | None
 ) -> BlockdevOptions:
     """Return the definition of the image's node; raises UsageError where it can't be a disk."""
-    try:
+    with errors_as(UsageError, f"Could not open '{image}'", file=image):
         mode = os.stat(image).st_mode
-    except OSError as error:
-        raise UsageError(f"Could not open '{image}': {error.strerror}") from error
     if stat.S_ISREG(mode):
-        protocol = "file"
+        protocol = DEFAULT_PROTOCOL
     elif stat.S_ISBLK(mode):
-        protocol = "host_device"
+        protocol = DEVICE_PROTOCOL
     else:
         raise UsageError(f"'{image}' is neither a regular file nor a block device")
     if image_format is None:
@@ -72,10 +84,10 @@ def image_blockdev(
     active = {"active": False} if export.allow_inactive else {}
     definition = {
         "driver": image_format,
-        "node-name": NAME if export.node_name == _NO_NODE else export.node_name,
+        "node-name": NAME if export.node_name == NO_NODE else export.node_name,
         "read-only": not export.writable,
         "discard": "unmap" if export.writable else "ignore",
-        "file": {"driver": protocol, "filename": image, **active},
+        FILE: {"driver": protocol, "filename": image, **active},
         **active,
     }
     return cast("BlockdevOptions", from_json(BlockdevOptions, definition))
@@ -83,15 +95,15 @@ def image_blockdev(
 
 def _format_without_doubt(image: str) -> str:
     """Return `raw`; raises UsageError for an image that looks like another format."""
-    try:
-        with Path(image).open("rb", buffering=0) as file:
-            head = file.read(HEAD_BYTES)
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-            tail = file.read(TAIL_BYTES)
-    except OSError as error:
-        raise UsageError(f"Could not open '{image}': {error.strerror}") from error
+    with (
+        errors_as(UsageError, f"Could not open '{image}'", file=image),
+        Path(image).open("rb", buffering=0) as file,
+    ):
+        head = file.read(HEAD_BYTES)
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        tail = file.read(TAIL_BYTES)
     found = likely_format(head, tail)
-    if found == "raw":
+    if found == DEFAULT_FORMAT:
         return found
     if found in FORMATS:
         choice = f"format={found} opens it as such, format=raw"
@@ -106,7 +118,7 @@ def choose_node(
     export: BlockExportOptions, graph: Graph, image_node: str | None = None
 ) -> BlockExportOptions:
     """Return the export of a node: the one named, the image's, or the only root of the graph."""
-    if export.node_name != _NO_NODE:
+    if export.node_name != NO_NODE:
         return export
     if image_node is not None:
         return replace(export, node_name=image_node)

@@ -46,7 +46,3 @@ class EngineBudget:
     def charge(self, direction: int, size: int, others: bool) -> None:
         """Account for a request that goes in any case."""
         self._lib.vb_budget_charge(self.handle, direction, size, others)
-
-    def spend(self, direction: int, size: int, now: int) -> bool:
-        """Do as an iothread does; for tests."""
-        return bool(self._lib.vb_budget_spend(self.handle, direction, size, now))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vhostblk.engine import load
 from vhostblk.engine.polling import DEFAULT_MAX_NS, Lookout
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +86,7 @@ class Iothread:
         self.handle = self.lib.vb_iothread_new(config, error)
         if not self.handle:
             os.close(self._upcall_fd)
-            raise VhostblkError(f"iothread '{name}' can't be started: {os.strerror(error[0])}")
+            raise VhostblkError(f"iothread '{name}' can't be started: {reason(error[0])}")
         if not self.lib.vb_iothread_uses_uring(self.handle):
             logger.warning("iothread '%s': io_uring is not available, using threads", name)
         self._loop.add_reader(self._upcall_fd, self._news)

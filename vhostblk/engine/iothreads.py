@@ -53,11 +53,16 @@ class Iothreads:
     def _start(self, name: str) -> Iothread:
         running = self._running.get(name)
         if running is None:
-            options = self._options.get(name)
-            if options is None and name != DEFAULT_NAME:
-                raise VhostblkError(f'iothread "{name}" not found')
-            running = self._running[name] = Iothread(name, options or IothreadOptions())
+            if name != DEFAULT_NAME:
+                self.check(name)
+            options = self._options.get(name, IothreadOptions())
+            running = self._running[name] = Iothread(name, options)
         return running
+
+    def check(self, name: str) -> None:
+        """Raise VhostblkError where there is no such iothread."""
+        if name not in self._options:
+            raise VhostblkError(f'iothread "{name}" not found')
 
     def close(self) -> None:
         """Stop all threads; nothing uses them any more."""

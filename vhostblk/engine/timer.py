@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vhostblk.engine import load
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ class PreciseTimer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd: int = lib.vb_timer_new()
         if self._fd < 0:
-            raise VhostblkError(f"can't make a timer: {os.strerror(-self._fd)}")
+            raise VhostblkError(f"can't make a timer: {reason(-self._fd)}")
 
     def set(self, wait: int) -> None:
         """Call back in `wait` ns."""

@@ -105,7 +105,9 @@ class Export(ABC):
     async def suspend(self) -> Carried:
         """Finish requests, and leave clients connected; return what `start` takes elsewhere.
 
-        The caller flushes the nodes. Raises VhostblkError, and then the export goes on.
+        It waits for no client: all clients of all exports wait until the last export has finished.
+        The caller flushes the nodes. If this raises VhostblkError, or is cancelled, the export goes
+        on as before.
         """
         raise _not_movable(type(self))
 

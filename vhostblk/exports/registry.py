@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of export types, and the way from options to an export.
+"""The way from options to an export.
 
-Export classes are imported when the first export of their type is made, because they bring heavy
-libraries with them. Third parties add theirs as plug-ins (entry point group `vhostblk.exports`).
+The table of export types is in `schema.export`. Export classes are imported when the first export
+of their type is made, because they bring heavy libraries with them. Third parties add theirs as
+plug-ins (entry point group `vhostblk.exports`).
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.exports.base import Export
+from vhostblk.imports import load
 from vhostblk.schema import plugins
+from vhostblk.schema.branches import Parts
+from vhostblk.schema.export import EXPORT_TYPES
 from vhostblk.virtio_blk.lane import Lane, choose_lane
 
 if TYPE_CHECKING:
@@ -23,17 +26,13 @@ if TYPE_CHECKING:
     from vhostblk.schema.export import BlockExportOptions
 
 
-#: Where the export types are that come with vhostblk: module and class, by type.
-_BUILT_IN = {
-    "vhost-user-blk": ("vhostblk.exports.vhost_user_blk.export", "VhostUserBlkExport"),
-}
+_CLASSES = Parts(EXPORT_TYPES, "export")
 
 
 def export_class(name: str) -> type[Export]:
     """Return the class of an export type; raises BlockError or OptionError for a bad plug-in."""
-    if name in _BUILT_IN:
-        module, attribute = _BUILT_IN[name]
-        found: Any = getattr(importlib.import_module(module), attribute)
+    if name in _CLASSES:
+        found: Any = load(_CLASSES[name])
     else:
         found = plugins.EXPORTS.find_class(name)
         if not (isinstance(found, type) and issubclass(found, Export)):

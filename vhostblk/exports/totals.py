@@ -17,8 +17,16 @@ KIND_COUNTERS = ("operations", "bytes", "failed", "total_ns", "merged")
 BUCKETS = 32
 
 
+def nothing() -> dict[str, Any]:
+    """Return what a queue has done that has done nothing, for types that count for themselves."""
+    counted: dict[str, Any] = dict.fromkeys(COUNTERS, 0)
+    for kind in KINDS:
+        counted[kind] = {**dict.fromkeys(KIND_COUNTERS, 0), "latency": [0] * BUCKETS}
+    return counted
+
+
 def total(queues: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add up what queues have done; each is as `virtio_blk.statistics.describe` returns it."""
+    """Add up what queues have done; each is in the form of `nothing`."""
     described = list(queues)
     summed: dict[str, Any] = {name: sum(queue[name] for queue in described) for name in COUNTERS}
     for kind in KINDS:

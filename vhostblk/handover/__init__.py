@@ -17,6 +17,10 @@ The running daemon gives (`giver.py`), the new one takes (`taker.py`); they talk
     the vrings run: the pause is over
     hangs up                          ends
 
+All exports stop at the same time. A front-end may be in the middle of a message, or not read its
+reply: what has come of the message, and what has to be sent of the reply, is part of the state. If
+requests in flight don't finish soon, the hand-over fails, and the exports go on.
+
 Until the giver has sent `Commit`, it can resume: if the taker sends `Failure` or exits, the giver
 opens the images again, and replays the sessions to itself. A taker that hangs is then killed before
 it can touch anything again (`leash.py`). A session is sent as messages that bring a fresh session

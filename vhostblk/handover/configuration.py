@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from vhostblk.block.graph import inherit
+from vhostblk.block.graph.in_memory import KeptInMemory
 from vhostblk.handover.errors import HandoverError
 from vhostblk.schema.base import UNSET
 
@@ -82,9 +83,7 @@ def _check(graph: Graph, node: BlockNode) -> None:
         raise HandoverError(f"node '{name}' is inactive")
     if node.write_threshold:
         raise HandoverError(f"node '{name}' has a write threshold")
-    if node.zoned is not None and not node.children:
-        raise HandoverError(f"node '{name}' keeps its zones in memory")
-    if kept := node.only_in_memory:
+    if isinstance(node, KeptInMemory) and (kept := node.only_in_memory):
         raise HandoverError(f"node '{name}' keeps {kept} in memory")
     for bitmap in node.bitmaps:
         if not bitmap.persistent:

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.errors import ImageLockedError
 from vhostblk.block.graph.edge import flush_node
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, errors_as, log_error, log_failure, reason
 from vhostblk.handover import configuration
 from vhostblk.handover.errors import HandoverError, RefusedError
 from vhostblk.handover.leash import Holder
 from vhostblk.handover.wire import (
     END_PATIENCE,
+    PATIENCE,
     VERSION,
     Channel,
     ChardevListening,
@@ -46,6 +47,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Seconds until a taker that could not be accepted is accepted again.
+_ACCEPT_RETRY = 1.0
+
+#: Seconds that requests in flight, and then flushing, may take while all clients wait.
+PAUSE_LIMIT = 10.0
+
 _CREDENTIALS = struct.Struct("=3i")  # struct ucred: pid, uid, gid
 
 
@@ -64,6 +71,7 @@ class Giver:
     def start(self) -> None:
         """Wait for takers."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="hand-over")
+        self._task.add_done_callback(log_failure)
 
     async def close(self) -> None:
         """Wait no more."""
@@ -75,7 +83,12 @@ class Giver:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while not self.given:
-            connection, _ = await loop.sock_accept(self._listener.socket)
+            try:
+                connection, _ = await loop.sock_accept(self._listener.socket)
+            except OSError as error:  # out of descriptors or memory: the taker stays in the backlog
+                log_error(logger, "hand-over: can't accept another process", error)
+                await asyncio.sleep(_ACCEPT_RETRY)
+                continue
             if not _is_trusted(connection):
                 logger.warning("hand-over: refused: another user")
                 connection.close()
@@ -104,7 +117,7 @@ class Giver:
             exports = configuration.exports(daemon)
             await channel.send(*self._describe(blockdevs, exports))
             await _expect(channel, Prepared)
-            await _flush(daemon)  # so that there is less to flush in the pause
+            await _flush(daemon, PATIENCE)  # so that there is less to flush in the pause
             carried: dict[str, Carried] = {}
             guards: list[LockGuard] = []
             holder = Holder()
@@ -112,9 +125,9 @@ class Giver:
             try:
                 guards = _make_guards(daemon)
                 since = time.monotonic()
-                for export_id in list(daemon.exports):
-                    carried[export_id] = await daemon.suspend_export(export_id)
-                await _flush(daemon)  # while there is a way back: closing tells of no failure
+                await _suspend_exports(daemon, carried)
+                # While there is a way back: closing reports no failure.
+                await _flush(daemon, PAUSE_LIMIT)
                 await daemon.graph.close()
                 told = True
                 await channel.send(*_state(carried, guards, holder.leash, since))
@@ -225,13 +238,55 @@ async def _open_again(daemon: Daemon, blockdev: dict[str, Any]) -> None:
             return
 
 
-async def _flush(daemon: Daemon) -> None:
-    """Put what has been written on stable storage; raises HandoverError."""
+async def _suspend_exports(daemon: Daemon, carried: dict[str, Carried]) -> None:
+    """Suspend all exports at once, into `carried`; raises VhostblkError where one can't be.
+
+    Those that have not finished by then go on as before.
+    """
+    tasks = {
+        export_id: asyncio.create_task(daemon.suspend_export(export_id), name=f"pause {export_id}")
+        for export_id in daemon.exports
+    }
+    if not tasks:
+        return
     try:
+        await asyncio.wait(tasks.values(), timeout=PAUSE_LIMIT, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for export_id, task in tasks.items():
+            if export_id in daemon.exports:
+                task.cancel()
+        await asyncio.wait(tasks.values())
+        finished = {each: task for each, task in tasks.items() if not task.cancelled()}
+        failures = [error for task in finished.values() if (error := task.exception())]
+        for export_id, task in finished.items():
+            if task.exception() is None:
+                carried[export_id] = task.result()
+    for error in failures:
+        raise error
+    for export_id in tasks:
+        if export_id not in finished:
+            raise HandoverError(
+                f"export '{export_id}' has not finished its requests in {PAUSE_LIMIT:.0f} seconds"
+            )
+
+
+async def _flush(daemon: Daemon, limit: float) -> None:
+    """Put what has been written on stable storage; raises HandoverError, after `limit` seconds too.
+
+    Flushing is not cancelled then: it goes on, and nobody waits for it.
+    """
+    flushing = asyncio.create_task(_flush_nodes(daemon), name="flush")
+    done, _ = await asyncio.wait({flushing}, timeout=limit)
+    if not done:
+        flushing.add_done_callback(log_failure)
+        raise HandoverError(f"flushing the images takes more than {limit:.0f} seconds")
+    flushing.result()
+
+
+async def _flush_nodes(daemon: Daemon) -> None:
+    with errors_as(HandoverError, "flush failed"):
         for node in daemon.graph:
             await flush_node(node)
-    except OSError as error:
-        raise HandoverError(f"flush failed: {error.strerror}") from error
 
 
 def _make_guards(daemon: Daemon) -> list[LockGuard]:
@@ -243,7 +298,7 @@ def _make_guards(daemon: Daemon) -> list[LockGuard]:
         except (OSError, VhostblkError) as error:
             for made in guards:
                 made.close()
-            raise HandoverError(f"node '{node.node_name}': {error}") from error
+            raise HandoverError(f"node '{node.node_name}': {reason(error)}") from error
         if guard is not None:
             guard.trust()
             guards.append(guard)

@@ -9,13 +9,13 @@ import logging
 import os
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from vhostblk.block.graph.locking import LockGuard
 from vhostblk.block.registry import driver_class
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, errors_as, reason
 from vhostblk.exports.registry import export_class
 from vhostblk.handover.errors import HandoverError
 from vhostblk.handover.leash import Leash
@@ -54,7 +54,7 @@ async def find(path: str) -> Taker | None:
         if error.errno in _NOBODY:
             logger.info("hand-over: nobody at %s to take over from", path)
             return None
-        raise HandoverError(error.strerror or str(error)) from error
+        raise HandoverError(reason(error)) from error
     channel = Channel(sock)
     try:
         await channel.send(Hello(version=VERSION))
@@ -78,6 +78,12 @@ class Taker:
         #: Where the other process waits for takers, and this one may from now on.
         self.handover = self._listener(configuration.handover, fds)
         self.handover_path = configuration.handover.path
+
+    @property
+    def definitions(self) -> dict[str, list[dict[str, Any]]]:
+        """What is taken over, by the name of the option that makes it."""
+        taken = self._configuration
+        return {"object": taken.objects, "blockdev": taken.blockdevs, "export": taken.exports}
 
     def _listener(self, listening: Listening, fds: Fds) -> Listener:
         listener = Listener(socket.socket(fileno=fds.take(listening.fd)))
@@ -173,10 +179,8 @@ class Taker:
         types = {each["id"]: each["type"] for each in self._configuration.exports}
         if export.id not in types:
             raise HandoverError(f"export '{export.id}' is not known")
-        try:
+        with errors_as(HandoverError, f"export '{export.id}'", of=msgspec.DecodeError):
             carried, paths = export_class(types[export.id]).decode(export.state, fds)
-        except msgspec.DecodeError as error:
-            raise HandoverError(f"export '{export.id}': {error}") from error
         self._listeners += zip(carried.listeners, paths, strict=True)
         return carried
 

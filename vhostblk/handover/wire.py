@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from vhostblk.errors import errors_as
 from vhostblk.handover.errors import HandoverError, RefusedError
 
 if TYPE_CHECKING:
@@ -194,14 +195,12 @@ class Channel:
 
     def _send(self, message: Message, fds: Sequence[int]) -> None:
         text = msgspec.json.encode(message)
-        try:
+        with errors_as(HandoverError, "the other process"):
             self._socket.sendall(_HEADER.pack(len(text), len(fds)) + text)
             for start in range(0, len(fds), _FDS_AT_ONCE):
                 part = array("i", fds[start : start + _FDS_AT_ONCE])
                 rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, part)
                 self._socket.sendmsg([b"\0"], [rights])
-        except OSError as error:
-            raise HandoverError(f"the other process: {error.strerror or error}") from error
 
     def _receive(self) -> tuple[Message, Fds]:
         length, count = _HEADER.unpack(self._read(_HEADER.size))
@@ -236,10 +235,8 @@ class Channel:
     def _receive_some(self, size: int) -> tuple[bytes, list[int]]:
         """Read what has come, with its descriptors; raises HandoverError."""
         space = socket.CMSG_SPACE(_FDS_AT_ONCE * 4)
-        try:
+        with errors_as(HandoverError, "the other process"):
             data, ancillary, flags, _ = self._socket.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
-        except OSError as error:
-            raise HandoverError(f"the other process: {error.strerror or error}") from error
         fds: list[int] = []
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

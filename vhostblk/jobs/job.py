@@ -14,11 +14,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, log_failure, reason
 from vhostblk.jobs.errors import JobCancelled, JobError
 from vhostblk.jobs.states import COMPLETED, PAUSED_FROM, check_transition, check_verb
 from vhostblk.schema.jobs import JobStatus, JobType, JobVerb
@@ -163,7 +162,7 @@ class Job(ABC):
         self.cancelled = True
         self.wake()
         if self.status is JobStatus.PENDING and not self._finalizing:
-            self.error = os.strerror(errno.ECANCELED)
+            self.error = reason(errno.ECANCELED)
             self._go_on(self._conclude())
             await self.wait()
 
@@ -227,6 +226,12 @@ class Job(ABC):
     def _go_on(self, part: Coroutine[object, object, None]) -> None:
         name = f"job {self.id}"
         self._task = asyncio.get_running_loop().create_task(part, name=name)
+        self._task.add_done_callback(log_failure)
+
+    @property
+    def _is_torn_down(self) -> bool:
+        """Whether the event loop is ending; nothing else cancels a job's task."""
+        return self._task is not None and self._task.cancelling() > 0
 
     async def _live(self) -> None:
         await self._attempt(self._run)
@@ -254,11 +259,13 @@ class Job(ABC):
         try:
             await part()
         except JobCancelled:
-            self.error = os.strerror(errno.ECANCELED)
-        except OSError as error:
-            self.error = error.strerror or str(error)
-        except VhostblkError as error:
-            self.error = str(error)
+            self.error = reason(errno.ECANCELED)
+        except asyncio.CancelledError:  # something that it waited for, or the job's task
+            if self._is_torn_down:
+                raise
+            self.error = reason(errno.ECANCELED)
+        except (OSError, VhostblkError) as error:
+            self.error = reason(error)
         except Exception as error:
             logger.exception("job %s", self.id)
             self.error = f"{type(error).__name__}: {error}"
@@ -269,7 +276,9 @@ class Job(ABC):
         for part in (self.commit if self.error is None else self.abort, self.clean):
             try:
                 await part()
-            except Exception:
+            except (Exception, asyncio.CancelledError):
+                if self._is_torn_down:
+                    raise
                 logger.exception("job %s", self.id)
         self._enter(JobStatus.CONCLUDED)
         if self.auto_dismiss:

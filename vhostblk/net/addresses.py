@@ -13,6 +13,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from vhostblk.errors import reason
 from vhostblk.net.errors import SocketError
 from vhostblk.net.listener import MAX_PATH, Listener, UnixAddress
 from vhostblk.net.listener import listen as listen_unix
@@ -55,7 +56,7 @@ async def listen(address: Address) -> list[Listener]:
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
-        raise SocketError(f"{what}: {error.strerror}") from error
+        raise SocketError(f"{what}: {reason(error)}") from error
     return [Listener(sock)]
 
 
@@ -104,9 +105,8 @@ async def resolve(
             address.host or None, address.port, family=family, type=kind, flags=flags
         )
     except (OSError, OverflowError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise SocketError(
-            f"address resolution failed for {address.host}:{address.port}: {reason}"
+            f"address resolution failed for {address.host}:{address.port}: {reason(error)}"
         ) from error
 
 
@@ -148,8 +148,8 @@ async def _listen_inet(address: InetSocketAddressMembers) -> list[Listener]:
                 listeners.append(Listener(sock))
                 break
     if not listeners:
-        reason = failure.strerror if failure is not None else "no address"
-        raise SocketError(f"Failed to bind socket: {reason}")
+        why = "no address" if failure is None else reason(failure)
+        raise SocketError(f"Failed to bind socket: {why}") from failure
     return listeners
 
 
@@ -161,7 +161,7 @@ async def _connect_inet(address: InetSocketAddressMembers) -> socket.socket:
         try:
             sock = socket.socket(family, kind, protocol)
         except OSError as error:
-            failure = SocketError(f"Failed to create socket: {error.strerror}")
+            failure = SocketError(f"Failed to create socket: {reason(error)}")
             continue
         if address.keep_alive:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -179,8 +179,8 @@ async def _connect_to(sock: socket.socket, name: Any, description: str) -> socke
         sock.getpeername()  # a full backlog looks like success until here
     except OSError as error:
         sock.close()
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise SocketError(f"Failed to connect to '{description}': {reason}") from error
+        why = reason(error.errno or error)  # asyncio puts the address into `strerror`
+        raise SocketError(f"Failed to connect to '{description}': {why}") from error
     except BaseException:
         sock.close()
         raise

@@ -12,3 +12,7 @@ class SocketError(VhostblkError):
 
 class ListenError(SocketError):
     """The listening socket can't be had; the user's mistake, told at start-up."""
+
+
+class AuthorizationError(VhostblkError):
+    """Whether a peer is allowed can't be found out, so it is not."""

@@ -11,6 +11,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from vhostblk.errors import errors_as, reason
 from vhostblk.net.errors import ListenError
 from vhostblk.systemd import activated_fd
 
@@ -96,7 +97,7 @@ def _listen_unix(path: str, address: UnixAddress) -> Listener:
         sock.bind(path)
     except OSError as error:
         sock.close()
-        raise ListenError(f"Failed to bind socket to {path}: {error.strerror}") from error
+        raise ListenError(f"Failed to bind socket to {path}: {reason(error)}", file=path) from error
     # The absolute path, because a daemon changes its directory before it removes the file.
     listener = Listener(sock, str(Path(path).absolute()))
     try:
@@ -107,7 +108,9 @@ def _listen_unix(path: str, address: UnixAddress) -> Listener:
         raise
     except OSError as error:
         listener.close()
-        raise ListenError(f"Failed to listen on socket {path}: {error.strerror}") from error
+        raise ListenError(
+            f"Failed to listen on socket {path}: {reason(error)}", file=path
+        ) from error
     return listener
 
 
@@ -116,9 +119,9 @@ def _set_permissions(path: str, address: UnixAddress) -> None:
         try:
             os.chown(path, -1, _group_number(address.group))
         except (OSError, OverflowError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "no such group"
+            why = reason(error) if isinstance(error, OSError) else "no such group"
             raise ListenError(
-                f"Failed to give socket {path} to group {address.group}: {reason}"
+                f"Failed to give socket {path} to group {address.group}: {why}", file=path
             ) from error
     if address.mode is not None:
         Path(path).chmod(address.mode)
@@ -137,22 +140,17 @@ def _group_number(group: str) -> int:
 
 def _remove_stale(path: str) -> None:
     """Remove a socket that nobody listens on any more; refuse anything else that is there."""
-    try:
-        mode = os.stat(path, follow_symlinks=False).st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ListenError(f"Failed to bind socket to {path}: {error.strerror}") from error
+    with errors_as(ListenError, f"Failed to bind socket to {path}", file=path):
+        try:
+            mode = os.stat(path, follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            return
     if not stat.S_ISSOCK(mode):
         raise ListenError(f"Failed to bind socket to {path}: the file exists and is not a socket")
     if _is_alive(path):
         raise ListenError(f"Failed to bind socket to {path}: another process listens there")
-    try:
-        Path(path).unlink()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise ListenError(f"Failed to remove stale socket {path}: {error.strerror}") from error
+    with errors_as(ListenError, f"Failed to remove stale socket {path}", file=path):
+        Path(path).unlink(missing_ok=True)
 
 
 def _is_alive(path: str) -> bool:

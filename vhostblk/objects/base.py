@@ -13,6 +13,7 @@ from vhostblk.objects.tree import PropertyError, QomObject
 
 if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph
+    from vhostblk.crypto.keys import Keys
     from vhostblk.engine.iothreads import Iothreads
     from vhostblk.objects.types import QomType
     from vhostblk.schema.object import ObjectOptions
@@ -24,6 +25,8 @@ class Surroundings:
 
     graph: Graph
     iothreads: Iothreads
+    #: What the objects that exist already offer.
+    keys: Keys
 
 
 class UserObject(ABC):
@@ -33,6 +36,8 @@ class UserObject(ABC):
     options_type: ClassVar[type[ObjectOptions]]
     #: The type in the object tree.
     qom_type: ClassVar[QomType]
+    #: Making one reads files. `Objects.add_in_background` then makes it on a thread.
+    reads_files: ClassVar[bool] = False
 
     def __init__(self, options: Any, around: Surroundings) -> None:
         """Make the object known to what uses it; raises VhostblkError.
@@ -50,10 +55,23 @@ class UserObject(ABC):
     def remove(self) -> None:
         """Make it unknown again; nothing uses it."""
 
+    def discard(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Give up what it holds itself; the daemon ends, and what it was made for is gone."""
+
     @property
     def in_use(self) -> bool:
         """Whether something uses it, apart from exports that name it as their iothread."""
         return False
+
+    @property
+    def offer(self) -> object:
+        """What others get that name the object (`crypto.keys`); None: nothing."""
+        return None
+
+    @property
+    def files(self) -> list[str]:
+        """Files and directories that may be read again while the object exists."""
+        return []
 
     def definition(self) -> dict[str, Any]:
         """Return the options, as plain types, that make the object again as it is now."""
@@ -61,8 +79,8 @@ class UserObject(ABC):
         return plain
 
     def read(self, name: str) -> object:
-        """Return a property of its type."""
-        return msgspec.to_builtins(self.options)[name]
+        """Return a property of its type; a string that was not given is empty, as in QEMU."""
+        return msgspec.to_builtins(self.options).get(name, "")
 
     def write(self, name: str, value: object) -> None:
         """Change a property of its type; raises VhostblkError."""

@@ -39,6 +39,10 @@ class PrManagerObject(UserObject):
         """Close the manager."""
         self.around.graph.pr_managers.remove(self.id)
 
+    def discard(self) -> None:
+        """Close the manager; the nodes are gone."""
+        self.manager.close()
+
     @property
     def in_use(self) -> bool:
         """Whether a node refers to it."""

@@ -1,36 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of object types, and the objects of a daemon."""
+"""The classes of object types (the table is in `schema.object`), and the objects of a daemon."""
 
 from __future__ import annotations
 
-import importlib
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from vhostblk.crypto.keys import Keys
 from vhostblk.errors import VhostblkError
-from vhostblk.objects.base import UserObject
+from vhostblk.imports import load
+from vhostblk.objects.base import Surroundings, UserObject
 from vhostblk.schema import plugins
+from vhostblk.schema.branches import Parts
+from vhostblk.schema.object import OBJECT_TYPES
+from vhostblk.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vhostblk.objects.base import Surroundings
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.engine.iothreads import Iothreads
     from vhostblk.schema.object import ObjectOptions
 
-#: Where the object types are that come with vhostblk: module and class, by type.
-_BUILT_IN = {
-    "iothread": ("vhostblk.objects.iothread", "IothreadObject"),
-    "pr-manager-helper": ("vhostblk.objects.pr_manager", "PrManagerHelperObject"),
-    "throttle-group": ("vhostblk.objects.throttle_group", "ThrottleGroupObject"),
-    "x-vhostblk-pr-manager-kernel": ("vhostblk.objects.pr_manager", "PrManagerKernelObject"),
-}
+_CLASSES = Parts(OBJECT_TYPES, "made_of")
 
 
 def object_class(name: str) -> type[UserObject]:
     """Return the class of an object type; raises VhostblkError for a bad plug-in."""
-    if name in _BUILT_IN:
-        module, attribute = _BUILT_IN[name]
-        found: Any = getattr(importlib.import_module(module), attribute)
+    if name in _CLASSES:
+        found: Any = load(_CLASSES[name])
     else:
         found = plugins.OBJECTS.find_class(name)
         if not (isinstance(found, type) and issubclass(found, UserObject)):
@@ -41,28 +39,50 @@ def object_class(name: str) -> type[UserObject]:
 
 def load_all() -> None:
     """Import all types, so that the object tree's table has them."""
-    for name in (*_BUILT_IN, *plugins.OBJECTS.names()):
+    for name in (*_CLASSES, *plugins.OBJECTS.names()):
         object_class(name)
 
 
 class Objects:
     """The objects of one daemon, by id."""
 
-    def __init__(self, around: Surroundings) -> None:
-        self._around = around
+    def __init__(self, graph: Graph, iothreads: Iothreads) -> None:
         self._objects: dict[str, UserObject] = {}
+        #: Ids of objects that are being made on a thread.
+        self._reserved: set[str] = set()
         #: The objects, for others to look at.
         self.by_id: Mapping[str, UserObject] = MappingProxyType(self._objects)
+        self.keys = Keys(self.by_id)
+        self._around = Surroundings(graph, iothreads, self.keys)
 
     def add(self, options: ObjectOptions) -> None:
         """Make an object; raises VhostblkError."""
-        if options.id in self._objects or options.id == "type":  # a property that all objects have
-            raise VhostblkError(
-                f"attempt to add duplicate property '{options.id}' to object (type 'container')"
-            )
+        self._check(options.id)
         made_of = object_class(str(options.__struct_config__.tag))
         made = self._objects[options.id] = made_of(options, self._around)
         made.added()
+
+    async def add_in_background(self, options: ObjectOptions) -> None:
+        """Make an object while the event loop goes on; raises VhostblkError."""
+        made_of = object_class(str(options.__struct_config__.tag))
+        if not made_of.reads_files:
+            self.add(options)
+            return
+        self._check(options.id)
+        self._reserved.add(options.id)
+        try:
+            made = await in_thread(lambda: made_of(options, self._around))
+        finally:
+            self._reserved.discard(options.id)
+        self._objects[options.id] = made
+        made.added()
+
+    def _check(self, object_id: str) -> None:
+        """Refuse an id that is taken; "type" is a property that all objects have."""
+        if object_id in self._objects or object_id in self._reserved or object_id == "type":
+            raise VhostblkError(
+                f"attempt to add duplicate property '{object_id}' to object (type 'container')"
+            )
 
     def find(self, object_id: str) -> UserObject:
         """Return an object; raises VhostblkError."""
@@ -80,5 +100,7 @@ class Objects:
         found.remove()
 
     def clear(self) -> None:
-        """Forget all; what used them has been closed."""
-        self._objects.clear()
+        """Remove all, the last first; what used them has been closed."""
+        while self._objects:
+            _, found = self._objects.popitem()
+            found.discard()

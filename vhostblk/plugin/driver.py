@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import errno
-import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from vhostblk.errors import os_error
 from vhostblk.plugin.child import Child, Extent
 from vhostblk.schema.blockdev import BlockdevOptions
 
@@ -35,7 +35,7 @@ def has(driver: object, operation: str) -> bool:
 
 def unsupported() -> OSError:
     """Make the error of an operation that the driver doesn't have."""
-    return OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    return os_error(errno.ENOTSUP)
 
 
 class DriverBase(ABC, Generic[O, C]):

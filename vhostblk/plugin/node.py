@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import msgspec
 
+from vhostblk.block import SECTOR
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph.edge import MAX_SIZE, os_error
+from vhostblk.block.graph.edge import MAX_SIZE
 from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus
 from vhostblk.block.graph.node import Extent as NodeExtent
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.flags import WriteFlags
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, errno_of, errors_as, os_error, reason
 from vhostblk.plugin.child import Child, Extent, SyncChild
 from vhostblk.plugin.driver import Driver, has
 from vhostblk.plugin.sync import SyncDriver, Threaded
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SECTOR = 512
 #: Operations that are coroutine functions in a `Driver`, and plain ones in a `SyncDriver`.
 _OPERATIONS = (
     *("open", "close", "read", "write", "write_zeroes", "discard", "flush"),
@@ -175,7 +175,7 @@ class PluginNode(BlockNode):
         if isinstance(error, BlockError):
             return error
         if isinstance(error, OSError | VhostblkError):
-            return BlockError(f"Could not open '{self.node_name}': {_text(error)}")
+            return BlockError(f"Could not open '{self.node_name}': {reason(error)}")
         self._log.error("open failed", exc_info=error)
         return BlockError(f"Could not open '{self.node_name}': {type(error).__name__}: {error}")
 
@@ -204,10 +204,8 @@ class PluginNode(BlockNode):
     async def load_other_data(self, roles: AbstractSet[str]) -> None:
         self._former_size = self._size
         await super().load_other_data(roles)
-        try:
+        with errors_as(BlockError, f"Could not reopen '{self.node_name}'"):
             self._size = await self._guard("size", self._ask_size)
-        except OSError as error:
-            raise BlockError(f"Could not reopen '{self.node_name}': {_text(error)}") from error
 
     def drop_other_data(self) -> None:
         self._size = self._former_size
@@ -313,7 +311,7 @@ class PluginNode(BlockNode):
         if error.errno == errno.ENOTSUP:
             return error
         self._log.error("%s failed", what, exc_info=error)
-        return OSError(error.errno or errno.EIO, _text(error))
+        return OSError(errno_of(error), reason(error))
 
     # For queries.
 
@@ -348,10 +346,6 @@ def _is_cancellation(error: BaseException) -> bool:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _text(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _checked_data(data: Any, length: int) -> memoryview:

@@ -16,7 +16,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from vhostblk import systemd
+from vhostblk import stdio, systemd
 from vhostblk.cli.errors import UsageError
 from vhostblk.cli.pidfile import PidFile
 from vhostblk.errors import VhostblkError
@@ -46,6 +46,7 @@ _OWN_DESCRIPTORS = 64
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the helper; `argv` are the words after the program's name. Returns the exit status."""
+    stdio.open_missing()
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv)
         if arguments.show is not None:

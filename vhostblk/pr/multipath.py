@@ -19,7 +19,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, reason
 from vhostblk.pr import transport_ids
 from vhostblk.reservations import sense
 from vhostblk.reservations.layout import (
@@ -152,7 +152,7 @@ class Multipath:
             # How much data the library asks devices for.
             ctypes.c_uint.in_dll(self._library, "mpath_mx_alloc_len").value = MAX_DATA
         except (OSError, AttributeError, ValueError) as error:
-            raise MultipathError(str(error)) from error
+            raise MultipathError(reason(error)) from error
         self._verbose = verbose
         self._noisy = int(noisy)
         self._lock = threading.Lock()

@@ -16,6 +16,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from vhostblk.errors import errors_as, reason
 from vhostblk.pr.errors import HelperError
 from vhostblk.reservations.layout import SG_IO
 from vhostblk.sandbox import capabilities, landlock, seccomp
@@ -76,10 +77,8 @@ def drop(
     `made` are files that are removed at the end.
     """
     kernel = kernel or Kernel()
-    try:
+    with errors_as(HelperError, "Failed to drop privileges"):
         _drop_capabilities(kernel, identity, multipath)
-    except OSError as error:
-        raise HelperError(f"Failed to drop privileges: {error.strerror}") from error
     _attempt("no_new_privs", lambda: kernel.call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     if multipath:
         _attempt("seccomp", lambda: seccomp.install(kernel, spawn=False))
@@ -114,7 +113,7 @@ def _attempt(what: str, action: Callable[[], object]) -> None:
     try:
         action()
     except OSError as error:
-        logger.info("no %s: %s", what, error.strerror)
+        logger.info("no %s: %s", what, reason(error))
 
 
 def _rules(made: Iterable[str]) -> Iterable[Rule]:

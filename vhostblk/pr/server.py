@@ -24,6 +24,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from vhostblk.errors import reason
 from vhostblk.pr.connection import Connection
 from vhostblk.pr.trace import pr_helper_command, pr_helper_connect, pr_helper_disconnect
 from vhostblk.ratelimit import RateLimitedLogger
@@ -141,7 +142,7 @@ class Server:
             return
         except OSError as error:
             self._paused_until = time.monotonic() + _PAUSE
-            self.warn(f"can't accept connections: {error.strerror}")
+            self.warn(f"can't accept connections: {reason(error)}")
             return
         try:
             connection = Connection(sock, self._patience)

@@ -1,20 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors as QMP tells them: a class and a description (`qapi/error.json`, QapiErrorClass)."""
+"""Errors as QMP clients get them: a class and a description (`qapi/error.json`)."""
 
 from __future__ import annotations
 
-from vhostblk.errors import VhostblkError
-
-GENERIC_ERROR = "GenericError"
-COMMAND_NOT_FOUND = "CommandNotFound"
-DEVICE_NOT_ACTIVE = "DeviceNotActive"
-DEVICE_NOT_FOUND = "DeviceNotFound"
-KVM_MISSING_CAP = "KVMMissingCap"
+from vhostblk.errors import VhostblkError, is_internal, reason
+from vhostblk.objects.tree import PathNotFoundError
+from vhostblk.objects.types import TypeNotFoundError
 
 
 class QmpError(VhostblkError):
-    """A command failed; any other VhostblkError is told as a GenericError."""
+    """A request can't be understood, or what it asks for can't be done."""
 
-    def __init__(self, description: str, error_class: str = GENERIC_ERROR) -> None:
-        super().__init__(description)
-        self.error_class = error_class
+
+class CommandNotFoundError(QmpError):
+    """There is no such command, or not in this state of the conversation."""
+
+
+#: `QapiErrorClass` of the kinds that clients tell apart. All others are a GenericError.
+_CLASSES: dict[type[Exception], str] = {
+    CommandNotFoundError: "CommandNotFound",
+    PathNotFoundError: "DeviceNotFound",
+    TypeNotFoundError: "DeviceNotFound",
+}
+
+
+def error_class(error: BaseException) -> str:
+    """Return the class of the reply to a command that failed with `error`."""
+    found = (name for kind, name in _CLASSES.items() if isinstance(error, kind))
+    return next(found, "GenericError")
+
+
+def description(error: BaseException) -> str:
+    """Return the description in the reply to a command that failed with `error`."""
+    return f"Internal error: {reason(error)}" if is_internal(error) else reason(error)

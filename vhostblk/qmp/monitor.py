@@ -13,11 +13,13 @@ device takes no more.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections import deque
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import is_internal, log_failure, os_error
 from vhostblk.qmp import wire
 from vhostblk.qmp.errors import QmpError
 from vhostblk.qmp.registry import COMMANDS, as_json
@@ -175,8 +177,8 @@ class Monitor:
             trace.handle_qmp_command(self._chardev.label, as_json(request.value))
         try:
             call = session.check(request)
-        except QmpError as error:
-            self._reply(session, wire.failure(error, request.ids))
+        except Exception as error:
+            self._reply(session, self._failure(error, "a request", request.ids))
             session.finished(request)
             return
         task = asyncio.create_task(
@@ -184,6 +186,7 @@ class Monitor:
         )
         self._commands.add(task)
         task.add_done_callback(self._ended)
+        task.add_done_callback(log_failure)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._commands.discard(task)
@@ -198,34 +201,25 @@ class Monitor:
             )
             if band.enabled:
                 band(call.command.name)
-            if request.out_of_band:
-                message = await self._outcome(session, request, call)
-            else:
-                async with self._dispatcher:
-                    message = await self._outcome(session, request, call)
-            self._reply(session, message)
-        finally:
-            session.finished(request)
-
-    async def _outcome(self, session: Session, request: Request, call: Call) -> wire.Message:
-        """Carry out a command; return the reply."""
-        try:
-            answer = await call.command.execute(self._daemon, session, call.arguments)
-            return wire.success(answer, request.ids)
-        except QmpError as error:
-            return wire.failure(error, request.ids)
-        except VhostblkError as error:
-            return wire.failure(QmpError(str(error)), request.ids)
-        except OSError as error:
-            return wire.failure(QmpError(error.strerror or str(error)), request.ids)
-        except RecursionError:
-            return wire.failure(QmpError("Nested too deeply"), request.ids)
-        except Exception as error:
-            name = call.command.name
-            self._log.error("command %s failed", name, exc_info=error)
-            return wire.failure(QmpError(f"Internal error: {error}"), request.ids)
+            async with nullcontext() if request.out_of_band else self._dispatcher:
+                answer = await call.command.execute(self._daemon, session, call.arguments)
+            message = wire.success(answer, request.ids)
+        except (Exception, asyncio.CancelledError) as error:  # also of a task that it waited for
+            message = self._failure(error, f"command {call.command.name}", request.ids)
+        self._reply(session, message)
+        session.finished(request)
 
     # Replies.
+
+    def _failure(self, error: BaseException, what: str, ids: wire.Message) -> wire.Message:
+        """Return the reply to a request that failed."""
+        if isinstance(error, RecursionError):
+            error = QmpError("Nested too deeply")
+        elif isinstance(error, asyncio.CancelledError):
+            error = os_error(errno.ECANCELED)
+        elif is_internal(error):
+            self._log.error("%s failed", what, exc_info=error)
+        return wire.failure(error, ids)
 
     def _reply(self, session: Session, message: wire.Message) -> None:
         if session is self._session:
@@ -234,9 +228,10 @@ class Monitor:
     def _send(self, message: wire.Message) -> None:
         try:
             data = wire.encode(message, pretty=self._pretty)
-        except RecursionError:
-            error = QmpError("QMP input member 'id' is nested too deeply")
-            data = wire.encode(wire.failure(error, {}), pretty=self._pretty)
+        except Exception as error:
+            if isinstance(error, RecursionError):
+                error = QmpError("QMP input member 'id' is nested too deeply")
+            data = wire.encode(self._failure(error, "a reply", {}), pretty=self._pretty)
         if trace.monitor_qmp_respond.enabled:
             trace.monitor_qmp_respond(self._chardev.label, data.decode().rstrip())
         if self._unsent or not self._chardev.write(data):

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import msgspec
 
+from vhostblk.errors import VhostblkError
+from vhostblk.qmp.redaction import without_secrets
 from vhostblk.trace.point import TracePoint, point
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ class Command:
                 *(given.get(parameter, arguments) for parameter in _parameters(self.handler))
             )
         except Exception as error:
+            if isinstance(error, VhostblkError):
+                error.add_context(operation=self.name)
             if leave.enabled:
                 leave(error, False)
             raise
@@ -81,9 +85,10 @@ def _trace_points(name: str) -> tuple[TracePoint, TracePoint]:
 
 
 def as_json(value: Any) -> str:
-    """Write arguments or an answer for a trace."""
+    """Write a request, arguments or an answer for a trace, without secrets."""
     try:
-        return "{}" if value is None else msgspec.json.encode(value, enc_hook=str).decode()
+        shown = without_secrets(msgspec.to_builtins(value, enc_hook=str))
+        return "{}" if value is None else msgspec.json.encode(shown).decode()
     except (RecursionError, UnicodeEncodeError):
         return "(not to be shown)"
 

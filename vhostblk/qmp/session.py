@@ -14,7 +14,7 @@ The loop around a session (`vhostblk.qmp.monitor`):
 
     session.receive(data)                   where session.wants_input
     while (request := session.next()):      executing = request
-        call = session.check(request)       QmpError: the reply
+        call = session.check(request)       an exception: the reply
         ...                                 call the handler
         session.finished(request)           then next() may give the next one in band
 """
@@ -25,9 +25,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.qmp.errors import COMMAND_NOT_FOUND, QmpError
+from vhostblk.qmp.errors import CommandNotFoundError, QmpError
 from vhostblk.schema.convert import from_json
-from vhostblk.schema.errors import OptionError
 from vhostblk.schema.json_stream import JsonError, JsonStream
 
 if TYPE_CHECKING:
@@ -115,17 +114,15 @@ class Session:
             self._executing = None
 
     def check(self, request: Request) -> Call:
-        """Understand a request that is to be executed now; raises QmpError."""
+        """Understand a request that is to be executed now; raises VhostblkError."""
         if request.error is not None:
             raise QmpError(str(request.error))
         name, arguments = self._parse(request.value)
         command = self.commands.get(name)
         if not self.negotiated and (command is None or not command.before_negotiation):
-            raise QmpError(
-                "Expecting capabilities negotiation with 'qmp_capabilities'", COMMAND_NOT_FOUND
-            )
+            raise CommandNotFoundError("Expecting capabilities negotiation with 'qmp_capabilities'")
         if command is None:
-            raise QmpError(f"The command {name} has not been found", COMMAND_NOT_FOUND)
+            raise CommandNotFoundError(f"The command {name} has not been found")
         if request.out_of_band and not command.allow_oob:
             raise QmpError(f"The command {name} does not support OOB")
         return Call(command, _convert(command, arguments))
@@ -133,8 +130,8 @@ class Session:
     def negotiate(self, enable: Iterable[str]) -> None:
         """Enable capabilities and begin to serve; raises QmpError."""
         if self.negotiated:
-            raise QmpError(
-                "Capabilities negotiation is already complete, command ignored", COMMAND_NOT_FOUND
+            raise CommandNotFoundError(
+                "Capabilities negotiation is already complete, command ignored"
             )
         self.enabled = frozenset(enable)
         self.negotiated = True
@@ -175,7 +172,5 @@ def _convert(command: Command, arguments: dict[str, object]) -> Any:
         return None
     try:
         return from_json(schema, arguments)
-    except OptionError as error:
-        raise QmpError(str(error)) from error
     except RecursionError:
         raise QmpError("QMP input member 'arguments' is nested too deeply") from None

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from vhostblk.qmp.errors import description, error_class
 from vhostblk.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vhostblk.events import Event
-    from vhostblk.qmp.errors import QmpError
 
 Message = dict[str, Any]
 
@@ -37,9 +37,9 @@ def success(value: object, ids: Message) -> Message:
     return {"return": {} if value is None else msgspec.to_builtins(value), **ids}
 
 
-def failure(error: QmpError, ids: Message) -> Message:
+def failure(error: BaseException, ids: Message) -> Message:
     """Return the reply to a command that did not."""
-    return {"error": {"class": error.error_class, "desc": str(error)}, **ids}
+    return {"error": {"class": error_class(error), "desc": description(error)}, **ids}
 
 
 def event(happened: Event) -> Message:

@@ -72,9 +72,3 @@ class Managers:
         manager = self._managers.pop(manager_id)
         assert not manager.users, "a persistent reservation manager in use"
         manager.close()
-
-    def close(self) -> None:
-        """Close all of them."""
-        while self._managers:
-            _, manager = self._managers.popitem()
-            manager.close()

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import asdict
 
 from vhostblk.block.registry import is_built_in
+from vhostblk.errors import reason
 from vhostblk.sandbox import capabilities, landlock, seccomp
 from vhostblk.sandbox.errors import SandboxError
 from vhostblk.sandbox.kernel import Kernel
@@ -49,7 +50,7 @@ logger = logging.getLogger(__name__)
 _SYSTEM = (
     *("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/etc/passwd", "/etc/group"),
     *("/etc/nsswitch.conf", "/etc/hosts", "/etc/resolv.conf", "/etc/host.conf", "/etc/gai.conf"),
-    *("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/sys"),
+    *("/etc/gnutls", "/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/sys"),
 )
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 _ENDING_SECONDS = 0.1
@@ -64,12 +65,17 @@ class Sandbox:
         identity: Identity | None = None,
         *,
         monitored: bool,
+        keyring: bool = False,
         kernel: Kernel | None = None,
     ) -> None:
-        """`options` are None where the user gave none; `monitored`: QMP may ask for files."""
+        """`options` are None where the user gave none; `monitored`: QMP may ask for files.
+
+        `keyring`: objects may want to read the kernel's keys.
+        """
         self._asked = options is not None
         self._options = options or SandboxOptions()
         self._identity = identity
+        self._keyring = keyring
         self._kernel = kernel or Kernel()
         self._executor: ThreadPoolExecutor | None = None
         directories = self._options.directory
@@ -96,7 +102,9 @@ class Sandbox:
         kernel = self._kernel
         self._attempt("no_new_privs", lambda: kernel.call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         self._attempt("capabilities", lambda: capabilities.keep_only(kernel, kept))
-        self._attempt("seccomp", lambda: seccomp.install(kernel, spawn=spawn))
+        self._attempt(
+            "seccomp", lambda: seccomp.install(kernel, spawn=spawn, keyring=self._keyring)
+        )
         if spawn:
             logger.info("sandbox: programs can be started (spawn=allow)")
 
@@ -105,7 +113,7 @@ class Sandbox:
             action()
         except OSError as error:
             level = logging.WARNING if self._asked else logging.INFO
-            logger.log(level, "sandbox: %s not to be had: %s", what, error.strerror)
+            logger.log(level, "sandbox: %s not to be had: %s", what, reason(error))
 
     def prepare_loop(self) -> None:
         """Be ready to restrict all threads: those of the loop's pool can be replaced then."""
@@ -135,9 +143,9 @@ class Sandbox:
             version = landlock.restrict(self._kernel, rules)
         except OSError as error:
             if self._files_asked:
-                raise SandboxError(f"Landlock is not to be had: {error.strerror}") from error
+                raise SandboxError(f"Landlock is not to be had: {reason(error)}") from error
             level = logging.WARNING if self._asked else logging.INFO
-            logger.log(level, "sandbox: any file can be opened: no Landlock: %s", error.strerror)
+            logger.log(level, "sandbox: any file can be opened: no Landlock: %s", reason(error))
             return
         others = _older_threads()
         logger.info("sandbox: Landlock %d, %d rules", version, len(rules))
@@ -189,6 +197,9 @@ def _rules(daemon: Daemon, others: Iterable[str], directories: Iterable[str]) ->
         yield Rule(directory, landlock.MANAGE)
     for path in _named_files(daemon):
         yield Rule(path, landlock.MANAGE if Path(path).is_dir() else landlock.WRITE)
+    for found in daemon.objects.values():
+        for path in found.files:
+            yield Rule(path, landlock.READ)
     listeners = [listener for device in daemon.chardevs for listener in device.listeners]
     made = [listener.path for listener in listeners if listener.path is not None]
     for export in daemon.exports.values():

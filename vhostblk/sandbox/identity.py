@@ -8,6 +8,7 @@ import os
 import pwd
 from dataclasses import dataclass
 
+from vhostblk.errors import errors_as
 from vhostblk.sandbox.errors import SandboxError
 
 
@@ -68,9 +69,7 @@ def _number(what: str, text: str) -> int:
 
 def become(identity: Identity) -> None:
     """Change user and groups of all threads; raises SandboxError."""
-    try:
+    with errors_as(SandboxError, "can't change user"):
         os.setgroups(identity.groups)
         os.setresgid(identity.group, identity.group, identity.group)
         os.setresuid(identity.user, identity.user, identity.user)
-    except OSError as error:
-        raise SandboxError(f"can't change user: {error.strerror}") from error

@@ -8,6 +8,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from vhostblk.errors import os_error
 from vhostblk.sandbox.layout import ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -26,13 +27,12 @@ class Kernel:
         """Call; arguments are numbers, or memory to point to. Raises OSError."""
         number = self.architecture.numbers.get(name) if self.architecture else None
         if number is None:
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+            raise os_error(errno.ENOSYS)
         words = [
             ctypes.c_ulong(argument & 0xFFFFFFFFFFFFFFFF) if isinstance(argument, int) else argument
             for argument in arguments
         ]
         result: int = self._call(ctypes.c_long(number), *words)
         if result < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+            raise os_error(ctypes.get_errno())
         return result

@@ -53,6 +53,8 @@ BPF_JUMP_SET = 0x45  # BPF_JMP | BPF_JSET | BPF_K
 BPF_RETURN = 0x06  # BPF_RET | BPF_K
 
 CLONE_THREAD = 0x00010000
+#: Command of keyctl(2).
+KEYCTL_READ = 11
 #: Puts words into a terminal's input.
 TIOCSTI = 0x5412
 #: Does the same on the console, among other things.

@@ -37,6 +37,7 @@ from vhostblk.sandbox.layout import (
     DATA_ARCH,
     DATA_ARGUMENTS,
     DATA_NUMBER,
+    KEYCTL_READ,
     LAST_NUMBER,
     SECCOMP_FILTER_FLAG_SPEC_ALLOW,
     SECCOMP_FILTER_FLAG_TSYNC,
@@ -97,14 +98,21 @@ class _Test(NamedTuple):
     unless: bool = False
 
 
-def program(architecture: Architecture, *, spawn: bool) -> bytes:
-    """Return the filter, an array of `struct sock_filter`; `spawn`: let programs be started."""
+def program(architecture: Architecture, *, spawn: bool, keyring: bool = False) -> bytes:
+    """Return the filter, an array of `struct sock_filter`.
+
+    `spawn`: let programs be started; `keyring`: let keys of the kernel's be read, and no more.
+    """
     numbers = architecture.numbers
     code = [
         *_checked(DATA_ARCH, [_equal(architecture.audit, SECCOMP_RET_KILL_PROCESS, unless=True)]),
         *_checked(DATA_NUMBER, [_Test(BPF_JUMP_GREATER, LAST_NUMBER, _ENOSYS)]),
     ]
-    names: Iterable[str] = ALWAYS if spawn else (*ALWAYS, *SPAWN)
+    names = set(ALWAYS if spawn else (*ALWAYS, *SPAWN))
+    if keyring:
+        names.discard("keyctl")
+        reading_only = [_equal(KEYCTL_READ, _EPERM, unless=True)]
+        code += _checked_arguments(numbers["keyctl"], 0, reading_only)
     denied = sorted(numbers[name] for name in names if name in numbers)
     code += _checked(DATA_NUMBER, [_equal(number, _EPERM) for number in denied])
     terminal = [_equal(TIOCSTI, _EPERM), _equal(TIOCLINUX, _EPERM)]
@@ -183,11 +191,11 @@ def _checked_arguments(number: int, argument: int, tests: list[_Test]) -> _Code:
     return [(BPF_LOAD, 0, 0, DATA_NUMBER), (BPF_JUMP_EQUAL, 0, len(body), number), *body]
 
 
-def install(kernel: Kernel, *, spawn: bool) -> None:
+def install(kernel: Kernel, *, spawn: bool, keyring: bool = False) -> None:
     """Filter the calls of all threads for good; `no_new_privs` is set. Raises OSError."""
     if kernel.architecture is None:
         raise OSError(errno.ENOSYS, "no filter for this architecture")
-    install_program(kernel, program(kernel.architecture, spawn=spawn))
+    install_program(kernel, program(kernel.architecture, spawn=spawn, keyring=keyring))
 
 
 def install_program(kernel: Kernel, code: bytes) -> None:

@@ -1,46 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changing what an image was created with (`x-blockdev-amend`), and checking images."""
+"""Changing what an image was created with (`x-blockdev-amend`), and checking images.
+
+What is a driver's own is in `schema.drivers`.
+"""
 
 from __future__ import annotations
 
-import functools
-from enum import Enum
-from typing import Any
-
-import msgspec
-
 from vhostblk.schema.base import UNSET, OpenUnion, QapiStruct, UnsetType
 from vhostblk.schema.blockdev import BlockdevOptions
-from vhostblk.schema.driver_names import BlockdevDriver
-
-
-class QCryptoBlockLUKSKeyslotState(Enum):
-    """Whether a key slot is to have a password."""
-
-    ACTIVE = "active"
-    INACTIVE = "inactive"
-
-
-class QCryptoBlockAmendOptionsQCow(
-    QapiStruct, tag_field="format", tag="qcow", kw_only=True, frozen=True
-):
-    """Of the old AES-CBC encryption nothing can be changed."""
-
-
-class QCryptoBlockAmendOptionsLUKS(
-    QapiStruct, tag_field="format", tag="luks", kw_only=True, frozen=True
-):
-    """A key slot of LUKS."""
-
-    state: QCryptoBlockLUKSKeyslotState
-    new_secret: str | UnsetType = UNSET
-    old_secret: str | UnsetType = UNSET
-    keyslot: int | UnsetType = UNSET
-    iter_time: int | UnsetType = UNSET
-    secret: str | UnsetType = UNSET
-
-
-QCryptoBlockAmendOptions = QCryptoBlockAmendOptionsQCow | QCryptoBlockAmendOptionsLUKS
+from vhostblk.schema.branches import Branches, Parts, without_members
+from vhostblk.schema.driver_manifest import DRIVERS
 
 
 class BlockdevAmendOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
@@ -49,34 +18,18 @@ class BlockdevAmendOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=T
     @classmethod
     def find_branch(cls, tag: str) -> type[BlockdevAmendOptions] | None:
         """Return the options of a driver."""
-        if tag == "qcow2":
-            return BlockdevAmendOptionsQcow2
-        if tag == "luks":
-            return BlockdevAmendOptionsLUKS
-        return _without_members(tag) if tag in cls.branch_names() else None
+        found: type[BlockdevAmendOptions] | None = _AMENDING.find(tag)
+        if found is None and tag in cls.branch_names():
+            found = without_members(BlockdevAmendOptions, tag)
+        return found
 
     @classmethod
     def branch_names(cls) -> list[str]:
         """Return the names of all drivers."""
-        known = (driver.value for driver in BlockdevDriver)
-        return list(dict.fromkeys([*known, *BlockdevOptions.branch_names()]))
+        return list(dict.fromkeys([*DRIVERS, *BlockdevOptions.branch_names()]))
 
 
-class BlockdevAmendOptionsLUKS(BlockdevAmendOptions, tag="luks", kw_only=True, frozen=True):
-    """A key slot of LUKS."""
-
-    state: QCryptoBlockLUKSKeyslotState
-    new_secret: str | UnsetType = UNSET
-    old_secret: str | UnsetType = UNSET
-    keyslot: int | UnsetType = UNSET
-    iter_time: int | UnsetType = UNSET
-    secret: str | UnsetType = UNSET
-
-
-class BlockdevAmendOptionsQcow2(BlockdevAmendOptions, tag="qcow2", kw_only=True, frozen=True):
-    """A qcow2 image."""
-
-    encrypt: QCryptoBlockAmendOptions | UnsetType = UNSET
+_AMENDING = Branches(Parts(DRIVERS, "amend_options"), None, {})
 
 
 class BlockdevAmend(QapiStruct, kw_only=True, frozen=True):
@@ -86,20 +39,6 @@ class BlockdevAmend(QapiStruct, kw_only=True, frozen=True):
     node_name: str
     options: BlockdevAmendOptions
     force: bool | UnsetType = UNSET
-
-
-@functools.cache
-def _without_members(tag: str) -> type[BlockdevAmendOptions]:
-    made: Any = msgspec.defstruct(
-        "BlockdevAmendOptionsNone",
-        [],
-        bases=(BlockdevAmendOptions,),
-        tag=tag,
-        kw_only=True,
-        frozen=True,
-    )
-    branch: type[BlockdevAmendOptions] = made
-    return branch
 
 
 class BlockdevCheck(QapiStruct, kw_only=True, frozen=True):

@@ -11,9 +11,11 @@ from typing import Any
 
 from msgspec import field
 
-from vhostblk.schema.base import UNSET, QapiStruct, UnsetType
+from vhostblk.schema.base import UNSET, OpenUnion, QapiStruct, UnsetType
 from vhostblk.schema.blockdev import BlockdevDetectZeroesOptions  # noqa: TC001 (read at run time)
+from vhostblk.schema.branches import Branches, Parts
 from vhostblk.schema.common import Uint32, Uint64  # noqa: TC001 (read at run time)
+from vhostblk.schema.driver_manifest import DRIVERS
 from vhostblk.schema.snapshot import SnapshotInfo  # noqa: TC001 (read at run time)
 
 
@@ -34,41 +36,6 @@ class QueryBlockstats(QapiStruct, kw_only=True, frozen=True):
 
     #: All nodes, rather than devices.
     query_nodes: bool | UnsetType = UNSET
-
-
-class ImageInfoSpecificFile(QapiStruct, kw_only=True, frozen=True):
-    """What is particular to files; `extent_size_hint` is XFS's."""
-
-    extent_size_hint: int | UnsetType = UNSET
-
-
-class Qcow2BitmapInfoFlags(Enum):
-    """What an image says of a bitmap."""
-
-    IN_USE = "in-use"
-    AUTO = "auto"
-
-
-class Qcow2BitmapInfo(QapiStruct, kw_only=True, frozen=True):
-    """A bitmap that an image keeps."""
-
-    name: str
-    granularity: Uint32
-    flags: list[Qcow2BitmapInfoFlags]
-
-
-class ImageInfoSpecificQCow2(QapiStruct, kw_only=True, frozen=True):
-    """What is particular to qcow2 images; version 2 ones have few of these."""
-
-    compat: str
-    data_file: str | UnsetType = UNSET
-    data_file_raw: bool | UnsetType = UNSET
-    extended_l2: bool | UnsetType = UNSET
-    lazy_refcounts: bool | UnsetType = UNSET
-    corrupt: bool | UnsetType = UNSET
-    refcount_bits: int
-    bitmaps: list[Qcow2BitmapInfo] | UnsetType = UNSET
-    compression_type: str
 
 
 class ImageInfoSpecific(QapiStruct, kw_only=True, frozen=True):
@@ -200,21 +167,22 @@ class BlockDeviceStats(QapiStruct, kw_only=True, frozen=True, rename=_as_written
     timed_stats: list[BlockDeviceTimedStats] = field(default_factory=list)
 
 
-class BlockStatsSpecificFile(QapiStruct, tag_field="driver", tag="file", kw_only=True, frozen=True):
-    """Discards that a file has seen."""
+class BlockStatsSpecific(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
+    """What only some drivers count."""
 
-    discard_nb_ok: Uint64 = 0
-    discard_nb_failed: Uint64 = 0
-    discard_bytes_ok: Uint64 = 0
+    @classmethod
+    def find_branch(cls, tag: str) -> type[BlockStatsSpecific] | None:
+        """Return what a driver counts; None: nothing."""
+        found: type[BlockStatsSpecific] | None = _STATISTICS.find(tag)
+        return found
+
+    @classmethod
+    def branch_names(cls) -> list[str]:
+        """Return the names of the drivers that count something."""
+        return _STATISTICS.names()
 
 
-class BlockStatsSpecificHostDevice(
-    BlockStatsSpecificFile, tag="host_device", kw_only=True, frozen=True
-):
-    """Discards that a device has seen."""
-
-
-BlockStatsSpecific = BlockStatsSpecificFile | BlockStatsSpecificHostDevice
+_STATISTICS = Branches(Parts(DRIVERS, "statistics"), None, {})
 
 
 class BlockStats(QapiStruct, kw_only=True, frozen=True):

@@ -13,7 +13,8 @@ from msgspec import Meta
 
 from vhostblk.schema import plugins
 from vhostblk.schema.base import UNSET, OpenUnion, QapiStruct, UnsetType
-from vhostblk.schema.branches import Branches
+from vhostblk.schema.branches import Branches, Parts
+from vhostblk.schema.driver_manifest import DRIVERS
 
 
 class BlockdevDiscardOptions(Enum):
@@ -65,33 +66,7 @@ class BlockdevOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
         return _BRANCHES.names()
 
 
-#: Where the options of each driver are: a module of `schema.drivers`, and the struct.
-_DRIVERS = {
-    "blkdebug": ("blkdebug", "BlockdevOptionsBlkdebug"),
-    "blklogwrites": ("blklogwrites", "BlockdevOptionsBlklogwrites"),
-    "blkverify": ("blkverify", "BlockdevOptionsBlkverify"),
-    "compress": ("filters", "BlockdevOptionsCompress"),
-    "copy-before-write": ("filters", "BlockdevOptionsCbw"),
-    "copy-on-read": ("filters", "BlockdevOptionsCor"),
-    "file": ("file", "BlockdevOptionsFile"),
-    "host_device": ("file", "BlockdevOptionsHostDevice"),
-    "null-aio": ("null", "BlockdevOptionsNullAio"),
-    "null-co": ("null", "BlockdevOptionsNull"),
-    "preallocate": ("filters", "BlockdevOptionsPreallocate"),
-    "qcow2": ("qcow2", "BlockdevOptionsQcow2"),
-    "quorum": ("quorum", "BlockdevOptionsQuorum"),
-    "raw": ("raw", "BlockdevOptionsRaw"),
-    "snapshot-access": ("filters", "BlockdevOptionsSnapshotAccess"),
-    "throttle": ("throttle", "BlockdevOptionsThrottle"),
-}
-
-_BRANCHES = Branches(
-    "vhostblk.schema.drivers",
-    _DRIVERS,
-    plugins.DRIVERS,
-    # It depends on more than a storage daemon has.
-    {"replication": "Driver 'replication' is not available in vhostblk"},
-)
+_BRANCHES = Branches(Parts(DRIVERS, "options"), plugins.DRIVERS, Parts(DRIVERS, "refusal"))
 
 #: A node's name or the definition of a new node.
 BlockdevRef = Annotated[str | BlockdevOptions, Meta(title="BlockdevRef")]

@@ -1,17 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Branches`: the structs of an open union, built in and of plug-ins."""
+"""`Branches`: the structs of an open union, built in and of plug-ins. `Parts`: a table's column."""
 
 from __future__ import annotations
 
-import importlib
+import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from vhostblk.imports import load
 from vhostblk.schema.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator
 
     from vhostblk.schema.plugins import PluginFinder
+
+
+class Parts(Mapping[str, str]):
+    """One kind of part, a member of a table's entries, by the names of the entries that have it."""
+
+    def __init__(self, table: Mapping[str, Any], kind: str) -> None:
+        """`table` may change: its entries are looked up when they are asked for."""
+        self._table = table
+        self._kind = kind
+
+    def __getitem__(self, name: str) -> str:
+        part: str = getattr(self._table[name], self._kind)
+        if not part:
+            raise KeyError(name)
+        return part
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._table if name in self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._table and bool(getattr(self._table[str(name)], self._kind))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class Branches:
@@ -19,16 +47,14 @@ class Branches:
 
     def __init__(
         self,
-        package: str,
-        built_in: Mapping[str, tuple[str, str]],
-        plugins: PluginFinder,
+        built_in: Mapping[str, str],
+        plugins: PluginFinder | None,
         unavailable: Mapping[str, str],
     ) -> None:
-        """`built_in`: a module of `package` and the struct in it, by tag.
+        """`built_in`: where the structs are, `module:name`, by tag.
 
         `unavailable`: QEMU's branches that are not here, and what is to be said of them.
         """
-        self._package = package
         self._built_in = built_in
         self._plugins = plugins
         self._unavailable = unavailable
@@ -39,11 +65,17 @@ class Branches:
             raise OptionError(self._unavailable[tag])
         where = self._built_in.get(tag)
         if where is None:
-            return self._plugins.find_options(tag)
-        module, name = where
-        return getattr(importlib.import_module(f"{self._package}.{module}"), name)
+            return None if self._plugins is None else self._plugins.find_options(tag)
+        return load(where)
 
     def names(self) -> list[str]:
         """Return all tags, those of plug-ins last."""
-        others = self._plugins.names()
+        others = [] if self._plugins is None else self._plugins.names()
         return [*self._built_in, *(name for name in others if name not in self._built_in)]
+
+
+@functools.cache
+def without_members(union: type[msgspec.Struct], tag: str) -> Any:
+    """Make a branch that has no members of its own."""
+    name = f"{union.__name__}None"
+    return msgspec.defstruct(name, [], bases=(union,), tag=tag, kw_only=True, frozen=True)

@@ -32,3 +32,11 @@ class OnOffAuto(Enum):
     AUTO = "auto"
     ON = "on"
     OFF = "off"
+
+
+class BlockdevAioOptions(Enum):
+    """Which asynchronous I/O interface is used."""
+
+    THREADS = "threads"
+    NATIVE = "native"
+    IO_URING = "io_uring"

@@ -18,7 +18,7 @@ from msgspec import NODEFAULT, Meta, Struct
 from msgspec.structs import FieldInfo, fields
 
 from vhostblk.schema.base import OpenUnion, QapiStruct, UnsetType
-from vhostblk.schema.errors import OptionError
+from vhostblk.schema.errors import BadValueError, OptionError
 from vhostblk.schema.numbers import parse_int64, parse_size, parse_uint64
 
 if TYPE_CHECKING:
@@ -191,11 +191,11 @@ class _Visitor:
         tag_field = tag_field_of(schema)
         where = _join(path, tag_field)
         if tag_field not in value:
-            raise _missing(where)
+            raise _wrong(where, "is missing")
         tag = self._string(value[tag_field], where)
         branch = _find_branch(schema, tag)
         if branch is None:
-            raise _bad_value(tag_field, tag)
+            raise _bad_value(where, tag_field, tag)
         return self._struct(branch, value, path, tag_field)
 
     def _struct(
@@ -208,11 +208,11 @@ class _Visitor:
             if member.wire_name in value:
                 arguments[member.name] = self.visit(member.schema, value[member.wire_name], where)
             elif member.required:
-                raise _missing(where)
+                raise _wrong(where, "is missing")
         known = {member.wire_name for member in members} | {tag_field}
         for name in value:
             if name not in known:
-                raise OptionError(f"Parameter '{_join(path, name)}' is unexpected")
+                raise _wrong(_join(path, name), "is unexpected")
         return struct(**arguments)
 
     def _string(self, value: object, path: str) -> str:
@@ -225,7 +225,7 @@ class _Visitor:
         try:
             return enum(text)
         except ValueError:
-            raise _bad_value(_last(path), text) from None
+            raise _bad_value(path, _last(path), text) from None
 
     def _boolean(self, value: object, path: str) -> bool:
         if not self._strings:
@@ -234,7 +234,7 @@ class _Visitor:
             return value
         text = self._string(value, path)
         if text not in _TRUE and text not in _FALSE:
-            raise OptionError(f"Parameter '{path}' expects 'on' or 'off'")
+            raise _wrong(path, "expects 'on' or 'off'")
         return text in _TRUE
 
     def _integer(self, kind: str | None, value: object, path: str) -> int:
@@ -245,12 +245,12 @@ class _Visitor:
         )
         low, high = _RANGES.get(kind or "", (number, number))
         if not low <= number <= high:
-            raise OptionError(f"Parameter '{_last(path)}' expects {kind}")
+            raise OptionError(f"Parameter '{_last(path)}' expects {kind}", option=path)
         return number
 
     def _not_scalar(self, value: object, path: str) -> OptionError | None:
         if self._strings:
-            return OptionError(f"Parameters '{path}.*' are unexpected")
+            return OptionError(f"Parameters '{path}.*' are unexpected", option=path)
         return None
 
 
@@ -260,7 +260,7 @@ def _integer_from_string(kind: str | None, text: str, path: str) -> int:
         parse = parse_size
     number = parse(text)
     if number is None:
-        raise OptionError(f"Parameter '{path}' expects {'size' if kind == 'size' else 'integer'}")
+        raise _wrong(path, f"expects {'size' if kind == 'size' else 'integer'}")
     return number
 
 
@@ -270,7 +270,7 @@ def _integer_from_json(kind: str | None, value: object, path: str) -> int:
         if not is_integer or not -(2**63) <= value < 2**63:  # type: ignore[operator]
             raise _wrong_type(path, "integer")
     elif not is_integer or not -(2**63) <= value < 2**64:  # type: ignore[operator]
-        raise OptionError(f"Parameter '{path}' expects uint64")
+        raise _wrong(path, "expects uint64")
     assert isinstance(value, int)
     return value if kind in _SIGNED else value % 2**64
 
@@ -285,13 +285,13 @@ def _last(path: str) -> str:
     return "null" if name.endswith("]") or name.isdecimal() else name  # items have no name
 
 
-def _missing(path: str) -> OptionError:
-    return OptionError(f"Parameter '{path}' is missing")
+def _wrong(path: str, what: str) -> OptionError:
+    return OptionError(f"Parameter '{path}' {what}", option=path)
 
 
-def _bad_value(name: str, value: str) -> OptionError:
-    return OptionError(f"Parameter '{name}' does not accept value '{value}'")
+def _bad_value(path: str, name: str, value: str) -> OptionError:
+    return BadValueError(f"Parameter '{name}' does not accept value '{value}'", option=path)
 
 
 def _wrong_type(path: str, expected: str | None) -> OptionError:
-    return OptionError(f"Invalid parameter type for '{path}', expected: {expected}")
+    return OptionError(f"Invalid parameter type for '{path}', expected: {expected}", option=path)

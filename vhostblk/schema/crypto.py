@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encryption of new images (`qapi/crypto.json`): known, and refused until there is any."""
+"""Encryption of images (`qapi/crypto.json`): known, and refused until there is any."""
 
 from __future__ import annotations
 
@@ -79,3 +79,32 @@ class QCryptoBlockCreateOptionsLUKS(
 
 
 QCryptoBlockCreateOptions = QCryptoBlockOptionsQCow | QCryptoBlockCreateOptionsLUKS
+
+
+class QCryptoBlockLUKSKeyslotState(Enum):
+    """Whether a key slot is to have a password."""
+
+    ACTIVE = "active"
+    INACTIVE = "inactive"
+
+
+class QCryptoBlockAmendOptionsQCow(
+    QapiStruct, tag_field="format", tag="qcow", kw_only=True, frozen=True
+):
+    """Of the old AES-CBC encryption nothing can be changed."""
+
+
+class QCryptoBlockAmendOptionsLUKS(
+    QapiStruct, tag_field="format", tag="luks", kw_only=True, frozen=True
+):
+    """A key slot of LUKS."""
+
+    state: QCryptoBlockLUKSKeyslotState
+    new_secret: str | UnsetType = UNSET
+    old_secret: str | UnsetType = UNSET
+    keyslot: int | UnsetType = UNSET
+    iter_time: int | UnsetType = UNSET
+    secret: str | UnsetType = UNSET
+
+
+QCryptoBlockAmendOptions = QCryptoBlockAmendOptionsQCow | QCryptoBlockAmendOptionsLUKS

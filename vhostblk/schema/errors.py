@@ -10,6 +10,10 @@ class OptionError(VhostblkError):
     """Options can't be parsed, or don't fit the type that they are for."""
 
 
+class BadValueError(OptionError):
+    """An enumeration or a union has no such value."""
+
+
 class HelpRequestedError(VhostblkError):
     """Not an error: the options contain `help` or `?`. `options` holds the others."""
 

@@ -7,10 +7,11 @@ What is an export type's own is in `schema.exports`, loaded when it is first nam
 from __future__ import annotations
 
 from enum import Enum
+from typing import NamedTuple
 
 from vhostblk.schema import plugins
 from vhostblk.schema.base import UNSET, OpenUnion, QapiStruct, UnsetType
-from vhostblk.schema.branches import Branches
+from vhostblk.schema.branches import Branches, Parts
 
 
 class BlockExportOptions(OpenUnion, tag_field="type", kw_only=True, frozen=True):
@@ -46,14 +47,30 @@ class BlockExportOptions(OpenUnion, tag_field="type", kw_only=True, frozen=True)
         return False
 
 
+class ExportType(NamedTuple):
+    """The parts of an export type, `module:name`, which are imported when they are first used."""
+
+    #: A subclass of `BlockExportOptions`.
+    options: str = ""
+    #: A subclass of `exports.base.Export`.
+    export: str = ""
+    #: Why the type is refused; it has no parts then.
+    refusal: str = ""
+
+
+#: The table of export types. Those of other packages are found by `schema.plugins`.
+EXPORT_TYPES: dict[str, ExportType] = {
+    "nbd": ExportType(refusal="Export type 'nbd' is not available in vhostblk yet"),
+    "vhost-user-blk": ExportType(
+        "vhostblk.schema.exports.vhost_user_blk:BlockExportOptionsVhostUserBlk",
+        "vhostblk.exports.vhost_user_blk.export:VhostUserBlkExport",
+    ),
+    "fuse": ExportType(refusal="Export type 'fuse' is not available in vhostblk yet"),
+    "vduse-blk": ExportType(refusal="Export type 'vduse-blk' is not available in vhostblk yet"),
+}
+
 _BRANCHES = Branches(
-    "vhostblk.schema.exports",
-    {"vhost-user-blk": ("vhost_user_blk", "BlockExportOptionsVhostUserBlk")},
-    plugins.EXPORTS,
-    {
-        name: f"Export type '{name}' is not available in vhostblk yet"
-        for name in ("nbd", "fuse", "vduse-blk")
-    },
+    Parts(EXPORT_TYPES, "options"), plugins.EXPORTS, Parts(EXPORT_TYPES, "refusal")
 )
 
 

@@ -74,7 +74,7 @@ def _parse_pair(tree: Tree, text: str, start: int, key_end: int) -> int:
             raise _inconsistent(fragments[: depth + 1])
         current = below
     if text[key_end : key_end + 1] != "=":
-        raise OptionError(f"Expected '=' after parameter '{key}'")
+        raise OptionError(f"Expected '=' after parameter '{key}'", option=key)
     value, after = _take_value(text, key_end + 1)
     if isinstance(current.get(fragments[-1]), dict):
         raise _inconsistent(fragments)
@@ -89,7 +89,7 @@ def _split_key(key: str) -> list[str]:
         match = _INDEX.match(key, position) if fragments else None
         match = match or _NAME.match(key, position)
         if match is None or (match.end() < len(key) and key[match.end()] != "."):
-            raise OptionError(f"Invalid parameter '{key}'")
+            raise OptionError(f"Invalid parameter '{key}'", option=key)
         fragment = match.group()
         if len(fragment) >= MAX_FRAGMENT:
             kind = "Parameter" if fragment == key else "Parameter fragment"

@@ -6,9 +6,14 @@ What is an object type's own is in `schema.objects`, loaded when it is first nam
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from vhostblk.schema import plugins
 from vhostblk.schema.base import OpenUnion
-from vhostblk.schema.branches import Branches
+from vhostblk.schema.branches import Branches, Parts
+
+#: Members of secrets that logs and messages may show; others may be the secret, misspelled.
+SHOWN_MEMBERS = frozenset({"qom-type", "id", "format", "keyid", "iv", "file", "serial"})
 
 
 class ObjectOptions(OpenUnion, tag_field="qom-type", kw_only=True, frozen=True):
@@ -28,14 +33,61 @@ class ObjectOptions(OpenUnion, tag_field="qom-type", kw_only=True, frozen=True):
         return _BRANCHES.names()
 
 
-_BRANCHES = Branches(
-    "vhostblk.schema.objects",
-    {
-        "iothread": ("iothread", "IothreadProperties"),
-        "pr-manager-helper": ("pr_manager", "PrManagerHelperProperties"),
-        "throttle-group": ("throttle_group", "ThrottleGroupProperties"),
-        "x-vhostblk-pr-manager-kernel": ("pr_manager", "PrManagerKernelProperties"),
-    },
-    plugins.OBJECTS,
-    {},
-)
+class ObjectType(NamedTuple):
+    """The parts of an object type, `module:name`, which are imported when they are first used."""
+
+    #: A subclass of `ObjectOptions`.
+    options: str
+    #: A subclass of `objects.base.UserObject`.
+    made_of: str
+
+
+#: The table of object types. Those of other packages are found by `schema.plugins`.
+OBJECT_TYPES: dict[str, ObjectType] = {
+    "authz-list": ObjectType(
+        "vhostblk.schema.objects.authz:AuthZListProperties",
+        "vhostblk.objects.authz_list:AuthzListObject",
+    ),
+    "authz-list-file": ObjectType(
+        "vhostblk.schema.objects.authz:AuthZListFileProperties",
+        "vhostblk.objects.authz_list_file:AuthzListFileObject",
+    ),
+    "authz-listfile": ObjectType(
+        "vhostblk.schema.objects.authz:AuthZListfileProperties",
+        "vhostblk.objects.authz_list_file:AuthzListfileObject",
+    ),
+    "authz-pam": ObjectType(
+        "vhostblk.schema.objects.authz:AuthZPAMProperties",
+        "vhostblk.objects.authz_pam:AuthzPamObject",
+    ),
+    "authz-simple": ObjectType(
+        "vhostblk.schema.objects.authz:AuthZSimpleProperties",
+        "vhostblk.objects.authz_simple:AuthzSimpleObject",
+    ),
+    "iothread": ObjectType(
+        "vhostblk.schema.objects.iothread:IothreadProperties",
+        "vhostblk.objects.iothread:IothreadObject",
+    ),
+    "pr-manager-helper": ObjectType(
+        "vhostblk.schema.objects.pr_manager:PrManagerHelperProperties",
+        "vhostblk.objects.pr_manager:PrManagerHelperObject",
+    ),
+    "secret": ObjectType(
+        "vhostblk.schema.objects.secret:SecretProperties",
+        "vhostblk.objects.secret:SecretObject",
+    ),
+    "secret_keyring": ObjectType(
+        "vhostblk.schema.objects.secret:SecretKeyringProperties",
+        "vhostblk.objects.secret_keyring:SecretKeyringObject",
+    ),
+    "throttle-group": ObjectType(
+        "vhostblk.schema.objects.throttle_group:ThrottleGroupProperties",
+        "vhostblk.objects.throttle_group:ThrottleGroupObject",
+    ),
+    "x-vhostblk-pr-manager-kernel": ObjectType(
+        "vhostblk.schema.objects.pr_manager:PrManagerKernelProperties",
+        "vhostblk.objects.pr_manager:PrManagerKernelObject",
+    ),
+}
+
+_BRANCHES = Branches(Parts(OBJECT_TYPES, "options"), plugins.OBJECTS, {})

@@ -29,7 +29,7 @@ def blockdev_options(options: Options) -> BlockdevOptions:
     """Return the definition of a root node; raises OptionError."""
     checked = cast("BlockdevOptions", _convert(BlockdevOptions, "driver", options))
     if checked.node_name is UNSET:
-        raise OptionError("'node-name' must be specified for the root node")
+        raise OptionError("'node-name' must be specified for the root node", option="node-name")
     return checked
 
 
@@ -60,7 +60,7 @@ def short_export_options(text: str, more: str) -> tuple[BlockExportOptions, str 
 def _checked_export(converted: object) -> BlockExportOptions:
     checked = cast("BlockExportOptions", converted)
     if not is_identifier(checked.id):
-        raise OptionError("Invalid block export id")
+        raise OptionError("Invalid block export id", option="id")
     checked.check()
     return checked
 
@@ -69,7 +69,7 @@ def object_options(options: Options) -> ObjectOptions:
     """Return the definition of an object; raises OptionError."""
     checked = cast("ObjectOptions", _convert(ObjectOptions, "qom-type", options))
     if not is_identifier(checked.id):
-        raise OptionError("Parameter 'id' expects an identifier")
+        raise OptionError("Parameter 'id' expects an identifier", option="id")
     checked.check()
     return checked
 

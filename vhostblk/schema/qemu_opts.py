@@ -127,10 +127,12 @@ def _take_switch(values: dict[str, str], name: str, kinds: Mapping[str, str]) ->
 def _check(name: str, value: str, kinds: Mapping[str, str]) -> None:
     kind = kinds.get(name)
     if kind is None:
-        raise OptionError(f"Invalid parameter '{name}'")
+        raise OptionError(f"Invalid parameter '{name}'", option=name)
     if kind == BOOLEAN and value not in _TRUE and value not in _FALSE:
-        raise OptionError(f"Parameter '{name}' expects 'on' or 'off'")
+        raise OptionError(f"Parameter '{name}' expects 'on' or 'off'", option=name)
     if kind == NUMBER and parse_uint64(value) is None:
-        raise OptionError(f"Parameter '{name}' expects a number")
+        raise OptionError(f"Parameter '{name}' expects a number", option=name)
     if kind == SIZE and parse_size(value) is None:
-        raise OptionError(f"Parameter '{name}' expects a non-negative number below 2^64")
+        raise OptionError(
+            f"Parameter '{name}' expects a non-negative number below 2^64", option=name
+        )

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, reason
 from vhostblk.schema.qemu_opts import STRING, parse
 from vhostblk.trace import point, points
 
@@ -52,16 +52,14 @@ def apply(text: str, warn: Callable[[str], object]) -> None:
         try:
             point.write_to(path)
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise TraceError(f"Error opening logfile {path}: {reason}") from error
+            raise TraceError(f"Error opening logfile {path}: {reason(error)}", file=path) from error
 
 
 def _take_events(path: str, warn: Callable[[str], object]) -> None:
     try:
         lines = Path(path).read_text(errors="replace").split("\n")
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise TraceError(f"{path}: {reason}") from error
+        raise TraceError(f"{path}: {reason(error)}", file=path) from error
     for number, line in enumerate(lines, 1):
         if line and not line.startswith("#") and not _switch(line):
             warn(f"{path}:{number}: trace event '{line.removeprefix('-')}' does not exist")

@@ -19,9 +19,9 @@ blk_drained_end = point("blk_drained_end", "blk %s")
 # Exports and devices.
 blk_exp_start = point("blk_exp_start", "export %s node %s")
 blk_exp_stop = point("blk_exp_stop", "export %s node %s")
-vhost_user_blk_start_queue = point("vhost_user_blk_start_queue", "export %s queue %d %s")
-vhost_user_blk_stop_queue = point("vhost_user_blk_stop_queue", "export %s queue %d")
 vhost_user_blk_set_memory = point("vhost_user_blk_set_memory", "export %s queues %d")
+virtio_blk_start_queue = point("virtio_blk_start_queue", "export %s queue %d %s")
+virtio_blk_stop_queue = point("virtio_blk_stop_queue", "export %s queue %d")
 virtio_blk_burst = point("virtio_blk_burst", "queue %d requests %d in flight %d")
 
 # vhost-user.

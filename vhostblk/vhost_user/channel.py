@@ -10,6 +10,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
+from vhostblk.errors import reason
 from vhostblk.vhost_user.codec import encode_request
 from vhostblk.vhost_user.errors import DescriptorError
 from vhostblk.vhost_user.layout import (
@@ -82,7 +83,7 @@ class RequestChannel:
             logger.debug("%s dropped: the front-end doesn't read its requests", request.name)
             return False
         except OSError as error:
-            self._give_up(str(error.strerror))
+            self._give_up(reason(error))
             return False
         if sent != len(data):  # what follows would be out of step
             self._give_up("message cut short")
@@ -106,7 +107,7 @@ class RequestChannel:
         except BlockingIOError:
             return
         except OSError as error:
-            self._give_up(str(error.strerror))
+            self._give_up(reason(error))
             return
         if not received:  # as it does when it leaves
             self.close()
@@ -119,8 +120,8 @@ class RequestChannel:
             if (flags, size) != (VERSION | FLAG_REPLY, U64.size) or not answered(request):
                 self._give_up("a message that is no reply to any of ours")
 
-    def _give_up(self, reason: str) -> None:
-        logger.warning("back-end channel closed: %s", reason)
+    def _give_up(self, why: str) -> None:
+        logger.warning("back-end channel closed: %s", why)
         if self._socket is not None:
             with contextlib.suppress(OSError):  # there may be duplicates of the descriptor
                 self._socket.shutdown(socket.SHUT_RDWR)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import socket
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vhostblk.vhost_user.errors import ProtocolError
@@ -93,6 +93,14 @@ class Message:
         return request_name(self.request)
 
 
+@dataclass(slots=True)
+class Part:
+    """A part of a message: bytes, and the descriptors that come with the first of them."""
+
+    data: bytes = b""
+    fds: FdList = field(default_factory=FdList)
+
+
 def request_name(request: int) -> str:
     """Return a message's name for the log."""
     try:
@@ -164,6 +172,23 @@ class MessageDecoder:
         self._header_done = False
         self.wanted = HEADER.size
         return message
+
+    def take_part(self) -> Part:
+        """Hand over what has come of a message; after that only `close` may be called."""
+        data = bytes(self._buffer)
+        if self._header_done:
+            data = HEADER.pack(self._request, self._flags, len(data) + self.wanted) + data
+        return Part(data, FdList(self._fds.take_all()))
+
+    def give_part(self, part: Part) -> None:
+        """Take what has come of a message elsewhere, before anything else; raises ProtocolError."""
+        data, fds = part.data, part.fds.take_all()
+        for chunk in (data[: HEADER.size], data[HEADER.size :]):
+            if chunk and (message := self.feed(chunk, fds)) is not None:
+                message.fds.close()
+                raise ProtocolError("a whole message, where only a part is expected")
+            fds = []
+        self._fds.extend(fds)
 
     def close(self) -> None:
         """Forget a half-received message and its descriptors."""

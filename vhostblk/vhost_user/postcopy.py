@@ -20,6 +20,7 @@ import os
 import platform
 import struct
 
+from vhostblk.errors import os_error
 from vhostblk.vhost_user.codec import FdList
 from vhostblk.vhost_user.errors import PostcopyError
 
@@ -48,10 +49,10 @@ def _open() -> int:
     """
     number = _SYSCALL.get(platform.machine())
     if number is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        raise os_error(errno.ENOSYS)
     fd: int = _libc.syscall(number, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)
     if fd < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        raise os_error(ctypes.get_errno())
     try:
         fcntl.ioctl(fd, _UFFDIO_API, _API.pack(_UFFD_API, 0, 0))
     except OSError:

@@ -16,13 +16,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from vhostblk.errors import reason
 from vhostblk.net.listener import listen
 from vhostblk.ratelimit import RateLimitedLogger
 from vhostblk.trace import points as trace
-from vhostblk.vhost_user.codec import FdList, MessageDecoder
+from vhostblk.vhost_user.carried import Carried
+from vhostblk.vhost_user.codec import FdList, MessageDecoder, Part
 from vhostblk.vhost_user.errors import ProtocolError, VhostUserError
 from vhostblk.vhost_user.journal import Journal
 from vhostblk.vhost_user.layout import HEADER, MAX_FDS, Request
@@ -31,12 +33,9 @@ from vhostblk.vhost_user.session import Session
 from vhostblk.virtqueue.errors import SetupError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from vhostblk.net.listener import ListenAddress, Listener
     from vhostblk.vhost_user.backend import Backend
     from vhostblk.vhost_user.codec import Message
-    from vhostblk.vhost_user.restate import Said
     from vhostblk.vhost_user.rules import Answer
 
 logger = logging.getLogger(__name__)
@@ -68,35 +67,12 @@ class _ReplayError(VhostUserError):
 
 
 class _SuspendedError(Exception):
-    """`suspend` was called while the server waited for the socket, between two messages."""
+    """`suspend` was called while the server waited for the socket."""
 
-
-@dataclass(slots=True)
-class Carried:
-    """What moves to another server, perhaps of another process.
-
-    That is the sockets, and messages that restore the session.
-    """
-
-    listener: Listener
-    connection: socket.socket | None
-    said: Sequence[Said]
-    #: If the messages can't be replayed, `start` fails; else the front-end is disconnected.
-    required: bool = True
-    #: Done when all has been said again.
-    replayed: asyncio.Future[None] | None = None
-
-    def close(self) -> None:
-        """Hang up, and listen no more."""
-        if self.connection is not None:
-            self.connection.close()
-        self.close_said()
-        self.listener.close()
-
-    def close_said(self) -> None:
-        """Close the descriptors of the messages."""
-        for said in self.said:
-            said.fds.close()
+    def __init__(self) -> None:
+        super().__init__()
+        #: What has to be sent of a reply.
+        self.unsent = Part()
 
 
 class VhostUserServer:
@@ -119,9 +95,10 @@ class VhostUserServer:
         #: Set where the session may have to move.
         self._journal: Journal | None = None
         self._suspending = False
-        #: After `suspend`: the front-end's connection, and the messages that restore its session.
-        self._connection: socket.socket | None = None
-        self._said: Sequence[Said] = ()
+        #: Done when the session can't be suspended.
+        self._refused: asyncio.Future[None] | None = None
+        #: The front-end of a session that was suspended.
+        self._kept: Carried | None = None
         #: Another process may still take the session back, until `resume`.
         self._held = False
 
@@ -144,8 +121,7 @@ class VhostUserServer:
         """
         self._stopping = self._suspending = False
         self._held = carried is not None
-        self._connection = None
-        self._said = ()
+        self._kept = None
         self._journal = Journal() if movable else None
         loop = asyncio.get_running_loop()
         listener = listen(self._address) if carried is None else carried.listener
@@ -177,42 +153,78 @@ class VhostUserServer:
             await task
 
     async def suspend(self) -> Carried:
-        """Stop between two messages, with all requests finished, and leave the front-end connected.
+        """Stop with all requests finished, and leave the front-end connected.
 
-        The backend is as new afterwards, and has been told that the vrings stop. Raises
-        VhostUserError, and changes nothing, while a post-copy migration to here is under way.
+        It waits for the message that is being carried out, but for no front-end: one may be in the
+        middle of a message. The backend is as new afterwards, and has been told that the vrings
+        stop. Raises VhostUserError while a post-copy migration to here is under way. Then, and if
+        this is cancelled, the server goes on.
         """
         assert self._listener is not None
         assert self._task is not None
         assert self._journal is not None
         if not self._journal.movable:
-            raise VhostUserError(f"export '{self._name}': a post-copy migration is under way")
+            raise self._postcopy_error()
+        task = self._task
+        self._refused = asyncio.get_running_loop().create_future()
         self._suspending = True
         if self._waiting is not None:
             _wake(self._waiting)
-        task, self._task = self._task, None
+        try:
+            await asyncio.wait({task, self._refused}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            if not task.done():
+                self._suspending = False
+                raise
+        if not task.done():
+            raise self._postcopy_error()
         await task
-        carried = Carried(self._listener, self._connection, self._said)
-        self._listener = self._connection = self._journal = None
-        self._said = ()
+        carried, self._kept = self._kept or Carried(self._listener, None, ()), None
+        self._task = self._listener = self._journal = None
         return carried
+
+    def _postcopy_error(self) -> VhostUserError:
+        return VhostUserError(f"export '{self._name}': a post-copy migration is under way")
+
+    def _check_suspended(self) -> None:
+        """Raise _SuspendedError where the session is to be suspended; refuse where it can't be."""
+        if not self._suspending:
+            return
+        if self._journal is None or self._journal.movable:
+            raise _SuspendedError
+        self._suspending = False
+        if self._refused is not None:
+            _wake(self._refused)
 
     async def _run(self, listener: Listener, carried: Carried | None) -> None:
         try:
-            if carried is not None:
-                await self._resume(carried)
-            while not self._stopping and not self._suspending:
-                connection = await self._accept(listener.socket)
-                if connection is not None:
-                    with connection:
-                        await self._serve(connection)
-                    await asyncio.sleep(0)  # others get their turn in a storm of connections, too
-        except (_StoppedError, _SuspendedError):
-            pass
+            while True:
+                with suppress(_StoppedError, _SuspendedError):
+                    await self._serve_all(listener, carried)
+                if self._stopping or self._suspending:
+                    return
+                # `suspend` was cancelled.
+                carried, self._kept = self._kept, None
+                if carried is not None:
+                    carried.required = False
         finally:
             if not self._suspending:
+                if self._kept is not None:
+                    self._kept.close()
+                    self._kept = None
                 listener.close()
                 self._listener = None
+
+    async def _serve_all(self, listener: Listener, carried: Carried | None) -> None:
+        """Serve one front-end after the other, until `stop` or `suspend` is called."""
+        if carried is not None:
+            await self._resume(carried)
+        while not self._stopping and not self._suspending:
+            connection = await self._accept(listener.socket)
+            if connection is not None:
+                with connection:
+                    await self._serve(connection)
+                await asyncio.sleep(0)  # others get their turn in a storm of connections, too
 
     async def _resume(self, carried: Carried) -> None:
         """Serve the front-end that was carried here, if there is one."""
@@ -226,6 +238,7 @@ class VhostUserServer:
             await self._wait_resumed()
         finally:
             carried.close_said()
+            carried.close_parts()
 
     async def _wait_resumed(self) -> None:
         """Wait for `resume`: a process that takes the session back would miss what is read here."""
@@ -241,7 +254,7 @@ class VhostUserServer:
         except ConnectionAbortedError:
             pass
         except OSError as error:  # out of descriptors or memory: the front-end stays in the backlog
-            self._log.warning("can't accept a front-end: %s", error.strerror)
+            self._log.warning("can't accept a front-end: %s", reason(error))
             await self._pause(_ACCEPT_RETRY)
         else:
             connection.setblocking(False)
@@ -266,6 +279,8 @@ class VhostUserServer:
             await self._backend.prepare()
             if carried is not None:
                 await self._replay(session, carried)
+                decoder.give_part(carried.received)
+                await self._send(connection, carried.unsent)
             await self._converse(connection, session, decoder, silent=carried is None)
         except _FrontendGoneError:
             logger.info("export '%s': front-end disconnected", self._name)
@@ -273,14 +288,12 @@ class VhostUserServer:
             if carried is None or carried.required:
                 raise _ReplayError(f"export '{self._name}': {error}") from error
             self._log.warning("front-end disconnected: %s", error)
-        except SetupError as error:
-            self._log.warning("front-end disconnected: %s", error)
-        except OSError as error:  # reset by its end, or its end closed before the reply
-            self._log.warning("front-end disconnected: %s", error.strerror)
+        except (SetupError, OSError) as error:  # OSError: the front-end has closed its end
+            self._log.warning("front-end disconnected: %s", reason(error))
         except _StoppedError:
             raise
-        except _SuspendedError:
-            await self._keep(connection, session)
+        except _SuspendedError as suspended:
+            await self._keep(connection, session, decoder.take_part(), suspended.unsent)
             raise
         except Exception as error:
             self._log.error("front-end disconnected: internal error", exc_info=error)
@@ -322,23 +335,29 @@ class VhostUserServer:
                 if said.request == Request.GET_CONFIG:  # the payload is the former reply
                     config_changed = answer.reply[HEADER.size :] != said.payload
         except (SetupError, OSError) as error:
-            raise _ReplayError(str(error)) from error
+            raise _ReplayError(reason(error)) from error
         carried.close_said()
         if carried.replayed is not None:
             carried.replayed.set_result(None)
         await self._wait_resumed()
         session.restated(config_changed=config_changed)
 
-    async def _keep(self, connection: socket.socket, session: Session) -> None:
+    async def _keep(
+        self, connection: socket.socket, session: Session, received: Part, unsent: Part
+    ) -> None:
         """Stop the vrings; keep the connection, and the messages that restore its session."""
         assert self._journal is not None
+        assert self._listener is not None
+        kept = Carried(self._listener, None, (), received, unsent)
         try:
             state = await session.suspend()
-            self._connection = connection.dup()
+            kept.connection = connection.dup()
         except (SetupError, OSError) as error:
-            self._log.warning("front-end disconnected: %s", error)
+            self._log.warning("front-end disconnected: %s", reason(error))
+            kept.close_parts()
         else:
-            self._said = self._journal.hand_out(state)
+            kept.said = self._journal.hand_out(state)
+            self._kept = kept
 
     async def _reset(self) -> None:
         try:
@@ -348,11 +367,11 @@ class VhostUserServer:
         except Exception as error:
             self._log.error("reset failed", exc_info=error)
 
-    def _disconnect(self, reason: str) -> None:
+    def _disconnect(self, why: str) -> None:
         """End the session: at once where it waits for the socket, else after the message."""
-        self._unwanted = reason
+        self._unwanted = why
         if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_exception(VhostUserError(reason))
+            self._waiting.set_exception(VhostUserError(why))
 
     async def _handle(self, connection: socket.socket, session: Session, message: Message) -> None:
         logger.debug("export '%s': %s", self._name, message.name)
@@ -368,7 +387,7 @@ class VhostUserServer:
             self._log.warning("%s", answer.failure)
         if answer.remark is not None:
             self._log.warning("%s", answer.remark)
-        await self._send(connection, answer.reply, answer.fds)
+        await self._send(connection, Part(answer.reply, answer.fds))
 
     async def _carry_out(self, session: Session, message: Message) -> Answer:
         """Carry out a message, and note it where sessions may have to move."""
@@ -388,26 +407,26 @@ class VhostUserServer:
         self._journal.note(copy, reply, session.state)
         return answer
 
-    async def _send(self, connection: socket.socket, reply: bytes, fds: FdList) -> None:
+    async def _send(self, connection: socket.socket, reply: Part) -> None:
         """Send bytes; the descriptors go with the first of them and are closed here."""
         deadline: float | None = None
+        data, fds = reply.data, reply.fds
         try:
-            ancillary = fds.ancillary()
-            while reply:
+            while data:
                 try:
-                    sent = connection.sendmsg([reply], ancillary, socket.MSG_NOSIGNAL)
+                    sent = connection.sendmsg([data], fds.ancillary(), socket.MSG_NOSIGNAL)
                 except BlockingIOError:
+                    self._check_suspended()
                     deadline = deadline or self._deadline()
                     await self._ready(connection, writing=True, deadline=deadline)
                 else:
-                    reply, ancillary = reply[sent:], []
+                    data = data[sent:]
+                    fds.close()
+        except _SuspendedError as suspended:
+            suspended.unsent = Part(data, FdList(fds.take_all()))
+            raise
         finally:
             fds.close()
-
-    @property
-    def _movable(self) -> bool:
-        """Tell whether the session can move: a migration that began just before it has to wait."""
-        return self._journal is None or self._journal.movable
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + PATIENCE
@@ -422,8 +441,7 @@ class VhostUserServer:
                 raise _StoppedError
             if self._unwanted is not None:
                 raise VhostUserError(self._unwanted)
-            if self._suspending and not decoder.mid_message and self._movable:
-                raise _SuspendedError
+            self._check_suspended()
             try:
                 data, ancillary, flags, _ = connection.recvmsg(
                     decoder.wanted, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC

@@ -36,6 +36,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vhostblk.errors import reason
 from vhostblk.vhost_user import payloads, postcopy
 from vhostblk.vhost_user.channel import RequestChannel
 from vhostblk.vhost_user.codec import FdList, encode_reply
@@ -173,8 +174,7 @@ class Session(DeviceMessages, MigrationMessages):
         return message.need_reply and ProtocolFeature.REPLY_ACK in self._protocol_features
 
     def _failed(self, message: Message, rule: Rule | None, error: SetupError | OSError) -> Answer:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        line = f"{message.name}: {reason}"
+        line = f"{message.name}: {reason(error)}"
         if isinstance(error, ProtocolError):
             raise ProtocolError(line) from error
         if rule and rule.failure is not None:
@@ -351,7 +351,7 @@ class Session(DeviceMessages, MigrationMessages):
 
     def _vring(self, index: int) -> Vring:
         if index >= len(self._vrings):
-            raise VringIndexError(f"vring {index} of {len(self._vrings)}")
+            raise VringIndexError(f"vring {index} of {len(self._vrings)} (option num-queues)")
         return self._vrings[index]
 
     async def _set_vring_num(self, message: Message) -> None:

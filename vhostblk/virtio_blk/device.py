@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vhostblk.block.erase import eraser_of
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.block.lifetime import lifetime_of
 from vhostblk.schema.block import IoOperationType
 from vhostblk.virtio_blk.discard import RefusedError, max_payload, parse_segments
 from vhostblk.virtio_blk.layout import ID_BYTES, LIFETIME, RequestType, Status
@@ -73,7 +75,7 @@ class BlkDevice:
             case RequestType.DISCARD | RequestType.WRITE_ZEROES:
                 await self._deallocate(kind, iov)
                 return 0
-            case RequestType.SECURE_ERASE if self.backend.node.erases_securely:
+            case RequestType.SECURE_ERASE if eraser_of(self.backend.node) is not None:
                 await self._deallocate(kind, iov)
                 return 0
             case RequestType.GET_LIFETIME:
@@ -101,7 +103,8 @@ class BlkDevice:
         return size
 
     async def _tell_lifetime(self, iov: IoVec) -> int:
-        lifetime = await self.backend.node.lifetime()
+        storage = lifetime_of(self.backend.node)
+        lifetime = None if storage is None else await storage.lifetime()
         if lifetime is None:
             raise RefusedError(Status.UNSUPP)
         content = np.array(tuple(lifetime), LIFETIME).tobytes()[: iov.nbytes]

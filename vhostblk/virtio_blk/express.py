@@ -2,8 +2,8 @@
 """One queue of a virtio block device on the express lane: run by the engine, on an iothread.
 
 The engine takes requests, goes by the extent map and completes. What the map does not cover comes
-up here and is run like any request of the Python lane. To the rest this looks like
-`vhostblk.virtio_blk.queue.BlkQueue`: same states, same calls.
+up here and is run like any request of the Python lane. `vhostblk.virtio_blk.contract` has the
+states of a queue.
 
 The block backend counts only what Python runs. While the queue is held with requests in flight in
 the engine, one more is counted for all of them, so that draining the backend waits for them too.
@@ -11,7 +11,6 @@ the engine, one more is counted for all of them, so that draining the backend wa
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,8 @@ from vhostblk.block.io.completion import Completion, resolve_all
 from vhostblk.block.io.iovec import address_of
 from vhostblk.engine.layouts import STATS
 from vhostblk.engine.maps import encode_map
+from vhostblk.errors import reason
+from vhostblk.virtio_blk.base import BaseQueue
 from vhostblk.virtio_blk.layout import RequestType
 from vhostblk.virtio_blk.request import BlockRequests
 from vhostblk.virtio_blk.runner import Completed, RequestRunner
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from vhostblk.virtqueue.ring import Ring
 
 
-class ExpressQueue:
+class ExpressQueue(BaseQueue):
     """A queue on an iothread. `kick_fd` belongs to it until it stops.
 
     `ring` says where the ring is; from the start on the engine runs it.
@@ -53,11 +54,7 @@ class ExpressQueue:
         log: RateLimitedLogger,
         iothread: Iothread,
     ) -> None:
-        self.index = index
-        self._ring = ring
-        self._device = device
-        self._kick_fd = kick_fd
-        self._log = log
+        super().__init__(index, ring, device, kick_fd, log)
         self._err_told = False
         self._iothread = iothread
         self._ffi, self._lib = iothread.ffi, iothread.lib
@@ -70,9 +67,6 @@ class ExpressQueue:
         self._log_used: QueueLog | None = None
         self._holds = 1
         self._counted = False
-        self._idle: list[Completion[None]] = []
-        self._left: list[Completion[None]] = []
-        self._abandoned = False
         self._settled: list[Completion[None]] = []
         self._table: ExtentTable | None = None
         regions, count = self._regions(ring.memory)
@@ -148,9 +142,7 @@ class ExpressQueue:
         self._iothread.remove(self._queue)
         base: int = self._lib.vb_queue_free(self._queue)
         self._queue = self._ffi.NULL
-        if self._kick_fd is not None:
-            os.close(self._kick_fd)
-            self._kick_fd = None
+        self._close_kick()
         return base
 
     def hold(self) -> None:
@@ -184,13 +176,6 @@ class ExpressQueue:
         count: int = self._lib.vb_queue_in_flight(self._queue)
         return count
 
-    async def wait_idle(self) -> None:
-        """Wait until nothing is in flight; held."""
-        while self.in_flight:
-            idle: Completion[None] = Completion()
-            self._idle.append(idle)
-            await idle
-
     def limit_to_left(self) -> int:
         """Take only requests that an earlier process left in flight, from now on.
 
@@ -199,30 +184,14 @@ class ExpressQueue:
         left: int = self._lib.vb_queue_limit_to_left(self._queue)
         return left
 
-    async def wait_left(self) -> None:
-        """Wait until these requests are taken or abandoned, or the ring breaks."""
-        while self.limit_to_left() and not self._abandoned:
-            left: Completion[None] = Completion()
-            self._left.append(left)
-            await left
-
-    def abandon_left(self) -> None:
-        """End `wait_left`: the requests stay in the record of requests in flight."""
-        self._abandoned = True
-        resolve_all(self._left)
-
     def move(self, memory: GuestMemory) -> None:
         """Go on in a new memory table; held and idle."""
-        self._ring.move(memory)
+        super().move(memory)
         regions, count = self._regions(memory)
         ring = self._ffi.new("struct vb_ring *", self._ring.addresses())
         if self._lib.vb_queue_move(self._queue, ring, regions, count):
             raise SetupError("no memory for a memory table")
         self._memory = memory
-
-    def kick_copy(self) -> int | None:
-        """Return a duplicate of the kick descriptor, for a queue that takes this one's place."""
-        return None if self._kick_fd is None else os.dup(self._kick_fd)
 
     def set_log(self, log: QueueLog | None) -> None:
         """Note what is written to guest memory, or not; held and idle, or just made."""
@@ -292,8 +261,7 @@ class ExpressQueue:
         reason = self._lib.vb_queue_broken(self._queue)
         if reason and not self._err_told:
             self._err_told = True
-            text = self._ffi.string(reason).decode()
-            self._log.warning("queue %d is broken: %s", self.index, text)
+            self._warn_broken(self._ffi.string(reason).decode())
         if self._settled and not self._lib.vb_queue_unsettled(self._queue):
             resolve_all(self._settled)
         if (self._idle or self._counted) and not self.in_flight:
@@ -306,7 +274,7 @@ class ExpressQueue:
         for kind in (RequestType.IN, RequestType.OUT):
             code = self._lib.vb_queue_take_error(self._queue, kind == RequestType.OUT)
             if code:
-                self._log.warning("request failed: %s", os.strerror(code))
+                self._log.warning("request failed: %s", reason(code))
                 self._device.report_error(kind, code)
 
     def upcalls(self, records: NDArray[np.void], iovs: NDArray[np.void]) -> None:

@@ -16,6 +16,12 @@ Not offered, although front-ends know them:
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from vhostblk.block.zones import ZoneModel
+
+if TYPE_CHECKING:
+    from vhostblk.block.zones import ZonedLimits
 
 
 class Feature(IntEnum):
@@ -44,3 +50,13 @@ class Feature(IntEnum):
     def mask(self) -> int:
         """The bit itself."""
         return 1 << self
+
+
+def refusal(features: int, zoned: ZonedLimits | None) -> str | None:
+    """Say why a driver that accepted these features can't use a disk; None: it can.
+
+    VIRTIO 1.3, 5.2.5.2: what doesn't know of zones must not get at a host-managed disk.
+    """
+    if zoned is None or zoned.model is not ZoneModel.HOST_MANAGED or features & Feature.ZONED.mask:
+        return None
+    return "the driver didn't accept ZONED, as it has to for a host-managed disk"

@@ -6,20 +6,19 @@ requests, and publishes whatever has completed by then in one go (see `runner`).
 work the driver is asked not to kick; a sweep that finds none asks for kicks again and looks once
 more. Between two sweeps the loop turns, so that queues share it fairly and completions come in.
 
-States: *started* from `start` to `stop`; *held* while anybody holds it (disabled by the
-front-end, drained, or the memory table changing): requests in flight go on, new ones wait.
+`vhostblk.virtio_blk.contract` has the states of a queue.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.io.completion import Completion, resolve_all
+from vhostblk.block.io.completion import resolve_all
 from vhostblk.trace import points as trace
+from vhostblk.virtio_blk.base import BaseQueue
 from vhostblk.virtio_blk.request import parse
 from vhostblk.virtio_blk.runner import Completed, RequestRunner
 from vhostblk.virtio_blk.statistics import Counters
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.ratelimit import RateLimitedLogger
     from vhostblk.virtio_blk.device import BlkDevice
-    from vhostblk.virtqueue.memory import GuestMemory
     from vhostblk.virtqueue.queue_log import QueueLog
     from vhostblk.virtqueue.ring import Ring
 
@@ -44,8 +42,10 @@ POLL_INTERVAL = 0.0005
 BURST = 256
 
 
-class BlkQueue:
-    """A started queue. `kick_fd` and the call descriptor belong to it until it stops."""
+class BlkQueue(BaseQueue):
+    """A started queue. `kick_fd` belongs to it until it stops."""
+
+    in_flight = 0
 
     def __init__(
         self,
@@ -55,12 +55,7 @@ class BlkQueue:
         kick_fd: int | None,
         log: RateLimitedLogger,
     ) -> None:
-        self.index = index
-        self.in_flight = 0
-        self._ring = ring
-        self._device = device
-        self._kick_fd = kick_fd
-        self._log = log
+        super().__init__(index, ring, device, kick_fd, log)
         self._call_fd: int | None = None
         self._err_fd: int | None = None
         self._loop = asyncio.get_running_loop()
@@ -70,11 +65,8 @@ class BlkQueue:
         self._sweep_handle: asyncio.Handle | None = None
         self._counters = Counters()
         self._runner = RequestRunner(device, log, self._publish, self._counters)
-        self._idle: list[Completion[None]] = []
         #: Take only requests that an earlier process left in flight.
         self._left_only = False
-        self._left: list[Completion[None]] = []
-        self._abandoned = False
         #: Notes what requests write, while that is wanted.
         self._written: WrittenMemory | None = None
 
@@ -91,8 +83,7 @@ class BlkQueue:
         self._stopped = True
         if self._kick_fd is not None:
             self._loop.remove_reader(self._kick_fd)
-            os.close(self._kick_fd)
-            self._kick_fd = None
+        self._close_kick()
         self._cancel_sweep()
         await self.wait_idle()
         self._runner.close()
@@ -109,13 +100,6 @@ class BlkQueue:
         if not self._holds:
             self._schedule_sweep()
 
-    async def wait_idle(self) -> None:
-        """Wait until nothing is in flight and everything is published."""
-        while self.in_flight:
-            idle: Completion[None] = Completion()
-            self._idle.append(idle)
-            await idle
-
     def limit_to_left(self) -> int:
         """Take only requests that an earlier process left in flight, from now on.
 
@@ -123,26 +107,6 @@ class BlkQueue:
         """
         self._left_only = True
         return 0 if self._broken else len(self._ring.left)
-
-    async def wait_left(self) -> None:
-        """Wait until these requests are taken or abandoned, or the ring breaks."""
-        while self.limit_to_left() and not self._abandoned:
-            left: Completion[None] = Completion()
-            self._left.append(left)
-            await left
-
-    def abandon_left(self) -> None:
-        """End `wait_left`: the requests stay in the record of requests in flight."""
-        self._abandoned = True
-        resolve_all(self._left)
-
-    def move(self, memory: GuestMemory) -> None:
-        """Go on in a new memory table; held and idle."""
-        self._ring.move(memory)
-
-    def kick_copy(self) -> int | None:
-        """Return a duplicate of the kick descriptor, for a queue that takes this one's place."""
-        return None if self._kick_fd is None else os.dup(self._kick_fd)
 
     def set_log(self, log: QueueLog | None) -> None:
         """Note what is written to guest memory, or not; held and idle, or just made."""
@@ -233,7 +197,7 @@ class BlkQueue:
         """Serve this ring no more, as a device that needs a reset (VIRTIO 1.3, 2.1.2)."""
         self._broken = True
         resolve_all(self._left)
-        self._log.warning("queue %d is broken: %s", self.index, error)
+        self._warn_broken(error)
         if self._err_fd is not None:
             eventfd.signal(self._err_fd)
 

@@ -9,7 +9,6 @@ the loop's next turn, all together.
 from __future__ import annotations
 
 import asyncio
-import errno
 from functools import partial
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +18,7 @@ import numpy as np
 from vhostblk.block.io.completion import drive, follow
 from vhostblk.block.io.iovec import IoVec
 from vhostblk.engine.layouts import RECORD
+from vhostblk.errors import errno_of, reason
 from vhostblk.virtio_blk.discard import RefusedError
 from vhostblk.virtio_blk.layout import APPEND_SECTOR_BYTES, SECTOR_SIZE, RequestType, Status
 from vhostblk.virtio_blk.request import PENDING, BlockRequests
@@ -219,13 +219,12 @@ class RequestRunner:
 
     def _fail(self, outcome: Outcome, kind: int, error: BaseException) -> None:
         if isinstance(error, OSError):
-            self._log.warning("request failed: %s", error.strerror)
+            self._log.warning("request failed: %s", reason(error))
         elif not isinstance(error, RefusedError):
             self._log.error("request failed", exc_info=error)
         status = self._device.status_of(error)
         if status == Status.IOERR and not isinstance(error, RefusedError):
-            code = error.errno if isinstance(error, OSError) else None
-            self._device.report_error(kind, code or errno.EIO)
+            self._device.report_error(kind, errno_of(error))
         if self._counters is not None:
             self._counters.count_failed(kind)
         head, _, status_addr, _ = outcome

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.zones import ZoneError, ZoneFault, ZoneOp, ZoneType
+from vhostblk.block.zones import ZoneError, ZoneFault, ZoneOp, ZoneType, zone_limits
 from vhostblk.virtio_blk.discard import RefusedError
 from vhostblk.virtio_blk.layout import (
     APPEND_SECTOR_BYTES,
@@ -123,7 +123,7 @@ class ZonedRequests:
 
     @property
     def _limits(self) -> ZonedLimits:
-        limits = self._backend.node.zoned
+        limits = zone_limits(self._backend.node)
         if limits is None:  # the graph is another one by now
             raise RefusedError(Status.UNSUPP)
         return limits

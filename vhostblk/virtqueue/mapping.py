@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vhostblk.engine import load
+from vhostblk.errors import reason
 from vhostblk.virtqueue.errors import SetupError
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ _libc.mmap.argtypes = (
     ctypes.c_int64,
 )
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _MAX_OFFSET = 1 << 63
+_MADV_DONTDUMP = 16
 
 
 class LossSignal:
@@ -50,7 +53,8 @@ class LossSignal:
 class Mapping:
     """Bytes [offset, offset + size) of a file, shared and writable, at `address`.
 
-    Unmapped when the last reference goes. The descriptor is only borrowed for the call.
+    Unmapped when the last reference goes. The descriptor is only borrowed for the call. Core dumps
+    leave it out: it is large, and the guest's.
 
     The file's owner can truncate it, and what accesses it then gets SIGBUS. With `loss` it gets
     zeroes, and `loss` is signalled.
@@ -88,8 +92,8 @@ class Mapping:
             self._start,
         )
         if address == _MAP_FAILED:
-            code = ctypes.get_errno()
-            raise SetupError(f"{what}: mmap failed: {os.strerror(code)}")
+            raise SetupError(f"{what}: mmap failed: {reason(ctypes.get_errno())}")
+        _libc.madvise(address, self._length, _MADV_DONTDUMP)
         self._base: int | None = address
         self.address: int = address + (offset - self._start)
         #: What is mapped, in whole pages: start and length.

@@ -491,7 +491,7 @@ MUTATIONS = (
         "inactive-without-a-flush",
         _GRAPH,
         """
-        - await _flush(with_descendants(chosen), prefix)
+        - await _flush(with_descendants(chosen), what)
           try:
               nodes = activation.to_inactivate(chosen)
         """,
@@ -540,7 +540,7 @@ MUTATIONS = (
         _GRAPH,
         """
           loading = reopening.remembering
-        - await _flush(dict.fromkeys([*reversed(loading), *nodes]), "Error flushing drive: ")
+        - await _flush(dict.fromkeys([*reversed(loading), *nodes]), "Error flushing drive")
           await _release_children(reopening.leaving)
         """,
         "Data written before a reopen stays in the cache of the former file.",
@@ -643,10 +643,9 @@ MUTATIONS = (
         _OVERLAY,
         """
           if not base.read_only and base.active:
-              try:
+              with errors_as(BlockError, f"Write to node '{base.node_name}' failed"):
         -         await flush_node(base)
         +         pass
-              except OSError as error:
         """,
         "The base of a snapshot is not on stable storage, and never flushed again.",
         ("tests/qmp_block/test_overlay.py", "integration/qcow2/test_external_snapshots.py"),

@@ -9,7 +9,9 @@ _RUNNER = "vhostblk/virtio_blk/runner.py"
 _QUEUE = "vhostblk/virtio_blk/queue.py"
 _EXPRESS = "vhostblk/virtio_blk/express.py"
 _DEVICE = "vhostblk/virtio_blk/device.py"
-_EXPORT = "vhostblk/exports/vhost_user_blk/device.py"
+_QUEUE_SET = "vhostblk/virtio_blk/queue_set.py"
+_MAKER = "vhostblk/virtio_blk/queue_maker.py"
+_WRITE_CACHE = "vhostblk/virtio_blk/write_cache.py"
 _JOURNAL = "vhostblk/vhost_user/journal.py"
 _GIVER = "vhostblk/handover/giver.py"
 _TAKER = "vhostblk/handover/taker.py"
@@ -274,19 +276,19 @@ MUTATIONS = (
     ),
     Mutation(
         "queues-not-told-of-the-cache-mode",
-        _EXPORT,
+        _QUEUE_SET,
         """
-          self._backend.enable_write_cache = self._default_write_cache and may
-        - self._refresh_queues()
+          self._write_cache.choose(enabled)
+        - self.refresh()
         """,
         "A guest turns the write cache off; its acknowledged writes are in the page cache only.",
         ("tests/exports/test_files.py",),
     ),
     Mutation(
         "writethrough-can-be-turned-off",
-        _EXPORT,
+        _WRITE_CACHE,
         """
-        - self._backend.enable_write_cache = self._default_write_cache and may
+        - self._backend.enable_write_cache = self._default and may
         + self._backend.enable_write_cache = may
         """,
         "A driver without FLUSH gets a write cache that nobody ever flushes.",
@@ -294,7 +296,7 @@ MUTATIONS = (
     ),
     Mutation(
         "cache-for-drivers-that-do-not-flush",
-        _EXPORT,
+        _WRITE_CACHE,
         """
         - may = not self._features or bool(self._features & Feature.FLUSH.mask)
         + may = True
@@ -304,18 +306,18 @@ MUTATIONS = (
     ),
     Mutation(
         "cache-mode-of-the-former-driver",
-        _EXPORT,
+        _WRITE_CACHE,
         """
         - if not features & Feature.CONFIG_WCE.mask:
-        -     self._chosen_write_cache = None
-          self._set_write_cache()
+        -     self.chosen = None
+          self._set()
         """,
         "A driver without CONFIG_WCE gets the cache mode that the former driver chose.",
         ("tests/exports/test_write_cache.py",),
     ),
     Mutation(
         "queues-go-on-before-their-map",
-        _EXPORT,
+        _QUEUE_SET,
         """
         - queue.set_extents(extents)
           queue.release()
@@ -326,10 +328,10 @@ MUTATIONS = (
     ),
     Mutation(
         "queues-keep-their-map",
-        _EXPORT,
+        _QUEUE_SET,
         """
-          extents = self._extents()
-          for queue in self._queues.values():
+          extents = self._maker.extents()
+          for queue in self.running.values():
         -     queue.set_extents(extents)
               queue.release()
         """,
@@ -338,9 +340,9 @@ MUTATIONS = (
     ),
     Mutation(
         "engine-writes-beside-read-modify-write",
-        _EXPORT,
+        _MAKER,
         """
-        - if extents is not None and extents.alignment > self._options.logical_block_size:
+        - if extents is not None and extents.alignment > self._disk.logical_block_size:
         -     return replace(extents, writable=False)
           return extents
         """,
@@ -349,18 +351,18 @@ MUTATIONS = (
     ),
     Mutation(
         "new-queue-in-a-drained-section",
-        _EXPORT,
+        _QUEUE_SET,
         """
         - if self._drained:
         -     queue.hold()
-          self._queues[index] = queue
+          self._running[index] = _Running(queue, config, wires)
         """,
         "A queue that is started inside a drained section begins requests there.",
         ("tests/exports/test_queues.py",),
     ),
     Mutation(
         "memory-changes-under-requests",
-        _EXPORT,
+        _QUEUE_SET,
         """
           with self._backend.hurried():
               for queue in queues:
@@ -373,7 +375,7 @@ MUTATIONS = (
     ),
     Mutation(
         "memory-changed-in-part",
-        _EXPORT,
+        _QUEUE_SET,
         """
           except VhostblkError:
         -     for queue in queues:
@@ -385,19 +387,18 @@ MUTATIONS = (
     ),
     Mutation(
         "image-taken-by-nobody",
-        "vhostblk/exports/vhost_user_blk/ownership.py",
+        "vhostblk/virtio_blk/ownership.py",
         """
+          with errors_as(SetupError, of=BlockError):
         -     await self._backend.set_active(active=True)
         +     pass
-          except BlockError as error:
-              raise VhostUserError(str(error)) from error
         """,
         "Two daemons write one image in a migration.",
         ("tests/exports/test_ownership.py",),
     ),
     Mutation(
         "image-taken-from-running-queues",
-        "vhostblk/exports/vhost_user_blk/ownership.py",
+        "vhostblk/virtio_blk/ownership.py",
         """
         - self._backend.allow_inactive = False
         """,
@@ -406,10 +407,10 @@ MUTATIONS = (
     ),
     Mutation(
         "image-left-while-queues-run",
-        _EXPORT,
+        _QUEUE_SET,
         """
-        - if not self._queues:
-        + if index not in self._queues:
+        - if not self._running:
+        + if index not in self._running:
               await self._ownership.leave()
         """,
         "The image is inactivated as soon as the first queue stops.",
@@ -417,10 +418,9 @@ MUTATIONS = (
     ),
     Mutation(
         "logging-for-running-queues-only",
-        _EXPORT,
+        _QUEUE_SET,
         """
-        - if self.dirty_logging is not None:
-        -     queue.set_log(self.dirty_logging.begin(self._configs[index]))
+        - queue.set_log(wires.log)
         """,
         "Writes of a queue that is started during a migration are missing at the destination.",
         ("tests/exports/test_dirty_logging.py",),
@@ -429,13 +429,11 @@ MUTATIONS = (
         "logging-changes-under-requests",
         "vhostblk/exports/vhost_user_blk/dirty_logging.py",
         """
-          self._check(self._log, self._memory(), enabled=enabled)
-        - async with self._quiet() as queues:
-        -     self._enabled = enabled
-        -     self._tell(queues)
-        + self._enabled = enabled
-        + async with self._quiet() as queues:
-        +     self._tell(queues[:1])
+          self._check(self._log, self._queues.memory, enabled=enabled)
+          async with self._queues.quiet():
+              self._enabled = enabled
+        -     self._tell()
+        +     self._queues.set_log(0, self._queue_log(0))
         """,
         "Writes of one of several queues are missing at the destination of a migration.",
         ("tests/exports/test_dirty_logging.py",),

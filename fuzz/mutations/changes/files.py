@@ -325,9 +325,8 @@ MUTATIONS = (
         "aio-error-ignored-on-threads",
         "vhostblk/block/aio/threads.py",
         """
-          except OSError as error:
-        -     result = -(error.errno or errno.EIO)
-        +     result = 0
+        - result = -errno_of(error)
+        + result = 0
         """,
         "Where io_uring is forbidden, a failed flush is acknowledged.",
         ("tests/block/test_aio.py",),

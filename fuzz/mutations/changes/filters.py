@@ -126,7 +126,7 @@ MUTATIONS = (
         _CBW,
         """
           cancelled.append(True)
-          task.add_done_callback(_take_error)
+          task.add_done_callback(log_failure)
         - raise os_error(errno.ETIMEDOUT)
         """,
         "A write starts while its old data is still being copied.",

@@ -15,8 +15,7 @@ _PUBLISH_C = "vhostblk/engine/src/publish.c"
 _QUEUE_C = "vhostblk/engine/src/queue.c"
 _QUEUE = "vhostblk/virtio_blk/queue.py"
 _EXPRESS = "vhostblk/virtio_blk/express.py"
-_EXPORT = "vhostblk/exports/vhost_user_blk/device.py"
-_RECORDS = "vhostblk/exports/vhost_user_blk/inflight_records.py"
+_QUEUE_SET = "vhostblk/virtio_blk/queue_set.py"
 
 _DEATHS = ("tests/stores/test_deaths.py",)
 _LOGS = ("tests/stores/test_log.py", "tests/exports/test_dirty_logging.py")
@@ -464,20 +463,20 @@ MUTATIONS = (
     ),
     Mutation(
         "base-of-a-queue-with-requests-left",
-        _EXPORT,
+        _QUEUE_SET,
         """
           async with self._changing:
-        -     await self._finish_left(self._queues[index])
-              next_avail = await self._stop_vring(index)
+        -     await self._finish_left(self._running[index].queue)
+              next_avail = await self._retire(index)
         """,
         "The base skips requests of an earlier process, and nobody does them.",
         _LEFT,
     ),
     Mutation(
         "base-of-a-disabled-queue-with-requests-left",
-        _EXPORT,
+        _QUEUE_SET,
         """
-          disabled = queue.index not in self._enabled
+          disabled = queue.index not in self.enabled
         - if disabled:
         -     queue.release()
           try:
@@ -494,10 +493,10 @@ MUTATIONS = (
     ),
     Mutation(
         "base-though-requests-were-abandoned",
-        _EXPORT,
+        _QUEUE_SET,
         """
           if left := queue.limit_to_left():
-        -     raise VhostUserError(
+        -     raise SetupError(
         -         f"queue {queue.index}: {left} requests of an earlier process are not done"
         -     )
         +     assert left
@@ -553,13 +552,13 @@ MUTATIONS = (
         _LEFT,
     ),
     Mutation(
-        "record-of-the-area-given-since",
-        _RECORDS,
+        "record-lost-with-the-lane",
+        _QUEUE_SET,
         """
-        - return self._parts[index]
-        + return self._area and self._area.part(index, _bytes_for(packed=False))
+        - kick, wires = running.queue.kick_copy(), running.wires
+        + kick, wires = running.queue.kick_copy(), replace(running.wires, record=None)
         """,
-        "A queue uses another record: after a kill its requests are lost.",
+        "A queue that changes lanes loses its record: after a kill its requests are lost.",
         ("tests/exports",),
     ),
     Mutation(

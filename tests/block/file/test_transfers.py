@@ -15,6 +15,7 @@ import pytest
 
 from tests.block.file.support import MIB, close, close_faulty, open_file, with_faults
 from tests.block.support import RW, fails_with, options, read_bytes, run, write_bytes
+from vhostblk.block.erase import eraser_of
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.graph import Graph
 from vhostblk.block.graph.node import BlockStatus
@@ -22,6 +23,7 @@ from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import drive
 from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.iovec import IoVec
+from vhostblk.block.lifetime import lifetime_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -339,8 +341,8 @@ def test_host_device(loop_device: str, aio: str, o_direct: bool) -> None:
         backend.attach(graph, node)
         assert backend.size == MIB
         assert backend.limits.request_alignment == (512 if o_direct else 1)
-        assert not node.erases_securely
-        assert (node.has_lifetime, await node.lifetime()) == (False, None)
+        assert eraser_of(node) is None
+        assert lifetime_of(node) is None
         with fails_with(errno.ENOTSUP):
             await backend.psecure_erase(0, 4096)
         await write_bytes(backend, 1000, b"x" * 100)

@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 
 from vhostblk.block.errors import BlockError
 from vhostblk.schema.base import UNSET, UnsetType
-from vhostblk.schema.drivers.file import BlockdevAioOptions
+from vhostblk.schema.common import BlockdevAioOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

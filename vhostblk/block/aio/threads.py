@@ -10,7 +10,7 @@ paid for once a batch and not once an operation.
 from __future__ import annotations
 
 import ctypes
-import errno
+import logging
 import os
 import threading
 from collections import deque
@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING, Any
 from vhostblk import engine as core
 from vhostblk.block.aio.engine import AioEngine
 from vhostblk.block.io.completion import Completion
-from vhostblk.schema.drivers.file import BlockdevAioOptions
+from vhostblk.errors import errno_of, is_internal, log_error
+from vhostblk.schema.common import BlockdevAioOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vhostblk.block.io.iovec import IoVec
+
+logger = logging.getLogger(__name__)
 
 #: Enough for the parallelism of ordinary disks.
 MAX_THREADS = 16
@@ -100,10 +103,10 @@ class ThreadsEngine(AioEngine):
             for completion, function, arguments in batch:
                 try:
                     result = function(*arguments)
-                except OSError as error:
-                    result = -(error.errno or errno.EIO)
-                except Exception:
-                    result = -errno.EIO
+                except Exception as error:
+                    if is_internal(error):
+                        log_error(logger, "I/O", error)
+                    result = -errno_of(error)
                 self._done.append((completion, result))
             # `_reap` takes the flag down before it looks, so nothing is left lying.
             if not self._woken:

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 from vhostblk import engine as core
 from vhostblk.block.aio.engine import AioEngine, AioUnavailableError
 from vhostblk.block.io.completion import Completion
-from vhostblk.schema.drivers.file import BlockdevAioOptions
+from vhostblk.errors import reason
+from vhostblk.schema.common import BlockdevAioOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,7 @@ class UringEngine(AioEngine):
         self._ring: Any = self._lib.vb_aio_open(QUEUE_ENTRIES, SLOTS, self._event_fd, error)
         if self._ring == compiled.ffi.NULL:
             os.close(self._event_fd)
-            raise AioUnavailableError(os.strerror(error[0]))
+            raise AioUnavailableError(reason(error[0]))
         self._reaped: Any = compiled.ffi.new("struct vb_completion[]", REAP_BATCH)
         self._withdrawn: Any = compiled.ffi.new("uint32_t[]", QUEUE_ENTRIES)
         #: Slots of operations that have failed with a broken ring and may still be in the kernel.
@@ -142,7 +143,7 @@ class UringEngine(AioEngine):
     def _break(self, error: int) -> None:
         """Give the ring up; `_reap` fails what is left of it."""
         if not self._broken:
-            logger.error("io_uring does not work any more: %s", os.strerror(-error))
+            logger.error("io_uring does not work any more: %s", reason(-error))
             self._broken = error
             self._schedule_flush()
 

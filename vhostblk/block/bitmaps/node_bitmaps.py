@@ -12,10 +12,12 @@ Messages are QEMU's; functions raise BlockError.
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from vhostblk.block.errors import BlockError, NodeNotFoundError
+from vhostblk.block.errors import BlockError, NoNode
+from vhostblk.errors import reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +30,18 @@ DEFAULT_GRANULARITY = 64 << 10
 MIN_GRANULARITY = 512
 
 
+class KeepsBitmaps(ABC):
+    """The capability of a node whose image can keep the node's dirty bitmaps."""
+
+    @abstractmethod
+    async def check_new_bitmap(self, name: str, granularity: int) -> None:
+        """Raise BlockError where the image can't keep a bitmap of this name and granularity."""
+
+    @abstractmethod
+    async def remove_stored_bitmap(self, name: str) -> None:
+        """Take a bitmap out of the image, if it is there; raises BlockError or OSError."""
+
+
 def find(node: BlockNode, name: str) -> DirtyBitmap | None:
     """Return a node's bitmap by name."""
     return next((each for each in node.bitmaps if each.name == name), None)
@@ -35,10 +49,7 @@ def find(node: BlockNode, name: str) -> DirtyBitmap | None:
 
 def lookup(graph: Graph, node_name: str, name: str) -> tuple[BlockNode, DirtyBitmap]:
     """Return a node and its bitmap."""
-    try:
-        node = graph.find(node_name)
-    except NodeNotFoundError:
-        raise BlockError(f"Node '{node_name}' not found") from None
+    node = graph.find(node_name, NoNode.NODE)
     return node, _existing(node, name)
 
 
@@ -47,6 +58,11 @@ def _existing(node: BlockNode, name: str) -> DirtyBitmap:
     if bitmap is None:
         raise BlockError(f"Dirty bitmap '{name}' not found")
     return bitmap
+
+
+def _keeper(node: BlockNode) -> KeepsBitmaps | None:
+    found: KeepsBitmaps | None = node.capability(KeepsBitmaps)
+    return found
 
 
 def check(bitmap: DirtyBitmap, *, change: bool = True, inconsistent: bool = False) -> None:
@@ -151,11 +167,7 @@ class AddBitmap(_BitmapAction):
     def nodes(self) -> list[BlockNode]:
         if not self._name:
             raise BlockError("Bitmap name cannot be empty")
-        name = self._node_name
-        try:
-            self._node = self._graph.find(name)
-        except NodeNotFoundError:
-            raise BlockError(f"Cannot find device='{name}' nor node-name='{name}'") from None
+        self._node = self._graph.find(self._node_name, device=self._node_name)
         return [self._node]
 
     async def prepare(self) -> None:
@@ -165,7 +177,11 @@ class AddBitmap(_BitmapAction):
         elif granularity < MIN_GRANULARITY or granularity & (granularity - 1):
             raise BlockError(f"Granularity must be power of 2 and at least {MIN_GRANULARITY}")
         if self._persistent:
-            await node.check_new_bitmap(self._name, granularity)
+            keeper = _keeper(node)
+            if keeper is None:
+                what = f"Can't store persistent bitmaps to {node.node_name}"
+                raise BlockError(f"{what}: {reason(errno.ENOTSUP)}")
+            await keeper.check_new_bitmap(self._name, granularity)
         self._bitmap = make(node, self._name, granularity)
         self._bitmap.persistent, self._bitmap.disabled = self._persistent, self._disabled
         node.bitmaps.insert(0, self._bitmap)
@@ -183,8 +199,8 @@ class RemoveBitmap(_BitmapAction):
         node, bitmap = self._look_up()
         check(bitmap, inconsistent=True)
         self._persistent = bitmap.persistent
-        if bitmap.persistent:
-            await node.remove_stored_bitmap(self._name)
+        if bitmap.persistent and (keeper := _keeper(node)) is not None:
+            await keeper.remove_stored_bitmap(self._name)
         # The commit of another action may have the image store its bitmaps: not this one again.
         bitmap.busy, bitmap.persistent = True, False
 

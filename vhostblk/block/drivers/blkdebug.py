@@ -19,10 +19,11 @@ import msgspec
 from vhostblk.block.drivers.blkdebug_config import read_config
 from vhostblk.block.drivers.blkdebug_rules import Rule, Rules
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph.edge import os_error
+from vhostblk.block.graph.filename import ProtocolDriver, described
 from vhostblk.block.graph.filter import FilterNode
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.errors import os_error
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.drivers.blkdebug import BlkdebugEvent, BlkdebugIOType
 
@@ -38,7 +39,7 @@ _INT_MAX = (1 << 31) - 1
 _LIMITS = ("max_transfer", "opt_write_zero", "max_write_zero", "opt_discard", "max_discard")
 
 
-class BlkdebugNode(FilterNode):
+class BlkdebugNode(FilterNode, ProtocolDriver):
     """A filter that fails as it is told."""
 
     driver = "blkdebug"
@@ -106,6 +107,14 @@ class BlkdebugNode(FilterNode):
             return None
         config = "" if self.options.config is UNSET else self.options.config
         return f"blkdebug:{config}:{image}"
+
+    @classmethod
+    def options_of(cls, rest: str, *, prefixed: bool) -> dict[str, Any]:
+        config, colon, image = rest.partition(":") if prefixed else ("", ":", rest)
+        if not colon:
+            raise BlockError("blkdebug requires both config file and image path")
+        options: dict[str, Any] = {cls.primary_role: described(image)}
+        return {**options, "config": config} if config else options
 
     async def _check(self, kind: BlkdebugIOType, offset: int = 0, length: int = 0) -> None:
         """Fail, if a rule says so."""

@@ -20,6 +20,7 @@ import re
 from typing import TYPE_CHECKING, TypeVar
 
 from vhostblk.block.errors import BlockError
+from vhostblk.errors import reason
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.drivers.blkdebug import (
     BlkdebugEvent,
@@ -62,6 +63,9 @@ _KINDS = {
 E = TypeVar("E", bound="Enum")
 
 
+_UNREADABLE = "Could not read blkdebug config file"
+
+
 def read_config(path: str) -> list[Rule]:
     """Return the rules in a file; raises BlockError."""
     try:
@@ -69,11 +73,9 @@ def read_config(path: str) -> list[Rule]:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             text = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise BlockError(f"Could not read blkdebug config file: {reason}") from error
+        raise BlockError(f"{_UNREADABLE}: {reason(error)}", file=path) from error
     if len(text) > MAX_BYTES:
-        reason = os.strerror(errno.EFBIG)
-        raise BlockError(f"Could not read blkdebug config file: {reason}")
+        raise BlockError(f"{_UNREADABLE}: {reason(errno.EFBIG)}", file=path)
     return parse_config(text.decode("utf-8", "surrogateescape"))
 
 

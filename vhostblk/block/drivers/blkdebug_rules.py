@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vhostblk.block import SECTOR
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.drivers.blkdebug import (
     BlkdebugInjectErrorOptions,
@@ -22,8 +23,6 @@ from vhostblk.schema.drivers.blkdebug import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-SECTOR = 512
 
 Rule = BlkdebugInjectErrorOptions | BlkdebugSetStateOptions
 

@@ -29,10 +29,12 @@ from vhostblk.block.drivers.blklogwrites_layout import (
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.edge import flush_node
 from vhostblk.block.graph.filter import FilterNode
+from vhostblk.block.graph.in_memory import KeptInMemory
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io import shaping
 from vhostblk.block.io.completion import Completion
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.errors import errors_as, reason
 from vhostblk.schema.base import UNSET
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ logger = logging.getLogger(__name__)
 _DEFAULT_SECTOR = 512
 
 
-class BlklogwritesNode(FilterNode):
+class BlklogwritesNode(FilterNode, KeptInMemory):
     """A filter that keeps a record of all writes."""
 
     driver = "blklogwrites"
@@ -123,10 +125,8 @@ class BlklogwritesNode(FilterNode):
 
     async def _read_log(self, offset: int, length: int, what: str) -> bytes:
         iov = shaping.allocate(length)
-        try:
+        with errors_as(BlockError, what):
             await self._log.preadv(offset, iov)
-        except OSError as error:
-            raise BlockError(f"{what}: {error.strerror}") from error
         return iov.to_bytes()
 
     def refresh_limits(self) -> None:
@@ -232,4 +232,4 @@ class BlklogwritesNode(FilterNode):
         try:
             await flush_node(self)
         except OSError as error:
-            logger.error("%s: the last flush failed: %s", self.node_name, error.strerror)
+            logger.error("%s: the last flush failed: %s", self.node_name, reason(error))

@@ -12,13 +12,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block.graph.edge import os_error
+from vhostblk.block.errors import BlockError
+from vhostblk.block.graph.filename import ProtocolDriver, described
 from vhostblk.block.graph.filter import FilterNode
+from vhostblk.block.graph.inherit import FILE
 from vhostblk.block.graph.node import BlockNode
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io import shaping
 from vhostblk.block.io.completion import outcomes
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.errors import os_error
 from vhostblk.fatal import end_process
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from vhostblk.block.io.iovec import IoVec
 
 
-class BlkverifyNode(FilterNode):
+class BlkverifyNode(FilterNode, ProtocolDriver):
     """A filter over the copy, with the driver under test beside it."""
 
     driver = "blkverify"
@@ -82,6 +85,13 @@ class BlkverifyNode(FilterNode):
     def exact_name(self, below: Mapping[str, str | None]) -> str | None:
         raw, test = below["raw"], below["test"]
         return None if raw is None or test is None else f"blkverify:{raw}:{test}"
+
+    @classmethod
+    def options_of(cls, rest: str, *, prefixed: bool) -> dict[str, Any]:
+        raw, colon, test = rest.partition(":")
+        if not prefixed or not colon:
+            raise BlockError("blkverify requires raw copy and original image path")
+        return {"raw": described(raw), "test": {FILE: described(test)}}
 
     async def preadv(self, offset: int, iov: IoVec) -> None:
         test, raw = shaping.allocate(iov.nbytes), shaping.allocate(iov.nbytes)

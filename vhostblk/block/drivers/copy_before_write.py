@@ -25,12 +25,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.bitmaps import node_bitmaps
+from vhostblk.block.copy.snapshot_source import SnapshotSource
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.filter import FilterNode
+from vhostblk.block.graph.in_memory import KeptInMemory
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import Completion
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.errors import errors_as, log_failure, os_error
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.drivers.filters import OnCbwError
 
@@ -64,10 +66,11 @@ class _FrozenRead:
         self.waiters: list[Completion[None]] = []
 
 
-class CopyBeforeWriteNode(FilterNode):
+class CopyBeforeWriteNode(FilterNode, SnapshotSource, KeptInMemory):
     """Copies clusters to the child "target" before the first write to each."""
 
     driver = "copy-before-write"
+    named_by_child = True
     reopens = False
     #: The snapshot is made of the unchanged blocks of "file", and the saved blocks in "target".
     remembered_roles = frozenset({"file", "target"})
@@ -97,13 +100,11 @@ class CopyBeforeWriteNode(FilterNode):
         bitmap = None
         if options.bitmap is not UNSET:
             _, bitmap = node_bitmaps.lookup(graph, options.bitmap.node, options.bitmap.name)
-        try:
+        with errors_as(BlockError, "Cannot create block-copy-state", of=BlockError):
             cluster = _cluster_size(node._target.node, options.min_cluster_size)
             node._copy = BlockCopy(node._file, node._target, cluster, node.size)
             if bitmap is not None:
                 node._copy.dirty &= _clusters_of(bitmap, cluster, node.size)
-        except BlockError as error:
-            raise BlockError(f"Cannot create block-copy-state: {error}") from error
         node._done = np.zeros(len(node._copy.dirty), np.bool_)
         node._accessible = node._copy.dirty.copy()
         return node
@@ -181,7 +182,9 @@ class CopyBeforeWriteNode(FilterNode):
             if not ended.done():
                 ended.set_result(None)
 
-        task = loop.create_task(self._copy.copy(first, last, cancelled))
+        task = loop.create_task(
+            self._copy.copy(first, last, cancelled), name=f"{self.node_name}: copying"
+        )
         self._abandoned.add(task)
         task.add_done_callback(self._abandoned.discard)
         task.add_done_callback(end)
@@ -192,7 +195,7 @@ class CopyBeforeWriteNode(FilterNode):
             task.result()
             return
         cancelled.append(True)
-        task.add_done_callback(_take_error)
+        task.add_done_callback(log_failure)
         raise os_error(errno.ETIMEDOUT)
 
     async def _wait_for_readers(self, start: int, stop: int) -> None:
@@ -289,9 +292,3 @@ def _resized(clusters: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
     kept = clusters[:count]
     result[: len(kept)] = kept
     return result
-
-
-def _take_error(task: asyncio.Task[None]) -> None:
-    """Look at the outcome that nobody waits for, lest it be logged as forgotten."""
-    if not task.cancelled():
-        task.exception()

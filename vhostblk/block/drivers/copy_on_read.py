@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block.errors import BlockError
+from vhostblk.block.errors import BlockError, NoNode
 from vhostblk.block.graph import allocation
 from vhostblk.block.graph.filter import FilterNode
 from vhostblk.block.graph.permissions import Perm
@@ -71,9 +71,7 @@ class CopyOnReadNode(FilterNode):
 
     def _freeze_chain(self, name: str, graph: Graph) -> None:
         """Take note of the bottom image, and keep the chain down to it as it is."""
-        bottom = next((node for node in graph if node.node_name == name), None)
-        if bottom is None:
-            raise BlockError(f"Bottom node '{name}' not found")
+        bottom = graph.find(name, NoNode.BOTTOM)
         if bottom.is_filter:
             raise BlockError(f"Bottom node '{name}' is a filter")
         chain = []

@@ -20,13 +20,14 @@ from vhostblk.block.errors import BlockError, ImageLockedError
 from vhostblk.block.graph.locking import ImageLock, ofd_locks_available
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.graph.storage import check_unused
+from vhostblk.errors import reason
 from vhostblk.schema.base import UnsetType
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph
     from vhostblk.block.pause import Pause
-    from vhostblk.schema.create import BlockdevCreateOptionsFile
+    from vhostblk.schema.drivers.file_create import BlockdevCreateOptionsFile
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +91,7 @@ def _open(path: str) -> tuple[int, bool]:
         except FileExistsError:
             return os.open(path, flags, 0o644), False
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise BlockError(f"Could not create '{path}': {reason}") from error
+        raise BlockError(f"Could not create '{path}': {reason(error)}", file=path) from error
 
 
 def _remove(path: str, fd: int) -> None:
@@ -101,7 +101,7 @@ def _remove(path: str, fd: int) -> None:
         if (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino):
             Path(path).unlink()
     except OSError as error:
-        logger.warning("'%s' can't be removed: %s", path, error.strerror)
+        logger.warning("'%s' can't be removed: %s", path, reason(error))
 
 
 def _switch_cow_off(fd: int) -> None:
@@ -121,4 +121,4 @@ def _hint_extent_size(fd: int, size: int, *, warn: bool) -> None:
         fcntl.ioctl(fd, _FSSETXATTR, _FSXATTR.pack(flags | _XFLAG_EXTSIZE, size, rest))
     except OSError as error:
         if warn:
-            logger.warning("Failed to set extent size hint: %s", error.strerror)
+            logger.warning("Failed to set extent size hint: %s", reason(error))

@@ -7,6 +7,8 @@ import ctypes
 import mmap
 import os
 
+from vhostblk.block import SECTOR
+
 #: What is assumed where nothing can be found out: good for every disk in use.
 SAFE_ALIGNMENT = 4096
 
@@ -39,14 +41,14 @@ def _ask_statx(fd: int) -> int:
         return 0
     field = answer.raw[_DIO_OFFSET_ALIGN_OFFSET : _DIO_OFFSET_ALIGN_OFFSET + 4]
     align = int.from_bytes(field, "little")
-    return max(align, 512) if align else 0
+    return max(align, SECTOR) if align else 0
 
 
 def _try_reads(fd: int) -> int:
     with mmap.mmap(-1, 2 * SAFE_ALIGNMENT) as buffer, memoryview(buffer) as memory:
         if _can_read(fd, memory, 1):
             return 0  # not checked here: nothing can be learnt
-        align = 512
+        align = SECTOR
         while align < SAFE_ALIGNMENT and not _can_read(fd, memory, align):
             align *= 2
         return align

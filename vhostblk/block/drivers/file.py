@@ -11,19 +11,30 @@ import stat
 from typing import TYPE_CHECKING
 
 from vhostblk import engine as core
-from vhostblk.block.drivers.posix import FALLOC_UNSHARE_RANGE, SECTOR, PosixNode
+from vhostblk.block import SECTOR
+from vhostblk.block.drivers.posix import FALLOC_UNSHARE_RANGE, PosixNode
 from vhostblk.block.drivers.preallocation import resize
 from vhostblk.block.errors import BlockError
+from vhostblk.block.graph.new_images import MakesFiles
 from vhostblk.block.graph.node import BlockStatus, Extent
+from vhostblk.block.pause import no_pause
 
 if TYPE_CHECKING:
+    from vhostblk.block.graph.graph import Graph
     from vhostblk.schema.common import PreallocMode
 
 
-class FileNode(PosixNode):
+class FileNode(PosixNode, MakesFiles):
     """A regular file."""
 
     driver = "file"
+
+    @classmethod
+    async def make_file(cls, filename: str, graph: Graph) -> None:
+        from vhostblk.block.drivers.create_file import create
+        from vhostblk.schema.drivers.file_create import BlockdevCreateOptionsFile
+
+        await create(BlockdevCreateOptionsFile(filename=filename, size=0), graph, no_pause)
 
     def _check_type(self, status: os.stat_result) -> None:
         if not stat.S_ISREG(status.st_mode):
@@ -32,6 +43,7 @@ class FileNode(PosixNode):
             )
 
     def _read_size(self) -> int:
+        # What the last sector lacks in the file reads as zeroes.
         return -(-os.fstat(self.fd).st_size // SECTOR) * SECTOR
 
     @property

@@ -14,14 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vhostblk.block import SECTOR
 from vhostblk.block.drivers.posix import FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, PosixNode
+from vhostblk.block.erase import ErasesSecurely
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.node import BlockLimits, BlockStatus, Extent
 from vhostblk.block.io.flags import WriteFlags
-from vhostblk.block.lifetime import read_lifetime
+from vhostblk.block.lifetime import HasLifetime, read_lifetime
 from vhostblk.block.reservable import Reservable
 from vhostblk.engine.extents import Treatment
+from vhostblk.errors import os_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +42,7 @@ BLKZEROOUT = 0x127F
 _NOWHERE = struct.pack("QQ", 1, 1)
 
 
-class HostDeviceNode(PosixNode, Reservable):
+class HostDeviceNode(PosixNode, ErasesSecurely, HasLifetime, Reservable):
     """A block device."""
 
     driver = "host_device"
@@ -60,7 +62,7 @@ class HostDeviceNode(PosixNode, Reservable):
 
     def _inspect(self) -> None:
         self._size = self._read_size()
-        self._sector = max(struct.unpack("i", fcntl.ioctl(self.fd, BLKSSZGET, bytes(4)))[0], 512)
+        self._sector = max(struct.unpack("i", fcntl.ioctl(self.fd, BLKSSZGET, bytes(4)))[0], SECTOR)
         # Through the page cache, any bytes can be read and written.
         align = self._sector if self.direct else 1
         self.limits = BlockLimits(

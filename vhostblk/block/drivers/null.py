@@ -12,21 +12,26 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
-from vhostblk.block.drivers.null_zones import make_zones
+from vhostblk.block.drivers.null_zones import NullZones, make_zones
 from vhostblk.block.errors import BlockError
+from vhostblk.block.graph.filename import ProtocolDriver
+from vhostblk.block.graph.in_memory import KeptInMemory
 from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent
 from vhostblk.block.io.completion import Completion
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.block.zones import Zoned
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.schema.base import UNSET
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vhostblk.block.graph.graph import Graph
     from vhostblk.block.io.iovec import IoVec
-    from vhostblk.block.zones import EmulatedZones, Zone, ZonedLimits, ZoneOp
+    from vhostblk.block.zones import EmulatedZones
 
 
-class NullNode(BlockNode):
+class NullNode(BlockNode, ProtocolDriver, KeptInMemory):
     """A disk that takes everything and keeps nothing."""
 
     driver = "null-co"
@@ -74,6 +79,15 @@ class NullNode(BlockNode):
         given = {"size": self._size} if self._size != 1 << 30 else {}
         return {**given, "read-zeroes": True} if self.options.read_zeroes else given
 
+    def exact_name(self, below: Mapping[str, str | None]) -> str | None:
+        return None if self.strong_options else f"{self.driver}://"
+
+    @classmethod
+    def options_of(cls, rest: str, *, prefixed: bool) -> dict[str, Any]:
+        if rest != "//":
+            raise BlockError(f"The only allowed filename for this driver is '{cls.driver}://'")
+        return {}
+
     async def _wait(self) -> None:
         if self._latency:
             await asyncio.sleep(self._latency)
@@ -109,31 +123,14 @@ class NullNode(BlockNode):
     async def flush(self) -> None:
         await self._wait()
 
+    def capability(self, kind: type) -> Any:
+        if kind is Zoned and self._zones is not None:
+            return NullZones(self._zones, self._wait)
+        return super().capability(kind)
+
     @property
-    def zoned(self) -> ZonedLimits | None:
-        return None if self._zones is None else self._zones.limits
-
-    async def zone_report(self, offset: int, count: int) -> list[Zone]:
-        if self._zones is None:
-            return await super().zone_report(offset, count)
-        await self._wait()
-        return self._zones.report(offset, count)
-
-    async def zone_mgmt(self, op: ZoneOp, offset: int, length: int) -> None:
-        if self._zones is None:
-            await super().zone_mgmt(op, offset, length)
-            return
-        self._zones.manage(op, offset, length)
-        await self._wait()
-
-    async def zone_append(
-        self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE
-    ) -> int:
-        if self._zones is None:
-            return await super().zone_append(offset, iov, flags)
-        place = self._zones.append(offset, iov.nbytes)
-        await self._wait()
-        return place
+    def only_in_memory(self) -> str:
+        return "" if self._zones is None else "its zones"
 
     def extent_map(self) -> ExtentMap | None:
         if self._latency or self.driver != "null-co" or self._zones is not None:

@@ -5,18 +5,55 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vhostblk.block import SECTOR
 from vhostblk.block.errors import BlockError
-from vhostblk.block.zones import EmulatedZones, ZonedLimits, ZoneModel, ZoneState
+from vhostblk.block.io.flags import WriteFlags
+from vhostblk.block.zones import EmulatedZones, Zoned, ZonedLimits, ZoneModel, ZoneState
 from vhostblk.schema.base import UNSET
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from vhostblk.block.io.iovec import IoVec
+    from vhostblk.block.zones import Zone, ZoneOp
     from vhostblk.schema.drivers.null import BlockdevNullZoned
 
 #: A guest may make us remember something about each.
 MAX_ZONES = 1 << 18
 
 #: Zone sizes are told in sectors, in 32 bits (VIRTIO 1.3, 5.2.4).
-_MAX_ZONE_SIZE = (1 << 32) * 512 - 1
+_MAX_ZONE_SIZE = (1 << 32) * SECTOR - 1
+
+
+class NullZones(Zoned):
+    """What a zoned null disk does, besides what any null disk does; `wait` takes its latency."""
+
+    def __init__(self, zones: EmulatedZones, wait: Callable[[], Awaitable[None]]) -> None:
+        self._zones = zones
+        self._wait = wait
+
+    @property
+    def zoned(self) -> ZonedLimits:
+        """What zones it has."""
+        return self._zones.limits
+
+    async def zone_report(self, offset: int, count: int) -> list[Zone]:
+        """Describe zones."""
+        await self._wait()
+        return self._zones.report(offset, count)
+
+    async def zone_mgmt(self, op: ZoneOp, offset: int, length: int) -> None:
+        """Manage zones."""
+        self._zones.manage(op, offset, length)
+        await self._wait()
+
+    async def zone_append(
+        self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE
+    ) -> int:
+        """Append to a zone."""
+        place = self._zones.append(offset, iov.nbytes)
+        await self._wait()
+        return place
 
 
 def make_zones(options: BlockdevNullZoned, size: int) -> EmulatedZones:
@@ -53,8 +90,8 @@ def make_zones(options: BlockdevNullZoned, size: int) -> EmulatedZones:
 
 def _check_sizes(options: BlockdevNullZoned, limits: ZonedLimits, size: int) -> None:
     unit = limits.write_granularity
-    if unit < 512 or unit & (unit - 1) or unit >= 1 << 32:
-        raise _invalid("write-granularity must be a power of two of at least 512")
+    if unit < SECTOR or unit & (unit - 1) or unit >= 1 << 32:
+        raise _invalid(f"write-granularity must be a power of two of at least {SECTOR}")
     if not 0 < limits.zone_size <= _MAX_ZONE_SIZE:
         raise _invalid(f"zone-size must be between 1 and {_MAX_ZONE_SIZE}")
     if not 0 < _or(options.zone_capacity, limits.zone_size) <= limits.zone_size:

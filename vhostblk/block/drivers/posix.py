@@ -21,19 +21,21 @@ from vhostblk.block.aio.engine import acquire, release
 from vhostblk.block.drivers.direct import probe_alignment
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import storage
-from vhostblk.block.graph.edge import os_error
+from vhostblk.block.graph.filename import ProtocolDriver
 from vhostblk.block.graph.locking import ImageLock, locking_wanted
-from vhostblk.block.graph.node import BlockLimits, BlockNode
+from vhostblk.block.graph.node import BlockLimits
 from vhostblk.block.graph.permissions import Perm
+from vhostblk.block.graph.storage import StorageNode
 from vhostblk.block.io.completion import gather
 from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.rounds import Rounds
 from vhostblk.engine.extents import ExtentKind, ExtentMap, Treatment
 from vhostblk.engine.sync import FileSync
-from vhostblk.schema.drivers.file import BlockdevAioOptions
+from vhostblk.errors import errors_as, os_error, reason
+from vhostblk.schema.common import BlockdevAioOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from vhostblk.block.aio.engine import AioEngine
     from vhostblk.block.graph.graph import Graph
@@ -52,8 +54,6 @@ FALLOC_PUNCH_HOLE = 0x02
 FALLOC_ZERO_RANGE = 0x10
 FALLOC_UNSHARE_RANGE = 0x40
 
-#: Sizes are whole sectors, as in QEMU: what a file lacks in its last one reads as zeroes.
-SECTOR = 512
 #: IOV_MAX of Linux.
 MAX_IOV = 1024
 #: Reads up to this long are first tried from the page cache, on the spot.
@@ -65,10 +65,11 @@ _WRITERS = Perm.WRITE | Perm.WRITE_UNCHANGED | Perm.RESIZE
 _AGAIN = (-errno.EAGAIN, -errno.EINTR)
 
 
-class PosixNode(BlockNode):
+class PosixNode(StorageNode, ProtocolDriver):
     """A file or device that is read and written at offsets."""
 
     reopens = True
+    takes_any_prefix = True
     # Options of a check that `cache.direct` makes superfluous; nothing goes by them.
     mutable_options = frozenset({"drop_cache", "x_check_cache_dropped"})
 
@@ -125,9 +126,7 @@ class PosixNode(BlockNode):
         except BaseException as error:
             os.close(node.fd)
             if isinstance(error, OSError):
-                raise BlockError(
-                    f"Could not open '{options.filename}': {error.strerror}"
-                ) from error
+                raise node._open_error(reason(error)) from error
             raise
         node._aio.limit_batch(options.aio_max_batch)
         node._storage = storage.identify(node.fd)
@@ -135,6 +134,10 @@ class PosixNode(BlockNode):
         if node.pr_manager is not None:
             node.pr_manager.users.add(node_name)
         return node
+
+    def _open_error(self, why: str) -> BlockError:
+        path = self.options.filename
+        return BlockError(f"Could not open '{path}': {why}", file=path)
 
     def _open_file(self, *, writable: bool, direct: bool) -> int:
         """Open the file; raises BlockError."""
@@ -144,10 +147,10 @@ class PosixNode(BlockNode):
         try:
             fd = os.open(path, flags | (os.O_DIRECT if direct else 0))
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
+            why = reason(error)
             if direct and isinstance(error, OSError) and error.errno == errno.EINVAL:
-                reason = "filesystem does not support O_DIRECT"
-            raise BlockError(f"Could not open '{path}': {reason}") from error
+                why = "filesystem does not support O_DIRECT"
+            raise self._open_error(why) from error
         os.set_blocking(fd, True)
         return fd
 
@@ -280,10 +283,8 @@ class PosixNode(BlockNode):
         return None if self._lock is None else self._lock.make_guard()
 
     def refresh_image(self) -> None:
-        try:
+        with errors_as(BlockError, "Could not refresh total sector count"):
             self._size = self._read_size()
-        except OSError as error:
-            raise BlockError(f"Could not refresh total sector count: {error.strerror}") from error
 
     # For queries.
 
@@ -292,8 +293,23 @@ class PosixNode(BlockNode):
         return os.fstat(self.fd).st_blocks * 512
 
     @property
+    def image_details(self) -> dict[str, Any]:
+        from vhostblk.schema.block_query import ImageInfoSpecific
+        from vhostblk.schema.drivers.file_query import ImageInfoSpecificFile
+
+        specific = ImageInfoSpecific(type="file", data=ImageInfoSpecificFile())
+        return {"dirty_flag": False, "format_specific": specific}
+
+    @property
     def strong_options(self) -> dict[str, Any]:
         return {"filename": self.filename}
+
+    def exact_name(self, below: Mapping[str, str | None]) -> str | None:
+        return self.filename
+
+    @classmethod
+    def options_of(cls, rest: str, *, prefixed: bool) -> dict[str, Any]:
+        return {"filename": rest}
 
     # Reading.
 
@@ -493,10 +509,8 @@ class PosixNode(BlockNode):
             self._sync.end()
 
     async def truncate(self, size: int) -> None:
-        try:
+        with errors_as(OSError, "Failed to resize the file"):
             await self._aio.call(lambda: os.ftruncate(self.fd, size))
-        except OSError as error:
-            raise OSError(error.errno, f"Failed to resize the file: {error.strerror}") from error
         self._size = self._read_size()
 
 

@@ -23,12 +23,14 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Self
 
+from vhostblk.block import SECTOR
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.filter import FilterNode
 from vhostblk.block.graph.permission_update import update_permissions
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.tracker import WriteTracker
+from vhostblk.errors import log_failure, reason
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.common import PreallocMode
 
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SECTOR = 512
 DEFAULT_ALIGN = 1 << 20
 DEFAULT_SIZE = 128 << 20
 _GROW = Perm.WRITE | Perm.RESIZE
@@ -113,7 +114,10 @@ class PreallocateNode(FilterNode):
     def apply_permissions(self, perm: Perm, shared: Perm) -> None:
         gone = perm & _GROW != _GROW
         if gone and self._data_end is not None and self._dropping is None:
-            self._dropping = asyncio.get_running_loop().create_task(self._drop_later())
+            self._dropping = asyncio.get_running_loop().create_task(
+                self._drop_later(), name=f"{self.filename}: dropping the preallocation"
+            )
+            self._dropping.add_done_callback(log_failure)
 
     async def _drop_later(self) -> None:
         """Drop the preallocation, unless users who write have come back."""
@@ -164,7 +168,7 @@ class PreallocateNode(FilterNode):
             self._complain(error)
 
     def _complain(self, error: Exception) -> None:
-        logger.warning("%s: the preallocation is not dropped: %s", self.filename, error)
+        logger.warning("%s: the preallocation is not dropped: %s", self.filename, reason(error))
 
     # Writing.
 

@@ -12,7 +12,9 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from vhostblk.block import SECTOR
 from vhostblk.block.pause import no_pause
+from vhostblk.errors import reason
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ logger = logging.getLogger(__name__)
 _CHUNK, _STEP = 1 << 20, 64 << 20
 #: The start of an empty file that is made longer is written, so that the alignment that direct I/O
 #: needs can be tried out there.
-_FIRST_BLOCK, _SECTOR = 4096, 512
+_FIRST_BLOCK = 4096
 
 
 async def resize(
@@ -65,7 +67,7 @@ async def resize(
         try:
             os.ftruncate(fd, old)
         except OSError as error:
-            logger.error("Failed to restore old file length: %s", error.strerror)
+            logger.error("Failed to restore old file length: %s", reason(error))
         raise
 
 
@@ -77,7 +79,7 @@ def _truncate(fd: int, old: int, size: int) -> None:
 
 
 def _write_first_block(fd: int, size: int) -> None:
-    length = _FIRST_BLOCK if size >= _FIRST_BLOCK else _SECTOR
+    length = _FIRST_BLOCK if size >= _FIRST_BLOCK else SECTOR
     try:
         os.pwrite(fd, bytes(length), 0)
     except OSError:
@@ -118,7 +120,7 @@ class _Described:
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if isinstance(error, OSError):
-            raise OSError(error.errno, f"{self._text}: {error.strerror}") from error
+            raise OSError(error.errno, f"{self._text}: {reason(error)}") from error
         if isinstance(error, OverflowError):  # no such length
-            text = os.strerror(errno.EINVAL)
+            text = reason(errno.EINVAL)
             raise OSError(errno.EINVAL, f"{self._text}: {text}") from error

@@ -13,18 +13,19 @@ Children come and go at run time (`x-blockdev-change`); their roles are `childre
 from __future__ import annotations
 
 import errno
-import os
 from typing import TYPE_CHECKING, Any, Self
 
+from vhostblk.block import SECTOR
 from vhostblk.block.drivers.blkverify import first_difference
 from vhostblk.block.drivers.quorum_vote import Versions
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph.edge import os_error
+from vhostblk.block.graph.members import ChangesChildren
 from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io import shaping
 from vhostblk.block.io.completion import outcomes
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.errors import os_error, reason
 from vhostblk.fatal import end_process
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.drivers.quorum import (
@@ -43,15 +44,12 @@ if TYPE_CHECKING:
     from vhostblk.block.io.iovec import IoVec
     from vhostblk.events import EventBus
 
-SECTOR = 512
 
-
-class QuorumNode(BlockNode):
+class QuorumNode(BlockNode, ChangesChildren):
     """A disk in several copies."""
 
     driver = "quorum"
     primary_role = ""
-    changes_children = True
 
     def __init__(self, node_name: str, options: Any, events: EventBus) -> None:
         super().__init__(node_name, options)
@@ -136,8 +134,7 @@ class QuorumNode(BlockNode):
 
     def check_children(self) -> None:
         if len({edge.node.size for edge in self._members}) > 1:
-            reason = os.strerror(errno.EIO)
-            raise BlockError(f"Could not refresh total sector count: {reason}")
+            raise BlockError(f"Could not refresh total sector count: {reason(errno.EIO)}")
 
     def refresh_image(self) -> None:
         self.check_children()
@@ -310,7 +307,7 @@ class QuorumNode(BlockNode):
             "QUORUM_REPORT_BAD",
             QuorumReportBad(
                 type=kind,
-                error=UNSET if error is None else os.strerror(error.errno or 0),
+                error=UNSET if error is None else reason(error.errno or 0),
                 node_name=member.node.node_name,
                 sector_num=sector,
                 sectors_count=count,

@@ -13,12 +13,14 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
+from vhostblk.block import SECTOR
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.edge import MAX_SIZE
+from vhostblk.block.graph.new_images import MakesImages
 from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.flags import WriteFlags
-from vhostblk.block.zones import check_zoned_child
+from vhostblk.block.zones import TakesZonedChildren, check_zoned_child
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.common import PreallocMode
 
@@ -26,14 +28,10 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.edge import Edge
     from vhostblk.block.graph.graph import Graph
     from vhostblk.block.io.iovec import IoVec
-    from vhostblk.block.lifetime import Lifetime
-    from vhostblk.block.zones import Zone, ZonedLimits, ZoneOp
     from vhostblk.engine.extents import ExtentMap
 
-SECTOR = 512
 
-
-class RawNode(BlockNode):
+class RawNode(BlockNode, MakesImages, TakesZonedChildren):
     """Bytes [offset, offset + size) of the child "file"."""
 
     driver = "raw"
@@ -168,38 +166,16 @@ class RawNode(BlockNode):
     async def pdiscard(self, offset: int, length: int) -> None:
         await self._file.pdiscard(self.offset + offset, length)
 
-    @property
-    def erases_securely(self) -> bool:
-        return self._file.node.erases_securely
+    def capability(self, kind: type) -> Any:
+        if isinstance(self, kind):
+            return self
+        from vhostblk.block.graph.passing import passed_on  # brings what most disks don't have
 
-    async def psecure_erase(self, offset: int, length: int) -> None:
-        await self._file.psecure_erase(self.offset + offset, length)
-
-    @property
-    def has_lifetime(self) -> bool:
-        return self._file.node.has_lifetime
-
-    async def lifetime(self) -> Lifetime | None:
-        return await self._file.node.lifetime()
-
-    @property
-    def zoned(self) -> ZonedLimits | None:
-        return None if self.is_window else self._file.node.zoned
+        return passed_on(self._file, kind, offset=self.offset, whole=not self.is_window)
 
     @property
     def takes_zoned_children(self) -> bool:
         return not self.is_window
-
-    async def zone_report(self, offset: int, count: int) -> list[Zone]:
-        return await self._file.zone_report(offset, count)
-
-    async def zone_mgmt(self, op: ZoneOp, offset: int, length: int) -> None:
-        await self._file.zone_mgmt(op, offset, length)
-
-    async def zone_append(
-        self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE
-    ) -> int:
-        return await self._file.zone_append(offset, iov, flags)
 
     async def flush(self) -> None:
         await self._file.flush()

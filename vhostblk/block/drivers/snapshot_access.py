@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
+from vhostblk.block.copy.snapshot_source import SnapshotSource
+from vhostblk.block.graph.edge import supported
 from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
 
@@ -25,6 +27,8 @@ class SnapshotAccessNode(BlockNode):
     """Reads the snapshot that the child "file" keeps; ENOTSUP where it keeps none."""
 
     driver = "snapshot-access"
+    named_by_child = True
+    described_by_child = False
 
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)
@@ -51,15 +55,21 @@ class SnapshotAccessNode(BlockNode):
     def child_permissions(self, role: str, perm: Perm, shared: Perm) -> tuple[Perm, Perm]:
         return Perm.NONE, Perm.ALL
 
+    @property
+    def _source(self) -> SnapshotSource:
+        """Return what keeps the snapshot; raises OSError where nothing does."""
+        source: SnapshotSource | None = self._file.node.capability(SnapshotSource)
+        return supported(source)
+
     async def preadv(self, offset: int, iov: IoVec) -> None:
-        await self._file.node.snapshot_preadv(offset, iov)
+        await self._source.snapshot_preadv(offset, iov)
 
     async def block_status(self, offset: int, length: int) -> Extent:
-        extent = await self._file.node.snapshot_block_status(offset, length)
+        extent = await self._source.snapshot_block_status(offset, length)
         status = extent.status & ~BlockStatus.EOF
         if offset + extent.length == self._size:
             status |= BlockStatus.EOF
         return replace(extent, status=status)
 
     async def pdiscard(self, offset: int, length: int) -> None:
-        await self._file.node.snapshot_pdiscard(offset, length)
+        await self._source.snapshot_pdiscard(offset, length)

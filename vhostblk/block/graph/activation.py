@@ -9,7 +9,6 @@ all below along, and what is inactivated takes along what has no active user lef
 from __future__ import annotations
 
 import errno
-import os
 from typing import TYPE_CHECKING
 
 from vhostblk.block.bitmaps import node_bitmaps
@@ -18,6 +17,7 @@ from vhostblk.block.graph.drain import users_of
 from vhostblk.block.graph.node import BlockNode
 from vhostblk.block.graph.permission_update import check_conflicts, update_permissions
 from vhostblk.block.graph.permissions import Perm, names_of
+from vhostblk.errors import reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,7 +55,7 @@ def to_inactivate(nodes: Iterable[BlockNode]) -> list[BlockNode]:
             continue  # if its last active parent is chosen yet, that one brings it back
         for edge in node.parents:
             if not isinstance(edge.parent, BlockNode) and not may_stay(edge.parent):
-                raise InactivationError(os.strerror(errno.EPERM))
+                raise InactivationError(reason(errno.EPERM))
         chosen.append(node)
         pending += [edge.node for edge in node.children.values()]
     return chosen

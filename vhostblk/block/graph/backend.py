@@ -16,11 +16,11 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from vhostblk.block.graph.drain import with_descendants
-from vhostblk.block.graph.edge import os_error
 from vhostblk.block.graph.permission_update import check_conflicts, update_permissions
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import Completion
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.errors import os_error
 from vhostblk.schema.common import PreallocMode
 from vhostblk.trace import points as trace
 

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from vhostblk.block.graph.allocation import links
-from vhostblk.block.graph.inherit import BACKING
+from vhostblk.block.graph.backing_name import auto_backing_name
+from vhostblk.block.graph.filename import ProtocolDriver
+from vhostblk.block.graph.inherit import BACKING, DATA_FILE, FILE
 from vhostblk.block.graph.internal_snapshot import keeper_of
 from vhostblk.block.graph.node import BlockNode
 from vhostblk.block.graph.permissions import PERM_NAMES, Perm
+from vhostblk.block.graph.storage import StorageNode
 from vhostblk.schema.base import UNSET, UnsetType
 from vhostblk.schema.block_query import (
     BlockdevCacheInfo,
@@ -20,8 +23,6 @@ from vhostblk.schema.block_query import (
     BlockDirtyInfo,
     BlockPermission,
     ImageInfo,
-    ImageInfoSpecific,
-    ImageInfoSpecificFile,
     XDbgBlockGraph,
     XDbgBlockGraphEdge,
     XDbgBlockGraphNode,
@@ -37,34 +38,28 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.edge import Edge
     from vhostblk.block.graph.graph import Graph
 
-#: What tells files from formats is the file's own.
-FILE_DRIVERS = frozenset({"file", "host_device"})
-
 #: Members of `ImageInfo` that nodes without a format have from below.
 _PASSED_ON = ("cluster_size", "dirty_flag")
 
-#: Those whose child's name opens what the child shows, not what they show.
-_NAMED_BY_CHILD = frozenset({"copy-before-write", "snapshot-access"})
+#: Children that the image says, or that are where the image is.
+_UNCHOSEN = frozenset({FILE, DATA_FILE, BACKING})
 
 
 def image_name(node: BlockNode) -> str:
     """Return a file name that opens what the node shows; a `json:` one where nothing else does."""
     child = node.primary_child
-    if node.driver in _NAMED_BY_CHILD and child is not None:
+    if node.named_by_child and child is not None:
         return image_name(child.node)
     name = _exact_name(node)
     return "json:" + json.dumps(_full_options(node)) if name is None else name
 
 
 def _exact_name(node: BlockNode) -> str | None:
-    options = node.strong_options
-    if node.driver in FILE_DRIVERS:
-        return str(options["filename"])
     child = node.primary_child
     names = {role: _exact_name(edge.node) for role, edge in node.children.items()}
-    if (name := node.exact_name(names)) is not None:
+    if isinstance(node, ProtocolDriver) and (name := node.exact_name(names)) is not None:
         return name
-    if options or node.is_filter or _has_chosen_children(node):
+    if node.strong_options or node.is_filter or _has_chosen_children(node):
         return None
     if child is None:
         return f"{node.driver}://"
@@ -74,7 +69,7 @@ def _exact_name(node: BlockNode) -> str | None:
 
 def _is_protocol(node: BlockNode) -> bool:
     """Tell whether a file name leads to a node of this driver."""
-    return not node.children or node.driver in ("blkdebug", "blkverify")
+    return not node.children or isinstance(node, ProtocolDriver)
 
 
 def _has_chosen_children(node: BlockNode) -> bool:
@@ -83,7 +78,7 @@ def _has_chosen_children(node: BlockNode) -> bool:
         edge.node.defined_in is not node
         or getattr(node.options, role.replace("-", "_")) is not UNSET
         for role, edge in node.children.items()
-        if role not in ("file", "data-file", BACKING)
+        if role not in _UNCHOSEN
     )
 
 
@@ -91,12 +86,12 @@ def _has_other_backing(node: BlockNode) -> bool:
     """Tell whether a node lies on anything else than what its image says."""
     backing = node.children.get(BACKING)
     name = "" if backing is None else image_name(backing.node)
-    return name != node.auto_backing_name
+    return name != auto_backing_name(node)
 
 
 def _full_options(node: BlockNode) -> dict[str, Any]:
     full = {"driver": node.driver, **node.strong_options}
-    if node.auto_backing_name and BACKING not in node.children:
+    if auto_backing_name(node) and BACKING not in node.children:
         full[BACKING] = None
     for role, edge in node.children.items():
         if role == BACKING and not _has_other_backing(node):
@@ -159,12 +154,10 @@ def _describe_image(node: BlockNode) -> ImageInfo:
         "actual_size": UNSET if allocated is None else allocated,
         "virtual_size": node.size,
     }
-    if _has_dirty_flag(node):
+    if _lies_on_file(node):
         members["dirty_flag"] = False
         below = _informant(node).image_details
         members.update({name: below[name] for name in _PASSED_ON if name in below})
-    if node.driver in FILE_DRIVERS:
-        members["format_specific"] = ImageInfoSpecific(type="file", data=ImageInfoSpecificFile())
     keeper = keeper_of(node)
     if keeper not in (None, node) and "snapshots" in (kept := keeper.image_details):
         members["snapshots"] = kept["snapshots"]
@@ -179,12 +172,13 @@ def _informant(node: BlockNode) -> BlockNode:
     return node
 
 
-def _has_dirty_flag(node: BlockNode) -> bool:
-    """Tell whether QEMU's driver answers; none here ever says that an image is dirty."""
-    child = node.primary_child
-    if node.driver == "snapshot-access":
-        return False
-    return node.driver in FILE_DRIVERS or (child is not None and _has_dirty_flag(child.node))
+def _lies_on_file(node: BlockNode) -> bool:
+    """Tell whether QEMU's driver has details; none here ever says that an image is dirty."""
+    while (child := node.primary_child) is not None:
+        if not node.described_by_child:
+            return False
+        node = child.node
+    return isinstance(node, StorageNode)
 
 
 def describe_graph(graph: Graph) -> XDbgBlockGraph:

@@ -11,12 +11,11 @@ integers and hand back the driver's own coroutine.
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from dataclasses import replace
 from functools import partial
 from operator import add
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
@@ -24,7 +23,9 @@ from vhostblk.block.io import shaping
 from vhostblk.block.io.completion import gather
 from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.io.tracker import WriteTracker
+from vhostblk.block.zones import zones_of
 from vhostblk.engine.extents import ExtentMap, Treatment
+from vhostblk.errors import os_error
 from vhostblk.schema.blockdev import BlockdevDetectZeroesOptions, BlockdevDiscardOptions
 from vhostblk.schema.common import PreallocMode
 
@@ -38,13 +39,17 @@ if TYPE_CHECKING:
     from vhostblk.block.zones import Zone, ZoneOp
 
 
+T = TypeVar("T")
+
 #: The longest disk that QEMU takes.
 MAX_SIZE = (1 << 63) - (1 << 30)
 
 
-def os_error(code: int) -> OSError:
-    """Make the OSError of an errno."""
-    return OSError(code, os.strerror(code))
+def supported(capability: T | None) -> T:
+    """Return a node's capability; raises OSError where it has none."""
+    if capability is None:
+        raise os_error(errno.ENOTSUP)
+    return capability
 
 
 class Edge:
@@ -310,24 +315,27 @@ class Edge:
 
     async def psecure_erase(self, offset: int, length: int) -> None:
         """Forget a range for good; not a hint, hence whatever the option `discard` says."""
+        from vhostblk.block.erase import ErasesSecurely  # few disks can
+
         self._check_write(offset, length)
         node = self.node
         try:
-            await node.psecure_erase(offset, length)
+            eraser: ErasesSecurely | None = node.capability(ErasesSecurely)
+            await supported(eraser).psecure_erase(offset, length)
         finally:
             node.write_generation += 1
             node.record_change(offset, length)
 
     async def zone_report(self, offset: int, count: int) -> list[Zone]:
         """Describe at most `count` zones from the one with `offset` on."""
-        return await self.node.zone_report(offset, count)
+        return await supported(zones_of(self.node)).zone_report(offset, count)
 
     async def zone_mgmt(self, op: ZoneOp, offset: int, length: int) -> None:
         """Open, close, finish or reset the zones of a range."""
         self._check_write(offset, length)
         node = self.node
         try:
-            await node.zone_mgmt(op, offset, length)
+            await supported(zones_of(node)).zone_mgmt(op, offset, length)
         finally:
             node.write_generation += 1
             node.record_change(offset, length)
@@ -338,7 +346,8 @@ class Edge:
         """Write all of `iov` to the zone at `offset`, where its write pointer is; return where."""
         self._check_write(offset, iov.nbytes)
         node = self.node
-        place = await node.zone_append(offset, iov, flags & node.native_flags)
+        zones = supported(zones_of(node))
+        place = await zones.zone_append(offset, iov, flags & node.native_flags)
         node.write_generation += 1
         node.record_change(place, iov.nbytes)
         await self._finish_write(flags, node.size)

@@ -2,7 +2,7 @@
 """File names of images: which node a name stands for, parsed as QEMU's drivers do.
 
 A name is a path, `json:` with options, or begins with a protocol: the name of a driver that needs
-no format above it, as in `null-co://`, `blkdebug:CONFIG:IMAGE`, `blkverify:RAW:TEST`.
+no format above it (a `ProtocolDriver`), as in `null-co://`.
 """
 
 from __future__ import annotations
@@ -10,35 +10,71 @@ from __future__ import annotations
 import os
 import re
 import stat
+from abc import ABC, abstractmethod
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vhostblk.block.errors import BlockError
+from vhostblk.block.graph.inherit import FILE
+from vhostblk.block.registry import built_in_class
+from vhostblk.errors import errors_as
+from vhostblk.schema.driver_manifest import DEFAULT_PROTOCOL, DEVICE_PROTOCOL
 from vhostblk.schema.errors import OptionError
 
-_FILES = ("file", "host_device")
-_NULLS = ("null-co", "null-aio")
-#: Drivers that take a file name themselves. With any other driver the name is for its child.
-PROTOCOLS = frozenset({*_FILES, *_NULLS, "blkdebug", "blkverify"})
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-_PROTOCOL = re.compile(r"([^/:]+):")
+_PREFIX = re.compile(r"([^/:]+):")
+
+
+class ProtocolDriver(ABC):
+    """What a node class has whose nodes have file names. Any other driver's are for its child."""
+
+    #: A name that is known to be for this driver may begin with anything.
+    takes_any_prefix: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def options_of(cls, rest: str, *, prefixed: bool) -> dict[str, Any]:
+        """Return the options, but for the driver, that a file name stands for; raises BlockError.
+
+        `rest`: the name without `driver:`, which it began with if it was `prefixed`.
+        """
+
+    @abstractmethod
+    def exact_name(self, below: Mapping[str, str | None]) -> str | None:
+        """Return a file name that opens just this node; None: there is none.
+
+        `below` are those of the children, by role.
+        """
+
+
+def protocol_driver(name: str) -> type[ProtocolDriver] | None:
+    """Return the class of the driver that names beginning with `name` are for; None: there is none.
+
+    Those of plug-ins are not among them.
+    """
+    found = built_in_class(name)
+    return found if found is not None and issubclass(found, ProtocolDriver) else None
 
 
 def full_name(name: str, image: str, kind: str | None = None) -> str:
     """Resolve a file name found in `image`, relative to the image's own name; raises BlockError.
 
-    `kind`: the driver that the image names, if any. With a file driver the name may contain any
-    prefix.
+    `kind`: the driver that the image names, if any.
     """
     if name.startswith("json:"):
         return name
-    protocol = _PROTOCOL.match(name)
-    if protocol is not None:
-        if protocol[1] != "file":
-            if kind in _FILES or protocol[1] in PROTOCOLS:
+    prefix = _PREFIX.match(name)
+    if prefix is not None:
+        if prefix[1] != DEFAULT_PROTOCOL:
+            driver = None if kind is None else protocol_driver(kind)
+            if driver is not None and driver.takes_any_prefix:
                 return name
-            raise BlockError(f"Unknown protocol '{protocol[1]}'")
-        name = name[len("file:") :]
+            if protocol_driver(prefix[1]) is not None:
+                return name
+            raise BlockError(f"Unknown protocol '{prefix[1]}'")
+        name = name[len(prefix[0]) :]
     if not name.startswith("/") and image.startswith("json:"):
         raise BlockError("Cannot use relative backing file names for 'json:' images")
     return str(PurePosixPath(image).parent / name) if not name.startswith("/") else name
@@ -53,22 +89,12 @@ def described(name: str, kind: str | None = None) -> dict[str, Any]:
     if name.startswith("json:"):
         options = _parsed(name[len("json:") :])
         return options if kind is None else {**options, "driver": kind}
-    if kind is not None and kind not in PROTOCOLS:
-        return {"driver": kind, "file": described(name)}
-    kind = kind or protocol_of(name)
-    rest = name.removeprefix(f"{kind}:")
-    if kind in _NULLS:
-        if rest != "//":
-            raise BlockError(f"The only allowed filename for this driver is '{kind}://'")
-        return {"driver": kind}
-    if kind == "blkdebug":
-        return _blkdebug(rest, plain=rest == name)
-    if kind == "blkverify":
-        raw, colon, test = rest.partition(":")
-        if rest == name or not colon:
-            raise BlockError("blkverify requires raw copy and original image path")
-        return {"driver": kind, "raw": described(raw), "test": {"file": described(test)}}
-    return {"driver": kind, "filename": rest}
+    protocol = kind or protocol_of(name)
+    driver = protocol_driver(protocol)
+    if driver is None:
+        return {"driver": protocol, FILE: described(name)}
+    rest = name.removeprefix(f"{protocol}:")
+    return {"driver": protocol, **driver.options_of(rest, prefixed=rest != name)}
 
 
 def described_path(path: str) -> dict[str, Any]:
@@ -78,30 +104,24 @@ def described_path(path: str) -> dict[str, Any]:
     except OSError:
         mode = 0  # opening it says what is wrong
     device = stat.S_ISBLK(mode) or stat.S_ISCHR(mode)
-    return {"driver": "host_device" if device else "file", "filename": path}
+    name = DEVICE_PROTOCOL if device else DEFAULT_PROTOCOL
+    driver = protocol_driver(name)
+    assert driver is not None
+    return {"driver": name, **driver.options_of(path, prefixed=False)}
 
 
 def protocol_of(name: str) -> str:
     """Return the protocol driver of a full name that is not a `json:` one."""
-    protocol = _PROTOCOL.match(name)
-    return protocol[1] if protocol is not None and protocol[1] in PROTOCOLS else "file"
-
-
-def _blkdebug(rest: str, *, plain: bool) -> dict[str, Any]:
-    config, colon, image = ("", ":", rest) if plain else rest.partition(":")
-    if not colon:
-        raise BlockError("blkdebug requires both config file and image path")
-    options = {"driver": "blkdebug", "image": described(image)}
-    return {**options, "config": config} if config else options
+    prefix = _PREFIX.match(name)
+    known = prefix is not None and protocol_driver(prefix[1]) is not None
+    return prefix[1] if prefix is not None and known else DEFAULT_PROTOCOL
 
 
 def _parsed(text: str) -> dict[str, Any]:
     from vhostblk.schema import json_text  # few images need it
 
-    try:
+    with errors_as(BlockError, "Could not parse the JSON options", of=OptionError):
         tree = json_text.parse(text)
-    except OptionError as error:
-        raise BlockError(f"Could not parse the JSON options: {error}") from error
     if not isinstance(tree, dict):
         raise BlockError("Invalid JSON object given")
     return nested(tree)

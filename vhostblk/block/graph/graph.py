@@ -18,13 +18,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import re
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.block.errors import BlockError, NodeNotFoundError
+from vhostblk.block.errors import BlockError, NodeNotFoundError, NoNode
 from vhostblk.block.graph import activation, inherit
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.drain import DrainedSection, with_descendants
@@ -37,6 +36,7 @@ from vhostblk.block.io.turns import Turns
 from vhostblk.block.registry import driver_class, driver_name
 from vhostblk.block.throttle_group import ThrottleGroups
 from vhostblk.block.zones import check_zoned_child
+from vhostblk.errors import error_context, errors_as, log_error, log_failure, reason
 from vhostblk.events import EventBus
 from vhostblk.reservations.manager import Managers
 from vhostblk.schema.base import UNSET
@@ -113,21 +113,16 @@ class Graph:
             self._owned.add(node.node_name)
             return node
 
-    def find(self, name: str) -> BlockNode:
-        """Return a node by name; raises NodeNotFoundError."""
-        return self._lookup(name, device="")
+    def find(
+        self, name: str, words: NoNode = NoNode.DEVICE_OR_NODE, *, device: str = ""
+    ) -> BlockNode:
+        """Return a node by name; raises NodeNotFoundError, in these words.
 
-    def find_exactly(self, name: str) -> BlockNode:
-        """Return a node by name, for commands that know of no devices."""
+        `device` is the name of a device that could have been meant; there are none here.
+        """
         node = self._nodes.get(name)
         if node is None:
-            raise NodeNotFoundError(f"Failed to find node with node-name='{name}'")
-        return node
-
-    def _lookup(self, name: str, device: str) -> BlockNode:
-        node = self._nodes.get(name)
-        if node is None:
-            raise NodeNotFoundError(f"Cannot find device='{device}' nor node-name='{name}'")
+            raise NodeNotFoundError(name, words, device)
         return node
 
     async def open_child(self, parent: BlockNode, role: str, ref: Any) -> BlockNode:
@@ -136,7 +131,7 @@ class Graph:
         When the parent fails to open, the graph takes its children away again.
         """
         if isinstance(ref, str):
-            node = self._lookup(ref, device=ref)
+            node = self.find(ref, device=ref)
         else:
             node = await self._open(inherit.resolve_child(ref, role, parent.options))
             node.defined_in, node.given_options = parent, ref
@@ -168,7 +163,7 @@ class Graph:
         holder = BlockBackend("", Perm.NONE)
         async with self._changing:
             if isinstance(ref, str):
-                node = self._lookup(ref, device=ref)
+                node = self.find(ref, device=ref)
             else:
                 node = await self._open(inherit.resolve(ref))
             holder.attach(self, node)
@@ -202,7 +197,7 @@ class Graph:
     async def remove(self, name: str) -> None:
         """Close a node that the user added; raises BlockError while it is in use."""
         async with self._changing:
-            node = self.find_exactly(name)
+            node = self.find(name, NoNode.NODE_NAME)
             if any(not isinstance(edge.parent, BlockNode) for edge in node.parents):
                 raise BlockError(f"Node {name} is in use")
             check_not_backing(node)
@@ -254,7 +249,7 @@ class Graph:
         async with self.drained(nodes):
             reopening = Reopening(self, changes)
             loading = reopening.remembering
-            await _flush(dict.fromkeys([*reversed(loading), *nodes]), "Error flushing drive: ")
+            await _flush(dict.fromkeys([*reversed(loading), *nodes]), "Error flushing drive")
             await _release_children(reopening.leaving)
             opening = [change.node for change in changes if change.opens_for_writing]
             closing = [change.node for change in changes if change.options.read_only]
@@ -304,10 +299,11 @@ class Graph:
     async def add_child(self, parent: BlockNode, child: BlockNode) -> None:
         """Give a node one more child; raises BlockError."""
         from vhostblk.block.graph import reopen
+        from vhostblk.block.graph.members import ChangesChildren
 
         name = child.node_name
         async with self._changing, self.drained([parent]):
-            if not parent.changes_children:
+            if not isinstance(parent, ChangesChildren):
                 raise BlockError(f"The node {parent.node_name} does not support adding a child")
             if child.parents:
                 raise BlockError(f"The node {name} already has a parent")
@@ -331,11 +327,12 @@ class Graph:
     async def remove_child(self, parent: BlockNode, role: str) -> None:
         """Take a child away from a node; raises BlockError."""
         from vhostblk.block.graph import reopen
+        from vhostblk.block.graph.members import ChangesChildren
 
         async with self._changing, self.drained([parent]):
             if role not in parent.children:
                 raise BlockError(f"Node '{parent.node_name}' does not have child '{role}'")
-            if not parent.changes_children:
+            if not isinstance(parent, ChangesChildren):
                 raise BlockError(f"The node {parent.node_name} does not support removing a child")
             parent.check_loss(role)
             edge = parent.children.pop(role)
@@ -350,10 +347,9 @@ class Graph:
             backend = BlockBackend("", Perm.RESIZE)
             backend.attach(self, node)
             try:
-                async with self.drained([node]):
-                    await backend.truncate(size)
-            except OSError as error:
-                raise BlockError(error.strerror or str(error)) from error
+                with errors_as(BlockError, node=node.node_name):
+                    async with self.drained([node]):
+                        await backend.truncate(size)
             finally:
                 await backend.detach()
 
@@ -363,22 +359,22 @@ class Graph:
         Raises BlockError, and then nothing has changed.
         """
         async with self._changing:
-            chosen = list(self) if name is None else [self.find_exactly(name)]
+            chosen = list(self) if name is None else [self.find(name, NoNode.NODE_NAME)]
             if active:
                 await self._activate(chosen)
                 return
             if name is not None and activation.has_active_parent(chosen[0]):
                 raise BlockError("Node has active parent node")
-            prefix = f"Failed to inactivate {'all nodes' if name is None else 'node'}: "
+            what = f"Failed to inactivate {'all nodes' if name is None else 'node'}"
             async with self.drained(chosen):
-                await _flush(with_descendants(chosen), prefix)
+                await _flush(with_descendants(chosen), what)
                 try:
                     nodes = activation.to_inactivate(chosen)
-                    async with _writing_given_up(nodes, prefix):
+                    async with _writing_given_up(nodes, what):
                         # Users may have come meanwhile.
                         activation.inactivate(activation.to_inactivate(chosen))
                 except activation.InactivationError as error:
-                    raise BlockError(f"{prefix}{error}") from error
+                    raise BlockError(f"{what}: {error}") from error
 
     async def _activate(self, chosen: list[BlockNode]) -> None:
         async with self.drained(with_descendants(chosen)):
@@ -412,9 +408,12 @@ class Graph:
             ),
         )
         # Writes need not be asked for any more.
-        task = asyncio.get_running_loop().create_task(self._refresh_maps(node))
+        task = asyncio.get_running_loop().create_task(
+            self._refresh_maps(node), name=f"node '{node.node_name}': a new extent map"
+        )
         self._refreshing.add(task)
         task.add_done_callback(self._refreshing.discard)
+        task.add_done_callback(log_failure)
 
     def report_io_error(self, backend: BlockBackend, operation: IoOperationType, code: int) -> None:
         """Emit BLOCK_IO_ERROR: a request of a node's user failed with the errno `code`."""
@@ -425,7 +424,7 @@ class Graph:
             operation=operation,
             action=BlockErrorAction.REPORT,
             nospace=code == errno.ENOSPC,
-            reason=os.strerror(code),
+            reason=reason(code),
         )
         self._events.emit("BLOCK_IO_ERROR", data)
 
@@ -442,7 +441,8 @@ class Graph:
             driver = driver_name(options)
             if trace.bdrv_open_common.enabled:
                 trace.bdrv_open_common(name, driver)
-            node = await driver_class(driver).open(name, options, self)
+            with error_context(node=name):
+                node = await driver_class(driver).open(name, options, self)
         except BaseException:
             for edge in edges:
                 await self.detach(edge)
@@ -517,24 +517,18 @@ def check_not_backing(node: BlockNode) -> None:
             )
 
 
-async def _flush(nodes: Iterable[BlockNode], prefix: str) -> None:
+async def _flush(nodes: Iterable[BlockNode], what: str) -> None:
     """Put what has been written on stable storage; raises BlockError."""
-    try:
-        for node in nodes:
+    for node in nodes:
+        with errors_as(BlockError, what, node=node.node_name):
             await flush_node(node)
-    except OSError as error:
-        raise BlockError(f"{prefix}{error.strerror}") from error
 
 
 async def _release_children(nodes: Iterable[BlockNode]) -> None:
     """Make nodes give up the permissions that they keep for themselves; raises BlockError."""
     for node in nodes:
-        try:
+        with errors_as(BlockError, f"Node '{node.node_name}' can't be replaced"):
             await node.release_children()
-        except OSError as error:
-            raise BlockError(
-                f"Node '{node.node_name}' can't be replaced: {error.strerror}"
-            ) from error
 
 
 async def _each(steps: Iterable[Callable[[], Awaitable[None]]]) -> None:
@@ -565,22 +559,20 @@ async def _finish(steps: Coroutine[Any, Any, None]) -> None:
         task.result()
         return
     if (failed := task.exception()) is not None:
-        logger.error("after a command that was cancelled: %s", failed)
+        log_error(logger, "after a command that was cancelled", failed)
     raise cancelled
 
 
 @asynccontextmanager
-async def _writing_given_up(nodes: list[BlockNode], prefix: str) -> AsyncIterator[None]:
+async def _writing_given_up(nodes: list[BlockNode], what: str) -> AsyncIterator[None]:
     """Have nodes put their images in order; where that, or the block, fails, they write on.
 
     Raises BlockError.
     """
     try:
-        try:
-            for node in nodes:
+        for node in nodes:
+            with errors_as(BlockError, what, node=node.node_name):
                 await node.give_up_writing()
-        except OSError as error:
-            raise BlockError(f"{prefix}{error.strerror}") from error
         yield
     except BaseException:
         for node in nodes:

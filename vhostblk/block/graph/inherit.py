@@ -23,6 +23,12 @@ from vhostblk.schema.blockdev import (
     BlockdevDiscardOptions,
 )
 
+# Roles of children, named as the options that define them.
+
+#: The child of a format or a filter that holds its data, or its metadata.
+FILE = "file"
+#: The child of a format that holds the data alone.
+DATA_FILE = "data-file"
 #: The child of a copy-on-write image that holds what the image does not.
 BACKING = "backing"
 
@@ -38,7 +44,7 @@ def resolve_child(options: Any, role: str, parent: Any) -> Any:
     """Return the options of a child defined inside `parent`, whose own are resolved."""
     values = {name: getattr(parent, name) for name in _HANDED_DOWN}
     has_name = parent.node_name is not UNSET  # so it is a top-level node
-    values["active"] = parent.active or (role == "file" and has_name)
+    values["active"] = parent.active or (role == FILE and has_name)
     if not values["active"]:
         options = replace(options, active=False)
     values["discard"] = BlockdevDiscardOptions.UNMAP

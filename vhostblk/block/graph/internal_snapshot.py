@@ -9,36 +9,52 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.inherit import BACKING
 from vhostblk.block.graph.node import BlockNode
+from vhostblk.errors import errors_as, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from vhostblk.block.drivers.qcow2.snapshots import Snapshot
+    from vhostblk.schema.snapshot import SnapshotInfo
 
 logger = logging.getLogger(__name__)
+
+
+class InternalSnapshot(Protocol):
+    """One internal snapshot; id and name as they are in the image."""
+
+    id: bytes
+    name: bytes
+
+    def describe(self) -> SnapshotInfo:
+        """Return what queries say of it."""
 
 
 class KeepsSnapshots(BlockNode):
     """A node whose image has internal snapshots of its own."""
 
     @abstractmethod
-    def snapshots(self) -> list[Snapshot]:
+    def snapshots(self) -> Sequence[InternalSnapshot]:
         """Return the internal snapshots, the oldest first."""
 
     @abstractmethod
-    async def create_snapshot(self, name: str, device: str | None = None) -> Snapshot:
+    async def create_snapshot(self, name: str, device: str | None = None) -> InternalSnapshot:
         """Make an internal snapshot, between requests; raises BlockError or OSError.
 
         `device`: what the node is called in messages.
         """
 
     @abstractmethod
-    async def apply_snapshot(self, *, id: str | None = None, name: str | None = None) -> Snapshot:  # noqa: A002
+    async def apply_snapshot(
+        self,
+        *,
+        id: str | None = None,  # noqa: A002
+        name: str | None = None,
+    ) -> InternalSnapshot:
         """Go back to the internal snapshot with this id and name; raises BlockError or OSError."""
 
     @abstractmethod
@@ -48,7 +64,7 @@ class KeepsSnapshots(BlockNode):
         id: str | None = None,  # noqa: A002
         name: str | None = None,
         device: str | None = None,
-    ) -> Snapshot:
+    ) -> InternalSnapshot:
         """Delete the internal snapshot with this id and name; raises BlockError or OSError."""
 
 
@@ -83,7 +99,7 @@ class InternalSnapshotAction:
         self._node = node
         self._name = name
         self._device = device
-        self._made: Snapshot
+        self._made: InternalSnapshot
 
     def nodes(self) -> list[BlockNode]:
         """Return the node."""
@@ -91,13 +107,9 @@ class InternalSnapshotAction:
 
     async def prepare(self) -> None:
         """Make the snapshot."""
-        try:
+        what = f"Failed to create snapshot '{self._name}' on device '{self._device}'"
+        with errors_as(BlockError, what):
             self._made = await self._node.create_snapshot(self._name, self._device)
-        except OSError as error:
-            raise BlockError(
-                f"Failed to create snapshot '{self._name}' on device '{self._device}': "
-                f"{error.strerror}"
-            ) from error
 
     async def commit(self) -> None:
         """Do nothing more."""
@@ -114,5 +126,5 @@ class InternalSnapshotAction:
                 number,
                 self._name,
                 self._node.node_name,
-                error,
+                reason(error),
             )

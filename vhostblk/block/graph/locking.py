@@ -19,6 +19,7 @@ import struct
 
 from vhostblk.block.errors import BlockError, ImageLockedError
 from vhostblk.block.graph.permissions import PERM_NAMES, Perm
+from vhostblk.errors import errors_as
 from vhostblk.schema.common import OnOffAuto
 
 PERM_BASE = 100
@@ -153,12 +154,9 @@ class ImageLock:
 
     def _set(self, byte: int, lock_type: int) -> None:
         request = _FLOCK.pack(lock_type, os.SEEK_SET, byte, 1, 0)
-        try:
+        what = f"Failed to lock byte {byte} of '{self._path}'"
+        with errors_as(BlockError, what, file=self._path):
             fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, request)
-        except OSError as error:
-            raise BlockError(
-                f"Failed to lock byte {byte} of '{self._path}': {error.strerror}"
-            ) from error
 
     def _release(self, unwanted: frozenset[int]) -> None:
         for byte in unwanted:
@@ -190,10 +188,7 @@ class ImageLock:
 
     def _locked_by_other(self, byte: int) -> bool:
         request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
-        try:
+        what = f"Failed to query the lock on byte {byte} of '{self._path}'"
+        with errors_as(BlockError, what, file=self._path):
             answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, request)
-        except OSError as error:
-            raise BlockError(
-                f"Failed to query the lock on byte {byte} of '{self._path}': {error.strerror}"
-            ) from error
         return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)

@@ -17,31 +17,29 @@ run on the event loop's thread; a driver never blocks it.
 from __future__ import annotations
 
 import errno
-import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from vhostblk.block.errors import BlockError
+from vhostblk.block.graph.inherit import FILE
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.completion import gather
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.errors import os_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from collections.abc import Set as AbstractSet
 
     from vhostblk.block.bitmaps.dirty_bitmap import DirtyBitmap
     from vhostblk.block.graph.edge import Edge
     from vhostblk.block.graph.graph import Graph
     from vhostblk.block.graph.locking import LockGuard
-    from vhostblk.block.graph.storage import StorageId
     from vhostblk.block.io.completion import Completion
     from vhostblk.block.io.iovec import IoVec
     from vhostblk.block.io.tracker import WriteTracker
-    from vhostblk.block.lifetime import Lifetime
-    from vhostblk.block.zones import Zone, ZonedLimits, ZoneOp
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.schema.common import PreallocMode
 
@@ -97,18 +95,6 @@ class Extent:
     node: BlockNode | None = None
 
 
-@dataclass
-class CheckResult:
-    """What a check of an image has found, in QEMU's terms (`ImageCheck`)."""
-
-    #: What contradicts itself: in qcow2, refcounts lower than references, or wrong flags.
-    corruptions: int = 0
-    #: Space that nothing refers to.
-    leaks: int = 0
-    corruptions_fixed: int = 0
-    leaks_fixed: int = 0
-
-
 class BlockNode(ABC):
     """One node of the block graph. See the module's text for who checks what."""
 
@@ -119,16 +105,15 @@ class BlockNode(ABC):
     is_filter: ClassVar[bool] = False
 
     #: The child whose data is the node's, in filters and in formats that have a file.
-    primary_role: ClassVar[str] = "file"
+    primary_role: ClassVar[str] = FILE
 
-    #: Whether it can have a child "backing", which has what the image itself does not.
-    supports_backing: ClassVar[bool] = False
+    #: File names that open what the child shows stand for the node in queries.
+    named_by_child: ClassVar[bool] = False
+    #: Queries on the image get from the child what the node doesn't know itself.
+    described_by_child: ClassVar[bool] = True
 
     #: Whether `pwritev_burst` is worth asking.
     takes_bursts: ClassVar[bool] = False
-
-    #: Whether children may be added and removed at run time.
-    changes_children: ClassVar[bool] = False
 
     #: Whether the driver supports `blockdev-reopen`.
     reopens: ClassVar[bool] = False
@@ -140,7 +125,7 @@ class BlockNode(ABC):
     data_options: ClassVar[frozenset[str]] = frozenset()
     #: Roles whose child `blockdev-reopen` may replace by another node. A child "backing" may be
     #: added and removed, too, if the driver supports one.
-    exchangeable_roles: frozenset[str] = frozenset({"file"})
+    exchangeable_roles: frozenset[str] = frozenset({FILE})
     #: Roles of children whose data the node keeps something of in memory. See `load_other_data`.
     remembered_roles: frozenset[str] = frozenset()
 
@@ -161,8 +146,6 @@ class BlockNode(ABC):
         #: The node in whose options this one was defined, and what was said there.
         self.defined_in: BlockNode | None = None
         self.given_options = options
-        #: The name of the child "backing" that opening the image again would lead to; "": none.
-        self.auto_backing_name = ""
         #: Writes past this offset are announced, once; 0: none. See `Graph.set_write_threshold`.
         self.write_threshold = 0
         self.on_threshold: Callable[[BlockNode, int], object] | None = None
@@ -197,11 +180,6 @@ class BlockNode(ABC):
     @abstractmethod
     def size(self) -> int:
         """The node's length in bytes, now."""
-
-    @property
-    def only_in_memory(self) -> str:
-        """What would be lost if the node were opened anew with its options: "its zones"."""
-        return ""
 
     @property
     def exact_size(self) -> int:
@@ -316,7 +294,7 @@ class BlockNode(ABC):
 
     async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
         """Write all of `iov` at `offset`; honours FUA itself or through the layer above."""
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        raise os_error(errno.ENOTSUP)
 
     def pwritev_burst(self, offsets: list[int], iovs: list[IoVec]) -> Completion[Failures] | None:
         """Do writes all at once, where that is cheaper; None: it isn't, and nothing has begun."""
@@ -326,7 +304,7 @@ class BlockNode(ABC):
         self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
     ) -> None:
         """Make a range read as zeroes. ENOTSUP makes the layer above write zeroes instead."""
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        raise os_error(errno.ENOTSUP)
 
     async def reserve(self, offset: int, length: int) -> None:  # noqa: B027
         """Allocate storage for a range without changing it, so that writes there can't fail for it.
@@ -336,54 +314,15 @@ class BlockNode(ABC):
 
     async def pdiscard(self, offset: int, length: int) -> None:
         """Forget a range; its content is undefined afterwards. A hint: ENOTSUP is ignored above."""
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        raise os_error(errno.ENOTSUP)
 
-    @property
-    def erases_securely(self) -> bool:
-        """Tell whether `psecure_erase` works."""
-        return False
+    def capability(self, kind: type) -> Any:
+        """Return the node's object of a class that says what only some nodes can; None: it can't.
 
-    async def psecure_erase(self, offset: int, length: int) -> None:
-        """Forget a range such that nobody can read it again, not from the storage itself either."""
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-
-    @property
-    def has_lifetime(self) -> bool:
-        """Tell whether `lifetime` has something to say."""
-        return False
-
-    async def lifetime(self) -> Lifetime | None:
-        """Say how worn the storage is."""
-        return None
-
-    # Zones (`block.zones`): a zoned node refuses writes that don't suit them, with ZoneError.
-
-    @property
-    def zoned(self) -> ZonedLimits | None:
-        """What zones the node has; None: it is not zoned."""
-        return None
-
-    @property
-    def takes_zoned_children(self) -> bool:
-        """Tell whether its writes are those of its users, so that a child may demand an order."""
-        return False
-
-    async def zone_report(self, offset: int, count: int) -> list[Zone]:
-        """Describe at most `count` zones from the one with `offset` on."""
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-
-    async def zone_mgmt(self, op: ZoneOp, offset: int, length: int) -> None:
-        """Do something to the zones that make up a range."""
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-
-    async def zone_append(
-        self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE
-    ) -> int:
-        """Write all of `iov` at the write pointer of the zone that begins at `offset`.
-
-        Returns where that was; as `pwritev` otherwise.
+        These classes are where their subjects are; each has a function there that asks. A node that
+        shows bytes of a child may have what the child has: see `block.graph.passing`.
         """
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        return self if isinstance(self, kind) else None
 
     async def flush(self) -> None:  # noqa: B027
         """Put every completed write on stable storage."""
@@ -421,36 +360,6 @@ class BlockNode(ABC):
         if type(self).truncate is BlockNode.truncate:
             await self.truncate(size)  # it raises: the node can't be resized at all
         raise OSError(errno.ENOTSUP, f"Unsupported preallocation mode '{mode.value}'")
-
-    # Access to a snapshot that the node keeps (`snapshot-access`).
-
-    async def snapshot_preadv(self, offset: int, iov: IoVec) -> None:
-        """Fill all of `iov` from `offset` of the snapshot."""
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-
-    async def snapshot_block_status(self, offset: int, length: int) -> Extent:
-        """Describe a run at `offset` of the snapshot, of at most `length` bytes."""
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-
-    async def snapshot_pdiscard(self, offset: int, length: int) -> None:
-        """Keep a range of the snapshot no more."""
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-
-    # Dirty bitmaps that the image keeps.
-
-    async def check_new_bitmap(self, name: str, granularity: int) -> None:
-        """Raise BlockError where the image can't keep a bitmap of this name and granularity."""
-        raise BlockError(
-            f"Can't store persistent bitmaps to {self.node_name}: {os.strerror(errno.ENOTSUP)}"
-        )
-
-    async def remove_stored_bitmap(self, name: str) -> None:  # noqa: B027
-        """Take a bitmap out of the image, if it is there; raises BlockError or OSError."""
-
-    @property
-    def storage(self) -> frozenset[StorageId]:
-        """The host files that the node itself reads and writes; see `block.storage`."""
-        return frozenset()
 
     # Reopening (`block.reopen`): prepare, take options, check; then commit or abort. No request is
     # in flight and nothing of it may suspend.
@@ -576,45 +485,9 @@ class BlockNode(ABC):
         """How many bytes the image takes up; None: unknown."""
         return None
 
-    # Children at run time, where `changes_children`: the graph is drained.
-
-    def new_role(self) -> str:
-        """Return the role that one more child would have; raises BlockError."""
-        raise NotImplementedError
-
-    def child_added(self, role: str) -> None:
-        """Go by one more child from now on. Never fails."""
-        raise NotImplementedError
-
-    def check_loss(self, role: str) -> None:
-        """Raise BlockError where there has to be such a child."""
-        raise NotImplementedError
-
-    def child_removed(self, role: str) -> None:
-        """Go by one child less from now on. Never fails."""
-        raise NotImplementedError
-
-    async def change_backing_file(self, name: str, driver: str | None) -> None:
-        """Have the image name another backing file, and its format; raises OSError.
-
-        The child "backing" stays what it is.
-        """
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-
-    async def check_image(self, *, repair: bool) -> CheckResult:
-        """Check the image's structures, and put them right if asked to; raises OSError."""
-        raise OSError(errno.ENOTSUP, "This image format does not support checks")
-
-    def exact_name(self, below: Mapping[str, str | None]) -> str | None:
-        """Return a file name that opens just this; None: there is none, or it goes without saying.
-
-        `below` are those of the children, by role.
-        """
-        return None
-
     @property
     def image_details(self) -> dict[str, Any]:
-        """What an image format has to say in queries: members of `ImageInfo`, by attribute name."""
+        """What the node has to say in queries: members of `ImageInfo`, by attribute name."""
         return {}
 
     @property

@@ -14,18 +14,19 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.block.create import create_image
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import reopen
 from vhostblk.block.graph.activation import grant_backend
 from vhostblk.block.graph.allocation import is_empty, links, next_image
+from vhostblk.block.graph.backing_name import NamesBacking, supports_backing
 from vhostblk.block.graph.data_below import who_relies_on
 from vhostblk.block.graph.describe import image_name
 from vhostblk.block.graph.drain import users_of, with_ancestors, with_descendants
-from vhostblk.block.graph.edge import flush_node
+from vhostblk.block.graph.edge import flush_node, supported
 from vhostblk.block.graph.filename import described, full_name, protocol_of
 from vhostblk.block.graph.graph import check_not_backing
-from vhostblk.block.graph.inherit import BACKING
+from vhostblk.block.graph.inherit import BACKING, FILE
+from vhostblk.block.graph.new_images import MakesFiles, MakesImages, MakesOverlays
 from vhostblk.block.graph.node import BlockNode
 from vhostblk.block.graph.permission_update import (
     Pins,
@@ -35,10 +36,11 @@ from vhostblk.block.graph.permission_update import (
 )
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.graph.storage import check_no_loop
+from vhostblk.block.registry import built_in_class
+from vhostblk.errors import errors_as, reason
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
-from vhostblk.schema.create import BlockdevCreateOptionsFile, BlockdevCreateOptionsQcow2
-from vhostblk.schema.drivers.file import BlockdevOptionsFile
+from vhostblk.schema.create import BlockdevCreateOptions
 from vhostblk.schema.errors import OptionError
 
 if TYPE_CHECKING:
@@ -48,8 +50,6 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph
 
 logger = logging.getLogger(__name__)
-
-SECTOR = 512
 
 
 class OverlayAction:
@@ -71,12 +71,8 @@ class OverlayAction:
         base = self._base
         check_not_backing(base)
         if not base.read_only and base.active:
-            try:
+            with errors_as(BlockError, f"Write to node '{base.node_name}' failed"):
                 await flush_node(base)
-            except OSError as error:
-                raise BlockError(
-                    f"Write to node '{base.node_name}' failed: {error.strerror}"
-                ) from error
         self._check()
         await self._check_data()
         self._pins = Pins(with_descendants([base, self._overlay]))
@@ -95,7 +91,7 @@ class OverlayAction:
             raise BlockError("Filters cannot be used as overlays")
         if BACKING in overlay.children:
             raise BlockError("The overlay already has a backing image")
-        if not overlay.supports_backing:
+        if not supports_backing(overlay):
             raise BlockError("The overlay does not support backing images")
         if overlay in with_descendants([base]):
             raise BlockError(
@@ -193,9 +189,8 @@ async def rename_backing_file(graph: Graph, top: BlockNode, image: BlockNode, na
     was_read_only = image.read_only
     await graph.make_read_only(image, read_only=False)
     try:
-        await image.change_backing_file(name, image.driver)
-    except OSError as error:
-        raise BlockError(f"Could not change backing file to '{name}': {error.strerror}") from error
+        with errors_as(BlockError, f"Could not change backing file to '{name}'"):
+            await _naming(image).change_backing_file(name, image.driver)
     finally:
         await graph.make_read_only(image, read_only=was_read_only)
 
@@ -245,16 +240,18 @@ class NewOverlayAction:
         if self._create:
             if path.startswith("json:"):
                 raise BlockError("Unknown protocol 'json'")
-            _check_creatable(self._driver)
-            if (protocol := protocol_of(path)) != "file":
-                raise BlockError(f"Protocol driver '{protocol}' does not support image creation")
+            format_driver = _overlay_driver(self._driver)
+            protocol_driver = _file_driver(path)
             if self._filename == image_name(base):
                 raise BlockError(
                     "Error: Trying to create an image with the same filename as the backing file"
                 )
             if not await asyncio.to_thread(os.path.lexists, path):
                 self._new_file = Path(path)
-            await _create(graph, path, base.size)
+            with errors_as(BlockError):
+                await protocol_driver.make_file(path, graph)
+                file = _options(described(path))
+                await format_driver.make_overlay(file, base.size, graph)
         # Naming its backing file is a write.
         read_only = base.read_only and not self._create
         definition = _definition(base, path, self._driver, self._node_name, read_only=read_only)
@@ -276,7 +273,7 @@ class NewOverlayAction:
             try:
                 await asyncio.to_thread(self._new_file.unlink, missing_ok=True)
             except OSError as error:
-                logger.warning("'%s' can't be removed: %s", self._new_file, error.strerror)
+                logger.warning("'%s' can't be removed: %s", self._new_file, reason(error))
 
     async def commit(self) -> None:
         """Leave the overlay to those who use it now."""
@@ -284,54 +281,58 @@ class NewOverlayAction:
         await self._holding.aclose()
 
 
-def _check_creatable(driver: str) -> None:
-    from vhostblk.schema.create import BlockdevCreateOptions
+def _overlay_driver(name: str) -> type[MakesOverlays]:
+    """Return the driver of a format that makes overlays; raises BlockError."""
+    if BlockdevCreateOptions.find_branch(name) is None:
+        raise BlockError(f"Unknown file format '{name}'")
+    driver = built_in_class(name)
+    if driver is not None and issubclass(driver, MakesOverlays):
+        return driver
+    if driver is not None and issubclass(driver, MakesImages):
+        raise BlockError(f"Backing file not supported for file format '{name}'")
+    raise BlockError(f"Format driver '{name}' does not support image creation")
 
-    if BlockdevCreateOptions.find_branch(driver) is None:
-        raise BlockError(f"Unknown file format '{driver}'")
-    if driver in ("raw", "file"):
-        raise BlockError(f"Backing file not supported for file format '{driver}'")
-    if driver != "qcow2":
-        raise BlockError(f"Format driver '{driver}' does not support image creation")
+
+def _file_driver(path: str) -> type[MakesFiles]:
+    """Return the driver that makes the file of an overlay; raises BlockError."""
+    name = protocol_of(path)
+    driver = built_in_class(name)
+    if driver is None or not issubclass(driver, MakesFiles):
+        raise BlockError(f"Protocol driver '{name}' does not support image creation")
+    return driver
 
 
-async def _create(graph: Graph, path: str, size: int) -> None:
-    """Make a qcow2 image of the size that a disk has."""
-    file = BlockdevCreateOptionsFile(filename=path, size=0)
-    image = BlockdevCreateOptionsQcow2(
-        file=BlockdevOptionsFile(filename=path), size=-(-size // SECTOR) * SECTOR
-    )
-    try:
-        for options in (file, image):
-            await create_image(options, graph)
-    except OSError as error:
-        raise BlockError(error.strerror or str(error)) from error
+def _naming(image: BlockNode) -> NamesBacking:
+    """Return what names the backing file of an image; raises OSError."""
+    found: NamesBacking | None = image.capability(NamesBacking)
+    return supported(found)
 
 
 async def _name_backing_file(overlay: BlockNode, base: BlockNode) -> None:
     name = image_name(base)
-    try:
-        await overlay.change_backing_file(name, base.driver)
-    except OSError as error:
-        raise BlockError(
-            f"Could not assign backing file '{name}' with format '{base.driver}': {error.strerror}"
-        ) from error
+    what = f"Could not assign backing file '{name}' with format '{base.driver}'"
+    with errors_as(BlockError, what):
+        await _naming(overlay).change_backing_file(name, base.driver)
 
 
 def _definition(base: BlockNode, path: str, driver: str, node_name: str, *, read_only: bool) -> Any:
     """Return the options of an overlay that treats storage as the node below does."""
     options, named = base.options, described(path)
     tree: dict[str, Any] = {
-        **(named if path.startswith("json:") else {"file": named}),
+        **(named if path.startswith("json:") else {FILE: named}),
         "driver": driver,
         "node-name": node_name,
         "read-only": read_only,
         "discard": options.discard.value,
         "cache": {"direct": options.cache.direct, "no-flush": options.cache.no_flush},
     }
-    if driver == "qcow2":
-        tree["backing"] = None
-    try:
+    made_of = built_in_class(driver)
+    if made_of is not None and issubclass(made_of, NamesBacking):
+        tree[BACKING] = None
+    return _options(tree)
+
+
+def _options(tree: dict[str, Any]) -> Any:
+    """Return the options of a node; raises BlockError."""
+    with errors_as(BlockError, of=OptionError):
         return from_json(BlockdevOptions, tree)
-    except OptionError as error:
-        raise BlockError(str(error)) from error

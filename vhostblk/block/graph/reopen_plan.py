@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec.structs import replace
 
-from vhostblk.block.errors import BlockError, NodeNotFoundError
+from vhostblk.block.errors import BlockError, NodeNotFoundError, NoNode
 from vhostblk.block.graph import inherit
+from vhostblk.block.graph.backing_name import auto_backing_name, supports_backing
 from vhostblk.block.graph.data_below import Planned
 from vhostblk.block.registry import driver_name
 from vhostblk.schema.base import UNSET
@@ -68,7 +69,7 @@ def plan(graph: Graph, definitions: Iterable[Any]) -> list[Change]:
     for given in definitions:
         if given.node_name is UNSET:
             raise BlockError("node-name not specified")
-        node = graph.find_exactly(given.node_name)
+        node = graph.find(given.node_name, NoNode.NODE_NAME)
         _plan_node(changes, node, given, inherit.resolve)
     return list(changes.values())
 
@@ -127,7 +128,7 @@ def _joined(later: Any, former: Any) -> Any:
 def _exchangeable(node: BlockNode) -> list[str]:
     """Return the roles whose child may be replaced, in QEMU's order."""
     roles = sorted(node.exchangeable_roles & node.children.keys())
-    return [inherit.BACKING, *roles] if node.supports_backing else roles
+    return [inherit.BACKING, *roles] if supports_backing(node) else roles
 
 
 def plan_read_only(node: BlockNode, *, read_only: bool) -> list[Change]:
@@ -199,10 +200,10 @@ def check_backing_given(change: Change) -> None:
     """Raise BlockError if the options have to name the backing image, and don't."""
     node = change.node
     if (
-        node.supports_backing
+        supports_backing(node)
         and getattr(change.options, inherit.BACKING, UNSET) is UNSET
         and not change.kept
-        and (inherit.BACKING in node.children or node.auto_backing_name)
+        and (inherit.BACKING in node.children or auto_backing_name(node))
     ):
         raise BlockError(f"backing is missing for '{node.node_name}'")
 
@@ -223,7 +224,7 @@ def check_unchanged(change: Change) -> None:
             names += _flat_names(info.encode_name, value)
     for role in node.children if not change.kept else ():
         names += _flat_names(role, _foreign_child(node, role, _child_ref(new, role)))
-    if node.supports_backing and inherit.BACKING not in node.children and not change.kept:
+    if supports_backing(node) and inherit.BACKING not in node.children and not change.kept:
         names += _flat_names(inherit.BACKING, new.backing or UNSET)
     if names:
         raise BlockError(f"Cannot change the option '{min(names, key=bucket)}'")
@@ -234,7 +235,7 @@ def _foreign_names(change: Change) -> Iterator[str]:
     left_out = _COMMON_MUTABLE | change.node.mutable_options
     for info, default in _members(change.options, left_out):
         value = getattr(change.given, info.name)
-        is_child = info.name in (inherit.BACKING, "file")
+        is_child = info.name in (inherit.BACKING, inherit.FILE)
         if value != default and not (is_child and (value is None or isinstance(value, str))):
             yield from _flat_names(info.encode_name, value)
 
@@ -268,7 +269,7 @@ def _flat_names(name: str, value: Any) -> list[str]:
 
 def _child_members(node: BlockNode) -> frozenset[str]:
     """Return the members of a node's options that name or define its children."""
-    roles = [*node.children, *([inherit.BACKING] if node.supports_backing else [])]
+    roles = [*node.children, *([inherit.BACKING] if supports_backing(node) else [])]
     return frozenset(role.partition(".")[0].replace("-", "_") for role in roles)
 
 

@@ -14,17 +14,17 @@ import os
 import stat
 import struct
 import weakref
+from abc import abstractmethod
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.drain import with_descendants
 from vhostblk.block.graph.inherit import BACKING
+from vhostblk.block.graph.node import BlockNode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from vhostblk.block.graph.node import BlockNode
 
 #: The ioctl(2) number, and the members of `struct loop_info64` that identify the file behind a loop
 #: device; from <linux/loop.h>.
@@ -43,8 +43,17 @@ class StorageId(NamedTuple):
     inode: int
 
 
-#: All open nodes that have storage of their own.
-_nodes: weakref.WeakSet[BlockNode] = weakref.WeakSet()
+class StorageNode(BlockNode):
+    """A node that has storage of its own."""
+
+    @property
+    @abstractmethod
+    def storage(self) -> frozenset[StorageId]:
+        """The host files that the node itself reads and writes."""
+
+
+#: All that are open.
+_nodes: weakref.WeakSet[StorageNode] = weakref.WeakSet()
 
 
 def identify(fd: int) -> frozenset[StorageId]:
@@ -68,12 +77,12 @@ def _device_number(encoded: int) -> int:
     return os.makedev((encoded >> 8) & 0xFFF, (encoded & 0xFF) | (encoded >> 12) & 0xFFF00)
 
 
-def note_open(node: BlockNode) -> None:
-    """Register a node that has storage, until `note_closed`."""
+def note_open(node: StorageNode) -> None:
+    """Register a node, until `note_closed`."""
     _nodes.add(node)
 
 
-def note_closed(node: BlockNode) -> None:
+def note_closed(node: StorageNode) -> None:
     """Undo `note_open`."""
     _nodes.discard(node)
 
@@ -131,13 +140,13 @@ def check_no_loop(overlay: BlockNode, base: BlockNode) -> None:
         )
 
 
-def _with_storage(node: BlockNode, *, through_backing: bool) -> list[BlockNode]:
+def _with_storage(node: BlockNode, *, through_backing: bool) -> list[StorageNode]:
     """Return those of a node and its descendants that have storage.
 
     `through_backing`: include backing images.
     """
     if through_backing:
-        return [each for each in with_descendants([node]) if each.storage]
+        return _storing(with_descendants([node]))
     found: list[BlockNode] = []
     pending = [node]
     while pending:
@@ -145,12 +154,16 @@ def _with_storage(node: BlockNode, *, through_backing: bool) -> list[BlockNode]:
         if each not in found:
             found.append(each)
             pending += [edge.node for role, edge in each.children.items() if role != BACKING]
-    return [each for each in found if each.storage]
+    return _storing(found)
+
+
+def _storing(nodes: Iterable[BlockNode]) -> list[StorageNode]:
+    return [node for node in nodes if isinstance(node, StorageNode)]
 
 
 def _same_storage(
-    ones: list[BlockNode], others: list[BlockNode], *, written: bool = False
-) -> BlockNode | None:
+    ones: list[StorageNode], others: list[StorageNode], *, written: bool = False
+) -> StorageNode | None:
     """Return a node of the first list whose file a different node of the second list uses, too.
 
     `written`: only if one of the two may be written to.

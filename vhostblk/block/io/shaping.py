@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from vhostblk.block import SECTOR
 from vhostblk.block.io.flags import WriteFlags
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.node import BlockNode
     from vhostblk.block.io.iovec import IoVec
     from vhostblk.block.io.tracker import TrackedWrite
-
-SECTOR = 512
 
 #: Longest bounce buffer. Guests may send lists that name the same memory again and again; what
 #: they make us allocate has to be bounded.

@@ -10,9 +10,9 @@ import msgspec
 
 from vhostblk.exports.base import Carried
 from vhostblk.net.listener import Listener
-from vhostblk.vhost_user.codec import FdList
+from vhostblk.vhost_user.carried import Carried as ServerCarried
+from vhostblk.vhost_user.codec import FdList, Part
 from vhostblk.vhost_user.restate import Said
-from vhostblk.vhost_user.server import Carried as ServerCarried
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,13 +28,31 @@ class _Said(msgspec.Struct, kw_only=True, frozen=True):
     fds: list[int]
 
 
+class _Bytes(msgspec.Struct, kw_only=True, frozen=True):
+    """A part of a message; `fds` are the places of its descriptors."""
+
+    data: bytes
+    fds: list[int]
+
+
+class _Interrupted(msgspec.Struct, kw_only=True, frozen=True):
+    """The connection of a front-end that is in the middle of a message, or of reading a reply."""
+
+    connection: int
+    received: _Bytes
+    unsent: _Bytes
+
+
 class _State(msgspec.Struct, kw_only=True, frozen=True):
     """The places of the sockets' descriptors, the listener's file, and the messages."""
 
     listening: int
     path: str | None
+    #: A connection between two messages.
     connection: int | None
     said: list[_Said]
+    #: Earlier versions don't know this: they hang up.
+    interrupted: _Interrupted | None = None
 
 
 class CarriedSession(Carried):
@@ -60,16 +78,26 @@ class CarriedSession(Carried):
     def encode(self, fds: Descriptors) -> msgspec.Raw:
         """Return the state as JSON."""
         session = self.session
-        connection = session.connection
         said = [
-            _Said(request=said.request, payload=said.payload, fds=[fds.add(fd) for fd in said.fds])
+            _Said(request=said.request, payload=said.payload, fds=_places(said.fds, fds))
             for said in session.said
         ]
+        connection = None
+        if session.connection is not None:
+            connection = fds.add(session.connection.fileno())
+        interrupted = None
+        if connection is not None and (session.received.data or session.unsent.data):
+            interrupted = _Interrupted(
+                connection=connection,
+                received=_encode_part(session.received, fds),
+                unsent=_encode_part(session.unsent, fds),
+            )
         state = _State(
             listening=fds.add(session.listener.socket.fileno()),
             path=session.listener.path,
-            connection=None if connection is None else fds.add(connection.fileno()),
+            connection=None if interrupted else connection,
             said=said,
+            interrupted=interrupted,
         )
         return msgspec.Raw(msgspec.json.encode(state))
 
@@ -81,12 +109,32 @@ class CarriedSession(Carried):
 def decode(raw: msgspec.Raw, fds: Descriptors) -> tuple[CarriedSession, list[str | None]]:
     """Undo `CarriedSession.encode`; raises VhostblkError, or msgspec.DecodeError."""
     state = msgspec.json.decode(raw, type=_State)
-    listener = Listener(socket.socket(fileno=fds.take(state.listening)))
-    connection = None
-    if state.connection is not None:
-        connection = socket.socket(fileno=fds.take(state.connection))
-    said = [
-        Said(one.request, one.payload, FdList([fds.take(place) for place in one.fds]))
-        for one in state.said
-    ]
-    return CarriedSession(ServerCarried(listener, connection, said)), [state.path]
+    session = ServerCarried(
+        Listener(socket.socket(fileno=fds.take(state.listening))),
+        None,
+        [Said(one.request, one.payload, _taken(one.fds, fds)) for one in state.said],
+    )
+    place = state.connection
+    if state.interrupted is not None:
+        place = state.interrupted.connection
+        session.received = _decode_part(state.interrupted.received, fds)
+        session.unsent = _decode_part(state.interrupted.unsent, fds)
+    if place is not None:
+        session.connection = socket.socket(fileno=fds.take(place))
+    return CarriedSession(session), [state.path]
+
+
+def _encode_part(part: Part, fds: Descriptors) -> _Bytes:
+    return _Bytes(data=part.data, fds=_places(part.fds, fds))
+
+
+def _decode_part(part: _Bytes, fds: Descriptors) -> Part:
+    return Part(part.data, _taken(part.fds, fds))
+
+
+def _places(kept: FdList, fds: Descriptors) -> list[int]:
+    return [fds.add(fd) for fd in kept]
+
+
+def _taken(places: list[int], fds: Descriptors) -> FdList:
+    return FdList([fds.take(place) for place in places])

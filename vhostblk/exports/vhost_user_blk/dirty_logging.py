@@ -16,10 +16,8 @@ from vhostblk.virtqueue.eventfd import adopt_eventfd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractAsyncContextManager
 
-    from vhostblk.virtio_blk.express import ExpressQueue
-    from vhostblk.virtio_blk.queue import BlkQueue
+    from vhostblk.virtio_blk.queue_set import QueueSet
     from vhostblk.virtqueue.config import LogDescription, VringConfig
     from vhostblk.virtqueue.mapping import LossSignal
     from vhostblk.virtqueue.memory import GuestMemory
@@ -34,18 +32,11 @@ def available() -> bool:
 class DirtyLogging:
     """Implements `vhost_user.backend.DirtyLogging` for the queues of one device.
 
-    `quiet()` holds the running queues, with nothing in flight; `watch()` gives what is to be told
-    when shared memory gets lost.
+    `watch()` returns the signal to raise when shared memory gets lost.
     """
 
-    def __init__(
-        self,
-        quiet: Callable[[], AbstractAsyncContextManager[list[BlkQueue | ExpressQueue]]],
-        memory: Callable[[], GuestMemory],
-        watch: Callable[[], LossSignal],
-    ) -> None:
-        self._quiet = quiet
-        self._memory = memory
+    def __init__(self, queues: QueueSet, watch: Callable[[], LossSignal]) -> None:
+        self._queues = queues
         self._watch = watch
         self._log: DirtyLog | None = None
         self._enabled = False
@@ -59,33 +50,33 @@ class DirtyLogging:
             log = DirtyLog(described, self._watch())
         finally:
             os.close(described.fd)
-        self._check(log, self._memory(), enabled=self._enabled)
-        async with self._quiet() as queues:
+        self._check(log, self._queues.memory, enabled=self._enabled)
+        async with self._queues.quiet():
             self._log = log
-            self._tell(queues)
+            self._tell()
 
     async def set_logging(self, enabled: bool) -> None:
         """Note what requests write, or not."""
         if enabled == self._enabled:
             return
-        self._check(self._log, self._memory(), enabled=enabled)
-        async with self._quiet() as queues:
+        self._check(self._log, self._queues.memory, enabled=enabled)
+        async with self._queues.quiet():
             self._enabled = enabled
-            self._tell(queues)
+            self._tell()
 
     async def set_vring_log(self, config: VringConfig) -> None:
         """Note what is written to the used ring of a running queue, or not."""
         self._check_used(self._log, config)
-        async with self._quiet() as queues:
+        async with self._queues.quiet():
             self._note_used(config)
-            self._tell(queues)
+            self._tell()
 
     async def set_event(self, fd: int) -> None:
         """Set the descriptor that is signalled when something was noted."""
         adopted = adopt_eventfd(fd, "dirty log")
-        async with self._quiet() as queues:
+        async with self._queues.quiet():
             former, self._event_fd = self._event_fd, adopted
-            self._tell(queues)
+            self._tell()
         if former is not None:
             os.close(former)
 
@@ -139,9 +130,9 @@ class DirtyLogging:
             length = device_bytes(config.size, packed=config.packed)
             log.check(config.log_addr, length, "the used ring")
 
-    def _tell(self, queues: list[BlkQueue | ExpressQueue]) -> None:
-        for queue in queues:
-            queue.set_log(self._queue_log(queue.index))
+    def _tell(self) -> None:
+        for index in self._queues.running:
+            self._queues.set_log(index, self._queue_log(index))
 
     def _queue_log(self, index: int) -> QueueLog | None:
         used_addr, _ = self._used.get(index, (None, 0))

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vhostblk.block import SECTOR
 from vhostblk.errors import VhostblkError
 from vhostblk.exports.base import Export
 from vhostblk.exports.vhost_user_blk.carried import CarriedSession, decode
-from vhostblk.exports.vhost_user_blk.device import VhostUserBlkBackend, prepare
+from vhostblk.exports.vhost_user_blk.device import VhostUserBlkDevice, prepare
 from vhostblk.exports.vhost_user_blk.hint import qemu_arguments
 from vhostblk.net.listener import FdAddress, ListenAddress, UnixAddress
 from vhostblk.schema.exports.vhost_user_blk import BlockExportOptionsVhostUserBlk, socket_mode
@@ -29,7 +30,7 @@ class VhostUserBlkExport(Export):
     """One vhost-user-blk device, for one front-end at a time."""
 
     options_type = BlockExportOptionsVhostUserBlk
-    request_alignment: ClassVar[int] = 512
+    request_alignment: ClassVar[int] = SECTOR
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class VhostUserBlkExport(Export):
                 f"Cannot export '{backend.node.filename}': its size of {size} bytes is "
                 f"not a multiple of the logical block size, {block}"
             )
-        self.device = VhostUserBlkBackend(options, backend, iothreads)
+        self.device = VhostUserBlkDevice(options, backend, iothreads)
         self._server = VhostUserServer(_listen_address(options), self.device, options.id)
 
     @classmethod

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared memory in which the queues of one device record their requests in flight.
+"""The shared memory of a front-end in which queues record their requests in flight.
 
-The front-end may set another area at any time; a running queue keeps the record that it has.
+The front-end may set another area at any time; a running queue keeps the part that it has.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
 
 
 class InflightRecords:
-    """The front-end's area, and the part of it that each running queue has."""
+    """The area that a front-end has set, if any."""
 
     def __init__(self, watch: Callable[[], LossSignal]) -> None:
         """`watch()` returns the signal to raise when shared memory gets lost."""
         self._watch = watch
         self._area: InflightArea | None = None
-        self._parts: dict[int, InflightPart | None] = {}
 
     def make(self, num_queues: int, queue_size: int) -> InflightDescription:
         """Make an area; the caller owns its descriptor."""
@@ -34,7 +33,7 @@ class InflightRecords:
         return make_inflight(num_queues, queue_size, _bytes_for(packed=True))
 
     def use(self, described: InflightDescription | None, *, packed: bool) -> None:
-        """Set the area for queues that start from now on (None: no area); raises VhostUserError.
+        """Set the area for queues that start from now on (None: no area); raises SetupError.
 
         This object owns the descriptor.
         """
@@ -54,22 +53,9 @@ class InflightRecords:
             return None
         return self._area.part(config.index, _bytes_for(packed=config.packed))
 
-    def begin(self, index: int, part: InflightPart | None) -> None:
-        """Note that a queue has started with this part."""
-        self._parts[index] = part
-
-    def of(self, index: int) -> InflightPart | None:
-        """Return the part that a running queue has."""
-        return self._parts[index]
-
-    def end(self, index: int) -> None:
-        """Note that a queue has stopped."""
-        self._parts.pop(index, None)
-
     def reset(self) -> None:
         """Forget the front-end."""
         self._area = None
-        self._parts.clear()
 
 
 def _bytes_for(*, packed: bool) -> Callable[[int], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhostblk.block.zones import ZoneModel
+from vhostblk.block.zones import ZoneModel, zone_limits
 from vhostblk.schema.base import UNSET
 from vhostblk.virtio_blk.features import Feature
 
@@ -31,35 +31,28 @@ _ALWAYS = (
 
 def device_features(options: BlockExportOptionsVhostUserBlk, backend: BlockBackend) -> int:
     """Return the features of a device, after its options and its disk."""
-    node = backend.node
+    # Not before clients may connect.
+    from vhostblk.block.erase import eraser_of
+    from vhostblk.block.lifetime import lifetime_of
+
+    zoned = zone_limits(backend.node)
     offered = list(_ALWAYS)
     if options.num_queues > 1:
         offered.append(Feature.MQ)
-    if node.zoned is not None:
+    if zoned is not None:
         offered.append(Feature.ZONED)
     if options.writable:
         offered.append(Feature.WRITE_ZEROES)
         # Where zones must be reset, nothing is discarded.
-        if node.zoned is None or node.zoned.model is not ZoneModel.HOST_MANAGED:
+        if zoned is None or zoned.model is not ZoneModel.HOST_MANAGED:
             offered.append(Feature.DISCARD)
-        if node.zoned is None and node.erases_securely:
+        if zoned is None and eraser_of(backend.node) is not None:
             offered.append(Feature.SECURE_ERASE)
     else:
         offered.append(Feature.RO)
-    if node.has_lifetime:
+    if lifetime_of(backend.node) is not None:
         offered.append(Feature.LIFETIME)
     return sum(feature.mask for feature in offered)
-
-
-def refusal(features: int, backend: BlockBackend) -> str | None:
-    """Say why a driver that accepted these features can't use the disk; None: it can.
-
-    VIRTIO 1.3, 5.2.5.2: what doesn't know of zones must not get at a host-managed disk.
-    """
-    zoned = backend.node.zoned
-    if zoned is None or zoned.model is not ZoneModel.HOST_MANAGED or features & Feature.ZONED.mask:
-        return None
-    return "the driver didn't accept ZONED, as it has to for a host-managed disk"
 
 
 def configuration(options: BlockExportOptionsVhostUserBlk, backend: BlockBackend) -> bytes:
@@ -76,7 +69,7 @@ def configuration(options: BlockExportOptionsVhostUserBlk, backend: BlockBackend
             discard_granularity=limits.discard_granularity,
             optimal_transfer=limits.optimal_transfer,
             secure_erase=bool(device_features(options, backend) & Feature.SECURE_ERASE.mask),
-            zoned=backend.node.zoned,
+            zoned=zone_limits(backend.node),
         ),
         write_cache=backend.enable_write_cache,
     )

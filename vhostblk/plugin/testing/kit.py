@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vhostblk.block import SECTOR
 from vhostblk.errors import VhostblkError
 from vhostblk.plugin import Driver, SyncDriver, register
 from vhostblk.plugin.driver import has
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     #: What is done with a disk.
     Work = Callable[[Disk], Coroutine[Any, Any, Any]]
 
-SECTOR = 512
 #: How much of a disk is read as a whole.
 MOST = 4 << 20
 CONCURRENT = 64

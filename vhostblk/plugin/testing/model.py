@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hypothesis import strategies as st
 
+from vhostblk.block import SECTOR
+
 if TYPE_CHECKING:
     from vhostblk.plugin.testing.disk import Disk
 
-SECTOR = 512
 #: Ranges begin near one of so many places, so that they meet.
 _SECTORS = 48
 

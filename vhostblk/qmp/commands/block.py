@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhostblk.block.errors import NodeNotFoundError
+from vhostblk.block.errors import NoNode
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
+from vhostblk.imports import load
 from vhostblk.qmp.errors import QmpError
 from vhostblk.qmp.registry import command, event
 from vhostblk.schema.base import UNSET, UnsetType
@@ -22,7 +23,7 @@ from vhostblk.schema.block import (
     BlockWriteThreshold,
 )
 from vhostblk.schema.blockdev import BlockdevOptions  # noqa: TC001 (read at run time)
-from vhostblk.schema.drivers.quorum import QuorumFailure, QuorumReportBad
+from vhostblk.schema.driver_manifest import DRIVERS
 
 if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 event("BLOCK_IO_ERROR", BlockIoError)
 event("BLOCK_IMAGE_CORRUPTED", BlockImageCorrupted)
 event("BLOCK_WRITE_THRESHOLD", BlockWriteThreshold)
-event("QUORUM_FAILURE", QuorumFailure)
-event("QUORUM_REPORT_BAD", QuorumReportBad)
+for _driver in DRIVERS.values():
+    for _name, _data in _driver.events.items():
+        event(_name, load(_data))
 
 
 @command("blockdev-add")
@@ -65,10 +67,7 @@ async def block_resize(daemon: Daemon, arguments: BlockResize) -> None:
     """Change a node's length; there are no devices that could be named instead."""
     device, name = _text(arguments.device), _text(arguments.node_name)
     async with daemon.graph.changing():
-        try:
-            node = daemon.graph.find(name)
-        except NodeNotFoundError:
-            raise QmpError(f"Cannot find device='{device}' nor node-name='{name}'") from None
+        node = daemon.graph.find(name, device=device)
         if arguments.size < 0:
             raise QmpError("Parameter 'size' expects a >0 size")
         await daemon.graph.resize(node, arguments.size)
@@ -81,10 +80,7 @@ def _text(name: str | UnsetType) -> str:
 @command("block-set-write-threshold")
 async def block_set_write_threshold(daemon: Daemon, arguments: BlockSetWriteThreshold) -> None:
     """Ask for BLOCK_WRITE_THRESHOLD when a write goes past an offset."""
-    try:
-        node = daemon.graph.find(arguments.node_name)
-    except NodeNotFoundError:
-        raise QmpError(f"Device '{arguments.node_name}' not found") from None
+    node = daemon.graph.find(arguments.node_name, NoNode.DEVICE)
     await daemon.graph.set_write_threshold(node, arguments.write_threshold)
 
 
@@ -96,11 +92,7 @@ async def blockdev_change(daemon: Daemon, arguments: BlockdevChange) -> None:
 
 
 async def _change_children(graph: Graph, arguments: BlockdevChange) -> None:
-    name = arguments.parent
-    try:
-        parent = graph.find(name)
-    except NodeNotFoundError:
-        raise QmpError(f"Cannot find device='{name}' nor node-name='{name}'") from None
+    parent = graph.find(arguments.parent, device=arguments.parent)
     if (arguments.child is UNSET) == (arguments.node is UNSET):
         raise QmpError(
             "Either child or node must be specified"
@@ -110,8 +102,4 @@ async def _change_children(graph: Graph, arguments: BlockdevChange) -> None:
     if isinstance(arguments.child, str):
         await graph.remove_child(parent, arguments.child)
         return
-    try:
-        child = graph.find(_text(arguments.node))
-    except NodeNotFoundError:
-        raise QmpError(f"Node '{_text(arguments.node)}' not found") from None
-    await graph.add_child(parent, child)
+    await graph.add_child(parent, graph.find(_text(arguments.node), NoNode.NODE))

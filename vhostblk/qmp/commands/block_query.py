@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from vhostblk.block.graph.describe import FILE_DRIVERS, describe_graph, describe_node
+from vhostblk.block.graph.describe import describe_graph, describe_node
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
 from vhostblk.qmp.registry import command
 from vhostblk.schema.base import UNSET
@@ -17,8 +17,7 @@ from vhostblk.schema.block_query import (
     BlockDeviceStats,
     BlockInfo,
     BlockStats,
-    BlockStatsSpecificFile,
-    BlockStatsSpecificHostDevice,
+    BlockStatsSpecific,
     QueryBlockstats,
     QueryNamedBlockNodes,
     XDbgBlockGraph,
@@ -56,15 +55,11 @@ async def query_blockstats(daemon: Daemon, arguments: QueryBlockstats) -> list[B
 
 
 def _node_stats(daemon: Daemon, node: BlockNode) -> BlockStats:
-    specific = {
-        "file": BlockStatsSpecificFile,
-        "host_device": BlockStatsSpecificHostDevice,
-    }
-    child = node.primary_child
+    child, specific = node.primary_child, BlockStatsSpecific.find_branch(node.driver)
     return BlockStats(
         node_name=node.node_name,
         stats=_export_stats(daemon, node),
-        driver_specific=specific[node.driver]() if node.driver in FILE_DRIVERS else UNSET,
+        driver_specific=UNSET if specific is None else specific(),
         parent=UNSET if child is None else _node_stats(daemon, child.node),
     )
 

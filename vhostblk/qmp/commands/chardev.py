@@ -10,7 +10,7 @@ from vhostblk.chardev.base import ChardevError
 from vhostblk.chardev.registry import BACKENDS
 from vhostblk.chardev.ringbuf import RingbufChardev
 from vhostblk.daemon import Daemon  # noqa: TC001 (read at run time)
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, reason
 from vhostblk.qmp.errors import QmpError
 from vhostblk.qmp.registry import command
 from vhostblk.schema.chardev import (
@@ -36,8 +36,8 @@ async def _add(daemon: Daemon, arguments: ChardevAdd) -> ChardevReturn:
         raise QmpError(f"Chardev with id '{arguments.id}' already exists")
     try:
         device = await daemon.chardevs.add(arguments.id, arguments.backend)
-    except VhostblkError as error:
-        raise QmpError(f"Failed to add chardev '{arguments.id}': {error}") from error
+    except (OSError, VhostblkError) as error:
+        raise QmpError(f"Failed to add chardev '{arguments.id}': {reason(error)}") from error
     return ChardevReturn(**device.answer)
 
 
@@ -57,10 +57,7 @@ async def chardev_remove(daemon: Daemon, arguments: ChardevId) -> None:
 @command("chardev-send-break")
 async def chardev_send_break(daemon: Daemon, arguments: ChardevId) -> None:
     """Send a break condition."""
-    device = daemon.chardevs.get(arguments.id)
-    if device is None:
-        raise ChardevError(f"Chardev '{arguments.id}' not found")
-    device.send_break()
+    daemon.chardevs.find(arguments.id).send_break()
 
 
 @command("query-chardev")

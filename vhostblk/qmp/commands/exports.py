@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.errors import BlockError
+from vhostblk.exports.errors import ExportNotFoundError
 from vhostblk.qmp.registry import command, event
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.export import (
@@ -61,8 +62,8 @@ async def query_block_exports(daemon: Daemon) -> list[BlockExportInfo]:
 @command("x-vhostblk-query-export-stats", features=("unstable",))
 async def query_export_stats(daemon: Daemon, arguments: QueryExportStats) -> list[ExportStats]:
     """Tell what the queues of one export, or of all, have done."""
-    if arguments.id is not UNSET and arguments.id not in daemon.exports:
-        raise BlockError(f"Export '{arguments.id}' is not found")
+    if isinstance(arguments.id, str):
+        daemon.find_export(arguments.id)
     return [
         ExportStats(
             id=export.id,
@@ -107,4 +108,4 @@ async def nbd_server_add(daemon: Daemon, arguments: NbdServerAdd) -> None:
 @command("nbd-server-remove", features=("deprecated",))
 async def nbd_server_remove(daemon: Daemon, arguments: NbdServerRemove) -> None:
     """Refuse: no export can be an NBD export."""
-    raise BlockError(f"Export '{arguments.name}' is not found")
+    raise ExportNotFoundError(arguments.name)

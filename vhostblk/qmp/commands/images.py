@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from vhostblk.block.errors import BlockError
+from vhostblk.block.errors import BlockError, NoNode
+from vhostblk.block.graph.checking import ChecksImage
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
+from vhostblk.errors import errors_as
 from vhostblk.qmp.registry import command
 from vhostblk.schema.amend import BlockdevAmend, BlockdevCheck, ImageCheck
 from vhostblk.schema.base import UNSET, UnsetType
@@ -30,15 +32,16 @@ async def blockdev_amend(daemon: Daemon, arguments: BlockdevAmend) -> None:
 async def blockdev_check(daemon: Daemon, arguments: BlockdevCheck) -> ImageCheck:
     """Check an image, and repair it if that is asked for; its users wait meanwhile."""
     async with daemon.graph.changing():
-        node = daemon.graph.find_exactly(arguments.node_name)
+        node = daemon.graph.find(arguments.node_name, NoNode.NODE_NAME)
         if arguments.repair and node.read_only:
             raise BlockError(f"Node '{node.node_name}' is read only")
         if arguments.repair and not node.active:
             raise BlockError(f"Node '{node.node_name}' is inactive")
-        try:
-            found = await node.check_image(repair=arguments.repair)
-        except OSError as error:
-            raise BlockError(error.strerror or str(error)) from error
+        image: ChecksImage | None = node.capability(ChecksImage)
+        if image is None:
+            raise BlockError("This image format does not support checks")
+        with errors_as(BlockError):
+            found = await image.check_image(repair=arguments.repair)
     return ImageCheck(
         filename=node.filename,
         format=node.driver,

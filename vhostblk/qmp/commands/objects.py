@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vhostblk.objects.registry import load_all
 from vhostblk.objects.tree import AmbiguousPathError, PathNotFoundError, QomObject, resolve
-from vhostblk.objects.types import TypeNotFoundError, list_types, type_properties
-from vhostblk.qmp.errors import DEVICE_NOT_FOUND, QmpError
+from vhostblk.objects.types import list_types, type_properties
 from vhostblk.qmp.registry import command
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.object import ObjectOptions  # noqa: TC001 (read at run time)
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 @command("object-add")
 async def object_add(daemon: Daemon, arguments: ObjectOptions) -> None:
     """Make an object."""
-    daemon.add_object(arguments)
+    await daemon.add_object_in_background(arguments)
 
 
 @command("object-del")
@@ -43,10 +42,7 @@ async def object_del(daemon: Daemon, arguments: ObjectDel) -> None:
 @command("qom-list")
 async def qom_list(daemon: Daemon, arguments: QomList) -> list[ObjectPropertyInfo]:
     """List an object's properties and children."""
-    try:
-        found, _ = resolve(daemon.object_tree(), arguments.path)
-    except PathNotFoundError as error:
-        raise QmpError(str(error), DEVICE_NOT_FOUND) from error
+    found, _ = resolve(daemon.object_tree(), arguments.path)
     return _property_infos(found.properties())
 
 
@@ -85,10 +81,7 @@ async def qom_list_properties(
 ) -> list[ObjectPropertyInfo]:
     """List the properties of a type's objects."""
     _load_types()
-    try:
-        return _property_infos(type_properties(arguments.typename))
-    except TypeNotFoundError as error:
-        raise QmpError(str(error), DEVICE_NOT_FOUND) from error
+    return _property_infos(type_properties(arguments.typename))
 
 
 def _load_types() -> None:
@@ -101,8 +94,8 @@ def _find(daemon: Daemon, path: str) -> tuple[QomObject, str]:
     """Find an object; here a path that fits several is as good as none, as in QEMU."""
     try:
         return resolve(daemon.object_tree(), path)
-    except (PathNotFoundError, AmbiguousPathError) as error:
-        raise QmpError(str(PathNotFoundError(path)), DEVICE_NOT_FOUND) from error
+    except AmbiguousPathError as error:
+        raise PathNotFoundError(path) from error
 
 
 def _property_infos(properties: dict[str, str]) -> list[ObjectPropertyInfo]:

@@ -6,15 +6,16 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from vhostblk.block.errors import NodeNotFoundError
 from vhostblk.block.graph.actions import LateAction, perform
 from vhostblk.block.graph.graph import check_not_backing
 from vhostblk.block.graph.internal_snapshot import InternalSnapshotAction, can_snapshot, keeper_of
 from vhostblk.block.graph.node import BlockNode
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
+from vhostblk.errors import errors_as
 from vhostblk.qmp.errors import QmpError
 from vhostblk.qmp.registry import command
 from vhostblk.schema.base import UNSET, UnsetType
+from vhostblk.schema.driver_manifest import DEFAULT_OVERLAY
 from vhostblk.schema.snapshot import (
     BlockdevSnapshot,
     BlockdevSnapshotDeleteInternal,
@@ -41,14 +42,11 @@ async def _perform(daemon: Daemon, make: Callable[[Graph, T], Action], arguments
 
 
 def _snapshot_node(graph: Graph, name: str) -> KeepsSnapshots:
-    """Return the node that stores the snapshots of a node; raises QmpError.
+    """Return the node that stores the snapshots of a node; raises VhostblkError.
 
     `name` is a node name: QEMU also takes the name of a device, but there are no devices here.
     """
-    try:
-        node = graph.find_exactly(name)
-    except NodeNotFoundError:
-        raise QmpError(f"Cannot find device='{name}' nor node-name='{name}'") from None
+    node = graph.find(name, device=name)
     if any(isinstance(edge.parent, BlockNode) for edge in node.parents):
         raise QmpError("Need a root block node")
     if node.read_only:
@@ -64,12 +62,8 @@ def _snapshot_node(graph: Graph, name: str) -> KeepsSnapshots:
 
 def _find(graph: Graph, name: str | UnsetType, device: str | UnsetType = UNSET) -> BlockNode:
     """Return a node; there are no devices that could be meant instead."""
-    name = name if isinstance(name, str) else ""
-    try:
-        return graph.find_exactly(name)
-    except NodeNotFoundError:
-        shown = device if isinstance(device, str) else ""
-        raise QmpError(f"Cannot find device='{shown}' nor node-name='{name}'") from None
+    name, device = (each if isinstance(each, str) else "" for each in (name, device))
+    return graph.find(name, device=device)
 
 
 def snapshot(graph: Graph, arguments: BlockdevSnapshot) -> Action:
@@ -103,7 +97,7 @@ def snapshot_sync(graph: Graph, arguments: BlockdevSnapshotSync) -> Action:
         graph,
         base,
         arguments.snapshot_file,
-        driver=arguments.format if isinstance(arguments.format, str) else "qcow2",
+        driver=arguments.format if isinstance(arguments.format, str) else DEFAULT_OVERLAY,
         node_name=name,
         create=arguments.mode is not NewImageMode.EXISTING,
     )
@@ -148,17 +142,13 @@ async def blockdev_snapshot_delete_internal(
     daemon: Daemon, arguments: BlockdevSnapshotDeleteInternal
 ) -> SnapshotInfo:
     """Delete an internal snapshot, and describe what it was."""
-    from vhostblk.block.drivers.qcow2.describe import snapshot_info  # needs numpy
-
     number = arguments.id if isinstance(arguments.id, str) else None
     name = arguments.name if isinstance(arguments.name, str) else None
     async with daemon.graph.changing():
         node = _snapshot_node(daemon.graph, arguments.device)
         if number is None and name is None:
             raise QmpError("Name or id must be provided")
-        try:
+        with errors_as(QmpError, "Failed to delete the snapshot"):
             device = arguments.device
             found = await node.delete_snapshot(id=number, name=name, device=device)
-        except OSError as error:
-            raise QmpError(f"Failed to delete the snapshot: {error.strerror}") from error
-    return snapshot_info(found)
+    return found.describe()

@@ -3,19 +3,9 @@
 
 from __future__ import annotations
 
-from enum import Enum
-
 from vhostblk.schema.base import UNSET, UnsetType
 from vhostblk.schema.blockdev import BlockdevOptions
-from vhostblk.schema.common import OnOffAuto
-
-
-class BlockdevAioOptions(Enum):
-    """Which asynchronous I/O interface is used."""
-
-    THREADS = "threads"
-    NATIVE = "native"
-    IO_URING = "io_uring"
+from vhostblk.schema.common import BlockdevAioOptions, OnOffAuto
 
 
 class BlockdevOptionsFile(BlockdevOptions, tag="file", kw_only=True, frozen=True):

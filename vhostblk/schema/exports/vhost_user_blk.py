@@ -15,6 +15,9 @@ from vhostblk.schema.socket import FdSocketAddress, SocketAddress, UnixSocketAdd
 MIN_BLOCK_SIZE = 512
 MAX_BLOCK_SIZE = 2 << 20
 
+#: A message that sets a kick descriptor has eight bits for the queue's number.
+MAX_QUEUES = 256
+
 #: VIRTIO 1.3, 2.7: the largest split virtqueue.
 MAX_QUEUE_SIZE = 32768
 
@@ -63,6 +66,10 @@ def _check(options: BlockExportOptionsVhostUserBlk) -> None:
     _check_block_size(f"{options.id}.logical-block-size", options.logical_block_size)
     if options.num_queues == 0:
         raise OptionError("num-queues must be greater than 0")
+    if options.num_queues > MAX_QUEUES:
+        raise OptionError(
+            f"num-queues must not be greater than {MAX_QUEUES}, as vhost-user can't number more"
+        )
     size = options.queue_size
     if isinstance(size, int) and not (2 <= size <= MAX_QUEUE_SIZE and size.bit_count() == 1):
         raise OptionError(

@@ -15,7 +15,7 @@ import numpy as np
 
 from vhostblk.block.drivers.qcow2.layout import MAX_CLUSTER_OFFSET, MAX_REFTABLE_BYTES
 from vhostblk.block.drivers.qcow2.refcounts import RefBlock
-from vhostblk.block.graph.edge import os_error
+from vhostblk.errors import errors_as, os_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -252,11 +252,8 @@ class Allocator:
         end = clusters << self._geometry.cluster_bits
         await self.trim()  # holes don't become storage
         if end > image.file.node.size:
-            try:
+            with errors_as(OSError, "Failed to resize underlying file"):
                 await image.file.truncate(end, mode)
-            except OSError as error:
-                text = f"Failed to resize underlying file: {error.strerror}"
-                raise OSError(error.errno, text) from error
             self._grown = True
 
     async def trim(self) -> None:

@@ -15,9 +15,10 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.formats import HEAD_BYTES, format_of
 from vhostblk.block.graph import inherit
 from vhostblk.block.graph.filename import described, described_path, full_name
+from vhostblk.errors import errors_as
 from vhostblk.schema.blockdev import BlockdevOptions
 from vhostblk.schema.convert import from_json
-from vhostblk.schema.errors import OptionError
+from vhostblk.schema.errors import BadValueError, OptionError
 
 if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.header import Header
@@ -28,21 +29,17 @@ if TYPE_CHECKING:
 MAX_DEPTH = 100
 #: The role of a file whose format is being looked at.
 PROBE = "probe"
-#: The role of the file with the guest's data.
-DATA_FILE = "data-file"
 
 
 async def open_backing(node: BlockNode, graph: Graph, header: Header) -> None:
     """Open the backing file of an image that is being opened, if it is to have one."""
     given = node.options.backing
-    try:
+    with errors_as(BlockError, "Could not open backing file", of=BlockError):
         if isinstance(given, (str, BlockdevOptions)):
             if given != "":
                 await graph.open_child(node, inherit.BACKING, given)
         elif given is not None and header.backing_file:
             await _open_named(node, graph, header)
-    except BlockError as error:
-        raise BlockError(f"Could not open backing file: {error}") from error
 
 
 async def _open_named(node: BlockNode, graph: Graph, header: Header) -> None:
@@ -57,7 +54,8 @@ async def _open_named(node: BlockNode, graph: Graph, header: Header) -> None:
     try:
         converted = from_json(BlockdevOptions, await _with_formats(node, graph, options))
     except OptionError as error:
-        if kind is not None and str(error).startswith("Parameter 'driver' does not accept"):
+        unknown = isinstance(error, BadValueError) and f".{error.option}".endswith(".driver")
+        if kind is not None and unknown:
             raise BlockError(f"Unknown driver '{kind}'") from error
         raise BlockError(str(error)) from error
     await graph.open_child(node, inherit.BACKING, converted)
@@ -84,12 +82,12 @@ async def open_data_file(node: BlockNode, graph: Graph, header: Header) -> None:
             raise BlockError("data-file-raw requires a data file")
         return
     if isinstance(given, (str, BlockdevOptions)):
-        await graph.open_child(node, DATA_FILE, given)
+        await graph.open_child(node, inherit.DATA_FILE, given)
         return
     if header.data_file is None:
         raise BlockError("'data-file' is required for this image")
     options = from_json(BlockdevOptions, described_path(_text(header.data_file)))
-    await graph.open_child(node, DATA_FILE, options)
+    await graph.open_child(node, inherit.DATA_FILE, options)
 
 
 def _text(raw: bytes) -> str:
@@ -102,12 +100,10 @@ async def _probe(node: BlockNode, graph: Graph, file: Any) -> str:
     """Tell the format of a file by its first bytes, where nothing else says it."""
     ref = file if isinstance(file, str) else from_json(BlockdevOptions, file)
     child = await graph.open_child(node, PROBE, ref)
+    what = f"Could not read '{child.filename}' to determine its format"
     try:
-        data = await read_plainly(node.children[PROBE], 0, HEAD_BYTES)
-    except OSError as error:
-        raise BlockError(
-            f"Could not read '{child.filename}' to determine its format: {error.strerror}"
-        ) from error
+        with errors_as(BlockError, what):
+            data = await read_plainly(node.children[PROBE], 0, HEAD_BYTES)
     finally:
         await graph.close_child(node, PROBE)
     return format_of(data)

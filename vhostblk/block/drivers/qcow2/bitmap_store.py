@@ -34,7 +34,7 @@ from vhostblk.block.drivers.qcow2.header import BitmapsExtension
 from vhostblk.block.drivers.qcow2.layout import Autoclear
 from vhostblk.block.drivers.qcow2.transfer import read_array, read_bytes, write_array, write_bytes
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph.edge import os_error
+from vhostblk.errors import errors_as, os_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -92,12 +92,9 @@ class BitmapStore:
                 inconsistent=entry.in_use,
             )
             if not entry.in_use:
-                try:
+                what = f"Could not read bitmap '{entry.text}' from image"
+                with errors_as(BlockError, what):
                     await self._load_data(entry, bitmap)
-                except OSError as error:
-                    raise BlockError(
-                        f"Could not read bitmap '{entry.text}' from image: {error.strerror}"
-                    ) from error
             loaded.append(bitmap)
         return loaded
 
@@ -112,13 +109,9 @@ class BitmapStore:
 
     async def _load_data(self, entry: Bitmap, bitmap: DirtyBitmap) -> None:
         image, geometry = self._image, self._image.geometry
-        try:
+        what = f"Could not read bitmap_table table from image for bitmap '{entry.text}'"
+        with errors_as(BlockError, what):
             table = await self._read_table(entry)
-        except OSError as error:
-            raise BlockError(
-                "Could not read bitmap_table table from image for bitmap "
-                f"'{entry.text}': {error.strerror}"
-            ) from error
         if geometry.clusters(bitmap.nbytes) != entry.table_size:
             raise os_error(errno.EINVAL)
         for index in np.flatnonzero(table_ones(table)).tolist():

@@ -25,8 +25,8 @@ from vhostblk.block.drivers.qcow2.ordered import sorted_once
 from vhostblk.block.drivers.qcow2.refcounts import RefBlock
 from vhostblk.block.drivers.qcow2.references import gather_references
 from vhostblk.block.drivers.qcow2.transfer import read_array, write_array
-from vhostblk.block.graph.edge import os_error
-from vhostblk.block.graph.node import CheckResult
+from vhostblk.block.graph.checking import CheckResult
+from vhostblk.errors import os_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vhostblk.block.drivers.qcow2.layout import Incompatible
 from vhostblk.block.drivers.qcow2.refcount_changes import change_refcounts
 from vhostblk.block.drivers.qcow2.transfer import run_all, write_array
+from vhostblk.errors import reason
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -281,7 +282,7 @@ class Commit:
         except OSError as error:
             self._image.check_usable()
             text = "%s: clusters are leaked: %s"
-            logger.warning(text, self._image.file.node.filename, error.strerror)
+            logger.warning(text, self._image.file.node.filename, reason(error))
             return []
 
     async def _forget_free(self, clusters: list[int], *, discard: bool) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
+from vhostblk.block import SECTOR
 from vhostblk.block.drivers.qcow2 import header as header_module
 from vhostblk.block.drivers.qcow2 import layout
 from vhostblk.block.drivers.qcow2.compressed import check_available
@@ -21,10 +22,11 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.backend import BlockBackend
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.graph.storage import check_formattable
+from vhostblk.errors import errors_as
 from vhostblk.schema.base import UNSET, UnsetType
 from vhostblk.schema.common import PreallocMode
-from vhostblk.schema.create import BlockdevQcow2Version, Qcow2CompressionType
 from vhostblk.schema.drivers.qcow2 import BlockdevOptionsQcow2
+from vhostblk.schema.drivers.qcow2_create import BlockdevQcow2Version, Qcow2CompressionType
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,9 +35,8 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph
     from vhostblk.block.graph.node import BlockNode
     from vhostblk.block.pause import Pause
-    from vhostblk.schema.create import BlockdevCreateOptionsQcow2
+    from vhostblk.schema.drivers.qcow2_create import BlockdevCreateOptionsQcow2
 
-_SECTOR = 512
 _WRITER = Perm.WRITE | Perm.RESIZE
 
 
@@ -61,8 +62,8 @@ async def create(options: BlockdevCreateOptionsQcow2, graph: Graph, pause: Pause
 def describe(options: BlockdevCreateOptionsQcow2) -> tuple[Header, PreallocMode]:
     """Return the header of an image of no size, and how it is to grow; raises BlockError."""
     version = 2 if options.version is BlockdevQcow2Version.V2 else 3
-    if options.size % _SECTOR:
-        raise BlockError(f"Image size must be a multiple of {_SECTOR} bytes")
+    if options.size % SECTOR:
+        raise BlockError(f"Image size must be a multiple of {SECTOR} bytes")
     if options.extended_l2 and version < 3:
         raise BlockError(_too_old("Extended L2 entries are only supported with compatibility"))
     cluster_bits = _cluster_bits(options)
@@ -219,21 +220,17 @@ async def _write_empty(backend: BlockBackend, parsed: Header) -> None:
         (0, first, "qcow2 header"),
         (cluster, table + block, "refcount table"),
     ):
-        try:
+        with errors_as(BlockError, f"Could not write {name}"):
             if backend.size < offset + len(part) and not backend.writes_past_end:
                 await backend.truncate(offset + len(part))
             await write_bytes(backend.edge, offset, part)
-        except OSError as error:
-            raise BlockError(f"Could not write {name}: {error.strerror}") from error
 
 
 async def _resize(node: Qcow2Node, size: int, mode: PreallocMode, pause: Pause) -> None:
     if size > layout.INT64_MAX:
         raise BlockError("Could not resize image: Image size cannot be negative")
-    try:
+    with errors_as(BlockError, "Could not resize image"):
         await node.grow(size, mode, pause)
-    except OSError as error:
-        raise BlockError(f"Could not resize image: {error.strerror}") from error
 
 
 async def _set_backing(node: Qcow2Node, options: BlockdevCreateOptionsQcow2) -> None:
@@ -242,10 +239,6 @@ async def _set_backing(node: Qcow2Node, options: BlockdevCreateOptionsQcow2) -> 
         return
     kind = options.backing_fmt
     text = None if isinstance(kind, UnsetType) else str(kind.value)
-    try:
+    what = f"Could not assign backing file '{name}' with format '{text or '(null)'}'"
+    with errors_as(BlockError, what):
         await node.change_backing_file(name, text)
-    except OSError as error:
-        raise BlockError(
-            f"Could not assign backing file '{name}' with format '{text or '(null)'}': "
-            f"{error.strerror}"
-        ) from error

@@ -6,22 +6,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vhostblk.block.drivers.qcow2.layout import COMPRESSION_ZSTD, Incompatible
-from vhostblk.block.drivers.qcow2.snapshots import NO_ICOUNT
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.filename import full_name
-from vhostblk.schema.base import UNSET
-from vhostblk.schema.block_query import (
-    ImageInfoSpecific,
+from vhostblk.schema.block_query import ImageInfoSpecific
+from vhostblk.schema.drivers.qcow2_query import (
     ImageInfoSpecificQCow2,
     Qcow2BitmapInfo,
     Qcow2BitmapInfoFlags,
 )
-from vhostblk.schema.snapshot import SnapshotInfo
 
 if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.bitmaps import Bitmap
     from vhostblk.block.drivers.qcow2.image import Image
-    from vhostblk.block.drivers.qcow2.snapshots import Snapshot
 
 
 def describe(image: Image, filename: str) -> dict[str, Any]:
@@ -33,7 +29,7 @@ def describe(image: Image, filename: str) -> dict[str, Any]:
         "format_specific": ImageInfoSpecific(type="qcow2", data=_specific(image)),
     }
     if image.snapshots.entries:
-        members["snapshots"] = [snapshot_info(each) for each in image.snapshots.entries]
+        members["snapshots"] = [each.describe() for each in image.snapshots.entries]
     if header.backing_file:
         name = header.backing_file.decode(errors="replace")
         members["backing_filename"] = name
@@ -47,21 +43,6 @@ def describe(image: Image, filename: str) -> dict[str, Any]:
         except BlockError:
             pass  # then there is none
     return members
-
-
-def snapshot_info(snapshot: Snapshot) -> SnapshotInfo:
-    """Describe an internal snapshot."""
-    seconds, nanoseconds = divmod(snapshot.vm_clock_nsec, 10**9)
-    return SnapshotInfo(
-        id=snapshot.id.decode(errors="replace"),
-        name=snapshot.name.decode(errors="replace"),
-        vm_state_size=snapshot.vm_state_size,
-        date_sec=snapshot.date_sec,
-        date_nsec=snapshot.date_nsec,
-        vm_clock_sec=seconds,
-        vm_clock_nsec=nanoseconds,
-        icount=UNSET if snapshot.icount == NO_ICOUNT else snapshot.icount,
-    )
 
 
 def _specific(image: Image) -> ImageInfoSpecificQCow2:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from vhostblk.block import SECTOR
 from vhostblk.block.drivers.qcow2 import layout
 from vhostblk.block.drivers.qcow2.layout import (
     EXTENSION,
@@ -145,7 +146,7 @@ def parse(data: bytes) -> Header:
         raise BlockError(f"Unsupported encryption method {raw['crypt_method']}")
     header = Header(
         geometry,
-        size=raw["size"] // 512 * 512,
+        size=raw["size"] // SECTOR * SECTOR,
         l1_offset=raw["l1_table_offset"],
         l1_size=raw["l1_size"],
         reftable_offset=raw["refcount_table_offset"],

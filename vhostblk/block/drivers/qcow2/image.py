@@ -25,7 +25,7 @@ from vhostblk.block.drivers.qcow2.commit import Commit
 from vhostblk.block.drivers.qcow2.flush import Flusher
 from vhostblk.block.drivers.qcow2.header_file import HeaderFile
 from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK, Autoclear, Incompatible
-from vhostblk.block.drivers.qcow2.opening import metadata_error
+from vhostblk.block.drivers.qcow2.opening import UNREADABLE
 from vhostblk.block.drivers.qcow2.overlap import Overlap
 from vhostblk.block.drivers.qcow2.places import Places
 from vhostblk.block.drivers.qcow2.publish import Publisher
@@ -42,6 +42,7 @@ from vhostblk.block.drivers.qcow2.transfer import Mutex, read_array, read_bytes
 from vhostblk.block.drivers.qcow2.write import Writer
 from vhostblk.block.drivers.qcow2.zero import Zeroer
 from vhostblk.block.errors import BlockError
+from vhostblk.errors import errors_as, log_failure, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,14 +123,12 @@ class Image:
     async def load(self) -> None:
         """Read tables and make the parts; raises BlockError."""
         parsed, geometry = self.header, self.geometry
-        try:
+        with errors_as(BlockError, UNREADABLE):
             l1 = await read_array(self.file, parsed.l1_offset, parsed.l1_size, ">u8")
             entries = parsed.reftable_clusters << geometry.cluster_bits >> 3
             reftable = await read_array(self.file, parsed.reftable_offset, entries, ">u8")
             self.snapshots = await self._read_snapshots()
             await self.bitmaps.load_directory()
-        except OSError as error:
-            raise metadata_error(error) from error
         self._make_parts(l1, reftable)
 
     def take_tables(self, read: TopTables) -> None:
@@ -230,10 +229,8 @@ class Image:
             from vhostblk.block.drivers.qcow2.check import check
 
             logger.warning("%s: repairing, as it was not closed", self.file.node.filename)
-            try:
+            with errors_as(BlockError, "Could not repair dirty image"):
                 await check(self, repair=True)
-            except OSError as error:
-                raise BlockError(f"Could not repair dirty image: {error.strerror}") from error
 
     # Changing tables; the lock is held.
 
@@ -345,7 +342,7 @@ class Image:
             try:
                 await self.commit.write()
             except OSError as error:
-                logger.warning("%s: %s", self.file.node.filename, error.strerror)
+                logger.warning("%s: %s", self.file.node.filename, reason(error))
 
     def give_up(self, entry: Entry, *, discard: bool | None = None) -> None:
         """Let go of what an L2 entry that has been replaced referred to."""
@@ -375,9 +372,12 @@ class Image:
             logger.error("qcow2: Marking image as corrupt: %s: %s", name, text)
             self.refuse_writes()
             self.header.incompatible |= Incompatible.CORRUPT
-            task = asyncio.get_running_loop().create_task(self._mark_corrupt())
+            task = asyncio.get_running_loop().create_task(
+                self._mark_corrupt(), name=f"{name}: marking as corrupt"
+            )
             self._marking.add(task)
             task.add_done_callback(self._marking.discard)
+            task.add_done_callback(log_failure)
         else:
             logger.error("qcow2: Image is corrupt: %s: %s", name, text)
         self.on_corruption(text, offset, size, fatal)
@@ -394,7 +394,8 @@ class Image:
         try:
             await self.header_file.mark_corrupt()
         except OSError as error:
-            logger.error("%s: can't be marked as corrupt: %s", self.file.node.filename, error)
+            name = self.file.node.filename
+            logger.error("%s: can't be marked as corrupt: %s", name, reason(error))
 
     async def settled(self) -> None:
         """Wait for what goes on in the background."""

@@ -15,14 +15,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk.block.bitmaps import node_bitmaps
-from vhostblk.block.drivers.qcow2.backing import DATA_FILE, open_backing, open_data_file
+from vhostblk.block.bitmaps.node_bitmaps import KeepsBitmaps
+from vhostblk.block.drivers.qcow2.backing import open_backing, open_data_file
 from vhostblk.block.drivers.qcow2.layout import Incompatible
 from vhostblk.block.drivers.qcow2.opening import read_header, read_top_tables
 from vhostblk.block.drivers.qcow2.options import settle
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import inherit
+from vhostblk.block.graph.backing_name import NamesBacking
 from vhostblk.block.graph.node import BlockLimits, BlockNode
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.errors import errors_as, reason
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block import BlockImageCorrupted
 
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Lifecycle(BlockNode):
+class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
     """A node from when it is opened until it is closed."""
 
     reopens = True
@@ -128,7 +131,7 @@ class Lifecycle(BlockNode):
     def _edges(self) -> tuple[Edge, Edge, Edge | None]:
         """Return the ways to metadata, data and backing file."""
         file = self.children["file"]
-        return file, self.children.get(DATA_FILE, file), self.children.get(inherit.BACKING)
+        return file, self.children.get(inherit.DATA_FILE, file), self.children.get(inherit.BACKING)
 
     async def _load_image(self) -> None:
         """Read all that there is to the image, and do what its state asks for."""
@@ -151,14 +154,10 @@ class Lifecycle(BlockNode):
         image.writable = self.writable_image
         if not image.writable:
             return
-        try:
+        with errors_as(BlockError, "Could not update qcow2 header"):
             await image.prepare_writing()
-        except OSError as error:
-            raise BlockError(f"Could not update qcow2 header: {error.strerror}") from error
-        try:
+        with errors_as(BlockError, "Can't update bitmap directory"):
             await image.bitmaps.mark_in_use()
-        except OSError as error:
-            raise BlockError(f"Can't update bitmap directory: {error.strerror}") from error
         self._lock_bitmaps(locked=False)
 
     async def _load_bitmaps(self, image: Image, present: list[DirtyBitmap]) -> list[DirtyBitmap]:
@@ -223,7 +222,7 @@ class Lifecycle(BlockNode):
         try:
             await self.give_up_writing()
         except OSError as error:
-            logger.error("%s: closing: %s", self.filename, error.strerror)
+            logger.error("%s: closing: %s", self.filename, reason(error))
         await self.settle()
 
     async def settle(self) -> None:
@@ -250,11 +249,8 @@ class Lifecycle(BlockNode):
                 await try_to_tidy_up(image)
             await image.commit.close()
         if failed is not None:
-            raise OSError(
-                failed.errno,
-                f"Lost persistent bitmaps during inactivation of node '{self.node_name}': "
-                f"{failed.strerror}",
-            )
+            what = f"Lost persistent bitmaps during inactivation of node '{self.node_name}'"
+            raise OSError(failed.errno, f"{what}: {reason(failed)}")
 
     async def resume_writing(self) -> None:
         if not self._is_loaded:
@@ -267,7 +263,7 @@ class Lifecycle(BlockNode):
                 await image.bitmaps.mark_in_use()
         except (OSError, BlockError) as error:
             image.refuse_writes()  # else the bitmaps in the file would miss later writes
-            logger.error("%s: bitmaps can't be used: %s", self.filename, error)
+            logger.error("%s: bitmaps can't be used: %s", self.filename, reason(error))
             return
         self._lock_bitmaps(locked=False)
 
@@ -291,11 +287,9 @@ class Lifecycle(BlockNode):
     async def remove_stored_bitmap(self, name: str) -> None:
         image = self._image
         async with image.lock:
-            try:
+            with errors_as(BlockError, "Failed to update bitmap extension"):
                 image.check_usable()
                 await image.bitmaps.remove(name)
-            except OSError as error:
-                raise BlockError(f"Failed to update bitmap extension: {error.strerror}") from error
 
     # Reopening.
 

@@ -13,7 +13,7 @@ import errno
 import time
 from typing import TYPE_CHECKING, Any
 
-from vhostblk.block.drivers.qcow2.backing import DATA_FILE
+from vhostblk.block import SECTOR
 from vhostblk.block.drivers.qcow2.layout import (
     MAX_BACKING_NAME,
     MAX_FORMAT_NAME,
@@ -24,19 +24,26 @@ from vhostblk.block.drivers.qcow2.layout import (
 from vhostblk.block.drivers.qcow2.reloading import Reloading
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import inherit
-from vhostblk.block.graph.edge import notify_resize, os_error
+from vhostblk.block.graph.amending import AmendsImage
+from vhostblk.block.graph.checking import ChecksImage
+from vhostblk.block.graph.edge import notify_resize
 from vhostblk.block.graph.internal_snapshot import KeepsSnapshots
+from vhostblk.block.graph.new_images import MakesOverlays
 from vhostblk.block.graph.node import BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
 from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.pause import no_pause
+from vhostblk.errors import os_error
+from vhostblk.schema.base import UNSET
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from vhostblk.block.drivers.qcow2.snapshots import Snapshot
-    from vhostblk.block.graph.node import CheckResult, Failures
+    from vhostblk.block.graph.checking import CheckResult
+    from vhostblk.block.graph.graph import Graph
+    from vhostblk.block.graph.node import Failures
     from vhostblk.block.io.completion import Completion
     from vhostblk.block.io.iovec import IoVec
     from vhostblk.engine.extents import ExtentMap
@@ -44,12 +51,11 @@ if TYPE_CHECKING:
 _OFFSET = ~511
 
 
-class Qcow2Node(Reloading, KeepsSnapshots):
+class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverlays):
     """A qcow2 image: children "file", and perhaps "data-file" and "backing"."""
 
     driver = "qcow2"
     late_modules = ("vhostblk.block.drivers.qcow2.image",)
-    supports_backing = True
     takes_bursts = True
 
     @property
@@ -79,7 +85,7 @@ class Qcow2Node(Reloading, KeepsSnapshots):
         if role == inherit.BACKING:
             kept = Perm.WRITE | Perm.RESIZE if shared & Perm.WRITE else Perm.NONE
             return perm & Perm.CONSISTENT_READ, kept | Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED
-        if role == DATA_FILE:
+        if role == inherit.DATA_FILE:
             if perm & Perm.WRITE_UNCHANGED:
                 perm |= Perm.WRITE
             if perm & Perm.WRITE:
@@ -249,6 +255,19 @@ class Qcow2Node(Reloading, KeepsSnapshots):
             self._image.new_publisher()
         elif role == "file":
             self._image.forget_storage()
+
+    async def amend(self, options: Any) -> None:
+        if options.encrypt is not UNSET:
+            raise BlockError("image is not encrypted, can't amend")
+
+    @classmethod
+    async def make_overlay(cls, file: Any, size: int, graph: Graph) -> None:
+        from vhostblk.block.drivers.qcow2.create import create
+        from vhostblk.schema.drivers.qcow2_create import BlockdevCreateOptionsQcow2
+
+        sectors = -(-size // SECTOR)
+        options = BlockdevCreateOptionsQcow2(file=file, size=sectors * SECTOR)
+        await create(options, graph, no_pause)
 
     # What the header says of the backing file.
 

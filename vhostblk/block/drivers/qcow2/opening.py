@@ -8,13 +8,13 @@ the first request (`Lifecycle`).
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhostblk.block.drivers.qcow2 import compressed, header
 from vhostblk.block.drivers.qcow2.layout import Autoclear, Incompatible
 from vhostblk.block.errors import BlockError
+from vhostblk.errors import errno_of, errors_as, reason
 
 if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.header import Header
@@ -42,13 +42,17 @@ def _numpy_is_loaded() -> bool:
     return "numpy" in sys.modules
 
 
+#: What is said of an image whose tables can't be read.
+UNREADABLE = "Could not read qcow2 metadata"
+
+
 async def read_header(file: Edge) -> Header:
     """Read and parse the first cluster; raises BlockError."""
     try:
         probe = await read_plainly(file, 0, header.PROBE_BYTES)
         data = await read_plainly(file, 0, header.cluster_size_of(probe))
     except OSError as error:
-        raise BlockError(f"Could not read qcow2 header: {os.strerror(error.errno or 5)}") from error
+        raise BlockError(f"Could not read qcow2 header: {reason(errno_of(error))}") from error
     parsed = header.parse(data)
     compressed.check_available(parsed.compression_type)
     return parsed
@@ -68,7 +72,7 @@ async def read_top_tables(file: Edge, parsed: Header) -> TopTables | None:
         or parsed.incompatible & Incompatible.DIRTY
     ):
         return None
-    try:
+    with errors_as(BlockError, UNREADABLE):
         return TopTables(
             await read_plainly(file, parsed.l1_offset, 8 * parsed.l1_size),
             await read_plainly(
@@ -77,10 +81,3 @@ async def read_top_tables(file: Edge, parsed: Header) -> TopTables | None:
                 parsed.reftable_clusters << parsed.geometry.cluster_bits,
             ),
         )
-    except OSError as error:
-        raise metadata_error(error) from error
-
-
-def metadata_error(error: OSError) -> BlockError:
-    """Make the error of an image whose tables can't be read."""
-    return BlockError(f"Could not read qcow2 metadata: {error.strerror}")

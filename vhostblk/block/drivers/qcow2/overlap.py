@@ -20,7 +20,7 @@ from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK, REFTABLE_OF
 from vhostblk.block.drivers.qcow2.ordered import grouped, in_both, repeated, sorted_once
 from vhostblk.block.drivers.qcow2.references import cluster_spans
 from vhostblk.block.drivers.qcow2.transfer import read_array
-from vhostblk.block.graph.edge import os_error
+from vhostblk.errors import os_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

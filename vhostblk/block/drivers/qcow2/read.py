@@ -10,7 +10,7 @@ from vhostblk.block.drivers.qcow2 import compressed
 from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK, in_hex
 from vhostblk.block.drivers.qcow2.mapping import Entry, Kind, take_apart
 from vhostblk.block.drivers.qcow2.transfer import read_bytes, run_all
-from vhostblk.block.graph.edge import os_error
+from vhostblk.errors import os_error
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

@@ -17,7 +17,7 @@ from vhostblk.block.drivers.qcow2.dirty import DirtyRange
 from vhostblk.block.drivers.qcow2.kept import Tables
 from vhostblk.block.drivers.qcow2.layout import REFTABLE_OFFSET_MASK, in_hex
 from vhostblk.block.drivers.qcow2.transfer import read_array
-from vhostblk.block.graph.edge import os_error
+from vhostblk.errors import os_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vhostblk.block.drivers.qcow2.backing import DATA_FILE
 from vhostblk.block.drivers.qcow2.layout import Incompatible
 from vhostblk.block.drivers.qcow2.lifecycle import Lifecycle
 from vhostblk.block.drivers.qcow2.opening import read_header
@@ -23,7 +22,7 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.describe import image_name
 from vhostblk.block.graph.edge import notify_resize
 from vhostblk.block.graph.filename import full_name
-from vhostblk.block.graph.inherit import BACKING
+from vhostblk.block.graph.inherit import BACKING, DATA_FILE
 from vhostblk.schema.base import UNSET
 
 if TYPE_CHECKING:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vhostblk.block import SECTOR
 from vhostblk.block.drivers.qcow2.layout import MAX_L1_BYTES, OFFSET_MASK
 from vhostblk.block.drivers.qcow2.preallocate import preallocate
 from vhostblk.block.drivers.qcow2.shrink import shrink
 from vhostblk.block.drivers.qcow2.transfer import write_array
+from vhostblk.errors import reason
 from vhostblk.schema.common import PreallocMode
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SECTOR = 512
 #: After this many zeroed clusters, metadata is written if too much of it is in memory.
 _STEP = 4096
 
@@ -49,8 +49,8 @@ async def resize(
     header = image.header
     if mode is not PreallocMode.OFF and size < image.size:
         raise OSError(errno.EINVAL, "Preallocation can't be used for shrinking an image")
-    if size % _SECTOR:
-        raise OSError(errno.EINVAL, f"The new size must be a multiple of {_SECTOR}")
+    if size % SECTOR:
+        raise OSError(errno.EINVAL, f"The new size must be a multiple of {SECTOR}")
     if header.nb_snapshots and header.version < 3:
         raise OSError(errno.ENOTSUP, "Can't resize a v2 image which has snapshots")
     if size < image.size:
@@ -58,7 +58,7 @@ async def resize(
             await shrink(image, size)
         return
     if not _can_be_zeroed(image, size):
-        text = f"Failed to zero out new clusters: {os.strerror(errno.ENOTSUP)}"
+        text = f"Failed to zero out new clusters: {reason(errno.ENOTSUP)}"
         raise OSError(errno.ENOTSUP, text)
     if mode is PreallocMode.OFF and header.raw_data_file and size > image.size:
         mode = PreallocMode.METADATA
@@ -142,7 +142,7 @@ async def _undo_growth(image: Image, size: int, data_size: int) -> None:
         if image.geometry.external_data and image.data.node.size != data_size:
             await image.data.truncate(data_size)
     except OSError as error:
-        logger.warning("%s: undoing a failed resize: %s", image.file.node.filename, error.strerror)
+        logger.warning("%s: undoing a failed resize: %s", image.file.node.filename, reason(error))
 
 
 async def _set_size(image: Image, size: int) -> None:
@@ -160,7 +160,7 @@ async def _make_room(image: Image, entries: int) -> None:
     if entries <= header.l1_size:
         return
     if entries * 8 > MAX_L1_BYTES:
-        raise OSError(errno.EFBIG, f"Failed to grow the L1 table: {os.strerror(errno.EFBIG)}")
+        raise OSError(errno.EFBIG, f"Failed to grow the L1 table: {reason(errno.EFBIG)}")
     table = np.zeros(entries, np.uint64)
     table[: len(tables.l1)] = tables.l1
     run = await image.allocator.allocate_together(geometry.clusters(8 * entries))

@@ -29,6 +29,7 @@ from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK
 from vhostblk.block.drivers.qcow2.refcount_changes import check_refcounts
 from vhostblk.block.drivers.qcow2.references import Tally, add_clusters, add_tree
 from vhostblk.block.drivers.qcow2.transfer import read_array, write_array
+from vhostblk.errors import reason
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,7 +80,7 @@ async def shrink(image: Image, size: int) -> None:
         await image.commit.write()
     except OSError as error:  # to be tried again by the next flush
         image.check_usable()
-        logger.warning("%s: freeing clusters: %s", image.file.node.filename, error.strerror)
+        logger.warning("%s: freeing clusters: %s", image.file.node.filename, reason(error))
 
 
 async def _prepare(image: Image, size: int, kept: int) -> tuple[_Top, _Rest]:

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vhostblk.block import SECTOR
 from vhostblk.block.drivers.qcow2.layout import COPIED, MAX_L1_BYTES
 from vhostblk.block.drivers.qcow2.references import Tally, add_tree
 from vhostblk.block.drivers.qcow2.snapshot_changes import clear_copied, take_tree
 from vhostblk.block.drivers.qcow2.transfer import read_array
-from vhostblk.block.graph.edge import MAX_SIZE, os_error
+from vhostblk.block.graph.edge import MAX_SIZE
+from vhostblk.errors import os_error, reason
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,15 +31,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SECTOR = 512
-
 
 async def apply(image: Image, snapshot: Snapshot) -> None:
     """Revert the disk to a snapshot; raises OSError, and then the disk has not changed."""
     header, geometry = image.header, image.geometry
     if geometry.external_data:
         raise os_error(errno.ENOTSUP)
-    if snapshot.disk_size % _SECTOR or snapshot.disk_size > MAX_SIZE:
+    if snapshot.disk_size % SECTOR or snapshot.disk_size > MAX_SIZE:
         raise os_error(errno.EINVAL)
     if geometry.l1_entries(snapshot.disk_size) * 8 > MAX_L1_BYTES:
         raise os_error(errno.EFBIG)
@@ -53,7 +53,7 @@ async def apply(image: Image, snapshot: Snapshot) -> None:
         await image.commit.write_all()
     except OSError as error:  # the next flush tries again
         image.check_usable()
-        logger.warning("%s: could not free clusters: %s", image.file.node.filename, error.strerror)
+        logger.warning("%s: could not free clusters: %s", image.file.node.filename, reason(error))
 
 
 async def _snapshot_table(image: Image, snapshot: Snapshot) -> NDArray[np.uint64]:

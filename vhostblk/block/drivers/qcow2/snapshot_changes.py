@@ -29,8 +29,8 @@ from vhostblk.block.drivers.qcow2.refcount_changes import change_refcounts, chec
 from vhostblk.block.drivers.qcow2.references import Tally, add_tree, gather_references
 from vhostblk.block.drivers.qcow2.snapshots import Snapshot, encode_table
 from vhostblk.block.drivers.qcow2.transfer import read_array, write_array, write_bytes
-from vhostblk.block.graph.edge import os_error
-from vhostblk.block.graph.node import CheckResult
+from vhostblk.block.graph.checking import CheckResult
+from vhostblk.errors import os_error, reason
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,7 +108,7 @@ async def try_to_tidy_up(image: Image) -> None:
         await _tidy_up(image)
     except OSError as error:
         image.check_usable()
-        logger.warning("%s: could not free clusters: %s", image.file.node.filename, error.strerror)
+        logger.warning("%s: could not free clusters: %s", image.file.node.filename, reason(error))
 
 
 async def _tidy_up(image: Image) -> None:

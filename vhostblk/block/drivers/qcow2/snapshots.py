@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from vhostblk.block.drivers.qcow2 import layout
 from vhostblk.block.drivers.qcow2.layout import SNAPSHOT_EXTRA, SNAPSHOT_HEADER
 from vhostblk.block.errors import BlockError
+from vhostblk.schema.base import UNSET
+from vhostblk.schema.snapshot import SnapshotInfo
 
 if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.layout import Geometry
@@ -34,6 +36,20 @@ class Snapshot:
     #: How much extra data the file has; what of it is unknown.
     extra_size: int = SNAPSHOT_EXTRA.size
     unknown_extra: bytes = b""
+
+    def describe(self) -> SnapshotInfo:
+        """Return what queries say of it."""
+        seconds, nanoseconds = divmod(self.vm_clock_nsec, 10**9)
+        return SnapshotInfo(
+            id=self.id.decode(errors="replace"),
+            name=self.name.decode(errors="replace"),
+            vm_state_size=self.vm_state_size,
+            date_sec=self.date_sec,
+            date_nsec=self.date_nsec,
+            vm_clock_sec=seconds,
+            vm_clock_nsec=nanoseconds,
+            icount=UNSET if self.icount == NO_ICOUNT else self.icount,
+        )
 
 
 @dataclass

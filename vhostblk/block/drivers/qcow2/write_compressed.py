@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vhostblk.block.drivers.qcow2 import compressed
 from vhostblk.block.drivers.qcow2.transfer import run_all, write_bytes
-from vhostblk.block.graph.edge import os_error
 from vhostblk.block.io.completion import gather
+from vhostblk.errors import os_error
 
 if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.image import Image

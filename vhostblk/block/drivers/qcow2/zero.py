@@ -15,8 +15,8 @@ from vhostblk.block.drivers.qcow2.layout import (
     ZERO,
 )
 from vhostblk.block.drivers.qcow2.mapping import Entry, Kind
-from vhostblk.block.graph.edge import os_error
 from vhostblk.block.io.flags import WriteFlags
+from vhostblk.errors import os_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhostblk.block.errors import BlockError
-from vhostblk.vhost_user.errors import VhostUserError
+from vhostblk.errors import errors_as
+from vhostblk.virtqueue.errors import SetupError
 
 if TYPE_CHECKING:
     from vhostblk.block.graph.backend import BlockBackend
@@ -30,13 +31,11 @@ class ImageOwnership:
         self._shared = backend.allow_inactive
 
     async def take(self) -> None:
-        """Have the image; raises VhostUserError where another process has it."""
+        """Have the image; raises SetupError where another process has it."""
         if not self._shared:
             return
-        try:
+        with errors_as(SetupError, of=BlockError):
             await self._backend.set_active(active=True)
-        except BlockError as error:
-            raise VhostUserError(str(error)) from error
         self._backend.allow_inactive = False
 
     async def leave(self) -> None:

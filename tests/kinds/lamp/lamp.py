@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An object type, written as one of another package would be: a lamp that can be switched."""
+"""`test-lamp`: a lamp that can be switched."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from msgspec.structs import replace
 
+from tests.kinds.lamp.options import LampOptions
 from vhostblk.objects.base import UserObject
 from vhostblk.objects.tree import PropertyError
 from vhostblk.objects.types import QomType, register_type
-from vhostblk.schema.object import ObjectOptions
 
-
-class LampOptions(ObjectOptions, tag="test-lamp", kw_only=True, frozen=True):
-    """Whether it is on."""
-
-    on: bool = False
+if TYPE_CHECKING:
+    from vhostblk.schema.object import ObjectOptions
 
 
 class Lamp(UserObject):

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A QMP command: it switches all lamps."""

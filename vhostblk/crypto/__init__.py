@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Secrets: where they are kept, and the formats that they come in; GnuTLS."""
