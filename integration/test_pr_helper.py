@@ -2,7 +2,9 @@
 """Persistent reservations of real SCSI disks, LIO's, by way of our helper and QEMU's.
 
 The helpers, Python and the client (`pr_client.py`) run inside one guest. Both helpers get the same
-commands on disks that are made anew for each: status, sense and data have to be the same.
+commands on disks that are made anew for each: status, sense and data have to be the same. Then the
+managers of a daemon (`pr_manager_client.py`) dispute about a disk, one by each helper in turn, the
+other one by the kernel.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from integration.guest.machine import Machine
 from integration.guest.python import COMMAND, python_files
 from integration.pr_client import KEY, OTHER_KEY, TYPES
 from peers import debian
+from vhostblk.schema.reservations import PrType
 
 pytestmark = pytest.mark.usefixtures("vhostblk_only")
 
@@ -28,7 +31,6 @@ MANAGER = Path(__file__).with_name("pr_manager_client.py")
 #: What the daemon imports when it opens a disk with a manager.
 DAEMON = (
     "asyncio",
-    "concurrent.futures.thread",
     "vhostblk.daemon",
     "vhostblk.block.aio.threads",
     "vhostblk.block.drivers.host_device",
@@ -114,7 +116,34 @@ def test_reservations_of_real_disks(directory: Path) -> None:
 
 def check_dispute(said: list[Any]) -> None:
     """See to it that each manager's commands reached the disk, as another initiator's."""
-    print(said)
+    keys = [KEY, OTHER_KEY]
+    expected: list[Any] = [["registered", [keys, None, None]]]
+    for kind in PrType:
+        shared = kind.value.endswith("all-registrants")  # all hold it, and no single one
+        refused = "done" if shared else "reservation conflict"
+        expected += [
+            ["a: reserve", "done"],
+            [kind.value, [keys, 0 if shared else KEY, kind.value]],
+            ["b: reserve", refused],
+            ["a: release", "done"],
+            ["b: reserve", "done"],
+            [kind.value, [keys, 0 if shared else OTHER_KEY, kind.value]],
+            ["a: reserve", refused],
+            ["b: release", "done"],
+        ]
+    kind = PrType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY
+    expected += [
+        ["a: reserve", "done"],
+        ["b: preempt", "done"],
+        ["preempted", [[OTHER_KEY], OTHER_KEY, kind.value]],
+        ["a: reserve", "reservation conflict"],
+        ["b: clear", "done"],
+        ["cleared", [[], None, None]],
+        ["capabilities", [True, len(PrType)]],
+        ["full status", [[KEY, "060000005001405000000010000000000000000000000000"]]],
+        ["a: clear", "done"],
+    ]
+    assert said == expected
 
 
 def check(said: list[Any]) -> None:

@@ -62,10 +62,8 @@ mkdir -p /run/udev /etc/multipath
 
 def multipath_files() -> dict[str, Path]:
     """Return names in the guest and files of the root."""
+    files = root_files(*_PROGRAMS, "usr/lib/libmpathpersist.so.0")
     root = MULTIPATH.path
-    if not MULTIPATH.is_complete():
-        raise HarnessError(f"{root} is missing: run python -m peers multipath")
-    files = {name: root / name for name in _PROGRAMS}
     files["usr/lib/systemd/systemd-udevd"] = root / "usr/bin/udevadm"
     for name in _RULES:
         rule = f"usr/lib/udev/rules.d/{name}.rules"
@@ -73,14 +71,23 @@ def multipath_files() -> dict[str, Path]:
             files[rule] = root / rule
     for name in _PLUGINS:
         files[f"usr/lib/multipath/{name}"] = root / "usr/lib/multipath" / name
-    programs = [root / name for name in (*_PROGRAMS, "usr/lib/libmpathpersist.so.0")]
-    for library in _libraries(root, programs):
-        files[f"lib/x86_64-linux-gnu/{library.name}"] = library
-    for name in ("libmpathpersist.so.0", "libgcc_s.so.1"):
-        files[f"lib/x86_64-linux-gnu/{name}"] = _find(root, name)
-    files["lib64/ld-linux-x86-64.so.2"] = root / LOADER
+    # What threads that are cancelled need.
+    library = f"{LIBRARIES}/libgcc_s.so.1"
+    files[library.removeprefix("usr/")] = root / library
     files["etc/multipath.conf"] = _written("multipath.conf", _CONFIGURATION)
     return {name: path.resolve() for name, path in files.items()}
+
+
+def root_files(*names: str) -> dict[str, Path]:
+    """Return programs of the root with their libraries; raises HarnessError without a root."""
+    root = MULTIPATH.path
+    if not MULTIPATH.is_complete():
+        raise HarnessError(f"{root} is missing: run python -m peers {MULTIPATH.name}")
+    files = {name: (root / name).resolve() for name in names}
+    for library in _libraries(root, [root / name for name in names]):
+        files[f"lib/x86_64-linux-gnu/{library.name}"] = library.resolve()
+    files["lib64/ld-linux-x86-64.so.2"] = (root / LOADER).resolve()
+    return files
 
 
 def _libraries(root: Path, programs: list[Path]) -> set[Path]:
@@ -94,12 +101,6 @@ def _libraries(root: Path, programs: list[Path]) -> set[Path]:
             if arrow:
                 found.add(Path(rest.split(" (")[0]))
     return found
-
-
-def _find(root: Path, name: str) -> Path:
-    return next(
-        path for path in (root / LIBRARIES / name, root / "usr/lib" / name) if path.exists()
-    )
 
 
 def _written(name: str, content: str) -> Path:

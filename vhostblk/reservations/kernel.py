@@ -9,7 +9,6 @@ APTPL wherever it registers.
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import errno
 import fcntl
@@ -39,6 +38,7 @@ from vhostblk.reservations.layout import (
 )
 from vhostblk.reservations.manager import Manager
 from vhostblk.reservations.wire import Reply, data_length
+from vhostblk.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,7 +95,7 @@ class KernelManager(Manager):
 
     async def run(self, fd: int, cdb: bytes, parameters: bytes) -> Reply:
         """Send a command, on a thread: devices take their time."""
-        return await asyncio.to_thread(self.execute, fd, cdb, parameters)
+        return await in_thread(lambda: self.execute(fd, cdb, parameters))
 
     def execute(self, fd: int, cdb: bytes, parameters: bytes) -> Reply:
         """Send a command, and wait for it."""
