@@ -25,6 +25,8 @@ HERE = Path(__file__).parent
 OUTER_MODULES = ("scsi_mod", "sd_mod", "sg", "target_core_mod", "target_core_file", "tcm_loop")
 INNER_MODULES = ("virtio_pci", "virtio_scsi", "sd_mod", "sg")
 FIRMWARE = ("bios-256k.bin", "linuxboot_dma.bin", "kvmvapic.bin")
+#: Where Debian has QEMU's emulation of processors (a module since 7.0).
+TCG = Path("/usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so")
 HELPER = f"{COMMAND} -S -m vhostblk.pr.helper -v -u 65534 -g 65534 -k /run/pr.sock -f /run/pr.pid"
 INNER = (
     f"/qemu/{QEMU} -L /qemu -accel tcg -cpu qemu64 -machine pc -m 192M -nodefaults "
@@ -59,6 +61,7 @@ class Guest(Machine):
             **python_files(*modules, "subprocess"),
             **shared_libraries(qemu),
             **firmware,
+            **({f"qemu/{TCG.name}": TCG} if TCG.exists() else {}),
             f"qemu/{QEMU}": qemu,
             "integration/pr_client.py": HERE / "pr_client.py",
             "nested_client.py": HERE / "nested_client.py",
@@ -80,7 +83,8 @@ def test_sg_persist_in_a_guest_of_a_guest(directory: Path, pytestconfig: pytest.
     with Guest(directory, cpus=2, memory=1024) as guest:
         output = guest.run(
             f"{HELPER} > /run/log 2>&1 &\n"
-            f"{COMMAND} -S /nested_client.py /run/pr.sock {INNER} > /run/qemu.log 2>&1 || true\n"
+            f"QEMU_MODULE_DIR=/qemu {COMMAND} -S /nested_client.py /run/pr.sock {INNER} "
+            "> /run/qemu.log 2>&1 || true\n"
             "cat /run/log /run/qemu.log /run/console",
             timeout=TIMEOUT,
         )
