@@ -196,6 +196,28 @@ def test_a_command_that_is_given_up_spoils_no_other(path: Path, null: int) -> No
         run(main)
 
 
+def test_closing_while_a_command_runs(path: Path, null: int) -> None:
+    go = threading.Event()
+
+    def slow(request: Request) -> Reply:
+        assert go.wait(PATIENCE)
+        return echo(request)
+
+    async def main() -> None:
+        made = connected(path)
+        task = asyncio.create_task(made.run(null, READ, b""))
+        await asyncio.sleep(0.02)
+        made.close()
+        assert codec.describe_failure(await task) == FAILED
+        assert not made.is_connected
+        go.set()
+
+    before = open_fds()
+    with helper(path, slow):
+        run(main)
+    assert open_fds() <= before
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import importlib
 import os
 import re
+import threading
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,6 +212,52 @@ def test_a_node_for_reading(tmp_path: Path, device: str) -> None:
     with helper(path, note):
         run(test)
     assert [request.cdb[0] for request in seen] == [0x5E]
+
+
+def test_a_node_without_writers_is_opened_for_a_change(tmp_path: Path, device: str) -> None:
+    path = tmp_path / "h.sock"
+    seen: list[tuple[int, int]] = []
+
+    def note(request: Request) -> Reply:
+        mode = fcntl.fcntl(request.fd, fcntl.F_GETFL) & os.O_ACCMODE
+        seen.append((request.cdb[0], mode))
+        assert os.fstat(request.fd).st_rdev == Path(device).stat().st_rdev
+        return good(request)
+
+    async def test(daemon: Daemon) -> None:
+        await execute(daemon, "object-add", manager(path))
+        await execute(daemon, "blockdev-add", node(device, **{"auto-read-only": True}))
+        await execute(daemon, "x-vhostblk-pr-in", READ)
+        await execute(daemon, "x-vhostblk-pr-out", CLEAR)
+
+    with helper(path, note):
+        run(test)
+    assert seen == [(0x5E, os.O_RDONLY), (0x5F, os.O_RDWR)]
+
+
+def test_a_manager_stays_while_a_command_is_in_flight(tmp_path: Path, device: str) -> None:
+    path = tmp_path / "h.sock"
+    go = threading.Event()
+
+    def slow(request: Request) -> Reply:
+        assert go.wait(PATIENCE)
+        return good(request)
+
+    async def test(daemon: Daemon) -> None:
+        await execute(daemon, "object-add", manager(path))
+        await execute(daemon, "blockdev-add", node(device))
+        task = asyncio.create_task(daemon.read_reservations("disk", PrInAction.READ_KEYS))
+        await asyncio.sleep(0.02)
+        await execute(daemon, "blockdev-del", {"node-name": "disk"})
+        assert (await refusal(daemon, "object-del", {"id": "pr"}))[1] == (
+            "object 'pr' is in use, can not be deleted"
+        )
+        go.set()
+        assert (await task).keys == []
+        await execute(daemon, "object-del", {"id": "pr"})
+
+    with helper(path, slow):
+        run(test)
 
 
 def test_commands_of_the_python_api(tmp_path: Path, device: str) -> None:

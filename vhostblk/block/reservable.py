@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhostblk.block.errors import BlockError
 from vhostblk.reservations import codec
+from vhostblk.reservations.layout import PERSISTENT_RESERVE_OUT
 
 if TYPE_CHECKING:
     from vhostblk.block.graph.node import BlockNode
@@ -72,15 +74,28 @@ async def _run(node: BlockNode, cdb: bytes, parameters: bytes, title: str) -> Re
         raise BlockError(f"node '{node.node_name}' ({node.driver}) is not a device of the host")
     if node.pr_manager is None:
         raise BlockError(f"node '{node.node_name}' has no 'pr-manager'")
-    # The node may be closed or opened anew meanwhile.
-    fd = os.dup(node.fd)
+    manager = node.pr_manager
+    fd = _descriptor(node, title, writes=cdb[0] == PERSISTENT_RESERVE_OUT)
+    manager.commands += 1
     try:
         for attempt in range(_ATTEMPTS):
-            reply = await node.pr_manager.run(fd, cdb, parameters)
+            reply = await manager.run(fd, cdb, parameters)
             if not codec.is_unit_attention(reply) or attempt == _ATTEMPTS - 1:
                 break
     finally:
+        manager.commands -= 1
         os.close(fd)
     if reply.status:
         raise codec.CommandFailedError(f"{title}: {codec.describe_failure(reply)}")
     return reply
+
+
+def _descriptor(node: Reservable, title: str, *, writes: bool) -> int:
+    """Return a descriptor for one command: the node may be closed or opened anew meanwhile."""
+    if not writes or fcntl.fcntl(node.fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+        return os.dup(node.fd)
+    try:
+        # With auto-read-only, a node without writers is open for reading only.
+        return os.open(f"/proc/self/fd/{node.fd}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise BlockError(f"{title}: can't open the device for writing: {error.strerror}") from error

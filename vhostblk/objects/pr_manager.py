@@ -45,8 +45,8 @@ class PrManagerObject(UserObject):
 
     @property
     def in_use(self) -> bool:
-        """Whether a node refers to it."""
-        return bool(self.manager.users)
+        """Whether a node refers to it, or a command is in flight."""
+        return self.manager.in_use
 
 
 class PrManagerHelperObject(PrManagerObject):

@@ -13,6 +13,7 @@ import asyncio
 import os
 import socket
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vhostblk.errors import VhostblkError
@@ -99,7 +100,14 @@ class HelperClient(Manager):
         self._socket = made
 
     def close(self) -> None:
-        """Disconnect, without telling."""
+        """Disconnect, without telling; a command in flight fails."""
+        if self._socket is not None and self._turn.locked():
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        else:
+            self._drop()
+
+    def _drop(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -175,7 +183,7 @@ class HelperClient(Manager):
 
     def _disconnect(self) -> None:
         if self._socket is not None:
-            self.close()
+            self._drop()
             self._changed()
 
 

@@ -24,6 +24,13 @@ class Manager(ABC):
     def __init__(self) -> None:
         #: Names of the nodes that refer to it.
         self.users: set[str] = set()
+        #: Commands in flight: their nodes may have been removed meanwhile.
+        self.commands = 0
+
+    @property
+    def in_use(self) -> bool:
+        """Whether it must stay."""
+        return bool(self.users or self.commands)
 
     @property
     def is_connected(self) -> bool:
@@ -70,5 +77,5 @@ class Managers:
     def remove(self, manager_id: str) -> None:
         """Close a manager that no node refers to."""
         manager = self._managers.pop(manager_id)
-        assert not manager.users, "a persistent reservation manager in use"
+        assert not manager.in_use, "a persistent reservation manager in use"
         manager.close()
