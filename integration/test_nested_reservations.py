@@ -75,6 +75,7 @@ def _firmware(name: str) -> Path:
     return next(folder / name for folder in folders if (folder / name).exists())
 
 
+@pytest.mark.timeout(TIMEOUT + 600)
 def test_sg_persist_in_a_guest_of_a_guest(directory: Path, pytestconfig: pytest.Config) -> None:
     if not pytestconfig.getoption("--nested"):
         pytest.skip("takes minutes (--nested)")
