@@ -66,6 +66,8 @@ def serving(
         thread.join(PATIENCE)
         listener.close()
         assert not thread.is_alive()
+        if running.is_complete:
+            server.close()
 
 
 class Gate:

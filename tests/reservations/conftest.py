@@ -62,3 +62,4 @@ def helper(path: Path, execute: Callable[[Request], Reply]) -> Iterator[Server]:
             server.stop()
             thread.join(PATIENCE)
             assert not thread.is_alive()
+            server.close()

@@ -109,10 +109,10 @@ class _Stopping:
         for number in _STOP_SIGNALS:
             signal.signal(number, self._handle)
 
-    def stops(self, server: Server) -> None:
-        """Have signals stop a server."""
+    def stops(self, server: Server | None) -> None:
+        """Have signals stop a server, or nothing any more."""
         self._server = server
-        if self._is_requested:
+        if server is not None and self._is_requested:
             server.stop()
 
     def _handle(self, *_: object) -> None:
@@ -153,9 +153,12 @@ def _serve(
     manager.tell("READY=1")
     is_complete = server.serve(arguments.timeout + _GRACE)
     manager.tell("STOPPING=1")
-    if is_complete and multipath is not None:
-        multipath.close()
-    elif not is_complete:
+    if is_complete:
+        stopping.stops(None)
+        server.close()
+        if multipath is not None:
+            multipath.close()
+    else:
         logger.error("a command is still being carried out; its reply is lost")
     return 0
 

@@ -95,16 +95,16 @@ class Server:
             poll.register(self._wakeup, select.POLLIN)
             while not self._is_stopping:
                 self._wait(poll)
-            is_complete = self._finish(grace)
+            return self._finish(grace)
         finally:
             threading.stack_size(former)
             if in_main:
                 signal.set_wakeup_fd(-1)
-        if is_complete:
-            fds, self._wakeup, self._waker = (self._wakeup, self._waker), -1, -1
-            for fd in fds:
-                os.close(fd)
-        return is_complete
+
+    def close(self) -> None:
+        """Close what is left open once all commands have ended; `stop` must not be called again."""
+        for fd in (self._wakeup, self._waker):
+            os.close(fd)
 
     def stop(self) -> None:
         """Have `serve` return; may be called by a signal handler, and by any thread."""
@@ -205,9 +205,8 @@ class Server:
             self._clear_wakeup()
 
     def _wake(self) -> None:
-        if (fd := self._waker) >= 0:  # the server has not ended
-            with suppress(BlockingIOError):
-                os.write(fd, b"\0")
+        with suppress(BlockingIOError):
+            os.write(self._waker, b"\0")
 
     # The threads of connections.
 
