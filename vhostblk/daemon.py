@@ -110,7 +110,7 @@ class Daemon:
         self.graph.pr_managers.objects = self._objects.by_id
         self._exports: dict[str, _ExportEntry] = {}
         #: The character devices by id.
-        self.chardevs = Chardevs()
+        self.chardevs = Chardevs(self._objects.keys)
         #: The monitors, if there are any. The daemon closes them when it is closed.
         self.control: Control | None = None
         #: Held while an in-band QMP command is executed.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Event descriptors that a front-end hands over, trusted with nothing.
 
-What is not an eventfd is refused: a pipe or a file could block, grow, or end.
+What is not an eventfd is refused: a pipe or a file could block, grow, or end. The front-end can
+take O_NONBLOCK away again, so nothing relies on it.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vhostblk.virtqueue import nowait
 from vhostblk.virtqueue.errors import SetupError
-
-_ONE = (1).to_bytes(8, "little")
 
 
 def adopt_eventfd(fd: int, purpose: str) -> int:
@@ -31,16 +31,10 @@ def adopt_eventfd(fd: int, purpose: str) -> int:
 
 
 def signal(fd: int) -> None:
-    """Add one. A counter that is full is signalled already."""
-    try:
-        os.write(fd, _ONE)
-    except BlockingIOError:
-        pass
+    """Add one; a counter that is full is signalled already. Never waits."""
+    nowait.signal(fd)
 
 
 def clear(fd: int) -> None:
-    """Reset to zero, whether or not it was signalled."""
-    try:
-        os.read(fd, 8)
-    except BlockingIOError:
-        pass
+    """Reset to zero, whether or not it was signalled. Never waits."""
+    nowait.discard(fd)
