@@ -46,6 +46,9 @@ class UserObject(ABC):
         self.options = options
         self.around = around
 
+    def added(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Do what has to wait until the object is found by its id."""
+
     @abstractmethod
     def remove(self) -> None:
         """Make it unknown again; nothing uses it."""

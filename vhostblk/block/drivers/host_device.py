@@ -22,6 +22,7 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.node import BlockLimits, BlockStatus, Extent
 from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.lifetime import HasLifetime, read_lifetime
+from vhostblk.block.reservable import Reservable
 from vhostblk.engine.extents import Treatment
 from vhostblk.errors import os_error
 
@@ -42,7 +43,7 @@ BLKZEROOUT = 0x127F
 _NOWHERE = struct.pack("QQ", 1, 1)
 
 
-class HostDeviceNode(PosixNode, ErasesSecurely, HasLifetime):
+class HostDeviceNode(PosixNode, ErasesSecurely, HasLifetime, Reservable):
     """A block device."""
 
     driver = "host_device"
