@@ -61,7 +61,7 @@ def test_exports_are_suspended_at_the_same_time() -> None:
         assert list(carried.items()) == [(name, f"carried {name}") for name in "abc"]
         assert daemon.cancelled == set()
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 40))
 
 
 def test_a_daemon_without_exports() -> None:
@@ -70,7 +70,7 @@ def test_a_daemon_without_exports() -> None:
         await suspend(FakeDaemon(), carried)
         assert carried == {}
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 40))
 
 
 def test_the_first_failure_ends_it_and_others_go_on() -> None:
@@ -88,7 +88,7 @@ def test_the_first_failure_ends_it_and_others_go_on() -> None:
         assert daemon.cancelled == {"c"}
         assert set(daemon.exports) == {"b", "c"}
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 40))
 
 
 def test_an_export_that_is_late_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_an_export_that_is_late_goes_on(monkeypatch: pytest.MonkeyPatch) -> None
         assert carried == {"b": "carried b"}
         assert daemon.cancelled == {"a"}
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 40))
 
 
 def test_what_is_given_up_while_exports_are_suspended() -> None:
@@ -120,7 +120,7 @@ def test_what_is_given_up_while_exports_are_suspended() -> None:
         assert carried == {"a": "carried a"}
         assert daemon.cancelled == {"b"}
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 40))
 
 
 def test_flushing_ends_in_time(
@@ -148,4 +148,4 @@ def test_flushing_ends_in_time(
         with pytest.raises(HandoverError, match="flush failed: Input/output error"):
             await giver._flush(daemon, 20)
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 40))
