@@ -273,18 +273,9 @@ def test_who_is_through_waits_for_the_one_that_is_served(places: Places, tmp_pat
     async def main() -> None:
         async with serving(places, tmp_path) as (_, port):
             context = client_context(places["good"])
-            attempts = [asyncio.create_task(connect(port, context)) for _ in range(5)]
-            for _ in attempts:
-                done, pending = await asyncio.wait(
-                    [task for task in attempts if not task.done()],
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                for task in done:
-                    await task.result().close()
-                attempts = list(pending)
-                if not attempts:
-                    break
-            assert not attempts
+            async with asyncio.timeout(PATIENCE):
+                found = await asyncio.gather(*(outcome(port, context) for _ in range(5)))
+            assert found == [SERVED] * 5
 
     asyncio.run(main())
 
