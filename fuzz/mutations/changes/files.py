@@ -303,7 +303,7 @@ MUTATIONS = (
     ),
     Mutation(
         "aio-flush-left-out",
-        "vhostblk/engine/src/aio.c",
+        "vhostblk/engine/src/core/aio.c",
         """
         - io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
         + io_uring_prep_nop(sqe);
