@@ -67,7 +67,7 @@ class Backend(Protocol):
 
     @property
     def needs_reset(self) -> bool:
-        """Tell whether a vring is broken, so that only a reset helps (VIRTIO 1.3, 2.1.2)."""
+        """Whether a vring is broken, so that only a reset helps (VIRTIO 1.3, 2.1.2)."""
 
     def get_config(self, offset: int, size: int) -> bytes:
         """Return `size` bytes of configuration space; zeroes past its end."""

@@ -84,7 +84,7 @@ class Message:
 
     @property
     def need_reply(self) -> bool:
-        """Tell whether the sender wants to know of success or failure (REPLY_ACK)."""
+        """Whether the sender wants to know of success or failure (REPLY_ACK)."""
         return bool(self.flags & FLAG_NEED_REPLY)
 
     @property
@@ -125,7 +125,7 @@ class MessageDecoder:
 
     @property
     def mid_message(self) -> bool:
-        """Tell whether an end of the stream here would cut a message in two."""
+        """Whether an end of the stream here would cut a message in two."""
         return self._header_done or bool(self._buffer)
 
     def feed(self, data: bytes, fds: Iterable[int] = ()) -> Message | None:

@@ -111,7 +111,7 @@ class MigrationMessages(ABC):
         )
 
     def _confirms(self, message: Message) -> bool:
-        """Tell whether the front-end merely says that it knows now where its memory is mapped."""
+        """Return whether the front-end merely says that it knows now where its memory is mapped."""
         return (
             self._postcopy.listening
             and message.request in _CONFIRMING

@@ -62,7 +62,7 @@ def _open() -> int:
 
 
 def available() -> bool:
-    """Tell whether this process can have a userfaultfd."""
+    """Return whether this process can have a userfaultfd."""
     try:
         os.close(_open())
     except OSError:

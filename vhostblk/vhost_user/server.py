@@ -102,7 +102,7 @@ class VhostUserServer:
 
     @property
     def running(self) -> bool:
-        """Tell whether front-ends can connect."""
+        """Whether front-ends can connect."""
         return self._listener is not None
 
     @property

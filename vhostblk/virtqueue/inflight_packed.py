@@ -132,7 +132,7 @@ class PackedInflight:
         return int(index) if wrap_counter else int(index) + self._size
 
     def _was_shown(self, flags: int, place: int) -> bool:
-        """Tell whether a descriptor is no longer as it was when it became available."""
+        """Return whether a descriptor is no longer as it was when it became available."""
         available = PACKED_F_AVAIL if place < self._size else PACKED_F_USED
         return flags & (PACKED_F_AVAIL | PACKED_F_USED) != available
 

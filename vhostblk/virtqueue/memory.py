@@ -70,7 +70,7 @@ class MemoryRegion:
         return cls(described.guest_addr, described.size, described.user_addr, mapping)
 
     def is_at(self, guest_addr: int, size: int, user_addr: int) -> bool:
-        """Tell whether REM_MEM_REG with these fields means this region."""
+        """Return whether REM_MEM_REG with these fields means this region."""
         return (self.guest_addr, self.size, self.user_addr) == (guest_addr, size, user_addr)
 
 

@@ -384,7 +384,7 @@ class PackedQueue:
         store_release_u16(place, flags)
 
     def _wants_notification(self, count: int) -> bool:
-        """Tell whether the driver wants to know of the last `count` ring descriptors."""
+        """Return whether the driver wants to know of the last `count` ring descriptors."""
         flags = load_acquire_u16(self._driver_addr + layout.EVENT_FLAGS_OFFSET)
         if flags == layout.EVENT_DISABLE:
             return False
@@ -398,7 +398,7 @@ class PackedQueue:
     # Being notified
 
     def has_available(self) -> bool:
-        """Tell whether there is something to take."""
+        """Return whether there is something to take."""
         return bool(len(self.left)) or self._is_available()
 
     def enable_notifications(self) -> None:

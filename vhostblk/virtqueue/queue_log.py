@@ -73,7 +73,7 @@ class QueueLog:
 
     @property
     def used(self) -> bool:
-        """Tell whether what is written to the used ring is noted."""
+        """Whether what is written to the used ring is noted."""
         return self._used_addr is not None
 
     def mark_used(self, offset: int, length: int) -> None:

@@ -190,7 +190,7 @@ class SplitQueue:
         log.mark_used(layout.RING_HEADER_SIZE, size * (count - before_end))
 
     def has_available(self) -> bool:
-        """Tell whether there is something to take."""
+        """Return whether there is something to take."""
         if len(self.left):
             return True
         index = load_acquire_u16(self._avail_addr + layout.RING_INDEX_OFFSET)
