@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """vhostblk: block nodes exported to virtual machines. Start at `vhostblk.daemon.Daemon`.
 
-`VhostblkError` is the base of all errors. Importing this package costs next to nothing; both are
-loaded when they are first named.
+`VhostblkError` is the base of all errors. Importing this package is fast; both classes are loaded
+when they are first used.
 """
 
 from __future__ import annotations

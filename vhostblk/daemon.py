@@ -7,13 +7,13 @@
     ):
         await something()
 
-Options come in any form: schema structs, dictionaries as in QMP, keyval or JSON text as on the
-command line. Everything runs on the event loop that entered the daemon. Closing takes exports
-first (clients go, requests in flight finish, caches are flushed), then the graph; a failure on the
-way doesn't keep the rest from being closed.
+Options may be schema structs, dictionaries as in QMP, and keyval or JSON text as on the command
+line. The daemon runs on the event loop that entered it. It closes exports first (it disconnects
+clients, completes requests in flight and flushes caches), and then the graph. If one of them fails,
+the others are closed nevertheless.
 
-What can't be done raises a `VhostblkError`, whose text is complete. Its class says what kind of
-error it is; `node`, `option`, `file`, `operation` and `errno` say what it is about, or are None:
+What can't be done raises a `VhostblkError`, whose text is complete. Its class is the kind of the
+error; `node`, `option`, `file`, `operation` and `errno` are its context, as far as it is known:
 
     try:
         await daemon.add_blockdev("driver=file,node-name=disk,filename=disk.img")
@@ -66,31 +66,31 @@ logger = logging.getLogger(__name__)
 
 
 class Control(Protocol):
-    """What clients control a daemon with: `vhostblk.qmp.monitors.Monitors`."""
+    """The interface of `vhostblk.qmp.monitors.Monitors`, by which clients control a daemon."""
 
     def take_commands(self) -> None:
         """Begin to take commands: the daemon is complete."""
 
     async def stop_commands(self) -> None:
-        """Take no more commands and wait for those that run; events are still told."""
+        """Take no more commands and wait for those that run; events are still sent."""
 
     def close(self) -> None:
-        """Leave the clients."""
+        """Detach from the clients."""
 
 
 class _ExportEntry(msgspec.Struct):
-    """What the daemon knows of one export, from its start until it is gone."""
+    """An export and its state, from its start until it is removed."""
 
     options: BlockExportOptions
-    #: None while it starts.
+    #: None while the export starts.
     export: Export | None = None
     hint: list[str] | None = None
-    #: Stops it; gives the error that came of that.
+    #: The task that stops it; its result is the error, if any.
     removal: asyncio.Task[Exception | None] | None = None
 
 
 class Daemon:
-    """A storage daemon: made, entered, changed at will, left."""
+    """A storage daemon: an asynchronous context manager."""
 
     def __init__(
         self,
@@ -99,10 +99,10 @@ class Daemon:
         blockdevs: Iterable[Options] = (),
         exports: Iterable[Options] = (),
     ) -> None:
-        #: What happens to nodes and exports; monitors listen.
+        #: Events of nodes and exports; monitors listen.
         self.events = EventBus()
         self.graph = Graph(self.events)
-        #: What goes on in the background.
+        #: Background jobs.
         self.jobs = Jobs(self.events)
         self._initial = (list(objects), list(blockdevs), list(exports))
         self._iothreads = Iothreads()
@@ -115,12 +115,12 @@ class Daemon:
         self.control: Control | None = None
         #: Held while an in-band QMP command is executed.
         self.command_lock = asyncio.Lock()
-        #: Monitors take no commands yet, as the options have not all been carried out.
+        #: Monitors take no commands yet, because not all options are processed.
         self.holds_commands = False
-        #: Exports are kept ready to move to another process, front-ends and all; set before there
-        #: are any.
+        #: Exports keep what they need for moving to another process with their front-ends; set
+        #: before there are any exports.
         self.movable = False
-        #: Set by `request_stop`; whoever entered the daemon then leaves it.
+        #: Set by `request_stop`; the code that entered the daemon then leaves it.
         self.stop_requested = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -155,7 +155,7 @@ class Daemon:
 
     @property
     def exports(self) -> dict[str, Export]:
-        """The exports by id, those that are being stopped among them."""
+        """The exports by id, including those that are being stopped."""
         return {
             export_id: entry.export
             for export_id, entry in self._exports.items()
@@ -164,7 +164,7 @@ class Daemon:
 
     @property
     def keys(self) -> Keys:
-        """What objects offer: secrets, and who is allowed."""
+        """The secrets and the authorization that objects offer."""
         return self._objects.keys
 
     def add_object(self, options: Options) -> None:
@@ -183,7 +183,7 @@ class Daemon:
         self._objects.remove(object_id, in_use=named)
 
     def object_tree(self) -> QomObject:
-        """Return the object tree as it is now."""
+        """Return the current object tree."""
         from vhostblk.chardev.qom import chardev_object
         from vhostblk.objects.tree import QomObject
 
@@ -199,12 +199,12 @@ class Daemon:
         )
 
     async def add_blockdev(self, options: Options) -> BlockNode:
-        """Open a block node and what it is defined to lie on."""
+        """Open a block node and its children."""
         with error_context(operation="blockdev-add"):
             return await self.graph.add(blockdev_options(options))
 
     async def remove_blockdev(self, node_name: str) -> None:
-        """Close a node that nothing uses."""
+        """Close a node without users."""
         await self.graph.remove(node_name)
 
     async def read_reservations(self, node_name: str, action: PrInAction) -> PrStatus:
@@ -244,9 +244,9 @@ class Daemon:
         self.jobs.start(CreateJob(job_id, create_options(options), self.graph))
 
     async def add_export(self, options: Options, carried: Any = None) -> Export:
-        """Start an export; clients may connect once this returns.
+        """Start an export; clients can connect once this returns.
 
-        With `carried`, the export continues where that of another process stopped, once resumed.
+        With `carried`, the export continues that of another process, once it is resumed.
         """
         with error_context(operation="block-export-add"):
             return await self._add_export(export_options(options), carried)
@@ -276,11 +276,11 @@ class Daemon:
         return entry.export
 
     def export_options(self, export_id: str) -> BlockExportOptions:
-        """Return what an export was made with."""
+        """Return the options of an export."""
         return self._exports[export_id].options
 
     async def suspend_export(self, export_id: str) -> Any:
-        """Take an export away from under its clients; return what `add_export` takes."""
+        """Suspend an export, which keeps its clients; return its state for `add_export`."""
         entry = self._exports[export_id]
         if entry.removal is not None:
             raise BlockError(f"Export '{export_id}' is already shutting down")
@@ -292,15 +292,15 @@ class Daemon:
         return carried
 
     def is_shutting_down(self, export_id: str) -> bool:
-        """Tell whether an export is being removed."""
+        """Return whether an export is being removed."""
         entry = self._exports.get(export_id)
         return entry is not None and entry.removal is not None
 
     async def request_export_removal(self, export_id: str, *, force: bool) -> None:
-        """Stop an export; the event BLOCK_EXPORT_DELETED says that it is gone.
+        """Begin to stop an export; the event BLOCK_EXPORT_DELETED follows when it is removed.
 
-        Without `force` that is refused while clients are connected; with it, they are disconnected
-        after this has returned.
+        Without `force`, this is refused while clients are connected. With it, they are
+        disconnected after this has returned.
         """
         export, entry = self.find_export(export_id), self._exports[export_id]
         if entry.removal is not None:
@@ -314,7 +314,7 @@ class Daemon:
             await asyncio.shield(removal)
 
     async def remove_export(self, export_id: str) -> None:
-        """Stop an export: disconnect clients, finish their requests, flush."""
+        """Stop an export: disconnect clients, complete their requests, flush."""
         export, entry = self.find_export(export_id), self._exports[export_id]
         removal = entry.removal or self._begin_removal(export, entry)
         error = await asyncio.shield(removal)
@@ -342,7 +342,7 @@ class Daemon:
             self.events.emit("BLOCK_EXPORT_DELETED", BlockExportDeleted(id=export.id))
 
     def statistics(self) -> dict[str, dict[str, Any]]:
-        """Return what each export has done since it started, by its id, in plain types.
+        """Return the statistics of each export since it started, by its id, in plain types.
 
         "queues" maps a queue's index to its counters, "total" adds them up. Counters are `invalid`,
         `upcalls`, `sweeps`, `notified` and `kicks`; those of `read`, `write`, `flush` and `unmap`
@@ -364,7 +364,7 @@ class Daemon:
         }
 
     async def add_chardev(self, options: Options) -> Chardev:
-        """Make a character device; returns once its peer is there, where it is to wait for that."""
+        """Create a character device; return once it has a peer, if it is to wait for that."""
         from vhostblk.chardev.options import chardev_options
 
         with error_context(operation="chardev-add"):
@@ -372,21 +372,21 @@ class Daemon:
             return await self.chardevs.add(checked.id, checked.backend)
 
     async def remove_chardev(self, chardev_id: str) -> None:
-        """Remove a character device that nothing uses."""
+        """Remove a character device without a user."""
         await self.chardevs.remove(chardev_id)
 
     def take_commands(self) -> None:
-        """Let clients give commands; undoes `holds_commands`."""
+        """Take commands from clients; this ends `holds_commands`."""
         self.holds_commands = False
         if self.control is not None:
             self.control.take_commands()
 
     def request_stop(self) -> None:
-        """Ask whoever entered the daemon to leave it."""
+        """Ask the code that entered the daemon to leave it."""
         self.stop_requested.set()
 
     async def close(self) -> None:
-        """Stop all exports, the last first, and close all nodes.
+        """Stop all exports, the newest first, and close all nodes.
 
         Raises the first error, once everything is closed; others are logged.
         """
@@ -394,7 +394,7 @@ class Daemon:
         if self.control is not None:
             await self.control.stop_commands()
         for export_id in reversed(list(self.exports)):
-            if export_id not in self._exports:  # its removal had begun already
+            if export_id not in self._exports:  # its removal has begun already
                 continue
             try:
                 await self.remove_export(export_id)
@@ -406,7 +406,7 @@ class Daemon:
             except Exception as error:
                 errors.append(error)
         if self.control is not None:
-            self.control.close()  # only now: clients are told of the exports
+            self.control.close()  # only now: clients get the events of the exports
             self.control = None
         await self.chardevs.close()
         self.graph.throttle_groups.close()
@@ -418,7 +418,7 @@ class Daemon:
             raise errors[0]
 
     async def _close_quietly(self) -> None:
-        """Close on the way out of another error, which is the one to be told."""
+        """Close after another error, which is the one to be reported."""
         try:
             await self.close()
         except Exception as error:
@@ -426,6 +426,6 @@ class Daemon:
 
 
 def _log_result(removal: asyncio.Task[Exception | None]) -> None:
-    """Log why an export did not stop well, where nobody waits for it."""
+    """Log why an export failed to stop, if nothing waits for the result."""
     if not removal.cancelled() and (error := removal.result()) is not None:
         log_error(logger, removal.get_name(), error)

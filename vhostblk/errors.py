@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The root of all errors, and the one place that words them.
+"""The root of all errors, and the one place that formats their reasons.
 
 An error has
 
 - a *kind*: its class. Each layer has one family below `VhostblkError`; callers match on the class,
   never on the text.
 - a *context*, as far as it is known: `node`, `option`, `file` and `operation`.
-- a *cause*: `__cause__`, and `errno` where a system call or a request failed.
+- a *cause*: `__cause__`, and `errno` if a system call or a request failed.
 
 `str(error)` is one line, complete in itself: it names the option, the file and the reason, because
 the command line, QMP and the logs show nothing else. The words are QEMU's.
@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 
 
 class VhostblkError(Exception):
-    """Something that the user (or a peer) asked for can't be done.
+    """A request of the user, or of a peer, can't be done.
 
     An error that was raised from another one also has the context of that one.
     """
@@ -57,7 +57,7 @@ class VhostblkError(Exception):
 
     @property
     def operation(self) -> str | None:
-        """What was to be done, by the name of its QMP command."""
+        """The operation that failed, by the name of its QMP command."""
         return self._known("operation")
 
     @property
@@ -72,33 +72,33 @@ class VhostblkError(Exception):
         return None
 
     def _causes(self) -> list[BaseException]:
-        """Return this error and what caused it, the last cause last; they may go in a circle."""
+        """Return this error and its causes, the last cause last; causes may form a circle."""
         causes: list[BaseException] = [self]
         while (cause := causes[-1].__cause__) is not None and cause not in causes:
             causes.append(cause)
         return causes
 
     def add_context(self, **context: str) -> None:
-        """Add what the place that raised the error did not know."""
+        """Add context that the code that raised the error did not know."""
         for name, value in context.items():
             if self._known(name) is None:
                 self._context[name] = value
 
 
 def reason(error: BaseException | int) -> str:
-    """Return why something failed: an exception, or an errno."""
+    """Return the reason in an exception or an errno."""
     if isinstance(error, int):
         return os.strerror(error)
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def os_error(code: int, text: str = "") -> OSError:
-    """Return what failed I/O raises; `text` says more than the errno does."""
+    """Return an OSError for failed I/O; `text` replaces the errno's text."""
     return OSError(code, text or reason(code))
 
 
 def errno_of(error: BaseException) -> int:
-    """Return the errno that an export reports for an error: EIO where no other is known."""
+    """Return the errno that an export reports for an error: EIO if no other is known."""
     return getattr(error, "errno", None) or codes.EIO
 
 
@@ -109,10 +109,10 @@ def errors_as(
     of: type[Exception] | tuple[type[Exception], ...] = OSError,
     **context: str,
 ) -> Iterator[None]:
-    """Raise an error of the `with` block as one of `kind`, worded "what: reason".
+    """Convert errors of the `with` block to errors of `kind`, with the text "what: reason".
 
-    Without `what` it is the reason alone. `of` is the kind, or the kinds, that become another one.
-    Where `kind` is OSError the errno stays what it is.
+    Without `what`, the text is only the reason. `of` is the kind, or the kinds, of errors that are
+    converted. If `kind` is OSError, the errno is kept.
     """
     try:
         yield
@@ -134,17 +134,17 @@ def error_context(**context: str) -> Iterator[None]:
 
 
 def is_internal(error: BaseException) -> bool:
-    """Tell whether an error is a fault of ours: nothing that was asked for, and no failed I/O."""
+    """Return whether an error is a bug: neither one of our errors nor failed I/O."""
     return not isinstance(error, (VhostblkError, OSError))
 
 
 def log_error(logger: logging.Logger, what: str, error: BaseException) -> None:
-    """Log why `what` failed, with the traceback of a fault of ours."""
+    """Log why `what` failed, with a traceback if it is a bug."""
     traceback = error if is_internal(error) else None
     logger.error("%s: %s", what, reason(error), exc_info=traceback)
 
 
 def log_failure(task: asyncio.Task[Any]) -> None:
-    """Log the failure of a task that nobody waits for: a callback for `add_done_callback`."""
+    """Log the failure of a task that is not awaited: a callback for `add_done_callback`."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log_error(_logger, task.get_name(), error)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events: what happens that somebody at a monitor may want to know.
+"""Events for clients of monitors.
 
-Any layer emits; monitors listen. An event is a QAPI event: a name and a data struct
+Any layer emits events; monitors listen. An event is a QAPI event: a name and a data struct
 (`vhostblk.schema`), or none. Emitting never fails and never waits.
 """
 
@@ -32,13 +32,13 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class EventBus:
-    """Carries events to whoever listens."""
+    """Delivery of events to listeners."""
 
     def __init__(self) -> None:
         self._listeners: list[Callable[[Event], object]] = []
 
     def listen(self, listener: Callable[[Event], object]) -> None:
-        """Have `listener(event)` called for every event."""
+        """Call `listener(event)` for every event."""
         self._listeners.append(listener)
 
     def forget(self, listener: Callable[[Event], object]) -> None:
@@ -46,7 +46,7 @@ class EventBus:
         self._listeners.remove(listener)
 
     def emit(self, name: str, data: QapiStruct | None = None) -> None:
-        """Tell all listeners; one that fails harms nobody else."""
+        """Call all listeners; a failure of one does not affect the others."""
         event = Event(name, data, time.time())
         if trace.monitor_protocol_event_emit.enabled:
             trace.monitor_protocol_event_emit(name, data)

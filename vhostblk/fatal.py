@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of the process on the spot, for drivers whose purpose that is (`blkverify`).
+"""Immediate exit of the process, for drivers with this purpose (`blkverify`).
 
-Nothing is flushed, nor are clients told: whoever looks for the fault finds the images as they were.
+Nothing is flushed and clients are not notified, so that the images stay as they were at the fault.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: What is to be removed even then.
+#: Callbacks for files that must be removed nevertheless.
 _clean_ups: list[Callable[[], object]] = []
 
 
 def clean_up_with(callback: Callable[[], object]) -> None:
-    """Have `callback()` called before the process ends here."""
+    """Call `callback()` before the process exits by `end_process`."""
     _clean_ups.append(callback)
 
 
 def end_process(message: str) -> NoReturn:
-    """Print a message and end the process with status 1."""
+    """Print a message and exit with status 1."""
     try:
         print(message, file=sys.stderr, flush=True)
         for callback in _clean_ups:

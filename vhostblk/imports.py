@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Importing late: what tables name, and heavy modules while the event loop goes on.
+"""Late imports: parts that tables name, and heavy modules while the event loop runs.
 
-numpy and what needs it take a tenth of a second, more where processors are short. Meanwhile QMP
-clients wait, and the guests on the Python lane. A thread that imports gives the interpreter up
-every few milliseconds.
+Importing numpy and the modules that need it takes a tenth of a second, or more on a busy machine.
+On the event loop it would delay QMP clients, and guests on the Python lane. A thread that imports
+releases the interpreter every few milliseconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _imported: set[str] = set()
 async def import_modules(*names: str) -> None:
     """Import modules in a thread; once this returns, importing them costs nothing.
 
-    Nothing imports them on the event loop meanwhile: it would wait for the thread.
+    Meanwhile, do not import them on the event loop: it would wait for the thread.
     """
     missing = [name for name in names if name not in _imported]
     if missing:
@@ -32,6 +32,6 @@ def _import(names: list[str]) -> None:
 
 
 def load(part: str) -> Any:
-    """Import and return what an entry of a table names: `module:name`, as in an entry point."""
+    """Import and return the object that `module:name` names, as in an entry point."""
     module, _, name = part.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log as JSON, an object a line, for programs to read."""
+"""The log as JSON, one object on each line, for programs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 class JsonFormatter(logging.Formatter):
     """One object for each record.
 
-    Members: `time` (ISO 8601, UTC, in microseconds), `level`, `logger`, `message`; where there are
-    such `subject` (the export, node or monitor that the message is about), `left-out` (similar
-    messages that were held back before this one) and `traceback`.
+    Members: `time` (ISO 8601, UTC, in microseconds), `level`, `logger`, `message`; optionally
+    `subject` (the export, node or monitor that the message is about), `left-out` (the number of
+    similar messages that were suppressed before this one) and `traceback`.
     """
 
     def format(self, record: logging.LogRecord) -> str:

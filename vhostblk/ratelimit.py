@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logging what an untrusted peer can cause, without letting it fill the disk.
+"""Rate limit for messages that an untrusted peer can cause, so that it can't fill the disk.
 
-A token bucket for each source: a few lines at once, then one every few seconds, with the number of
-those left out.
+Each source has a token bucket: a few lines at once, then one every few seconds, with the number of
+messages that were suppressed.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Lines let through at once, and seconds until one more is.
+#: Number of lines at once, and seconds for each further line.
 BURST = 5
 SECONDS_A_LINE = 5.0
 
 
 class RateLimitedLogger:
-    """Logs to `logger` with `prefix` before each message."""
+    """A rate limit in front of `logger`, with `prefix` before each message."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class RateLimitedLogger:
         self._suppressed = 0
 
     def warning(self, message: str, *arguments: object) -> None:
-        """Log that a peer did something wrong, or a request failed."""
+        """Log a fault of a peer, or a failed request."""
         if self._admit():
             self._log(logging.WARNING, message, arguments)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard input, output and error that are there."""
+"""Opening of missing standard descriptors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import sys
 def open_missing() -> None:
     """Open /dev/null in place of standard descriptors that the parent process has closed.
 
-    Else the next files that are opened get their numbers: messages would go to a disk image, and
-    `--daemonize` would close the event loop. To be called before anything is opened.
+    Otherwise the next files that are opened get their numbers: messages would go to a disk image,
+    and `--daemonize` would close the event loop. Call this before any file is opened.
     """
     for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:

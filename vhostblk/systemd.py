@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""systemd's side of a service: sockets that it hands over, and what it wants to be told.
+"""systemd's protocol for services: passed sockets, and notifications of the service's state.
 
-Plain environment variables and a datagram (sd_listen_fds(3), sd_notify(3)), so there is no library
-to link to, and nothing happens where another program is the parent.
+The protocol uses environment variables and datagrams (sd_listen_fds(3), sd_notify(3)), so no
+library is needed. Without systemd's variables nothing happens.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import os
 import socket
 from contextlib import closing, suppress
 
-#: The first descriptor that is handed over.
+#: The first descriptor that is passed.
 FIRST_FD = 3
 
 
 def activated_count() -> int:
-    """Return how many sockets were handed over to this process, the first one as `FIRST_FD`."""
+    """Return the number of sockets passed to this process; the first one is `FIRST_FD`."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return 0
     try:
@@ -26,9 +26,9 @@ def activated_count() -> int:
 
 
 def activated_fd(name: str) -> int | None:
-    """Return the socket that the socket unit calls `name` (`FileDescriptorName=`), None: no such.
+    """Return the socket with a name (`FileDescriptorName=` of the socket unit), or None.
 
-    The first one where several are called so.
+    Of several sockets with the name it is the first one.
     """
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     count = activated_count()
@@ -39,7 +39,7 @@ def activated_fd(name: str) -> int | None:
 
 
 class Notifier:
-    """A way to the service manager that stays open where no new socket can be had."""
+    """A connection to the service manager that stays open when no new socket can be opened."""
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
@@ -51,11 +51,11 @@ class Notifier:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         try:
             self._socket.connect(address)
-        except OSError:  # a manager that doesn't listen can't be told anything
+        except OSError:  # the manager does not listen
             self.close()
 
     def tell(self, state: str) -> None:
-        """Tell of a state such as `READY=1`."""
+        """Send a state such as `READY=1`."""
         if self._socket is not None:
             with suppress(OSError):
                 self._socket.send(state.encode())
@@ -68,6 +68,6 @@ class Notifier:
 
 
 def notify(state: str) -> None:
-    """Tell the service manager, if there is one, of a state such as `READY=1`."""
+    """Send a state such as `READY=1` to the service manager, if there is one."""
     with closing(Notifier()) as notifier:
         notifier.tell(state)

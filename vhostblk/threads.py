@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls that may take for ever, on threads that don't keep the process from ending."""
+"""Calls that may never return, on threads that don't prevent the process from exiting."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ T = TypeVar("T")
 async def in_thread(call: Callable[[], T]) -> T:
     """Return what `call` returns, or raise what it raises.
 
-    A caller that is cancelled leaves the thread behind, and its result is dropped. At exit the
-    interpreter doesn't wait for it, unlike for those of asyncio's own pool.
+    If the caller is cancelled, the thread continues and its result is dropped. At exit the
+    interpreter does not wait for it, unlike for the threads of asyncio's own pool.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -29,7 +29,7 @@ async def in_thread(call: Callable[[], T]) -> T:
             action = partial(_set_result, future, call())
         except BaseException as error:
             action = partial(_set_exception, future, error)
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(action)
 
     threading.Thread(target=run, name="vhostblk-call", daemon=True).start()

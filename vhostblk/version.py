@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place that knows the version."""
+"""The version of vhostblk."""
 
 __version__ = "0.1.0"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk that nobody stored: each sector is what a function says. And it boots."""
+"""A disk without storage: a function computes each sector. A guest can boot from it."""
 
 from vhostblk import plugin
 

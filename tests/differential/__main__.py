@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m tests.differential`; the package's documentation says more."""
+"""`python -m tests.differential`; see the package's documentation."""
 
 from __future__ import annotations
 

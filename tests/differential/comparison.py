@@ -31,7 +31,7 @@ _SUBJECTS = ("id", "device", "node-name", "reference", "job")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A difference or another fault, and where it showed."""
+    """A difference or another fault, and its place."""
 
     where: str
     problem: str
@@ -75,7 +75,7 @@ class Pair:
         return ours.result(), theirs.result()
 
     def finish(self, but_events: str = "") -> list[Finding]:
-        """End both daemons; return the differences of that, and of events."""
+        """Shut down both daemons; return the differences in that, and in events."""
         ends = self._both.submit(self.ours.finish), self._both.submit(self.theirs.finish)
         ours, theirs = (end.result() for end in ends)
         found = []

@@ -21,7 +21,7 @@ PATIENCE = 60.0
 
 
 class DaemonGoneError(Exception):
-    """The daemon has ended, or it didn't answer and was killed; `str()` says which."""
+    """The daemon has exited, or it did not answer and was killed; `str()` has the reason."""
 
 
 class Daemon:
@@ -53,7 +53,7 @@ class Daemon:
         self._socket.close()
 
     def send(self, line: str) -> dict[str, Any]:
-        """Send a line as it is; return the answer. Raises DaemonGoneError."""
+        """Send an unchanged line; return the reply. Raises DaemonGoneError."""
         try:
             self._socket.settimeout(PATIENCE)
             self._socket.sendall(line.encode() + b"\n")
@@ -66,7 +66,7 @@ class Daemon:
         return self.send(json.dumps({"execute": command, "arguments": arguments}))
 
     def wait_event(self, name: str, members: dict[str, Any], since: int) -> bool:
-        """Wait for an event; one in `events[since:]` counts, too. False: it doesn't come."""
+        """Wait for an event, also in `events[since:]`; return False if it does not arrive."""
 
         def is_wanted(event: str, data: Any) -> bool:
             return event == name and members.items() <= (data or {}).items()
@@ -80,7 +80,7 @@ class Daemon:
         return True
 
     def wait_end(self) -> int | None:
-        """Receive events until the daemon ends; return its exit status, or None: it was killed."""
+        """Receive events until the daemon exits; return its exit status, None if it was killed."""
         try:
             self._receive(lambda _message: False)
         except (TimeoutError, DaemonGoneError):
@@ -93,7 +93,7 @@ class Daemon:
             return None
 
     def has_ended(self) -> bool:
-        """Return whether it has ended, or is ending: its monitor answers no command."""
+        """Return whether it has exited, or its monitor does not answer any more."""
         try:
             self.execute("query-version")
         except DaemonGoneError:

@@ -26,7 +26,7 @@ class Rule:
     commands: frozenset[str] = frozenset()
     holds: Callable[[Any, Any], bool] | None = None
     without: Callable[[Any], Any] | None = None
-    #: Later steps can't be compared any more, although both succeeded or both failed.
+    #: Whether later steps can't be compared, although both succeeded or both failed.
     cuts: bool = False
     versions: frozenset[int] = BOTH
 
@@ -171,7 +171,7 @@ LIST_FILE = Difference(
 _NODES = frozenset({"query-named-block-nodes"})
 _IMAGE_IN_USE = re.compile(r" Is another process using the image \[[^]]*\]\?")
 
-#: Rules for cases where vhostblk is better than QEMU, or merely different.
+#: Rules for cases in which vhostblk is better than QEMU, or only different.
 RULES = (
     Rule(
         "vhostblk's qcow2 grows its file ahead of allocations, and truncates it when closed.",

@@ -22,7 +22,7 @@ class Difference:
 
     reason: str
     versions: frozenset[int] = BOTH
-    #: The relation between the outcomes that still has to hold.
+    #: The relation that the outcomes must have.
     holds: Callable[[Any, Any], bool] = _anything
 
 

@@ -44,11 +44,11 @@ _TYPES = {
 class Disk:
     """A connected front-end.
 
-    Raises FrontendError when the back-end leaves, CompletionTimeoutError when it hangs.
+    Raises FrontendError if the back-end disconnects, and CompletionTimeoutError if it hangs.
     """
 
     def __init__(self, path: Path) -> None:
-        """Connect; raises OSError if nobody listens."""
+        """Connect; raises OSError if no process listens."""
         self._memory = Memory(_MEMORY)
         try:
             self._connection = Connection.connect(path, PATIENCE)

@@ -99,7 +99,7 @@ class Generator:
         ]
 
     def begin(self) -> Iterator[str]:
-        """Yield lines that make images, and a first disk."""
+        """Yield lines that create images, and a first disk."""
         for number in range(self.values.choose(2, 3, 4)):
             yield from self._image(number)
         yield from self._add_stack()
@@ -112,7 +112,7 @@ class Generator:
         return lines
 
     def learn(self, line: str, answer: Any) -> list[str]:
-        """Note the outcome of a line; return lines that have to come next."""
+        """Note the outcome of a line; return lines that must follow it."""
         if not line.startswith("> "):
             return []
         request = json.loads(line[2:])
@@ -125,7 +125,7 @@ class Generator:
         return [qmp("query-named-block-nodes")] if succeeded and command in CHANGING else []
 
     def end(self) -> Iterator[str]:
-        """Yield lines that compare everything that is left."""
+        """Yield lines that compare all remaining objects."""
         for name in self.world.comparable_exports():
             yield f"io {name}.sock dump"
             yield f"io {name}.sock close"
@@ -243,7 +243,7 @@ class Generator:
         """Change some members of a definition."""
         kept = {name: definition[name] for name in KEPT if name in definition}
         fresh = self.values.node(definition["driver"], inline=True, **kept)
-        # If a window is moved or cut below an export, it is undefined what QEMU's export shows.
+        # If a window below an export is moved or cut, the data of QEMU's export is undefined.
         for name in sorted({*fresh, *definition} - {"driver", "node-name", "size", "offset"}):
             if self.values.likely(0.4):
                 if name in fresh:
@@ -269,8 +269,8 @@ class Generator:
         arguments = self.values.arguments("blockdev-set-active", active=self.values.likely(0.7))
         return self._command("blockdev-set-active", arguments)
 
-    # Exports and requests. (No write thresholds: by how much a request exceeds one depends on
-    # whether it was merged with others.)
+    # Exports and requests. (Without write thresholds: the excess of a request depends on merging
+    # with other requests.)
 
     def _add_export(self) -> list[str]:
         return self._export(self.values.some_node(), writable=self.values.likely(0.7))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Known differences that are to be fixed: random scripts continue in spite of them.
+"""Known differences that are to be fixed; random scripts continue after them.
 
 In each case vhostblk should do as QEMU does. When one is fixed, remove its entry.
 """

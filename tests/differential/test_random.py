@@ -59,7 +59,7 @@ def test_scripts_have_everything_in_them() -> None:
 
 
 def test_values_are_of_the_schema() -> None:
-    """They are accepted by vhostblk, except numbers that are out of range."""
+    """All values are accepted, except numbers that are out of range."""
     values = Values(random.Random(3), World(files={"a": "raw"}))
     refused = []
     for _ in range(100):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The objects that exist in a daemon during a random script, as its answers tell."""
+"""The objects in a daemon during a random script, derived from its replies."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A virtio-blk driver (VIRTIO 1.3, 5.2) over vhost-user.
 
-`BlkDriver` connects a device, `submit` and `wait` run requests at any depth, and the methods named
-after requests run one and return what came of it. Chains that no driver would make are built with
-`BlkDriver.rings[n].add` directly.
+`BlkDriver` connects a device. `submit` and `wait` run requests at any depth. The methods named
+after requests run one request and return its result. `BlkDriver.rings[n].add` builds invalid
+chains.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tests.frontend.layout.vhost_user import InflightArea
     from tests.frontend.memory import Memory
 
-#: What a Linux driver acknowledges, and this one too.
+#: The features that Linux's driver and this one acknowledge.
 FEATURES = sum(
     1 << bit
     for bit in (
@@ -57,15 +57,15 @@ FEATURES = sum(
     )
 )
 
-#: The same with packed rings, which a Linux driver acknowledges too.
+#: The same with packed rings, which Linux's driver also acknowledges.
 PACKED_FEATURES = FEATURES | Feature.RING_PACKED.mask
 
-#: What the status byte is before the device writes it.
+#: The status byte before the device writes it.
 _STATUS_UNSET = 0xFF
 
 
 class RequestError(Exception):
-    """A request failed; `status` is what the device said."""
+    """A request failed; `status` is the device's status byte."""
 
     def __init__(self, what: str, status: int) -> None:
         super().__init__(f"{what}: status {status}")
@@ -74,13 +74,13 @@ class RequestError(Exception):
 
 @dataclass(slots=True)
 class BlkRequest:
-    """One request, from its submission on."""
+    """A request that was submitted."""
 
     queue: int
     type: int
     head: int
     status_addr: int
-    #: Where the device writes data, and how much.
+    #: Address and length of the buffer for the device's data.
     data_in: list[tuple[int, int]] = field(default_factory=list)
     #: The used ring's length, once completed.
     used_length: int | None = None
@@ -121,9 +121,9 @@ class BlkDriver:
     ) -> None:
         """Negotiate, share `memory`, start the queues.
 
-        With `indirect` every chain goes through an indirect table. `start` is the ring index to
-        begin with, to see it wrap around. With `inflight` the back-end notes requests in flight, so
-        that `reconnect` can go on with another process.
+        With `indirect`, every chain uses an indirect table. `start` is the first ring index, for
+        tests of the wrap-around. With `inflight`, the back-end records requests in flight, so that
+        `reconnect` can continue with another process.
         """
         self.connection = connection
         self.memory = memory
@@ -159,7 +159,7 @@ class BlkDriver:
         self.close()
 
     def reconnect(self, connection: Connection, *, enable: bool = True) -> None:
-        """Go on with another back-end process, as QEMU does: it knows no more than the rings do."""
+        """Continue with another back-end process, as QEMU does, which only knows the rings."""
         self.connection.close()
         self.connection = connection
         connection.negotiate(self.features)
@@ -170,7 +170,7 @@ class BlkDriver:
             ring.attach(connection, index, enable=enable, base=ring.known_base)
 
     def close(self) -> None:
-        """Disconnect without ceremony, as a killed VMM does."""
+        """Disconnect at once, as a killed VMM does."""
         self.connection.close()
         if self.inflight is not None:
             os.close(self.inflight.fd)
@@ -183,7 +183,7 @@ class BlkDriver:
         return [self.connection.get_vring_base(index) for index in range(len(self.rings))]
 
     def has(self, feature: Feature) -> bool:
-        """Tell whether a feature was negotiated."""
+        """Return whether a feature was negotiated."""
         return bool(self.features >> feature & 1)
 
     def config(self) -> np.void:
@@ -237,19 +237,19 @@ class BlkDriver:
         return Segment(address, len(data))
 
     def kick(self, queue: int = 0) -> None:
-        """Show the device what was submitted."""
+        """Make the submitted requests available to the device."""
         self.rings[queue].kick()
 
     def poll(self, queue: int = 0) -> list[tuple[BlkRequest, bytes]]:
-        """Take what has completed: requests and the data that they read."""
+        """Return completed requests with the data that they have read."""
         return self._complete(queue, self.rings[queue].poll())
 
     def wait_some(self, queue: int = 0) -> list[tuple[BlkRequest, bytes]]:
-        """Take what has completed, sleeping until something has."""
+        """Return completed requests; sleep until there are any."""
         return self._complete(queue, self.rings[queue].wait(self.timeout))
 
     def drain(self, queue: int = 0) -> list[tuple[BlkRequest, bytes]]:
-        """Kick, and wait for everything submitted."""
+        """Kick, and wait for all submitted requests."""
         self.kick(queue)
         done: list[tuple[BlkRequest, bytes]] = []
         while self._pending[queue]:
@@ -279,7 +279,7 @@ class BlkDriver:
         data_in: Sequence[int] = (),
         queue: int = 0,
     ) -> bytes:
-        """Run one request alone in its queue; returns what it read or raises RequestError."""
+        """Run one request alone in its queue; return its data, or raise RequestError."""
         if self._pending[queue]:
             raise RuntimeError("requests are pending; drain() the queue first")
         self.submit(request_type, offset, data_out=data_out, data_in=data_in, queue=queue)
@@ -321,7 +321,7 @@ class BlkDriver:
         *,
         queue: int = 0,
     ) -> list[tuple[BlkRequest, bytes]]:
-        """Run `count` requests, `depth` in flight at a time, or as many as the ring has room for.
+        """Run `count` requests, at most `depth` in flight, if the ring has room for them.
 
         `make(number)` gives type, offset, and the bytes to write or the length to read. The result
         is in order of completion.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of a front-end begin with: guest memory, and an image."""
+"""Fixtures for tests with a front-end: guest memory and an image."""
 
 from __future__ import annotations
 

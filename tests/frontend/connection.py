@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The front-end's end of a vhost-user socket.
 
-Every message has a method; what is malformed can be sent with `send` and `send_raw`. With
-REPLY_ACK negotiated each message without a reply of its own asks for one and is checked, so that
-an error shows where it was made: as `RequestFailedError`, or as `ConnectionClosedError` where the
-back-end disconnected.
+Every message has a method; `send` and `send_raw` can send malformed messages. With REPLY_ACK, each
+message without a reply of its own asks for a reply, which is checked. So an error is raised where
+it was caused: `RequestFailedError`, or `ConnectionClosedError` if the back-end has disconnected.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
     from tests.frontend.layout.vhost_user import MemoryRegion
 
-#: What this front-end has a use for.
+#: The protocol features that this front-end uses.
 PROTOCOL_FEATURES = (
     ProtocolFeature.MQ
     | ProtocolFeature.REPLY_ACK
@@ -52,11 +51,11 @@ PROTOCOL_FEATURES = (
 
 
 class FrontendError(Exception):
-    """The back-end didn't do what was asked."""
+    """The back-end did not do what was requested."""
 
 
 class RequestFailedError(FrontendError):
-    """The back-end answered with a failure."""
+    """The back-end's reply is a failure."""
 
 
 class ConnectionClosedError(FrontendError):
@@ -64,7 +63,7 @@ class ConnectionClosedError(FrontendError):
 
 
 class Connection:
-    """A connected socket, and what has been negotiated on it."""
+    """A connected socket, with the negotiated features."""
 
     def __init__(self, sock: socket.socket, timeout: float = 30.0) -> None:
         """Take over a connected socket; no call waits longer than `timeout` seconds."""
@@ -74,10 +73,10 @@ class Connection:
 
     @classmethod
     def connect(cls, path: str | Path, timeout: float = 30.0) -> Self:
-        """Connect to a back-end that listens at `path`; `timeout` is for what comes after."""
+        """Connect to a back-end that listens at `path`; `timeout` is for all later calls."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # Blocking: with a timeout Python fails at once where the backlog is full.
+            # Blocking: with a timeout, Python fails at once if the backlog is full.
             sock.connect(str(path))
         except BaseException:
             sock.close()
@@ -102,7 +101,7 @@ class Connection:
     # Transport
 
     def send_raw(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Send bytes as they are; descriptors go with the first of them."""
+        """Send bytes unchanged; descriptors are sent with the first byte."""
         ancillary = (
             [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if len(fds) else []
         )
@@ -156,11 +155,11 @@ class Connection:
             raise RequestFailedError(f"{Request(request).name}: {result}")
 
     def sync(self) -> None:
-        """Return when the back-end has carried out everything sent so far."""
+        """Return when the back-end has handled all earlier messages."""
         self.get_features()
 
     def wait_closed(self) -> None:
-        """Return when the back-end has disconnected; fail where it sends something instead."""
+        """Return when the back-end has disconnected; fail if it sends something."""
         try:
             data = self.socket.recv(1)
         except ConnectionResetError:
@@ -188,9 +187,9 @@ class Connection:
         self.protocol_features = ProtocolFeature(features)
 
     def negotiate(self, features: int, protocol: ProtocolFeature = PROTOCOL_FEATURES) -> int:
-        """Own the device and acknowledge what is offered out of `features` and `protocol`.
+        """Own the device, and acknowledge the offered ones of `features` and `protocol`.
 
-        Returns the virtio features that are now in force.
+        Return the negotiated virtio features.
         """
         self.set_owner()
         offered = self.get_features()
@@ -249,14 +248,14 @@ class Connection:
     # Requests in flight
 
     def get_inflight_fd(self, num_queues: int, queue_size: int) -> InflightArea:
-        """GET_INFLIGHT_FD; the descriptor is the caller's."""
+        """GET_INFLIGHT_FD; the caller owns the descriptor."""
         wanted = InflightArea(0, 0, num_queues, queue_size, fd=-1)
         self.send(Request.GET_INFLIGHT_FD, wanted.pack())
         fd = self._receive_fd(Request.GET_INFLIGHT_FD, INFLIGHT_BYTES)
         return InflightArea.unpack(self.receive_exactly(INFLIGHT_BYTES), fd)
 
     def _receive_fd(self, request: int, expected: int) -> int:
-        """Receive the header of a reply of `expected` bytes, and the descriptor with it."""
+        """Receive the header of a reply of `expected` bytes, with a descriptor."""
         header, fds, _, _ = socket.recv_fds(self.socket, HEADER.size, 8)
         if not header:
             raise ConnectionClosedError("closed instead of a reply")
@@ -272,7 +271,7 @@ class Connection:
     # Post-copy migration
 
     def postcopy_advise(self) -> int:
-        """POSTCOPY_ADVISE; the userfaultfd is the caller's."""
+        """POSTCOPY_ADVISE; the caller owns the userfaultfd."""
         self.send(Request.POSTCOPY_ADVISE)
         return self._receive_fd(Request.POSTCOPY_ADVISE, 0)
 
@@ -281,7 +280,7 @@ class Connection:
         self.tell(Request.POSTCOPY_LISTEN)
 
     def add_arriving_regions(self, regions: Iterable[MemoryRegion]) -> list[int]:
-        """ADD_MEM_REG after POSTCOPY_LISTEN; returns where the back-end has mapped them."""
+        """ADD_MEM_REG after POSTCOPY_LISTEN; return the addresses of the back-end's mappings."""
         mapped = []
         for region in regions:
             reply = self.query(Request.ADD_MEM_REG, region.pack_single(), [region.fd])
@@ -346,7 +345,7 @@ class Connection:
     # Configuration space and channel
 
     def get_config(self, offset: int, size: int) -> bytes:
-        """GET_CONFIG; raises RequestFailedError where the back-end answers with nothing."""
+        """GET_CONFIG; raises RequestFailedError if the reply is empty."""
         reply = self.query(Request.GET_CONFIG, CONFIG_HEADER.pack(offset, size, 0) + bytes(size))
         if not reply:
             raise RequestFailedError(f"GET_CONFIG {offset}+{size}")
@@ -393,5 +392,5 @@ def send_fds_split(connection: Connection, data: bytes, fds: Sequence[int]) -> N
 
 
 def make_eventfd() -> int:
-    """Make an eventfd as front-ends do, non-blocking."""
+    """Create a non-blocking eventfd, as front-ends do."""
     return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

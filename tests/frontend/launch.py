@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts a storage daemon, ours or the real one, for a front-end to connect to.
 
-Both take the same options, so a test that takes a `Daemon` runs on both. Nobody sleeps: over an
-inherited socket the connection waits in the backlog until the daemon gets to it; with a path,
-connecting is tried until it works, the daemon exits, or time is up.
+Both have the same options, so a test with a `Daemon` runs on both. With an inherited socket, the
+connection waits in the backlog until the daemon accepts it. With a path, connecting is tried again
+until it works, the daemon exits, or the time is up.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 
 class Program(Enum):
-    """Which daemon; the value is how it is started."""
+    """The daemon to run; the value is its command."""
 
     VHOSTBLK = (sys.executable, "-m", "vhostblk")
     QEMU = ("qemu-storage-daemon",)
 
     @property
     def available(self) -> bool:
-        """Tell whether it can be started here."""
+        """Whether it is installed."""
         return shutil.which(self.value[0]) is not None
 
 
-#: Bytes of the image that tests export.
+#: Size of the image that tests export.
 IMAGE_SIZE = 4 << 20
 
 
 class DaemonExitedError(Exception):
-    """The daemon ended before it could be connected to; `str()` has what it printed."""
+    """The daemon exited before a connection was made; `str()` has its output."""
 
 
 class Daemon:
@@ -62,8 +62,8 @@ class Daemon:
         """Start it.
 
         `blockdevs` are the values of `--blockdev`; `export` is that of `--export` without the
-        address, which is a path in `directory`, listened on by the daemon or, with `inherited`,
-        by us already. `extra` are more arguments.
+        address, which is a path in `directory`. The daemon listens there, or with `inherited` gets
+        a socket that listens already. `extra` are more arguments.
         """
         self.socket_path = directory / f"{program.name.lower()}.sock"
         self._output = directory / f"{program.name.lower()}.err"
@@ -120,11 +120,11 @@ class Daemon:
             raise DaemonExitedError(self.output())
 
     def output(self) -> str:
-        """Return what the daemon has printed so far."""
+        """Return the daemon's output so far."""
         return self._output.read_text(errors="replace")
 
     def stop(self, timeout: float = 30.0) -> int:
-        """Ask the daemon to end (SIGTERM); returns its exit status."""
+        """Ask the daemon to exit (SIGTERM); return its exit status."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -135,7 +135,7 @@ class Daemon:
         return self.process.returncode
 
     def kill(self) -> None:
-        """End the daemon at once (SIGKILL)."""
+        """Kill the daemon (SIGKILL)."""
         self.process.kill()
         self.process.wait()
 

@@ -44,6 +44,6 @@ class LoopThread:
 
 @pytest.fixture
 def loop() -> Iterator[LoopThread]:
-    """A fixture for tests to import: a loop that runs."""
+    """A running loop: a fixture for tests to import."""
     with LoopThread() as thread:
         yield thread

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest memory as a VMM has it: files shared with the back-end, with holes between them."""
+"""Guest memory like a VMM's: files shared with the back-end, with holes between regions."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 
-#: Two regions with a hole in between, as every x86 machine with more than 3 GiB has.
+#: Two regions with a hole between them, as in every x86 machine with more than 3 GiB.
 DEFAULT_LAYOUT = ((0, 4 * MIB), (1 << 32, 12 * MIB))
 
-#: Front-end user addresses differ from guest addresses, so that nothing confuses the two.
+#: Front-end user addresses differ from guest addresses, so that confusing them is noticed.
 _USER_BASE = 0x7F00_0000_0000
 
 
 class OutOfMemoryError(Exception):
-    """The test wants more guest memory than it made."""
+    """The test needs more guest memory than there is."""
 
 
 class _Region:
@@ -52,21 +52,21 @@ class Memory:
     """All regions; allocation never frees, and never spans two regions."""
 
     def __init__(self, layout: Sequence[tuple[int, int]] = DEFAULT_LAYOUT) -> None:
-        """Make regions of (guest address, size)."""
-        # An offset into the file for all but the first, as when regions share one file.
+        """Create regions of (guest address, size)."""
+        # All regions except the first have an offset in the file, as when regions share one file.
         self._regions = [
             _Region(guest_addr, size, mmap.PAGESIZE if number else 0)
             for number, (guest_addr, size) in enumerate(layout)
         ]
 
     def add_region(self, guest_addr: int, size: int) -> MemoryRegion:
-        """Plug in more memory."""
+        """Add a region."""
         region = _Region(guest_addr, size)
         self._regions.append(region)
         return region.describe()
 
     def describe(self) -> list[MemoryRegion]:
-        """Return the regions for SET_MEM_TABLE; the descriptors stay ours."""
+        """Return the regions for SET_MEM_TABLE; this object keeps the descriptors."""
         return [region.describe() for region in self._regions]
 
     @staticmethod
@@ -75,7 +75,7 @@ class Memory:
         return guest_addr + _USER_BASE
 
     def allocate(self, size: int, align: int = 16, region: int | None = None) -> int:
-        """Return the guest address of `size` zeroed bytes, from any region or from one."""
+        """Return the guest address of `size` zeroed bytes, in any region or in a given one."""
         candidates = self._regions if region is None else [self._regions[region]]
         for candidate in reversed(candidates):
             start = -(-candidate.next_free // align) * align
@@ -85,7 +85,7 @@ class Memory:
         raise OutOfMemoryError(f"{size} bytes")
 
     def view(self, guest_addr: int, size: int) -> NDArray[np.uint8]:
-        """See `size` bytes at a guest address; writable, not a copy."""
+        """Return a writable view of `size` bytes at a guest address."""
         for region in self._regions:
             start = guest_addr - region.guest_addr
             if 0 <= start <= region.size - size:
@@ -105,7 +105,7 @@ class Memory:
         return [region.bytes.tobytes() for region in self._regions]
 
     def take_away(self) -> list[bytes]:
-        """Have no page of it there any more; returns its content, for `bring_back`."""
+        """Remove all pages; return their content for `bring_back`."""
         content = self.content()
         for region in self._regions:
             os.ftruncate(region.fd, 0)
@@ -119,16 +119,16 @@ class Memory:
 
     @property
     def untouched(self) -> bool:
-        """Tell whether there is no page still: reading one makes it, too."""
+        """Whether there are still no pages; reads create pages, too."""
         return not any(os.fstat(region.fd).st_blocks for region in self._regions)
 
     def bring_back(self, content: Sequence[bytes]) -> None:
-        """Restore memory as it was when `content` or `take_away` was called."""
+        """Restore the content of the time when `content` or `take_away` was called."""
         for region, data in zip(self._regions, content, strict=True):
             region.bytes[:] = np.frombuffer(data, np.uint8)
 
     def close(self) -> None:
-        """Close the files; the mappings go away with the last view."""
+        """Close the files; memory is unmapped with the last view."""
         for region in self._regions:
             os.close(region.fd)
         self._regions = []

@@ -33,15 +33,15 @@ _OWNER = PACKED_F_AVAIL | PACKED_F_USED
 
 
 class PackedDriverRing(DriverRing):
-    """One packed virtqueue, from the driver's side; used as a `DriverRing` is.
+    """One packed virtqueue, from the driver's side, with the methods of `DriverRing`.
 
-    A place is an index on the first lap (wrap counter 1), the index plus the size on the second.
+    A place is an index in the first lap (wrap counter 1), or the index plus the size in the second.
     """
 
     def __init__(
         self, memory: Memory, size: int, *, event_idx: bool = False, start: int = 0
     ) -> None:
-        """Lay the ring out; `start` is the place that both sides begin with, in any lap."""
+        """Create the ring; `start` is the first place of both sides, in any lap."""
         self.memory = memory
         self.size = size
         self.event_idx = event_idx
@@ -71,7 +71,7 @@ class PackedDriverRing(DriverRing):
 
     @property
     def known_base(self) -> int:
-        """QEMU has nowhere to read it, and says what it said when the device was started."""
+        """The base that QEMU sends after a crash: that of the start, as it can't read another."""
         return self._start
 
     @property
@@ -91,7 +91,7 @@ class PackedDriverRing(DriverRing):
     # Making buffers available
 
     def add(self, segments: Sequence[Segment], *, indirect: bool = False) -> int:
-        """Put a chain in place, unseen until `publish`; returns its buffer id."""
+        """Add a chain, which the device does not see before `publish`; return its buffer id."""
         needed = 1 if indirect else len(segments)
         if self._free_count < needed:
             raise RingFullError(f"{needed} descriptors wanted, {self._free_count} free")
@@ -109,9 +109,9 @@ class PackedDriverRing(DriverRing):
         return number
 
     def put(self, number: int, rows: Sequence[tuple[int, int, int]]) -> None:
-        """Put descriptors of (address, length, flags) as one chain, valid or not.
+        """Add descriptors of (address, length, flags) as one chain, valid or not.
 
-        NEXT is added where it belongs. The device does not see them before `publish`.
+        NEXT is set where needed. The device does not see them before `publish`.
         """
         for position, (addr, length, flags) in enumerate(rows):
             owner = PACKED_F_AVAIL if self.next_avail < self.size else PACKED_F_USED
@@ -127,19 +127,19 @@ class PackedDriverRing(DriverRing):
             self.next_avail = (self.next_avail + 1) % (2 * self.size)
 
     def make_available(self, head: int) -> None:
-        """Put a buffer of nothing under an id, valid or not; unseen until `publish`."""
+        """Add an empty buffer with an id, valid or not; `publish` shows it to the device."""
         self.put(head, [(0, 0, 0)])
 
     def publish(self) -> bool:
         old = self._published
         if not self._heads:
             return False
-        fence()  # the rest of the chains goes out before the flags of their heads
+        fence()  # the rest of the chains is stored before the flags of their heads
         for index, flags in self._heads:
             self.desc["flags"][index] = flags
         self._heads = []
         self._published = self.next_avail
-        fence()  # the flags go out before what the device wants is read
+        fence()  # the flags are stored before the event suppression is loaded
         return self._wants_notification(old)
 
     def _wants_notification(self, old: int) -> bool:

@@ -52,20 +52,20 @@ class RingFullError(Exception):
 
 
 class CompletionTimeoutError(Exception):
-    """The device didn't use a buffer in time."""
+    """The device did not use a buffer in time."""
 
 
 class DriverRing:
     """One virtqueue, from the driver's side.
 
-    `add` puts chains in place, `publish` shows them to the device, `kick` notifies it where it
-    wants that; `poll` takes what the device has used. Not thread-safe.
+    `add` adds chains, `publish` shows them to the device, `kick` notifies it if it wants a
+    notification, and `poll` takes used buffers. Not thread-safe.
     """
 
     def __init__(
         self, memory: Memory, size: int, *, event_idx: bool = False, start: int = 0
     ) -> None:
-        """Lay the ring out in guest memory; `start` is the index that both sides begin with."""
+        """Create the ring in guest memory; `start` is the first index of both sides."""
         self.memory = memory
         self.size = size
         self.event_idx = event_idx
@@ -84,7 +84,7 @@ class DriverRing:
         self.avail_event = used[elements_end:].view("<u2")
         self.avail_idx[0] = self.used_idx[0] = self.used_event[0] = start & 0xFFFF
         self.avail_event[0] = start & 0xFFFF
-        #: Indices run freely here; the rings have their low 16 bits.
+        #: Indices are not limited here; the rings have their low 16 bits.
         self.next_avail = start
         self._published = start
         self.last_used = start
@@ -119,12 +119,12 @@ class DriverRing:
 
     @property
     def base(self) -> int:
-        """Where an idle device goes on, as SET_VRING_BASE says it."""
+        """The base from which an idle device continues, for SET_VRING_BASE."""
         return self.last_used & 0xFFFF
 
     @property
     def known_base(self) -> int:
-        """What QEMU would say where the device has died."""
+        """The base that QEMU sends after the back-end has died."""
         return int(self.used_idx[0])
 
     @property
@@ -140,7 +140,7 @@ class DriverRing:
     # Making buffers available
 
     def add(self, segments: Sequence[Segment], *, indirect: bool = False) -> int:
-        """Put a chain in place and in the avail ring, unseen until `publish`; returns its head."""
+        """Add a chain, which the device does not see before `publish`; return its head."""
         needed = 1 if indirect else len(segments)
         if len(self._free) < needed:
             raise RingFullError(f"{needed} descriptors wanted, {len(self._free)} free")
@@ -158,12 +158,12 @@ class DriverRing:
         return head
 
     def make_available(self, head: int) -> None:
-        """Put a head, valid or not, in the avail ring; unseen until `publish`."""
+        """Add a head, valid or not, to the avail ring; `publish` shows it to the device."""
         self.avail_ring[self.next_avail % self.size] = head
         self.next_avail += 1
 
     def _indirect_table(self, head: int, count: int) -> int:
-        """Return the guest address of a table; each head keeps its own, grown when needed."""
+        """Return the guest address of a head's indirect table, which grows when needed."""
         table = self._indirect_tables.get(head)
         if table is None or count > self.size:
             table = self.memory.allocate(desc_bytes(max(count, self.size)), 16)
@@ -171,18 +171,18 @@ class DriverRing:
         return table
 
     def publish(self) -> bool:
-        """Show the device everything added; tells whether it wants a notification for that."""
+        """Show all added chains to the device; return whether it wants a notification."""
         old = self._published
         if old == self.next_avail:
             return False
-        fence()  # the chains go out before the index
+        fence()  # the chains are stored before the index
         self.avail_idx[0] = self.next_avail & 0xFFFF
         self._published = self.next_avail
-        fence()  # the index goes out before what the device wants is read
+        fence()  # the index is stored before the device's event index is loaded
         return self._wants_notification(old)
 
     def wants_notification(self) -> bool:
-        """Tell whether the device, as of now, wants a notification for what was added."""
+        """Return whether the device now wants a notification for the added chains."""
         fence()
         return self._wants_notification(self._published)
 
@@ -190,11 +190,11 @@ class DriverRing:
         if not self.event_idx:
             return not int(self.used_flags[0]) & USED_F_NO_NOTIFY
         event = int(self.avail_event[0])
-        # VIRTIO 1.3, 2.7.10: whether the index passed `event` on its way.
+        # VIRTIO 1.3, 2.7.10: whether the index has passed `event`.
         return (self.next_avail - event - 1) & 0xFFFF < (self.next_avail - old) & 0xFFFF
 
     def kick(self, *, force: bool = False) -> None:
-        """Publish, and notify the device if it wants that, or anyway."""
+        """Publish, and notify the device if it wants that, or in any case."""
         if self.publish() or force:
             self.kicks += 1
             os.eventfd_write(self.kick_fd, 1)
@@ -202,13 +202,13 @@ class DriverRing:
     # Taking used buffers
 
     def has_used(self) -> bool:
-        """Tell whether the device has used something that was not taken yet."""
+        """Return whether there are used buffers that were not taken yet."""
         return int(self.used_idx[0]) != self.last_used & 0xFFFF
 
     def poll(self) -> list[Used]:
-        """Take everything that the device has used."""
+        """Take all used buffers."""
         fresh = (int(self.used_idx[0]) - self.last_used) & 0xFFFF
-        fence()  # the elements come in after the index
+        fence()  # the elements are loaded after the index
         done = []
         for _ in range(fresh):
             element = self.used_ring[self.last_used % self.size]
@@ -219,7 +219,7 @@ class DriverRing:
         return done
 
     def wait(self, timeout: float = 30.0) -> list[Used]:
-        """Take what the device has used, sleeping until there is something."""
+        """Take used buffers; sleep until there are any."""
         while True:
             done = self.poll()
             if done:
@@ -235,7 +235,7 @@ class DriverRing:
             os.eventfd_read(self.call_fd)
 
     def arm(self) -> None:
-        """Ask for an interrupt with the next used buffer."""
+        """Ask for an interrupt for the next used buffer."""
         if self.event_idx:
             self.used_event[0] = self.last_used & 0xFFFF
         else:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A daemon with two exports: a victim's, and a bystander's, which is served all the time.
+"""A daemon with two exports: a victim, and a bystander, which is served all the time.
 
-What a hostile peer does to the victim has to leave the bystander, and what the daemon holds, as
-they were.
+A hostile peer of the victim must not affect the bystander, nor the daemon's open files and
+mappings.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EXPORT = "id=victim,node-name=disk,num-queues=2,writable=on"
 
 
 class Bystander:
-    """A front-end of the other export, which checks in a thread that it is served."""
+    """A front-end of the bystander's export, which checks in a thread that it is served."""
 
     def __init__(self, path: Path) -> None:
         self.memory = Memory(((0, 8 * MIB),))
@@ -47,7 +47,7 @@ class Bystander:
             self.error = error
 
     def served(self) -> None:
-        """Return when it has been served some more."""
+        """Wait until it has been served again."""
         target = self.requests + 5
         wait_until(lambda: self.requests >= target or self.error is not None)
         assert self.error is None, self.error
@@ -63,7 +63,7 @@ class Scene:
     """The daemon, its victim export, and the bystander."""
 
     def __init__(self, directory: Path, more: Sequence[str] = ()) -> None:
-        """Start; `more` are arguments for the daemon."""
+        """Start the daemon with the arguments `more`."""
         other = directory / "other.sock"
         extra = ["--blockdev", "driver=null-co,node-name=more,size=1048576,read-zeroes=on"]
         extra += [
@@ -74,13 +74,13 @@ class Scene:
         self.daemon = Daemon(
             Program.VHOSTBLK, directory, NODE, EXPORT, inherited=False, extra=extra
         )
-        #: Where another export is, if there is one.
+        #: The socket of another export, if there is one.
         self.read_only: Path | None = None
         #: Where one of a large disk is, which reads as zeroes.
         self.large: Path | None = None
         self.connect().close()
         self.bystander = Bystander(other)
-        with self.driver() as warm_up:  # threads and buffers that stay
+        with self.driver() as warm_up:  # creates threads and buffers that stay
             warm_up.read(0, 512)
         self.wait_free()
         self.before = self.holds()
@@ -96,7 +96,7 @@ class Scene:
         memory.close()
 
     def wait_free(self) -> None:
-        """Wait until the daemon is done with the last front-end."""
+        """Wait until the daemon has finished with the last front-end."""
         with self.connect() as connection:
             connection.sync()
 
@@ -107,7 +107,7 @@ class Scene:
         return len(list((process / "fd").iterdir())), maps.count("memfd:")
 
     def check(self) -> None:
-        """The daemon lives, holds no more than before, and serves everybody."""
+        """Check that the daemon runs, holds no more than before, and serves both exports."""
         self.bystander.served()
         with self.driver() as driver:
             assert driver.read(0, 4096) == bytes(4096)

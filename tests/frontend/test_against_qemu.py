@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The front-end proven against the real QEMU storage daemon, and ours held to the same."""
+"""The front-end works with QEMU's storage daemon, and vhostblk passes the same tests."""
 
 from __future__ import annotations
 

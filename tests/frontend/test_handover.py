@@ -36,7 +36,7 @@ EXPORT = "id=export,node-name=disk,num-queues=2,writable=on"
 def first(
     directory: Path, image: Path, *extra: str, env: dict[str, str] | None = None
 ) -> Iterator[Daemon]:
-    """Run a daemon that can be taken over from."""
+    """Run a daemon with `--handover`."""
     words = ("--handover", str(directory / "handover"), "--pidfile", str(directory / "pid"), *extra)
     blockdevs = raw_file(image)
     with Daemon(
@@ -124,7 +124,7 @@ def test_rings_that_messages_kick_go_on_where_they_were(
         with BlkDriver(connection, memory, num_queues=2, start=5) as driver:
             for queue in (0, 1, 0):
                 assert read_in_band(driver, connection, queue) == bytes(4096)
-            # The hand-over happens while its own message has no reply yet.
+            # The hand-over happens while this front-end's message has no reply yet.
             driver.submit(RequestType.OUT, data_out=[b"a" * 4096])
             driver.rings[0].publish()
             driver.rings[0].arm()
@@ -153,7 +153,7 @@ def test_where_nobody_is_there_to_take_over_from(tmp_path: Path, image: Path) ->
 def run_taker_that_ends(
     directory: Path, number: signal.Signals
 ) -> subprocess.CompletedProcess[str]:
-    """Run a taker that sends itself a signal when it has made everything, but not said so."""
+    """Run a taker that sends itself a signal when it is ready, before it reports this."""
     script = f"""
 import os
 from vhostblk.handover.taker import Taker
@@ -235,7 +235,7 @@ def null_exports(directory: Path, *names: str, driver: str = "null-co") -> list[
 def test_front_ends_within_messages_keep_nobody_waiting(
     tmp_path: Path, image: Path, memory: Memory
 ) -> None:
-    """They may take their time; others don't wait for them, and they are not disconnected."""
+    """Slow front-ends delay no others, and are not disconnected."""
     names = ("header", "body", "descriptors", "silent")
     with (
         ExitStack() as stack,
@@ -269,7 +269,7 @@ def test_front_ends_within_messages_keep_nobody_waiting(
             connections["descriptors"].sync()
             connections["silent"].sync()
             filler.finish()
-            # The table was understood: the next process gets it as well.
+            # The memory table was accepted: the next process gets it as well.
             with taker(tmp_path) as last:
                 last.wait_ready()
                 for connection in connections.values():
@@ -284,7 +284,7 @@ def frame_of_table(memory: Memory) -> bytes:
     return HEADER.pack(Request.SET_MEM_TABLE, VERSION, len(payload)) + payload
 
 
-#: Has reads of `null-aio` wait until a file is there, and suspending take no long time.
+#: Code that lets reads of `null-aio` wait until a file exists, with a short limit for suspending.
 HELD = """
 import asyncio, os
 from vhostblk.block.drivers import null
@@ -333,7 +333,7 @@ def test_requests_that_do_not_finish_end_a_hand_over(
             slow.connection.sync()
 
 
-#: Has a giver wait for a taker's readiness for no more than a moment.
+#: Code that makes a giver wait for a taker's readiness only for a moment.
 IMPATIENT = """
 from vhostblk.handover import giver
 async def expect(channel, kind, former=giver._expect):
@@ -360,7 +360,7 @@ def test_a_taker_that_hangs_never_wakes_up(tmp_path: Path, image: Path, memory: 
         assert "can't" not in old.output()
 
 
-#: Has the first flush fail that comes when an export is being suspended.
+#: Code that makes the first flush during the suspension of an export fail.
 FAILING = """
 import errno
 from vhostblk.block.graph import edge
@@ -401,7 +401,7 @@ def test_a_flush_that_fails_in_the_pause_changes_nothing(
 
 
 def test_what_cant_be_made_again_is_refused(tmp_path: Path, image: Path) -> None:
-    """A node whose file has gone: the daemon notices before it has let go of anything."""
+    """The file of a node was removed: the daemon notices before it has released anything."""
     with first(tmp_path, image) as old:
         image.rename(tmp_path / "elsewhere")
         with taker(tmp_path) as new:
@@ -413,9 +413,9 @@ def test_what_cant_be_made_again_is_refused(tmp_path: Path, image: Path) -> None
 
 
 class Filler(threading.Thread):
-    """Writes one cluster of a disk after the other, until it is stopped.
+    """A thread that writes one cluster of a disk after the other, until it is stopped.
 
-    `again`: it begins anew after `limit` clusters.
+    `again`: it begins again after `limit` clusters.
     """
 
     def __init__(self, driver: BlkDriver, limit: int, *, again: bool = False) -> None:
@@ -460,7 +460,7 @@ def content(number: int) -> bytes:
 def test_tables_of_a_format_go_along_while_clusters_are_added(
     tmp_path: Path, memory: Memory
 ) -> None:
-    """Only one process uses the image at a time: none overwrites later changes of the other."""
+    """Only one process at a time uses the image, so none overwrites changes of the other."""
     path, limit = tmp_path / "disk.qcow2", 1 << 20
     form = ("-f", "qcow2", "-o", f"cluster_size={CLUSTER}", path, str(limit * CLUSTER))
     subprocess.run(["qemu-img", "create", "-q", *form], check=True)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hostile front-ends against a whole daemon, in both lanes: they harm nobody but themselves.
+"""Hostile front-ends of a whole daemon, in both lanes: they affect only themselves.
 
-The numbers are those of the list in the project's protocol notes. The daemon has two exports; the
-second one has a front-end of its own that works all the time, and each test ends with what the
-daemon holds being what it held before. Messages by themselves are tested with the session.
+The numbers are those of the list in the project's protocol notes. The daemon has two exports, and a
+front-end uses the second one all the time. At the end of each test, the daemon holds the same
+resources as before. Tests of single messages are those of the session.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def test_3_memory_truncated_after_it_was_mapped(scene: Scene, kicked: bool) -> N
         if kicked:
             driver.rings[0].kick(force=True)
         os.truncate(kept, 0)
-        for ring in driver.rings:  # to touch them here would kill us, too
+        for ring in driver.rings:  # accessing them would kill this process, too
             os.eventfd_write(ring.kick_fd, 1)
         driver.connection.wait_closed()
         os.close(kept)
@@ -143,7 +143,7 @@ def test_3_memory_truncated_after_it_was_mapped(scene: Scene, kicked: bool) -> N
 
 
 def test_3_memory_truncated_under_load(scene: Scene) -> None:
-    """A region of data goes; the one with the rings stays."""
+    """A region with data is truncated, and the region with the rings is not."""
     with scene.driver() as driver, memfd(MIB) as fd:
         statuses, head = driver.memory.allocate(64), driver.memory.allocate(16)
         far = 1 << 40
@@ -295,7 +295,7 @@ def test_9_enabled_and_disabled_under_load(scene: Scene) -> None:
 
 
 def test_9_reset_under_load(scene: Scene) -> None:
-    """What was in flight is finished; the device begins anew."""
+    """Requests in flight complete, and the device starts again."""
     with scene.driver(inflight=True) as driver:
         for number in range(10):
             requests = [driver.submit(RequestType.IN, data_in=[4096]) for _ in range(8)]

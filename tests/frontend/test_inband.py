@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In-band notifications: a front-end without a single eventfd, against a daemon, in both lanes."""
+"""In-band notifications: a front-end without eventfds and a daemon, in both lanes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["daemon", "scene"]
 
 
 class Guest:
-    """A driver over such a connection."""
+    """A driver on such a connection."""
 
     def __init__(self, scene: Scene) -> None:
         self.memory = Memory()
@@ -41,7 +41,7 @@ class Guest:
         self.driver = BlkDriver(self.connection, self.memory, num_queues=2)
 
     def read(self, queue: int = 0) -> None:
-        """Read something, woken by nothing but messages."""
+        """Read data; only messages wake the front-end."""
         assert read_in_band(self.driver, self.connection, queue) == bytes(4096)
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ def guest(scene: Scene) -> Iterator[Guest]:
 def test_requests_are_kicked_and_completed_by_messages(guest: Guest) -> None:
     for number in range(50):
         guest.read(number % 2)
-    # Stopped, and started anew by the next message.
+    # Stopped, and started again by the next message.
     ring = guest.driver.rings[0]
     base = guest.connection.get_vring_base(0)
     ring.attach(guest.connection, 0, base=base)

@@ -32,7 +32,7 @@ FRONTEND = [
     path for path in sorted(Path(__file__).parent.rglob("*.py")) if path.name[:5] != "test_"
 ]
 
-#: Which of vhostblk's modules have the facts that a module of the front-end has, too.
+#: For each module of layouts, the modules of vhostblk with the same facts.
 PAIRS: list[tuple[ModuleType, list[ModuleType]]] = [
     (vhost_user, [our_vhost_user, our_config]),
     (virtqueue, [our_virtqueue]),
@@ -41,7 +41,7 @@ PAIRS: list[tuple[ModuleType, list[ModuleType]]] = [
 
 
 def imported_by(path: Path) -> Iterator[str]:
-    """Yield the modules that a file imports or names, wherever it does so."""
+    """Yield the modules that a file imports or names anywhere."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -54,7 +54,7 @@ def imported_by(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", FRONTEND, ids=lambda path: path.stem)
 def test_the_frontend_imports_nothing_of_vhostblk(path: Path) -> None:
-    """Nor does anything of `tests` that it imports."""
+    """The modules of `tests` that it imports don't import vhostblk either."""
     seen, todo = set(), [path]
     while todo:
         current = todo.pop()
@@ -67,7 +67,7 @@ def test_the_frontend_imports_nothing_of_vhostblk(path: Path) -> None:
 
 
 def facts(module: ModuleType) -> dict[str, Any]:
-    """Return what a module of layouts states: numbers, structures and enumerations."""
+    """Return the numbers, structures and enumerations in a module of layouts."""
     found: dict[str, Any] = {}
     for name, value in vars(module).items():
         if name.startswith("_"):
@@ -89,7 +89,7 @@ def test_the_layouts_say_the_same(frontend: ModuleType, ours: list[ModuleType]) 
     stated = facts(frontend)
     compared = stated.keys() & known.keys()
     assert {name: stated[name] for name in compared} == {name: known[name] for name in compared}
-    # What vhostblk has under no name, or under another one.
+    # Facts without a name in vhostblk, or with another name.
     assert stated.keys() - compared <= {"INFLIGHT_BYTES"}
 
 

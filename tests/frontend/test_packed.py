@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A driver with packed rings and our daemon, over its socket, on both lanes."""
+"""A driver with packed rings, and vhostblk's daemon, in both lanes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_requests_of_all_lengths_at_depth(
 
     def write(number: int) -> tuple[int, int, bytes | int]:
         block, data = blocks[number], chance.randbytes(512)
-        # Of two writes to one block in flight either may come last.
+        # If two writes to one block are in flight, either may be the last one.
         if block in blocks[max(0, number - 16) : number]:
             return IN, block * 512, 512
         model[block * 512 : block * 512 + 512] = data

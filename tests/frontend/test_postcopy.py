@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Post-copy: the guest's requests are there, and its memory is not, until the front-end says so."""
+"""Post-copy: the guest's requests wait until the front-end says that its memory has arrived."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def daemon(tmp_path: Path, image: Path) -> Iterator[Daemon]:
 
 @pytest.fixture
 def driver(daemon: Daemon, memory: Memory) -> Iterator[BlkDriver]:
-    """A driver whose queues have stopped, with a request in each."""
+    """A driver with stopped queues, and a request in each."""
     with BlkDriver(daemon.connect(), memory, num_queues=2, start=0xFFFE) as driver:
         driver.write(0, BLOCK)
         driver.stop()
@@ -56,7 +56,7 @@ def driver(daemon: Daemon, memory: Memory) -> Iterator[BlkDriver]:
 
 @contextmanager
 def arriving(daemon: Daemon, driver: BlkDriver) -> Iterator[int]:
-    """Begin the guest's life at the destination; gives the userfaultfd."""
+    """Start the guest at the destination; return the userfaultfd."""
     driver.connection.close()
     driver.connection = connection = daemon.connect()
     connection.negotiate(driver.features)

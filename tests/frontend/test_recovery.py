@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon is killed with requests in flight; the next one finishes them."""
+"""The daemon is killed with requests in flight; the next one completes them."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 __all__ = ["lane"]
 
 EXPORT = "id=export,node-name=disk,num-queues=2,writable=on"
-#: A disk that answers in an hour.
+#: A disk that takes an hour for a request.
 STUCK = [f"driver=null-co,node-name=disk,size={IMAGE_SIZE},latency-ns=3600000000000"]
 OUT = RequestType.OUT
 
 
 @pytest.fixture(params=[FEATURES, PACKED_FEATURES], ids=["split", "packed"])
 def features(request: pytest.FixtureRequest) -> int:
-    """What the driver acknowledges: one kind of rings or the other."""
+    """The features that the driver acknowledges, for split or packed rings."""
     return int(request.param)
 
 
 def in_flight(driver: BlkDriver, queue: int = 0) -> int:
-    """Count the requests that the back-end has noted."""
+    """Return the number of requests in the back-end's record."""
     area = driver.inflight
     assert area is not None
     kind = INFLIGHT_DESC_PACKED if driver.has(Feature.RING_PACKED) else INFLIGHT_DESC_SPLIT
@@ -50,7 +50,7 @@ def in_flight(driver: BlkDriver, queue: int = 0) -> int:
 
 
 def wait_noted(driver: BlkDriver, count: int, queue: int = 0) -> None:
-    """Wait until so many are."""
+    """Wait until the record has this number of requests."""
     wait_until(lambda: in_flight(driver, queue) == count)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A zoned disk of a daemon, to a driver that knows zones and to one that doesn't, on both lanes."""
+"""A zoned disk with drivers that support zones and drivers that don't, in both lanes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_appends_at_depth(daemon: Daemon, memory: Memory, features: int) -> None
 
 
 def test_a_driver_that_knows_no_zones(daemon: Daemon, memory: Memory) -> None:
-    """Firmware, say: it is refused, and gets at nothing; the system after it is served."""
+    """Such a driver, for example firmware, is refused; the next driver is served."""
     with BlkDriver(daemon.connect(), memory) as driver:
         assert not driver.has(Feature.ZONED)
         driver.connection.set_status(0xB)

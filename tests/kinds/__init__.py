@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examples for the recipes of CONTRIBUTING.md: one module or folder each."""
+"""Examples for the recipes of CONTRIBUTING.md: a module or folder for each."""

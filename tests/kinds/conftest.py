@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adds the types of this package, as built-in ones and as those of another package."""
+"""A fixture that adds the types of this package, as built-in types or as plug-ins."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def installed(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """Add the export types and object types, in one of the two ways."""
+    """Add the export types and object types, in one of both ways."""
     if request.param == "table":
         for name, export_type in tables.EXPORT_TYPES.items():
             monkeypatch.setitem(EXPORT_TYPES, name, export_type)

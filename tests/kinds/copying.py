@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An export type, written as one of another package would be: it copies the disk into a file."""
+"""An export type as in another package: it copies the disk to a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vhostblk.schema.export import BlockExportOptions
 
 
 class CopyingOptions(BlockExportOptions, tag="test-copy", kw_only=True, frozen=True):
-    """Where the copy goes."""
+    """The path of the copy."""
 
     target: str
 
@@ -24,7 +24,7 @@ class CopyingOptions(BlockExportOptions, tag="test-copy", kw_only=True, frozen=T
 
 
 class CopyingExport(Export):
-    """Copies when it starts; the copy is gone when it stops."""
+    """A copy of the disk, which exists while the export runs."""
 
     options_type: ClassVar[type[BlockExportOptions]] = CopyingOptions
 
@@ -34,11 +34,11 @@ class CopyingExport(Export):
 
     @classmethod
     def connect_hint(cls, options: CopyingOptions) -> list[str] | None:
-        """Return how a machine uses the copy."""
+        """Return the QEMU arguments that use the copy."""
         return ["-drive", f"file={options.target},format=raw"]
 
     async def start(self, carried: Any = None, *, movable: bool = False) -> None:
-        """Copy."""
+        """Copy the disk."""
         data = bytearray(self.backend.size)
         async with self.backend.request():
             await self.backend.preadv(0, IoVec.from_buffers([data]))
@@ -50,5 +50,5 @@ class CopyingExport(Export):
 
     @property
     def made_files(self) -> list[str]:
-        """The copy."""
+        """The path of the copy."""
         return [str(self._target)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The entries of the types here: for the tables of vhostblk, and for those of an installer."""
+"""The table entries of the examples: for vhostblk's tables, and as entry points."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OBJECT_TYPES = {
     ),
 }
 
-#: What an installer writes for a package with `entry-points` in its `pyproject.toml`.
+#: The metadata of a package with `entry-points` in its `pyproject.toml`, as installers write it.
 ENTRY_POINTS = """\
 [vhostblk.exports]
 test-copy = tests.kinds.copying:CopyingExport

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a type gets by following its recipe: options, help, commands, statistics, hand-over."""
+"""Types that follow a recipe have options, help, commands, statistics and hand-over."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_an_export_with_statistics(tmp_path: Path) -> None:
 
 
 def test_an_export_is_handed_over_by_contract(tmp_path: Path) -> None:
-    """Clients that come meanwhile wait; the taker serves them once it alone has the export."""
+    """Clients that connect meanwhile wait; the taker serves them once only it has the export."""
     path = tmp_path / "reader"
     definition = f"test-reader,id=r,node-name=disk,path={path}"
 

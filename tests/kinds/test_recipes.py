@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """A recipe: its table, and the examples that it names anywhere."""
+    """A recipe: its table, and all examples that it names."""
 
     rows: list[Row]
     examples: set[str]
@@ -73,12 +73,12 @@ def _parts(entry: Any) -> list[str]:
 
 
 def _filled_in(recipe: Recipe, name: str) -> list[str]:
-    """Return the files that a type of that name has by a recipe, the table last."""
+    """Return the files of a type with this name according to a recipe; the table is last."""
     return [row.file.replace("NAME", name.replace("-", "_")) for row in recipe.rows]
 
 
 def _shared_files(title: str) -> list[str]:
-    """Return patterns of the files of types that may share them; drivers may have a folder."""
+    """Return patterns of files that types may share; drivers may have a folder."""
     options, made_of, _ = (row.file for row in RECIPES[title].rows)
     folder = r"\w+(/\w+)?" if title == DRIVER else r"\w+"
     return [options.replace("NAME", r"\w+"), made_of.replace("NAME", folder)]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs programs for hours: `python -m tests.model --seed N --seconds S [--resume FILE]`.
 
-The last line is the result. If a program failed, it has been shrunk, the lines before say how to
-run it again, and the exit status is 1. With `--resume` a run continues where the last one ended.
+The last line is the result. If a program failed, the lines before it have the shrunk program and
+the command that runs it again, and the exit status is 1. With `--resume`, an earlier run is
+continued.
 """
 
 from __future__ import annotations

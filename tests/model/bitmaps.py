@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class BitmapError(AssertionError):
-    """A bitmap lacks a change, or has one that nobody made."""
+    """A bitmap lacks a change, or has one that was not made."""
 
 
 class BitmapModel:
@@ -26,7 +26,7 @@ class BitmapModel:
         self.granularity = granularity
         self.persistent = persistent
         self.enabled = True
-        #: The time when it was made; changes that started earlier need not be in it.
+        #: The time of its creation; changes that started earlier need not be in it.
         self.since = NEVER
         self._must = np.zeros(size, np.bool_)
         self._may = np.zeros(size, np.bool_)

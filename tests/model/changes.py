@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The acts of a program: an administrator's actions, and events such as crashes.
 
-Each act is a method. Most are QMP commands that have to succeed. If one may be refused, a refusal
-must change nothing; the next reads check that.
+Each act is a method. Most are QMP commands that must succeed. If a command may be refused, the
+refusal must change nothing, which the next reads check.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class Changes:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        #: By `copy-before-write` filter: its access node, and the view that this has to show.
+        #: For each `copy-before-write` filter: its access node, and the expected view of that node.
         self._kept: dict[str, tuple[str, View]] = {}
 
     async def perform(self, act: Act) -> None:
-        """Carry an act out."""
+        """Perform an act."""
         world = self._world
         start = world.clock.tick()
         await getattr(self, act.name)(**act.arguments)
@@ -119,7 +119,7 @@ class Changes:
         if now != (old if error else size):
             raise ChangeError(f"resize from {old} to {size}: {error or 'success'}, now {now}")
         if error:
-            # Nor may the size change below a filter that keeps overwritten data.
+            # The size must not change below a filter that keeps overwritten data either.
             keeps = "copy-before-write" in options.above or self._kept
             refused = refusals != world.yard.refusals
             may_fail = disk.bitmaps or layer.snapshots or keeps or refused
@@ -301,7 +301,7 @@ class Changes:
         if layer.file.startswith("#") or layer is not stack.layers[0] or len(stack.below) > 3:
             return
         if layer.format == "raw" and kind == "blkdebug" and self._disk.model.size % BLKDEBUG_BLOCK:
-            return  # who may not make it longer may not write to its last block
+            return  # without growing, the last block can't be written
         child = stack.below[-1] if stack.below else layer.file
         name = await stack.add_filter(kind, child, below=True)
         stack.below.append(name)
@@ -391,7 +391,7 @@ class Changes:
             granules = -(-model.size * SECTOR // bitmap.granularity)
             bitmap.check(name, bits[:granules].astype(np.bool_))
 
-    # Leaving, and coming back.
+    # Disconnecting and connecting again.
 
     async def inactivate(self) -> None:
         """Inactivate the nodes, check the files as another process would, and activate again."""
@@ -400,7 +400,7 @@ class Changes:
         if EXPORT in world.daemon.exports or world.yard.free is not None:
             return
         if stack.active.transient and stack.top == stack.active.node:
-            return  # it would be lost when the guest leaves
+            return  # it would be lost when the guest disconnects
         starts = [world.clock.tick() for _ in world.disks]
         for disk in world.disks:
             await disk.guest.close()
@@ -451,7 +451,7 @@ class Changes:
         world.begin_anew()
         await world.start()
 
-    # Trouble.
+    # Failures.
 
     async def space(self, *, blocks: int | None) -> None:
         """Set the number of free blocks; None: no limit."""

@@ -4,7 +4,7 @@
 A sector is 64 words. The first one is `token << 40 | sector number`; the token is the number of the
 write. The others are the same word, or noise derived from it, so that there are sectors that can be
 compressed and sectors that can't. So each sector that a read returns can be classified: data of one
-write in its place, zeroes, garbage that a discard has left, or something that nobody wrote.
+write in its place, zeroes, garbage that a discard has left, or other data.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class MismatchError(AssertionError):
 
 
 class Clock:
-    """Gives each event a time, and each write a number."""
+    """The clock: it gives each event a time, and each write a number."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -66,13 +66,13 @@ class Change:
     #: The new value of the sectors: the number of a write, or ZERO.
     value: int
     start: int
-    #: If it succeeds, all sectors have changed. Not so for a discard.
+    #: Whether success means that all sectors have changed; false for a discard.
     certain: bool = True
-    #: It is a discard after which sectors may read as garbage.
+    #: Whether it is a discard after which sectors may read as garbage.
     garbage: bool = False
     end: int = NEVER
     failed: bool = False
-    #: From this time on it survives a power cut.
+    #: The time from which on it survives a power cut.
     durable: int = NEVER
 
     def clip(self, size: int) -> slice:

@@ -65,7 +65,7 @@ class Guest(ABC):
 
     #: The first error found while completions were handled. It is raised later by the player.
     failure: BaseException | None = None
-    #: The ring's length, which is the highest queue depth.
+    #: The ring's length, which is the maximum queue depth.
     depth = _RING
 
     def finish(self, request: Request, data: bytes | None) -> None:

@@ -157,7 +157,7 @@ def _ask_qemu(disk: DiskState, files: _Files) -> None:
 
 
 def judge_cuts(world: World, rng: random.Random, count: int) -> None:
-    """Check the files that power cuts at some moments of a recorded run would have left."""
+    """Check the files after power cuts at some moments of a recorded run."""
     latest = world.moments[-1]
     exact = not world.express
     for number in range(count):

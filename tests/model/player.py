@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from tests.model.disk import Change, Disk
     from tests.model.world import DiskState, World
 
-#: Bytes in flight at a time, at most.
+#: Maximum number of bytes in flight.
 _BYTES = 32 << 20
-#: When a disk is verified: sectors in each read, and at most after one step.
+#: Verification: number of sectors in each read, and maximum number after one step.
 _CHUNK, _ENOUGH = 2048, 16384
 
 
@@ -30,11 +30,11 @@ class RequestError(AssertionError):
 
 
 class HangError(AssertionError):
-    """Requests were not answered."""
+    """Requests were not completed."""
 
 
 class Player:
-    """Makes requests, as many at a time as a burst says, and records them in the models."""
+    """Makes requests with the depth of a burst, and records them in the models."""
 
     def __init__(self, world: World) -> None:
         self._world = world

@@ -18,7 +18,7 @@ BLKDEBUG_BLOCK = 8
 
 @dataclass(frozen=True)
 class Options:
-    """How the disk is made, and the nodes above and below it. Sizes are in sectors."""
+    """The options of the disk, and the nodes above and below it. Sizes are in sectors."""
 
     #: `qcow2` or `raw`.
     format: str = "qcow2"
@@ -38,7 +38,7 @@ class Options:
 
     #: The driver under the image: `store` or `file`.
     storage: str = "store"
-    #: How long the store's requests take (`store.PACES`), and the seed of these times.
+    #: The durations of the store's requests (`store.PACES`), and the seed for these times.
     pace: str = "none"
     seed: int = 0
     #: The file is opened with cache.direct.
@@ -105,7 +105,7 @@ class Act:
 class Burst:
     """Requests, `depth` of them in flight at a time; repeated requests are interleaved.
 
-    `acts` are carried out meanwhile.
+    `acts` are performed meanwhile.
     """
 
     ops: tuple[Op, ...]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that failed once, shrunk, with the fault that each found."""
+"""Shrunk programs that once failed, with the fault that each has found."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ all files, also those that the code under test opens by name. The bytes are in a
 extent map may publish its descriptor, so that the express lane writes to it directly.
 
 A request waits for some turns of the event loop before it takes effect, and again before it ends; a
-write may take effect in two halves. The waiting times are drawn from a seed, so each run has the
-same.
+write may take effect in two halves. The waiting times are drawn from a seed, so they are the same
+in each run.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _LONGEST = 256 << 20
 #: Seconds that the engine needs for a request on an idle machine; more does no harm.
 _ENGINE = 0.001
 
-#: How many turns a request may wait, by the name of the pace.
+#: The number of turns that a request may wait, by the name of the pace.
 PACES: dict[str, tuple[int, ...]] = {
     "none": (0,),
     "short": (0, 0, 1, 2),
@@ -73,9 +73,9 @@ class Written:
     time: int
     offset: int
     data: bytes | None
-    #: When the request that did it ended; a flush that starts later covers it.
+    #: The end of its request; a flush that starts later covers it.
     done: int = NEVER
-    #: It was on stable storage at once.
+    #: Whether it was on stable storage at once.
     durable: bool = False
 
 
@@ -100,7 +100,7 @@ class StoreFile:
         #: The content as written by nodes; where the file differs, the engine wrote.
         self._shadow: NDArray[np.uint8] | None = None
         self._length = 0
-        #: Blocks that have storage; None: not looked at yet.
+        #: Blocks that have storage; None: not determined yet.
         self._backed: NDArray[np.bool_] | None = None
         if yard.recording:
             self.before = sparse.Content(path)
@@ -205,9 +205,9 @@ class Yard:
         self.failed_with = errno.EIO
         #: How many requests have failed by `failing`, or because there was no space.
         self.refusals = 0
-        #: The power is off: nothing reaches the files any more.
+        #: Whether the power is off: nothing reaches the files any more.
         self.dead = False
-        #: Called before a change is noted, so that what was acknowledged before is known.
+        #: Called before a change is recorded, so that earlier acknowledged writes are known.
         self.before_change: Callable[[], object] = _nothing
         self.files: dict[str, StoreFile] = {}
         self._random = random.Random(seed)
@@ -412,7 +412,7 @@ class StoreNode(FileNode):
     async def pdiscard(self, offset: int, length: int) -> None:
         yard = self._yard
         await yard.wait()
-        # Nobody may rely on the content of a discarded range, so it may be garbage.
+        # The content of a discarded range is undefined, so it may be garbage.
         if yard.chance(0.7):
             byte = 0 if yard.chance(0.3) else GARBAGE_BYTE
             await self._finish(self._forget(offset, bytes([byte]) * length))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disks of all kinds read as the model says, whatever guests and administrators do.
+"""Disks of all kinds have the data of the model, for all actions of guests and administrators.
 
 Programs are drawn deterministically, so all runs are the same. `python -m tests.model` draws
 others.

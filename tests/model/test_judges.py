@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of the judges: they accept what is right, and notice what is wrong."""
+"""Tests of the judges: they accept correct data, and notice errors."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that a running program has: files, a daemon, disks with their guests, and a clock."""
+"""The state of a running program: files, a daemon, disks with their guests, and a clock."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class World:
         self.yard.engine_first = options.lane == "express" and options.pace in _SLOW
         self.daemon: Daemon
         self.disks: list[DiskState] = []
-        #: Periods in which other rules apply, as an act was in progress: start, end, act.
+        #: Periods with other rules because an act was in progress: start, end, act.
         self.periods: list[tuple[int, int, str]] = []
         #: The number of layers of the first disk, and from which time on.
         self.chains: list[tuple[int, int]] = [(0, 1)]
         #: The time of the last crash, and the number of crashes.
         self.since = 0
         self.epoch = 0
-        #: The engine writes to files, or has written to them.
+        #: Whether the engine writes to files, or has written to them.
         self.express = options.lane == "express"
         #: Times at which the log contains all writes acknowledged before.
         self.moments: list[int] = []
@@ -215,7 +215,7 @@ class World:
         await state.guest.set_write_cache(enabled=enabled)
         state.write_cache = enabled
 
-    # What was acknowledged, and what the files had then.
+    # Acknowledged writes, and the content of the files at that time.
 
     def _poll(self) -> None:
         for state in self.disks:

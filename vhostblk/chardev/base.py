@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contract of a character device: a stream of bytes between one peer and one front-end.
 
-The peer is what the options name: who connects to a socket, a terminal, a file. The front-end is
-a user inside the daemon, such as a monitor. Everything happens on the event loop; nothing blocks.
+The peer is what the options name: the client of a socket, a terminal, a file. The front-end is a
+user inside the daemon, such as a monitor. All calls are made on the event loop; none blocks.
 
     peer comes ──► opened() ──► received()… / write()… ──► closed() ◄── peer goes
                       ▲                                        │
                       └────────── the next peer ◄──────────────┘
 
-Nothing is read from a peer while there is no front-end, or while it has paused reading. What is
-written while no peer is there is dropped.
+While there is no front-end, or while it has paused reading, nothing is read from the peer. Data
+that is written while there is no peer is dropped.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
 #: Bytes that may wait for the peer before `write` refuses more.
 HIGH_WATER = 256 << 10
 
-#: Bytes handed to `received` at once, at most.
+#: Maximum number of bytes in one call of `received`.
 READ_SIZE = 64 << 10
 
 
 class ChardevError(VhostblkError):
-    """A character device can't be made, found or used."""
+    """A character device can't be created, found or used."""
 
 
 class Frontend(Protocol):
-    """What a character device tells its user. None of these may raise."""
+    """The callbacks of a character device's user. None of these may raise."""
 
     def opened(self) -> None:
-        """A peer is there: a conversation begins."""
+        """A peer has connected: a conversation begins."""
 
     def received(self, data: bytes) -> None:
         """The peer has sent something."""
 
     def writable(self) -> None:
-        """After a refused `write`: the next one will be taken."""
+        """After a refused `write`: there is room again."""
 
     def closed(self) -> None:
-        """The peer is gone; what waited for it is dropped."""
+        """The peer has disconnected; data that was queued for it is dropped."""
 
 
 class Chardev(ABC):
@@ -65,16 +65,16 @@ class Chardev(ABC):
     @property
     @abstractmethod
     def filename(self) -> str:
-        """How `query-chardev` describes the device, such as `unix:/tmp/s,server=on`."""
+        """The description of the device in `query-chardev`, such as `unix:/tmp/s,server=on`."""
 
     @property
     def is_open(self) -> bool:
-        """Tell whether a peer is there."""
+        """Whether there is a peer."""
         return self._open
 
     @property
     def answer(self) -> Mapping[str, str]:
-        """What `chardev-add` returns of the device: `{"pty": "/dev/pts/3"}`."""
+        """The answer of `chardev-add` for the device: `{"pty": "/dev/pts/3"}`."""
         return {}
 
     @property
@@ -83,20 +83,20 @@ class Chardev(ABC):
         return []
 
     async def start(self) -> None:  # noqa: B027 (most have nothing to do)
-        """Open, listen or connect, and wait for the peer where the options say so.
+        """Open, listen or connect, and wait for the peer if the options ask for that.
 
-        Called once, before anything else. Raises ChardevError, SocketError or OSError, with all
-        taken back.
+        Called once, before anything else. Raises ChardevError, SocketError or OSError, and then
+        leaves nothing behind.
         """
 
     async def close(self) -> None:  # noqa: B027 (most have nothing to do)
-        """Say good-bye to the peer and remove what `start` made; there are no callbacks for it.
+        """Disconnect the peer, without callbacks, and remove all that `start` created.
 
-        What waits to be written and fits the peer's buffers is delivered first.
+        Queued data is delivered first, as far as it fits the peer's buffers.
         """
 
     def attach(self, frontend: Frontend) -> None:
-        """Begin to serve `frontend`; where a peer is there already, it is told so at once."""
+        """Begin to serve `frontend`; `opened()` is called at once if there is a peer."""
         if self.frontend is not None:
             raise ChardevError(f"chardev '{self.label}' is already in use")
         self.frontend = frontend
@@ -110,47 +110,47 @@ class Chardev(ABC):
         self.frontend = None
 
     def write(self, data: bytes) -> bool:
-        """Send `data` whole, or refuse it whole (False) because too much waits for the peer.
+        """Queue all of `data`, or refuse all of it (False) because the queue is full.
 
-        After a refusal `writable()` is called once there is room. Less than `HIGH_WATER` bytes
-        wait when data of any length is taken, so that memory is bounded by the writer's own sizes.
+        After a refusal, `writable()` is called once there is room. Data of any length is accepted
+        while fewer than `HIGH_WATER` bytes are queued, so the writer's sizes bound the memory.
         """
         taken = self._write(data)
         if taken and self.log_fd is not None:
             try:
                 os.write(self.log_fd, data)
-            except OSError:  # the log is a copy: the conversation is what counts
+            except OSError:  # the log is only a copy
                 pass
         return taken
 
     @abstractmethod
     def _write(self, data: bytes) -> bool:
-        """`write` without the log."""
+        """Write without the log."""
 
     async def flush(self) -> None:  # noqa: B027 (most have nothing to do)
-        """Wait until everything taken is out of our hands, or the peer is gone."""
+        """Wait until all queued data is sent, or the peer has disconnected."""
 
     def pause_reading(self) -> None:  # noqa: B027 (most have nothing to do)
-        """Leave what the peer sends where it is."""
+        """Stop reading from the peer."""
 
     def resume_reading(self) -> None:  # noqa: B027 (most have nothing to do)
-        """Undo `pause_reading`."""
+        """Read from the peer again."""
 
     def disconnect(self) -> None:  # noqa: B027 (most have nothing to do)
-        """Hang up on the peer (`closed()` follows); a device without peers goes on as it is."""
+        """Disconnect the peer (`closed()` follows); no effect on devices without connections."""
 
     def send_break(self) -> None:  # noqa: B027 (most have nothing to do)
-        """Send a break condition, where the device knows such a thing."""
+        """Send a break condition, if the device supports it."""
 
     def _opened(self) -> None:
-        """Tell the front-end that a peer is there."""
+        """Tell the front-end that a peer has connected."""
         if not self._open:
             self._open = True
             if self.frontend is not None:
                 self.frontend.opened()
 
     def _closed(self) -> None:
-        """Tell the front-end that the peer is gone."""
+        """Tell the front-end that the peer has disconnected."""
         if self._open:
             self._open = False
             if self.frontend is not None:

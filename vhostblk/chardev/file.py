@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FileChardev(StreamChardev):
-    """`file`: what is written goes to one file, what is read comes from another, or nowhere."""
+    """`file`: output goes to one file, input comes from another one, if any."""
 
     def __init__(self, label: str, options: ChardevFile) -> None:
         super().__init__(label)
@@ -26,7 +26,7 @@ class FileChardev(StreamChardev):
 
     @property
     def filename(self) -> str:
-        """How `query-chardev` describes the device."""
+        """The description of the device in `query-chardev`."""
         return "file"
 
     async def start(self) -> None:
@@ -44,7 +44,7 @@ class FileChardev(StreamChardev):
         self._begin(read_fd, write_fd, partial(close_fds, *fds))
 
     def _input_ended(self) -> None:
-        """Go on with the output alone."""
+        """Continue with output only."""
         assert self._stream is not None
         self._stream.stop_reading()
 
@@ -58,11 +58,11 @@ class PipeChardev(StreamChardev):
 
     @property
     def filename(self) -> str:
-        """How `query-chardev` describes the device."""
+        """The description of the device in `query-chardev`."""
         return "pipe"
 
     async def start(self) -> None:
-        """Open the pipes, for reading and writing both: so there is always a peer."""
+        """Open the pipes for reading and writing, so that there is always a peer."""
         try:
             read_fd = open_file(f"{self._device}.in", os.O_RDWR)
         except ChardevError:
@@ -86,11 +86,11 @@ class SerialChardev(StreamChardev):
 
     @property
     def filename(self) -> str:
-        """How `query-chardev` describes the device."""
+        """The description of the device in `query-chardev`."""
         return "serial"
 
     async def start(self) -> None:
-        """Open the device; a terminal is set to 115200 baud, 8 bits, no parity, raw."""
+        """Open the device; set a terminal to 115200 baud, 8 bits, no parity, raw."""
         self._fd = open_file(self._device, os.O_RDWR | os.O_NOCTTY)
         if os.isatty(self._fd):
             tty.setraw(self._fd)
@@ -105,6 +105,6 @@ class SerialChardev(StreamChardev):
             termios.tcsendbreak(self._fd, 1)
 
     def _input_ended(self) -> None:
-        """Go on with the output alone, as for a device such as /dev/null."""
+        """Continue with output only, as for a device such as /dev/null."""
         assert self._stream is not None
         self._stream.stop_reading()

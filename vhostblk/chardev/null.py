@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Character device with nobody at the other end: takes everything, says nothing."""
+"""Character device without a peer: it discards output and has no input."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from vhostblk.chardev.base import Chardev
 
 
 class NullChardev(Chardev):
-    """`null`."""
+    """The backend `null`."""
 
     def __init__(self, label: str) -> None:
         super().__init__(label)
@@ -15,7 +15,7 @@ class NullChardev(Chardev):
 
     @property
     def filename(self) -> str:
-        """How `query-chardev` describes the device."""
+        """The description of the device in `query-chardev`."""
         return "null"
 
     def _write(self, data: bytes) -> bool:

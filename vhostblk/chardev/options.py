@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what the user wrote to a `ChardevAdd`: `--chardev` has a language of its own.
+"""Conversion of the options of `--chardev`, which have their own syntax, to a `ChardevAdd`.
 
-Its names are flat and belong to all backends at once (`qemu_chardev_opts`): an option that means
-nothing to a backend is ignored.
+All backends share one flat set of names (`qemu_chardev_opts`). A backend ignores the options that
+it does not use.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vhostblk.schema.options import Options
     from vhostblk.schema.socket import SocketAddressLegacy
 
-#: Every option that some backend of QEMU has.
+#: The options of all QEMU backends.
 KINDS = {
     "abstract": BOOLEAN,
     "append": BOOLEAN,

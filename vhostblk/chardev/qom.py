@@ -38,13 +38,13 @@ _CHARDEV_TYPES = {kind: f"chardev-{name}" for name, (_, kind) in BACKENDS.items(
 
 
 def chardev_object(device: Chardev) -> QomObject:
-    """Show a character device."""
+    """Add a character device to the object tree."""
     kind = _CHARDEV_TYPES[type(device).__name__]
     return QomObject(kind, read=partial(_socket_property, device))
 
 
 def _socket_property(device: Chardev, name: str) -> object:
-    """Return a property of a socket, the only character device that has any of its own."""
+    """Return a property of a socket, the only backend with properties of its own."""
     from vhostblk.chardev.socket import SocketChardev
 
     assert isinstance(device, SocketChardev), name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's character devices: made, found, changed and removed."""
+"""The daemon's character devices: creating, finding, changing and removing them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Where each backend is implemented; modules are imported when first needed.
+#: The class of each backend; modules are imported when first needed.
 BACKENDS = {
     "file": ("file", "FileChardev"),
     "memory": ("ringbuf", "RingbufChardev"),
@@ -43,13 +43,13 @@ class Chardevs:
     """All character devices by id."""
 
     def __init__(self, keys: Keys | None = None) -> None:
-        """`keys` are what devices may name: TLS credentials, and who is allowed."""
+        """`keys` finds the objects that devices may name: TLS credentials and authorization."""
         self._keys = keys or Keys({})
-        #: False: standard input and output are going to be closed.
+        #: False: standard input and output will be closed.
         self.stdio_available = True
-        #: Sockets of another process's devices, by id and where they listen, for those made here.
+        #: Sockets of another process's devices, by id and address, for new devices.
         self.inherited: dict[tuple[str, str], list[Listener]] = {}
-        #: None: being started.
+        #: A device that is being started is None.
         self._devices: dict[str, Chardev | None] = {}
 
     def __iter__(self) -> Iterator[Chardev]:
@@ -67,11 +67,11 @@ class Chardevs:
         return device
 
     def knows(self, chardev_id: str) -> bool:
-        """Tell whether an id is taken."""
+        """Return whether an id is in use."""
         return chardev_id in self._devices
 
     async def add(self, chardev_id: str, backend: ChardevBackend) -> Chardev:
-        """Make a device; returns once it is usable, and its peer there where that is asked for."""
+        """Create a device; return once it is usable and, if it waits for a peer, has one."""
         if chardev_id in self._devices:
             raise ChardevError(f"Chardev with id '{chardev_id}' already exists")
         self._devices[chardev_id] = None
@@ -99,9 +99,9 @@ class Chardevs:
                 device.inherit(listeners)
 
     async def begin_change(self, chardev_id: str) -> None:
-        """Remove a device that nobody uses, so that another one can take its name and place.
+        """Remove a device without a user, so that another one can replace it.
 
-        Both may want the same file or socket. When the new one fails, there is none any more.
+        Both may use the same file or socket. If the new device fails, neither exists.
         """
         device = self._devices.get(chardev_id)
         if device is None:
@@ -111,14 +111,14 @@ class Chardevs:
         await self._close(device)
 
     async def remove(self, chardev_id: str) -> None:
-        """Remove a device that nobody uses."""
+        """Remove a device without a user."""
         device = self.find(chardev_id)
         if device.frontend is not None:
             raise ChardevError(f"Chardev '{chardev_id}' is busy")
         await self._close(device)
 
     async def close(self) -> None:
-        """Close all devices, the last first."""
+        """Close all devices, the newest first."""
         for device in reversed(list(self)):
             try:
                 await self._close(device)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class RingbufChardev(Chardev):
-    """`ringbuf`, and `memory`, which is its former name."""
+    """`ringbuf`, and `memory`, its former name."""
 
     def __init__(self, label: str, options: ChardevRingbuf, name: str = "ringbuf") -> None:
         super().__init__(label)
@@ -25,7 +25,7 @@ class RingbufChardev(Chardev):
 
     @property
     def filename(self) -> str:
-        """How `query-chardev` describes the device."""
+        """The description of the device in `query-chardev`."""
         return self._name
 
     def _write(self, data: bytes) -> bool:
@@ -34,7 +34,7 @@ class RingbufChardev(Chardev):
         return True
 
     def read(self, size: int) -> bytes:
-        """Take out the oldest `size` bytes, or as many as there are."""
+        """Remove and return the oldest bytes, at most `size`."""
         data = bytes(self._data[:size])
         del self._data[:size]
         return data

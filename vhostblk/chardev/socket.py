@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Character device on a stream socket: server or client.
 
-A server serves one client at a time; the next ones wait in the backlog until it has left. A client
-with a reconnect interval tries for ever, in the background.
+A server serves one client at a time; other clients wait in the backlog. A client with a reconnect
+interval connects again and again, in the background.
 
-With TLS or WebSocket a connection goes through a handshake first. While nobody is served, several
-clients may be in theirs: one that says nothing, or too little, holds up nobody but itself. The
-first one that is through is served; others that are through meanwhile come next.
+With TLS or WebSocket a connection begins with a handshake. While no client is served, several
+handshakes may run at the same time, so a client that is silent delays no other client. The first
+client with a complete handshake is served; the others wait for their turns.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until accepting is tried again when the process is out of file descriptors.
+#: Seconds until accepting is tried again after the process ran out of file descriptors.
 _ACCEPT_RETRY = 1.0
 
-#: Clients in their handshakes; when more come, the one that began first is dropped.
+#: Maximum number of handshakes at a time; a further client replaces the oldest one.
 MAX_HANDSHAKES = 32
 
 
 class SocketChardev(StreamChardev):
-    """`socket`."""
+    """The backend `socket`."""
 
     def __init__(self, label: str, options: ChardevSocket, keys: Keys) -> None:
         super().__init__(label)
@@ -59,7 +59,7 @@ class SocketChardev(StreamChardev):
         self._websocket = options.websocket
         self._credentials_id = _text(options.tls_creds)
         self._authz_id = _text(options.tls_authz)
-        #: Those that were found last; they serve where the object is gone.
+        #: The credentials of the last look-up, for use after their object was removed.
         self._credentials: Credentials | None = None
         self._find_credentials()
         check(options)
@@ -73,19 +73,19 @@ class SocketChardev(StreamChardev):
         self._retry: asyncio.TimerHandle | None = None
         self._complained = False
         self._closing = False
-        #: Connections in their handshakes, the first one first; those that are through and wait.
+        #: Connections in their handshakes, oldest first; connections that wait for their turns.
         self._handshakes: dict[asyncio.Task[None], None] = {}
         self._ready: deque[tuple[socket.socket, Stack]] = deque()
         self._filename = self._disconnected_filename()
 
     @property
     def filename(self) -> str:
-        """How `query-chardev` describes the device."""
+        """The description of the device in `query-chardev`."""
         return self._filename
 
     @property
     def address(self) -> Address:
-        """Where it listens, or connects to."""
+        """The address at which it listens, or to which it connects."""
         return self._address
 
     @property
@@ -95,7 +95,7 @@ class SocketChardev(StreamChardev):
 
     @property
     def listens_at(self) -> str:
-        """Where, as `query-chardev` says it."""
+        """The address in the form of `query-chardev`."""
         return addresses.filename(self._address, self._protocol)
 
     @property
@@ -103,11 +103,11 @@ class SocketChardev(StreamChardev):
         return "websocket" if self._websocket else "tcp"
 
     def inherit(self, listeners: list[Listener]) -> None:
-        """Use sockets that listen already; before `start`."""
+        """Use sockets that listen already; called before `start`."""
         self._listeners = listeners
 
     async def start(self) -> None:
-        """Listen and perhaps wait for a client, or connect."""
+        """Listen and, if asked to, wait for a client; or connect."""
         if not self._server:
             if self._reconnect:
                 self._connect_in_background()
@@ -122,7 +122,7 @@ class SocketChardev(StreamChardev):
             await self._wait_for_client()
 
     async def close(self) -> None:
-        """Hang up, listen no more and remove the socket file."""
+        """Disconnect, stop listening and remove the socket file."""
         self._closing = True
         self._stop_accepting()
         if self._retry is not None:
@@ -178,7 +178,7 @@ class SocketChardev(StreamChardev):
         self._welcome(connection)
 
     def _welcome(self, connection: socket.socket) -> None:
-        """Begin the handshake with a new peer, or at once the conversation."""
+        """Begin the handshake with a new peer, or the conversation if there is no handshake."""
         connection.setblocking(False)
         try:
             wanted = self._requirements()
@@ -199,7 +199,7 @@ class SocketChardev(StreamChardev):
         task.add_done_callback(log_failure)
 
     def _requirements(self) -> Requirements:
-        """Return what a connection goes through; raises VhostblkError."""
+        """Return the requirements of a new connection; raises VhostblkError."""
         self._find_credentials()
         hostname = None
         if not self._server and isinstance(self._address, InetSocketAddressMembers):
@@ -207,7 +207,7 @@ class SocketChardev(StreamChardev):
         return Requirements(self._credentials, self._authz_id, hostname, self._websocket)
 
     def _find_credentials(self) -> None:
-        """Look the credentials up, which may have been made anew; raises CredentialsError."""
+        """Look up the credentials, which may have been replaced; raises CredentialsError."""
         if self._credentials_id is None:
             return
         if self._credentials is None or self._keys.knows(self._credentials_id):
@@ -251,7 +251,7 @@ class SocketChardev(StreamChardev):
             self._client.set_result(None)
 
     def disconnect(self) -> None:
-        """Hang up on the peer, and turn to the next one."""
+        """Disconnect the peer, and serve the next one."""
         if self._stream is None:
             return
         if trace.chr_socket_disconnect.enabled:
@@ -268,7 +268,7 @@ class SocketChardev(StreamChardev):
             self._retry_later()
 
     def _adopt_next(self) -> None:
-        """Turn to a client that has waited."""
+        """Serve a client that has waited."""
         if self._ready and self._stream is None and not self._closing:
             self._adopt(*self._ready.popleft())
 
@@ -321,7 +321,7 @@ class SocketChardev(StreamChardev):
 
 
 def check(options: ChardevSocket) -> None:
-    """Refuse combinations that make no sense, or are not available; raises ChardevError."""
+    """Check the combination of options; raises ChardevError."""
     server = options.server is not False
     reconnects = options.reconnect is not UNSET or options.reconnect_ms is not UNSET
     address, encrypted = options.addr.data, options.tls_creds is not UNSET
@@ -357,7 +357,7 @@ def _text(option: object) -> str | None:
 
 
 def _reconnect_seconds(options: ChardevSocket) -> float:
-    """Return the seconds between two attempts to connect; 0: there is one only."""
+    """Return the seconds between two attempts to connect; 0: only one attempt."""
     if isinstance(options.reconnect, int):
         return float(max(options.reconnect, 0))
     if isinstance(options.reconnect_ms, int):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes in and out of non-blocking descriptors on the event loop, with a bounded buffer.
+"""Reading and writing of non-blocking descriptors on the event loop, with a bounded buffer.
 
-`Stream` is one conversation; `StreamChardev` is a device that has one conversation after the
-other. What epoll(7) does not know, such as regular files, counts as always ready.
+`Stream` is one conversation; `StreamChardev` is a device with one conversation after the other.
+Descriptors that epoll(7) does not support, such as regular files, count as always ready.
 """
 
 from __future__ import annotations
@@ -24,19 +24,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: A writer that was refused goes on when no more than this waits.
+#: A refused writer may continue when at most this many bytes are queued.
 LOW_WATER = HIGH_WATER // 4
 
-#: Bytes offered to the system at once.
+#: Maximum number of bytes in one system call.
 _WRITE_SIZE = 1 << 20
 
 
 class Stream:
-    """Reads from one descriptor and writes to another, or the same; it owns both.
+    """A conversation: it reads from one descriptor, writes to the same or another, and owns both.
 
-    With a codec, what is written and read is data of the user, and the descriptors carry what the
-    codec makes of it. A peer that makes the codec answer and doesn't read the answers is not read
-    from either.
+    With a codec, the user writes and reads decoded data, and the descriptors carry encoded data.
+    If a peer makes the codec answer and doesn't read the answers, it is not read from.
     """
 
     def __init__(
@@ -47,12 +46,12 @@ class Stream:
         close: Callable[[], object],
         codec: Codec | None = None,
     ) -> None:
-        """Begin, not reading yet; `close` closes the descriptors."""
+        """Begin without reading; `close` closes the descriptors."""
         self._codec = codec
         #: The codec may have data that came with the end of its handshake.
         self._drain: asyncio.Handle | None = None
         self._drained = codec is None
-        #: Not reading because too much waits to be written.
+        #: Reading has stopped because too much is queued.
         self._stalled = False
         self._chardev = chardev
         self._read_fd = read_fd
@@ -68,7 +67,7 @@ class Stream:
         self.ended = False
 
     def write(self, data: bytes) -> bool:
-        """Take `data`, or refuse it because too much waits."""
+        """Queue `data`, or refuse it because the queue is full."""
         if self.ended or self._ending is not None:
             return True
         if len(self._unsent) >= HIGH_WATER:
@@ -84,7 +83,7 @@ class Stream:
         return True
 
     def _queue(self, data: bytes) -> None:
-        """Send bytes as they are, behind those that wait."""
+        """Queue encoded bytes."""
         waiting = bool(self._unsent)
         self._unsent += data
         if not waiting and data:
@@ -93,14 +92,14 @@ class Stream:
                 self._loop.add_writer(self._write_fd, self._on_writable)
 
     async def flush(self) -> None:
-        """Wait until nothing waits to be written."""
+        """Wait until all queued data is written."""
         if self._unsent and not self.ended:
             future = self._loop.create_future()
             self._flushers.append(future)
             await future
 
     def resume(self) -> None:
-        """Read what comes."""
+        """Start reading."""
         if self._reading or self.ended or self._read_fd is None:
             return
         self._reading = True
@@ -110,11 +109,11 @@ class Stream:
             return
         try:
             self._loop.add_reader(self._read_fd, self._on_readable)
-        except PermissionError:  # epoll has nothing to say about it
+        except PermissionError:  # epoll does not support it
             self._next_read = self._loop.call_soon(self._on_readable)
 
     def pause(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         if not self._reading:
             return
         self._reading = False
@@ -131,7 +130,7 @@ class Stream:
             self._loop.remove_reader(self._read_fd)
 
     def end(self) -> None:
-        """Close, after an attempt to send what waits."""
+        """Close, after an attempt to send the queued data."""
         if self.ended:
             return
         if self._ending is None:
@@ -152,7 +151,7 @@ class Stream:
         self._close()
 
     def stop_reading(self) -> None:
-        """Forget the descriptor to read from, which has come to its end."""
+        """Close the input, which has ended."""
         self.pause()
         self._read_fd = None
 
@@ -181,7 +180,7 @@ class Stream:
         self._decode(self._codec, b"")
 
     def _decode(self, codec: Codec, data: bytes) -> None:
-        """Hand on what the peer has sent, and send what the codec answers."""
+        """Pass decoded data of the peer on, and send the codec's answers."""
         self._drained = True
         try:
             data = codec.feed(data)
@@ -201,12 +200,12 @@ class Stream:
             self._reading, self._stalled = reading, True
 
     def _fail_later(self, error: VhostblkError) -> None:
-        """End the conversation from the loop: a writer doesn't expect it in its own call."""
+        """End the conversation from the loop: a writer does not expect it during its call."""
         if not self.ended and self._ending is None:
             self._ending = self._loop.call_soon(self._chardev._codec_failed, error)
 
     def _send(self) -> None:
-        """Write as much as the peer takes at once."""
+        """Write as much as possible without blocking."""
         try:
             while self._unsent:
                 with memoryview(self._unsent) as view, view[:_WRITE_SIZE] as part:
@@ -215,7 +214,7 @@ class Stream:
         except BlockingIOError:
             pass
         except OSError:
-            # Told from the loop, because a writer does not expect to be called from its own call.
+            # Called from the loop: a writer does not expect a callback during its call.
             self._unsent.clear()
             if not self.ended and self._ending is None:
                 self._ending = self._loop.call_soon(self._chardev._output_failed)
@@ -244,7 +243,7 @@ class Stream:
 
 
 class StreamChardev(Chardev):
-    """A device whose peer is at the other end of a stream."""
+    """A device with a stream to its peer."""
 
     def __init__(self, label: str) -> None:
         super().__init__(label)
@@ -265,24 +264,24 @@ class StreamChardev(Chardev):
         self._paused = False
 
     def pause_reading(self) -> None:
-        """Leave what the peer sends where it is."""
+        """Stop reading from the peer."""
         self._paused = True
         if self._stream is not None:
             self._stream.pause()
 
     def resume_reading(self) -> None:
-        """Undo `pause_reading`."""
+        """Read from the peer again."""
         self._paused = False
         if self._stream is not None and self.frontend is not None:
             self._stream.resume()
 
     async def flush(self) -> None:
-        """Wait until everything taken is out of our hands, or the peer is gone."""
+        """Wait until all queued data is sent, or the peer has disconnected."""
         if self._stream is not None:
             await self._stream.flush()
 
     def disconnect(self) -> None:
-        """Hang up on the peer."""
+        """Disconnect the peer."""
         if self._stream is not None:
             self._stream.end()
             self._stream = None
@@ -306,21 +305,21 @@ class StreamChardev(Chardev):
             self._stream.resume()
 
     def _input_ended(self) -> None:
-        """The peer will send no more: by default the conversation is over."""
+        """Called when the input has ended: by default the conversation ends, too."""
         self.disconnect()
 
     def _codec_failed(self, error: VhostblkError) -> None:
-        """The peer breaks the rules of the codec: the conversation is over."""
+        """Called when the peer violates the codec's protocol: the conversation ends."""
         self._log.warning("%s", error)
         self.disconnect()
 
     def _output_failed(self) -> None:
-        """The peer takes no more: by default the conversation is over."""
+        """Called when the output has failed: by default the conversation ends."""
         self.disconnect()
 
 
 def close_fds(*fds: int) -> None:
-    """Close each of some descriptors once."""
+    """Close descriptors; one that is given twice is closed once."""
     for fd in dict.fromkeys(fds):
         with contextlib.suppress(OSError):
             os.close(fd)

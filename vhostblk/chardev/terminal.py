@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks whether somebody has opened a pseudo-terminal.
+#: Seconds between two checks whether a pseudo-terminal was opened.
 _POLL_INTERVAL = 0.25
 
 
 class StdioChardev(StreamChardev):
-    """`stdio`; there can be one."""
+    """The backend `stdio`; there can be only one device."""
 
     _taken = False
 
@@ -46,11 +46,11 @@ class StdioChardev(StreamChardev):
 
     @property
     def filename(self) -> str:
-        """How `query-chardev` describes the device."""
+        """The description of the device in `query-chardev`."""
         return "stdio"
 
     async def start(self) -> None:
-        """Take standard input and output over."""
+        """Take over standard input and output."""
         if StdioChardev._taken:
             raise ChardevError("cannot use stdio by multiple character devices")
         with errors_as(ChardevError, "cannot use stdio"):
@@ -65,7 +65,7 @@ class StdioChardev(StreamChardev):
         self._begin(read_fd, write_fd, partial(close_fds, read_fd, write_fd))
 
     async def close(self) -> None:
-        """Give standard input and output back as they were."""
+        """Restore the flags of standard input and output."""
         await super().close()
         if not self._started:
             return
@@ -78,10 +78,10 @@ class StdioChardev(StreamChardev):
                 termios.tcsetattr(0, termios.TCSANOW, self._attributes)
 
     def _without_blocking(self, fd: int, access: int) -> int:
-        """Return a non-blocking descriptor of what `fd` is.
+        """Return a non-blocking descriptor of the file of `fd`.
 
-        Whether operations block is a property of the open file, which other processes share: the
-        shell, say. So it is opened once more where that is possible.
+        O_NONBLOCK belongs to the open file, which other processes share, such as the shell. So
+        the file is opened again if possible.
         """
         mode = os.fstat(fd).st_mode
         if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
@@ -96,7 +96,7 @@ class StdioChardev(StreamChardev):
 
 
 class PtyChardev(StreamChardev):
-    """`pty`: a new pseudo-terminal, to which one peer after the other may come."""
+    """`pty`: a new pseudo-terminal, for one peer after the other."""
 
     def __init__(self, label: str, options: ChardevPty) -> None:
         super().__init__(label)
@@ -108,7 +108,7 @@ class PtyChardev(StreamChardev):
 
     @property
     def filename(self) -> str:
-        """How `query-chardev` describes the device."""
+        """The description of the device in `query-chardev`."""
         return f"pty:{self._name}" if self._open else f"disconnected:pty:{self._name}"
 
     @property
@@ -117,7 +117,7 @@ class PtyChardev(StreamChardev):
         return {"pty": self._name}
 
     async def start(self) -> None:
-        """Make the terminal and wait, in the background, for somebody to open it."""
+        """Create the terminal, and wait in the background until it is opened."""
         with errors_as(ChardevError, "Failed to create PTY"):
             self._master, slave = os.openpty()
         os.set_blocking(self._master, False)
@@ -137,7 +137,7 @@ class PtyChardev(StreamChardev):
         self._look()
 
     async def close(self) -> None:
-        """Hang up and remove the terminal."""
+        """Disconnect the peer, and remove the terminal."""
         if self._timer is not None:
             self._timer.cancel()
         await super().close()
@@ -149,7 +149,7 @@ class PtyChardev(StreamChardev):
                 self._link.unlink()
 
     def disconnect(self) -> None:
-        """Turn to whoever opens the terminal next."""
+        """Disconnect the peer, and wait until the terminal is opened again."""
         if self._stream is not None:
             super().disconnect()
             self._look_later()

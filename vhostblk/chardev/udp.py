@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Character device on datagrams: whatever the peer is, it is there."""
+"""Character device on datagrams; it always has a peer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vhostblk.schema.socket import InetSocketAddressMembers
 if TYPE_CHECKING:
     from vhostblk.schema.chardev import ChardevUdp
 
-#: Bytes of one datagram at most: what fits IPv4 with some headers.
+#: Maximum size of a datagram: it fits IPv4 with some headers.
 _DATAGRAM = 60000
 
 
 class UdpChardev(Chardev):
-    """`udp`; what does not fit the socket's buffer is lost, as it may be on the way."""
+    """`udp`; data that does not fit the socket's buffer is lost, as in the network."""
 
     def __init__(self, label: str, options: ChardevUdp) -> None:
         super().__init__(label)
@@ -32,11 +32,11 @@ class UdpChardev(Chardev):
 
     @property
     def filename(self) -> str:
-        """How `query-chardev` describes the device."""
+        """The description of the device in `query-chardev`."""
         return "udp"
 
     async def start(self) -> None:
-        """Bind the socket and fix its peer."""
+        """Bind the socket, and connect it to its peer."""
         remote, local = self._remote, self._local
         if not isinstance(remote, InetSocketAddressMembers) or not isinstance(
             local, InetSocketAddressMembers | None
@@ -84,7 +84,7 @@ class UdpChardev(Chardev):
     def _on_readable(self, sock: socket.socket) -> None:
         try:
             data = sock.recv(READ_SIZE)
-        except OSError:  # nothing there after all, or news that a datagram was not welcome
+        except OSError:  # spurious wake-up, or an ICMP error for an earlier datagram
             return
         if data and self.frontend is not None:
             self.frontend.received(data)
@@ -94,6 +94,6 @@ class UdpChardev(Chardev):
             try:
                 for start in range(0, len(data), _DATAGRAM):
                     self._socket.send(data[start : start + _DATAGRAM])
-            except OSError:  # the buffer is full, or nobody there
+            except OSError:  # the buffer is full, or the peer does not listen
                 pass
         return True

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splits the command line into steps.
+"""Parser of the command line, which becomes a list of steps.
 
-The order of the steps is that of the command line: an option refers to what earlier ones made.
+The steps are in the order of the command line, because options refer to those before them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vhostblk.cli.getopt import Syntax, split
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Long options; True: with an argument.
+#: Long options, and whether they have an argument.
 OPTIONS = {
     "blockdev": True,
     "chardev": True,
@@ -37,25 +37,25 @@ OPTIONS = {
 }
 SHORT_OPTIONS = {"h": "help", "T": "trace", "V": "version"}
 
-#: Those that the QEMU storage daemon doesn't have; they don't make its abbreviations ambiguous.
+#: Options that QEMU's daemon does not have; they don't make its abbreviations ambiguous.
 OWN_OPTIONS = frozenset({"handover", "run-as", "sandbox", "takeover", "x-vhostblk-log"})
 
-#: Options of the QEMU storage daemon that vhostblk does not have.
+#: Options of QEMU's daemon that vhostblk does not have.
 UNAVAILABLE = frozenset({"nbd-server"})
 
-#: Begins the export properties of the short form.
+#: The beginning of the export properties of the short form.
 ADDRESS_PREFIX = "--addr."
 
 _SECRET_TYPES = ("secret", "secret_keyring")
 
 _SYNTAX = Syntax(OPTIONS, SHORT_OPTIONS, OWN_OPTIONS, (ADDRESS_PREFIX,))
 
-#: What `--x-vhostblk-log` takes; see `vhostblk.log`.
+#: The values of `--x-vhostblk-log`; see `vhostblk.log`.
 FORMS = ("text", "json")
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One option with its argument; `location` is how it was written."""
+    """An option with its argument; `location` is its text on the command line."""
 
     option: str
     value: str
@@ -63,31 +63,31 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Arguments(msgspec.Struct):
-    """A command line, understood as far as that goes without looking at the world."""
+    """A parsed command line; files and users in it are not looked up yet."""
 
-    #: Options that make something, in order.
+    #: Options that create something, in order.
     steps: list[Step] = msgspec.field(default_factory=list)
-    #: `--trace`, which comes before everything else.
+    #: `--trace`, which takes effect first.
     traces: list[Step] = msgspec.field(default_factory=list)
     #: The short form: an image and the properties of its export.
     image: str | None = None
     address: Step | None = None
     daemonize: bool = False
     pidfile: str | None = None
-    #: What the process gives up, and whom it becomes.
+    #: The sandbox, and the user to change to.
     sandbox: Step | None = None
     run_as: Step | None = None
-    #: Sockets: where a new process may take over, and where there may be one to take over from.
+    #: The sockets of `--handover` and `--takeover`.
     handover: Step | None = None
     takeover: Step | None = None
-    #: The form of the log.
+    #: The format of the log.
     log: str = "text"
-    #: "help" or "version": print that and do nothing else.
+    #: "help" or "version": print this and exit.
     show: str | None = None
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """Understand the words after the program's name; raises UsageError."""
+    """Parse the words after the program's name; raises UsageError."""
     arguments = Arguments()
     for word in split(argv, _SYNTAX):
         if word.option is not None:
@@ -144,7 +144,7 @@ def _take(arguments: Arguments, name: str, value: str, location: str) -> None:
 
 
 def _without_secret(value: str, location: str) -> str:
-    """Return how an object was written, for messages, without the secret that it may have."""
+    """Return the text of an object for messages, without the secret that it may contain."""
     if "secret" not in value:
         return location
     if value.startswith("{"):
@@ -155,7 +155,7 @@ def _without_secret(value: str, location: str) -> str:
 
 
 def _shown_part(part: str) -> str:
-    from vhostblk.schema.object import SHOWN_MEMBERS  # --help and vhostblk-pr-helper do without
+    from vhostblk.schema.object import SHOWN_MEMBERS  # not needed by --help and vhostblk-pr-helper
 
     name, equals, _ = part.partition("=")
     if equals and name in SHOWN_MEMBERS:
@@ -164,7 +164,7 @@ def _shown_part(part: str) -> str:
 
 
 def _check(arguments: Arguments) -> None:
-    """Refuse halves of the short form."""
+    """Refuse an incomplete short form."""
     if arguments.address is None:
         if arguments.image is not None:
             raise UsageError(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Going to the background: the parent waits until start-up is complete, as QEMU's does.
+"""Going to the background; as in QEMU, the parent waits until start-up is complete.
 
 `daemonize()` forks before there is an event loop or a thread. The child keeps the terminal for
-error messages until it calls `Readiness.announce()`; if it ends without that, the parent fails too.
+error messages until it calls `Readiness.announce()`. If it exits before, the parent fails, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Readiness:
         self._null = os.open(os.devnull, os.O_RDWR)
 
     def announce(self) -> None:
-        """Let go of terminal and working directory, and have the parent exit with status 0."""
+        """Leave the terminal and the working directory, and let the parent exit with status 0."""
         os.chdir("/")
         sys.stdout.flush()
         sys.stderr.flush()
@@ -37,7 +37,7 @@ class Readiness:
 
 
 def daemonize() -> Readiness:
-    """Return in a child of its own session; the calling process waits there and exits."""
+    """Fork, and return in the child, which has its own session; the parent waits and exits."""
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -46,7 +46,7 @@ def daemonize() -> Readiness:
         _wait(reader)
     os.close(reader)
     os.setsid()
-    # No session leader, so no way to get a controlling terminal by opening one.
+    # A process that is no session leader can't get a controlling terminal by opening one.
     if os.fork() > 0:
         os._exit(0)
     os.umask(0o027)
@@ -54,5 +54,5 @@ def daemonize() -> Readiness:
 
 
 def _wait(reader: int) -> NoReturn:
-    """Exit as the child's start-up does: 0 once it is ready, 1 when it is gone."""
+    """Exit with status 0 once the child is ready, or with 1 when it has exited."""
     os._exit(0 if os.read(reader, 1) else 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ends the command with one line on stderr."""
+"""Errors that end the command with one line on stderr."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from vhostblk.errors import VhostblkError
 
 
 class UsageError(VhostblkError):
-    """The command line can't be understood."""
+    """The command line is wrong."""
 
 
 class StartupError(VhostblkError):
-    """The process can't take the form asked for (process ID file, daemonizing)."""
+    """The process can't be set up as asked for (process ID file, daemonizing)."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splits a command line into options, as getopt_long(3) does, with its messages.
+"""Splitting of a command line into options like getopt_long(3), with its messages.
 
-Long options may be abbreviated and take their argument after '=' or as the next word.
+Long options may be abbreviated. Their argument follows after '=', or is the next word.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 class Syntax(NamedTuple):
     """The options of a program."""
 
-    #: Long options; True: with an argument.
+    #: Long options, and whether they have an argument.
     options: Mapping[str, bool]
     #: The long option for each letter.
     letters: Mapping[str, str]
-    #: Options that QEMU's program doesn't have; they don't make its abbreviations ambiguous.
+    #: Options that QEMU's program does not have; they don't make its abbreviations ambiguous.
     own: Collection[str] = ()
-    #: Words that begin so are left as they are.
+    #: The beginning of words that are not parsed.
     plain_prefixes: tuple[str, ...] = ()
 
 
 class Word(NamedTuple):
-    """An option with its argument, or (`option` is None) another word, which is the value."""
+    """An option with its argument; if `option` is None, a word that is not an option."""
 
     option: str | None
     value: str
-    #: How it was written.
+    #: The text on the command line.
     location: str
 
 
 def split(argv: Sequence[str], syntax: Syntax) -> Iterator[Word]:
-    """Yield what the command line says, in order; raises UsageError."""
+    """Yield the options and other words in order; raises UsageError."""
     words = list(argv)
     only_plain = False
     while words:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`--handover` and `--takeover`: this process in the middle, perhaps, of a row of processes.
+"""The options `--handover` and `--takeover`.
 
-The modules behind it are imported only where one of the options is given.
+A process can take over and later hand over. The modules for this are imported only if one of the
+options is given.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _MODE = 0o600
 
 
 class Handover:
-    """Taking over at the start, and handing over later; paths are None where not asked for."""
+    """Taking over at the start, and handing over later; the path of an absent option is None."""
 
     def __init__(self, daemon: Daemon, takeover: str | None, handover: str | None) -> None:
         self._daemon = daemon
@@ -38,7 +39,7 @@ class Handover:
     async def begin(self, planned: Planned | None) -> bool:
         """Begin to take over, if there is a daemon to take over from; raises VhostblkError.
 
-        `planned` is what would be made without one.
+        `planned` is what the command line creates if there is none.
         """
         if self._takeover is None:
             return False
@@ -53,27 +54,27 @@ class Handover:
         return True
 
     async def finish(self) -> None:
-        """Take over; raises VhostblkError, and then the other daemon goes on."""
+        """Take over; if this raises VhostblkError, the other daemon continues."""
         assert self._taker is not None
         await self._taker.finish(self._daemon)
 
     @property
     def taken(self) -> bool:
-        """Tell whether this process has taken over."""
+        """Whether this process has taken over."""
         return self._taker is not None
 
     @property
     def given(self) -> bool:
-        """Tell whether another process has taken over from this one."""
+        """Whether another process has taken over from this one."""
         return self._giver is not None and self._giver.given
 
     @property
     def made_files(self) -> list[str]:
-        """List the files that `close` will remove."""
+        """The files that `close` will remove."""
         return [] if self._path is None else [self._path]
 
     def serve(self, leave: Callable[[], object]) -> None:
-        """Wait for who takes over; `leave()` is called then. Raises ListenError."""
+        """Wait for a process that takes over, and then call `leave()`. Raises ListenError."""
         taker = self._taker
         inherits = taker is not None and taker.handover_path == self._path
         if taker is not None and not inherits:
@@ -91,11 +92,11 @@ class Handover:
         self._giver.start()
 
     def release(self) -> None:
-        """Let the process that was taken over from end."""
+        """Let the other process exit, after this one has taken over."""
         if self._taker is not None:
             self._taker.release()
 
     async def close(self) -> None:
-        """Wait no more."""
+        """Stop waiting."""
         if self._giver is not None:
             await self._giver.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `--help`, `--version` and `help` inside an option print."""
+"""The output of `--help`, `--version` and `help` inside an option."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ _SUBJECTS = {
 }
 
 
-#: What is taken where neither the node nor, around an inline one, its parent says anything.
+#: Values of options that neither the node nor the parent of an inline node sets.
 _INHERITED: dict[str, object] = {
     name.replace("_", "-"): default
     for name, default in (
@@ -108,12 +108,12 @@ _INHERITED: dict[str, object] = {
 
 
 def has_help(option: str) -> bool:
-    """Tell whether there is an answer to a request for help inside an option's argument."""
+    """Return whether an option supports `help` inside its argument."""
     return option in _SUBJECTS or option == "chardev"
 
 
 def option_help(option: str, options: Mapping[str, object]) -> str:
-    """Answer a request for help inside an option's argument."""
+    """Return the text for `help` inside an option's argument."""
     if option == "chardev":
         return _chardev_help(options)
     schema, title, tag_field = _SUBJECTS[option]

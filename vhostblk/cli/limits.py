@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 def raise_descriptor_limit() -> None:
-    """Allow as many open files as the hard limit does: each front-end takes several."""
+    """Raise the limit of open files to the hard limit: each front-end needs several."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

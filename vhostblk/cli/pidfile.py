@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process ID file: written when clients may connect, locked as long as the process lives.
+"""The process ID file: written when clients can connect, locked until the process exits.
 
-The lock is the one that QEMU takes (a record lock on the whole file, fcntl(2)), so the two exclude
-each other. Record locks belong to the process: take it after the last fork.
+The lock is the same as QEMU's (a record lock on the whole file, fcntl(2)), so the two exclude each
+other. A record lock belongs to a process, so it must be taken after the last fork.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class PidFile:
-    """A locked file with this process's number in it."""
+    """A locked file with the process ID."""
 
     def __init__(
         self, path: str, check: Callable[[int, str], object] = lambda fd, path: None
     ) -> None:
-        """Create or take over the file; raises StartupError, and then has changed nothing.
+        """Create or take over the file; if this raises StartupError, it has changed nothing.
 
         `check` gets the open file before anything is written to it, and may raise.
         """
@@ -36,7 +36,7 @@ class PidFile:
         except BaseException:
             os.close(self._fd)
             raise
-        # The working directory may change before the end.
+        # The working directory may change before the file is removed.
         self.path = Path(path).absolute()
         try:
             os.ftruncate(self._fd, 0)
@@ -48,12 +48,12 @@ class PidFile:
             raise StartupError(f"Failed to write pid file: {reason(error)}", file=path) from error
 
     def leave(self) -> None:
-        """Give the lock back, and leave the file to who takes it next."""
+        """Release the lock, and leave the file to its next owner."""
         os.close(self._fd)
         self._fd = -1
 
     def remove(self) -> None:
-        """Delete the file, if it is still the one that was made, and give the lock back."""
+        """Delete the file, if it is still the same file, and release the lock."""
         if self._fd < 0:
             return
         try:
@@ -62,12 +62,12 @@ class PidFile:
             if stat.S_ISREG(ours.st_mode) and os.path.samestat(ours, there):
                 self.path.unlink()
         except OSError:
-            pass  # gone, or not ours to delete: nothing to be done about it at the end
+            pass  # it was removed, or this user may not: too late to do anything about it
         os.close(self._fd)
 
 
 def _open_locked(path: str) -> int:
-    """Open and lock; starts again where the file was deleted in between, by its last owner."""
+    """Open and lock the file; start again if its last owner deleted it in between."""
     while True:
         with errors_as(StartupError, f"Could not create '{path}'", file=path):
             fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command line would make, beside what `--takeover` takes over.
+"""Comparison of a command line with the daemon that `--takeover` takes over from.
 
-The taken daemon's objects, nodes and exports count, not those of the command line. Wrong options
-are errors all the same, and differences are warnings: else they show at the next restart.
+The new process gets that daemon's objects, nodes and exports, and not those of its command line.
+Wrong options are errors nevertheless, and differences are warnings: otherwise they would only show
+at the next restart.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from vhostblk.cli.arguments import Step
     from vhostblk.schema.base import QapiStruct
 
-#: What an option is called, and what it makes; the member that names that; how it is read.
+#: The name of an option, its schema, the member with the name, and the parser.
 _KINDS: tuple[tuple[str, str, str, Callable[[Any], Any]], ...] = (
     ("object", "object", "id", object_options),
     ("blockdev", "node", "node-name", blockdev_options),
@@ -38,16 +39,16 @@ class Planned:
         self._kinds: dict[str, dict[str, QapiStruct]] = {kind: {} for kind, *_ in _KINDS}
 
     def add(self, step: Step) -> None:
-        """Understand an option; raises VhostblkError."""
+        """Add an option; raises VhostblkError."""
         for kind, _, key, convert in _KINDS:
             if step.option == kind:
                 self._put(kind, key, convert(step.value))
 
     def add_short_form(self, image: str | None, properties: str) -> None:
-        """Understand the short form; raises VhostblkError."""
+        """Add the short form; raises VhostblkError."""
         export, image_format = short_export(properties)
         if image is not None:
-            # What the image looks like was asked for when the first process was started.
+            # The first process has checked the format of the image.
             node = image_blockdev(image, export, image_format or DEFAULT_FORMAT)
             self._put("blockdev", "node-name", node)
             export = msgspec.structs.replace(export, node_name=node.node_name)
@@ -58,7 +59,7 @@ class Planned:
         self._kinds[kind][name] = options
 
     def differences(self, taken: Mapping[str, list[dict[str, Any]]]) -> Iterator[str]:
-        """Yield lines that name what is not as planned; none where nothing is planned.
+        """Yield a line for each difference; none if nothing is planned.
 
         `taken` has the definitions of what is taken over, by the name of the option.
         """
@@ -82,7 +83,7 @@ class Planned:
 
 
 def _different(planned: QapiStruct, taken: QapiStruct) -> Iterator[str]:
-    """Yield the names of members that differ, and may."""
+    """Yield the names of members that differ."""
     ours, theirs = _members(planned), _members(taken)
     for name in {**ours, **theirs}:
         if ours.get(name) != theirs.get(name) and ours.get(name) != NO_NODE:
@@ -90,9 +91,9 @@ def _different(planned: QapiStruct, taken: QapiStruct) -> Iterator[str]:
 
 
 def _members(options: QapiStruct) -> dict[str, Any]:
-    """Return the members with their values, also those of nodes that were left out."""
+    """Return the members with their values, including omitted members of nodes."""
     if options.__struct_config__.tag == "secret":
-        return {}  # it is handed over as its value, not as what it was read from
+        return {}  # a hand-over carries its value, not its options
     if isinstance(options, BlockdevOptions):
         options = inherit.resolve(options)
     members: dict[str, Any] = msgspec.to_builtins(options)

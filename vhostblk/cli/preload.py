@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imports everything that the daemon may need later.
+"""Import of all modules that the daemon may need later.
 
-Modules are imported when they are first used, so that start-up is short. An upgrade replaces the
-package's files under a running daemon, and `--run-as` may leave it without the right to read
-them. So all modules are imported in a thread: after start-up, or before the change of user.
+Modules are imported when they are first used, so that start-up is short. But an upgrade replaces
+the package's files while the daemon runs, and after `--run-as` the daemon may not be allowed to
+read them. So a thread imports all modules: after start-up, or before the change of user.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: What a daemon never needs: programs of their own, and what builds or tests.
+#: Modules that no daemon needs: other programs, building and testing.
 _OTHERS = ("__main__", "engine.build", "plugin.testing", "pr")
 
-#: Modules of others that functions import, or that the standard library imports late.
+#: Modules of other packages that are imported inside functions.
 _FOREIGN = (
     "cffi.cparser",
     "concurrent.futures.thread",
@@ -41,12 +41,12 @@ _FOREIGN = (
 )
 
 
-#: Seconds after start-up: the first guest goes before, and daemons that live shortly are spared.
+#: Seconds after start-up, so that the first guest and short-lived daemons are not delayed.
 _DELAY = 3
 
 
 class Preloader:
-    """The thread that imports."""
+    """The thread that imports the modules."""
 
     def __init__(self) -> None:
         self._stopping = threading.Event()
@@ -61,7 +61,7 @@ class Preloader:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Import nothing more: the interpreter must not end while a module is imported."""
+        """Stop importing: the interpreter must not exit while a module is imported."""
         self._stopping.set()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
@@ -85,7 +85,7 @@ class Preloader:
 
 
 def _modules(package: ModuleType) -> Iterator[str]:
-    """List the names of all modules below a package, without those that no daemon needs."""
+    """Return the names of all modules below a package that a daemon may need."""
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         if module.name.partition(".")[2] in _OTHERS:
             continue

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`main()`: from the command line to a running daemon, and back to an exit status.
+"""`main()`: runs the daemon, and returns the exit status.
 
-Order of start-up: understand the words, go to the background if asked to, carry out the options in
-the order given, write the process ID file, tell the waiting parent. Whatever fails ends in one
-line on stderr and exit status 1, with everything taken back.
+Order of start-up: parse the command line, go to the background if asked to, process the options in
+the order given, write the process ID file, notify the waiting parent. If a step fails, everything
+is undone, stderr gets one line, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PROGRAM = "vhostblk"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; `argv` are the words after the program's name. Returns the exit status."""
+    """Run the command and return the exit status; `argv` are the words after its name."""
     stdio.open_missing()
     try:
         arguments = command_line.parse(sys.argv[1:] if argv is None else argv)
@@ -50,7 +50,7 @@ def _list_trace_points() -> int:
     load_all()  # each command declares trace points
     try:
         print("\n".join(names()), flush=True)
-    except BrokenPipeError:  # the reader has seen enough; nothing is left for the exit to flush
+    except BrokenPipeError:  # the reader has closed the pipe; nothing may be left to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 0
 
@@ -69,6 +69,6 @@ def _run(arguments: Arguments) -> int:
 
 
 def _fail(error: VhostblkError) -> int:
-    """Tell of an error in one line; return the exit status."""
+    """Print an error as one line; return the exit status."""
     print(f"{PROGRAM}: {' '.join(str(error).split(chr(10)))}", file=sys.stderr)
     return 1

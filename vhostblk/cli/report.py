@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What SIGUSR1 prints: a table of the exports and what they have done so far."""
+"""The table with the statistics of exports that SIGUSR1 prints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNITS = (("s", 1e9), ("ms", 1e6), ("µs", 1e3), ("ns", 1))
 
 
 def log_statistics(daemon: Daemon) -> None:
-    """Write the table to the log, whatever level the log is at."""
+    """Write the table to the log, regardless of its level."""
     logger.setLevel(logging.INFO)
     for line in table(daemon.statistics()):
         logger.info("%s", line)
@@ -40,7 +40,7 @@ def table(statistics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def _row(export_id: str, counted: Mapping[str, Any]) -> str:
     requests = total_of_kinds(counted[kind] for kind in KINDS)
     moved = counted["read"]["bytes"] + counted["write"]["bytes"]
-    # Those that were no requests at all are in no kind.
+    # Invalid requests belong to no kind.
     failed = requests["failed"] + counted["invalid"]
     done = requests["operations"]
     return _FORMAT.format(
@@ -54,7 +54,7 @@ def _row(export_id: str, counted: Mapping[str, Any]) -> str:
 
 
 def percentile(histogram: list[int], percent: int) -> int:
-    """Return a duration in ns below which so many of the requests were; a power of two."""
+    """Return a power of two in ns: at least this share of the requests took less time."""
     wanted = -(-sum(histogram) * percent // 100)
     seen = 0
     for bucket, count in enumerate(histogram):
@@ -65,7 +65,7 @@ def percentile(histogram: list[int], percent: int) -> int:
 
 
 def duration(nanoseconds: float) -> str:
-    """Write a duration with two digits at least, and a unit."""
+    """Return a duration as text, with at least two digits and a unit."""
     unit, size = next(((unit, size) for unit, size in _UNITS if nanoseconds >= size), _UNITS[-1])
     number = nanoseconds / size
     return f"{number:.1f} {unit}" if number < 10 else f"{number:.0f} {unit}"

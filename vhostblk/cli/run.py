@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon as a process: options carried out in order, signals, the end."""
+"""The daemon as a process: it processes the options in order, handles signals, and exits."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Finish what is in flight, flush and exit.
+#: Complete requests in flight, flush and exit.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: Tell what has been done so far.
+#: Print statistics.
 STATISTICS_SIGNAL = signal.SIGUSR1
 
 
 class _HelpPrintedError(Exception):
-    """Not an error: an option asked for help and got it, so that is all there is to do."""
+    """An option asked for help, which was printed; not an error."""
 
 
 def run(arguments: Arguments, readiness: Readiness | None) -> int:
-    """Serve until a signal comes; raises VhostblkError when start-up or the end fails."""
+    """Serve until a signal arrives; raises VhostblkError if start-up or shutdown fails."""
     _set_up_logging(arguments.log)
     raise_descriptor_limit()
     try:
@@ -58,7 +58,7 @@ def run(arguments: Arguments, readiness: Readiness | None) -> int:
         asyncio.run(_serve(arguments, readiness, sandbox))
     except _HelpPrintedError:
         pass
-    except OSError as error:  # the last flush, say
+    except OSError as error:  # for example the last flush
         raise VhostblkError(f"while closing: {reason(error)}") from error
     return 0
 
@@ -97,7 +97,7 @@ def _sandbox(arguments: Arguments) -> Sandbox:
         with _located(step.location), _answering_help(step):
             options = sandbox_options(step.value)
     monitored = any(step.option == "monitor" for step in arguments.steps)
-    # A monitor or another daemon may bring such an object later.
+    # A monitor or another daemon may add such an object later.
     keyring = (
         monitored
         or arguments.takeover is not None
@@ -157,7 +157,7 @@ def _location(step: Step | None) -> str:
 
 
 def _make_pidfile(path: str | None, handover: Handover) -> PidFile | None:
-    """Write the file; where guests depend on us already, its failure is not the end."""
+    """Write the file; after a take-over, guests depend on this process, and errors are logged."""
     if path is None:
         return None
     try:
@@ -173,12 +173,12 @@ def _make_pidfile(path: str | None, handover: Handover) -> PidFile | None:
 
 
 async def _build_unless_stopped(daemon: Daemon, arguments: Arguments, handover: Handover) -> bool:
-    """Build the daemon; False when a signal put an end to that."""
+    """Build the daemon; return False if a signal interrupted that."""
     building = asyncio.create_task(_build(daemon, arguments, handover))
     stopping = asyncio.create_task(daemon.stop_requested.wait())
     await asyncio.wait({building, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
-    building.cancel()  # no effect where it is done
+    building.cancel()  # no effect if it is complete
     try:
         await building
     except asyncio.CancelledError:
@@ -187,7 +187,7 @@ async def _build_unless_stopped(daemon: Daemon, arguments: Arguments, handover: 
 
 
 async def _build(daemon: Daemon, arguments: Arguments, handover: Handover) -> None:
-    """Carry out the options in the order given, the short form last."""
+    """Process the options in the order given, the short form last."""
     daemon.chardevs.stdio_available = not arguments.daemonize
     planned = None if arguments.takeover is None else _plan(arguments)
     with _located(_location(arguments.takeover)):
@@ -197,7 +197,7 @@ async def _build(daemon: Daemon, arguments: Arguments, handover: Handover) -> No
         if arguments.address is not None:
             await _build_short_form(daemon, arguments.image, arguments.address)
         return
-    # Everything else comes from the other daemon.
+    # The other daemon supplies everything else.
     monitors = [step for step in arguments.steps if step.option in ("chardev", "monitor")]
     await _carry_out(daemon, monitors)
     with _located(_location(arguments.takeover)):
@@ -205,7 +205,7 @@ async def _build(daemon: Daemon, arguments: Arguments, handover: Handover) -> No
 
 
 def _plan(arguments: Arguments) -> Planned:
-    """Understand what the command line would make."""
+    """Return what the command line would create."""
     from vhostblk.cli.planned import Planned
 
     planned = Planned()
@@ -258,7 +258,7 @@ async def _build_short_form(daemon: Daemon, image: str | None, address: Step) ->
 
 @contextmanager
 def _located(location: str) -> Iterator[None]:
-    """Put what the user wrote before the reason why it can't be done."""
+    """Put the text of the option in front of an error's message."""
     try:
         yield
     except (HelpRequestedError, _HelpPrintedError):
@@ -281,7 +281,7 @@ def _answering_help(step: Step) -> Iterator[None]:
 
 
 def _tell_ready(daemon: Daemon, readiness: Readiness | None, handover: Handover) -> None:
-    """Tell the parent, systemd, or the user at a terminal, that clients may connect."""
+    """Notify the parent, systemd, or the user at a terminal, that clients can connect."""
     if not daemon.exports and not list(daemon.chardevs):
         logger.warning("warning: nothing is exported, and there is no monitor to change that")
     systemd.notify(f"MAINPID={os.getpid()}\nREADY=1" if handover.taken else "READY=1")

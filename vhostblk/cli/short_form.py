@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The short form: `vhostblk IMAGE --addr...`, and `--addr...` after one `--blockdev`.
 
-It is turned into the options of the long form: an image becomes a `raw` node over `file` or
-`host_device`, read-only unless the export is writable. A writable one gives back to the host what
-the guest discards, which the long form has to ask for. With `allow-inactive=on` the image is left
-to other processes until a front-end starts the disk.
+It is converted to options of the long form. An image becomes a `raw` node above `file` or
+`host_device`. The node is read-only unless the export is writable. A writable node has
+`discard=unmap`, which is not the default of the long form. With `allow-inactive=on` the node is
+inactive until a front-end starts the disk.
 
-There is a queue for each processor of the host. The property `format` names another driver than
-`raw`. An image that looks like another format is refused without it: a guest that writes to the
-container of its image destroys it. It is not opened by its signature either: the guest of a raw
-disk can write any header, with any file of the host as its backing file.
+The export has a queue for each processor of the host, at most `MAX_QUEUES`. The property `format`
+names another driver than `raw`. Without it, an image that looks like another format is refused: a
+guest that writes to such an image as a raw disk destroys it. The format is not detected from the
+content: the guest of a raw disk can write any header, with any file of the host as backing file.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph
     from vhostblk.schema.export import BlockExportOptions
 
-#: Name of the node, and id of the export, that the short form makes.
+#: Name of the node, and id of the export, that the short form creates.
 NAME = "disk"
 
-#: What the image's `format` may be.
+#: The values of `format`.
 FORMATS = tuple(name for name, driver in DRIVERS.items() if driver.short_form)
 
-#: How many queues are offered at most where the user doesn't say it.
+#: Maximum number of queues that are offered by default.
 MAX_QUEUES = 16
 
-#: A node name that no user can give: none was given.
+#: A node name that no user can give; it stands for a missing one.
 NO_NODE = "#none"
 
 
 def short_export(address: str) -> tuple[BlockExportOptions, str | None]:
     """Return the export that the properties after `--` describe, and the image's format.
 
-    The format is None where they don't name one. Raises OptionError.
+    The format is None if they don't name one. Raises OptionError.
     """
-    # QEMU uses a queue for each processor of the guest, and fails where there are fewer.
+    # QEMU uses a queue for each processor of the guest, and fails if there are fewer.
     queues = min(os.cpu_count() or 1, MAX_QUEUES)
     defaults = f"id={NAME},node-name={NO_NODE},num-queues={queues}"
     text = f"type=vhost-user-blk,{defaults},{address}"
@@ -68,7 +68,7 @@ def short_export(address: str) -> tuple[BlockExportOptions, str | None]:
 def image_blockdev(
     image: str, export: BlockExportOptions, image_format: str | None
 ) -> BlockdevOptions:
-    """Return the definition of the image's node; raises UsageError where it can't be a disk."""
+    """Return the definition of the image's node; raises UsageError if it can't be a disk."""
     with errors_as(UsageError, f"Could not open '{image}'", file=image):
         mode = os.stat(image).st_mode
     if stat.S_ISREG(mode):
@@ -117,7 +117,7 @@ def _format_without_doubt(image: str) -> str:
 def choose_node(
     export: BlockExportOptions, graph: Graph, image_node: str | None = None
 ) -> BlockExportOptions:
-    """Return the export of a node: the one named, the image's, or the only root of the graph."""
+    """Return the export with a node: the one named, the image's, or the graph's only root."""
     if export.node_name != NO_NODE:
         return export
     if image_node is not None:

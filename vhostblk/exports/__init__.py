@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exports: block nodes shown to clients, one module an export type."""
+"""Exports: block nodes that clients can use; one package for each export type."""

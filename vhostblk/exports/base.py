@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The export contract: a `BlockBackend` shown to clients in one protocol.
+"""The contract of exports: a `BlockBackend` that clients use through one protocol.
 
-Nothing outside a type's own package asks which type an export is.
+Code outside a type's own package does not depend on the type of an export.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class Descriptors(Protocol):
-    """File descriptors that are passed along with a message; their places stand in the message."""
+    """File descriptors that are sent with a message; the message has their places."""
 
     def add(self, fd: int) -> int:
-        """Pass a descriptor, which stays the caller's; return its place."""
+        """Send a descriptor, which the caller keeps; return its place."""
 
     def take(self, place: int) -> int:
         """Return the descriptor at a place, which the caller owns then; raises VhostblkError."""
@@ -35,7 +35,7 @@ class Descriptors(Protocol):
 class Carried(ABC):
     """The state of an export that moves to another process, from `suspend` to `start`."""
 
-    #: If a client can't continue: true: `start` fails; false: the client is disconnected.
+    #: Whether `start` fails if a client can't continue; otherwise the client is disconnected.
     required = True
 
     @property
@@ -53,11 +53,11 @@ class Carried(ABC):
 
 
 class Export(ABC):
-    """One export: made with its block backend, started once, stopped once."""
+    """One export: created with its block backend, started once, stopped once."""
 
     #: The struct of its options; the struct's tag is the type's name.
     options_type: ClassVar[type[BlockExportOptions]]
-    #: What offset and length of a client's requests are multiples of; others are refused.
+    #: Alignment of offset and length of clients' requests; others are refused.
     request_alignment: ClassVar[int] = 1
 
     def __init__(self, options: Any, backend: BlockBackend, iothreads: Iothreads) -> None:
@@ -73,13 +73,13 @@ class Export(ABC):
     def connect_hint(cls, options: Any) -> list[str] | None:
         """Return the QEMU arguments that connect a virtual machine, or None.
 
-        Called before the export is made, as that may take over descriptors that `options` names.
+        Called before the export is created, which may take over descriptors in `options`.
         """
         return None
 
-    @classmethod  # noqa: B027 (most have nothing to do)
+    @classmethod  # noqa: B027 (optional)
     async def prepare(cls) -> None:
-        """Import the modules that serving clients needs, so that no client waits for it."""
+        """Import the modules for serving clients, so that no client waits for that."""
 
     @classmethod
     def decode(cls, state: msgspec.Raw, fds: Descriptors) -> tuple[Carried, list[str | None]]:
@@ -91,7 +91,7 @@ class Export(ABC):
 
     @abstractmethod
     async def start(self, carried: Any = None, *, movable: bool = False) -> None:
-        """Begin to listen; clients may connect once this returns.
+        """Begin to listen; clients can connect once this returns.
 
         With `carried`, which another export's `suspend` returned, continue from there once `resume`
         is called. `movable`: `suspend` may be called on this export. Raises VhostblkError, and then
@@ -99,25 +99,25 @@ class Export(ABC):
         """
 
     def resume(self) -> None:
-        """Take requests, after a start with `carried`: the other process doesn't any more."""
+        """Take requests, after a start with `carried`; the other process takes none any more."""
         self.backend.resume()
 
     async def suspend(self) -> Carried:
-        """Finish requests, and leave clients connected; return what `start` takes elsewhere.
+        """Complete requests and keep clients connected; return the state for `start` elsewhere.
 
-        It waits for no client: all clients of all exports wait until the last export has finished.
-        The caller flushes the nodes. If this raises VhostblkError, or is cancelled, the export goes
-        on as before.
+        This waits for no client, because all clients of all exports wait until the last export is
+        suspended. The caller flushes the nodes. If this raises VhostblkError, or is cancelled, the
+        export continues as before.
         """
         raise _not_movable(type(self))
 
     @abstractmethod
     async def stop(self) -> None:
-        """Disconnect clients, finish requests in flight, flush, remove what `start` created."""
+        """Disconnect clients, complete requests in flight, flush, remove what `start` created."""
 
     @property
     def clients(self) -> int:
-        """How many clients are connected; the export isn't removed under them unasked."""
+        """The number of connected clients; without `force` it must be 0 to remove the export."""
         return 0
 
     @property
@@ -126,7 +126,7 @@ class Export(ABC):
         return []
 
     def statistics(self) -> dict[int, dict[str, Any]]:
-        """Return what each queue has done, by its index, in the form of `schema.export`."""
+        """Return the statistics of each queue by its index, in the form of `schema.export`."""
         return {}
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way from options to an export.
+"""Creation of exports from options.
 
-The table of export types is in `schema.export`. Export classes are imported when the first export
-of their type is made, because they bring heavy libraries with them. Third parties add theirs as
-plug-ins (entry point group `vhostblk.exports`).
+The table of export types is in `schema.export`. The class of a type is imported when its first
+export is created, because it needs large libraries. Other packages add types as plug-ins (entry
+point group `vhostblk.exports`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def export_class(name: str) -> type[Export]:
 
 
 def class_of(options: BlockExportOptions) -> type[Export]:
-    """Return the class of the exports that options are for; errors as for `export_class`."""
+    """Return the class for an export's options; errors as for `export_class`."""
     return export_class(str(options.__struct_config__.tag))
 
 
@@ -54,11 +54,11 @@ async def start_export(
     *,
     movable: bool = False,
 ) -> Export:
-    """Attach a block backend to the node, make the export and start it.
+    """Attach a block backend to the node, create the export and start it.
 
-    With `carried`, from another process's export, it takes no requests before `resume` is called;
-    call it when the other process can't take requests any more. Raises VhostblkError, and then
-    leaves nothing behind. After stopping the export, detach `export.backend`.
+    With `carried`, from another process's export, the export takes no requests before `resume` is
+    called; call it when the other process can't take requests any more. Raises VhostblkError, and
+    then leaves nothing behind. After stopping the export, detach `export.backend`.
     """
     if options.fixed_iothread:
         _check_lane(options)
@@ -78,7 +78,7 @@ async def start_export(
 
 
 def _check_lane(options: BlockExportOptions) -> None:
-    """Refuse an export that must run on its iothread and can't; others run without."""
+    """Refuse an export that can't run on the iothread that `fixed-iothread` requires."""
     names = options.iothread_names()
     if names and choose_lane() is Lane.PYTHON:
         raise BlockError(
@@ -88,9 +88,9 @@ def _check_lane(options: BlockExportOptions) -> None:
 
 
 async def _activate_node(options: BlockExportOptions, graph: Graph) -> None:
-    """Take the image back from another process; it stays so where the export then fails.
+    """Activate an inactive node; it stays active if the export then fails.
 
-    An export that allows an inactive node does so itself, when a front-end starts a queue.
+    An export that allows an inactive node activates it when a front-end starts a queue.
     """
     node = graph.find(options.node_name)
     if options.writable and node.read_only:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over the queues of an export, without numpy: the sum may be asked for before any guest."""
+"""Sums over the queues of an export, without numpy, which the first guest loads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUCKETS = 32
 
 
 def nothing() -> dict[str, Any]:
-    """Return what a queue has done that has done nothing, for types that count for themselves."""
+    """Return the statistics of a new queue, for export types that count for themselves."""
     counted: dict[str, Any] = dict.fromkeys(COUNTERS, 0)
     for kind in KINDS:
         counted[kind] = {**dict.fromkeys(KIND_COUNTERS, 0), "latency": [0] * BUCKETS}
@@ -26,7 +26,7 @@ def nothing() -> dict[str, Any]:
 
 
 def total(queues: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add up what queues have done; each is in the form of `nothing`."""
+    """Return the sum of queues' statistics, each in the form of `nothing`."""
     described = list(queues)
     summed: dict[str, Any] = {name: sum(queue[name] for queue in described) for name in COUNTERS}
     for kind in KINDS:
@@ -35,7 +35,7 @@ def total(queues: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def total_of_kinds(kinds: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add up what is counted of requests: of one kind in several queues, or of several kinds."""
+    """Return the sum of several counts: of one kind in several queues, or of several kinds."""
     described = list(kinds)
     summed: dict[str, Any] = {
         name: sum(counted[name] for counted in described) for name in KIND_COUNTERS

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handing a running daemon's work over to a new process: an upgrade that guests see as a pause.
+"""Hand-over of a running daemon's work to a new process: an upgrade that guests see as a pause.
 
-The running daemon gives (`giver.py`), the new one takes (`taker.py`); they talk over a Unix socket
-(`wire.py`):
+The running daemon is the giver (`giver.py`), the new one the taker (`taker.py`). They communicate
+over a Unix socket (`wire.py`):
 
     taker                             giver
     Hello(version)            ──►
@@ -17,17 +17,17 @@ The running daemon gives (`giver.py`), the new one takes (`taker.py`); they talk
     the vrings run: the pause is over
     hangs up                          ends
 
-All exports stop at the same time. A front-end may be in the middle of a message, or not read its
-reply: what has come of the message, and what has to be sent of the reply, is part of the state. If
-requests in flight don't finish soon, the hand-over fails, and the exports go on.
+All exports stop at the same time. A front-end may have sent only a part of a message, or not have
+read its reply: the part of the message and the unsent part of the reply belong to the state. If
+requests in flight don't complete soon, the hand-over fails, and the exports continue.
 
 Until the giver has sent `Commit`, it can resume: if the taker sends `Failure` or exits, the giver
 opens the images again, and replays the sessions to itself. A taker that hangs is then killed before
-it can touch anything again (`leash.py`). A session is sent as messages that bring a fresh session
-to the same state (`vhost_user/journal.py`, `restate.py`). The taker reads nothing from front-ends
-before `Commit`, as the giver would miss it. If these messages can't be replayed, the taker fails;
-the giver, which has to resume, disconnects that front-end.
+it can touch anything again (`leash.py`). A session is sent as messages that bring a new session to
+the same state (`vhost_user/journal.py`, `restate.py`). The taker reads nothing from front-ends
+before `Commit`, because the giver would miss it. If the messages can't be replayed, the taker
+fails, and the giver, which must resume, disconnects that front-end.
 
-The image locks are held all the time: the giver holds them on an open file of its own, the guard.
+The image locks are held all the time. The giver holds them on a separate open file, the guard.
 The taker gets the guard, and ignores its locks (`block/graph/locking.py`).
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a daemon consists of now, as the options that make it again."""
+"""The options that recreate a daemon's current objects, nodes and exports."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def objects(daemon: Daemon) -> list[dict[str, Any]]:
 
 
 def exports(daemon: Daemon) -> list[dict[str, Any]]:
-    """Return the definitions of all exports; raises HandoverError where they are changing."""
+    """Return the definitions of all exports; raises HandoverError if they are changing."""
     for export_id in daemon.exports:
         if daemon.is_shutting_down(export_id):
             raise HandoverError(f"export '{export_id}' is being removed")
     return [
         {
             **msgspec.to_builtins(daemon.export_options(export_id)),
-            "node-name": export.backend.node.node_name,  # another one after a snapshot
+            "node-name": export.backend.node.node_name,  # it changes with a snapshot
         }
         for export_id, export in daemon.exports.items()
     ]
@@ -40,7 +40,7 @@ def exports(daemon: Daemon) -> list[dict[str, Any]]:
 def blockdevs(daemon: Daemon) -> list[dict[str, Any]]:
     """Return the definitions of the nodes that the user added, children first.
 
-    Raises HandoverError where the graph is not what these definitions make.
+    Raises HandoverError if these definitions would not recreate the graph.
     """
     graph = daemon.graph
     for job in daemon.jobs:
@@ -49,7 +49,7 @@ def blockdevs(daemon: Daemon) -> list[dict[str, Any]]:
     for backend in graph.backends:
         if backend not in exported:
             raise HandoverError(f"{backend.description} uses node '{backend.node.node_name}'")
-        if not graph.is_owned(backend.node):  # it goes when its user does, as after a snapshot
+        if not graph.is_owned(backend.node):  # it is removed with its user, as after a snapshot
             raise HandoverError(f"node '{backend.node.node_name}' was not added by 'blockdev-add'")
     ordered: dict[str, BlockNode] = {}
     for node in graph:
@@ -60,7 +60,7 @@ def blockdevs(daemon: Daemon) -> list[dict[str, Any]]:
 
 
 def _definition(graph: Graph, node: BlockNode) -> dict[str, Any]:
-    """Return a node's options, with the names of the children that it has by now."""
+    """Return a node's options, with the names of its current children."""
     plain: dict[str, Any] = msgspec.to_builtins(node.options)
     for role, edge in node.children.items():
         if "." not in role and graph.is_owned(edge.node):
@@ -69,7 +69,7 @@ def _definition(graph: Graph, node: BlockNode) -> dict[str, Any]:
 
 
 def _put(graph: Graph, node: BlockNode, ordered: dict[str, BlockNode]) -> None:
-    """Enter a node behind what it lies on."""
+    """Insert a node after its children."""
     for edge in node.children.values():
         _put(graph, edge.node, ordered)
     if graph.is_owned(node):
@@ -77,7 +77,7 @@ def _put(graph: Graph, node: BlockNode, ordered: dict[str, BlockNode]) -> None:
 
 
 def _check(graph: Graph, node: BlockNode) -> None:
-    """Raise HandoverError where opening the node anew would give another one."""
+    """Raise HandoverError if opening the node again would give a different one."""
     name = node.node_name
     if not node.active:
         raise HandoverError(f"node '{name}' is inactive")
@@ -110,7 +110,7 @@ def _member(role: str) -> str:
 
 
 def _reference(options: Any, role: str) -> Any:
-    """Return what a node's options say of a child; UNSET: nothing, the image says it."""
+    """Return the child in a node's options; UNSET if only the image names it."""
     name, _, index = role.partition(".")
     value = getattr(options, _member(name), UNSET)
     if index.isdecimal() and isinstance(value, list):
@@ -119,6 +119,6 @@ def _reference(options: Any, role: str) -> Any:
 
 
 def _same(child: BlockNode, role: str, reference: Any, parent: Any) -> bool:
-    """Tell whether an inline child is what its definition makes."""
+    """Return whether an inline child still matches its definition."""
     made = inherit.resolve_child(reference, role, parent)
     return bool(msgspec.to_builtins(made) == msgspec.to_builtins(child.options))

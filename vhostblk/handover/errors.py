@@ -7,8 +7,8 @@ from vhostblk.errors import VhostblkError
 
 
 class HandoverError(VhostblkError):
-    """The hand-over can't be, or has come to nothing."""
+    """The hand-over is not possible, or has failed."""
 
 
 class RefusedError(HandoverError):
-    """The other process has said that it can't, and does nothing more."""
+    """The other process has reported a failure, and has stopped."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The running daemon's side: it waits for takers, and goes on as before where one fails."""
+"""The running daemon's side: it waits for takers, and continues as before if one fails."""
 
 from __future__ import annotations
 
@@ -50,22 +50,22 @@ logger = logging.getLogger(__name__)
 #: Seconds until a taker that could not be accepted is accepted again.
 _ACCEPT_RETRY = 1.0
 
-#: Seconds that requests in flight, and then flushing, may take while all clients wait.
+#: Time limit in seconds for requests in flight, and then for flushing, while all clients wait.
 PAUSE_LIMIT = 10.0
 
 _CREDENTIALS = struct.Struct("=3i")  # struct ucred: pid, uid, gid
 
 
 class Giver:
-    """Hands a daemon over to the first taker that succeeds, and then stops the daemon."""
+    """Server for takers: the first one that succeeds gets the work, and the daemon stops."""
 
     def __init__(self, daemon: Daemon, listener: Listener, leave: Callable[[], object]) -> None:
-        """`leave()` lets go of what else only one process can have: the process ID file."""
+        """`leave()` releases what else only one process can own: the process ID file."""
         self._daemon = daemon
         self._listener = listener
         self._leave = leave
         self._task: asyncio.Task[None] | None = None
-        #: The taker serves; nothing here may be touched any more.
+        #: The taker serves; this process may touch nothing any more.
         self.given = False
 
     def start(self) -> None:
@@ -74,7 +74,7 @@ class Giver:
         self._task.add_done_callback(log_failure)
 
     async def close(self) -> None:
-        """Wait no more."""
+        """Stop waiting."""
         if self._task is not None and not self.given:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -117,16 +117,16 @@ class Giver:
             exports = configuration.exports(daemon)
             await channel.send(*self._describe(blockdevs, exports))
             await _expect(channel, Prepared)
-            await _flush(daemon, PATIENCE)  # so that there is less to flush in the pause
+            await _flush(daemon, PATIENCE)  # so that the flush in the pause is short
             carried: dict[str, Carried] = {}
             guards: list[LockGuard] = []
             holder = Holder()
-            told = False  # the taker may have what only one process can have
+            told = False  # whether the taker may own what only one process can own
             try:
                 guards = _make_guards(daemon)
                 since = time.monotonic()
                 await _suspend_exports(daemon, carried)
-                # While there is a way back: closing reports no failure.
+                # Flush while the giver can still resume: closing reports no failure.
                 await _flush(daemon, PAUSE_LIMIT)
                 await daemon.graph.close()
                 told = True
@@ -134,7 +134,7 @@ class Giver:
                 holder.given()
                 await _expect(channel, Ready)
                 self._leave()
-                await channel.send(Commit())  # fails where the taker is gone
+                await channel.send(Commit())  # fails if the taker has exited
                 self.given = True
             except BaseException as error:
                 if not self.given:
@@ -148,7 +148,7 @@ class Giver:
                     guard.close()
                 holder.let_go()
             self._let_go(carried)
-            with contextlib.suppress(HandoverError):  # a service manager must hear of it first
+            with contextlib.suppress(HandoverError):  # the service manager must be notified first
                 await channel.receive(Commit)
 
     def _describe(
@@ -181,7 +181,7 @@ class Giver:
         exports: list[dict[str, Any]],
         carried: dict[str, Carried],
     ) -> None:
-        """Open everything again, and serve the front-ends as before."""
+        """Open all nodes again, and serve the front-ends as before."""
         daemon = self._daemon
         there = {node.node_name for node in daemon.graph}
         try:
@@ -195,12 +195,12 @@ class Giver:
                     again.resume()
         except VhostblkError as error:
             logger.error("hand-over: can't go on as before: %s", error)
-            daemon.request_stop()  # a supervisor starts anew, and front-ends come back
+            daemon.request_stop()  # a supervisor restarts the daemon, and front-ends reconnect
         else:
             logger.info("hand-over: going on as before")
 
     def _let_go(self, carried: dict[str, Carried]) -> None:
-        """Close what the taker has by now; files stay where they are."""
+        """Close everything that the taker owns now; keep the files."""
         self._listener.own(None)
         for device in self._daemon.chardevs:
             for listener in device.listeners:
@@ -212,7 +212,7 @@ class Giver:
 
 
 def _is_trusted(connection: socket.socket) -> bool:
-    """Tell whether it is our own user, or root, who asks."""
+    """Return whether the peer is our own user, or root."""
     size = _CREDENTIALS.size
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     _, uid, _ = _CREDENTIALS.unpack(raw)
@@ -225,7 +225,7 @@ async def _expect(channel: Channel, kind: type[Prepared | Ready]) -> None:
 
 
 async def _open_again(daemon: Daemon, blockdev: dict[str, Any]) -> None:
-    """Open a node; the kernel may take a moment to unlock what a dead taker had open."""
+    """Open a node; try again, because the kernel may release a dead taker's locks late."""
     deadline = time.monotonic() + END_PATIENCE
     while True:
         try:
@@ -239,9 +239,9 @@ async def _open_again(daemon: Daemon, blockdev: dict[str, Any]) -> None:
 
 
 async def _suspend_exports(daemon: Daemon, carried: dict[str, Carried]) -> None:
-    """Suspend all exports at once, into `carried`; raises VhostblkError where one can't be.
+    """Suspend all exports at once, into `carried`; raises VhostblkError if one fails.
 
-    Those that have not finished by then go on as before.
+    Exports that have not finished by then continue as before.
     """
     tasks = {
         export_id: asyncio.create_task(daemon.suspend_export(export_id), name=f"pause {export_id}")
@@ -271,9 +271,9 @@ async def _suspend_exports(daemon: Daemon, carried: dict[str, Carried]) -> None:
 
 
 async def _flush(daemon: Daemon, limit: float) -> None:
-    """Put what has been written on stable storage; raises HandoverError, after `limit` seconds too.
+    """Flush all nodes; raises HandoverError, also after `limit` seconds.
 
-    Flushing is not cancelled then: it goes on, and nobody waits for it.
+    The flush is not cancelled then, but continues in the background.
     """
     flushing = asyncio.create_task(_flush_nodes(daemon), name="hand-over")
     done, _ = await asyncio.wait({flushing}, timeout=limit)
@@ -290,7 +290,7 @@ async def _flush_nodes(daemon: Daemon) -> None:
 
 
 def _make_guards(daemon: Daemon) -> list[LockGuard]:
-    """Keep the images locked; raises HandoverError where one can't be opened again."""
+    """Keep the images locked; raises HandoverError if one can't be opened again."""
     guards: list[LockGuard] = []
     for node in daemon.graph:
         try:

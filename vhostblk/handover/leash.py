@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A taker's leash: it dies when the giver lets go of it, in whatever it hangs.
+"""A taker's leash: the taker dies when the giver closes the pipe, even if the taker hangs.
 
-A taker that hangs in the middle may wake up when the giver has lost patience and goes on as before;
-it would then work on the same rings and images. A look at the channel before each step is no use,
-for it may hang between the look and the step. So the kernel looks: the leash is a pipe, to which
-nobody writes and of which the giver has the other end. While it is on, the closing of that end
-(fcntl(2), O_ASYNC, F_SETSIG) kills the process.
+A taker may hang until the giver's time limit has passed and the giver serves again. If the taker
+then continued, both would use the same rings and images. Checking the channel before each step does
+not help: the taker may hang between the check and the step. So the kernel does it. The leash is a
+pipe without data; the giver has the other end. When the giver closes its end, the kernel kills the
+taker (fcntl(2), O_ASYNC, F_SETSIG).
 
-The channel would not do: its signal for a message may come when that has long been read. And the
-giver itself can't send signals: its sandbox keeps it from signalling other processes.
+The channel itself can't be used: the signal for a message may arrive long after the message was
+read. The giver can't send signals: its sandbox denies signals to other processes.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from vhostblk.handover.errors import HandoverError
 
 
 class Holder:
-    """The giver's side: `leash` is the taker's end, to be sent."""
+    """The giver's side; `leash` is the taker's end, which is sent to it."""
 
     def __init__(self) -> None:
         self.leash, self._held = os.pipe()
         self._open = {self.leash, self._held}
 
     def given(self) -> None:
-        """The taker has its end."""
+        """Close the taker's end in this process, after it was sent."""
         self._close(self.leash)
 
     def let_go(self) -> None:
-        """End a process that has the leash on."""
+        """Kill the process that has put the leash on."""
         self._close(self._held)
         self._close(self.leash)
 
@@ -44,23 +44,26 @@ class Holder:
 
 
 class Leash:
-    """The taker's end, a descriptor that is ours."""
+    """The taker's side; it owns the descriptor."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     def put_on(self) -> None:
-        """Die from now on when the giver closes its end; raises HandoverError if it has already."""
+        """Let the kernel kill this process when the giver closes its end.
+
+        Raises HandoverError if the giver has closed it already.
+        """
         fcntl.fcntl(self._fd, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(self._fd, fcntl.F_SETSIG, signal.SIGKILL)
         self._set_async(on=True)
         poll = select.poll()
-        poll.register(self._fd, 0)  # hang-ups are always told
+        poll.register(self._fd, 0)  # poll(2) always reports hang-ups
         if poll.poll(0):
             raise HandoverError("the other process has given up")
 
     def take_off(self) -> None:
-        """Live on, whatever happens to the giver."""
+        """Survive the giver from now on."""
         self._set_async(on=False)
         os.close(self._fd)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The new daemon's side: it makes what the running one has, and takes its place."""
+"""The new daemon's side: it recreates what the running one has, and replaces it."""
 
 from __future__ import annotations
 
@@ -40,12 +40,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Nobody is there to take over from.
+#: Errors that mean that there is no daemon to take over from.
 _NOBODY = (errno.ENOENT, errno.ECONNREFUSED)
 
 
 async def find(path: str) -> Taker | None:
-    """Turn to the daemon that waits at `path`; None where there is none. Raises HandoverError."""
+    """Connect to the daemon that listens at `path`; None if there is none.
+
+    Raises HandoverError.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.connect(path)
@@ -66,22 +69,22 @@ async def find(path: str) -> Taker | None:
 
 
 class Taker:
-    """Takes a daemon's place: `begin`, then the monitors, `finish`, and at last `release`."""
+    """Replacement of a daemon: `begin`, then the monitors, `finish`, and at last `release`."""
 
     def __init__(self, channel: Channel, configuration: Configuration, fds: Fds) -> None:
         self._channel = channel
         self._configuration = configuration
         self._fds = fds
-        #: Listeners, and the files that become theirs once the other process has let go.
+        #: Listeners, and the socket files that they own once the other process is done.
         self._listeners: list[tuple[Listener, str | None]] = []
         self._guards: list[LockGuard] = []
-        #: Where the other process waits for takers, and this one may from now on.
+        #: The path and the socket where the other process waited for takers.
         self.handover = self._listener(configuration.handover, fds)
         self.handover_path = configuration.handover.path
 
     @property
     def definitions(self) -> dict[str, list[dict[str, Any]]]:
-        """What is taken over, by the name of the option that makes it."""
+        """The definitions that are taken over, by the name of the option."""
         taken = self._configuration
         return {"object": taken.objects, "blockdev": taken.blockdevs, "export": taken.exports}
 
@@ -91,7 +94,7 @@ class Taker:
         return listener
 
     async def begin(self, daemon: Daemon) -> None:
-        """Make what doesn't disturb the other process; raises VhostblkError."""
+        """Create everything that doesn't disturb the other process; raises VhostblkError."""
         try:
             for chardev in self._configuration.chardevs:
                 daemon.chardevs.inherited[chardev.chardev, chardev.address] = [
@@ -108,7 +111,7 @@ class Taker:
             raise
 
     async def finish(self, daemon: Daemon) -> None:
-        """Take over; raises VhostblkError, and then the other process goes on."""
+        """Take over; if this raises VhostblkError, the other process continues."""
         for unwanted in daemon.chardevs.inherited.values():
             for listener in unwanted:
                 listener.close()
@@ -152,14 +155,14 @@ class Taker:
             _, fds = await self._channel.receive(Commit)
             fds.close()
         except VhostblkError as error:
-            # Who knows whether the other process goes on: not even to be closed may the images be
-            # touched. The kernel puts everything away.
+            # The other process may continue, so this one must not touch the images, not even to
+            # close them. The kernel closes all files.
             logger.error("hand-over: %s", error)
             logging.shutdown()
             os._exit(1)
 
     def release(self) -> None:
-        """Let the other process end; until then it waits."""
+        """Let the other process exit, which waits for this."""
         self._channel.close()
 
     async def _build(self, daemon: Daemon, state: State, fds: Fds) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the two processes of a hand-over say: JSON with a length in front, and descriptors.
+"""The messages of a hand-over: JSON with a length in front, and descriptors.
 
-A frame is the length of the JSON text and the number of descriptors (both 32 bits, in the
-machine's order), the text, and then a byte with at most `_FDS_AT_ONCE` descriptors as often as it
-takes. In the text a descriptor is its place among those of the frame.
+A frame begins with the length of the JSON text and the number of descriptors (both 32 bits, in
+native byte order). The text follows, and then the descriptors: single bytes, each of which carries
+at most `_FDS_AT_ONCE` of them. The text refers to a descriptor by its place in the frame.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from vhostblk.handover.errors import HandoverError, RefusedError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-#: Changes with every change of the messages that an older process would misunderstand.
+#: Incremented for each incompatible change of the messages.
 VERSION = 2
 
-#: Seconds without a word after which the other side counts as gone.
+#: Seconds without a message after which the other side counts as dead.
 PATIENCE = 60.0
 
-#: Seconds within which a process that was given up is gone.
+#: Seconds within which a killed process has exited.
 END_PATIENCE = 10.0
 
-#: The kernel takes 253 (SCM_MAX_FD).
+#: The kernel's limit is 253 (SCM_MAX_FD).
 _FDS_AT_ONCE = 128
 _HEADER = struct.Struct("=II")
 _MAX_TEXT = 256 << 20
@@ -52,14 +52,14 @@ class Hello(_Message, kw_only=True, frozen=True):
 
 
 class Listening(msgspec.Struct, kw_only=True, frozen=True):
-    """A listening socket, and the file that has to go with it."""
+    """A listening socket, and the socket file that must be removed with it."""
 
     fd: int
     path: str | None
 
 
 class ChardevListening(msgspec.Struct, kw_only=True, frozen=True):
-    """The sockets of a character device; `address` says where they listen."""
+    """The sockets of a character device; they listen at `address`."""
 
     chardev: str
     address: str
@@ -67,22 +67,22 @@ class ChardevListening(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Configuration(_Message, kw_only=True, frozen=True):
-    """What there is, as QMP would define it, in the order in which it can be made."""
+    """Objects, nodes and exports in QMP's form, in the order in which they can be created."""
 
     objects: list[dict[str, Any]]
     blockdevs: list[dict[str, Any]]
     exports: list[dict[str, Any]]
     chardevs: list[ChardevListening]
-    #: Where the giver waits for takers.
+    #: The socket where the giver waits for takers.
     handover: Listening
 
 
 class Prepared(_Message, kw_only=True, frozen=True):
-    """Nothing is missing but what the giver has."""
+    """The taker now needs only the giver's state."""
 
 
 class ExportState(msgspec.Struct, kw_only=True, frozen=True):
-    """What one export takes along; its type knows the form."""
+    """The state of one export; its type defines the form."""
 
     id: str
     state: msgspec.Raw
@@ -96,7 +96,7 @@ class Guard(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class State(_Message, kw_only=True, frozen=True):
-    """What only one process can have."""
+    """The state that only one process can own."""
 
     exports: list[ExportState]
     guards: list[Guard]
@@ -107,15 +107,15 @@ class State(_Message, kw_only=True, frozen=True):
 
 
 class Ready(_Message, kw_only=True, frozen=True):
-    """The taker could serve now."""
+    """The taker is ready to serve."""
 
 
 class Commit(_Message, kw_only=True, frozen=True):
-    """The taker is to serve."""
+    """The taker must serve."""
 
 
 class Failure(_Message, kw_only=True, frozen=True):
-    """The hand-over is off."""
+    """The hand-over has failed."""
 
     reason: str
 
@@ -127,26 +127,26 @@ _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
 class Fds:
-    """Descriptors of a frame: gathered for sending, or received and taken one by one."""
+    """Descriptors of a frame: collected for sending, or received and taken one by one."""
 
     def __init__(self, fds: Iterable[int] = ()) -> None:
         self.all: list[int] = list(fds)
         self._taken: set[int] = set()
 
     def add(self, fd: int) -> int:
-        """Send a descriptor along, which stays the caller's; return its place."""
+        """Add a descriptor, which the caller keeps; return its place."""
         self.all.append(fd)
         return len(self.all) - 1
 
     def take(self, place: int) -> int:
-        """Return the descriptor at a place, the caller's from now on; raises HandoverError."""
+        """Return the descriptor at a place, which the caller then owns; raises HandoverError."""
         if not 0 <= place < len(self.all) or place in self._taken:
             raise HandoverError(f"descriptor {place} is missing")
         self._taken.add(place)
         return self.all[place]
 
     def close(self) -> None:
-        """Close those received that nobody took."""
+        """Close the received descriptors that were not taken."""
         for place, fd in enumerate(self.all):
             if place not in self._taken:
                 self._taken.add(place)
@@ -154,7 +154,7 @@ class Fds:
 
 
 class Channel:
-    """One end of the conversation. It waits in threads: nothing else depends on them."""
+    """One end of the conversation. It waits in threads, which don't block the event loop."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.settimeout(PATIENCE)
@@ -165,7 +165,7 @@ class Channel:
         await asyncio.to_thread(self._send, message, [] if fds is None else fds.all)
 
     async def receive(self, kind: type[M]) -> tuple[M, Fds]:
-        """Return the next message, which has to be of that kind; raises HandoverError."""
+        """Return the next message, which must be of this kind; raises HandoverError."""
         message, fds = await asyncio.to_thread(self._receive)
         if not isinstance(message, kind):
             fds.close()
@@ -175,7 +175,7 @@ class Channel:
         return message, fds
 
     async def wait_for_end(self) -> None:
-        """Say no more, and wait until the other process is gone."""
+        """Shut down the sending side, and wait until the other process has exited."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
         with suppress(HandoverError):
@@ -188,7 +188,7 @@ class Channel:
                 os.close(fd)
 
     def close(self) -> None:
-        """Hang up: the other side gets to know, and a thread of ours that waits for it."""
+        """Close the connection; this wakes up the other side, and our threads that wait."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -233,7 +233,7 @@ class Channel:
         fds.all += received
 
     def _receive_some(self, size: int) -> tuple[bytes, list[int]]:
-        """Read what has come, with its descriptors; raises HandoverError."""
+        """Read the available data, with its descriptors; raises HandoverError."""
         space = socket.CMSG_SPACE(_FDS_AT_ONCE * 4)
         with errors_as(HandoverError, "the other process"):
             data, ancillary, flags, _ = self._socket.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QMP: the wire, monitors, and the commands (`vhostblk.qmp.commands`, one module an area)."""
+"""QMP: the wire format, monitors, and the commands (`vhostblk.qmp.commands`, a module per area)."""

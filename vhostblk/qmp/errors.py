@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors as QMP clients get them: a class and a description (`qapi/error.json`)."""
+"""QMP's error classes and descriptions (`qapi/error.json`)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from vhostblk.objects.types import TypeNotFoundError
 
 
 class QmpError(VhostblkError):
-    """A request can't be understood, or what it asks for can't be done."""
+    """A request is malformed, or can't be executed."""
 
 
 class CommandNotFoundError(QmpError):
-    """There is no such command, or not in this state of the conversation."""
+    """The command does not exist, or is not allowed in this state of the conversation."""
 
 
-#: `QapiErrorClass` of the kinds that clients tell apart. All others are a GenericError.
+#: `QapiErrorClass` of the kinds that clients distinguish. All others are GenericError.
 _CLASSES: dict[type[Exception], str] = {
     CommandNotFoundError: "CommandNotFound",
     PathNotFoundError: "DeviceNotFound",

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A monitor: QMP spoken to the peer of a character device, one client after the other.
+"""A monitor: QMP for the peers of a character device, one client after the other.
 
-Everything runs on the event loop. A *turn* looks at a slice of what the client has sent and begins
-a few requests at most, then others get theirs; commands run in tasks. A command that has begun runs
-to its end even if its client goes; the reply is dropped then.
+A monitor runs on the event loop, in turns. A *turn* parses a slice of the client's input and begins
+a few requests at most; then other users of the loop get their turns. Commands run in tasks. A
+command that has begun is completed even if its client disconnects; then its reply is dropped.
 
-What a client can cost is bounded. It is read from only while there is room for requests and no
-reply waits for it. Each command adds one reply at most, and events are left out while the character
-device takes no more.
+The memory for a client is bounded. Its input is read only while there is room for requests and no
+reply is queued. Each command adds at most one reply. Events are dropped while the character device
+accepts no more data.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: What is done in a turn at most: bytes looked at (10 ms of the worst garbage), requests begun.
+#: Limits of a turn: bytes parsed (10 ms for the worst garbage), and requests begun.
 SLICE = 4096
 REQUESTS_A_TURN = 16
 
-#: Commands of one client that run at once, those out of band among them.
+#: Maximum number of commands of one client that run at once, including out-of-band ones.
 MAX_COMMANDS = 16
 
 
 class Monitor:
-    """The front-end of `chardev`; commands in band wait for `dispatcher`."""
+    """The front-end of `chardev`; in-band commands wait for `dispatcher`."""
 
     def __init__(
         self,
@@ -59,19 +59,19 @@ class Monitor:
         self._dispatcher = dispatcher
         self._pretty = pretty
         self._log = RateLimitedLogger(logger, f"monitor '{chardev.label}': ")
-        #: None: no client is there.
+        #: None if there is no client.
         self._session: Session | None = None
-        #: From the client, still to be looked at.
+        #: Input from the client that is not parsed yet.
         self._input = b""
         #: Replies that the character device has refused for now.
         self._unsent: deque[bytes] = deque()
         self._turn: asyncio.Handle | None = None
         self._commands: set[asyncio.Task[None]] = set()
-        #: If not, clients are greeted, but their commands are not read yet.
+        #: Otherwise clients are greeted, but their commands are not read yet.
         self._takes_commands = takes_commands
 
     def start(self) -> None:
-        """Begin to serve; raises ChardevError where the device is in use."""
+        """Begin to serve; raises ChardevError if the device is in use."""
         self._chardev.attach(self)
 
     def take_commands(self) -> None:
@@ -80,7 +80,7 @@ class Monitor:
         self._schedule()
 
     async def stop_commands(self, patience: float) -> None:
-        """Take no more commands; cancel those that don't end in `patience` seconds."""
+        """Take no more commands; cancel those that take longer than `patience` seconds."""
         self._takes_commands = False
         running = set(self._commands) - {asyncio.current_task()}
         if running:
@@ -95,14 +95,14 @@ class Monitor:
         self.closed()
 
     def tell(self, event: Event) -> None:
-        """Tell the client of an event, if it has negotiated and reads what it is sent."""
+        """Send an event to the client, if it has negotiated and reads its input."""
         if self._session is None or not self._session.negotiated:
             return
         data = wire.encode(wire.event(event), pretty=self._pretty)
         if self._unsent or not self._chardev.write(data):
             self._log.warning("the client does not read; it is not told of %s", event.name)
 
-    # What the character device calls.
+    # Callbacks of the character device.
 
     def opened(self) -> None:
         """Greet a client."""
@@ -111,12 +111,12 @@ class Monitor:
         self._schedule()
 
     def received(self, data: bytes) -> None:
-        """Take bytes from the client."""
+        """Add input from the client."""
         self._input += data
         self._take_turn()
 
     def writable(self) -> None:
-        """Send what could not be sent before."""
+        """Send the queued replies."""
         while self._unsent and self._chardev.write(self._unsent[0]):
             self._unsent.popleft()
         self._schedule()
@@ -137,7 +137,7 @@ class Monitor:
             self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
-        """Begin requests as far as that goes; then have the rest read, or another turn."""
+        """Begin requests within the limits; then read more input, or schedule another turn."""
         if self._turn is not None:
             self._turn.cancel()
             self._turn = None
@@ -156,7 +156,7 @@ class Monitor:
                 break
             self._begin(session, request)
             if self._session is not session:
-                return  # the greeting of the next client has set things going
+                return  # the greeting of the next client has scheduled a turn
         else:
             self._schedule()
         if not (self._has_room and session.wants_input):
@@ -169,7 +169,7 @@ class Monitor:
 
     @property
     def _has_room(self) -> bool:
-        """Whether the client may cause more replies; where not, something sets a turn going."""
+        """Whether the client may cause more replies; if not, an event will schedule a turn."""
         return not self._unsent and len(self._commands) < MAX_COMMANDS
 
     def _begin(self, session: Session, request: Request) -> None:
@@ -204,7 +204,10 @@ class Monitor:
             async with nullcontext() if request.out_of_band else self._dispatcher:
                 answer = await call.command.execute(self._daemon, session, call.arguments)
             message = wire.success(answer, request.ids)
-        except (Exception, asyncio.CancelledError) as error:  # also of a task that it waited for
+        except (
+            Exception,
+            asyncio.CancelledError,
+        ) as error:  # also if a task that it waited for was cancelled
             message = self._failure(error, f"command {call.command.name}", request.ids)
         self._reply(session, message)
         session.finished(request)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All monitors of a daemon: they share the commands, the turns to execute them, and the events."""
+"""The monitors of a daemon, which share the commands, the order of execution, and the events."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vhostblk.events import Event
     from vhostblk.schema.options import Options
 
-#: Seconds that commands get to come to their end when the daemon stops.
+#: Seconds for running commands to complete when the daemon stops.
 PATIENCE = 5.0
 
 
@@ -38,7 +38,7 @@ def add_monitor(daemon: Daemon, options: Options) -> None:
 
 
 class Monitors:
-    """The monitors. Commands in band are executed one at a time; monitors take turns."""
+    """The monitors. In-band commands are executed one at a time; monitors take turns."""
 
     def __init__(self, daemon: Daemon) -> None:
         load_all()
@@ -50,7 +50,7 @@ class Monitors:
         daemon.events.listen(self._throttle.take)
 
     def add(self, chardev: Chardev, *, pretty: bool = False) -> None:
-        """Serve QMP on a character device; raises ChardevError where it is in use."""
+        """Serve QMP on a character device; raises ChardevError if it is in use."""
         monitor = Monitor(
             self._daemon,
             chardev,
@@ -68,11 +68,11 @@ class Monitors:
             monitor.take_commands()
 
     async def stop_commands(self) -> None:
-        """Take no more commands and wait for those that run; events are still told."""
+        """Take no more commands and wait for those that run; events are still sent."""
         await asyncio.gather(*(monitor.stop_commands(PATIENCE) for monitor in self._monitors))
 
     def close(self) -> None:
-        """Leave the character devices."""
+        """Detach from the character devices."""
         self._daemon.events.forget(self._throttle.take)
         self._throttle.close()
         for monitor in self._monitors:

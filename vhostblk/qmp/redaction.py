@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests as trace points may show them: without secrets."""
+"""Removal of secrets from requests, for trace points."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _HIDDEN = "..."
 
 
 def without_secrets(value: object) -> object:
-    """Return a request with everything hidden that is, or might be meant as, a secret.
+    """Return a request without anything that is a secret, or may be meant as one.
 
-    This sees requests before they are checked: whatever can't be sent twice must not be shown.
+    The requests are not checked yet: a misspelled member can contain a secret.
     """
     if isinstance(value, list):
         return [without_secrets(item) for item in value]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What QMP commands there are: one table, for monitors to dispatch from and for introspection.
+"""The table of QMP commands, for dispatch and introspection.
 
 A command is a coroutine function of the daemon and one schema struct (or none), registered with
 `@command`:
@@ -7,9 +7,9 @@ A command is a coroutine function of the daemon and one schema struct (or none),
     @command("block-export-del")
     async def block_export_del(daemon: Daemon, arguments: BlockExportDel) -> None: ...
 
-Its argument and return types are read from the annotations: a `QapiStruct` (whose members are the
-command's arguments), a union of structs, or nothing; and a struct, a list, a scalar or None. A
-parameter called `monitor` gets the session of the client that asks.
+The types are read from the annotations. The argument is a `QapiStruct` (whose members are the
+command's arguments), a union of structs, or missing. The result is a struct, a list, a scalar or
+None. A parameter called `monitor` gets the client's session.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class Command:
     before_negotiation: bool = False
 
     def types(self) -> tuple[Any, Any]:
-        """Return the schema of arguments (None: none) and of the answer (None: an empty object).
+        """Return the schemas of arguments (None: no arguments) and result (None: an empty object).
 
         The handler's module must have these types importable at run time.
         """
         return _types(self.handler)
 
     async def execute(self, daemon: Daemon, session: Session, arguments: Any) -> Any:
-        """Call the handler with what it takes, and return its answer."""
+        """Call the handler with its parameters, and return its result."""
         enter, leave = _trace_points(self.name)
         if enter.enabled:
             enter(as_json(arguments))
@@ -79,13 +79,13 @@ class Command:
 
 @functools.cache
 def _trace_points(name: str) -> tuple[TracePoint, TracePoint]:
-    """Return the points before and after a command: arguments; answer and success, or error."""
+    """Return the points before a command (arguments) and after it (result, or error)."""
     suffix = name.replace("-", "_")
     return point(f"qmp_enter_{suffix}", "%s"), point(f"qmp_exit_{suffix}", "%s %d")
 
 
 def as_json(value: Any) -> str:
-    """Write a request, arguments or an answer for a trace, without secrets."""
+    """Return a request, arguments or a result for a trace, without secrets."""
     try:
         shown = without_secrets(msgspec.to_builtins(value, enc_hook=str))
         return "{}" if value is None else msgspec.json.encode(shown).decode()
@@ -95,7 +95,7 @@ def as_json(value: Any) -> str:
 
 @functools.cache
 def _types(handler: Callable[..., Awaitable[Any]]) -> tuple[Any, Any]:
-    # Only what is part of the schema is evaluated: `Daemon` need not be importable.
+    # Only annotations of the schema are evaluated: `Daemon` need not be importable.
     annotations = {
         name: annotation
         for name, annotation in handler.__annotations__.items()

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One client's conversation, without I/O: bytes in, requests out, and what may be answered to them.
+"""The conversation with a client, without I/O: bytes in, requests out.
 
 Rules, as in QEMU's monitor (`monitor/qmp.c`, `qapi/qmp-dispatch.c`):
 
-- Until `qmp_capabilities` has succeeded there is no other command, and there are no events.
-- Commands in band are executed one after the other; so are the replies to what can't be
-  understood. Without the capability "oob" nothing is read while one executes, so that its reply
-  comes before that to any later command.
-- With it, up to `QUEUE_LENGTH` wait, and `exec-oob` overtakes them. Where the queue is full nothing
-  is read, which holds up commands out of band too: clients have to keep below that.
+- Until `qmp_capabilities` has succeeded, other commands are not available and no events are sent.
+- In-band commands are executed one after the other; errors of malformed requests are replied to in
+  the same order. Without the capability "oob", no input is read while a command is executed, so its
+  reply comes before the replies to all later commands.
+- With "oob", up to `QUEUE_LENGTH` in-band commands wait, and `exec-oob` overtakes them. While this
+  queue is full, no input is read, out-of-band commands included: clients must not fill the queue.
 
 The loop around a session (`vhostblk.qmp.monitor`):
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from vhostblk.qmp.registry import Command
 
-#: Requests in band that wait while one is executed, where the client can overtake them.
+#: Maximum number of in-band requests that wait while one is executed, with "oob".
 QUEUE_LENGTH = 8
 
 #: Capabilities that a client may enable.
@@ -43,20 +43,20 @@ CAPABILITIES = ("oob",)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """Something that the client asks for: a JSON value, or what is wrong with it."""
+    """A request of the client: a JSON value, or the error in it."""
 
     value: object
     error: JsonError | None = None
 
     @property
     def out_of_band(self) -> bool:
-        """Whether it asks to overtake others; whether it may is not checked yet."""
+        """Whether it uses `exec-oob`; whether the command allows this is not checked yet."""
         value = self.value
         return isinstance(value, dict) and "exec-oob" in value and "execute" not in value
 
     @property
     def ids(self) -> dict[str, Any]:
-        """Return what the reply has to repeat."""
+        """The members that the reply must repeat."""
         value = self.value
         return {"id": value["id"]} if isinstance(value, dict) and "id" in value else {}
 
@@ -75,7 +75,7 @@ class Session:
 
     commands: Mapping[str, Command]
     negotiated: bool = False
-    #: What the client has enabled.
+    #: The capabilities that the client has enabled.
     enabled: frozenset[str] = frozenset()
     _stream: JsonStream = field(default_factory=JsonStream)
     _queue: deque[Request] = field(default_factory=deque)
@@ -83,15 +83,15 @@ class Session:
 
     @property
     def wants_input(self) -> bool:
-        """Whether bytes are of use now: all earlier ones are used up and there is room."""
+        """Whether the session needs input: all earlier input is parsed and there is room."""
         return not self._stream.has_input and self._has_room
 
     def receive(self, data: bytes) -> None:
-        """Take bytes from the client."""
+        """Add input from the client."""
         self._stream.feed(data)
 
     def next(self) -> Request | None:
-        """Return the next request to execute; None: bytes, or the end of one, are awaited."""
+        """Return the next request to execute; None if it waits for input or for a command."""
         while self._has_room:
             found = self._stream.next()
             if found is None:
@@ -109,12 +109,12 @@ class Session:
         return None
 
     def finished(self, request: Request) -> None:
-        """Take note that a request has been answered."""
+        """Note that a request was replied to."""
         if request is self._executing:
             self._executing = None
 
     def check(self, request: Request) -> Call:
-        """Understand a request that is to be executed now; raises VhostblkError."""
+        """Check a request that is about to be executed; raises VhostblkError."""
         if request.error is not None:
             raise QmpError(str(request.error))
         name, arguments = self._parse(request.value)

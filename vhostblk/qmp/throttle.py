@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits how often monitors hear of what a guest can cause (`monitor/monitor.c`).
+"""Rate limit for events that a guest can cause (`monitor/monitor.c`).
 
-The first event of a kind is passed on at once. Of those within a second after one that was passed
-on only the last is kept, and passed on when the second is over. What is of the same kind depends
-on some members of the data too: a broken disk doesn't hide the next.
+The first event of a kind is sent at once. Of the further events within one second, only the last
+one is kept, and sent when the second is over. Some members of the data belong to the kind: the
+events of one disk don't hide those of another.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 #: Seconds between two events of a kind.
 INTERVAL = 1.0
 
-#: The events concerned, and the members that make a difference. QEMU looks at the QOM path of
-#: BLOCK_IO_ERROR alone, which is empty for all exports.
+#: The limited events, and the members that belong to the kind. QEMU uses only the QOM path of
+#: BLOCK_IO_ERROR, which is empty for all exports.
 KEYS: dict[str, tuple[str, ...]] = {
     "BLOCK_IO_ERROR": ("qom_path", "device", "node_name"),
     "QUORUM_FAILURE": (),
@@ -31,17 +31,17 @@ _Key = tuple[object, ...]
 
 
 class EventThrottle:
-    """Passes events on to `deliver`."""
+    """Rate limit in front of `deliver`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Callable[[Event], None]) -> None:
         self._loop = loop
         self._deliver = deliver
-        #: Kinds of event that have to wait: what ends that, and what waits.
+        #: Kinds of events in their second: the timer that ends it, and the event that waits.
         self._timers: dict[_Key, asyncio.TimerHandle] = {}
         self._waiting: dict[_Key, Event] = {}
 
     def take(self, event: Event) -> None:
-        """Pass an event on, now or later."""
+        """Deliver an event, now or later."""
         members = KEYS.get(event.name)
         if members is None:
             self._deliver(event)
@@ -53,7 +53,7 @@ class EventThrottle:
             self._pass_on(key, event)
 
     def close(self) -> None:
-        """Pass on what waits and stop the clocks."""
+        """Deliver the events that wait, and stop the timers."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()

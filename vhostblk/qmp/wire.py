@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What QMP looks like on the wire (`docs/interop/qmp-spec.rst`): messages to the client, as bytes.
+"""QMP's wire format (`docs/interop/qmp-spec.rst`): messages to the client, as bytes.
 
 The other direction, JSON values from a stream of bytes, is `vhostblk.schema.json_stream`.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 
-#: The version of QEMU whose QMP this is, as clients look at it to know what they can ask for.
+#: The version of QEMU whose QMP this is; clients derive the available commands from it.
 COMPATIBLE_WITH = {"major": 10, "minor": 0, "micro": 0}
 
 VERSION: Message = {"qemu": COMPATIBLE_WITH, "package": f"vhostblk {__version__}"}
@@ -33,17 +33,17 @@ def greeting(capabilities: Iterable[str]) -> Message:
 
 
 def success(value: object, ids: Message) -> Message:
-    """Return the reply to a command that worked; `ids` is the request's id, if it has one."""
+    """Return the reply to a successful command; `ids` is the request's id, if it has one."""
     return {"return": {} if value is None else msgspec.to_builtins(value), **ids}
 
 
 def failure(error: BaseException, ids: Message) -> Message:
-    """Return the reply to a command that did not."""
+    """Return the reply to a failed command."""
     return {"error": {"class": error_class(error), "desc": description(error)}, **ids}
 
 
 def event(happened: Event) -> Message:
-    """Return the message that tells of an event."""
+    """Return the message of an event."""
     seconds, microseconds = divmod(int(happened.timestamp * 1_000_000), 1_000_000)
     message: Message = {
         "timestamp": {"seconds": seconds, "microseconds": microseconds},
@@ -55,9 +55,9 @@ def event(happened: Event) -> Message:
 
 
 def encode(message: Message, *, pretty: bool) -> bytes:
-    """Return a message as a line, or as several indented ones.
+    """Return a message as one line, or as indented lines.
 
-    Raises RecursionError where an id is nested deeper than Python likes.
+    Raises RecursionError if an id is nested too deeply for Python.
     """
     text = json.dumps(message, indent=4 if pretty else None)
     return text.replace("\n", "\r\n").encode("ascii") + b"\r\n"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the process gives up, so that who takes it over gains little: see `apply.py`."""
+"""Restrictions of the process, which limit what an attacker gains: see `apply.py`."""

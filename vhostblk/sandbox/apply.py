@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sandbox of the daemon's process, in two steps.
 
-`enter` comes before anything is opened, when there is one thread: no new privileges, no
-capabilities but those that opening images and sockets may take, the filter of system calls. None of
-these gets in the way of what QMP may ask for later, so they are always there.
+`enter` is called before any file is opened, while there is one thread. It forbids new privileges,
+drops all capabilities except those for opening images and sockets, and installs the filter of
+system calls. These restrictions don't affect QMP commands, so they are always used.
 
-`close_files` comes when all that the command line names is open: the change of user, and Landlock.
-Landlock would get in the way: users of the storage daemon add nodes with any path over QMP. So it
-is put up where no monitor exists that could ask, nor a plug-in that opens what it likes, or where
-the user says in which directories files may be opened.
+`close_files` is called when all files that the command line names are open. It changes the user and
+uses Landlock. Landlock restricts QMP, whose clients may add nodes with any path. So it is used only
+if there is neither a monitor nor a plug-in that opens files, or if the user names the directories
+in which files may be opened.
 
-What the kernel doesn't have is told in the log; it is an error only where the user has asked for
-just that.
+Restrictions that the kernel does not support are logged. They are errors only if the user has asked
+for them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: What modules imported later read, the C library and the engine.
+#: Files that modules, the C library and the engine read later.
 _SYSTEM = (
     *("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/etc/passwd", "/etc/group"),
     *("/etc/nsswitch.conf", "/etc/hosts", "/etc/resolv.conf", "/etc/host.conf", "/etc/gai.conf"),
@@ -57,7 +57,7 @@ _ENDING_SECONDS = 0.1
 
 
 class Sandbox:
-    """What this process gives up, and when."""
+    """The restrictions of this process."""
 
     def __init__(
         self,
@@ -68,9 +68,9 @@ class Sandbox:
         keyring: bool = False,
         kernel: Kernel | None = None,
     ) -> None:
-        """`options` are None where the user gave none; `monitored`: QMP may ask for files.
+        """`options` are None if the user gave none; `monitored`: QMP may open files.
 
-        `keyring`: objects may want to read the kernel's keys.
+        `keyring`: objects may read the kernel's keys.
         """
         self._asked = options is not None
         self._options = options or SandboxOptions()
@@ -88,7 +88,7 @@ class Sandbox:
         self._files_asked = self._options.files is SandboxFiles.DENY or bool(self._directories)
 
     def enter(self) -> None:
-        """Do what doesn't depend on what will be opened; raises SandboxError."""
+        """Apply the restrictions that don't depend on open files; raises SandboxError."""
         for directory in self._directories:
             if not Path(directory).is_dir():
                 raise SandboxError(f"directory={directory}: no such directory")
@@ -116,14 +116,14 @@ class Sandbox:
             logger.log(level, "sandbox: %s not to be had: %s", what, reason(error))
 
     def prepare_loop(self) -> None:
-        """Be ready to restrict all threads: those of the loop's pool can be replaced then."""
+        """Prepare for restricting all threads: make the loop's thread pool replaceable."""
         if self._closes_files:
             self._replace_pool()
 
     def close_files(self, daemon: Daemon, made: Iterable[str] = ()) -> None:
-        """Become another user, and open only what is known from here on; raises SandboxError.
+        """Change the user, and restrict the files that can be opened; raises SandboxError.
 
-        `made` are files to be removed at the end, beside those of the daemon.
+        `made` are files to be removed at the end, besides those of the daemon.
         """
         why = "a monitor may ask for it"
         if self._closes_files and not self._files_asked and (name := _plugin(daemon)) is not None:
@@ -167,7 +167,7 @@ def _plugin(daemon: Daemon) -> str | None:
 
 
 def _older_threads() -> list[str]:
-    """List the threads beside this one; those that have just ended take the kernel a moment."""
+    """Return the other threads; wait for the kernel to remove threads that have just ended."""
     deadline = time.monotonic() + _ENDING_SECONDS
     while (names := _other_threads()) and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -175,12 +175,12 @@ def _older_threads() -> list[str]:
 
 
 def _other_threads() -> list[str]:
-    """List the threads beside this one, without the kernel's helpers for io_uring."""
+    """Return the other threads, without the kernel's workers for io_uring."""
     names = []
     for task in Path("/proc/self/task").iterdir():
         if task.name == str(os.getpid()):
             continue
-        with suppress(OSError):  # it is gone
+        with suppress(OSError):  # it has ended
             name = (task / "comm").read_text().strip()
             if not name.startswith("iou-"):
                 names.append(name)
@@ -188,7 +188,7 @@ def _other_threads() -> list[str]:
 
 
 def _rules(daemon: Daemon, others: Iterable[str], directories: Iterable[str]) -> Iterator[Rule]:
-    """Say what may still be opened."""
+    """Return the rules for files that may be opened later."""
     for path in {sys.prefix, sys.base_prefix, *_SYSTEM, *filter(None, sys.path)}:
         yield Rule(path, landlock.READ)
     for path in _DEVICES:
@@ -209,7 +209,7 @@ def _rules(daemon: Daemon, others: Iterable[str], directories: Iterable[str]) ->
 
 
 def _named_files(daemon: Daemon) -> set[str]:
-    """List the files that nodes' options name: those whose drivers open them again, too."""
+    """Return the files that nodes' options name; drivers may open them again."""
     found = set()
     for node in daemon.graph:
         options: Any = node.options

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Capabilities: what is left of root's power, or of what a service manager has granted."""
+"""Capabilities of root, or those that a service manager has granted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from vhostblk.sandbox.kernel import Kernel
 
-#: Opening images and sockets that belong to others, giving a socket to a group.
+#: Opening images and sockets of other users, changing the group of a socket.
 FILES = frozenset({CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_CHOWN, CAP_FOWNER})
 #: Locked memory for io_uring on kernels before 5.12.
 MEMORY = frozenset({CAP_IPC_LOCK, CAP_SYS_RESOURCE})
@@ -40,7 +40,7 @@ NETWORK = frozenset({CAP_NET_BIND_SERVICE})
 RAW_IO = frozenset({CAP_SYS_RAWIO})
 #: Device mapper.
 DEVICE_MAPPER = frozenset({CAP_SYS_ADMIN})
-#: Becoming another user.
+#: Changing the user.
 IDENTITY = frozenset({CAP_SETUID, CAP_SETGID})
 
 _HEADER = struct.Struct("=Ii")
@@ -49,7 +49,7 @@ _SETS = struct.Struct("=6I")
 
 
 def keep_only(kernel: Kernel, kept: Iterable[int]) -> None:
-    """Drop all others, for good, from this thread and those it will start. Raises OSError."""
+    """Drop all others for ever, in this thread and those it starts later. Raises OSError."""
     mask = sum(1 << capability for capability in kept)
     drop_bounds(kernel, mask)
     effective, allowed = _get(kernel)
@@ -57,9 +57,9 @@ def keep_only(kernel: Kernel, kept: Iterable[int]) -> None:
 
 
 def make_effective(kernel: Kernel, kept: Iterable[int]) -> int:
-    """Drop all others, and have those of `kept` in force that are permitted; return these.
+    """Drop all others, make the permitted ones of `kept` effective, and return these.
 
-    For this thread and those it will start. Raises OSError.
+    This affects this thread and those it starts later. Raises OSError.
     """
     mask = sum(1 << capability for capability in kept)
     _, allowed = _get(kernel)
@@ -68,19 +68,19 @@ def make_effective(kernel: Kernel, kept: Iterable[int]) -> int:
 
 
 def permitted(kernel: Kernel) -> int:
-    """Return the mask of what this thread may have in force. Raises OSError."""
+    """Return the mask of this thread's permitted capabilities. Raises OSError."""
     return _get(kernel)[1]
 
 
 def drop_bounds(kernel: Kernel, mask: int = 0) -> None:
-    """Drop what a program that is executed could get, as far as that is allowed."""
+    """Clear the bounding set, as far as that is allowed."""
     try:
         kernel.call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
         for capability in range(64):
             if not mask >> capability & 1:
                 kernel.call("prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)
     except OSError:
-        pass  # past the last one (EINVAL); without CAP_SETPCAP (EPERM) there is little to drop
+        pass  # past the last one (EINVAL), or no CAP_SETPCAP (EPERM)
 
 
 def _get(kernel: Kernel) -> tuple[int, int]:

@@ -7,4 +7,4 @@ from vhostblk.errors import VhostblkError
 
 
 class SandboxError(VhostblkError):
-    """What the user asked to be given up can't be."""
+    """A restriction that the user has asked for is not possible."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Becoming another user, for good."""
+"""Change of the process's user."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from vhostblk.sandbox.errors import SandboxError
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whom to become."""
+    """A user and its groups."""
 
     user: int
     group: int
-    #: Supplementary ones.
+    #: Supplementary groups.
     groups: tuple[int, ...]
 
 
 def find(text: str) -> Identity:
-    """Understand `USER[:GROUP]`, by name or number; raises SandboxError.
+    """Look up `USER[:GROUP]`, by name or number; raises SandboxError.
 
-    Without a group it is the user's own one and those that the user is a member of.
+    Without a group, the groups are the user's primary one and those the user is a member of.
     """
     user_text, colon, group_text = text.partition(":")
     entry = _user(user_text)
@@ -68,7 +68,7 @@ def _number(what: str, text: str) -> int:
 
 
 def become(identity: Identity) -> None:
-    """Change user and groups of all threads; raises SandboxError."""
+    """Change user and groups of all threads for ever; raises SandboxError."""
     with errors_as(SandboxError, "can't change user"):
         os.setgroups(identity.groups)
         os.setresgid(identity.group, identity.group, identity.group)

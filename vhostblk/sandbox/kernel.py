@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Kernel:
-    """The kernel that this process runs on; `architecture` is None where its calls are unknown."""
+    """The running kernel; `architecture` is None if its system calls are unknown."""
 
     def __init__(self) -> None:
         self.architecture: Architecture | None = ARCHITECTURES.get(os.uname().machine)
@@ -24,7 +24,7 @@ class Kernel:
         self._call.restype = ctypes.c_long
 
     def call(self, name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char]) -> int:
-        """Call; arguments are numbers, or memory to point to. Raises OSError."""
+        """Make a system call; arguments are numbers, or memory to point to. Raises OSError."""
         number = self.architecture.numbers.get(name) if self.architecture else None
         if number is None:
             raise os_error(errno.ENOSYS)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Landlock: which files may still be opened.
+"""Landlock: restricts which files may be opened.
 
-What is open stays usable; the rules are for what will be opened, by system calls and by io_uring
-alike. Rights that the kernel at hand doesn't know yet are left out of the request, so that an older
-one restricts less (`landlock(7)`, "Good practices").
+Open files stay usable. The rules apply when a file is opened, by system calls and by io_uring.
+Rights that the running kernel does not know are omitted, so an older kernel restricts less
+(`landlock(7)`, "Good practices").
 
-Rules are for the thread that sets them and those that it starts later.
+Rules apply to the thread that sets them and to those that it starts later.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 READ = FS_READ_FILE | FS_READ_DIR
 WRITE = READ | FS_WRITE_FILE | FS_TRUNCATE | FS_IOCTL_DEV
-#: All but programs: files come and go.
+#: All rights except execution: files are created and removed.
 MANAGE = (FS_VERSION_1 | FS_TRUNCATE | FS_IOCTL_DEV | FS_REFER) & ~1
 REMOVE = FS_REMOVE_FILE
 
@@ -45,21 +45,21 @@ _RULE = struct.Struct("=Qi")  # struct landlock_path_beneath_attr, packed
 
 
 class Rule(NamedTuple):
-    """Rights on a file, or on all below a directory."""
+    """Rights on a file, or on all files below a directory."""
 
     path: str
     rights: int
 
 
 def version(kernel: Kernel) -> int:
-    """Return the version of the interface; raises OSError where there is none."""
+    """Return the version of the interface; raises OSError if there is none."""
     return kernel.call("landlock_create_ruleset", 0, 0, LANDLOCK_CREATE_RULESET_VERSION)
 
 
 def ruleset(version: int) -> tuple[bytes, int]:
-    """Return `struct landlock_ruleset_attr` as a kernel of this version takes it, and the rights.
+    """Return `struct landlock_ruleset_attr` for a kernel of this version, and the rights.
 
-    The rights are those on files that are denied unless a rule gives them.
+    These rights on files are denied unless a rule grants them.
     """
     rights = FS_VERSION_1
     for since, right in ((2, FS_REFER), (3, FS_TRUNCATE), (5, FS_IOCTL_DEV)):
@@ -74,9 +74,9 @@ def ruleset(version: int) -> tuple[bytes, int]:
 
 
 def restrict(kernel: Kernel, rules: Iterable[Rule]) -> int:
-    """Deny all that no rule gives; return the version that this was done with.
+    """Deny all rights that no rule grants; return the version of the interface used.
 
-    A path that doesn't exist has no rule. Raises OSError.
+    Rules of paths that don't exist are ignored. Raises OSError.
     """
     found = version(kernel)
     described, rights = ruleset(found)

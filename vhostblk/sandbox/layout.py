@@ -34,12 +34,12 @@ CAP_SYS_RESOURCE = 24
 SECCOMP_SET_MODE_FILTER = 1
 #: All threads of the process.
 SECCOMP_FILTER_FLAG_TSYNC = 1
-#: Without the mitigation of speculative store bypass that kernels before 5.16 would put on.
+#: Without the mitigation of speculative store bypass, which kernels before 5.16 turn on.
 SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
 SECCOMP_RET_KILL_PROCESS = 0x80000000
 SECCOMP_RET_ERRNO = 0x00050000
 SECCOMP_RET_ALLOW = 0x7FFF0000
-#: Offsets in `struct seccomp_data`; of arguments, their lower halves (little endian).
+#: Offsets in `struct seccomp_data`; for arguments, those of the lower halves (little endian).
 DATA_NUMBER = 0
 DATA_ARCH = 4
 DATA_ARGUMENTS = 16
@@ -55,12 +55,12 @@ BPF_RETURN = 0x06  # BPF_RET | BPF_K
 CLONE_THREAD = 0x00010000
 #: Command of keyctl(2).
 KEYCTL_READ = 11
-#: Puts words into a terminal's input.
+#: Inserts input into a terminal.
 TIOCSTI = 0x5412
 #: Does the same on the console, among other things.
 TIOCLINUX = 0x541C
 
-# Landlock: rights on files, by the version of the interface that brought them.
+# Landlock: rights on files, with the version of the interface that introduced them.
 FS_EXECUTE = 1 << 0
 FS_WRITE_FILE = 1 << 1
 FS_READ_FILE = 1 << 2
@@ -72,19 +72,19 @@ FS_VERSION_1 = (1 << 13) - 1
 FS_REFER = 1 << 13  # 2
 FS_TRUNCATE = 1 << 14  # 3
 FS_IOCTL_DEV = 1 << 15  # 5
-#: Signals to processes outside.
+#: Signals to processes outside of the sandbox.
 SCOPE_SIGNAL = 1 << 1  # 6
 LANDLOCK_CREATE_RULESET_VERSION = 1
 LANDLOCK_RULE_PATH_BENEATH = 1
-#: Rights that a rule for something other than a directory may have.
+#: Rights for rules of files that are not directories.
 FS_OF_FILES = FS_EXECUTE | FS_WRITE_FILE | FS_READ_FILE | FS_TRUNCATE | FS_IOCTL_DEV
 
-#: The highest number that this table was made with (Linux 6.13).
+#: The highest system call number that this table knows (Linux 6.13).
 LAST_NUMBER = 466
 
 
 class Architecture(NamedTuple):
-    """How a machine calls its system calls; a missing number is a call that it doesn't have."""
+    """The system call numbers of an architecture; it does not have the missing ones."""
 
     #: `AUDIT_ARCH_*`.
     audit: int
@@ -217,7 +217,7 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "execveat": (322, 281),
     "statx": (332, 291),
     "rseq": (334, 293),
-    # From here on all machines have the same numbers.
+    # From here on all architectures have the same numbers.
     "open_tree": (428, 428),
     "move_mount": (429, 429),
     "fsopen": (430, 430),

@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The filter of system calls: what a storage daemon never needs fails with EPERM.
+"""The filter of system calls: calls that a storage daemon never needs fail with EPERM.
 
-What is not denied is allowed, up to the newest call known here; newer ones fail with ENOSYS, as on
-the kernel that the table was made with, and what a C library tries first it does without then.
-A list of what is allowed would have to hold all that numpy, the C library, Python, plug-ins and
-their libraries may ever call, nearly everything that touches files, memory and sockets, for QMP
-may add any node at run time; one that is a little too short breaks a guest's disk on some other
-machine. What does harm is short and known: programs, other processes, modules, mounts, name
-spaces, keys, BPF, the clock, the machine itself.
+The filter has a list of denied calls. Calls that are newer than the table fail with ENOSYS, as on
+the kernel of the table; C libraries then use older calls. A list of allowed calls would need all
+calls that numpy, the C library, Python, plug-ins and their libraries may use: nearly all calls for
+files, memory and sockets, because QMP may add any node. If such a list lacked a call, guests' disks
+would fail on some machines. The list of dangerous calls is short and known: programs, other
+processes, modules, mounts, name spaces, keys, BPF, the clock, the machine itself.
 
-The answer is an error and not a signal, because libraries probe for features. A call by another
-architecture's numbers, which no library makes, ends the process.
+Denied calls return an error and send no signal, because libraries probe for features. A call with
+the numbers of another architecture, which no library makes, kills the process.
 
-io_uring does its opens and connects without asking the filter; it can't execute, trace or mount.
-What files are concerned, Landlock holds for it too (`landlock.py`).
+The filter does not see opens and connects of io_uring, which can't execute, trace or mount.
+Landlock restricts io_uring's access to files (`landlock.py`).
 
-The cost: for a call that the filter allows by its number alone Linux (5.11 and later) runs no
-filter at all. To find that out takes it about 0.1 us a call (`benchmarks/README.md`).
+The cost: Linux 5.11 and later does not run the filter for calls that it allows by their number
+alone. The check for this takes about 0.1 us for each call (`benchmarks/README.md`).
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ if TYPE_CHECKING:
     from vhostblk.sandbox.kernel import Kernel
     from vhostblk.sandbox.layout import Architecture
 
-#: New processes and programs. `clone` stays for threads; of `clone3`, whose flags a filter can't
-#: see, the C library then does without.
+#: New processes and programs. `clone` is allowed for threads. A filter can't see the flags of
+#: `clone3`, so it is denied, and the C library uses `clone`.
 SPAWN = ("execve", "execveat", "fork", "vfork")
 
 ALWAYS = (
@@ -78,7 +77,7 @@ ALWAYS = (
     *("reboot", "syslog", "acct", "vhangup", "iopl", "ioperm", "personality", "modify_ldt"),
     *("settimeofday", "clock_settime", "clock_adjtime", "adjtimex", "sethostname"),
     "setdomainname",
-    # long gone
+    # obsolete
     *("nfsservctl", "_sysctl", "lookup_dcookie", "uselib", "ustat", "sysfs"),
 )
 
@@ -89,19 +88,19 @@ _INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter: code, jt, jf, k
 
 
 class _Test(NamedTuple):
-    """Return `verdict` where the loaded word passes."""
+    """A test that returns `verdict` if the loaded word passes."""
 
     jump: int
     value: int
     verdict: int
-    #: Return it where the word does not pass.
+    #: Return the verdict if the word does not pass.
     unless: bool = False
 
 
 def program(architecture: Architecture, *, spawn: bool, keyring: bool = False) -> bytes:
     """Return the filter, an array of `struct sock_filter`.
 
-    `spawn`: let programs be started; `keyring`: let keys of the kernel's be read, and no more.
+    `spawn`: allow starting programs; `keyring`: allow reading keys of the kernel.
     """
     numbers = architecture.numbers
     code = [
@@ -126,10 +125,10 @@ def program(architecture: Architecture, *, spawn: bool, keyring: bool = False) -
 
 
 class Argument(NamedTuple):
-    """What one argument of an allowed call must be like: only its lower half is looked at."""
+    """Conditions on one argument of an allowed call; only its lower half is checked."""
 
     number: int
-    #: It must be one of these; empty: anything.
+    #: The allowed values; empty: any value.
     values: tuple[int, ...] = ()
     #: None of these bits may be set.
     clear: int = 0
@@ -140,9 +139,9 @@ class Argument(NamedTuple):
 def allowing(
     architecture: Architecture, names: Iterable[str], arguments: Mapping[str, Argument]
 ) -> bytes:
-    """Return a filter that allows only calls in `names`, of those in `arguments` only such.
+    """Return a filter that allows only the calls in `names`, if they meet `arguments`.
 
-    `clone3` fails with ENOSYS, so that the C library makes threads with `clone`.
+    `clone3` fails with ENOSYS, so that the C library creates threads with `clone`.
     """
     numbers = architecture.numbers
     code = [
@@ -164,7 +163,7 @@ def _tests(argument: Argument) -> list[_Test]:
     if argument.some:
         tests.append(_Test(BPF_JUMP_SET, argument.some, _EPERM, unless=True))
     if not argument.values:
-        # A test that everything passes: any number is 0 or more.
+        # A test that always passes: each number is 0 or more.
         return [*tests, _Test(BPF_JUMP_GREATER_OR_EQUAL, 0, SECCOMP_RET_ALLOW)]
     return [*tests, *(_equal(value, SECCOMP_RET_ALLOW) for value in argument.values)]
 
@@ -177,7 +176,7 @@ def _equal(value: int, verdict: int, *, unless: bool = False) -> _Test:
 
 
 def _checked(offset: int, tests: list[_Test]) -> _Code:
-    """Load a word of `struct seccomp_data` and test it; goes on where no test has a verdict."""
+    """Load a word of `struct seccomp_data` and test it; continue if no test has a verdict."""
     code: _Code = [(BPF_LOAD, 0, 0, offset)]
     for test in tests:
         passed, failed = (1, 0) if test.unless else (0, 1)
@@ -192,14 +191,14 @@ def _checked_arguments(number: int, argument: int, tests: list[_Test]) -> _Code:
 
 
 def install(kernel: Kernel, *, spawn: bool, keyring: bool = False) -> None:
-    """Filter the calls of all threads for good; `no_new_privs` is set. Raises OSError."""
+    """Filter the calls of all threads; `no_new_privs` must be set. Raises OSError."""
     if kernel.architecture is None:
         raise OSError(errno.ENOSYS, "no filter for this architecture")
     install_program(kernel, program(kernel.architecture, spawn=spawn, keyring=keyring))
 
 
 def install_program(kernel: Kernel, code: bytes) -> None:
-    """Put a filter on all threads for good; `no_new_privs` is set. Raises OSError."""
+    """Install a filter in all threads; `no_new_privs` must be set. Raises OSError."""
     buffer = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: length in instructions, pointer.
     count = len(code) // _INSTRUCTION.size

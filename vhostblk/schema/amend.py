@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changing what an image was created with (`x-blockdev-amend`), and checking images.
+"""Changing the creation options of images (`x-blockdev-amend`), and checking images.
 
-What is a driver's own is in `schema.drivers`.
+The options of each driver are in `schema.drivers`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vhostblk.schema.driver_manifest import DRIVERS
 
 
 class BlockdevAmendOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
-    """What is to be changed, by driver; most have no members."""
+    """The options to change, by driver; most have no members."""
 
     @classmethod
     def find_branch(cls, tag: str) -> type[BlockdevAmendOptions] | None:
@@ -45,12 +45,12 @@ class BlockdevCheck(QapiStruct, kw_only=True, frozen=True):
     """Arguments of `x-vhostblk-blockdev-check`."""
 
     node_name: str
-    #: Put right what is found.
+    #: Repair the errors.
     repair: bool = False
 
 
 class ImageCheck(QapiStruct, kw_only=True, frozen=True):
-    """What a check has found: what is left, and what was put right."""
+    """The result of a check: the errors that remain, and those that were repaired."""
 
     filename: str
     format: str

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How QAPI types are written down here.
+"""Base classes for QAPI types.
 
-A QAPI struct is a `QapiStruct`: member names are the wire's in snake case (`node_name` is
-`node-name`), a member with a default is optional, `UNSET` is the default where absence means
-something of its own. A flat union is a Python union of structs that share a tag, or an `OpenUnion`.
-Each class repeats `kw_only` (which msgspec does not inherit) and `frozen` (which type checkers do
-not).
+A QAPI struct is a `QapiStruct`. Member names are QAPI's in snake case (`node_name` is `node-name`).
+A member with a default is optional. The default is `UNSET` if an absent member has a meaning of its
+own. A flat union is a Python union of structs that share a tag, or an `OpenUnion`. Each class
+repeats `kw_only` (which msgspec does not inherit) and `frozen` (which type checkers do not
+inherit).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ class QapiStruct(
 
 
 class OpenUnion(QapiStruct, kw_only=True, frozen=True):
-    """A flat union whose branches are found by name, when they are needed.
+    """A flat union whose branches are looked up by name when they are needed.
 
-    A direct subclass is the union, with the members common to its branches; those derive from it.
+    A direct subclass is the union, with the members common to all branches. Branches derive from
+    it.
     """
 
     @classmethod
@@ -39,4 +40,4 @@ class OpenUnion(QapiStruct, kw_only=True, frozen=True):
         raise NotImplementedError
 
     def check(self) -> None:
-        """Refuse values that have the right types and still make no sense; raises OptionError."""
+        """Check values that have the right types; raises OptionError."""

@@ -12,7 +12,7 @@ from vhostblk.schema.common import Uint32  # noqa: TC001 (read at run time)
 
 
 class BlockDirtyBitmap(QapiStruct, kw_only=True, frozen=True):
-    """A bitmap: arguments of the commands that take just one."""
+    """A bitmap: arguments of the commands on one bitmap."""
 
     node: str
     name: str
@@ -23,13 +23,13 @@ class BlockDirtyBitmapAdd(QapiStruct, kw_only=True, frozen=True):
 
     node: str
     name: str
-    #: In bytes; the cluster size, if left out, but 4 KiB at least and 64 KiB at most.
+    #: In bytes; the default is the cluster size, but at least 4 KiB and at most 64 KiB.
     granularity: Uint32 | UnsetType = UNSET
     persistent: bool | UnsetType = UNSET
     disabled: bool | UnsetType = UNSET
 
 
-#: A bitmap of the same node, or of any.
+#: The name of a bitmap of the same node, or a bitmap of any node.
 BlockDirtyBitmapOrStr = Annotated[str | BlockDirtyBitmap, Meta(title="BlockDirtyBitmapOrStr")]
 
 

@@ -25,7 +25,7 @@ class BlockdevDel(QapiStruct, kw_only=True, frozen=True):
 class BlockdevSetActive(QapiStruct, kw_only=True, frozen=True):
     """Arguments of `blockdev-set-active`."""
 
-    #: All nodes, if left out.
+    #: The default is all nodes.
     node_name: str | UnsetType = UNSET
     active: bool
 
@@ -42,7 +42,7 @@ class BlockSetWriteThreshold(QapiStruct, kw_only=True, frozen=True):
     """Arguments of `block-set-write-threshold`."""
 
     node_name: str
-    #: An offset in bytes; 0: none.
+    #: An offset in bytes; 0: no threshold.
     write_threshold: Uint64
 
 
@@ -74,14 +74,14 @@ class BlockImageCorrupted(QapiStruct, kw_only=True, frozen=True):
 
 
 class IoOperationType(Enum):
-    """What a request does."""
+    """The kind of a request."""
 
     READ = "read"
     WRITE = "write"
 
 
 class BlockErrorAction(Enum):
-    """What is done about a failed request."""
+    """The reaction to a failed request."""
 
     IGNORE = "ignore"
     REPORT = "report"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers of the queries on nodes and their graph (`qapi/block-core.json`).
+"""Results of the queries on nodes and their graph (`qapi/block-core.json`).
 
-Older QAPI types write their members with underscores; which do is part of the interface.
+Members of older QAPI types have underscores in their names, which are part of the interface.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from vhostblk.schema.snapshot import SnapshotInfo  # noqa: TC001 (read at run ti
 
 
 def _as_written(name: str) -> str:
-    """Keep a member's name."""
+    """Return a member's name unchanged."""
     return name
 
 
 class QueryNamedBlockNodes(QapiStruct, kw_only=True, frozen=True):
     """Arguments of `query-named-block-nodes`."""
 
-    #: Leave out the backing images of images.
+    #: Omit the backing images of images.
     flat: bool | UnsetType = UNSET
 
 
 class QueryBlockstats(QapiStruct, kw_only=True, frozen=True):
     """Arguments of `query-blockstats`."""
 
-    #: All nodes, rather than devices.
+    #: All nodes instead of devices.
     query_nodes: bool | UnsetType = UNSET
 
 
 class ImageInfoSpecific(QapiStruct, kw_only=True, frozen=True):
-    """What is particular to a format."""
+    """Information for one format."""
 
     type: str
     data: Any
 
 
 class ImageInfo(QapiStruct, kw_only=True, frozen=True):
-    """An image, and the images that it lies on."""
+    """An image and its backing images."""
 
     filename: str
     format: str
@@ -65,7 +65,7 @@ class ImageInfo(QapiStruct, kw_only=True, frozen=True):
 
 
 class BlockdevCacheInfo(QapiStruct, kw_only=True, frozen=True):
-    """Cache modes in force."""
+    """The current cache modes."""
 
     writeback: bool
     direct: bool
@@ -90,7 +90,7 @@ class BlockDeviceInfo(
     frozen=True,
     rename={"node_name": "node-name", "dirty_bitmaps": "dirty-bitmaps"},
 ):
-    """A node. The `bps` and `iops` are limits of the device; nodes by themselves have none."""
+    """A node. `bps` and `iops` are limits of devices; nodes have none."""
 
     file: str
     node_name: str | UnsetType = UNSET
@@ -114,7 +114,7 @@ class BlockDeviceInfo(
 
 
 class BlockInfo(QapiStruct, kw_only=True, frozen=True):
-    """A device with a medium, perhaps; the storage daemon has none."""
+    """A device, with its medium if any; the storage daemon has no devices."""
 
     device: str
     qdev: str | UnsetType = UNSET
@@ -125,13 +125,13 @@ class BlockInfo(QapiStruct, kw_only=True, frozen=True):
 
 
 class BlockDeviceTimedStats(QapiStruct, kw_only=True, frozen=True, rename=_as_written):
-    """Statistics of an interval; none are kept."""
+    """Statistics of an interval, which are not collected."""
 
     interval_length: int
 
 
 class BlockDeviceStats(QapiStruct, kw_only=True, frozen=True, rename=_as_written):
-    """What has been done; times in nanoseconds."""
+    """Statistics; times in nanoseconds."""
 
     rd_bytes: int = 0
     wr_bytes: int = 0
@@ -168,17 +168,17 @@ class BlockDeviceStats(QapiStruct, kw_only=True, frozen=True, rename=_as_written
 
 
 class BlockStatsSpecific(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
-    """What only some drivers count."""
+    """Statistics of one driver."""
 
     @classmethod
     def find_branch(cls, tag: str) -> type[BlockStatsSpecific] | None:
-        """Return what a driver counts; None: nothing."""
+        """Return the struct of a driver's statistics, or None."""
         found: type[BlockStatsSpecific] | None = _STATISTICS.find(tag)
         return found
 
     @classmethod
     def branch_names(cls) -> list[str]:
-        """Return the names of the drivers that count something."""
+        """Return the names of the drivers that have statistics."""
         return _STATISTICS.names()
 
 
@@ -186,7 +186,7 @@ _STATISTICS = Branches(Parts(DRIVERS, "statistics"), None, {})
 
 
 class BlockStats(QapiStruct, kw_only=True, frozen=True):
-    """Statistics of a node, and of the node that holds its data."""
+    """Statistics of a node, and of the node with its data."""
 
     device: str | UnsetType = UNSET
     qdev: str | UnsetType = UNSET
@@ -198,7 +198,7 @@ class BlockStats(QapiStruct, kw_only=True, frozen=True):
 
 
 class XDbgBlockGraphNodeType(Enum):
-    """What a vertex of the graph is."""
+    """The kind of a vertex of the graph."""
 
     BLOCK_BACKEND = "block-backend"
     BLOCK_JOB = "block-job"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The definition of a block node: what all drivers have in common (`qapi/block-core.json`).
+"""The definition of a block node: the options common to all drivers (`qapi/block-core.json`).
 
-What is a driver's own is in `schema.drivers`, loaded when it is first named.
+The options of each driver are in `schema.drivers`; its module is loaded when it is first named.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from vhostblk.schema.driver_manifest import DRIVERS
 
 
 class BlockdevDiscardOptions(Enum):
-    """What becomes of discard requests."""
+    """The handling of discard requests."""
 
     IGNORE = "ignore"
     UNMAP = "unmap"
 
 
 class BlockdevDetectZeroesOptions(Enum):
-    """Whether writes of zeroes are turned into write-zeroes requests."""
+    """The handling of writes of zeroes."""
 
     OFF = "off"
     ON = "on"
@@ -42,7 +42,7 @@ class BlockdevCacheOptions(QapiStruct, kw_only=True, frozen=True):
 class BlockdevOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
     """Members common to all drivers; each driver has a branch with its own.
 
-    UNSET ones depend on where the node is defined; `block.inherit` sets them before a driver opens.
+    UNSET members depend on the parent; `block.graph.inherit` sets them before a driver opens.
     """
 
     node_name: str | UnsetType = UNSET
@@ -70,11 +70,11 @@ _BRANCHES = Branches(Parts(DRIVERS, "options"), plugins.DRIVERS, Parts(DRIVERS, 
 
 #: A node's name or the definition of a new node.
 BlockdevRef = Annotated[str | BlockdevOptions, Meta(title="BlockdevRef")]
-#: The same, or null: no node. An empty name means that, too.
+#: The same, or null: no node. An empty name also means no node.
 BlockdevRefOrNull = Annotated[str | BlockdevOptions | None, Meta(title="BlockdevRefOrNull")]
 
 
-#: What is not set for a node that is not defined inside another.
+#: Defaults for a node that is not defined inside another one.
 CACHE_DEFAULTS = {"direct": False, "no_flush": False}
 NODE_DEFAULTS = {
     "discard": BlockdevDiscardOptions.IGNORE,

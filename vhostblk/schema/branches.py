@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Branches`: the structs of an open union, built in and of plug-ins. `Parts`: a table's column."""
+"""`Branches`: the structs of an open union, with plug-ins. `Parts`: a column of a table."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Parts(Mapping[str, str]):
-    """One kind of part, a member of a table's entries, by the names of the entries that have it."""
+    """A column of a table of types: one part of each entry, by the entry's name."""
 
     def __init__(self, table: Mapping[str, Any], kind: str) -> None:
-        """`table` may change: its entries are looked up when they are asked for."""
+        """`table` may change: its entries are looked up at each access."""
         self._table = table
         self._kind = kind
 
@@ -43,7 +43,7 @@ class Parts(Mapping[str, str]):
 
 
 class Branches:
-    """Finds branches by their tags; modules are imported when they are first asked for."""
+    """The branches by their tags; modules are imported when they are first needed."""
 
     def __init__(
         self,
@@ -51,16 +51,16 @@ class Branches:
         plugins: PluginFinder | None,
         unavailable: Mapping[str, str],
     ) -> None:
-        """`built_in`: where the structs are, `module:name`, by tag.
+        """`built_in`: the structs by tag, as `module:name`.
 
-        `unavailable`: QEMU's branches that are not here, and what is to be said of them.
+        `unavailable`: QEMU's branches that are not available, and the messages for them.
         """
         self._built_in = built_in
         self._plugins = plugins
         self._unavailable = unavailable
 
     def find(self, tag: str) -> Any:
-        """Return a struct, None where there is none; raises OptionError."""
+        """Return a struct, or None; raises OptionError."""
         if tag in self._unavailable:
             raise OptionError(self._unavailable[tag])
         where = self._built_in.get(tag)
@@ -69,13 +69,13 @@ class Branches:
         return load(where)
 
     def names(self) -> list[str]:
-        """Return all tags, those of plug-ins last."""
+        """Return all tags, the tags of plug-ins last."""
         others = [] if self._plugins is None else self._plugins.names()
         return [*self._built_in, *(name for name in others if name not in self._built_in)]
 
 
 @functools.cache
 def without_members(union: type[msgspec.Struct], tag: str) -> Any:
-    """Make a branch that has no members of its own."""
+    """Return a new branch without members of its own."""
     name = f"{union.__name__}None"
     return msgspec.defstruct(name, [], bases=(union,), tag=tag, kw_only=True, frozen=True)

@@ -17,13 +17,13 @@ from vhostblk.schema.socket import SocketAddressLegacy  # noqa: TC001 (read at r
 class ChardevCommon(QapiStruct, kw_only=True, frozen=True):
     """Members common to all character devices."""
 
-    #: Keep a copy of everything written.
+    #: Write a copy of all output to this file.
     logfile: str | UnsetType = UNSET
     logappend: bool = False
 
 
 class ChardevFile(ChardevCommon, kw_only=True, frozen=True):
-    """A file written to, and one read from."""
+    """A file for output, and one for input."""
 
     input: str | UnsetType = field(name="in", default=UNSET)
     out: str
@@ -43,13 +43,13 @@ class ChardevSocket(ChardevCommon, kw_only=True, frozen=True):
     tls_creds: str | UnsetType = UNSET
     tls_authz: str | UnsetType = UNSET
     server: bool | UnsetType = UNSET
-    #: Start only once a client has connected.
+    #: Wait for the first client at the start.
     wait: bool | UnsetType = UNSET
     nodelay: bool = False
     telnet: bool = False
     tn3270: bool = False
     websocket: bool = False
-    #: Seconds, or milliseconds, until a client tries again; 0: never.
+    #: Seconds, or milliseconds, until a client connects again; 0: never.
     reconnect: int | UnsetType = UNSET
     reconnect_ms: int | UnsetType = UNSET
 
@@ -80,13 +80,13 @@ class ChardevHub(ChardevCommon, kw_only=True, frozen=True):
 
 
 class ChardevStdio(ChardevCommon, kw_only=True, frozen=True):
-    """Standard input and output; `signal`: control characters of the terminal make signals."""
+    """Standard input and output; `signal`: control characters of the terminal send signals."""
 
     signal: bool = True
 
 
 class ChardevRingbuf(ChardevCommon, kw_only=True, frozen=True):
-    """The last `size` bytes written; a power of two."""
+    """A buffer of the last `size` bytes; a power of two."""
 
     size: int = 65536
 
@@ -184,12 +184,12 @@ def _branch(name: str) -> type[ChardevBackend]:
 
 
 def chardev_backend(name: str, data: ChardevCommon) -> ChardevBackend:
-    """Return a backend with these options."""
+    """Return a struct of a backend with these options."""
     return _branch(name)(data=data)
 
 
 class DataFormat(Enum):
-    """How bytes are written as a string."""
+    """The encoding of bytes in a string."""
 
     UTF8 = "utf8"
     BASE64 = "base64"

@@ -13,12 +13,12 @@ Uint16 = Annotated[int, Meta(ge=0, le=0xFFFF, title="uint16_t")]
 Uint32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF, title="uint32_t")]
 Int32 = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31, title="int32_t")]
 Uint64 = Annotated[int, Meta(title="uint64")]
-#: As `Uint64`; keyval strings may have a suffix: `64k`.
+#: A `Uint64`; in keyval text it may have a suffix, as in `64k`.
 Size = Annotated[int, Meta(title="size")]
 
 
 class PreallocMode(Enum):
-    """How much storage what is added to an image gets at once."""
+    """The preallocation of the new part of an image."""
 
     OFF = "off"
     METADATA = "metadata"
@@ -35,7 +35,7 @@ class OnOffAuto(Enum):
 
 
 class BlockdevAioOptions(Enum):
-    """Which asynchronous I/O interface is used."""
+    """The interface for asynchronous I/O."""
 
     THREADS = "threads"
     NATIVE = "native"

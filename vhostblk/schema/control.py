@@ -9,7 +9,7 @@ from vhostblk.schema.base import UNSET, QapiStruct, UnsetType
 
 
 class MonitorMode(Enum):
-    """What a monitor speaks."""
+    """The protocol of a monitor."""
 
     READLINE = "readline"
     CONTROL = "control"
@@ -25,7 +25,7 @@ class MonitorOptions(QapiStruct, kw_only=True, frozen=True):
 
 
 class QMPCapability(Enum):
-    """What a client may enable."""
+    """A capability that a client may enable."""
 
     OOB = "oob"
 
@@ -45,7 +45,7 @@ class VersionTriple(QapiStruct, kw_only=True, frozen=True):
 
 
 class VersionInfo(QapiStruct, kw_only=True, frozen=True):
-    """Answer of `query-version`: the QEMU that this is compatible with, and what it is."""
+    """Result of `query-version`: the version of the compatible QEMU, and of this package."""
 
     qemu: VersionTriple
     package: str

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From JSON values and keyval trees to schema structs, with QEMU's messages.
+"""Conversion of JSON values and keyval trees to schema structs, with QEMU's messages.
 
-The walk is that of QEMU's generated visitors (`qapi/qobject-input-visitor.c`): members in the
-schema's order, the tag first, and only then what is left over. So where several things are wrong
-both report the same one. Keyval trees differ in their leaves, all strings: `on` and `off`, numbers
-in C's notation, suffixes where the type is a size.
+The order is that of QEMU's generated visitors (`qapi/qobject-input-visitor.c`): first the tag, then
+the members in the schema's order, then the unknown members. So both report the same one of several
+errors. All leaves of keyval trees are strings: `on` and `off`, numbers in C's notation, sizes with
+suffixes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ S = TypeVar("S", bound=QapiStruct)
 _TRUE = frozenset({"on", "yes", "true", "y"})
 _FALSE = frozenset({"off", "no", "false", "n"})
 
-#: Integers of which not all 64 bits are used; those that may be negative come as signed ones.
+#: Limits of integers with fewer than 64 bits; signed ones may be negative.
 _RANGES = {
     "uint16_t": (0, 0xFFFF),
     "uint32_t": (0, 0xFFFF_FFFF),
@@ -44,7 +44,7 @@ def from_json(schema: Any, value: object) -> Any:
 
 
 def from_keyval(schema: Any, tree: dict[str, object]) -> Any:
-    """Convert what `keyval.parse()` returned; raises OptionError."""
+    """Convert a result of `keyval.parse()`; raises OptionError."""
     return _Visitor(strings=True).visit(schema, tree, "")
 
 
@@ -74,14 +74,14 @@ def _member(info: FieldInfo) -> Member:
 
 
 def is_union(schema: Any) -> bool:
-    """Tell whether a type is a flat union, or a struct that is one branch of one."""
+    """Return whether a type is a flat union, or a branch of one."""
     return _open_union(schema) is not None or bool(_closed_branches(schema))
 
 
 def branches_of(schema: Any) -> dict[str, type[Struct]]:
     """Return the structs of a flat union, or the one tagged struct, by their tags.
 
-    Of an alternate, those that are not the string.
+    For an alternate, these are the branches other than the string.
     """
     union = _open_union(schema)
     if union is None:
@@ -127,7 +127,7 @@ def _alternatives(schema: Any) -> tuple[Any, ...]:
 
 
 def without_title(schema: Any) -> tuple[Any, str | None]:
-    """Take off an annotation, and return the name that it gives to the type."""
+    """Return a type without its annotation, and the name in the annotation."""
     if not hasattr(schema, "__metadata__"):
         return schema, None
     titles = [meta.title for meta in schema.__metadata__ if isinstance(meta, Meta)]
@@ -170,7 +170,7 @@ class _Visitor:
         return self._struct(schema, value, path, tag_field=None)
 
     def _alternate(self, schema: Any, title: str | None, value: object, path: str) -> Any:
-        """Convert to what the kind of the value says: string, enumeration, or untagged struct."""
+        """Convert according to the kind of the value: string, enumeration, or untagged struct."""
         if isinstance(value, str) and str in get_args(schema):
             return value
         kind = Enum if isinstance(value, str) else Struct if isinstance(value, dict) else None
@@ -280,7 +280,7 @@ def _join(path: str, name: str) -> str:
 
 
 def _last(path: str) -> str:
-    # What QEMU checks in generated code knows the member's own name only.
+    # QEMU's generated code knows only the member's own name, without its path.
     name = path.rpartition(".")[2]
     return "null" if name.endswith("]") or name.isdecimal() else name  # items have no name
 

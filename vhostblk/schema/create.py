@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Creating images: `blockdev-create` (`qapi/block-core.json`).
 
-What is a driver's own is in `schema.drivers`.
+The options of each driver are in `schema.drivers`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vhostblk.schema.driver_manifest import DRIVERS
 
 
 class BlockdevCreateOptions(OpenUnion, tag_field="driver", kw_only=True, frozen=True):
-    """What is to be created, by driver; those that create nothing have no members."""
+    """The options of a new image, by driver; drivers that can't create have no members."""
 
     @classmethod
     def find_branch(cls, tag: str) -> type[BlockdevCreateOptions] | None:

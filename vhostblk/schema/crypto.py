@@ -36,7 +36,7 @@ class QCryptoCipherMode(Enum):
 
 
 class QCryptoIVGenAlgo(Enum):
-    """Ways to make initialization vectors."""
+    """Generators of initialization vectors."""
 
     PLAIN = "plain"
     PLAIN64 = "plain64"
@@ -82,7 +82,7 @@ QCryptoBlockCreateOptions = QCryptoBlockOptionsQCow | QCryptoBlockCreateOptionsL
 
 
 class QCryptoBlockLUKSKeyslotState(Enum):
-    """Whether a key slot is to have a password."""
+    """The wanted state of a key slot."""
 
     ACTIVE = "active"
     INACTIVE = "inactive"
@@ -91,7 +91,7 @@ class QCryptoBlockLUKSKeyslotState(Enum):
 class QCryptoBlockAmendOptionsQCow(
     QapiStruct, tag_field="format", tag="qcow", kw_only=True, frozen=True
 ):
-    """Of the old AES-CBC encryption nothing can be changed."""
+    """The old AES-CBC encryption, of which nothing can be changed."""
 
 
 class QCryptoBlockAmendOptionsLUKS(

@@ -213,7 +213,7 @@ class _Describer:
 
 
 def _may_be_absent(member: Member, answered: bool) -> bool:
-    """Tell whether a member is optional; in an answer one with a default value is always there."""
+    """Return whether a member is optional; in results, a member with a default is present."""
     return member.default is UNSET if answered else not member.required
 
 

@@ -20,7 +20,7 @@ _OPTIONS = "vhostblk.schema.drivers"
 class Driver(NamedTuple):
     """References to the parts of a driver, "" for none, and facts about its format.
 
-    A driver without `options` is not available here.
+    A driver without `options` is not available in vhostblk.
     """
 
     #: A subclass of `BlockdevOptions`.
@@ -37,11 +37,11 @@ class Driver(NamedTuple):
     statistics: str = ""
     #: The structs of the data of the driver's own events, by the events' names.
     events: Mapping[str, str] = MappingProxyType({})
-    #: What files of the format have, and at which offset; for formats that are not here, too.
+    #: Signatures of the format and their offsets; also for formats that are not available.
     signatures: tuple[tuple[int, bytes], ...] = ()
-    #: What files without a header of their own have 512 bytes before their end.
+    #: The signature 512 bytes before the end, for formats without a header.
     tail: bytes = b""
-    #: A function that tells by the start of a file whether it is of the format.
+    #: A function that checks the start of a file for the format.
     looks_like: str = ""
     #: The short form of the command line opens images of the format.
     short_form: bool = False
@@ -51,7 +51,8 @@ class Driver(NamedTuple):
 
 _ABSENT = Driver()
 
-#: QEMU's drivers in the order of its `BlockdevDriver`. The first whose signature is found counts.
+#: QEMU's drivers in the order of its `BlockdevDriver`. The first driver with a matching signature
+#: counts.
 DRIVERS: dict[str, Driver] = {
     "blkdebug": Driver(
         f"{_OPTIONS}.blkdebug:BlockdevOptionsBlkdebug", f"{_NODES}.blkdebug:BlkdebugNode"
@@ -140,7 +141,7 @@ DRIVERS: dict[str, Driver] = {
     ),
     "raw": Driver(f"{_OPTIONS}.raw:BlockdevOptionsRaw", f"{_NODES}.raw:RawNode", short_form=True),
     "rbd": _ABSENT,
-    # It depends on more than a storage daemon has.
+    # It needs more than a storage daemon has.
     "replication": Driver(refusal="Driver 'replication' is not available in vhostblk"),
     "ssh": _ABSENT,
     "throttle": Driver(
@@ -162,10 +163,10 @@ DRIVERS: dict[str, Driver] = {
 #: Makes the node class of a plug-in's driver.
 PLUGIN_NODE = "vhostblk.plugin.node:node_class"
 
-#: The drivers of a file name without a protocol prefix: of files, and of devices.
+#: The drivers for file names without a protocol prefix: for files, and for devices.
 DEFAULT_PROTOCOL = "file"
 DEVICE_PROTOCOL = "host_device"
-#: The driver of a file in no known format.
+#: The driver for a file without a known format.
 DEFAULT_FORMAT = "raw"
-#: The format of new overlays where the user names none.
+#: The default format of new overlays.
 DEFAULT_OVERLAY = "qcow2"

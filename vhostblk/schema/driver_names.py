@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of QEMU's drivers, whether or not there is such a driver here.
+"""Names of QEMU's drivers, including those that are not available here.
 
-They are for what names a format without opening it; drivers of plug-ins are not among them.
+Options that name a format without opening it use them. Drivers of plug-ins are not included.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with options, in the words that QEMU uses."""
+"""Errors in options, with QEMU's messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from vhostblk.errors import VhostblkError
 
 
 class OptionError(VhostblkError):
-    """Options can't be parsed, or don't fit the type that they are for."""
+    """Options can't be parsed, or don't match their type."""
 
 
 class BadValueError(OptionError):
@@ -15,7 +15,7 @@ class BadValueError(OptionError):
 
 
 class HelpRequestedError(VhostblkError):
-    """Not an error: the options contain `help` or `?`. `options` holds the others."""
+    """The options contain `help` or `?`; not an error. `options` has the other options."""
 
     def __init__(self, options: dict[str, object]) -> None:
         super().__init__("Help is not available for this option")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exports: `BlockExportOptions`, commands and answers (`qapi/block-export.json`).
 
-What is an export type's own is in `schema.exports`, loaded when it is first named.
+The options of each export type are in `schema.exports`; its module is loaded when it is first
+named.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class BlockExportOptions(OpenUnion, tag_field="type", kw_only=True, frozen=True)
     iothread: str | UnsetType = UNSET
     node_name: str
     writable: bool = False
-    #: Flush after every write, whatever the guest asks for.
+    #: Flush after every write, even if the guest does not ask for it.
     writethrough: bool = False
     #: Leave an inactive node inactive.
     allow_inactive: bool = False
@@ -39,11 +40,11 @@ class BlockExportOptions(OpenUnion, tag_field="type", kw_only=True, frozen=True)
         return _BRANCHES.names()
 
     def iothread_names(self) -> list[str]:
-        """List the iothreads that the export names, in the order that its queues take them."""
+        """Return the names of the export's iothreads, in the order in which queues use them."""
         return [] if self.iothread is UNSET else [self.iothread]
 
     def shares_writing(self) -> bool:
-        """Tell whether other users and processes may write the image at the same time."""
+        """Return whether other users and processes may write the image at the same time."""
         return False
 
 
@@ -78,11 +79,11 @@ _BRANCHES = Branches(
 
 
 class BlockExportRemoveMode(Enum):
-    """What becomes of clients when their export is removed."""
+    """The handling of clients when their export is removed."""
 
-    #: Refused while there are any.
+    #: Refuse the removal while there are clients.
     SAFE = "safe"
-    #: They are disconnected.
+    #: Disconnect clients.
     HARD = "hard"
 
 
@@ -116,20 +117,20 @@ class QueryExportStats(QapiStruct, kw_only=True, frozen=True):
 
 
 class RequestStats(QapiStruct, kw_only=True, frozen=True):
-    """What one queue did of one kind of request."""
+    """Statistics of one queue and one kind of request."""
 
     operations: int
     bytes: int
     failed: int
     total_ns: int
-    #: Requests done together with the one before them.
+    #: Requests that were merged with the previous one.
     merged: int
     #: Requests by duration: the n-th took at least 2**n ns and less than 2**(n+1).
     latency: list[int]
 
 
 class QueueStats(QapiStruct, kw_only=True, frozen=True):
-    """What one queue has done since its export started."""
+    """Statistics of one queue since its export started."""
 
     index: int
     read: RequestStats
@@ -137,11 +138,11 @@ class QueueStats(QapiStruct, kw_only=True, frozen=True):
     flush: RequestStats
     #: Discards and write-zeroes.
     unmap: RequestStats
-    #: Requests refused because they broke the rules.
+    #: Invalid requests, which were refused.
     invalid: int
-    #: Requests that the express lane handed to the Python lane.
+    #: Requests that the express lane has passed to the Python lane.
     upcalls: int
-    #: Looks at the available ring that found something.
+    #: Polls of the available ring that found something.
     sweeps: int
     #: Interrupts sent.
     notified: int

@@ -9,5 +9,5 @@ _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
 
 def is_identifier(name: str) -> bool:
-    """Tell whether a name is a letter followed by letters, digits, '-', '.' and '_'."""
+    """Return whether a name is a letter followed by letters, digits, '-', '.' and '_'."""
     return _IDENTIFIER.fullmatch(name) is not None

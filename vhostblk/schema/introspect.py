@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How `query-qmp-schema` describes the schema (`qapi/introspect.json`)."""
+"""The result of `query-qmp-schema` (`qapi/introspect.json`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vhostblk.schema.base import UNSET, QapiStruct, UnsetType
 
 
 class JSONType(Enum):
-    """What JSON has, where integers are a kind of their own."""
+    """The types of JSON, with integers as a separate type."""
 
     STRING = "string"
     NUMBER = "number"
@@ -23,7 +23,7 @@ class JSONType(Enum):
 
 
 class SchemaInfoBase(QapiStruct, tag_field="meta-type", kw_only=True, frozen=True):
-    """Members common to all descriptions. Types other than built-in ones are named by numbers."""
+    """Members common to all descriptions. The names of types that are not built in are numbers."""
 
     name: str
     features: list[str] | UnsetType = UNSET
@@ -56,7 +56,7 @@ class SchemaInfoArray(SchemaInfoBase, tag="array", kw_only=True, frozen=True):
 
 
 class SchemaInfoObjectMember(QapiStruct, kw_only=True, frozen=True):
-    """A member of an object; it is optional where it has a `default`, which is always null."""
+    """A member of an object; it is optional if it has a `default`, which is always null."""
 
     name: str
     type: str
@@ -65,7 +65,7 @@ class SchemaInfoObjectMember(QapiStruct, kw_only=True, frozen=True):
 
 
 class SchemaInfoObjectVariant(QapiStruct, kw_only=True, frozen=True):
-    """What else an object has where the tag has the value `case`."""
+    """The additional members of an object if the tag has the value `case`."""
 
     case: str
     type: str
@@ -80,13 +80,13 @@ class SchemaInfoObject(SchemaInfoBase, tag="object", kw_only=True, frozen=True):
 
 
 class SchemaInfoAlternateMember(QapiStruct, kw_only=True, frozen=True):
-    """One of the types that an alternate can have."""
+    """One type of an alternate."""
 
     type: str
 
 
 class SchemaInfoAlternate(SchemaInfoBase, tag="alternate", kw_only=True, frozen=True):
-    """One of several types, told apart by what JSON has."""
+    """One of several types, which JSON's types distinguish."""
 
     members: list[SchemaInfoAlternateMember]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs: what goes on in the background (`qapi/job.json`)."""
+"""Background jobs (`qapi/job.json`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vhostblk.schema.base import UNSET, QapiStruct, UnsetType
 
 
 class JobType(Enum):
-    """What a job does."""
+    """The type of a job."""
 
     COMMIT = "commit"
     STREAM = "stream"
@@ -23,7 +23,7 @@ class JobType(Enum):
 
 
 class JobStatus(Enum):
-    """Where a job is in its life; `vhostblk.jobs.states` says how it gets there."""
+    """The state of a job; `vhostblk.jobs.states` has the transitions."""
 
     UNDEFINED = "undefined"
     CREATED = "created"
@@ -39,7 +39,7 @@ class JobStatus(Enum):
 
 
 class JobVerb(Enum):
-    """What can be asked of a job."""
+    """An operation on a job."""
 
     CANCEL = "cancel"
     PAUSE = "pause"
@@ -58,7 +58,7 @@ class JobId(QapiStruct, kw_only=True, frozen=True):
 
 
 class JobInfo(QapiStruct, kw_only=True, frozen=True):
-    """A job, as `query-jobs` shows it; progress is in units of the job's own."""
+    """A job in the result of `query-jobs`; the unit of progress depends on the job."""
 
     id: str
     type: JobType

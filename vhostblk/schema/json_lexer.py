@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """JSON tokens from a stream of bytes, as QEMU's lexer finds them (`qobject/json-lexer.c`).
 
-Beyond RFC 8259 there are strings in single quotes and the escape for that quote. What can't be a
-token is a *stray*; after one everything up to the next structural character, the end of the line
-or a byte that UTF-8 never has (0xFE, 0xFF) is skipped, so that a client can bring the parser back
-to a known state.
+In addition to RFC 8259 there are strings in single quotes, and the escape for this quote. Text that
+can't be a token is a *stray*. After a stray, the lexer skips everything up to the next structural
+character, the end of the line, or a byte that UTF-8 never has (0xFE, 0xFF). So a client can bring
+the parser back to a known state.
 
-The automaton is a table of 256 entries a state. What stays in one state for long is taken by a
-regular expression at once, and so are most tokens as a whole. A token is cut off at
-`MAX_TOKEN_SIZE`: memory stays bounded whatever comes.
+The automaton is a table with 256 entries for each state. Regular expressions match long runs within
+one state, and most complete tokens, in one step. A token is cut off at `MAX_TOKEN_SIZE`, so memory
+is bounded for any input.
 """
 
 from __future__ import annotations
 
 import re
 
-#: Bytes of one token, and of all tokens of one value.
+#: Maximum number of bytes of one token, and of all tokens of one value.
 MAX_TOKEN_SIZE = 64 << 20
 
 
-# Kinds of token; the structural ones are their own characters.
+# Kinds of tokens; a structural token's kind is its character.
 LEFT_BRACE = ord("{")
 RIGHT_BRACE = ord("}")
 LEFT_BRACKET = ord("[")
@@ -34,7 +34,7 @@ STRAY = 0
 TOO_LONG = 1
 
 # States. An entry of the table is a state, or `_EMIT` and a kind of token, or `_EMIT_BEFORE` and a
-# kind: then the character belongs to what follows.
+# kind: then the character belongs to the next token.
 _START, _RECOVERY, _SPACE, _KEYWORD = 0, 1, 2, 3
 _DOUBLE, _DOUBLE_ESCAPE, _SINGLE, _SINGLE_ESCAPE = 4, 5, 6, 7
 _SIGN, _ZERO, _DIGITS, _POINT, _FRACTION, _EXPONENT, _EXPONENT_SIGN, _EXPONENT_DIGITS = range(8, 16)
@@ -91,7 +91,7 @@ def _table() -> list[list[int]]:
 
 _TABLE = _table()
 
-#: What may go on for long without a change of state.
+#: Text that can be long without a change of state.
 _RUNS = {
     _RECOVERY: re.compile(rb"[\t\x20-\x2b\x2d-\x39\x3b-\x5a\x5c\x5e-\x7a\x7c\x7e-\xfd]*"),
     _SPACE: re.compile(rb"[ \t\r\n]*"),
@@ -103,35 +103,35 @@ _RUNS = {
     _EXPONENT_DIGITS: re.compile(rb"[0-9]*"),
 }
 
-#: Most tokens, whole, with the blanks before them.
+#: Most complete tokens, with the white space before them.
 _WHOLE = re.compile(rb'[ \t\r\n]*(?:([{}\[\]:,])|("[\x20\x21\x23-\x5b\x5d-\xfd]*"))')
 
-#: In these states there is nothing worth keeping.
+#: In these states no text needs to be kept.
 _NO_TOKEN = (_START, _RECOVERY, _SPACE)
 
 
 class Lexer:
-    """Takes bytes in any portions and gives tokens."""
+    """A lexer that gets bytes in portions of any size, and returns tokens."""
 
     def __init__(self) -> None:
         self._data = b""
         self._position = 0
         self._state = _START
-        #: The beginning of a token that is not complete, of which the rest may be in `_data`.
+        #: The beginning of an incomplete token; `_data` may have the rest.
         self._begun = bytearray()
 
     @property
     def has_input(self) -> bool:
-        """Whether there are bytes that have not been looked at."""
+        """Whether there is input that is not processed yet."""
         return self._position < len(self._data)
 
     def feed(self, data: bytes) -> None:
-        """Add bytes to what is still to be looked at."""
+        """Add input."""
         self._data = self._data[self._position :] + data
         self._position = 0
 
     def next(self) -> tuple[int, bytes] | None:
-        """Return the next token's kind and text; None: more bytes are needed."""
+        """Return the next token's kind and text; None if more input is needed."""
         if self._state == _START:
             match = _WHOLE.match(self._data, self._position)
             if match is not None:
@@ -145,17 +145,17 @@ class Lexer:
         return None
 
     def finish(self) -> tuple[int, bytes] | None:
-        """Return the token that the end of the input completes, once `next` has given None."""
+        """Return the token that the end of the input completes, after `next` has returned None."""
         state, text = self._state, bytes(self._begun)
         self._state = _START
         self._begun.clear()
         if state in _NO_TOKEN:
             return None
-        # No state goes on with a NUL, so it ends the token without being part of it.
+        # No state continues with a NUL, so it ends the token without being part of it.
         return _TABLE[state][0] & 0xFF, text
 
     def _step(self) -> tuple[int, bytes] | None:
-        """Go on by one run and one character."""
+        """Process one run and one character."""
         state = self._state
         start = self._position
         run = _RUNS.get(state)
@@ -185,7 +185,7 @@ class Lexer:
         return kind, text
 
     def _cut_off(self) -> tuple[int, bytes] | None:
-        """Give up a token that has become too long."""
+        """Drop a token that has become too long."""
         if self._state in _NO_TOKEN:
             self._begun.clear()
         if len(self._begun) <= MAX_TOKEN_SIZE:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """JSON values from a stream of bytes, with QEMU's limits and messages (`qobject/json-*.c`).
 
-A value is built as its tokens come, on a stack of our own: work is spread over the portions in
-which the input arrives, and deep nesting costs no recursion. A value ends where its braces and
-brackets balance, or can't balance any more; nothing else separates values. After a syntax error
-the rest of the value is skipped.
+Each token is added to the value at once, with an explicit stack. So the work is spread over the
+portions of the input, and deep nesting needs no recursion. A value ends when its braces and
+brackets balance, or can't balance any more; nothing else separates values. After a syntax error the
+rest of the value is skipped.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from vhostblk.schema.json_lexer import (
     Lexer,
 )
 
-#: Tokens of one value, and how deep its arrays and objects may be nested.
+#: Maximum number of tokens of one value, and maximum depth of its arrays and objects.
 MAX_TOKEN_COUNT = 2 << 20
 MAX_NESTING = 1 << 10
 
-#: How much of a stray token is told.
+#: Maximum length of a stray token in messages.
 _MAX_STRAY = 200
 
 _KEYWORDS = {b"true": True, b"false": False, b"null": None}
@@ -47,7 +47,7 @@ _ESCAPE = re.compile(
 )
 _ESCAPED = dict(zip("\"'\\/bfnrt", "\"'\\/\b\f\n\r\t", strict=True))
 
-#: Code points that are no characters, besides surrogates.
+#: Code points that are not characters, besides surrogates.
 _NONCHARACTER = re.compile(
     "[\ufdd0-\ufdef"
     + "".join(chr(plane << 16 | low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
@@ -56,26 +56,26 @@ _NONCHARACTER = re.compile(
 
 
 class JsonError(OptionError):
-    """What should be a JSON value is none."""
+    """The input is not a valid JSON value."""
 
 
 def _syntax_error(reason: str) -> JsonError:
     return JsonError(f"JSON parse error, {reason}")
 
 
-# What may come next: a value; a value or the end of the container that has just begun; a colon; a
-# comma or the end of the container.
+# The next token may be: a value; a value or the end of the container that has just begun; a colon;
+# a comma or the end of the container.
 _VALUE, _FIRST, _COLON, _SEPARATOR = range(4)
 
 
 class _NoKey(Enum):
-    """Stands where an object has no key without a value."""
+    """Marks an object that has no key without a value."""
 
     NO_KEY = auto()
 
 
 class JsonStream:
-    """Takes bytes in any portions and gives values."""
+    """A parser that gets bytes in portions of any size, and returns values."""
 
     def __init__(self) -> None:
         self._lexer = Lexer()
@@ -84,15 +84,15 @@ class JsonStream:
 
     @property
     def has_input(self) -> bool:
-        """Whether there are bytes that have not been looked at."""
+        """Whether there is input that is not processed yet."""
         return self._lexer.has_input
 
     def feed(self, data: bytes) -> None:
-        """Add bytes to what is still to be looked at."""
+        """Add input."""
         self._lexer.feed(data)
 
     def next(self) -> tuple[object] | JsonError | None:
-        """Return the next value, in a tuple, or what is wrong with it; None: needs more bytes."""
+        """Return the next value, in a tuple, or its error; None if more input is needed."""
         while True:
             token = self._lexer.next()
             if token is None:
@@ -101,7 +101,7 @@ class JsonStream:
                 return self._end()
 
     def finish(self) -> tuple[object] | JsonError | None:
-        """Return the value that the end of the input completes, once `next` has given None."""
+        """Return the value that the end of the input completes, after `next` has returned None."""
         token = self._lexer.finish()
         if token is not None and self._take(*token):
             return self._end()
@@ -114,7 +114,7 @@ class JsonStream:
         self._braces = self._brackets = self._count = self._size = 0
         self._error = None
         self._result: object = None
-        #: The container being filled, its key without a value, and those around it.
+        #: The current container, its key without a value, and the containers around it.
         self._container: dict[str, object] | list[object] | None = None
         self._key: object = _NoKey.NO_KEY
         self._around: list[tuple[dict[str, object] | list[object] | None, object]] = []
@@ -126,7 +126,7 @@ class JsonStream:
         return outcome
 
     def _take(self, kind: int, text: bytes) -> bool:
-        """Take a token; return whether it ends the value."""
+        """Process a token; return whether it ends the value."""
         if kind == LEFT_BRACE:
             self._braces += 1
         elif kind == RIGHT_BRACE:
@@ -151,7 +151,7 @@ class JsonStream:
         return not (self._braces or self._brackets)
 
     def _refuse(self, kind: int, text: bytes) -> JsonError | None:
-        """Say why a token ends the value at once, whatever it is part of."""
+        """Return why a token ends the value at once, independent of its context."""
         if kind == STRAY:
             told = text[:_MAX_STRAY].decode(errors="replace")
             return _syntax_error(f"stray '{told}{'...' if len(text) > _MAX_STRAY else ''}'")
@@ -164,7 +164,7 @@ class JsonStream:
         return None
 
     def _advance(self, kind: int, text: bytes) -> None:
-        """Go one step in the grammar; raises JsonError."""
+        """Make one step in the grammar; raises JsonError."""
         expect = self._expect
         if expect == _SEPARATOR:
             if kind == COMMA:
@@ -202,7 +202,7 @@ class JsonStream:
         self._add(value)
 
     def _add(self, value: object) -> None:
-        """Put a complete value where it belongs."""
+        """Add a complete value to its container."""
         container = self._container
         self._expect = _SEPARATOR
         if container is None:
@@ -237,7 +237,7 @@ def _scalar(kind: int, text: bytes) -> object:
 
 
 def _integer(text: bytes) -> int | float:
-    """What fits neither a signed nor an unsigned 64-bit integer becomes a float."""
+    """Return an integer, or a float if the text does not fit 64 bits."""
     if len(text) <= 20:  # -9223372036854775808
         value = int(text)
         if -(2**63) <= value < 2**64:
@@ -251,7 +251,7 @@ def _string(text: bytes) -> str:
         value = body.decode("ascii")
     else:
         try:
-            # NUL in two bytes: what C programs send as "modified UTF-8".
+            # NUL in two bytes, as in "modified UTF-8".
             value = body.replace(b"\xc0\x80", b"\0").decode()
         except UnicodeDecodeError:
             raise _syntax_error("invalid UTF-8 sequence in string") from None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options written as JSON: one value, as `vhostblk.schema.json_stream` understands it."""
+"""Options as JSON text: one value, parsed by `vhostblk.schema.json_stream`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vhostblk.schema.json_stream import JsonError, JsonStream
 def parse(text: str) -> object:
     """Return the value of a JSON text; raises OptionError."""
     stream = JsonStream()
-    # What came from the command line and is no UTF-8 is told so by the parser.
+    # The parser reports text from the command line that is not UTF-8.
     stream.feed(text.encode(errors="surrogateescape"))
     first = stream.next() or stream.finish()
     if first is None:

@@ -7,9 +7,9 @@ r"""QEMU's keyval syntax: `driver=raw,file.driver=file,file.filename=a,,b` (`uti
     help        = 'help' | '?'
 
 A comma in a value is doubled. Dots in a key make nested dictionaries; a dictionary whose keys are
-all indices becomes a list. A key given twice keeps its last value. Where the option has an
-implied key, the first key-val may be a value alone, which then can't hold a comma. All leaves are
-strings: what they mean depends on the type they are for (`vhostblk.schema.convert`).
+all indices becomes a list. The last value of a key counts. If the option has an implied key, the
+first key-val may be only a value, without commas. All leaves are strings, which are converted to
+the types of their members later (`vhostblk.schema.convert`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import re
 
 from vhostblk.schema.errors import HelpRequestedError, OptionError
 
-#: A fragment is shorter than this.
+#: The length of a fragment must be less than this.
 MAX_FRAGMENT = 128
 
 # A QAPI name: a letter first; downstream extensions begin with `__RFQDN_`.
 _NAME = re.compile(r"(?:__[A-Za-z0-9.-]*_)?[A-Za-z][A-Za-z0-9_-]*")
 _INDEX = re.compile(r"[0-9]+")
 
-# What does not fit an int is no index that a list can have.
+# A number that does not fit an int can't be an index.
 _INDEX_MAX = 2**31 - 1
 
 Tree = dict[str, object]
@@ -34,7 +34,7 @@ Tree = dict[str, object]
 def parse(text: str, implied_key: str | None = None) -> Tree:
     """Return the tree of an option's argument: dicts and lists with strings as leaves.
 
-    Raises OptionError, or HelpRequestedError where the text asks for help.
+    Raises OptionError, or HelpRequestedError if the text asks for help.
     """
     tree: Tree = {}
     wants_help = False
@@ -64,7 +64,7 @@ def _span_key(text: str, start: int) -> int:
 
 
 def _parse_pair(tree: Tree, text: str, start: int, key_end: int) -> int:
-    """Add `key=value` at `start` to the tree; return where the next one begins."""
+    """Add `key=value` at `start` to the tree; return the position of the next pair."""
     key = text[start:key_end]
     fragments = _split_key(key)
     current = tree
@@ -101,7 +101,7 @@ def _split_key(key: str) -> list[str]:
 
 
 def _take_value(text: str, start: int) -> tuple[str, int]:
-    """Return the value at `start`, its doubled commas halved, and where the next pair begins."""
+    """Return the value at `start`, with single commas, and the position of the next pair."""
     parts: list[str] = []
     while True:
         comma = text.find(",", start)

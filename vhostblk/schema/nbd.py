@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The NBD server's commands (`qapi/block-export.json`): known, and refused until there is one."""
+"""The commands of the NBD server, which is not available yet (`qapi/block-export.json`)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers as the C library and QEMU read them from strings (`util/cutils.c`)."""
+"""Parsing of numbers like the C library and QEMU (`util/cutils.c`)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _SHIFTS = {suffix: 10 * power for power, suffix in enumerate("BKMGTPE")}
 
 
 def parse_int64(text: str) -> int | None:
-    """Read a signed integer: decimal, octal after '0', hexadecimal after '0x'; None: it is none."""
+    """Parse a signed integer: decimal, octal ('0'), hexadecimal ('0x'); None if it is invalid."""
     value = _parse_integer(text)
     return value if value is not None and -(2**63) <= value < 2**63 else None
 
 
 def parse_uint64(text: str) -> int | None:
-    """Read an unsigned integer; a negative one wraps around, as strtoull(3) has it."""
+    """Parse an unsigned integer; a negative one wraps around, as in strtoull(3)."""
     value = _parse_integer(text)
     return value % 2**64 if value is not None and -(2**64) < value < 2**64 else None
 
@@ -41,16 +41,16 @@ def _parse_integer(text: str) -> int | None:
 
 
 def parse_size(text: str) -> int | None:
-    """Read a size in bytes, such as 4096, 0x1000, 4k, 1.5G; None: it is none.
+    """Parse a size in bytes, such as 4096, 0x1000, 4k, 1.5G; None if it is invalid.
 
-    A fraction of a byte is rounded; without a suffix there must be none.
+    A fraction of a byte is rounded; without a suffix there must be no fraction.
     """
     match = _SIZE.fullmatch(text)
     if match is None or len(text) > 64:
         return None
     hexadecimal, digits, decimals, suffix = match.groups()
     shift = _SHIFTS[suffix.upper() or "B"]
-    from fractions import Fraction  # few sizes have a decimal point; start-up does without
+    from fractions import Fraction  # rare, and not needed for start-up
 
     number = Fraction(int(hexadecimal, 16) if hexadecimal else int(digits))
     if decimals:

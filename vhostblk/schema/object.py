@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """User-creatable objects: `ObjectOptions` (`qapi/qom.json`).
 
-What is an object type's own is in `schema.objects`, loaded when it is first named.
+The options of each object type are in `schema.objects`; its module is loaded when it is first
+named.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from vhostblk.schema import plugins
 from vhostblk.schema.base import OpenUnion
 from vhostblk.schema.branches import Branches, Parts
 
-#: Members of secrets that logs and messages may show; others may be the secret, misspelled.
+#: Members of secrets that logs and messages may show; a misspelled one may contain the secret.
 SHOWN_MEMBERS = frozenset({"qom-type", "id", "format", "keyid", "iv", "file", "serial"})
 
 

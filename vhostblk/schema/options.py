@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options in any form (struct, JSON-like dict, keyval text, JSON text) to checked structs."""
+"""Conversion of options in any form (struct, dict, keyval or JSON text) to checked structs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from vhostblk.schema.create import BlockdevCreateOptions
 
-    #: What the Python API takes.
+    #: The forms of options in the Python API.
     Options = QapiStruct | Mapping[str, object] | str
 
 
@@ -34,7 +34,7 @@ def blockdev_options(options: Options) -> BlockdevOptions:
 
 
 def create_options(options: Options) -> BlockdevCreateOptions:
-    """Return what image is to be created; raises OptionError."""
+    """Return the options of a new image; raises OptionError."""
     from vhostblk.schema.create import BlockdevCreateOptions
 
     return cast("BlockdevCreateOptions", _convert(BlockdevCreateOptions, "driver", options))
@@ -48,7 +48,7 @@ def export_options(options: Options) -> BlockExportOptions:
 def short_export_options(text: str, more: str) -> tuple[BlockExportOptions, str | None]:
     """Return the export that keyval text defines, and its property `more`.
 
-    `more` is no option of exports; it may be missing. Raises OptionError.
+    `more` is not an option of exports, and may be missing. Raises OptionError.
     """
     tree = keyval.parse(text)
     value = tree.pop(more, None)
@@ -80,7 +80,7 @@ def monitor_options(options: Options) -> MonitorOptions:
 
 
 def sandbox_options(options: Options) -> SandboxOptions:
-    """Return what the process is to give up; one directory may be named without an index."""
+    """Return the options of the sandbox; a single directory needs no index."""
     tree, converter = _read(options, "enable")
     if isinstance(tree, dict) and isinstance(tree.get("directory"), str):
         tree = {**tree, "directory": [tree["directory"]]}
@@ -96,7 +96,7 @@ def _convert(schema: Any, implied_key: str, options: Options) -> Any:
 
 
 def _read(options: Options, implied_key: str) -> tuple[Any, Any]:
-    """Return a tree and what converts it."""
+    """Return a tree, and the function that converts it."""
     if isinstance(options, QapiStruct):
         return options, lambda schema, struct: struct
     if not isinstance(options, str):

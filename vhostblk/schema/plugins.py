@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is not built in: drivers, export types and object types of other packages.
+"""Plug-ins: drivers, export types and object types of other packages.
 
 A package names them in an entry point group: `vhostblk.drivers`, `vhostblk.exports` or
-`vhostblk.objects`. Looking there costs 20 ms: it is done only for names that are not built in, and
-for listings. What is found is a class; its `options_type` is the struct of its options. The rest is
-for the layer to check that uses the class.
+`vhostblk.objects`. Reading entry points takes 20 ms, so it is done only for names that are not
+built in, and for lists. An entry point refers to a class; its `options_type` is the struct of its
+options. The layer that uses the class checks the rest.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 
 
 class PluginFinder:
-    """Finds classes of one kind by the tags of their options."""
+    """A finder of classes of one kind, by the tags of their options."""
 
     def __init__(self, what: str, group: str, union: tuple[str, str]) -> None:
-        """`what`: the kind, for messages; `union`: module and name of what options derive from."""
+        """`what`: the kind, for messages; `union`: module and name of the options' base class."""
         self._what = what
         self.group = group
         self._union = union
-        #: Classes by name: those that the program registered, and those that have been loaded.
+        #: Classes by name: registered by the program, or loaded from packages.
         self.registered: dict[str, Any] = {}
         self.loaded: dict[str, Any] = {}
 
@@ -40,7 +40,7 @@ class PluginFinder:
         self.registered[name] = found
 
     def find_class(self, name: str) -> Any:
-        """Return a class; None where nobody offers it. Raises OptionError if it is broken."""
+        """Return a class; None if no package offers it. Raises OptionError if it is broken."""
         found = self.registered.get(name, self.loaded.get(name))
         if found is None:
             entry_point = self._one_of(name)
@@ -53,7 +53,7 @@ class PluginFinder:
         return None if found is None else found.options_type
 
     def names(self) -> list[str]:
-        """Return the names of all that can be loaded, sorted; the others are logged."""
+        """Return the sorted names of all classes that can be loaded; errors are logged."""
         found = set(self.registered)
         for name in {entry_point.name for entry_point in self._entry_points()}:
             try:
@@ -65,7 +65,7 @@ class PluginFinder:
         return sorted(found)
 
     def takes(self, options: Any) -> bool:
-        """Tell whether a struct of options is for this kind."""
+        """Return whether a struct of options is for this kind."""
         return isinstance(options, type) and issubclass(options, self._union_class())
 
     def _union_class(self) -> type:
@@ -79,7 +79,7 @@ class PluginFinder:
         return list(entry_points(group=self.group))
 
     def _one_of(self, name: str) -> EntryPoint | None:
-        """Find what a name stands for; a package that is on the path twice offers it twice."""
+        """Return the entry point of a name; a package that is on the path twice offers it twice."""
         offered = [entry_point for entry_point in self._entry_points() if entry_point.name == name]
         values = sorted({entry_point.value for entry_point in offered})
         if len(values) > 1:
@@ -131,6 +131,6 @@ def register(found: Any) -> None:
 
 
 def _tag(found: Any) -> Any:
-    """Return the tag of a class's options, and the class itself where there is none."""
+    """Return the tag of a class's options, or the class itself if there is no tag."""
     config = getattr(getattr(found, "options_type", None), "__struct_config__", None)
     return getattr(config, "tag", found)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of QEMU's dictionaries (`qobject/qdict.c`), which shows in file names and messages."""
+"""The order of QEMU's dictionaries (`qobject/qdict.c`), visible in file names and messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _MASK = 0xFFFF_FFFF
 
 
 def bucket(name: str) -> int:
-    """Return the place of a member among others; those with the same one come newest first."""
+    """Return the hash bucket of a member; members of the same bucket are ordered newest first."""
     data = name.encode()
     value = 0x238F13AF * len(data)
     for index, byte in enumerate(data):

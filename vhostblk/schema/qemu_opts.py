@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU's older option syntax (`util/qemu-option.c`), which `--chardev` and `--trace` have kept.
+"""QEMU's older option syntax (`util/qemu-option.c`), which `--chardev` and `--trace` use.
 
     options = [ value ',' ] { option [ ',' ] }
     option  = name '=' value | name | 'no' name | 'help' | '?'
 
-It is flat: dots in a name mean nothing. A comma in a value is doubled. A name alone means `on`,
-after `no` it means `off`; QEMU warns of that form. Of an option given twice the last one counts,
-of `id` the first. Which names there are, and of what kind, is the caller's table.
+It is flat: dots in a name have no meaning. A comma in a value is doubled. A name without a value
+means `on`, and with the prefix `no` it means `off`; QEMU warns of this form. If an option is given
+twice, the last one counts, but the first `id`. The caller has a table of the names and their kinds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class QemuOpts:
         return name in self._values
 
     def string(self, name: str) -> str | None:
-        """Return an option as it was given; None: it wasn't."""
+        """Return the text of an option; None if it was not given."""
         return self._values.get(name)
 
     def boolean(self, name: str, default: bool) -> bool:
@@ -59,7 +59,7 @@ class QemuOpts:
         return default if text is None else text in _TRUE
 
     def number(self, name: str) -> int | None:
-        """Return a number or size; None: it wasn't given."""
+        """Return a number or size; None if it was not given."""
         text = self._values.get(name)
         if text is None:
             return None
@@ -67,7 +67,7 @@ class QemuOpts:
 
 
 def parse(text: str, implied_name: str, kinds: Mapping[str, str]) -> QemuOpts:
-    """Understand an argument; raises OptionError, or HelpRequestedError where it asks for help."""
+    """Parse an argument; raises OptionError, or HelpRequestedError if it asks for help."""
     pairs = _split(text, implied_name)
     values: dict[str, str] = {}
     wants_help = False
@@ -86,7 +86,7 @@ def parse(text: str, implied_name: str, kinds: Mapping[str, str]) -> QemuOpts:
 
 
 def _split(text: str, implied_name: str) -> list[tuple[str, str | None]]:
-    """Return names and values; None as the value of a name alone."""
+    """Return names and values; a name without a value has None."""
     pairs: list[tuple[str, str | None]] = []
     position = 0
     while position < len(text):
@@ -105,7 +105,7 @@ def _split(text: str, implied_name: str) -> list[tuple[str, str | None]]:
 
 
 def _take_value(text: str, start: int) -> tuple[str, int]:
-    """Return the value at `start`, its doubled commas halved, and where the next option begins."""
+    """Return the value at `start`, with single commas, and the position of the next option."""
     parts: list[str] = []
     while True:
         comma = text.find(",", start)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the process gives up (`--sandbox`, after the option of the same name of QEMU's emulator)."""
+"""Options of the sandbox (`--sandbox`, named after the option of QEMU's emulator)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from vhostblk.schema.base import UNSET, QapiStruct, UnsetType
 
 
 class SandboxAction(Enum):
-    """Whether something may still be done."""
+    """Whether an action is allowed."""
 
     ALLOW = "allow"
     DENY = "deny"
 
 
 class SandboxFiles(Enum):
-    """Whether files may be opened that nothing has named at the start."""
+    """Whether files that no option has named may be opened."""
 
-    #: Denied where directories are named, or where no monitor could ask for files.
+    #: Denied if directories are named, or if there is no monitor.
     AUTO = "auto"
     ALLOW = "allow"
     DENY = "deny"
@@ -31,5 +31,5 @@ class SandboxOptions(QapiStruct, kw_only=True, frozen=True):
     #: Start programs.
     spawn: SandboxAction = SandboxAction.DENY
     files: SandboxFiles = SandboxFiles.AUTO
-    #: Directories in which files may be opened, made and removed at run time.
+    #: Directories in which files may be opened, created and removed at run time.
     directory: list[str] | UnsetType = UNSET

@@ -9,7 +9,7 @@ from vhostblk.schema.base import UNSET, QapiStruct, UnsetType
 
 
 class NewImageMode(Enum):
-    """Whether the file of a snapshot is made."""
+    """Whether the file of a snapshot is created."""
 
     EXISTING = "existing"
     ABSOLUTE_PATHS = "absolute-paths"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits of throttle groups (`qapi/block-core.json`, `qapi/qom.json`) and what goes with what.
+"""Limits of throttle groups (`qapi/block-core.json`, `qapi/qom.json`), and their rules.
 
-What is not given stays as it is, so that limits are always looked at as a whole: a `ThrottleLimits`
-in which every member is set. The rules and messages are those of QEMU's `util/throttle.c`; like
-there, numbers below zero are taken for numbers close to 2**64.
+Members that are not given keep their values. So limits are checked as a whole: a `ThrottleLimits`
+in which every member is set. The rules and messages are those of QEMU's `util/throttle.c`. As in
+QEMU, negative numbers count as numbers close to 2**64.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 #: The highest rate.
 VALUE_MAX = 10**15
 
-#: What is limited, in the order in which it is checked.
+#: The limited rates, in the order in which they are checked.
 RATES = tuple(f"{unit}_{of}" for unit in ("bps", "iops") for of in ("total", "read", "write"))
 
 _UINT_MAX = 2**32 - 1
 
 
 class ThrottleLimits(QapiStruct, kw_only=True, frozen=True):
-    """Rates a second; 0 is no limit. Bursts may have a higher one, for so many seconds."""
+    """Rates a second; 0: no limit. Bursts may have a higher rate, for `_max_length` seconds."""
 
     iops_total: int | UnsetType = UNSET
     iops_total_max: int | UnsetType = UNSET
@@ -52,7 +52,7 @@ class ThrottleLimits(QapiStruct, kw_only=True, frozen=True):
 
 
 class Rate(NamedTuple):
-    """The limit of one rate: `avg` a second; up to `max`, if any, for `length` seconds."""
+    """The limit of one rate: `avg` a second, and up to `max`, if set, for `length` seconds."""
 
     avg: int
     max: int
@@ -78,13 +78,13 @@ def rates_of(limits: ThrottleLimits) -> list[Rate]:
 
 
 def unit_of(limits: ThrottleLimits) -> int:
-    """Return how many bytes make one operation of complete limits; 0: any number."""
+    """Return the number of bytes that count as one operation; 0: any number."""
     assert limits.iops_size is not UNSET
     return _unsigned(limits.iops_size)
 
 
 def limits_of(single: Mapping[str, int], change: ThrottleLimits | UnsetType) -> ThrottleLimits:
-    """Return complete limits: those given one by one, by name, and then changed.
+    """Return complete limits: the single members by name, and then the changes.
 
     Raises OptionError.
     """
@@ -92,7 +92,7 @@ def limits_of(single: Mapping[str, int], change: ThrottleLimits | UnsetType) -> 
         if value < 0:
             raise OptionError("Property values cannot be negative")
         if name.endswith("_length") and value > _UINT_MAX:
-            # The missing space is QEMU's.
+            # QEMU's message also lacks the space.
             raise OptionError(f"x-{_wire(name)} value must be in therange [0, {_UINT_MAX}]")
     limits = replace(UNLIMITED, **single)
     if change is not UNSET:
@@ -126,7 +126,7 @@ def _unsigned(value: int) -> int:
 
 
 def _check(limits: ThrottleLimits) -> None:
-    """Raise OptionError for complete limits that make no sense."""
+    """Raise OptionError for inconsistent limits."""
     rates = dict(zip(RATES, rates_of(limits), strict=True))
     if any(_conflicts(rates)):
         raise OptionError(

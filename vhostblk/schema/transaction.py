@@ -19,7 +19,7 @@ from vhostblk.schema.snapshot import (
 
 
 class ActionCompletionMode(Enum):
-    """What becomes of the jobs of a transaction when one of them fails."""
+    """The handling of a transaction's jobs when one of them fails."""
 
     INDIVIDUAL = "individual"
     GROUPED = "grouped"
@@ -32,23 +32,23 @@ class TransactionProperties(QapiStruct, kw_only=True, frozen=True):
 
 
 class Abort(QapiStruct, kw_only=True, frozen=True):
-    """Fails always: for tests."""
+    """An action that always fails, for tests."""
 
 
 class TransactionAction(OpenUnion, tag_field="type", kw_only=True, frozen=True):
-    """One of the changes; the member `data` has its arguments."""
+    """One action; the member `data` has its arguments."""
 
     if TYPE_CHECKING:
         data: Any
 
     @classmethod
     def find_branch(cls, tag: str) -> type[TransactionAction] | None:
-        """Return the struct of a kind of change."""
+        """Return the struct of a kind of action."""
         return _branch(tag) if tag in _ARGUMENTS else None
 
     @classmethod
     def branch_names(cls) -> list[str]:
-        """Return the names of all kinds."""
+        """Return the names of all kinds of actions."""
         return list(_ARGUMENTS)
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`-T/--trace`: which trace points are on, and where their lines go.
+"""`-T/--trace`: the trace points that are on, and the file for their lines.
 
     [[enable=]<pattern>][,events=<file>][,file=<file>]
 
-A pattern is a name in which `*` and `?` stand for any characters and any one; `-` before it turns
-the points off. An events file has a pattern on each line; lines that begin with `#` are comments.
+A pattern is a name in which `*` stands for any characters and `?` for any single one; with `-`
+before it, the points are turned off. An events file has a pattern on each line; lines that begin
+with `#` are comments.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def names() -> list[str]:
 
 
 def apply(text: str, warn: Callable[[str], object]) -> None:
-    """Carry out one option; `warn` is told of patterns that match nothing. Raises TraceError.
+    """Apply one option; `warn` is called for patterns that match nothing. Raises TraceError.
 
-    All points have been declared before.
+    All points must be declared before.
     """
     options = parse(text, "enable", KINDS)
     pattern, events, path = (options.string(name) for name in ("enable", "events", "file"))
@@ -66,7 +67,7 @@ def _take_events(path: str, warn: Callable[[str], object]) -> None:
 
 
 def _switch(pattern: str) -> bool:
-    """Turn points on or off; False: the pattern is a name, and there is none of it."""
+    """Turn points on or off; return False if the pattern is a name that does not exist."""
     name = pattern.removeprefix("-")
     matching = list(_matching(name))
     for found in matching:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trace point is, the table of all of them, and where their lines go."""
+"""Trace points, the table of all of them, and the output for their lines."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import time
 #: All trace points by name, in the order of their declaration.
 POINTS: dict[str, TracePoint] = {}
 
-#: Characters of one line at most: guests and clients decide about some of them.
+#: Maximum length of a line: guests and clients control a part of it.
 _MAX_TEXT = 4096
 
 
 class TracePoint:
-    """One place; calling it writes a line."""
+    """A trace point; calling it writes a line."""
 
     __slots__ = ("enabled", "name", "text")
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
-        #: For the operator %, with the arguments of a call.
+        #: The format for the operator %, with the arguments of a call.
         self.text = text
         self.enabled = False
 
@@ -37,7 +37,7 @@ class TracePoint:
 
 
 class _Output:
-    """The descriptor that lines go to, each in one write: standard error to begin with."""
+    """The descriptor for lines, each with one write; at first standard error."""
 
     def __init__(self) -> None:
         self.fd = 2

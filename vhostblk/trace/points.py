@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All trace points but those of the QMP commands.
+"""All trace points except those of the QMP commands.
 
-A point that QEMU has too bears QEMU's name. Where QEMU prints addresses of objects, these print
-the names of exports, nodes and devices.
+A point that QEMU also has, has QEMU's name. It prints names of exports, nodes and devices where
+QEMU prints addresses of objects.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What moves to another server: sockets, messages that restore the session, and parts of messages.
+"""The state that moves to another server: sockets, messages, and parts of messages.
 
-A front-end need not be between two messages when its session moves.
+A session may move while a message is partly received, or a reply partly sent.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ if TYPE_CHECKING:
 
 
 class Carried(msgspec.Struct):
-    """What one server hands to the next one, perhaps of another process."""
+    """The state that one server passes to the next one, which may be in another process."""
 
     listener: Listener
     connection: socket.socket | None
     said: Sequence[Said]
-    #: What has come of a message.
+    #: The received part of a message.
     received: Part = msgspec.field(default_factory=Part)
-    #: What has to be sent of a reply.
+    #: The unsent part of a reply.
     unsent: Part = msgspec.field(default_factory=Part)
-    #: If the messages can't be replayed, `start` fails; else the front-end is disconnected.
+    #: Whether `start` fails if the messages can't be replayed; otherwise the front-end is
+    #: disconnected.
     required: bool = True
-    #: Done when all has been said again.
+    #: Done when all messages are replayed.
     replayed: asyncio.Future[None] | None = None
 
     def close(self) -> None:
-        """Hang up, and listen no more."""
+        """Close the connection and the listening socket."""
         if self.connection is not None:
             self.connection.close()
         self.close_said()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The back-end's own requests, over the socket that SET_BACKEND_REQ_FD brings."""
+"""The back-end's own requests, on the socket of SET_BACKEND_REQ_FD."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: An acknowledgement: header, and what REPLY_ACK says.
+#: An acknowledgement: header, and the value of REPLY_ACK.
 _REPLY_BYTES = HEADER.size + U64.size
 
 
@@ -35,7 +35,7 @@ class RequestChannel:
     """Implements `vhost_user.backend.BackendChannel`. Never blocks, never waits for a reply."""
 
     def __init__(self, fd: int) -> None:
-        """Take over `fd`, also when this raises DescriptorError because it is no stream socket."""
+        """Take over `fd`; raises DescriptorError if it is not a stream socket, and closes it."""
         try:
             channel = socket.socket(fileno=fd)
         except OSError:
@@ -45,22 +45,22 @@ class RequestChannel:
             channel.close()
             raise DescriptorError("the file descriptor is not a UNIX stream socket")
         self._socket: socket.socket | None = channel
-        #: The loop that watches the socket, where replies are expected.
+        #: The loop that watches the socket if replies are expected.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._received = b""
 
     def config_changed(self) -> None:
         """Send CONFIG_CHANGE_MSG.
 
-        Where the front-end doesn't read, the message is dropped; nothing is lost by that, because
-        the unread ones before it will make the front-end read the configuration all the same.
+        If the front-end doesn't read, the message is dropped. This is harmless: the unread messages
+        before it will make the front-end read the configuration.
         """
         self._send(BackendRequest.CONFIG_CHANGE_MSG)
 
     def notify(self, request: BackendRequest, payload: bytes, again: Callable[[], None]) -> bool:
-        """Send a request that has to be acknowledged; after `expect_replies`.
+        """Send a request that must be acknowledged; call `expect_replies` before.
 
-        Tells whether it went out. Where the front-end doesn't read, `again` is called once it does.
+        Return whether it was sent. If the front-end doesn't read, `again` is called once it does.
         """
         if self._send(request, payload, FLAG_NEED_REPLY):
             return True
@@ -85,16 +85,16 @@ class RequestChannel:
         except OSError as error:
             self._give_up(reason(error))
             return False
-        if sent != len(data):  # what follows would be out of step
+        if sent != len(data):  # the stream would be out of sync
             self._give_up("message cut short")
         return True
 
     # Replies
 
     def expect_replies(self, answered: Callable[[int], bool]) -> None:
-        """Have `answered` told of each acknowledgement, by its request's number; watch the socket.
+        """Watch the socket, and call `answered` with the request's number of each acknowledgement.
 
-        The channel is closed where it says that nobody waits for one.
+        If it returns False, because the acknowledgement is unexpected, the channel is closed.
         """
         if self._socket is not None:
             self._loop = asyncio.get_running_loop()
@@ -109,14 +109,14 @@ class RequestChannel:
         except OSError as error:
             self._give_up(reason(error))
             return
-        if not received:  # as it does when it leaves
+        if not received:  # the front-end has disconnected
             self.close()
             return
         self._received += received
         while len(self._received) >= _REPLY_BYTES and self._socket is not None:
             request, flags, size = HEADER.unpack_from(self._received)
             self._received = self._received[_REPLY_BYTES:]
-            # Whether the front-end made something of it is its own affair.
+            # The result in the acknowledgement does not matter.
             if (flags, size) != (VERSION | FLAG_REPLY, U64.size) or not answered(request):
                 self._give_up("a message that is no reply to any of ours")
 

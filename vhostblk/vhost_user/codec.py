@@ -2,11 +2,11 @@
 """Framing of vhost-user messages: bytes and file descriptors in, messages out.
 
 Descriptors belong to the message whose header arrived in the same `recvmsg` ("Communication").
-On a stream that holds only when no read goes beyond a header, or beyond a payload; so the decoder
-says how many bytes to ask for next (`wanted`) and refuses more. Two system calls a message are
-nothing on a control channel.
+On a stream this is true only if no read crosses the end of a header or of a payload. So the decoder
+limits the number of bytes of the next read (`wanted`). The cost, two system calls for each message,
+does not matter on a control channel.
 
-Whoever holds an `FdList` has to close it or to take the descriptors out of it.
+The owner of an `FdList` must close it, or take the descriptors out of it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class FdList:
-    """File descriptors that somebody is responsible for: the holder of this list."""
+    """File descriptors that belong to the owner of this list."""
 
     __slots__ = ("_fds",)
 
@@ -49,27 +49,27 @@ class FdList:
         return iter(self._fds)
 
     def extend(self, fds: Iterable[int]) -> None:
-        """Become responsible for more."""
+        """Take over more descriptors."""
         self._fds.extend(fds)
 
     def take_all(self) -> list[int]:
-        """Hand the descriptors, and the duty to close them, to the caller."""
+        """Return the descriptors, which the caller then owns."""
         fds, self._fds = self._fds, []
         return fds
 
     def take_only(self) -> int | None:
-        """Hand over the descriptor of a message that has one at most; None: it has none."""
+        """Return the descriptor of a message that has at most one, or None; the caller owns it."""
         fds = self.take_all()
         return fds[0] if fds else None
 
     def ancillary(self) -> list[tuple[int, int, bytes]]:
-        """Return them as `sendmsg` takes them; they stay here."""
+        """Return the ancillary data for `sendmsg`; the list keeps the descriptors."""
         if not self._fds:
             return []
         return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", self._fds).tobytes())]
 
     def close(self) -> None:
-        """Close what nobody took; may be called again."""
+        """Close the remaining descriptors; may be called again."""
         for fd in self.take_all():
             os.close(fd)
 
@@ -84,7 +84,7 @@ class Message(msgspec.Struct):
 
     @property
     def need_reply(self) -> bool:
-        """Tell whether the sender wants to know of success or failure (REPLY_ACK)."""
+        """Whether the sender asks for a reply with success or failure (REPLY_ACK)."""
         return bool(self.flags & FLAG_NEED_REPLY)
 
     @property
@@ -94,7 +94,7 @@ class Message(msgspec.Struct):
 
 
 class Part(msgspec.Struct):
-    """A part of a message: bytes, and the descriptors that come with the first of them."""
+    """A part of a message: bytes, and the descriptors that are sent with the first byte."""
 
     data: bytes = b""
     fds: FdList = msgspec.field(default_factory=FdList)
@@ -109,7 +109,7 @@ def request_name(request: int) -> str:
 
 
 class MessageDecoder:
-    """Cuts one front-end's byte stream into messages."""
+    """A decoder that splits the byte stream of one front-end into messages."""
 
     __slots__ = ("_buffer", "_fds", "_flags", "_header_done", "_request", "wanted")
 
@@ -119,23 +119,23 @@ class MessageDecoder:
         self._header_done = False
         self._request = 0
         self._flags = 0
-        #: How many bytes, at most, `feed` takes next; always above 0.
+        #: The maximum number of bytes for the next `feed`; always above 0.
         self.wanted = HEADER.size
 
     @property
     def mid_message(self) -> bool:
-        """Tell whether an end of the stream here would cut a message in two."""
+        """Whether a message is partly received."""
         return self._header_done or bool(self._buffer)
 
     def feed(self, data: bytes, fds: Iterable[int] = ()) -> Message | None:
-        """Take what one `recvmsg` of at most `wanted` bytes delivered.
+        """Process the result of one `recvmsg` of at most `wanted` bytes.
 
-        Returns the message that this completes, if it does. Raises ProtocolError; after that only
-        `close` may be called. The descriptors belong to the decoder at once, in any case.
+        Return the message that it completes, if any. Raises ProtocolError; after that only `close`
+        may be called. The decoder owns the descriptors in any case.
         """
         incoming = FdList(fds)
         if self._header_done:
-            incoming.close()  # came with a payload, hence belongs to no message
+            incoming.close()  # it was sent with a payload, so it belongs to no message
         else:
             self._fds.extend(incoming.take_all())
         if len(data) > self.wanted:
@@ -173,14 +173,17 @@ class MessageDecoder:
         return message
 
     def take_part(self) -> Part:
-        """Hand over what has come of a message; after that only `close` may be called."""
+        """Return the received part of a message; after that only `close` may be called."""
         data = bytes(self._buffer)
         if self._header_done:
             data = HEADER.pack(self._request, self._flags, len(data) + self.wanted) + data
         return Part(data, FdList(self._fds.take_all()))
 
     def give_part(self, part: Part) -> None:
-        """Take what has come of a message elsewhere, before anything else; raises ProtocolError."""
+        """Set the part of a message that another decoder has received; raises ProtocolError.
+
+        This must be the first call.
+        """
         data, fds = part.data, part.fds.take_all()
         for chunk in (data[: HEADER.size], data[HEADER.size :]):
             if chunk and (message := self.feed(chunk, fds)) is not None:
@@ -190,16 +193,16 @@ class MessageDecoder:
         self._fds.extend(fds)
 
     def close(self) -> None:
-        """Forget a half-received message and its descriptors."""
+        """Drop a partly received message and its descriptors."""
         self._fds.close()
         self._buffer.clear()
 
 
 def encode_reply(request: int, payload: bytes) -> bytes:
-    """Make the reply to `request`."""
+    """Return the encoded reply to `request`."""
     return HEADER.pack(request, VERSION | FLAG_REPLY, len(payload)) + payload
 
 
 def encode_request(request: int, payload: bytes = b"", flags: int = 0) -> bytes:
-    """Make a request: the back-end's own, or a test front-end's."""
+    """Return an encoded request: the back-end's own, or a test front-end's."""
     return HEADER.pack(request, VERSION | flags, len(payload)) + payload

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The session's messages about the device itself: its status and its configuration space."""
+"""The messages of a session about the device: its status and its configuration space."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vhostblk.vhost_user.backend import Backend
     from vhostblk.vhost_user.codec import Message
 
-#: Why a driver of the time before VIRTIO 1.0 is not served.
+#: The reason for refusing a legacy driver (before VIRTIO 1.0).
 LEGACY = "the driver didn't accept VERSION_1; legacy is not supported"
 
 
@@ -32,12 +32,12 @@ class DeviceMessages(ABC):
 
     _backend: Backend
     _features: int
-    #: The device status that the driver has written (VIRTIO 1.3, 2.1), as far as it was accepted.
+    #: The accepted part of the device status that the driver has written (VIRTIO 1.3, 2.1).
     _status: int
 
     @abstractmethod
     async def _reset(self) -> None:
-        """Stop all vrings and forget what the driver has said."""
+        """Stop all vrings and reset the driver's settings."""
 
     # Status
 
@@ -47,7 +47,7 @@ class DeviceMessages(ABC):
             raise FeatureError(f"device status {status:#x} is no byte")
         if status == 0:
             await self._reset()
-        # Whether it needs a reset is the device's to say.
+        # The device sets NEEDS_RESET.
         self._status = status & ~STATUS_NEEDS_RESET
         reason = self._refusal()
         if not status & STATUS_FEATURES_OK or reason is None:
@@ -66,7 +66,7 @@ class DeviceMessages(ABC):
         )
 
     def _refusal(self) -> str | None:
-        """Say why the features won't do that the driver has accepted; None: they will."""
+        """Return why the accepted features are not sufficient; None if they are."""
         return LEGACY if self._is_legacy else self._backend.refusal(self._features)
 
     # Configuration space

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transfer of the device's own state in a migration ("Migrating back-end state").
 
-A disk has none: what the driver chose is in the front-end's features and configuration space, and
-no request is in flight while all vrings are stopped. So saving writes nothing, and loading takes
-nothing; what comes nevertheless is another device's state.
+A disk has no state of its own: the driver's choices are in the front-end's features and
+configuration space, and no request is in flight while all vrings are stopped. So saving writes
+nothing, and loading accepts nothing: any data would be the state of another device.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from vhostblk.virtqueue import nowait
 
 
 class DeviceState:
-    """The transfer that was begun last."""
+    """The last transfer that was begun."""
 
     def __init__(self) -> None:
         self._incoming: int | None = None
 
     @property
     def loading(self) -> bool:
-        """Whether a state to load is expected, and was not checked yet."""
+        """Whether a transfer for loading was begun, and not checked yet."""
         return self._incoming is not None
 
     def begin(self, direction: int, phase: int, fd: int) -> None:
-        """Begin to save to, or to load from, a pipe that is ours from now on.
+        """Begin to save to, or to load from, a pipe, which this object then owns.
 
-        Raises VhostUserError, with the pipe closed, where that can't be done.
+        Raises VhostUserError, after closing the pipe, if this is not possible.
         """
         self.close()
         try:
@@ -47,9 +47,9 @@ class DeviceState:
             os.close(fd)
 
     def check(self) -> None:
-        """Look whether all went well, once the front-end has closed its end.
+        """Check the result of the transfer, after the front-end has closed its end.
 
-        Raises DeviceStateError where it has not.
+        Raises DeviceStateError if the transfer has failed.
         """
         if self._incoming is None:
             return
@@ -63,7 +63,7 @@ class DeviceState:
             raise DeviceStateError("the state is that of another device")
 
     def close(self) -> None:
-        """Give up a transfer."""
+        """Cancel a transfer."""
         if self._incoming is not None:
             os.close(self._incoming)
             self._incoming = None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The transport's error family: whose fault it was decides what happens to the connection.
+"""The error family of the transport.
 
-`str(error)` is the reason alone; the server puts the export's and the message's name before it.
+`str(error)` is only the reason; the server adds the names of export and message.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from vhostblk.virtqueue.errors import SetupError
 
 
 class VhostUserError(SetupError):
-    """The front-end asked for something invalid; answered with a failure, or by disconnecting."""
+    """A message is invalid; the reply is a failure, or the front-end is disconnected."""
 
 
 class ProtocolError(VhostUserError):
-    """The byte stream can no longer be understood; always ends the connection."""
+    """The byte stream can't be decoded any more; this always ends the connection."""
 
 
 class UnknownRequestError(VhostUserError):
-    """No such message, or one whose protocol feature was not offered."""
+    """The message is unknown, or its protocol feature was not offered."""
 
 
 class PayloadSizeError(VhostUserError):
-    """The payload is not as long as its message's has to be."""
+    """The payload has the wrong length for its message."""
 
 
 class DescriptorError(VhostUserError):
@@ -30,7 +30,7 @@ class DescriptorError(VhostUserError):
 
 
 class FeatureError(VhostUserError):
-    """Features that were not offered, or are needed and were not acknowledged."""
+    """Features were acknowledged but not offered, or needed but not acknowledged."""
 
 
 class VringIndexError(VhostUserError):
@@ -38,7 +38,7 @@ class VringIndexError(VhostUserError):
 
 
 class VringStateError(VhostUserError):
-    """A vring's size, addresses or base are invalid, or not set when it is to start."""
+    """A vring's size, addresses or base are invalid, or not set when it starts."""
 
 
 class MemoryTableError(VhostUserError):
@@ -46,12 +46,12 @@ class MemoryTableError(VhostUserError):
 
 
 class DeviceStateError(VhostUserError):
-    """The device's state can't be transferred as asked, or was not what it should be."""
+    """The device's state can't be transferred as requested, or is invalid."""
 
 
 class PostcopyError(VhostUserError):
-    """A message of a post-copy migration comes out of order."""
+    """A message of a post-copy migration is out of order."""
 
 
 class ConfigAccessError(VhostUserError):
-    """Configuration space was accessed where there is none, or with unknown flags."""
+    """An access to configuration space is out of range, or has unknown flags."""

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kicks, calls and errors as messages ("In-band notifications"), for front-ends that ask for that.
+"""Kicks, calls and errors as messages ("In-band notifications"), for front-ends that ask for them.
 
-To the device nothing changes: it gets eventfds as ever, whose other side is here. VRING_KICK
-signals one; when one of the others is signalled, VRING_CALL or VRING_ERR goes out. Those ask for an
-acknowledgement (REPLY_ACK), and no second one goes out for the same vring before that has come: so
-a front-end that is slow, or silent, gets fewer messages and loses none, and nobody waits for it.
+The device still gets eventfds. This module has their other ends. VRING_KICK signals a kick
+descriptor. When the device signals one of the others, VRING_CALL or VRING_ERR is sent. These
+messages ask for an acknowledgement (REPLY_ACK). The next message of the same kind and vring is sent
+only after the acknowledgement has arrived. So a front-end that is slow or silent gets fewer
+messages, loses no notification, and blocks nothing.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ _NOTICES = (BackendRequest.VRING_CALL, BackendRequest.VRING_ERR)
 
 
 class _Notice(msgspec.Struct, eq=False):
-    """What is told of one vring by one kind of message."""
+    """The notifications of one vring by one kind of message."""
 
     request: BackendRequest
     index: int
     fd: int
-    #: Signalled, and not sent yet.
+    #: Whether a signal was not sent yet.
     due: bool = False
-    #: Sent, and not acknowledged yet.
+    #: Whether a message was sent, and not acknowledged yet.
     unanswered: bool = False
 
 
@@ -54,19 +55,19 @@ class InbandNotifications:
         self._channel: RequestChannel | None = None
 
     def kick_fd(self, index: int) -> int:
-        """Return the descriptor that `kick` signals; it is the caller's."""
+        """Return the descriptor that `kick` signals; the caller owns it."""
         if index not in self._kicks:
             self._kicks[index] = _eventfd()
         return os.dup(self._kicks[index])
 
     def kick(self, index: int) -> None:
-        """Say that the vring has something to take, where it gets told that way."""
+        """Signal that the vring has available buffers, if it is kicked in-band."""
         if index in self._kicks:
-            with contextlib.suppress(BlockingIOError):  # told already
+            with contextlib.suppress(BlockingIOError):  # signalled already
                 os.eventfd_write(self._kicks[index], 1)
 
     def notice_fd(self, request: BackendRequest, index: int) -> int:
-        """Return a descriptor whose signals become messages; it is the caller's."""
+        """Return a descriptor whose signals are sent as messages; the caller owns it."""
         notice = self._notices.get((request, index))
         if notice is None:
             notice = _Notice(request, index, _eventfd())
@@ -75,7 +76,7 @@ class InbandNotifications:
         return os.dup(notice.fd)
 
     def set_channel(self, channel: RequestChannel) -> None:
-        """Send messages there from now on, also those that had nowhere to go, or got no answer."""
+        """Set the channel for messages; also send those that were not sent or not acknowledged."""
         self._channel = channel
         self._sent.clear()
         for notice in self._notices.values():
@@ -103,7 +104,7 @@ class InbandNotifications:
                 self._send(notice)
 
     def _answered(self, request: int) -> bool:
-        """Take an acknowledgement; tell whether it was waited for."""
+        """Process an acknowledgement; return whether it was expected."""
         if not self._sent or self._sent[0].request != request:
             return self._moved and request in _NOTICES
         notice = self._sent.popleft()
@@ -113,7 +114,7 @@ class InbandNotifications:
         return True
 
     def close(self) -> None:
-        """Close the descriptors here; the channel is the session's."""
+        """Close the descriptors, but not the channel, which belongs to the session."""
         for notice in self._notices.values():
             self._loop.remove_reader(notice.fd)
         for fd in (*self._kicks.values(), *(notice.fd for notice in self._notices.values())):

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moving a session to another process, as messages that bring a fresh session to the same state.
+"""Messages that bring a new session to the state of another one, in another process.
 
-The new session checks these messages as it checks a front-end's. As they are plain vhost-user, two
-versions of vhostblk understand each other. Most are made from the session's state (`restate.py`).
-Only messages with descriptors have to be kept: a `Journal` keeps the last one of each kind, with
-duplicates of the descriptors, while it is in force. Without a journal, memory files are closed once
-they are mapped; so journals are only made if sessions may have to move.
+The new session checks these messages like those of a front-end. Because they are ordinary
+vhost-user messages, different versions of vhostblk understand each other. Most messages are created
+from the session's state (`restate.py`). Only messages with descriptors must be kept: a `Journal`
+keeps the last message of each kind, with duplicates of the descriptors, while it is effective.
+Without a journal, memory files are closed once they are mapped. So a journal is created only if the
+session may have to move.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ _OF_ALL_VRINGS = frozenset(
     {Request.SET_FEATURES, Request.SET_STATUS, Request.RESET_DEVICE, Request.POSTCOPY_END}
 )
 
-#: Messages to send after those of memory, which logs have to cover, and before any vring runs.
+#: Messages to send after the memory messages, because logs must cover memory, and before any
+#: vring runs.
 _BEFORE_VRINGS = (
     Request.SET_LOG_BASE,
     Request.SET_LOG_FD,
@@ -62,7 +64,7 @@ _BEFORE_VRINGS = (
 
 
 class Journal:
-    """The messages with descriptors of one session that are in force."""
+    """The effective messages with descriptors of one session."""
 
     def __init__(self) -> None:
         #: By request, and vring (or 0).
@@ -74,7 +76,7 @@ class Journal:
         self._running: dict[int, tuple[VringConfig, Said | None]] = {}
         #: The configuration space as the front-end last read it.
         self._shown: Said | None = None
-        #: How far a post-copy migration to here has got; None: there is none.
+        #: The progress of an incoming post-copy migration; None if there is none.
         self._postcopy: int | None = None
 
     def __enter__(self) -> Self:
@@ -105,14 +107,14 @@ class Journal:
     # Messages of the front-end
 
     def copy(self, message: Message) -> Said:
-        """Copy a message that is about to be carried out, for `note`; raises OSError."""
+        """Copy a message for `note`, before it is handled; raises OSError."""
         wanted = message.request in _KEPT or message.request in _MEMORY
         return Said(
             message.request, message.payload, restate.duplicates(message.fds if wanted else ())
         )
 
     def note(self, said: Said, reply: bytes | None, state: SessionState) -> None:
-        """Note a message, whose descriptors the journal owns, and the session's state after it.
+        """Record a message, whose descriptors the journal owns, and the session's state after it.
 
         `reply` is the payload of the reply; None: the message has failed.
         """
@@ -146,7 +148,7 @@ class Journal:
         elif _is_reset(said):
             self._forget(Request.SET_INFLIGHT_FD)
         if request == Request.SET_VRING_KICK and self._postcopy == Request.POSTCOPY_ADVISE:
-            self._postcopy = None  # all memory had come before that
+            self._postcopy = None  # all memory has arrived before
 
     def _keep(self, said: Said, index: int = 0) -> None:
         self._forget(said.request, index)
@@ -169,7 +171,7 @@ class Journal:
         return self._kept.get((Request.SET_INFLIGHT_FD, 0))
 
     def _look_at(self, index: int, state: SessionState) -> None:
-        """Forget messages that are no longer in force for a vring."""
+        """Remove the messages of a vring that are not effective any more."""
         if index >= len(state.vrings):
             return
         vring = state.vrings[index]
@@ -190,7 +192,7 @@ class Journal:
         if area is not None:
             self._close_unused(area)
 
-    # Memory: always told region by region, which has no limit of its own on their number.
+    # Memory: always one message for each region, which does not limit the number of regions.
 
     def _change_memory(self, said: Said) -> None:
         if self._postcopy is not None and len(said.payload) == U64.size:
@@ -217,9 +219,9 @@ class Journal:
     # Moving
 
     def hand_out(self, state: SessionState) -> list[Said]:
-        """Return the messages for a fresh session, in order, and empty the journal.
+        """Return the messages for a new session, in order, and empty the journal.
 
-        The vrings have stopped. `running` of those that ran has the base to continue from.
+        The vrings have stopped. `running` has the base of each vring that ran.
         """
         said = [*self._general(state), *self._vrings(state)]
         if self._shown is not None:
@@ -247,8 +249,8 @@ class Journal:
             for index in range(len(state.vrings))
         ]
 
-        # No message removes an area, so vrings without one come first. The present area comes last,
-        # as it has to stay in force.
+        # No message removes an area, so vrings without an area are first. The current area is last,
+        # because it must stay effective.
         def turn(index: int) -> tuple[bool, bool, int]:
             area = areas[index]
             return area is present, area is not None, id(area)

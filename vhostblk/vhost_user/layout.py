@@ -21,12 +21,12 @@ FLAG_NEED_REPLY = 1 << 3
 #: File descriptors that one message may carry ("Memory regions description" has eight regions).
 MAX_FDS = 8
 
-#: No payload that we understand is longer; what announces more is not buffered.
+#: Maximum length of a payload; a longer one is refused and not buffered.
 MAX_PAYLOAD = 4096
 
 
 class Request(IntEnum):
-    """Section "Front-end message types"; NONE is not a message but libvhost-user's goodbye."""
+    """Section "Front-end message types"; NONE is no message: libvhost-user sends it at the end."""
 
     NONE = 0
     GET_FEATURES = 1
@@ -113,20 +113,20 @@ class ProtocolFeature(IntFlag):
 
 
 #: "Inflight description": size and offset of the mapping, number of queues, queue size. C pads it
-#: to a multiple of 8, and some front-ends send it without that.
+#: to a multiple of 8; some front-ends send it without the padding.
 INFLIGHT = Struct("=QQHH")
 INFLIGHT_PADDED_SIZE = 24
 
 #: VHOST_USER_F_PROTOCOL_FEATURES ("Communication"): a feature bit of the transport's own.
 F_PROTOCOL_FEATURES = 1 << 30
 
-#: VHOST_F_LOG_ALL ("Migration"): note writes to guest memory in the dirty log.
+#: VHOST_F_LOG_ALL ("Migration"): log writes to guest memory in the dirty log.
 F_LOG_ALL = 1 << 26
 
-#: VIRTIO_F_VERSION_1 (VIRTIO 1.3, section 6): little-endian rings, the only ones there are here.
+#: VIRTIO_F_VERSION_1 (VIRTIO 1.3, section 6): little-endian rings, the only ones supported here.
 F_VERSION_1 = 1 << 32
 
-#: VIRTIO_F_RING_PACKED: another form of rings, sizes and bases.
+#: VIRTIO_F_RING_PACKED: packed rings, with their own sizes and bases.
 F_RING_PACKED = 1 << 34
 
 #: "A single 64-bit integer".
@@ -138,7 +138,7 @@ VRING_STATE = Struct("=II")
 #: "A vring address description": index, flags, descriptor, used, available, log.
 VRING_ADDR = Struct("=IIQQQQ")
 
-#: Its flags, VHOST_VRING_F_LOG: note writes to the used ring, at the log address.
+#: Its flag VHOST_VRING_F_LOG: log writes to the used ring, at the log address.
 VRING_F_LOG = 1 << 0
 
 #: "Log description": size and offset of the mapping.
@@ -165,7 +165,7 @@ MAX_CONFIG_SIZE = 256
 CONFIG_WRITABLE = 0
 CONFIG_MIGRATION = 1
 
-#: SET_VRING_KICK, SET_VRING_CALL and SET_VRING_ERR: index, and "no descriptor comes with this".
+#: SET_VRING_KICK, SET_VRING_CALL and SET_VRING_ERR: index, and the flag "no descriptor is sent".
 VRING_INDEX_MASK = 0xFF
 VRING_NOFD = 1 << 8
 
@@ -175,8 +175,8 @@ DESC_ALIGN = 16
 AVAIL_ALIGN = 2
 USED_ALIGN = 4
 
-#: SET_STATUS and GET_STATUS: a byte (VIRTIO 1.3, 2.1). FEATURES_OK stays clear where the device
-#: can't do with the features that the driver accepted; NEEDS_RESET is the device's own.
+#: SET_STATUS and GET_STATUS: a byte (VIRTIO 1.3, 2.1). FEATURES_OK stays clear if the accepted
+#: features are not sufficient; the device sets NEEDS_RESET.
 MAX_STATUS = 0xFF
 STATUS_FEATURES_OK = 0x08
 STATUS_NEEDS_RESET = 0x40
@@ -187,5 +187,5 @@ DEVICE_STATE_SAVE = 0
 DEVICE_STATE_LOAD = 1
 DEVICE_STATE_STOPPED = 0
 
-#: SET_DEVICE_STATE_FD, reply: "no descriptor comes with this", so that the front-end's serves.
+#: SET_DEVICE_STATE_FD, reply: the flag "no descriptor is sent"; the front-end's one is used.
 DEVICE_STATE_NOFD = 1 << 8

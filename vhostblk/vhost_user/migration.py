@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The session's part in a migration: dirty log, post-copy, and the device's own state."""
+"""The messages of a session for migration: dirty log, post-copy, and the device's own state."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from vhostblk.virtqueue.config import RegionDescription
     from vhostblk.virtqueue.mapping import Mapping
 
-#: What replies say of success and failure.
+#: The values for success and failure in replies.
 ACK = 0
 NACK = 1
 
-#: What a confirmation may come as. QEMU takes the kind of the last message that it has sent of a
-#: table; NONE where the table was as before.
+#: The kinds of a confirmation. QEMU uses the kind of the last message that it has sent for a table,
+#: or NONE if the table has not changed.
 _CONFIRMING = frozenset(
     {Request.NONE, Request.SET_MEM_TABLE, Request.ADD_MEM_REG, Request.REM_MEM_REG}
 )
@@ -68,7 +68,7 @@ class MigrationMessages(ABC):
         size, offset = LOG.unpack(message.payload)
         (fd,) = message.fds.take_all()
         await logging.set_log(LogDescription(size, offset, fd))
-        # Only front-ends that know of the descriptor expect the reply.
+        # Only front-ends that support the descriptor expect the reply.
         return U64.pack(ACK) if ProtocolFeature.LOG_SHMFD in self._protocol_features else None
 
     async def _set_log_fd(self, message: Message) -> None:
@@ -101,9 +101,9 @@ class MigrationMessages(ABC):
         self._postcopy.listen()
 
     def _arriving(self, region: RegionDescription, mapping: Mapping) -> bytes:
-        """Register memory whose content has yet to come; return its description for the reply.
+        """Register memory without its content; return the memory's description for the reply.
 
-        The description is the front-end's own, but that the user address is ours.
+        It is the front-end's description, with the user address replaced by ours.
         """
         self._postcopy.register(*mapping.pages)
         return MEMORY_REGION.pack(
@@ -111,7 +111,7 @@ class MigrationMessages(ABC):
         )
 
     def _confirms(self, message: Message) -> bool:
-        """Tell whether the front-end merely says that it knows now where its memory is mapped."""
+        """Return whether a message only confirms the addresses of mapped memory."""
         return (
             self._postcopy.listening
             and message.request in _CONFIRMING

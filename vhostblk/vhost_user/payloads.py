@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Payloads that take more than a `Struct` to understand, checked and turned into descriptions."""
+"""Checks and conversion of payloads that a `Struct` can't describe."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _INBAND_NEEDS = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
 
 
 def protocol_features(message: Message, offered: ProtocolFeature) -> ProtocolFeature:
-    """Return what SET_PROTOCOL_FEATURES acknowledges; raises FeatureError, ProtocolError."""
+    """Return the features of SET_PROTOCOL_FEATURES; raises FeatureError, ProtocolError."""
     (features,) = U64.unpack(message.payload)
     surplus = features & ~offered
     if surplus:
@@ -47,7 +47,7 @@ def protocol_features(message: Message, offered: ProtocolFeature) -> ProtocolFea
 
 
 def memory_table(message: Message) -> list[RegionDescription]:
-    """Return the regions of SET_MEM_TABLE, with their descriptors, which are the caller's."""
+    """Return the regions of SET_MEM_TABLE, with their descriptors, which the caller owns."""
     payload = message.payload
     if len(payload) < MEMORY_HEADER.size:
         raise PayloadSizeError(f"payload of {len(payload)} bytes")
@@ -68,7 +68,7 @@ def memory_table(message: Message) -> list[RegionDescription]:
 
 
 def inflight(message: Message, queues: int) -> tuple[int, int, int, int]:
-    """Return mapping size and offset, number of queues (of `queues`), queue size."""
+    """Return size and offset of the mapping, number of queues (at most `queues`), queue size."""
     size, offset, num_queues, queue_size = INFLIGHT.unpack_from(message.payload)
     if not 1 <= num_queues <= queues:
         raise InflightError(f"{num_queues} queues of {queues}")
@@ -78,7 +78,7 @@ def inflight(message: Message, queues: int) -> tuple[int, int, int, int]:
 
 
 def check_config_range(offset: int, size: int) -> None:
-    """Raise ConfigAccessError where a range is empty or leaves configuration space."""
+    """Raise ConfigAccessError if a range is empty or exceeds configuration space."""
     if not size or offset + size > MAX_CONFIG_SIZE:
         raise ConfigAccessError(
             f"{size} bytes at {offset}, outside the {MAX_CONFIG_SIZE} bytes of configuration"

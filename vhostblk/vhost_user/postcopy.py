@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Post-copy migration, at its destination: memory is mapped long before its content has come.
+"""Post-copy migration at the destination: memory is mapped before its content has arrived.
 
-A page that has not come yet would stop the thread that touches it, be it the event loop (with
-Python's global lock), an iothread or a worker of the kernel, for as long as the front-end and its
-network like, and with it all that the thread does for other guests. So none is touched: vrings that
-the front-end starts before POSTCOPY_END are started then, and the guest's requests wait for the
-rest of its memory.
+A thread that accesses a missing page waits until the front-end supplies it, which may take for
+ever. The thread may be the event loop (which holds the GIL), an iothread or a worker of the kernel,
+and the other guests that it serves would wait, too. So missing pages are never accessed: vrings
+that the front-end starts before POSTCOPY_END are started at POSTCOPY_END. The guest's requests wait
+until all memory has arrived.
 
-Memory is registered with the userfaultfd all the same, as the specification demands: a mistake here
-would wait, or fail, where it would otherwise read zeroes.
+Memory is registered with the userfaultfd nevertheless, as the specification demands. If a bug
+caused an access, it would wait or fail, and not read zeroes.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _UFFDIO_UNREGISTER = 0x8010AA01
 
 
 def _open() -> int:
-    """Open a userfaultfd; raises OSError.
+    """Open a userfaultfd for accesses from user mode only; raises OSError.
 
-    What needs no privilege is one for accesses by programs only. That will do, as nothing here
-    accesses the memory, neither by itself nor through the kernel.
+    This needs no privilege. It is sufficient, because this process does not access the memory,
+    neither directly nor through the kernel.
     """
     number = _SYSCALL.get(platform.machine())
     if number is None:
@@ -62,7 +62,7 @@ def _open() -> int:
 
 
 def available() -> bool:
-    """Tell whether this process can have a userfaultfd."""
+    """Return whether this process can open a userfaultfd."""
     try:
         os.close(_open())
     except OSError:
@@ -77,9 +77,9 @@ class Postcopy:
         self._fd: int | None = None
         #: Address and length of mappings, in whole pages.
         self._registered: list[tuple[int, int]] = []
-        #: Kick descriptors of vrings that are to start at the end, by index.
+        #: Kick descriptors of vrings that will start at the end, by index.
         self._deferred: dict[int, FdList] = {}
-        #: Content of memory is missing.
+        #: Whether memory content is missing.
         self.listening = False
 
     def advise(self) -> int:
@@ -91,7 +91,7 @@ class Postcopy:
         return os.dup(self._fd)
 
     def listen(self) -> None:
-        """Have memory that is mapped from now on registered; raises PostcopyError."""
+        """Register all memory that is mapped from now on; raises PostcopyError."""
         if self._fd is None:
             raise PostcopyError("POSTCOPY_ADVISE is missing")
         self.listening = True
@@ -103,17 +103,17 @@ class Postcopy:
         self._registered.append((address, length))
 
     def defer(self, index: int, kick: int | None) -> None:
-        """Keep the start of a vring back; the descriptor is ours."""
+        """Defer the start of a vring; this object owns the descriptor."""
         self.drop(index)
         self._deferred[index] = FdList(() if kick is None else (kick,))
 
     def drop(self, index: int) -> None:
-        """Forget a vring that was kept back, if it was."""
+        """Forget the deferred start of a vring, if any."""
         if index in self._deferred:
             self._deferred.pop(index).close()
 
     def end(self) -> dict[int, FdList]:
-        """Memory is complete: return the vrings that are to start, which the caller closes."""
+        """End the migration; return the deferred vrings' kick descriptors for the caller."""
         deferred, self._deferred = self._deferred, {}
         self._release()
         return deferred
@@ -133,6 +133,6 @@ class Postcopy:
         self._fd = None
 
     def close(self) -> None:
-        """Give up."""
+        """Cancel the migration."""
         for kick in self.end().values():
             kick.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages that bring a fresh session to the state of another one, in the order to send them."""
+"""Messages that bring a new session to the state of another one, in the order of sending."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def features(state: SessionState) -> Iterator[Said]:
 
 
 def status(state: SessionState) -> Iterator[Said]:
-    """Yield the message that sets the device status, unless it is 0, which would be a reset."""
+    """Yield the message that sets the device status; none for 0, which would be a reset."""
     if state.status:
         yield _plain(Request.SET_STATUS, U64.pack(state.status))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forms of the session's table: what a message must look like, and what comes of it."""
+"""The types of the session's table of messages: rules and results."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What became of a message: bytes to send, if any, and a line for the log if it failed.
+    """The result of a message: bytes to send, if any, and a line for the log if it failed.
 
-    `remark` is a line for the log where it did not. `fds` go with the reply; whoever sends it
-    closes them.
+    `remark` is a line for the log if the message has not failed. `fds` are sent with the reply; the
+    sender closes them.
     """
 
     reply: bytes = b""
@@ -30,24 +30,24 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class ReplyWithFd(NamedTuple):
-    """A handler's reply that has a descriptor."""
+    """A handler's reply with a descriptor."""
 
     payload: bytes
     fd: int
 
 
 class Remark(NamedTuple):
-    """What a handler returns that has no reply, but a line for the log."""
+    """A handler's result that is only a line for the log."""
 
     line: str
 
 
-#: What a handler returns: the payload of the message's own reply, or None where it has none.
+#: A handler's result: the payload of the message's own reply, or None if it has no reply.
 Reply = bytes | ReplyWithFd | Remark | None
 
 
 class Rule(NamedTuple):
-    """What a message must look like, and what carries it out: `handler(session, message)`."""
+    """The rule of a message: its form, and `handler(session, message)`."""
 
     handler: Callable[[Any, Message], Awaitable[Reply]]
     min_size: int
@@ -55,7 +55,7 @@ class Rule(NamedTuple):
     min_fds: int = 0
     max_fds: int = 0
     own_reply: bool = False
-    #: The payload of the own reply that tells of failure, where there is such a one.
+    #: The payload of the own reply that means failure, if there is one.
     failure: bytes | None = None
 
     def check(self, message: Message) -> None:
@@ -78,5 +78,5 @@ def fixed(
     fds: tuple[int, int] = (0, 0),
     reply: bool = False,
 ) -> Rule:
-    """Make the rule of a message whose payload has one size."""
+    """Return the rule of a message with a payload of fixed size."""
     return Rule(handler, size, size, *fds, reply)

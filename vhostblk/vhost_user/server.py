@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The asyncio shell around the session: one listening socket, one front-end at a time.
 
-One task does everything, strictly in order: accept, read a message, carry it out, answer, read the
-next one; when the front-end leaves, reset the backend; accept the next front-end, which has been
-waiting in the backlog. Work for the backend is never cancelled: `stop` ends waiting for the
-socket, and then waits for what the backend is doing.
+One task does all the work in order. It accepts a front-end, and then reads a message, handles it,
+replies, and reads the next one. When the front-end has disconnected, it resets the backend and
+accepts the next front-end from the backlog. Work of the backend is never cancelled: `stop`
+interrupts the wait for the socket, and then waits for the backend.
 
-Nothing is scheduled for a message that has arrived already: reads are tried first and the loop is
-entered only when they would block, or after `_MESSAGES_A_TURN`, so that a front-end that never
-stops talking can't keep others from being served.
+A message that has arrived already is read at once: the task waits for the event loop only if a read
+would block, or after `_MESSAGES_A_TURN` messages, so that a busy front-end can't block others.
 """
 
 from __future__ import annotations
@@ -42,15 +41,15 @@ logger = logging.getLogger(__name__)
 
 _ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_FDS * 4)
 
-#: Messages handled before the loop gets a chance to run something else.
+#: Number of messages handled before other tasks run.
 _MESSAGES_A_TURN = 64
 
-#: Seconds that a front-end may take for its first message, for the rest of a message that it has
-#: begun, and for taking a reply; others wait for their turn meanwhile. Between messages it may be
-#: silent for ever: that is what front-ends of running guests do.
+#: Time limit in seconds for a front-end's first message, for the rest of a message that it has
+#: begun, and for reading a reply, while other front-ends wait. Between messages there is no limit:
+#: front-ends of running guests are silent.
 PATIENCE = 10.0
 
-#: Seconds until accepting is tried again when the process is out of file descriptors.
+#: Seconds until accepting is tried again after the process ran out of file descriptors.
 _ACCEPT_RETRY = 1.0
 
 
@@ -59,11 +58,11 @@ class _StoppedError(Exception):
 
 
 class _FrontendGoneError(Exception):
-    """The front-end closed its end, between two messages."""
+    """The front-end has disconnected between two messages."""
 
 
 class _ReplayError(VhostUserError):
-    """What a front-end said to another server can't be said here."""
+    """The messages for another server can't be replayed here."""
 
 
 class _SuspendedError(Exception):
@@ -71,15 +70,15 @@ class _SuspendedError(Exception):
 
     def __init__(self) -> None:
         super().__init__()
-        #: What has to be sent of a reply.
+        #: The unsent part of a reply.
         self.unsent = Part()
 
 
 class VhostUserServer:
-    """Serves one `Backend` to the front-ends that connect to one address."""
+    """A server of one `Backend` for the front-ends that connect to one address."""
 
     def __init__(self, address: ListenAddress, backend: Backend, name: str) -> None:
-        """Prepare; `name` tells the export in the log."""
+        """Create a server; `name` is the export's name in the log."""
         self._address = address
         self._backend = backend
         self._name = name
@@ -88,21 +87,21 @@ class VhostUserServer:
         self._task: asyncio.Task[None] | None = None
         self._waiting: asyncio.Future[None] | None = None
         self._stopping = False
-        #: Why the front-end is to be disconnected; the backend's own reason.
+        #: The backend's reason for disconnecting the front-end.
         self._unwanted: str | None = None
-        #: A front-end is being served.
+        #: Whether a front-end is being served.
         self.connected = False
-        #: Set where the session may have to move.
+        #: Set if the session may have to move.
         self._journal: Journal | None = None
         self._suspending = False
         #: The front-end of a session that was suspended.
         self._kept: Carried | None = None
-        #: Another process may still take the session back, until `resume`.
+        #: Whether another process may still take the session back, until `resume`.
         self._held = False
 
     @property
     def running(self) -> bool:
-        """Tell whether front-ends can connect."""
+        """Whether front-ends can connect."""
         return self._listener is not None
 
     @property
@@ -112,10 +111,10 @@ class VhostUserServer:
         return [] if path is None else [path]
 
     async def start(self, carried: Carried | None = None, *, movable: bool = False) -> None:
-        """Listen; front-ends may connect once this returns. Raises ListenError.
+        """Listen; front-ends can connect once this returns. Raises ListenError.
 
-        With `carried`, continue where another server has stopped, once `resume` is called; if that
-        is impossible, close it and raise VhostUserError. `movable`: `suspend` may be called.
+        With `carried`, continue the session of another server, once `resume` is called; if that is
+        impossible, close it and raise VhostUserError. `movable`: `suspend` may be called.
         """
         self._stopping = self._suspending = False
         self._held = carried is not None
@@ -135,7 +134,7 @@ class VhostUserServer:
                 await self._task
 
     def resume(self) -> None:
-        """Serve front-ends, after a start with `carried`: no other process serves them any more."""
+        """Serve front-ends, after a start with `carried`; no other process serves them any more."""
         self._held = False
         if self._waiting is not None:
             _wake(self._waiting)
@@ -151,12 +150,12 @@ class VhostUserServer:
             await task
 
     async def suspend(self) -> Carried:
-        """Stop with all requests finished, and leave the front-end connected.
+        """Complete all requests and stop, but keep the front-end connected.
 
-        It waits for the message that is being carried out, but for no front-end: one may be in the
-        middle of a message. The backend is as new afterwards, and has been told that the vrings
-        stop. Raises VhostUserError while a post-copy migration to here is under way. Then, and if
-        this is cancelled, the server goes on.
+        This waits for the message that is being handled, but not for the front-end, which may have
+        sent only a part of its next message. Afterwards the backend is reset. Raises VhostUserError
+        during an incoming post-copy migration. After an error, or if this is cancelled, the server
+        continues.
         """
         assert self._listener is not None
         assert self._task is not None
@@ -179,7 +178,7 @@ class VhostUserServer:
         return carried
 
     def _check_suspended(self) -> None:
-        """Raise _SuspendedError where the session is to be suspended."""
+        """Raise _SuspendedError if the session is to be suspended."""
         if self._suspending:
             raise _SuspendedError
 
@@ -211,10 +210,10 @@ class VhostUserServer:
             if connection is not None:
                 with connection:
                     await self._serve(connection)
-                await asyncio.sleep(0)  # others get their turn in a storm of connections, too
+                await asyncio.sleep(0)  # other tasks run, even if many connections arrive
 
     async def _resume(self, carried: Carried) -> None:
-        """Serve the front-end that was carried here, if there is one."""
+        """Serve the front-end of `carried`, if there is one."""
         try:
             if carried.connection is not None:
                 with carried.connection as connection:
@@ -228,12 +227,12 @@ class VhostUserServer:
             carried.close_parts()
 
     async def _wait_resumed(self) -> None:
-        """Wait for `resume`: a process that takes the session back would miss what is read here."""
+        """Wait for `resume`; until then another process may take the session and its input back."""
         while self._held:
             await self._wait(asyncio.get_running_loop().create_future())
 
     async def _accept(self, listening: socket.socket) -> socket.socket | None:
-        """Wait for a front-end; None where it was gone again, or nothing can be accepted now."""
+        """Wait for a front-end; None if it has disconnected, or if accepting fails now."""
         try:
             connection, _ = listening.accept()
         except BlockingIOError:
@@ -249,9 +248,9 @@ class VhostUserServer:
         return None
 
     async def _serve(self, connection: socket.socket, carried: Carried | None = None) -> None:
-        """Serve one front-end until it leaves, breaks the rules, or `stop` is called.
+        """Serve one front-end until it disconnects, violates the protocol, or `stop` is called.
 
-        With `carried` first say again what it has said; raises VhostUserError where that fails.
+        With `carried`, replay its messages first; raises VhostUserError if that fails.
         """
         word = "connected" if carried is None else "taken over"
         logger.info("export '%s': front-end %s", self._name, word)
@@ -275,7 +274,7 @@ class VhostUserServer:
             if carried is None or carried.required:
                 raise _ReplayError(f"export '{self._name}': {error}") from error
             self._log.warning("front-end disconnected: %s", error)
-        except (SetupError, OSError) as error:  # OSError: the front-end has closed its end
+        except (SetupError, OSError) as error:  # OSError: the front-end has disconnected
             self._log.warning("front-end disconnected: %s", reason(error))
         except _StoppedError:
             raise
@@ -302,7 +301,7 @@ class VhostUserServer:
         *,
         silent: bool,
     ) -> None:
-        """Carry out messages; `silent`: there has been none so far."""
+        """Handle messages; `silent`: the front-end has not sent any yet."""
         while True:
             for _ in range(_MESSAGES_A_TURN):
                 message = await self._receive(connection, decoder, silent=silent)
@@ -319,7 +318,7 @@ class VhostUserServer:
                 answer.fds.close()
                 if answer.failure is not None:
                     raise _ReplayError(answer.failure)
-                if said.request == Request.GET_CONFIG:  # the payload is the former reply
+                if said.request == Request.GET_CONFIG:  # the payload is the earlier reply
                     config_changed = answer.reply[HEADER.size :] != said.payload
         except (SetupError, OSError) as error:
             raise _ReplayError(reason(error)) from error
@@ -355,7 +354,7 @@ class VhostUserServer:
             self._log.error("reset failed", exc_info=error)
 
     def _disconnect(self, why: str) -> None:
-        """End the session: at once where it waits for the socket, else after the message."""
+        """End the session: at once if it waits for the socket, otherwise after the message."""
         self._unwanted = why
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_exception(VhostUserError(why))
@@ -377,7 +376,7 @@ class VhostUserServer:
         await self._send(connection, Part(answer.reply, answer.fds))
 
     async def _carry_out(self, session: Session, message: Message) -> Answer:
-        """Carry out a message, and note it where sessions may have to move."""
+        """Handle a message, and record it if the session may have to move."""
         if self._journal is None:
             return await session.handle(message)
         try:
@@ -395,7 +394,7 @@ class VhostUserServer:
         return answer
 
     async def _send(self, connection: socket.socket, reply: Part) -> None:
-        """Send bytes; the descriptors go with the first of them and are closed here."""
+        """Send bytes; the descriptors are sent with the first byte, and closed."""
         deadline: float | None = None
         data, fds = reply.data, reply.fds
         try:
@@ -421,7 +420,7 @@ class VhostUserServer:
     async def _receive(
         self, connection: socket.socket, decoder: MessageDecoder, *, silent: bool
     ) -> Message:
-        """Return the next message; `silent`: there has been none so far."""
+        """Return the next message; `silent`: the front-end has not sent any yet."""
         deadline = self._deadline() if silent else None
         while True:
             if self._stopping:
@@ -456,7 +455,7 @@ class VhostUserServer:
     async def _ready(
         self, sock: socket.socket, *, writing: bool, deadline: float | None = None
     ) -> None:
-        """Wait until the socket can be read or written.
+        """Wait until the socket is readable or writable.
 
         Raises _StoppedError at `stop`, VhostUserError at the deadline (of the loop's clock).
         """

@@ -1,33 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protocol's state and rules for one front-end, from its connection to its leaving.
+"""The state and the rules of the protocol for one front-end, until it disconnects.
 
-A message goes in, calls to the `Backend` and a reply come out; no socket is touched here, so tests
-and fuzzers run it on plain byte strings. `_RULES`, at the end, says for every message how long it
-is, what comes with it, and whether it has a reply of its own.
+Input is a message; output are calls of the `Backend` and a reply. A session does not use sockets,
+so tests and fuzzers run it on byte strings. `_RULES`, at the end, defines for each message its
+length, its descriptors, and whether it has a reply of its own.
 
-Semantics where the specification leaves a choice, made as libvhost-user and QEMU make them:
+The specification leaves some choices. They are made as in libvhost-user and QEMU:
 
-- A message that we offer is understood whether or not its protocol feature was acknowledged, since
-  front-ends differ in that; only REPLY_ACK changes what is sent back, so only it has to be.
+- A message that we offer is accepted even if its protocol feature was not acknowledged, because
+  front-ends differ in this. Only REPLY_ACK must be acknowledged, because it changes the replies.
 - A vring starts with SET_VRING_KICK, not with the first kick; or, in-band, with VRING_KICK.
-- Size, addresses and base are noted when set and used when the vring starts. Setting them while it
-  runs is allowed (dirty logging does that), and takes effect when the vring starts again; only the
-  dirty log settings in the addresses take effect at once. SET_VRING_KICK on a running vring
-  restarts it with the new values.
+- Size, addresses and base are stored when they are set, and used when the vring starts. They may be
+  set while the vring runs (dirty logging does this), and take effect when the vring starts again.
+  Only the dirty log settings in the addresses take effect at once. SET_VRING_KICK on a running
+  vring restarts it with the new values.
 - RESET_OWNER disables all vrings. Some front-ends (Cloud Hypervisor) then configure the device
-  anew without having stopped the vrings, so a vring that is disabled gets stopped for that.
-- Requests in flight when an earlier process died count as taken. The front-end doesn't know of
-  them, so the base that it sets for such a vring is not used.
+again
+  without stopping the vrings. So such a message stops a vring that is disabled.
+- Requests that were in flight when an earlier process died count as taken. The front-end does not
+  know them, so the base that it sets for such a vring is ignored.
 - The valid sizes and bases of a vring depend on whether rings are packed. They are checked when
   they are set, and again when the vring starts, as features may have changed.
-- INBAND_NOTIFICATIONS can't be taken back once acknowledged, as vrings may be kicked that way.
-- VERSION_1 is demanded when a vring starts and not before: crosvm first acknowledges bit 30 alone.
-- Features that won't do leave FEATURES_OK clear. QEMU doesn't look, nor pass it on to its guest,
-  and starts the vrings; what becomes of requests then is the back-end's to say (`Backend.refusal`).
+- INBAND_NOTIFICATIONS can't be revoked after it was acknowledged, because vrings may be kicked
+  in-band.
+- VERSION_1 is required when a vring starts and not before: crosvm first acknowledges only bit 30.
+- If the features are not sufficient, FEATURES_OK stays clear. QEMU does not check it, nor pass it
+on
+  to its guest, and starts the vrings. Then the back-end decides what happens to requests
+  (`Backend.refusal`).
 
-A message that fails changes nothing. The front-end is told so where it asked for a reply, and is
-disconnected otherwise. Exceptions: a few messages have replies that tell of failure (GET_CONFIG has
-one with no payload), and a bad SET_CONFIG, which a guest can provoke, is merely ignored.
+A message that fails changes nothing. If the front-end has asked for a reply, the reply has the
+failure; otherwise the front-end is disconnected. There are exceptions: the own replies of a few
+messages can mean failure (GET_CONFIG: a reply without payload), and a bad SET_CONFIG, which a guest
+can cause, is ignored.
 """
 
 from __future__ import annotations
@@ -99,7 +104,7 @@ if TYPE_CHECKING:
     from vhostblk.vhost_user.backend import Backend
     from vhostblk.vhost_user.codec import Message
 
-#: Protocol features offered to every front-end; LOG_SHMFD: where the back-end can note its writes.
+#: Protocol features offered to every front-end; LOG_SHMFD only if the back-end can log its writes.
 PROTOCOL_FEATURES = (
     ProtocolFeature.MQ
     | ProtocolFeature.LOG_SHMFD
@@ -117,15 +122,15 @@ PROTOCOL_FEATURES = (
 
 
 class Session(DeviceMessages, MigrationMessages):
-    """One front-end's session; messages are handled one after the other.
+    """The session of one front-end; messages are handled one after the other.
 
-    `moved`: it continues a suspended session; the messages that restore its state come first.
+    `moved`: it continues a suspended session; the messages that restore the state are first.
     """
 
     def __init__(self, backend: Backend, *, moved: bool = False) -> None:
         self._backend = backend
         self._moved = moved
-        #: The state of another session is being restored.
+        #: Whether the state of another session is being restored.
         self._restating = moved
         self._vrings = [Vring() for _ in range(backend.num_queues)]
         self._features = 0
@@ -145,9 +150,9 @@ class Session(DeviceMessages, MigrationMessages):
         self._status = 0
 
     async def handle(self, message: Message) -> Answer:
-        """Carry out one message; its descriptors are taken care of in any case.
+        """Handle one message; its descriptors are used or closed in any case.
 
-        Raises VhostUserError where the front-end has to be disconnected; `str()` of that names the
+        Raises VhostUserError if the front-end must be disconnected; `str()` of the error names the
         message and the reason.
         """
         rule = _CONFIRMED if self._confirms(message) else _RULES.get(message.request)
@@ -201,13 +206,13 @@ class Session(DeviceMessages, MigrationMessages):
         )
 
     def restated(self, *, config_changed: bool) -> None:
-        """End restoring the state. Notify the front-end if its configuration space has changed."""
+        """End the replay, and notify the front-end if its configuration space has changed."""
         self._restating = False
         if config_changed and self._channel is not None:
             self._channel.config_changed()
 
     async def suspend(self) -> SessionState:
-        """Stop all vrings, and return the state: in it they still run, from where they stopped."""
+        """Stop all vrings, and return the state, in which they run from where they have stopped."""
         vrings = []
         for index, vring in enumerate(self._vrings):
             stopped = replace(vring)
@@ -217,7 +222,7 @@ class Session(DeviceMessages, MigrationMessages):
         return self.state._replace(vrings=vrings)
 
     def close(self) -> None:
-        """Release what the session itself holds; the backend is reset by whoever owns both."""
+        """Release the session's resources; the owner of session and backend resets the backend."""
         for vring in self._vrings:
             vring.call.close()
         self._device_state.close()
@@ -290,9 +295,9 @@ class Session(DeviceMessages, MigrationMessages):
         await self._reset()
 
     async def _reset(self) -> None:
-        """Stop all vrings and forget what the driver has said; memory and channel stay.
+        """Stop all vrings and reset the driver's settings; memory and channel stay.
 
-        QEMU before 8.0 asks only after SET_STATUS 0 where a vring has stopped, as for a migration.
+        QEMU before 8.0 sends GET_VRING_BASE only after SET_STATUS 0, as for a migration.
         """
         for index, vring in enumerate(self._vrings):
             base = await self._stop(index) if vring.started else 0
@@ -369,8 +374,8 @@ class Session(DeviceMessages, MigrationMessages):
     def _may_be_packed(self) -> bool:
         """Whether a vring that is set up now may be packed.
 
-        While a state is restored, it may be although the features say otherwise: they may have
-        changed after the vring started.
+        While a state is restored, it may be packed against the features, which may have changed
+        after the vring started.
         """
         return self._packed or self._restating
 
@@ -426,7 +431,7 @@ class Session(DeviceMessages, MigrationMessages):
         if value & ~(VRING_INDEX_MASK | VRING_NOFD):
             raise VringIndexError(f"unknown bits in {value:#x}")
         if value & VRING_NOFD:
-            return index, FdList()  # one that comes nevertheless is closed with the message
+            return index, FdList()  # an unexpected descriptor is closed with the message
         if len(message.fds) != 1:
             raise DescriptorError(f"vring {index}: the file descriptor is missing")
         return index, message.fds
@@ -474,7 +479,7 @@ class Session(DeviceMessages, MigrationMessages):
         vring.base_set_since_start = False
 
     def _notify_inband(self, index: int, inband: InbandNotifications) -> None:
-        """Send what the front-end has set no descriptor for, nor said that it polls."""
+        """Notify in-band if the front-end has neither set a descriptor nor polls."""
         vring = self._vrings[index]
         if not vring.call_set:
             self._give_call(index, inband.notice_fd(BackendRequest.VRING_CALL, index))
@@ -510,7 +515,7 @@ class Session(DeviceMessages, MigrationMessages):
         self._vrings[index].err_set = True
 
     async def _stop(self, index: int) -> int:
-        """Stop a vring for good: the front-end sets the call descriptor again if it restarts it."""
+        """Stop a vring; if the front-end restarts it, it sets the call descriptor again."""
         vring = self._vrings[index]
         next_avail = await self._backend.stop_vring(index)
         vring.running = None
@@ -519,7 +524,7 @@ class Session(DeviceMessages, MigrationMessages):
         return next_avail
 
     async def _restartable_stop(self, index: int) -> None:
-        """Stop a vring that goes on where it was, unless the front-end has set a base since."""
+        """Stop a vring that will continue at the same place, unless the front-end sets a base."""
         vring = self._vrings[index]
         next_avail = await self._backend.stop_vring(index)
         vring.running = None
@@ -555,7 +560,7 @@ class Session(DeviceMessages, MigrationMessages):
 _INFLIGHT_SIZES = (INFLIGHT.size, INFLIGHT_PADDED_SIZE)
 _CONFIG_SIZES = (CONFIG_HEADER.size, CONFIG_HEADER.size + MAX_CONFIG_SIZE)
 
-#: "Front-end message types", those that we offer.
+#: "Front-end message types": those that we offer.
 _RULES: dict[int, Rule] = {
     Request.NONE: Rule(Session._goodbye, 0, MAX_PAYLOAD, 0, MAX_FDS),
     Request.GET_FEATURES: fixed(Session._get_features, reply=True),
@@ -602,5 +607,5 @@ _RULES: dict[int, Rule] = {
     Request.REM_MEM_REG: fixed(Session._rem_mem_reg, SINGLE_REGION.size, fds=(0, 1)),
 }
 
-#: What a post-copy migration's front-end says to memory messages that were answered.
+#: The front-end's confirmation of memory messages that were replied to, in a post-copy migration.
 _CONFIRMED = fixed(Session._confirmed, U64.size)

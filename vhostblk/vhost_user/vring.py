@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a session knows of one vring, and what may be said of it."""
+"""The state of a vring in a session, and the checks of its settings."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 
 class Vring(msgspec.Struct):
-    """What the front-end has said of one vring."""
+    """The settings of one vring by the front-end."""
 
     size: int = 0
     #: Descriptor table, avail ring, used ring, as front-end user addresses.
     addresses: tuple[int, int, int] | None = None
-    #: Where writes to the used ring are noted in the dirty log, a guest address.
+    #: The guest address at which writes to the used ring are logged.
     log_addr: int | None = None
     base: int = 0
     base_set_since_start: bool = False
-    #: The configuration that it was started with; None: it is stopped.
+    #: The configuration with which it was started; None if it is stopped.
     running: VringConfig | None = None
-    #: It was started by VRING_KICK, and is kicked by this message from then on.
+    #: Whether it was started by VRING_KICK, which then also kicks it.
     inband: bool = False
     enabled: bool = False
     #: A duplicate of the call descriptor, because the backend closes its own when a vring stops.
     call: FdList = msgspec.field(default_factory=FdList)
-    #: Whether anybody has said how to tell of used buffers, and of errors.
+    #: Whether the front-end has set the notification of used buffers, and of errors.
     call_set: bool = False
     err_set: bool = False
 
@@ -43,12 +43,12 @@ class Vring(msgspec.Struct):
 
 
 def check_size(index: int, size: int, *, packed: bool) -> None:
-    """Raise VringStateError on a size that a ring of this kind can't have."""
+    """Raise VringStateError for a size that a ring of this kind can't have."""
     if not 1 <= size <= MAX_RING_SIZE or (size & (size - 1) and not packed):
         raise VringStateError(f"vring {index}: invalid size {size}")
 
 
 def check_base(index: int, base: int, *, packed: bool) -> None:
-    """Raise VringStateError on what is no base of such a ring: one index, or two places."""
+    """Raise VringStateError for an invalid base: one index, or two places if packed."""
     if base > 0xFFFF and not packed:
         raise VringStateError(f"vring {index}: base {base} is no 16-bit index")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shortcut of the walker: bursts whose chains are all alike.
+"""The walker's shortcut for bursts of similar chains.
 
-Drivers mostly have one kind of request in flight: chains of one length, each in consecutive entries
-of an indirect table or all of plain descriptors. Such a burst is one matrix, (chains, length), and
-takes a third of the array operations that the general walk takes. Anything else, and all that is
-wrong with a chain, is left to that: what is read here is not used then, but read anew.
+A driver mostly has requests of one kind in flight: their chains have the same length, and consist
+of consecutive entries of indirect tables, or of plain descriptors. Such a burst is one matrix,
+(chains, length), and needs a third of the general walk's array operations. For all other bursts,
+and for faulty chains, the descriptors are read again by the general walk.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from vhostblk.virtqueue.memory import GuestMemory
 
-#: Longest chains. The longer they are the less a shortcut gains, and the more it may do in vain.
+#: Maximum length of chains. For longer chains the shortcut gains less, and may waste more work.
 MAX_DIRECT = 8
 MAX_INDIRECT = 64
 
@@ -30,7 +30,7 @@ MAX_INDIRECT = 64
 def walk_alike(
     heads: NDArray[np.uint16], table_addr: int, queue_size: int, memory: GuestMemory
 ) -> RequestBatch | None:
-    """Do as `walker.walk` where the chains are alike and faultless; else return None."""
+    """Walk chains like `walker.walk` if they are similar and without faults; else return None."""
     base = table_addr - memory.span_base
     places = base + heads.astype(np.int64) * DESC.itemsize
     descriptors: NDArray[np.void] = _anywhere(memory, DESC)[places]
@@ -42,7 +42,7 @@ def walk_alike(
 
 
 def _anywhere(memory: GuestMemory, dtype: np.dtype[np.void]) -> NDArray[np.void]:
-    """See a `dtype` at every byte of guest memory, an array (places,)."""
+    """Return a view with a `dtype` at every byte of guest memory, an array (places,)."""
     places = max(memory.span.size - dtype.itemsize + 1, 0)
     return np.ndarray((places,), dtype, memory.span, 0, (1,))
 
@@ -74,7 +74,7 @@ def _direct(
 def read_tables(descriptors: NDArray[np.void], memory: GuestMemory) -> NDArray[np.void] | None:
     """Read the indirect tables that descriptors name; return them, (chains, length).
 
-    They are of the descriptors' own kind. None: they differ in length, or have a fault.
+    They have the same format as the descriptors. None: they differ in length, or have a fault.
     """
     nbytes = int(descriptors["len"][0])
     if (
@@ -116,7 +116,7 @@ def _tables(descriptors: NDArray[np.void], memory: GuestMemory) -> NDArray[np.vo
 def batch_alike(
     heads: NDArray[np.uint16], chains: NDArray[np.void], memory: GuestMemory
 ) -> RequestBatch | None:
-    """Turn descriptors into host segments, if all are mapped in one piece and in order."""
+    """Convert descriptors to host segments, if all are mapped in one piece and in order."""
     number, length = chains.shape
     flat = chains.reshape(-1)
     iovs = np.empty(len(flat), IOVEC)

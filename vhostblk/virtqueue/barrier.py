@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory ordering between the driver's CPU and ours.
 
-Python has no barriers. With the compiled engine its atomics serve. Without it only x86-64 is
-supported: there loads are not reordered with loads nor stores with stores (so plain access gives
-acquire and release), and the one order the processor does not keep, a load before an earlier
-store, is restored by any locked instruction, such as the one inside a `threading.Lock`.
+Python has no barriers. If the compiled engine exists, its atomics are used. Without it, only x86-64
+is supported. There loads are not reordered with loads, nor stores with stores, so plain accesses
+have acquire and release semantics. Only a load may be executed before an earlier store. A locked
+instruction, such as the one in a `threading.Lock`, prevents this.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ class RequestBatch:
     """`n` chains and the `m` memory segments of all of them, in one private copy.
 
     Chain `i` owns segments `first[i]` to `first[i] + count[i]` of `iovs`; the first `readable[i]`
-    of these are device-readable, the others device-writable. Chains whose `faults[i]` is not 0 are
-    not to be served; what was walked of them (with ORDER: up to the violation) is there,
-    so that a status can still be answered.
+    of these are device-readable, the others device-writable. Chains whose `faults[i]` is not 0 must
+    not be served. Their segments before the violation are included, so that a status can still be
+    written.
     """
 
     #: uint16 (n,): the used ring's ids.
@@ -33,11 +33,11 @@ class RequestBatch:
     count: NDArray[np.int64]
     #: int64 (n,).
     readable: NDArray[np.int64]
-    #: `IOVEC` (m,): host addresses; base 0 where a segment is not mapped.
+    #: `IOVEC` (m,): host addresses; the base is 0 if a segment is not mapped.
     iovs: NDArray[np.void]
-    #: Keeps the segments mapped.
+    #: The memory table, which keeps the segments mapped.
     memory: GuestMemory
-    #: The length of every chain, where it is the same and none has a fault; else 0.
+    #: The length of the chains, if all have the same length and no fault; otherwise 0.
     alike: int = 0
 
     def __len__(self) -> int:

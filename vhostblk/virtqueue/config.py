@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a transport says of guest memory, of rings, and of memory that outlives the process.
+"""A transport's descriptions of guest memory, of rings, and of memory that outlives the process.
 
-The names in quotes are those of sections in the vhost-user specification.
+Names in quotes are those of sections of the vhost-user specification.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-#: GET_MAX_MEM_SLOTS: as many as libvhost-user takes.
+#: GET_MAX_MEM_SLOTS: the limit of libvhost-user.
 MAX_MEM_SLOTS = 509
 
 
 class RegionDescription(msgspec.Struct, frozen=True):
     """A memory region as the front-end describes it ("Memory region description").
 
-    `fd` is the file behind it, to be mapped from `mmap_offset`. Addresses and sizes are in bytes.
+    `fd` is the file to map, from `mmap_offset` on. Addresses and sizes are in bytes.
     """
 
     guest_addr: int
@@ -26,11 +26,12 @@ class RegionDescription(msgspec.Struct, frozen=True):
 
 
 class VringConfig(msgspec.Struct, frozen=True):
-    """A vring as it starts: addresses are front-end user addresses ("A vring address description").
+    """A vring that starts: addresses are front-end user addresses ("A vring address description").
 
-    `next_avail` is the index of the next available-ring entry to process; with `packed` rings,
-    where to go on taking and using, as SET_VRING_BASE has it: 32 bits. Writes to the used ring are
-    noted in the dirty log as if it were at the guest address `log_addr`; None: they are not.
+    `next_avail` is the index of the next available-ring entry to process; with `packed` rings, it
+    is the 32-bit value of SET_VRING_BASE, with the places of the next available and used
+    descriptors. Writes to the used ring are logged in the dirty log as if the ring were at the
+    guest address `log_addr`; None: they are not logged.
     """
 
     index: int
@@ -44,10 +45,10 @@ class VringConfig(msgspec.Struct, frozen=True):
 
 
 class InflightDescription(msgspec.Struct, frozen=True):
-    """Memory in which a back-end notes the requests in flight ("Inflight description").
+    """Memory in which a back-end records the requests in flight ("Inflight description").
 
-    It has a part for each of `num_queues` queues of `queue_size` entries, and lies in the file `fd`
-    at `mmap_offset`, `mmap_size` bytes.
+    It has a part for each of `num_queues` queues of `queue_size` entries. It is at `mmap_offset` in
+    the file `fd`, and has `mmap_size` bytes.
     """
 
     mmap_size: int

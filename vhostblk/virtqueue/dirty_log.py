@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A migration's dirty log ("Migration"): a bitmap of written pages in memory of the front-end's.
+"""A migration's dirty log ("Migration"): a bitmap of written pages in memory of the front-end.
 
-Bit n stands for the page of guest memory at n * 4096. Who notes what is
-`vhostblk.virtqueue.queue_log`'s.
+Bit n stands for the page of guest memory at n * 4096. `vhostblk.virtqueue.queue_log` sets the bits.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ if TYPE_CHECKING:
     from vhostblk.virtqueue.mapping import LossSignal
 
 
-#: Bytes of guest memory that a bit of the dirty log stands for (VHOST_LOG_PAGE).
+#: Bytes of guest memory for each bit of the dirty log (VHOST_LOG_PAGE).
 LOG_PAGE = 4096
 
 
 class DirtyLog:
-    """A front-end's log, mapped as long as this lives: `size` bytes at `address`.
+    """A front-end's log, mapped during the object's lifetime: `size` bytes at `address`.
 
-    Raises SetupError where it can't be; the descriptor stays the caller's.
+    Raises SetupError if mapping fails; the caller keeps the descriptor.
     """
 
     def __init__(self, described: LogDescription, loss: LossSignal | None = None) -> None:
@@ -37,7 +36,7 @@ class DirtyLog:
         self.size = described.mmap_size
 
     def check(self, addr: int, length: int, what: str) -> None:
-        """Raise DirtyLogError where a range of guest memory is not wholly covered."""
+        """Raise DirtyLogError if the log does not cover a whole range of guest memory."""
         if addr + length > self.size * 8 * LOG_PAGE:
             raise DirtyLogError(
                 f"dirty log of {self.size} bytes is too small for {what} at {addr:#x} "

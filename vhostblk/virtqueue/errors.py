@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be wrong with memory, with rings and how they were set up, and with a chain in a ring.
+"""Errors of guest memory, of rings and their set-up, and of chains in a ring.
 
-`str(error)` is the reason alone.
+`str(error)` is only the reason.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from vhostblk.errors import VhostblkError
 
 
 class SetupError(VhostblkError):
-    """Memory, a ring or a descriptor that the driver's side has handed over is not usable."""
+    """Memory, a ring or a descriptor from the driver's side is not usable."""
 
 
 class RingSetupError(SetupError):
@@ -24,15 +24,15 @@ class InflightError(SetupError):
 
 
 class DirtyLogError(SetupError):
-    """A migration's dirty log is too small for what has to be noted."""
+    """A migration's dirty log is too small."""
 
 
 class BrokenRingError(VhostblkError):
-    """The ring itself makes no sense; nothing more can be taken from it."""
+    """The ring is inconsistent; nothing more can be taken from it."""
 
 
 class ChainFault(IntEnum):
-    """Why a descriptor chain can't be a request (VIRTIO 1.3, 2.7.4 and 2.7.5)."""
+    """Reasons why a descriptor chain can't be a request (VIRTIO 1.3, 2.7.4 and 2.7.5)."""
 
     NONE = 0
     #: `next` names no descriptor of the table.
@@ -43,7 +43,7 @@ class ChainFault(IntEnum):
     INDIRECT_LENGTH = 3
     #: INDIRECT inside an indirect table, or together with NEXT.
     INDIRECT_NESTED = 4
-    #: An indirect table outside guest memory, or spread over regions.
+    #: An indirect table outside guest memory, or in more than one region.
     INDIRECT_UNMAPPED = 5
     #: A device-readable descriptor after a device-writable one.
     ORDER = 6

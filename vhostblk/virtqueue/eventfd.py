@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Event descriptors that a front-end hands over, trusted with nothing.
+"""Event descriptors of a front-end, which is not trusted.
 
-What is not an eventfd is refused: a pipe or a file could block, grow, or end. The front-end can
-take O_NONBLOCK away again, so nothing relies on it.
+Descriptors other than eventfds are refused: a pipe or a file could block, grow, or end. The
+front-end can clear O_NONBLOCK at any time, so no code relies on it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from vhostblk.virtqueue.errors import SetupError
 
 
 def adopt_eventfd(fd: int, purpose: str) -> int:
-    """Check an eventfd that is ours from now on and make it non-blocking.
+    """Check an eventfd, which the caller then owns, and make it non-blocking.
 
-    Raises SetupError, with the descriptor closed, where it is none.
+    Raises SetupError, after closing the descriptor, if it is not an eventfd.
     """
     try:
         target = str(Path(f"/proc/self/fd/{fd}").readlink())
@@ -31,7 +31,7 @@ def adopt_eventfd(fd: int, purpose: str) -> int:
 
 
 def signal(fd: int) -> None:
-    """Add one; a counter that is full is signalled already. Never waits."""
+    """Add one; a full counter is signalled already. Never waits."""
     nowait.signal(fd)
 
 

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Surviving SIGBUS where the engine isn't there to do it: guest memory that its owner truncates.
+"""Handling of SIGBUS without the engine, if the owner of guest memory truncates it.
 
-What `engine/src/guard.c` does, in Python. Front-ends seldom seal their memory against shrinking
-(QEMU seals a `memory-backend-memfd`, and can't seal the file of a `memory-backend-file`), and no
-look at a file's size before an access helps against a truncation after it. So the signal has to be
-handled, by replacing the page that was touched with one of zeroes.
+This is `engine/src/guard.c` in Python. Front-ends seldom seal their memory against shrinking (QEMU
+seals a `memory-backend-memfd`, and can't seal the file of a `memory-backend-file`). A check of the
+file's size before an access does not prevent a truncation after the check. So the signal is
+handled: the page is replaced with a page of zeroes.
 
-A Python function as the handler is sound here, and would not be elsewhere: the signal is raised by
-the access itself, so the thread is inside a copy to or from guest memory, in numpy or the like,
-where the interpreter's state is whole. It may or may not hold the GIL; ctypes takes it if need be.
+A Python function would not be a safe handler for most signals. It is safe here because the access
+itself raises the signal. So the thread is inside a copy to or from guest memory, for example in
+numpy, and the state of the interpreter is consistent. ctypes takes the GIL if the thread does not
+hold it.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 _PROTECTION = mmap.PROT_READ | mmap.PROT_WRITE
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
 
-#: `siginfo_t`: why (above 0: the kernel saw it happen), and where.
+#: `siginfo_t`: the code (above 0 if the kernel has raised the signal), and the address.
 _CODE_OFFSET, _ADDRESS_OFFSET = 8, 16
 
 _ONE = (1).to_bytes(8, "little")
 
 
 class Guard:
-    """Guards `length` bytes mapped at `start`; `fd` is an eventfd, signalled with the first loss.
+    """A guard of `length` bytes mapped at `start`; the first loss signals the eventfd `fd`.
 
-    `page` is the size of their pages.
+    `page` is the page size of the mapping.
     """
 
     def __init__(self, start: int, length: int, page: int, fd: int) -> None:
@@ -66,11 +67,11 @@ class Guard:
         _guards.append(self)
 
     def remove(self) -> None:
-        """Guard no more; call this before the memory is unmapped."""
+        """End the guard; call this before the memory is unmapped."""
         _guards.remove(self)
 
     def replace_page(self, address: int) -> bool:
-        """Replace the page at `address` with zeroes, if it is one of these."""
+        """Replace the page at `address` with zeroes, if it belongs to this guard."""
         if address not in self._range:
             return False
         start = address // self._page * self._page
@@ -88,9 +89,9 @@ _installed = False
 
 
 def _handle(_number: int, info: int, _context: int) -> None:
-    """Mend what was touched; else leave the signal to whom it was left before.
+    """Replace the page that was accessed, or call the previous handler.
 
-    Returning repeats the access, so whatever goes wrong must not come back here.
+    Returning repeats the access, so after an error the signal must not come here again.
     """
     try:
         if ctypes.c_int.from_address(info + _CODE_OFFSET).value > 0:

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which requests of a split queue are in flight, noted in memory that outlives this process.
+"""The record of a split queue's requests in flight, in memory that outlives this process.
 
 Layout and order of the stores are those of the vhost-user specification, "Inflight I/O tracking".
-The process may be killed between any two of them. What matters then is the order of instructions
-alone, for the memory and the rings stay, and the next process sees every store made before.
+The process may be killed between any two stores. Only the order of instructions matters then: the
+memory and the rings stay, and the next process sees all earlier stores.
 
-- A head is noted, in the order of the avail ring, before anything is done for it. Those noted are
-  therefore the first of those made available, and the next one to take is the one behind them.
+- A head is recorded, in the order of the avail ring, before anything else is done for it. So the
+  recorded heads are the first available ones, and the next head to take follows them.
 - Completed heads are linked into a list (`last_batch_head`, `next`) before the used index shows
-  them to the driver, and struck out after it. In between, the difference between the ring's index
-  and `used_idx` tells how many of the list were shown.
+  them to the driver, and removed from the record after it. In between, the difference between the
+  ring's index and `used_idx` is the number of heads in the list that were shown.
 
-A request that was done but not yet shown is done once more by the next process. The driver has not
-seen an answer, hence can't have made another request that depends on it.
+If a request was done but not yet shown, the next process does it again. This is correct: the driver
+has not seen the completion, so no other request can depend on it.
 
-What the memory says is read once, when the queue starts, and judged as anything from a peer.
+The memory is read once, when the queue starts, and validated like all data from a peer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 class SplitInflight:
     """The record of one split queue of `size` entries.
 
-    `used_idx` is the used ring's index. Raises InflightError on a record that can't be true.
+    `used_idx` is the used ring's index. Raises InflightError for an inconsistent record.
     """
 
     def __init__(self, part: InflightPart, size: int, used_idx: int) -> None:
@@ -54,14 +54,14 @@ class SplitInflight:
         end = header + size * INFLIGHT_DESC_SPLIT.itemsize
         self._desc = raw[header:end].view(INFLIGHT_DESC_SPLIT)
         self._last_batch_head = 0
-        #: The number that the next head gets.
+        #: The number of the next head.
         self.counter = 0
         #: Heads that an earlier process left in flight, in the order in which it took them.
         self.left = self._reconcile(part.queue_size, size, used_idx)
 
     @property
     def address(self) -> int:
-        """Where the record is."""
+        """The address of the record."""
         return self._part.address
 
     def _reconcile(self, queue_size: int, size: int, used_idx: int) -> NDArray[np.uint16]:
@@ -95,7 +95,7 @@ class SplitInflight:
         return heads[np.argsort(counters, kind="stable")].astype(np.uint16)
 
     def _strike_out(self, count: int, size: int) -> None:
-        """Strike out the last `count` heads of the list: the driver has seen them used."""
+        """Remove the last `count` heads of the list, which the driver has seen as used."""
         head = self._last_batch_head
         for _ in range(count):
             if head >= size:
@@ -104,15 +104,15 @@ class SplitInflight:
             head = int(self._desc["next"][head])
 
     def take(self, heads: NDArray[np.uint16]) -> None:
-        """Note heads, before anything else is done with them."""
+        """Record heads, before anything else is done with them."""
         count = len(heads)
         numbers = np.arange(count, dtype=np.uint64) + np.uint64(self.counter)
         self._desc["counter"][heads] = numbers
-        self._desc["inflight"][heads] = 1  # one after the other, in this order
+        self._desc["inflight"][heads] = 1  # one store after the other, in this order
         self.counter = (self.counter + count) & 0xFFFF_FFFF_FFFF_FFFF
 
     def link(self, heads: NDArray[np.uint16]) -> None:
-        """Put completed heads into the list, before the used index shows them."""
+        """Add completed heads to the list, before the used index shows them."""
         following = np.empty_like(heads)
         following[0] = self._last_batch_head
         following[1:] = heads[:-1]
@@ -121,6 +121,6 @@ class SplitInflight:
         self._header["last_batch_head"] = self._last_batch_head
 
     def strike_out(self, heads: NDArray[np.uint16], used_idx: int) -> None:
-        """Strike out completed heads, after the used index has become `used_idx`."""
+        """Remove completed heads, after the used index has become `used_idx`."""
         self._desc["inflight"][heads] = 0
         self._header["used_idx"] = used_idx

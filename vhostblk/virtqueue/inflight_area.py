@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory in which requests in flight are noted ("Inflight I/O tracking"): making, mapping it.
+"""The shared memory for records of requests in flight ("Inflight I/O tracking").
 
-The front-end keeps it while this process dies and another one starts. Each queue has a part of it,
-one after the other; what a part says is `vhostblk.virtqueue.inflight`'s.
+The front-end keeps it when this process dies and another one starts. Each queue has a part of it;
+`vhostblk.virtqueue.inflight` defines the content of a part.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
     from vhostblk.virtqueue.mapping import LossSignal
 
-#: Parts begin at multiples of a cache line, as those of libvhost-user do.
+#: Alignment of parts: a cache line, as in libvhost-user.
 _ALIGN = 64
 
-#: Room that a part has at least. QEMU 10 has been seen to ask for its default queue size, 128, and
-#: then to start rings of 256.
+#: Minimum number of entries of a part. QEMU 10 sometimes asks for its default queue size, 128, and
+#: then starts rings of 256.
 _MIN_ENTRIES = 1024
 
 
@@ -35,7 +35,7 @@ def _part_bytes(bytes_for: Callable[[int], int], queue_size: int) -> int:
 def make_inflight(
     num_queues: int, queue_size: int, bytes_for: Callable[[int], int]
 ) -> InflightDescription:
-    """Make an area, all zeroes, which stands for "nothing is in flight".
+    """Create an area of zeroes, which means that no request is in flight.
 
     `bytes_for(queue_size)` is the length of one queue's part. Raises OSError.
     """
@@ -52,9 +52,9 @@ def make_inflight(
 
 
 class InflightPart:
-    """One queue's part: `size` bytes at `address`, mapped as long as this lives.
+    """One queue's part: `size` bytes at `address`, mapped during the object's lifetime.
 
-    `queue_size` is the number of descriptors that the front-end has spoken of; there may be room
+    `queue_size` is the number of descriptors that the front-end has asked for; there may be room
     for more.
     """
 
@@ -68,7 +68,7 @@ class InflightPart:
 class InflightArea:
     """A front-end's area, mapped.
 
-    Raises SetupError where it can't be; the descriptor stays the caller's.
+    Raises SetupError if mapping fails; the caller keeps the descriptor.
     """
 
     def __init__(self, described: InflightDescription, loss: LossSignal | None = None) -> None:
@@ -80,7 +80,7 @@ class InflightArea:
         )
 
     def part(self, index: int, bytes_for: Callable[[int], int]) -> InflightPart | None:
-        """Return queue `index`'s part, None where the area has none; raises InflightError."""
+        """Return the part of queue `index`, None if there is none; raises InflightError."""
         described = self._described
         if index >= described.num_queues:
             return None
@@ -96,5 +96,5 @@ class InflightArea:
         return InflightPart(self._mapping, address, size, described.queue_size)
 
     def check(self, bytes_for: Callable[[int], int]) -> None:
-        """Raise InflightError where the area is too small for its queues."""
+        """Raise InflightError if the area is too small for its queues."""
         self.part(self._described.num_queues - 1, bytes_for)

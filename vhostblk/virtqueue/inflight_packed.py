@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which requests of a packed queue are in flight, noted in memory that outlives this process.
+"""The record of a packed queue's requests in flight, in memory that outlives this process.
 
 Layout and order of the stores are those of the vhost-user specification, "Inflight I/O tracking";
-`vhostblk.virtqueue.inflight` says what they are good for. In a packed ring used descriptors
-overwrite those of chains still in flight, so the record holds a copy of each chain taken. The
-copies' entries come from a free list, which begins at `free_head`:
+`vhostblk.virtqueue.inflight` explains their purpose. In a packed ring, used descriptors overwrite
+those of chains in flight, so the record has a copy of each taken chain. The entries of the copies
+come from a free list, which begins at `free_head`:
 
-- A chain's entries are those at the list's head. The chain counts as taken once `old_free_head` has
-  followed `free_head`; what a process had not got so far with is in the list still.
-- Completed chains are put back at the list's head, and `used_idx` goes on, before the ring shows
-  them to the driver; the `old_` fields follow after it. In between, the ring itself tells whether
-  they were shown: the flags of the first used descriptor. If not, the others of that burst may be
-  in the ring already, and have to be hidden (`PackedQueue`).
+- A chain gets the entries at the list's head. It counts as taken once `old_free_head` has been set
+to
+  `free_head`; until then its entries are still in the list.
+- Completed chains are put back at the list's head, and `used_idx` is advanced, before the ring
+shows
+  them to the driver; the `old_` fields are updated after it. In between, the flags of the first
+  used descriptor in the ring tell whether the chains were shown. If not, the other used descriptors
+  of the burst may be in the ring already, and must be hidden (`PackedQueue`).
 
 Fields that change together are stored together: both heads in one 32-bit store, both places with
 their wrap counters in one 64-bit store.
 
-What the memory says is read once, when the queue starts, and judged as anything from a peer. From
-then on the list's links are known from a copy of our own.
+The memory is read once, when the queue starts, and validated like all data from a peer. After that,
+a private copy of the list's links is used.
 """
 
 from __future__ import annotations
@@ -52,9 +54,9 @@ _COPIED = ("addr", "len", "id", "flags")
 class PackedInflight:
     """The record of one packed queue of `size` entries.
 
-    `used` is the place of the next used descriptor, as the front-end says; the record knows better
-    where it has been written before. `flags_at(place)` reads a ring descriptor's flags. Raises
-    InflightError on a record that can't be true.
+    `used` is the front-end's place of the next used descriptor; a record that was written before
+    has a newer one. `flags_at(place)` reads a ring descriptor's flags. Raises InflightError for an
+    inconsistent record.
     """
 
     def __init__(
@@ -74,16 +76,16 @@ class PackedInflight:
             INFLIGHT_DESC_PACKED
         )
         self.used = used
-        #: The number that the next chain gets.
+        #: The number of the next chain.
         self.counter = 0
-        #: The entry behind each entry of the free list, and of each chain; the list's first one.
+        #: The successor of each entry in the free list or in a chain; the first entry of the list.
         self.links: list[int] = []
         self.free_head = 0
         #: First and last entry of each chain in flight, by buffer id.
         self.first = np.zeros(size, np.uint16)
         self.last = np.zeros(size, np.uint16)
         #: Buffer ids that an earlier process left in flight, in the order in which it took them;
-        #: how many ring descriptors each has, and these.
+        #: the number of ring descriptors of each, and the descriptors.
         self.left = np.empty(0, np.uint16)
         self.left_counts = np.empty(0, np.int64)
         self.left_descriptors = np.empty(0, PACKED_DESC)
@@ -91,7 +93,7 @@ class PackedInflight:
 
     @property
     def address(self) -> int:
-        """Where the record is."""
+        """The address of the record."""
         return self._part.address
 
     def _open(self, flags_at: Callable[[int], int]) -> None:
@@ -116,7 +118,7 @@ class PackedInflight:
         self._store_places(old_place, old_place)
 
     def _begin(self) -> None:
-        """Write a record that nobody has written yet: all entries are free."""
+        """Initialise a new record, in which all entries are free."""
         number = len(self._desc)
         self.links = list(range(1, number + 1))
         self._desc["inflight"] = 0
@@ -132,11 +134,11 @@ class PackedInflight:
         return int(index) if wrap_counter else int(index) + self._size
 
     def _was_shown(self, flags: int, place: int) -> bool:
-        """Tell whether a descriptor is no longer as it was when it became available."""
+        """Return whether a descriptor has changed since it became available."""
         available = PACKED_F_AVAIL if place < self._size else PACKED_F_USED
         return flags & (PACKED_F_AVAIL | PACKED_F_USED) != available
 
-    # What an earlier process has left
+    # The record of an earlier process
 
     def _recover(self, number: int, free_head: int) -> None:
         """Read `number` entries: each must be free, or in exactly one chain."""
@@ -165,7 +167,7 @@ class PackedInflight:
         self._desc["inflight"][free] = 0
 
     def _follow(self, entry: int, limit: int, seen: NDArray[np.bool_]) -> list[int]:
-        """Follow the links from `entry` on, for `limit` entries or to their end, and mark those."""
+        """Follow the links from `entry` for `limit` entries or to the end; mark the entries."""
         found: list[int] = []
         while entry < len(seen) and len(found) < limit:
             if seen[entry]:
@@ -189,7 +191,7 @@ class PackedInflight:
         for name in _COPIED:
             self.left_descriptors[name] = noted[name][entries]
 
-    # What this process does
+    # Changes by this process
 
     def _store_heads(self, head: int, old_head: int) -> None:
         self._heads[0] = head | old_head << 16
@@ -203,7 +205,7 @@ class PackedInflight:
     def take(
         self, ids: NDArray[np.uint16], counts: NDArray[np.int64], descriptors: NDArray[np.void]
     ) -> None:
-        """Note chains, before anything else is done with them."""
+        """Record chains, before anything else is done with them."""
         heads, lasts, entries = [], [], []
         entry, last, links = self.free_head, 0, self.links
         for count in counts.tolist():
@@ -236,7 +238,7 @@ class PackedInflight:
         self.used = used
 
     def strike_out(self, ids: NDArray[np.uint16]) -> None:
-        """Strike out completed chains, which the ring shows now."""
+        """Remove completed chains, after the ring has shown them."""
         self._desc["inflight"][self.first[ids]] = 0
         self._store_heads(self.free_head, self.free_head)
         self._store_places(self.used, self.used)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layout of virtqueues, split (VIRTIO 1.3, section 2.7) and packed (2.8).
 
-All is little-endian, as VERSION_1 demands.
+All fields are little-endian, as VERSION_1 demands.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DESC_F_WRITE = 2
 DESC_F_INDIRECT = 4
 
 #: struct virtq_avail and virtq_used, 2.7.6 and 2.7.8: le16 flags, le16 idx, the ring, and with
-#: EVENT_IDX a trailing le16 (used_event in the avail ring, avail_event in the used ring).
+#: EVENT_IDX a final le16 (used_event in the avail ring, avail_event in the used ring).
 RING_HEADER_SIZE = 4
 RING_INDEX_OFFSET = 2
 
@@ -26,26 +26,26 @@ USED_F_NO_NOTIFY = 1
 #: struct virtq_used_elem, 2.7.8.
 USED_ELEM = np.dtype([("id", "<u4"), ("len", "<u4")])
 
-#: Largest queue, 2.7.
+#: Maximum queue size, 2.7.
 MAX_QUEUE_SIZE = 32768
 
 
 def desc_bytes(size: int) -> int:
-    """Length of the descriptor table."""
+    """Return the length of the descriptor table."""
     return DESC.itemsize * size
 
 
 def avail_bytes(size: int) -> int:
-    """Length of the avail ring, used_event included."""
+    """Return the length of the avail ring, including used_event."""
     return RING_HEADER_SIZE + 2 * size + 2
 
 
 def used_bytes(size: int) -> int:
-    """Length of the used ring, avail_event included."""
+    """Return the length of the used ring, including avail_event."""
     return RING_HEADER_SIZE + USED_ELEM.itemsize * size + 2
 
 
-#: struct pvirtq_desc, 2.8.13; flags as above, and the two that say whose a descriptor is (2.8.1).
+#: struct pvirtq_desc, 2.8.13; flags as above, and the two for the owner of a descriptor (2.8.1).
 PACKED_DESC = np.dtype([("addr", "<u8"), ("len", "<u4"), ("id", "<u2"), ("flags", "<u2")])
 PACKED_FLAGS_OFFSET = 14
 
@@ -59,13 +59,13 @@ EVENT_ENABLE = 0
 EVENT_DISABLE = 1
 EVENT_DESC = 2
 
-#: Where a 16-bit number holds a place in the ring and a wrap counter.
+#: The bit of the wrap counter in a 16-bit number with a place in the ring.
 PLACE_MASK = 0x7FFF
 WRAP_BIT = 15
 
 
 def device_bytes(size: int, *, packed: bool) -> int:
-    """Length of what the device writes at the address of the used ring."""
+    """Return the length of the data that the device writes at the address of the used ring."""
     return EVENT_BYTES if packed else used_bytes(size)
 
 
@@ -113,15 +113,15 @@ INFLIGHT_DESC_PACKED = np.dtype(
     ]
 )
 
-#: Version 0 is a record that nobody has written yet.
+#: Version 0 is a record that is not initialised yet.
 INFLIGHT_VERSION = 1
 
 
 def inflight_split_bytes(size: int) -> int:
-    """Length of the record of requests in flight."""
+    """Return the length of the record of requests in flight."""
     return INFLIGHT_HEADER_SPLIT.itemsize + INFLIGHT_DESC_SPLIT.itemsize * size
 
 
 def inflight_packed_bytes(size: int) -> int:
-    """Length of the record of requests in flight, of a packed queue."""
+    """Return the length of a packed queue's record of requests in flight."""
     return INFLIGHT_HEADER_PACKED.itemsize + INFLIGHT_DESC_PACKED.itemsize * size

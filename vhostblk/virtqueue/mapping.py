@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mapping a front-end's memory files.
 
-Not `mmap.mmap`: it keeps a duplicate of the descriptor for as long as the mapping lives (hundreds,
-with hundreds of memory slots), and unmaps a length that huge pages don't accept.
+`mmap.mmap` is not used: it keeps a duplicate of the descriptor during the mapping's lifetime
+(hundreds, with hundreds of memory slots), and unmaps a length that huge pages don't accept.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MADV_DONTDUMP = 16
 
 
 class LossSignal:
-    """An eventfd that is signalled when mapped memory gets lost; closed with the last reference."""
+    """An eventfd that is signalled when mapped memory is lost; closed with the last reference."""
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -53,11 +53,11 @@ class LossSignal:
 class Mapping:
     """Bytes [offset, offset + size) of a file, shared and writable, at `address`.
 
-    Unmapped when the last reference goes. The descriptor is only borrowed for the call. Core dumps
-    leave it out: it is large, and the guest's.
+    It is unmapped with the last reference. The caller keeps the descriptor. Core dumps do not
+    contain the mapping, because it is large and belongs to the guest.
 
-    The file's owner can truncate it, and what accesses it then gets SIGBUS. With `loss` it gets
-    zeroes, and `loss` is signalled.
+    The file's owner can truncate it; accesses then cause SIGBUS. With `loss`, accesses get zeroes
+    instead, and `loss` is signalled.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Mapping:
         what: str = "memory region",
         loss: LossSignal | None = None,
     ) -> None:
-        """Map; raises SetupError, in which `what` names the thing, where it can't be."""
+        """Map; raises SetupError if that fails, with `what` as the name of the memory."""
         info = os.fstat(fd)
         if not (stat.S_ISREG(info.st_mode) or stat.S_ISCHR(info.st_mode)):
             raise SetupError(f"{what}: the descriptor is no memory file")
@@ -79,7 +79,7 @@ class Mapping:
                 f"{what}: offset {offset:#x} + size {size:#x} is past the end of its file "
                 f"({info.st_size:#x} bytes)"
             )
-        # The block size of a hugetlbfs file is its page size; elsewhere it merely rounds further.
+        # The block size of a hugetlbfs file is its page size; other files are only rounded more.
         page = max(mmap.PAGESIZE, info.st_blksize if stat.S_ISREG(info.st_mode) else 0)
         self._start = offset // page * page
         self._length = -(-(offset + size) // page) * page - self._start
@@ -96,7 +96,7 @@ class Mapping:
         _libc.madvise(address, self._length, _MADV_DONTDUMP)
         self._base: int | None = address
         self.address: int = address + (offset - self._start)
-        #: What is mapped, in whole pages: start and length.
+        #: Start and length of the mapping, in whole pages.
         self.pages = (address, self._length)
         self._loss = loss
         self._unguard = _nothing if loss is None else _guard(address, self._length, page, loss)
@@ -113,7 +113,7 @@ def _nothing() -> None:
 
 
 def _guard(address: int, length: int, page: int, loss: LossSignal) -> Callable[[], object]:
-    """Have SIGBUS handled in a mapping; return what ends that."""
+    """Handle SIGBUS in a mapping; return the function that ends this."""
     engine = load()
     if engine is not None:
         guard = engine.lib.vb_guard_add(address, length, page, loss.fd)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest memory: mapped regions, seen as numpy arrays, and address translation.
+"""Guest memory: mapped regions as numpy arrays, and address translation.
 
-A `GuestMemory` never changes. Adding or removing a region makes a new one that shares the mappings;
-whoever still works on requests holds the old one, and a mapping goes away with the last table that
-has it.
+A `GuestMemory` never changes. Adding or removing a region creates a new one that shares the
+mappings. Requests in flight refer to the old one. A region is unmapped with the last table that has
+it.
 
-`span` is one uint8 array from the lowest mapped byte to the highest, so that a single fancy index
-gathers or scatters across all regions. Between the regions lies whatever else the process has
-there: only addresses that `translate` returned may be used to index it.
+`span` is one uint8 array from the lowest to the highest mapped byte, so that a single fancy index
+gathers or scatters across all regions. Between the regions there may be other memory of the
+process: only addresses that `translate` has returned may be used as indices.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ADDRESS_SPACE = 1 << 64
 
 
 class _RawMemory:
-    """Lets numpy see memory at an address (the array interface protocol, version 3)."""
+    """Memory at an address for numpy (the array interface protocol, version 3)."""
 
     def __init__(self, address: int, size: int) -> None:
         self.__array_interface__ = {
@@ -57,9 +57,9 @@ class MemoryRegion:
 
     @classmethod
     def map(cls, described: RegionDescription, loss: LossSignal | None = None) -> MemoryRegion:
-        """Map a region; raises SetupError where the description makes no sense.
+        """Map a region; raises SetupError if the description is invalid.
 
-        The descriptor stays the caller's. `loss` is told when the file gets truncated.
+        The caller keeps the descriptor. `loss` is signalled when the file is truncated.
         """
         if described.size == 0:
             raise SetupError("memory region: size 0")
@@ -70,12 +70,12 @@ class MemoryRegion:
         return cls(described.guest_addr, described.size, described.user_addr, mapping)
 
     def is_at(self, guest_addr: int, size: int, user_addr: int) -> bool:
-        """Tell whether REM_MEM_REG with these fields means this region."""
+        """Return whether REM_MEM_REG with these fields removes this region."""
         return (self.guest_addr, self.size, self.user_addr) == (guest_addr, size, user_addr)
 
 
 def map_regions(regions: Sequence[RegionDescription], loss: LossSignal) -> list[MemoryRegion]:
-    """Map regions and close their descriptors, whatever happens."""
+    """Map regions, and close their descriptors in any case."""
     try:
         return [MemoryRegion.map(region, loss) for region in regions]
     finally:
@@ -86,7 +86,7 @@ def map_regions(regions: Sequence[RegionDescription], loss: LossSignal) -> list[
 class GuestMemory:
     """An immutable table of regions.
 
-    Raises SetupError where there are too many regions or they overlap.
+    Raises SetupError if there are too many regions or if they overlap.
     """
 
     def __init__(self, regions: Iterable[MemoryRegion] = ()) -> None:
@@ -116,21 +116,21 @@ class GuestMemory:
                     raise SetupError(f"memory regions overlap at {name} {getattr(after, name):#x}")
 
     def with_region(self, region: MemoryRegion) -> GuestMemory:
-        """Return a table with one region more."""
+        """Return a table with an additional region."""
         return GuestMemory((*self.regions, region))
 
     def without_region(self, guest_addr: int, size: int, user_addr: int) -> GuestMemory:
-        """Return a table without the region that is exactly there."""
+        """Return a table without the region at exactly this place."""
         kept = [r for r in self.regions if not r.is_at(guest_addr, size, user_addr)]
         if len(kept) == len(self.regions):
             raise SetupError(f"no memory region at {guest_addr:#x} of {size:#x} bytes")
         return GuestMemory(kept)
 
     def translate(self, addr: NDArray[np.uint64], length: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Return host addresses, 0 where a range is not wholly inside one region.
+        """Return host addresses; 0 if a range is not completely inside one region.
 
-        `addr` and `length` are uint64 arrays of one shape, in bytes. No sum is formed that could
-        overflow: an address below its region wraps to a huge offset, which the size refuses.
+        `addr` and `length` are uint64 arrays of one shape, in bytes. No sum can overflow: an
+        address below its region wraps to a huge offset, which exceeds the size.
         """
         if len(addr) and (index := self._one_region(addr, length)) >= 0:
             shifted: NDArray[np.uint64] = addr + self._shift[index]
@@ -139,7 +139,7 @@ class GuestMemory:
         return np.where((room > 0) & (length <= room), host, np.uint64(0))
 
     def _one_region(self, addr: NDArray[np.uint64], length: NDArray[np.uint64]) -> int:
-        """Return which region holds all ranges, or -1: buffers are neighbours, mostly."""
+        """Return the region with all ranges, or -1; buffers are mostly close together."""
         low, high, longest = int(addr.min()), int(addr.max()), max(int(length.max()), 1)
         for index, region in enumerate(self.regions):
             if region.guest_addr <= low and high + longest <= region.guest_addr + region.size:
@@ -147,9 +147,9 @@ class GuestMemory:
         return -1
 
     def reach(self, addr: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Return host addresses and how many bytes from there lie in the same region.
+        """Return host addresses, and the number of bytes from there in the same region.
 
-        Where there are 0 bytes nothing is mapped, and the address means nothing.
+        If the number is 0, nothing is mapped, and the address has no meaning.
         """
         if not self.regions:
             return np.zeros(len(addr), np.uint64), np.zeros(len(addr), np.uint64)
@@ -166,7 +166,7 @@ class GuestMemory:
         return addresses
 
     def translate_user(self, user_addr: int, length: int) -> int:
-        """Return the host address of a ring; raises SetupError where it is not mapped."""
+        """Return the host address of a ring; raises SetupError if it is not mapped."""
         for region in self.regions:
             offset = user_addr - region.user_addr
             if 0 <= offset <= region.size - length:
@@ -174,6 +174,6 @@ class GuestMemory:
         raise SetupError(f"ring at {user_addr:#x} of {length} bytes is not in guest memory")
 
     def view(self, host_addr: int, length: int) -> NDArray[np.uint8]:
-        """See translated memory as a uint8 array; valid while this table lives."""
+        """Return translated memory as a uint8 array, which is valid while this table exists."""
         start = host_addr - self.span_base
         return self.span[start : start + length]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading and signalling descriptors that a peer shares, without ever waiting.
+"""Reading and signalling descriptors that a peer shares, without waiting.
 
-O_NONBLOCK belongs to the open file, so the peer may take it away at any time. Reading has a flag of
-its own, RWF_NOWAIT. Writing to an eventfd has none, and waits while the counter is full. But the
-kernel signals eventfds by itself without waiting, when an operation of io_submit(2) completes: so
-an operation that completes at once is submitted, a read of nothing.
+O_NONBLOCK belongs to the open file, so the peer can clear it at any time. Reads have the flag
+RWF_NOWAIT. Writes to an eventfd have no such flag, and wait while the counter is full. But the
+kernel signals an eventfd without waiting when an operation of io_submit(2) completes. So a read of
+no bytes, which completes at once, is submitted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vhostblk.errors import os_error
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-#: The numbers of io_setup(2), io_destroy(2) and io_submit(2), by machine.
+#: The numbers of io_setup(2), io_destroy(2) and io_submit(2), by architecture.
 _SYSCALLS = {"x86_64": (206, 207, 209), "aarch64": (0, 1, 2), "riscv64": (0, 1, 2)}
 
 _IOCB_CMD_PREAD = 0
@@ -61,7 +61,7 @@ class _Ring(ctypes.Structure):
 
 
 class _Signaller:
-    """One thread's context of io_submit(2); raises OSError where there can be none."""
+    """One thread's context of io_submit(2); raises OSError if it can't be created."""
 
     def __init__(self) -> None:
         numbers = _SYSCALLS.get(platform.machine())
@@ -70,7 +70,7 @@ class _Signaller:
         setup, destroy, submit = numbers
         context = ctypes.c_ulong(0)
         self._file = os.memfd_create("vhostblk-signals", os.MFD_CLOEXEC)
-        # What ends this may have to work when the interpreter ends.
+        # The finalizer must also work while the interpreter exits.
         self._ends = [partial(os.close, self._file)]
         if _libc.syscall(setup, 8, ctypes.byref(context)):
             raise OSError(ctypes.get_errno(), "io_setup")
@@ -81,12 +81,12 @@ class _Signaller:
         self._iocb = _Iocb(opcode=_IOCB_CMD_PREAD, fd=self._file, flags=_IOCB_FLAG_RESFD)
         self._iocb.buf = ctypes.addressof(self._iocb)
         self._iocbs = ctypes.pointer(self._iocb)
-        self._submit = _libc["syscall"]  # of its own, as it has types of its own
+        self._submit = _libc["syscall"]  # a separate object, because its argument types differ
         self._submit.argtypes = (ctypes.c_long, ctypes.c_ulong, ctypes.c_long, ctypes.c_void_p)
         self._arguments = (submit, context.value, 1, ctypes.addressof(self._iocbs))
 
     def signal(self, fd: int) -> bool:
-        """Add one to an eventfd; False where that failed."""
+        """Add one to an eventfd; return False if that failed."""
         self._iocb.resfd = fd
         done = self._submit(*self._arguments)
         self._ring.head = self._ring.tail
@@ -98,7 +98,7 @@ class _Signaller:
 
 
 class _Threads(threading.local):
-    """The signaller of each thread; None where there can be none."""
+    """The signaller of each thread; None if it can't be created."""
 
     def __init__(self) -> None:
         self.signaller: _Signaller | None = None
@@ -112,10 +112,9 @@ _threads = _Threads()
 
 
 def signal(fd: int) -> None:
-    """Add one to an eventfd; a counter that is full is signalled already.
+    """Add one to an eventfd; a full counter is signalled already.
 
-    Where io_submit(2) is missing, a peer that fills the counter at the right moment makes this
-    wait.
+    Without io_submit(2), a peer that fills the counter at the right moment makes this wait.
     """
     signaller = _threads.signaller
     if signaller is not None and signaller.signal(fd):
@@ -128,10 +127,10 @@ def signal(fd: int) -> None:
 
 
 def read(fd: int, count: int) -> bytes:
-    """Return at most `count` bytes that are there; raises BlockingIOError where there are none.
+    """Return at most `count` available bytes; raises BlockingIOError if there are none.
 
-    Eventfds know RWF_NOWAIT from Linux 5.8, pipes from Linux 6.5. Before, a peer that reads at the
-    right moment makes this wait.
+    RWF_NOWAIT works for eventfds since Linux 5.8, and for pipes since Linux 6.5. On older kernels,
+    a peer that reads at the right moment makes this wait.
     """
     data = bytearray(count)
     try:

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device side of a packed virtqueue (VIRTIO 1.3, section 2.8).
 
-Driver and device share one ring of descriptors. Each goes round it, and a descriptor's AVAIL and
-USED flags, compared with one's own wrap counter, say whose it is. A *place* here is an index and a
-wrap counter in one number: the index on the first lap (counter 1), the index plus the size on the
-second one, modulo two laps. Requests are known by the buffer id that the driver gave them, which
-has to be below the queue's size.
+Driver and device share one ring of descriptors, and both go round it. The AVAIL and USED flags of a
+descriptor, compared with the wrap counter, tell which side owns it. A *place* is an index and a
+wrap counter in one number: the index in the first lap (counter 1), or the index plus the queue size
+in the second lap, modulo two laps. Requests are identified by the buffer id of the driver, which
+must be less than the queue size.
 
 Order of memory accesses, with the driver on another CPU:
 
-- A head's flags are loaded with acquire; its other fields, and the rest of its chain, which the
-  driver wrote before, are read after that (2.8.21.1).
-- Used descriptors of one burst are written whole, but for the flags of the first one. Those are
-  stored last, with release: the driver goes on from there, so it sees all of them or none.
-- Between that store and loading the driver's event suppression, and between storing ours and
-  looking at the ring once more, there is a full fence, as with split rings.
+- A head's flags are loaded with acquire. Its other fields, and the rest of its chain, which the
+  driver has written before, are read after that (2.8.21.1).
+- Used descriptors of one burst are written completely, except for the flags of the first one. These
+  are stored last, with release: the driver starts there, so it sees all descriptors or none.
+- There is a full fence between that store and loading the driver's event suppression, and between
+  storing our event suppression and checking the ring again, as with split rings.
 
-A chain's descriptors are in flight from its taking until its used descriptor is written, and as
-many are never taken anew: so a chain that doesn't end before them makes the ring broken.
+A chain's descriptors are in flight until its used descriptor is written, and are not taken again
+before. A chain that extends into descriptors in flight makes the ring broken.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ if TYPE_CHECKING:
     from vhostblk.virtqueue.memory import GuestMemory
     from vhostblk.virtqueue.queue_log import QueueLog
 
-    #: Ring descriptors of chains, how many each chain has, and its buffer id.
+    #: Ring descriptors of chains, their number in each chain, and its buffer id.
     _Chains = tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.uint16]]
 
 _OWNER = PACKED_F_AVAIL | PACKED_F_USED
 
-#: The second half of a descriptor, the part that a used one has.
+#: The second half of a descriptor, which a used descriptor has.
 _TAIL = np.dtype([("len", "<u4"), ("id", "<u2"), ("flags", "<u2")])
 
-#: Descriptors looked at, at least. A burst that goes on behind these costs another look.
+#: Minimum number of descriptors to read at once. Longer bursts cost another read.
 _MIN_WINDOW = 16
 
 
 def decode_place(number: int, size: int) -> int:
-    """Read a place from 15 bits of index and the wrap counter; raises RingSetupError."""
+    """Return the place for 15 bits of index and the wrap counter; raises RingSetupError."""
     index = number & layout.PLACE_MASK
     if index >= size:
         raise RingSetupError(f"place {index} in a packed ring of {size}")
@@ -78,37 +78,37 @@ class PackedQueue:
         event_idx: bool,
         inflight: InflightPart | None = None,
     ) -> None:
-        """Note requests in flight in `inflight`, and begin with those that it has already.
+        """Record requests in flight in `inflight`, and begin with those in the record.
 
-        Raises SetupError where a part is not in guest memory or is misaligned there, where the
-        base is outside the ring, or where the record of requests in flight is corrupt.
+        Raises SetupError if a part is not in guest memory or misaligned, if the base is outside
+        the ring, or if the record of requests in flight is corrupt.
         """
         self.size = size = config.size
         self._config = config
         self._event_idx = event_idx
         self._in_flight = np.zeros(size, np.bool_)
         self._marks = np.zeros(size, np.int64)
-        #: Ring descriptors of each chain in flight, by buffer id, and of all of them.
+        #: Number of ring descriptors of each chain in flight, by buffer id, and of all chains.
         self._counts = np.zeros(size, np.int64)
         self._taken = 0
-        #: How many chains that is.
+        #: Number of chains in flight.
         self._chains = 0
         self._window = _MIN_WINDOW
         self._map(memory)
         self._log: QueueLog | None = None
         available, used = config.next_avail & 0xFFFF, config.next_avail >> 16
         self._next_avail = decode_place(available, size)
-        # Front-ends that have nothing in flight may leave the other half out.
+        # Front-ends without requests in flight may omit the other half.
         self._next_used = decode_place(used, size) if used else self._next_avail
         self.inflight: PackedInflight | None = None
-        #: Buffer ids that are to be taken once more, before any new ones; their ring descriptors.
+        #: Buffer ids to be taken again, before any new ones; their ring descriptors.
         self.left = np.empty(0, np.uint16)
         self._left_descriptors = np.empty(0, PACKED_DESC)
         if inflight is not None:
             self._recover(inflight)
 
     def _recover(self, part: InflightPart) -> None:
-        """Go by the record: where the ring was stopped, or died, nobody else knows."""
+        """Continue from the record; only it has the state of the ring at the stop or crash."""
         self.inflight = PackedInflight(part, self.size, self._next_used, self._flags)
         self._next_used = self.inflight.used
         self.left = self.inflight.left
@@ -121,11 +121,11 @@ class PackedQueue:
         self._hide_unshown()
 
     def _hide_unshown(self) -> None:
-        """Have no descriptor of a chain in flight look used.
+        """Hide used descriptors that were not shown.
 
-        A process that died before it showed a burst has left its used descriptors, all but the
-        first one, in the ring. As soon as that one is shown, in another burst, the driver would
-        take those behind it for ours.
+        A process that died before it showed a burst has left the used descriptors of the burst,
+        except the first one, in the ring. When another burst shows the first one, the driver would
+        accept the others as used.
         """
         places = (self._next_used + np.arange(self._taken)) % (2 * self.size)
         index = places % self.size
@@ -146,20 +146,20 @@ class PackedQueue:
         self._desc_tails = self._desc.view("<u8")[1::2]
 
     def move(self, memory: GuestMemory) -> None:
-        """Go on in a new memory table; nothing may be in flight.
+        """Switch to a new memory table while no request is in flight.
 
-        Raises SetupError where a ring is not in it, and stays in the old one.
+        Raises SetupError if it does not have the ring; the old table then stays in use.
         """
         self._map(memory)
 
     def set_log(self, log: QueueLog | None) -> None:
-        """Note writes to the ring from now on, or not; all of it is noted at once."""
+        """Start or stop logging writes to the ring; the whole ring is logged at once."""
         self._log = log
         self._log_used(0, self.size)
         self._log_event()
 
     def _log_used(self, first: int, count: int) -> None:
-        """Note used descriptors by where they are: all that was said is where a used ring is."""
+        """Log used descriptors by their places; the log address is that of a used ring."""
         before_end = min(count, self.size - first)
         self._note(first * PACKED_DESC.itemsize + self._desc_addr, before_end)
         if count > before_end:
@@ -177,7 +177,7 @@ class PackedQueue:
 
     @property
     def base(self) -> int:
-        """What SET_VRING_BASE says of such a ring: the next place to take, the next to use."""
+        """The base for SET_VRING_BASE: the places of the next available and used descriptors."""
         next_avail = encode_place(self._next_avail, self.size)
         return next_avail | encode_place(self._next_used, self.size) << 16
 
@@ -226,7 +226,7 @@ class PackedQueue:
         if not self._is_available():
             return None
         descriptors, counts, ids = self._copy_singles(limit) or self._copy_chains(limit)
-        if not len(ids):  # the driver has taken it back, which it must not
+        if not len(ids):  # the driver has taken it back, which is not allowed
             return None
         self._take(ids)
         self._counts[ids] = counts
@@ -246,9 +246,10 @@ class PackedQueue:
         return walk_packed(ids, descriptors, counts, self.memory)
 
     def _copy_singles(self, limit: int) -> _Chains | None:
-        """Do as `_copy_chains` where each chain is one descriptor, and all on one lap; else: None.
+        """Return the same as `_copy_chains` if each chain is one descriptor and all are in one lap.
 
-        Drivers mostly have indirect tables. What is read for nothing is read anew then.
+        Otherwise return None; then the descriptors are read again. Drivers mostly use indirect
+        tables.
         """
         first, room = self._next_avail % self.size, self.size - self._taken
         window = min(room, limit, self._window, self.size - first)
@@ -269,7 +270,7 @@ class PackedQueue:
         room = self.size - self._taken
         window = min(room, self._window)
         while True:
-            # Which heads are available is judged by flags that were read before the rest was.
+            # Flags that were read before the other fields tell which heads are available.
             owners = self._copy(self._desc_flags, window) & _OWNER
             fence()
             descriptors = self._copy(self._desc, window)
@@ -288,7 +289,7 @@ class PackedQueue:
         return descriptors[:total], ends - starts + 1, descriptors["id"][ends]
 
     def _count_available(self, owners: NDArray[Any], starts: NDArray[np.intp]) -> int:
-        """Tell how many of the chains that start there are available, one after the other."""
+        """Return the number of chains at the beginning that are available."""
         if not len(starts):
             return 0
         first_lap = self._next_avail < self.size
@@ -301,7 +302,7 @@ class PackedQueue:
         return len(starts) if available.all() else int(available.argmin())
 
     def _copy(self, column: NDArray[Any], count: int) -> NDArray[Any]:
-        """Copy `count` elements from the next place to take on."""
+        """Copy `count` elements, beginning at the next place to take."""
         start = self._next_avail % self.size
         end = start + count
         if end <= self.size:
@@ -317,17 +318,17 @@ class PackedQueue:
             raise BrokenRingError("a buffer id was made available while in flight")
         self._in_flight[ids] = True
 
-    # Giving back
+    # Returning chains
 
     def push(self, heads: NDArray[np.uint16], lengths: NDArray[np.uint32]) -> bool:
-        """Return chains to the driver, in this order; tell whether it wants to be notified.
+        """Return chains to the driver, in this order; return whether it wants a notification.
 
         `heads` are buffer ids, `lengths` the bytes written to device-writable buffers.
         """
         number, first = len(heads), self._next_used % self.size
         total = number
         ends: NDArray[np.int64] | None = None
-        if self._taken != self._chains:  # there are chains of several descriptors
+        if self._taken != self._chains:  # some chains have several descriptors
             ends = np.cumsum(self._counts.take(heads))
             total = int(ends[-1])
         next_used = self._ahead(self._next_used, total)
@@ -359,9 +360,9 @@ class PackedQueue:
         lengths: NDArray[np.uint32],
         flags: int,
     ) -> None:
-        """Write all used descriptors but the first one, which belongs at `first`.
+        """Write all used descriptors except the first one, which belongs at `first`.
 
-        `ends` are those of the chains, counted from there; None: each is one descriptor.
+        `ends` are the ends of the chains, relative to `first`; None: each is one descriptor.
         """
         number = len(heads) - 1
         tails = np.empty(number, _TAIL)
@@ -384,7 +385,7 @@ class PackedQueue:
         store_release_u16(place, flags)
 
     def _wants_notification(self, count: int) -> bool:
-        """Tell whether the driver wants to know of the last `count` ring descriptors."""
+        """Return whether the driver wants a notification for the last `count` ring descriptors."""
         flags = load_acquire_u16(self._driver_addr + layout.EVENT_FLAGS_OFFSET)
         if flags == layout.EVENT_DISABLE:
             return False
@@ -395,14 +396,14 @@ class PackedQueue:
         event = (wanted & layout.PLACE_MASK) + lap
         return (self._next_used - event - 1) % (2 * self.size) < count
 
-    # Being notified
+    # Notifications from the driver
 
     def has_available(self) -> bool:
-        """Tell whether there is something to take."""
+        """Return whether a chain is available."""
         return bool(len(self.left)) or self._is_available()
 
     def enable_notifications(self) -> None:
-        """Ask for a kick at the next available chain; look at `has_available()` afterwards."""
+        """Ask for a kick at the next available chain; check `has_available()` afterwards."""
         if self._event_idx:
             store_release_u16(self._device_addr, encode_place(self._next_avail, self.size))
             self._set_event_flags(layout.EVENT_DESC)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the descriptors of a packed ring to requests, a whole burst at once.
+"""Walking chains of packed rings, a whole burst at once.
 
-A chain's descriptors follow each other in the ring, so whoever has copied them (`PackedQueue`,
-once) has the chains already. What is left to be read are indirect tables, each of them once, too:
-all tables of a burst with one fancy index. Their entries follow each other and have no flag but
-WRITE that means anything (VIRTIO 1.3, 2.8.7). An INDIRECT descriptor is a chain by itself.
+The descriptors of a chain follow each other in the ring, so `PackedQueue`, which copies them once,
+has the chains already. Only indirect tables must be read, each of them once: one fancy index reads
+all tables of a burst. Their entries follow each other, and only the flag WRITE has a meaning
+(VIRTIO 1.3, 2.8.7). An INDIRECT descriptor is a chain by itself.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def walk_packed(
     counts: NDArray[np.int64],
     memory: GuestMemory,
 ) -> RequestBatch:
-    """Walk chains whose ring descriptors are at hand, `counts[i]` of them for chain `i`.
+    """Walk chains with the given ring descriptors, `counts[i]` of them for chain `i`.
 
-    Never raises on what a guest wrote: broken chains carry a fault.
+    Never raises for data of a guest: broken chains get a fault.
     """
     chains = _alike(descriptors, counts, memory)
     batch = None if chains is None else batch_alike(ids, chains, memory)
@@ -43,7 +43,7 @@ def walk_packed(
 def _alike(
     descriptors: NDArray[np.void], counts: NDArray[np.int64], memory: GuestMemory
 ) -> NDArray[np.void] | None:
-    """Return the chains, (chains, length), where all are of one length and kind."""
+    """Return the chains, (chains, length), if all have the same length and kind."""
     length = int(counts[0])
     flags = descriptors["flags"]
     if int(np.bitwise_or.reduce(flags)) & DESC_F_INDIRECT:
@@ -63,7 +63,7 @@ def walk_packed_any(
     counts: NDArray[np.int64],
     memory: GuestMemory,
 ) -> RequestBatch:
-    """Do as `walk_packed`, without the shortcut."""
+    """Walk chains like `walk_packed`, without the shortcut."""
     number = len(ids)
     begin = np.cumsum(counts) - counts
     lengths = np.minimum(counts, MAX_CHAIN)
@@ -74,7 +74,7 @@ def walk_packed_any(
     tables = np.zeros(number, np.int64)
     inside = np.zeros(number, np.bool_)
     if len(jumps):
-        # Of several in a chain the last one assigned, that is the first one, counts.
+        # Of several violations in a chain, the last assigned one counts, which is the first one.
         owners = np.repeat(np.arange(number), counts)
         ordinals = np.full(number, MAX_CHAIN)
         ordinals[owners[jumps[::-1]]] = jumps[::-1] - begin[owners[jumps[::-1]]]
@@ -105,7 +105,7 @@ def walk_packed_any(
 def _judge_tables(
     descriptors: NDArray[np.void], memory: GuestMemory
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-    """Judge INDIRECT descriptors; return faults, entries and the tables' places in span."""
+    """Check INDIRECT descriptors; return faults, entries and the tables' places in span."""
     size = PACKED_DESC.itemsize
     lengths = descriptors["len"].astype(np.uint64)
     tables = memory.translate(descriptors["addr"], lengths)

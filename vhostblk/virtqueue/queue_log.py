@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one queue notes in a dirty log, and the noting itself.
+"""Logging of one queue's writes in a dirty log.
 
-A page is noted after it was written and before the driver is shown what was done. Other processes
-write to the log, too, so setting a bit has to be atomic, which takes the compiled engine.
+A page is logged after it was written and before the driver sees the completion. Other processes
+write to the log, too, so bits must be set atomically, which needs the compiled engine.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class QueueLog:
-    """One queue's way to the log.
+    """One queue's access to the log.
 
-    With `data`, what requests write is noted; with `used_addr`, a guest address, what is written to
-    the used ring is, as if the ring began there. `event_fd` is signalled when something was noted.
-    Raises DirtyLogError without the engine.
+    With `data`, the writes of requests are logged. With `used_addr`, a guest address, writes to the
+    used ring are logged as if the ring were there. `event_fd` is signalled after writes were
+    logged. Raises DirtyLogError without the engine.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class QueueLog:
         self.data = data
         self._used_addr = used_addr
         self._event_fd = event_fd
-        #: The engine's `struct vb_dirty_log *`, valid while this lives.
+        #: The engine's `struct vb_dirty_log *`, valid during the object's lifetime.
         self.encoded: Any = self._ffi.new(
             "struct vb_dirty_log *",
             {
@@ -55,7 +55,7 @@ class QueueLog:
         )
 
     def mark(self, addrs: NDArray[np.uint64], lengths: NDArray[np.uint64]) -> None:
-        """Note ranges of guest memory, by guest addresses."""
+        """Log ranges of guest memory, by guest addresses."""
         addrs, lengths = np.ascontiguousarray(addrs), np.ascontiguousarray(lengths)
         self._lib.vb_dirty_log_mark_all(
             self.encoded,
@@ -67,22 +67,22 @@ class QueueLog:
     def mark_host(
         self, memory: GuestMemory, hosts: NDArray[np.uint64], lengths: NDArray[np.uint64]
     ) -> None:
-        """Note ranges by host addresses; each lies in one region."""
+        """Log ranges by host addresses; each is in one region."""
         if len(hosts):
             self.mark(memory.guest_addresses(hosts), lengths)
 
     @property
     def used(self) -> bool:
-        """Tell whether what is written to the used ring is noted."""
+        """Whether writes to the used ring are logged."""
         return self._used_addr is not None
 
     def mark_used(self, offset: int, length: int) -> None:
-        """Note a write to the used ring, `offset` bytes from its beginning."""
+        """Log a write to the used ring, `offset` bytes from its beginning."""
         if self._used_addr is not None and length:
             addr = np.array([self._used_addr + offset], np.uint64)
             self.mark(addr, np.array([length], np.uint64))
 
     def signal(self) -> None:
-        """Tell the front-end that something was noted."""
+        """Notify the front-end that writes were logged."""
         if self._event_fd is not None:
             nowait.signal(self._event_fd)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Split or packed: what serves a queue need not know which."""
+"""The choice of split or packed rings."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Ring = SplitQueue | PackedQueue
 
 
 def ring_kind(*, packed: bool) -> type[Ring]:
-    """Return the class of rings that was negotiated."""
+    """Return the class of the negotiated rings."""
     return PackedQueue if packed else SplitQueue
 
 
 def inflight_bytes(*, packed: bool) -> Callable[[int], int]:
-    """Return what tells the length of the record of requests in flight, by the queue's size."""
+    """Return the function from the queue's size to the length of its record in flight."""
     return inflight_packed_bytes if packed else inflight_split_bytes

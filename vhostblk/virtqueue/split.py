@@ -6,8 +6,8 @@ Order of memory accesses, with the driver on another CPU:
 - `avail.idx` is loaded with acquire; ring entries and descriptors are read after it.
 - Used elements, status bytes and data are written before `used.idx` is stored with release.
 - Storing `used.idx` and loading `used_event` (or `avail.flags`), and storing `avail_event` (or
-  `used.flags`) and loading `avail.idx`, need a full fence between them (2.7.7.2, 2.7.10.1): without
-  it both sides may miss the other's write, and the queue sleeps for ever.
+  `used.flags`) and loading `avail.idx`, need a full fence between them (2.7.7.2, 2.7.10.1). Without
+  it each side may miss the other's write, and the queue sleeps for ever.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class SplitQueue:
         event_idx: bool,
         inflight: InflightPart | None = None,
     ) -> None:
-        """Note requests in flight in `inflight`, and begin with those that it has already.
+        """Record requests in flight in `inflight`, and begin with those in the record.
 
-        Raises SetupError where a ring is not in guest memory or is misaligned there, or where
-        the record of requests in flight is corrupt.
+        Raises SetupError if a ring is not in guest memory or misaligned, or if the record of
+        requests in flight is corrupt.
         """
         self.size = config.size
         self.next_avail = config.next_avail
@@ -56,16 +56,16 @@ class SplitQueue:
         self._marks = np.zeros(config.size, np.int64)
         self._map(memory)
         self._log: QueueLog | None = None
-        # What was used before this back-end came is known only to the ring itself.
+        # Only the ring has the used index of earlier back-ends.
         self.next_used = load_acquire_u16(self._used_addr + layout.RING_INDEX_OFFSET)
         self.inflight: SplitInflight | None = None
-        #: Heads that are to be taken once more, before any new ones.
+        #: Heads to be taken again, before any new ones.
         self.left = np.empty(0, np.uint16)
         if inflight is not None:
             self.inflight = SplitInflight(inflight, config.size, self.next_used)
             self.left = self.inflight.left
-            # All that was taken is used, or in flight. A front-end that was not told where the
-            # queue stopped can't know more than what is used.
+            # All heads that were taken are used, or in flight. A front-end that does not know where
+            # the queue stopped only knows the used ones.
             self.next_avail = (self.next_used + len(self.left)) & 0xFFFF
 
     def _map(self, memory: GuestMemory) -> None:
@@ -88,18 +88,18 @@ class SplitQueue:
 
     @property
     def base(self) -> int:
-        """What SET_VRING_BASE says of such a ring."""
+        """The base for SET_VRING_BASE."""
         return self.next_avail
 
     def move(self, memory: GuestMemory) -> None:
-        """Go on in a new memory table; nothing may be in flight.
+        """Switch to a new memory table while no request is in flight.
 
-        Raises SetupError where a ring is not in it, and stays in the old one.
+        Raises SetupError if it does not have the ring; the old table then stays in use.
         """
         self._map(memory)
 
     def set_log(self, log: QueueLog | None) -> None:
-        """Note writes to the used ring from now on, or not; all of it is noted at once."""
+        """Start or stop logging writes to the used ring; the whole ring is logged at once."""
         self._log = log
         if log is not None:
             log.mark_used(0, layout.used_bytes(self.size))
@@ -153,7 +153,7 @@ class SplitQueue:
             self.inflight.take(heads)
 
     def push(self, heads: NDArray[np.uint16], lengths: NDArray[np.uint32]) -> bool:
-        """Return chains to the driver, in this order; tell whether it wants to be notified.
+        """Return chains to the driver, in this order; return whether it wants a notification.
 
         `lengths` are the bytes written to each chain's device-writable buffers.
         """
@@ -179,7 +179,7 @@ class SplitQueue:
         fence()
         if self._event_idx:
             wanted = load_acquire_u16(self._used_event_addr)
-            # 2.7.7.2: notify if used_event was passed by this very push.
+            # 2.7.7.2: notify if this push has passed used_event.
             return (self.next_used - wanted - 1) & 0xFFFF < count
         return not load_acquire_u16(self._avail_addr) & layout.AVAIL_F_NO_INTERRUPT
 
@@ -190,14 +190,14 @@ class SplitQueue:
         log.mark_used(layout.RING_HEADER_SIZE, size * (count - before_end))
 
     def has_available(self) -> bool:
-        """Tell whether there is something to take."""
+        """Return whether a chain is available."""
         if len(self.left):
             return True
         index = load_acquire_u16(self._avail_addr + layout.RING_INDEX_OFFSET)
         return index != self.next_avail
 
     def enable_notifications(self) -> None:
-        """Ask for a kick at the next available chain; look at `has_available()` afterwards."""
+        """Ask for a kick at the next available chain; check `has_available()` afterwards."""
         if self._event_idx:
             store_release_u16(self._avail_event_addr, self.next_avail)
         else:
@@ -207,7 +207,7 @@ class SplitQueue:
         fence()
 
     def disable_notifications(self) -> None:
-        """Ask for no kicks; with EVENT_IDX the event index that lies behind says so already."""
+        """Ask for no kicks; with EVENT_IDX the old event index has the same effect."""
         if not self._event_idx:
             store_release_u16(self._used_addr, layout.USED_F_NO_NOTIFY)
             if self._log is not None:

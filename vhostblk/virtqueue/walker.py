@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Walking descriptor chains, a whole burst at once.
 
-All chains step together: one step gathers the current descriptor of every chain that has not ended
-with a single fancy index over guest memory, so a burst costs a number of array operations that
-depends on the longest chain, not on how many there are. Direct and indirect tables are alike here:
-a chain is at descriptor `current` of a table of `entries` at host address `table`, and an INDIRECT
-descriptor changes the table. Chains of plain descriptors that end in an indirect one are legal
-(VIRTIO 1.3, 2.7.5.3.2) and need nothing special.
+All chains are walked together. Each step gathers the current descriptors of all chains that have
+not ended, with a single fancy index over guest memory. So the number of array operations depends on
+the longest chain, and not on the number of chains. Direct and indirect tables are handled in the
+same way: a chain is at descriptor `current` of a table of `entries` at host address `table`, and an
+INDIRECT descriptor changes the table. Chains of plain descriptors that end in an indirect one are
+legal (VIRTIO 1.3, 2.7.5.3.2).
 
-The gather is the private copy: each descriptor is read from guest memory once, and what was read is
-validated and used. A guest that changes it meanwhile changes nothing.
+The gathered descriptors are the private copy: each descriptor is read from guest memory once, and
+the copy is validated and used. Later changes by the guest have no effect.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
     from vhostblk.virtqueue.memory import GuestMemory
 
-#: Longest chain and longest indirect table: Linux's UIO_MAXIOV, as in QEMU. It holds in longer
-#: queues too, because all chains of a burst may share one long run of descriptors.
+#: Maximum length of chains and of indirect tables: Linux's UIO_MAXIOV, as in QEMU. It also applies
+#: to longer queues, because all chains of a burst may share one long run of descriptors.
 MAX_CHAIN = 1024
 
-#: Most regions that one buffer may lie in. Two are ordinary, a buffer across two memory modules.
+#: Maximum number of regions of one buffer. Two are normal: a buffer across two memory modules.
 MAX_PIECES = 8
 
 
 class _Walk:
-    """What the steps of one burst leave behind."""
+    """The results of the steps of one burst."""
 
     def __init__(self, count: int) -> None:
         self.faults = np.zeros(count, np.uint8)
@@ -57,7 +57,7 @@ def walk(
     """Walk the chains that start at `heads`, each below `queue_size`.
 
     `table_addr` is the descriptor table's host address, a valid range of `queue_size` descriptors.
-    Never raises on what a guest wrote: broken chains carry a fault.
+    Never raises for data of a guest: broken chains get a fault.
     """
     alike = walk_alike(heads, table_addr, queue_size, memory)
     if alike is not None:
@@ -68,7 +68,7 @@ def walk(
 def walk_any(
     heads: NDArray[np.uint16], table_addr: int, queue_size: int, memory: GuestMemory
 ) -> RequestBatch:
-    """Do as `walk`, without the shortcut."""
+    """Walk chains like `walk`, without the shortcut."""
     walked = _step_all(heads, table_addr, queue_size, memory)
     descriptors, first, owners = _flatten(walked)
     return translate_chains(
@@ -132,7 +132,7 @@ def _enter_indirect(
     inside: NDArray[np.bool_],
     memory: GuestMemory,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Judge INDIRECT descriptors (where `jumps`); return faults and the tables' places in span."""
+    """Check INDIRECT descriptors (where `jumps`); return faults and the tables' places in span."""
     lengths = descriptors["len"].astype(np.uint64)
     tables = memory.translate(descriptors["addr"], lengths)
     size = DESC.itemsize
@@ -148,7 +148,7 @@ def _enter_indirect(
 def _flatten(
     walked: _Walk,
 ) -> tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.int64]]:
-    """Order the steps' descriptors by chain; return them, each chain's first, each one's chain."""
+    """Sort the descriptors by chain; return them, the first of each chain, the chain of each."""
     ends = np.cumsum(walked.lengths)
     first = ends - walked.lengths
     flat = np.empty(int(ends[-1]), DESC)
@@ -169,7 +169,7 @@ def translate_chains(
     owners: NDArray[np.int64],
     memory: GuestMemory,
 ) -> RequestBatch:
-    """Turn descriptors into host segments; find segments that aren't mapped, or out of order.
+    """Convert descriptors to host segments; find segments that are not mapped, or out of order.
 
     Chain `i` has `count[i]` of the descriptors, from `first[i]` on; `owners` names the chain of
     each.
@@ -192,7 +192,7 @@ def translate_chains(
         places = np.flatnonzero(backwards)[::-1] + 1
         broken = owners[places]
         faults[broken] = ChainFault.ORDER
-        # Of several violations in a chain the last one assigned, that is the first one, counts.
+        # Of several violations in a chain, the last assigned one counts, which is the first one.
         count[broken] = places - first[broken]
         kept = np.arange(len(owners)) - first[owners] < count[owners]
         owners, writable = owners[kept], writable[kept]
@@ -208,9 +208,9 @@ def _mend(
     writable: NDArray[np.bool_],
     memory: GuestMemory,
 ) -> tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.bool_]]:
-    """Split buffers that cross from a region to the adjacent one into a segment each.
+    """Split buffers that cross region boundaries into one segment for each region.
 
-    One step takes the next piece of all such buffers. Those with a hole inside stay as they are.
+    Each step splits off the next piece of all such buffers. Buffers with a hole are not split.
     """
     places = np.flatnonzero(missing)
     addr, left = descriptors["addr"][places], iovs["len"][places]
@@ -221,7 +221,7 @@ def _mend(
         taken = np.minimum(left, room)
         steps.append((places, host, taken))
         addr, left = addr + taken, left - taken
-        # An address of 0 now is the end of the address space, not its beginning.
+        # Here an address of 0 is the end of the address space, not its beginning.
         stuck = (left > 0) & ((taken == 0) | (addr == 0) | (len(steps) == MAX_PIECES))
         whole[places[stuck]] = False
         goes_on = (left > 0) & ~stuck

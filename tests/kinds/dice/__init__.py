@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A driver: a disk whose bytes are all the same. It has file names, and can create images."""
+"""A driver: a disk with the same value in all bytes. It has file names and can create images."""

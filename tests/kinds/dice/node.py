@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`test-dice`: a sector of the same bytes."""
+"""`test-dice`: a sector with the same value in all bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class DiceNode(BlockNode, ProtocolDriver, ChecksImage, KeptInMemory):
-    """A sector of the same bytes."""
+    """A sector with the same value in all bytes."""
 
     driver = "test-dice"
 
@@ -57,5 +57,5 @@ class DiceNode(BlockNode, ProtocolDriver, ChecksImage, KeptInMemory):
 
 
 async def create(options: DiceCreateOptions, _graph: Graph, _pause: Pause) -> None:
-    """Leave a word."""
+    """Write a word to a file."""
     await asyncio.to_thread(Path(options.path).write_text, "thrown")

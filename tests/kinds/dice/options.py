@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of `test-dice`, those of creating one, and its statistics."""
+"""Options of `test-dice`, its options for creation, and its statistics."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from vhostblk.schema.create import BlockdevCreateOptions
 
 
 class DiceOptions(BlockdevOptions, tag="test-dice", kw_only=True, frozen=True):
-    """Which side is up."""
+    """The value of the bytes."""
 
     side: int = 6
 
 
 class DiceCreateOptions(BlockdevCreateOptions, tag="test-dice", kw_only=True, frozen=True):
-    """Where the word goes that a new one makes."""
+    """The file that creation writes."""
 
     path: str
 
 
 class DiceStatistics(BlockStatsSpecific, tag="test-dice", kw_only=True, frozen=True):
-    """How often it was thrown."""
+    """The number of throws."""
 
     throws: int = 0

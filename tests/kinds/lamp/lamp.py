@@ -25,10 +25,10 @@ class Lamp(UserObject):
     )
 
     def remove(self) -> None:
-        """Leave nothing behind."""
+        """Remove the lamp; nothing needs to be done."""
 
     def write(self, name: str, value: object) -> None:
-        """Switch it."""
+        """Switch the lamp."""
         if not isinstance(value, bool):
             raise PropertyError(f"Invalid parameter type for '{name}', expected: boolean")
         self.options = replace(self.options, on=value)

@@ -7,6 +7,6 @@ from vhostblk.schema.object import ObjectOptions
 
 
 class LampOptions(ObjectOptions, tag="test-lamp", kw_only=True, frozen=True):
-    """Whether it is on."""
+    """The state of the lamp."""
 
     on: bool = False

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An export type: whoever connects to its socket gets the disk's first sector."""
+"""An export type: each client that connects to its socket gets the disk's first sector."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a hand-over carries of a `test-reader` export: the listening socket."""
+"""The state of a `test-reader` export for a hand-over: the listening socket."""
 
 from __future__ import annotations
 

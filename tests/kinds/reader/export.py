@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ReaderExport(Export):
-    """Listens, and answers each connection with the first sector."""
+    """An export that sends the first sector to each client."""
 
     options_type: ClassVar[type[BlockExportOptions]] = ReaderOptions
 
@@ -40,16 +40,16 @@ class ReaderExport(Export):
 
     @classmethod
     def connect_hint(cls, options: ReaderOptions) -> list[str] | None:
-        """Return what connects QEMU to the socket."""
+        """Return QEMU's arguments that connect to the socket."""
         return ["-chardev", f"socket,id={options.id},path={options.path}"]
 
     @classmethod
     def decode(cls, state: msgspec.Raw, fds: Descriptors) -> tuple[Carried, list[str | None]]:
-        """Take over the listening socket."""
+        """Decode the listening socket."""
         return decode(state, fds)
 
     async def start(self, carried: CarriedReader | None = None, *, movable: bool = False) -> None:
-        """Listen; with `carried`, go on once `resume` is called."""
+        """Listen; with `carried`, continue once `resume` is called."""
         if carried is None:
             self._listener = listen(self._address)
             self._ours.set()
@@ -87,7 +87,7 @@ class ReaderExport(Export):
         return [] if path is None else [path]
 
     def statistics(self) -> dict[int, dict[str, Any]]:
-        """Return what has been read."""
+        """Return the statistics of reads."""
         return {0: self._counted}
 
     async def _end(self) -> None:

@@ -8,12 +8,12 @@ from vhostblk.schema.export import BlockExportOptions
 
 
 class ReaderOptions(BlockExportOptions, tag="test-reader", kw_only=True, frozen=True):
-    """Where it listens."""
+    """The address of the export."""
 
     #: The path of a UNIX socket.
     path: str
 
     def check(self) -> None:
-        """Refuse what can't be read from."""
+        """Refuse a writable export; raises OptionError."""
         if self.writable:
             raise OptionError("An export of type 'test-reader' can't be writable")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _Said(msgspec.Struct, kw_only=True, frozen=True):
-    """A message that the new session gets; `fds` are the places of its descriptors."""
+    """A message for the new session; `fds` are the places of its descriptors."""
 
     request: int
     payload: bytes
@@ -36,7 +36,7 @@ class _Bytes(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class _Interrupted(msgspec.Struct, kw_only=True, frozen=True):
-    """The connection of a front-end that is in the middle of a message, or of reading a reply."""
+    """A connection with a message that is partly received, or a reply that is partly sent."""
 
     connection: int
     received: _Bytes
@@ -51,7 +51,7 @@ class _State(msgspec.Struct, kw_only=True, frozen=True):
     #: A connection between two messages.
     connection: int | None
     said: list[_Said]
-    #: Earlier versions don't know this: they hang up.
+    #: Earlier versions don't know this, and disconnect the front-end.
     interrupted: _Interrupted | None = None
 
 

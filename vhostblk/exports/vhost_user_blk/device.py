@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device behind a vhost-user-blk export's server: the front-end's side of a `QueueSet`.
+"""The device behind a vhost-user-blk export's server: it connects a front-end to a `QueueSet`.
 
 `VhostUserBlkDevice` maps the guest memory, and owns the descriptors and shared areas that the
 front-end has sent. The queues are in `vhostblk.virtio_blk.queue_set`.
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: What QEMU's export answers to GET_ID.
+#: The device ID of QEMU's export.
 DEFAULT_SERIAL = "vhost_user_blk"
 
-#: What a front-end needs beside the queues; it brings numpy.
+#: Modules for front-ends besides those for queues; they import numpy.
 _MODULE = "vhostblk.virtio_blk.config"
 
 
 async def prepare(lane: Lane) -> None:
-    """Import what serving on a lane takes."""
+    """Import the modules for serving on a lane."""
     await prepare_lane(lane, _MODULE)
 
 
@@ -81,31 +81,31 @@ class VhostUserBlkDevice:
         self._call_fds: dict[int, int] = {}
         self._err_fds: dict[int, int] = {}
         self._records = InflightRecords(self._watch)
-        #: Tells that the front-end has truncated memory that it shares.
+        #: Signals that the front-end has truncated memory that it shares.
         self._loss: LossSignal | None = None
         self._disconnect: Callable[[str], None] | None = None
-        #: Notes writes to guest memory; None where that can't be done.
+        #: Logs writes to guest memory; None if that is not available.
         self.dirty_logging: dirty_logging.DirtyLogging | None = None
         if dirty_logging.available():
             self.dirty_logging = dirty_logging.DirtyLogging(self.queues, self._watch)
         self._channel: BackendChannel | None = None
-        #: The configuration space as the front-end has read it last.
+        #: The configuration space that the front-end has read last.
         self._shown_config: bytes | None = None
 
-    # What is offered.
+    # Features and configuration space.
 
     @property
     def device_features(self) -> int:
-        """The features of this device, after its options."""
+        """The features of this device, which depend on its options."""
         return offer.device_features(self._options, self._backend)
 
     @property
     def num_queues(self) -> int:
-        """How many queues a front-end may use."""
+        """The number of queues that a front-end may use."""
         return self._options.num_queues
 
     async def prepare(self) -> None:
-        """Import what serving takes."""
+        """Import the modules for serving."""
         await self.queues.prepare(_MODULE)
 
     @property
@@ -114,16 +114,16 @@ class VhostUserBlkDevice:
         return self.queues.broken
 
     def refusal(self, features: int) -> str | None:
-        """Say why a driver that accepted these features can't use the disk; None: it can."""
+        """Return why a driver with these features can't use the disk; None if it can."""
         return refusal(features, zone_limits(self._backend.node))
 
     def get_config(self, offset: int, size: int) -> bytes:
-        """Return a part of the configuration space, zeroes past its end."""
+        """Return a part of the configuration space, with zeroes past its end."""
         self._shown_config = offer.configuration(self._options, self._backend)
         return self._shown_config[offset : offset + size].ljust(size, b"\0")
 
     def set_config(self, offset: int, data: bytes) -> None:
-        """Turn the write cache on or off, the one thing that a driver may write."""
+        """Turn the write cache on or off, which is the only field that a driver may write."""
         from vhostblk.virtio_blk.layout import CONFIG_WRITEBACK_OFFSET
 
         if offset != CONFIG_WRITEBACK_OFFSET or len(data) != 1 or data[0] > 1:
@@ -133,7 +133,7 @@ class VhostUserBlkDevice:
         self.queues.choose_write_cache(bool(data[0]))
 
     def written_config(self) -> list[tuple[int, bytes]]:
-        """Return what the driver has written to `writeback`, if anything."""
+        """Return the value that the driver has written to `writeback`, if any."""
         chosen = self.queues.chosen_write_cache
         if chosen is None:
             return []
@@ -148,7 +148,7 @@ class VhostUserBlkDevice:
     # Guest memory.
 
     async def set_memory(self, regions: Sequence[RegionDescription]) -> list[Mapping]:
-        """Replace the whole table."""
+        """Replace the whole memory table."""
         from vhostblk.virtqueue.memory import GuestMemory, map_regions
 
         mapped = map_regions(regions, self._watch())
@@ -168,7 +168,7 @@ class VhostUserBlkDevice:
         await self._change_memory(self.queues.memory.without_region(guest_addr, size, user_addr))
 
     def _watch(self) -> LossSignal:
-        """Return what is to be told when shared memory gets lost."""
+        """Return the signal for the loss of shared memory."""
         if self._loss is None:
             self._loss = LossSignal()
             asyncio.get_running_loop().add_reader(self._loss.fd, self._memory_lost)
@@ -180,7 +180,7 @@ class VhostUserBlkDevice:
             self._loss = None
 
     def _memory_lost(self) -> None:
-        """End the session of a front-end that pulls its memory away; take no more requests."""
+        """End the session of a front-end that has truncated its memory; take no more requests."""
         self._unwatch()
         self.queues.hold_all()
         self.abandon()
@@ -188,7 +188,7 @@ class VhostUserBlkDevice:
             self._disconnect("it has truncated memory that it shares")
 
     async def _change_memory(self, memory: GuestMemory) -> None:
-        """Move the running queues to a new table between two requests."""
+        """Switch the running queues to a new memory table between two requests."""
         if self.dirty_logging is not None:
             self.dirty_logging.check_memory(memory)
         if trace.vhost_user_blk_set_memory.enabled:
@@ -198,17 +198,17 @@ class VhostUserBlkDevice:
     # Requests in flight.
 
     def make_inflight(self, num_queues: int, queue_size: int) -> InflightDescription:
-        """Make memory to note them in."""
+        """Create shared memory for the record of requests in flight."""
         return self._records.make(num_queues, queue_size)
 
     def set_inflight(self, inflight: InflightDescription | None) -> None:
-        """Note them there, and go on with those that are noted already; None: nowhere."""
+        """Record requests there, and continue with those recorded already; None: no record."""
         self._records.use(inflight, packed=bool(self.queues.features & Feature.RING_PACKED.mask))
 
     # Queues.
 
     async def claim(self) -> None:
-        """Have the image for queues that are to start."""
+        """Activate the image for queues that are about to start."""
         await self.queues.claim()
 
     async def start_vring(self, config: VringConfig, kick_fd: int | None) -> None:
@@ -234,13 +234,13 @@ class VhostUserBlkDevice:
             raise
 
     async def set_vring_log(self, index: int, log_addr: int | None) -> None:
-        """Note writes to a used ring in the dirty log, or not."""
+        """Turn logging of writes to a used ring on or off."""
         assert self.dirty_logging is not None
         config = replace(self.queues.config(index), log_addr=log_addr)
         await self.dirty_logging.set_vring_log(config)
 
     async def stop_vring(self, index: int) -> int:
-        """Finish what is in flight; return the base to go on from."""
+        """Complete requests in flight; return the base from which the queue can continue."""
         next_avail = await self.queues.stop(index)
         if self.dirty_logging is not None:
             self.dirty_logging.end(index)
@@ -248,11 +248,11 @@ class VhostUserBlkDevice:
         return next_avail
 
     def abandon(self) -> None:
-        """Stop waiting for requests that were not taken yet: the next process can process them."""
+        """Don't wait for requests that are not taken yet: the next process can take them."""
         self.queues.abandon()
 
     def set_vring_enabled(self, index: int, enabled: bool) -> None:
-        """Let a queue be processed or not."""
+        """Enable or disable a queue."""
         self.queues.set_enabled(index, enabled)
 
     def set_vring_call(self, index: int, fd: int | None) -> None:
@@ -262,7 +262,7 @@ class VhostUserBlkDevice:
         _replace(self._call_fds, index, adopted)
 
     def set_vring_err(self, index: int, fd: int | None) -> None:
-        """Set the descriptor that tells the front-end of a broken queue."""
+        """Set the descriptor that notifies the front-end of a broken queue."""
         adopted = None if fd is None else adopt_eventfd(fd, "error")
         self.queues.set_err(index, adopted)
         _replace(self._err_fds, index, adopted)
@@ -272,17 +272,17 @@ class VhostUserBlkDevice:
         await self.queues.switch_lane(lane)
 
     def statistics(self) -> dict[int, dict[str, Any]]:
-        """Return what each queue has done since the export started, by the queue's index."""
+        """Return the statistics of each queue since the export started, by its index."""
         return self.queues.statistics()
 
     # The front-end and the block layer.
 
     def set_disconnect(self, disconnect: Callable[[str], None] | None) -> None:
-        """Set the way to get rid of the front-end."""
+        """Set the callback that disconnects the front-end."""
         self._disconnect = disconnect
 
     def set_channel(self, channel: BackendChannel | None) -> None:
-        """Set the way to tell the front-end of changes."""
+        """Set the channel for notifying the front-end of changes."""
         self._channel = channel
 
     def resized(self) -> None:
@@ -292,16 +292,16 @@ class VhostUserBlkDevice:
             self._channel.config_changed()
 
     def drained_begin(self) -> None:
-        """Take no more requests: the block graph is about to change."""
+        """Take no more requests, because the block graph is about to change."""
         self.queues.drained_begin()
 
     def drained_end(self) -> None:
-        """Go on."""
+        """Take requests again."""
         self.queues.drained_end()
         self._tell_other_config()
 
     def _tell_other_config(self) -> None:
-        """Tell the front-end where what it has read is no longer so: the graph may be another."""
+        """Notify the front-end if the configuration space differs from what it has read."""
         if self._channel is None or self._shown_config is None:
             return
         if offer.configuration(self._options, self._backend) != self._shown_config:
@@ -309,7 +309,7 @@ class VhostUserBlkDevice:
             self._channel.config_changed()
 
     async def reset(self) -> None:
-        """Forget the front-end: finish its requests, close its descriptors, unmap its memory."""
+        """Forget the front-end: complete its requests, close its descriptors, unmap its memory."""
         await self.queues.reset()
         for fds in (self._call_fds, self._err_fds):
             for fd in fds.values():
@@ -324,7 +324,7 @@ class VhostUserBlkDevice:
 
 
 def _replace(fds: dict[int, int], index: int, fd: int | None) -> None:
-    """Keep a descriptor instead of the one before, which nothing uses any more, and close that."""
+    """Store a descriptor, and close the previous one, which is not used any more."""
     old = fds.pop(index, None)
     if fd is not None:
         fds[index] = fd

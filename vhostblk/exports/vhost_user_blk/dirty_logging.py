@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dirty logging of a vhost-user device: which log there is, and which queues note what in it.
+"""Dirty logging of a vhost-user device: the log, and the writes that queues log in it.
 
-Every change happens while no request is in flight, so each request is noted whole or not at all.
-A log that is too small for what has to be noted is refused before anything changes.
+All changes happen while no request is in flight, so a request is logged completely or not at all.
+A log that is too small is refused before anything changes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def available() -> bool:
-    """Tell whether writes can be noted: bits are set atomically, by the compiled engine."""
+    """Return whether writes can be logged: the compiled engine sets bits atomically."""
     return load() is not None
 
 
@@ -40,12 +40,12 @@ class DirtyLogging:
         self._watch = watch
         self._log: DirtyLog | None = None
         self._enabled = False
-        #: Where writes to used rings are noted: guest address and length, by queue.
+        #: Guest address and length of the logged used rings, by queue.
         self._used: dict[int, tuple[int, int]] = {}
         self._event_fd: int | None = None
 
     async def set_log(self, described: LogDescription) -> None:
-        """Note in this log from now on."""
+        """Use this log from now on."""
         try:
             log = DirtyLog(described, self._watch())
         finally:
@@ -56,7 +56,7 @@ class DirtyLogging:
             self._tell()
 
     async def set_logging(self, enabled: bool) -> None:
-        """Note what requests write, or not."""
+        """Turn logging of requests' writes on or off."""
         if enabled == self._enabled:
             return
         self._check(self._log, self._queues.memory, enabled=enabled)
@@ -65,14 +65,14 @@ class DirtyLogging:
             self._tell()
 
     async def set_vring_log(self, config: VringConfig) -> None:
-        """Note what is written to the used ring of a running queue, or not."""
+        """Turn logging of writes to the used ring of a running queue on or off."""
         self._check_used(self._log, config)
         async with self._queues.quiet():
             self._note_used(config)
             self._tell()
 
     async def set_event(self, fd: int) -> None:
-        """Set the descriptor that is signalled when something was noted."""
+        """Set the descriptor that is signalled after writes were logged."""
         adopted = adopt_eventfd(fd, "dirty log")
         async with self._queues.quiet():
             former, self._event_fd = self._event_fd, adopted
@@ -81,15 +81,15 @@ class DirtyLogging:
             os.close(former)
 
     def check_memory(self, memory: GuestMemory) -> None:
-        """Raise DirtyLogError where the log is too small for a new memory table."""
+        """Raise DirtyLogError if the log is too small for a new memory table."""
         self._check(self._log, memory, enabled=self._enabled)
 
     def check_vring(self, config: VringConfig) -> None:
-        """Raise DirtyLogError where the log is too small for a queue's used ring."""
+        """Raise DirtyLogError if the log is too small for a queue's used ring."""
         self._check_used(self._log, config)
 
     def begin(self, config: VringConfig) -> QueueLog | None:
-        """Return what a queue that starts goes by."""
+        """Return the logging state for a queue that starts."""
         self._note_used(config)
         return self._queue_log(config.index)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vhost-user-blk export: a device (`device.py`) and the server before it."""
+"""The vhost-user-blk export: a device (`device.py`) and its server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class VhostUserBlkExport(Export):
         backend: BlockBackend,
         iothreads: Iothreads,
     ) -> None:
-        """Raises VhostblkError where the node can't be shown as such a device."""
+        """Raises VhostblkError if the node can't be exported as such a device."""
         super().__init__(options, backend, iothreads)
         block = options.logical_block_size
         size = backend.node.exact_size
@@ -57,12 +57,12 @@ class VhostUserBlkExport(Export):
 
     @classmethod
     async def prepare(cls) -> None:
-        """Import what serving takes."""
+        """Import the modules for serving."""
         await prepare(choose_lane())
 
     @classmethod
     def decode(cls, state: msgspec.Raw, fds: Descriptors) -> tuple[Carried, list[str | None]]:
-        """Take over a listening socket, a front-end, and what it has said."""
+        """Decode a listening socket, a front-end's connection, and its messages."""
         return decode(state, fds)
 
     async def start(self, carried: CarriedSession | None = None, *, movable: bool = False) -> None:
@@ -83,7 +83,7 @@ class VhostUserBlkExport(Export):
         self._server.resume()
 
     async def stop(self) -> None:
-        """Disconnect the front-end, with its requests finished, and stop listening."""
+        """Complete the front-end's requests, disconnect it, and stop listening."""
         if trace.blk_exp_stop.enabled:
             trace.blk_exp_stop(self.id, self.backend.node.node_name)
         await self._server.stop()
@@ -92,14 +92,14 @@ class VhostUserBlkExport(Export):
             await self.backend.flush()
 
     async def suspend(self) -> CarriedSession:
-        """Finish requests; the front-end stays connected. Whoever suspends has to flush."""
+        """Complete requests; the front-end stays connected. The caller flushes the node."""
         carried = await self._server.suspend()
         self.backend.remove_drain_listener(self.device)
         return CarriedSession(carried)
 
     @property
     def clients(self) -> int:
-        """Tell whether a front-end is connected."""
+        """Whether a front-end is connected."""
         return int(self._server.connected)
 
     @property
@@ -108,7 +108,7 @@ class VhostUserBlkExport(Export):
         return self._server.made_files
 
     def statistics(self) -> dict[int, dict[str, Any]]:
-        """Return what each queue has done since the export started."""
+        """Return the statistics of each queue since the export started."""
         return self.device.statistics()
 
 

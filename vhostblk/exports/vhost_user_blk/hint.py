@@ -22,7 +22,7 @@ MEMORY_ARGUMENTS = (
 
 
 def qemu_arguments(options: BlockExportOptionsVhostUserBlk) -> list[str] | None:
-    """Return the arguments for one export; None where its socket has no path.
+    """Return the arguments for one export; None if its socket has no path.
 
     The size in the memory's two arguments is an example.
     """
@@ -30,7 +30,7 @@ def qemu_arguments(options: BlockExportOptionsVhostUserBlk) -> list[str] | None:
     if path is None:
         return None
     chardev = f"socket,id={options.id},path={path.replace(',', ',,')}"
-    # By default QEMU takes a queue a processor, and fails where the back-end has fewer.
+    # By default QEMU uses a queue for each processor, and fails if the back-end has fewer.
     device = f"vhost-user-blk-pci,chardev={options.id},num-queues={options.num_queues}"
     return [*MEMORY_ARGUMENTS, "-chardev", chardev, "-device", device]
 

@@ -28,7 +28,7 @@ class InflightRecords:
         self._area: InflightArea | None = None
 
     def make(self, num_queues: int, queue_size: int) -> InflightDescription:
-        """Make an area; the caller owns its descriptor."""
+        """Create an area; the caller owns its descriptor."""
         # Front-ends may ask before they set features, so the area fits both kinds of rings.
         return make_inflight(num_queues, queue_size, _bytes_for(packed=True))
 

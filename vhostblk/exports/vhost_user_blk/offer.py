@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a vhost-user-blk export offers to drivers: feature bits and the configuration space."""
+"""The feature bits and the configuration space of a vhost-user-blk export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.backend import BlockBackend
     from vhostblk.schema.exports.vhost_user_blk import BlockExportOptionsVhostUserBlk
 
-#: The queue size that QEMU's front-end uses unless told otherwise.
+#: The default queue size of QEMU's front-end.
 DEFAULT_QUEUE_SIZE = 128
 
 _ALWAYS = (
@@ -30,7 +30,7 @@ _ALWAYS = (
 
 
 def device_features(options: BlockExportOptionsVhostUserBlk, backend: BlockBackend) -> int:
-    """Return the features of a device, after its options and its disk."""
+    """Return the features of a device, which depend on its options and its disk."""
     # Not before clients may connect.
     from vhostblk.block.erase import eraser_of
     from vhostblk.block.lifetime import lifetime_of
@@ -43,7 +43,7 @@ def device_features(options: BlockExportOptionsVhostUserBlk, backend: BlockBacke
         offered.append(Feature.ZONED)
     if options.writable:
         offered.append(Feature.WRITE_ZEROES)
-        # Where zones must be reset, nothing is discarded.
+        # Zoned disks with zone resets support no discards.
         if zoned is None or zoned.model is not ZoneModel.HOST_MANAGED:
             offered.append(Feature.DISCARD)
         if zoned is None and eraser_of(backend.node) is not None:
@@ -57,7 +57,7 @@ def device_features(options: BlockExportOptionsVhostUserBlk, backend: BlockBacke
 
 
 def configuration(options: BlockExportOptionsVhostUserBlk, backend: BlockBackend) -> bytes:
-    """Return the configuration space as it is now."""
+    """Return the current configuration space."""
     from vhostblk.virtio_blk.config import DeviceProperties, encode_config
 
     limits = backend.limits

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QMP commands, one module an area; importing a module registers its commands."""
+"""QMP commands, a module for each area; importing a module registers its commands."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def add(graph: Graph, arguments: BlockDirtyBitmapAdd) -> Action:
-    """Return what gives a node a bitmap."""
+    """Return the action that adds a bitmap to a node."""
     granularity = arguments.granularity
     return AddBitmap(
         graph,
@@ -42,27 +42,27 @@ def add(graph: Graph, arguments: BlockDirtyBitmapAdd) -> Action:
 
 
 def remove(graph: Graph, arguments: BlockDirtyBitmap) -> Action:
-    """Return what takes a bitmap away, and out of its image."""
+    """Return the action that removes a bitmap, also from its image."""
     return RemoveBitmap(graph, arguments.node, arguments.name)
 
 
 def clear(graph: Graph, arguments: BlockDirtyBitmap) -> Action:
-    """Return what has a bitmap forget everything."""
+    """Return the action that clears a bitmap."""
     return ClearBitmap(graph, arguments.node, arguments.name)
 
 
 def enable(graph: Graph, arguments: BlockDirtyBitmap) -> Action:
-    """Return what has a bitmap record writes."""
+    """Return the action that enables a bitmap."""
     return EnableBitmap(graph, arguments.node, arguments.name, enabled=True)
 
 
 def disable(graph: Graph, arguments: BlockDirtyBitmap) -> Action:
-    """Return what has a bitmap record writes no more."""
+    """Return the action that disables a bitmap."""
     return EnableBitmap(graph, arguments.node, arguments.name, enabled=False)
 
 
 def merge(graph: Graph, arguments: BlockDirtyBitmapMerge) -> Action:
-    """Return what merges bitmaps into another one."""
+    """Return the action that merges bitmaps into another one."""
     sources = [
         source if isinstance(source, str) else (source.node, source.name)
         for source in arguments.bitmaps
@@ -72,31 +72,31 @@ def merge(graph: Graph, arguments: BlockDirtyBitmapMerge) -> Action:
 
 @command("block-dirty-bitmap-add")
 async def block_dirty_bitmap_add(daemon: Daemon, arguments: BlockDirtyBitmapAdd) -> None:
-    """Give a node a bitmap."""
+    """Add a bitmap to a node."""
     await perform(daemon.graph, [add(daemon.graph, arguments)])
 
 
 @command("block-dirty-bitmap-remove")
 async def block_dirty_bitmap_remove(daemon: Daemon, arguments: BlockDirtyBitmap) -> None:
-    """Take a bitmap away, and out of its image."""
+    """Remove a bitmap, also from its image."""
     await perform(daemon.graph, [remove(daemon.graph, arguments)])
 
 
 @command("block-dirty-bitmap-clear")
 async def block_dirty_bitmap_clear(daemon: Daemon, arguments: BlockDirtyBitmap) -> None:
-    """Have a bitmap forget everything."""
+    """Clear a bitmap."""
     await perform(daemon.graph, [clear(daemon.graph, arguments)])
 
 
 @command("block-dirty-bitmap-enable")
 async def block_dirty_bitmap_enable(daemon: Daemon, arguments: BlockDirtyBitmap) -> None:
-    """Have a bitmap record writes."""
+    """Let a bitmap record writes."""
     await perform(daemon.graph, [enable(daemon.graph, arguments)])
 
 
 @command("block-dirty-bitmap-disable")
 async def block_dirty_bitmap_disable(daemon: Daemon, arguments: BlockDirtyBitmap) -> None:
-    """Have a bitmap record writes no more."""
+    """Stop a bitmap from recording writes."""
     await perform(daemon.graph, [disable(daemon.graph, arguments)])
 
 
@@ -110,6 +110,6 @@ async def block_dirty_bitmap_merge(daemon: Daemon, arguments: BlockDirtyBitmapMe
 async def block_dirty_bitmap_sha256(
     daemon: Daemon, arguments: BlockDirtyBitmap
 ) -> BlockDirtyBitmapSha256:
-    """Hash a bitmap's content."""
+    """Return a hash of a bitmap's content."""
     _, bitmap = lookup(daemon.graph, arguments.node, arguments.name)
     return BlockDirtyBitmapSha256(sha256=bitmap.sha256())

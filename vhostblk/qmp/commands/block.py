@@ -28,7 +28,7 @@ from vhostblk.schema.driver_manifest import DRIVERS
 if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph
 
-# QEMU emits it for its device models, never for exports; so it is known and does not come.
+# QEMU emits it only for its device models. It is declared for introspection, and never emitted.
 event("BLOCK_IO_ERROR", BlockIoError)
 event("BLOCK_IMAGE_CORRUPTED", BlockImageCorrupted)
 event("BLOCK_WRITE_THRESHOLD", BlockWriteThreshold)
@@ -45,26 +45,26 @@ async def blockdev_add(daemon: Daemon, arguments: BlockdevOptions) -> None:
 
 @command("blockdev-del")
 async def blockdev_del(daemon: Daemon, arguments: BlockdevDel) -> None:
-    """Close a node that nothing uses."""
+    """Close a node without users."""
     await daemon.remove_blockdev(arguments.node_name)
 
 
 @command("blockdev-reopen")
 async def blockdev_reopen(daemon: Daemon, arguments: BlockdevReopen) -> None:
-    """Give nodes other options."""
+    """Change the options of nodes."""
     await daemon.graph.reopen(arguments.options)
 
 
 @command("blockdev-set-active")
 async def blockdev_set_active(daemon: Daemon, arguments: BlockdevSetActive) -> None:
-    """Hand an image over to another process, or take it back."""
+    """Activate or inactivate nodes."""
     name = arguments.node_name
     await daemon.graph.set_active(name if isinstance(name, str) else None, active=arguments.active)
 
 
 @command("block_resize")
 async def block_resize(daemon: Daemon, arguments: BlockResize) -> None:
-    """Change a node's length; there are no devices that could be named instead."""
+    """Change a node's length; `device` is not supported, as there are no devices."""
     device, name = _text(arguments.device), _text(arguments.node_name)
     async with daemon.graph.changing():
         node = daemon.graph.find(name, device=device)
@@ -79,14 +79,14 @@ def _text(name: str | UnsetType) -> str:
 
 @command("block-set-write-threshold")
 async def block_set_write_threshold(daemon: Daemon, arguments: BlockSetWriteThreshold) -> None:
-    """Ask for BLOCK_WRITE_THRESHOLD when a write goes past an offset."""
+    """Set the offset past which a write causes BLOCK_WRITE_THRESHOLD."""
     node = daemon.graph.find(arguments.node_name, NoNode.DEVICE)
     await daemon.graph.set_write_threshold(node, arguments.write_threshold)
 
 
 @command("x-blockdev-change", features=("unstable",))
 async def blockdev_change(daemon: Daemon, arguments: BlockdevChange) -> None:
-    """Add or remove a child of a node whose driver can do so (`quorum`)."""
+    """Add or remove a child of a node, if its driver supports that (`quorum`)."""
     async with daemon.graph.changing():
         await _change_children(daemon.graph, arguments)
 

@@ -26,7 +26,7 @@ from vhostblk.schema.block_query import (
 if TYPE_CHECKING:
     from vhostblk.block.graph.node import BlockNode
 
-#: From the kinds of request that exports count to QAPI's names.
+#: QAPI's names of the kinds of requests that exports count.
 _KINDS = {"read": "rd", "write": "wr", "flush": "flush", "unmap": "unmap"}
 
 
@@ -41,13 +41,13 @@ async def query_named_block_nodes(
 
 @command("query-block")
 async def query_block(daemon: Daemon) -> list[BlockInfo]:
-    """List devices: as in the storage daemon, there are none."""
+    """List devices; as in QEMU's storage daemon, there are none."""
     return []
 
 
 @command("query-blockstats")
 async def query_blockstats(daemon: Daemon, arguments: QueryBlockstats) -> list[BlockStats]:
-    """List what has been done on each node."""
+    """List the statistics of each node."""
     if arguments.query_nodes is not True:
         return []
     return [_node_stats(daemon, node) for node in daemon.graph]
@@ -64,7 +64,7 @@ def _node_stats(daemon: Daemon, node: BlockNode) -> BlockStats:
 
 
 def _export_stats(daemon: Daemon, node: BlockNode) -> BlockDeviceStats:
-    """Add up what the clients of a node's exports have done; in QEMU these are zeroes."""
+    """Return the sum of the statistics of a node's exports; in QEMU these are zeroes."""
     total: Counter[str] = Counter()
     for export in daemon.exports.values():
         if not any(edge.parent is export.backend for edge in node.parents):
@@ -81,5 +81,5 @@ def _export_stats(daemon: Daemon, node: BlockNode) -> BlockDeviceStats:
 
 @command("x-debug-query-block-graph", features=("unstable",))
 async def query_block_graph(daemon: Daemon) -> XDbgBlockGraph:
-    """Show nodes, their users, and the permissions along the edges."""
+    """Return nodes, their users, and the permissions of edges."""
     return describe_graph(daemon.graph)

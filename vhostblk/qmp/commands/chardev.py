@@ -27,7 +27,7 @@ from vhostblk.schema.chardev import (
 
 @command("chardev-add")
 async def chardev_add(daemon: Daemon, arguments: ChardevAdd) -> ChardevReturn:
-    """Make a character device."""
+    """Create a character device."""
     return await _add(daemon, arguments)
 
 
@@ -43,14 +43,14 @@ async def _add(daemon: Daemon, arguments: ChardevAdd) -> ChardevReturn:
 
 @command("chardev-change")
 async def chardev_change(daemon: Daemon, arguments: ChardevAdd) -> ChardevReturn:
-    """Replace a character device that nobody uses."""
+    """Replace a character device without a user."""
     await daemon.chardevs.begin_change(arguments.id)
     return await _add(daemon, arguments)
 
 
 @command("chardev-remove")
 async def chardev_remove(daemon: Daemon, arguments: ChardevId) -> None:
-    """Remove a character device that nobody uses."""
+    """Remove a character device without a user."""
     await daemon.chardevs.remove(arguments.id)
 
 
@@ -91,7 +91,7 @@ async def ringbuf_write(daemon: Daemon, arguments: RingbufWrite) -> None:
 
 @command("ringbuf-read")
 async def ringbuf_read(daemon: Daemon, arguments: RingbufRead) -> str:
-    """Take the oldest bytes out of a ring buffer."""
+    """Remove and return the oldest bytes of a ring buffer."""
     device = _ringbuf(daemon, arguments.device)
     if arguments.size <= 0:
         raise ChardevError("size must be greater than zero")
@@ -111,7 +111,7 @@ def _ringbuf(daemon: Daemon, name: str) -> RingbufChardev:
 
 
 def _decode(text: str) -> bytes:
-    """Decode base64, the padding of which may be missing; as QEMU, ignore white space."""
+    """Decode base64; padding may be missing, and as in QEMU white space is ignored."""
     text = "".join(text.split())
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)

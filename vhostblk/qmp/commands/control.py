@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 @command("qmp_capabilities", before_negotiation=True)
 async def qmp_capabilities(arguments: QmpCapabilities, monitor: Session) -> None:
-    """End the negotiation: from now on the other commands can be used."""
+    """End the negotiation, after which other commands are available."""
     enable = () if arguments.enable is UNSET else arguments.enable
     monitor.negotiate(capability.value for capability in enable)
 
 
 @command("query-version")
 async def query_version() -> VersionInfo:
-    """Tell what this is."""
+    """Return the version."""
     return VersionInfo(qemu=VersionTriple(**wire.COMPATIBLE_WITH), package=wire.VERSION["package"])
 
 
 @command("query-commands")
 async def query_commands() -> list[CommandInfo]:
-    """List the commands, the last registered first, as QEMU does."""
+    """List the commands in reverse order of registration, as in QEMU."""
     return [CommandInfo(name=name) for name in reversed(COMMANDS)]
 
 
 @command("query-qmp-schema")
 async def query_qmp_schema() -> list[SchemaInfo]:
-    """Describe commands and events and their types."""
+    """Return the schema of commands and events."""
     from vhostblk.schema.describe import describe
 
     return describe(COMMANDS.values(), EVENTS)
@@ -47,5 +47,5 @@ async def query_qmp_schema() -> list[SchemaInfo]:
 
 @command("quit")
 async def quit_daemon(daemon: Daemon) -> None:
-    """End the daemon in order."""
+    """Shut the daemon down."""
     daemon.request_stop()

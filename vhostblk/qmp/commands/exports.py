@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands on exports, and those of the NBD server that there is not yet."""
+"""Commands on exports, and the commands of the NBD server, which is not available yet."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def block_export_add(daemon: Daemon, arguments: BlockExportOptions) -> Non
 
 @command("block-export-del")
 async def block_export_del(daemon: Daemon, arguments: BlockExportDel) -> None:
-    """Stop an export; BLOCK_EXPORT_DELETED says when it is gone."""
+    """Stop an export; BLOCK_EXPORT_DELETED follows when it is removed."""
     force = arguments.mode is BlockExportRemoveMode.HARD
     await daemon.request_export_removal(arguments.id, force=force)
 
@@ -61,7 +61,7 @@ async def query_block_exports(daemon: Daemon) -> list[BlockExportInfo]:
 
 @command("x-vhostblk-query-export-stats", features=("unstable",))
 async def query_export_stats(daemon: Daemon, arguments: QueryExportStats) -> list[ExportStats]:
-    """Tell what the queues of one export, or of all, have done."""
+    """Return the statistics of the queues of one export, or of all."""
     if isinstance(arguments.id, str):
         daemon.find_export(arguments.id)
     return [
@@ -84,28 +84,28 @@ def _queue_stats(index: int, counts: dict[str, Any]) -> QueueStats:
     return QueueStats(index=index, **described)
 
 
-# The NBD server. These are the answers of a daemon whose server has not been started.
+# The NBD server. These are the errors of a daemon without a running server.
 
 
 @command("nbd-server-start")
 async def nbd_server_start(daemon: Daemon, arguments: NbdServerOptions) -> None:
-    """Refuse."""
+    """Raise an error: there is no server that could be started."""
     raise BlockError("The NBD server is not available in vhostblk yet")
 
 
 @command("nbd-server-stop")
 async def nbd_server_stop(daemon: Daemon) -> None:
-    """Refuse."""
+    """Raise the error of a daemon without a running server."""
     raise BlockError("NBD server not running")
 
 
 @command("nbd-server-add", features=("deprecated",))
 async def nbd_server_add(daemon: Daemon, arguments: NbdServerAdd) -> None:
-    """Refuse."""
+    """Raise the error of a daemon without a running server."""
     raise BlockError("NBD server not running")
 
 
 @command("nbd-server-remove", features=("deprecated",))
 async def nbd_server_remove(daemon: Daemon, arguments: NbdServerRemove) -> None:
-    """Refuse: no export can be an NBD export."""
+    """Raise the error for an unknown export: none is an NBD export."""
     raise ExportNotFoundError(arguments.name)

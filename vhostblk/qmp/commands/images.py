@@ -21,7 +21,7 @@ async def blockdev_create(daemon: Daemon, arguments: BlockdevCreate) -> None:
 
 @command("x-blockdev-amend", features=("unstable",))
 async def blockdev_amend(daemon: Daemon, arguments: BlockdevAmend) -> None:
-    """Start a job that changes what an image was created with."""
+    """Start a job that changes the creation options of an image."""
     from vhostblk.block.amend import AmendJob
 
     node = daemon.graph.find(arguments.node_name)
@@ -30,7 +30,7 @@ async def blockdev_amend(daemon: Daemon, arguments: BlockdevAmend) -> None:
 
 @command("x-vhostblk-blockdev-check", features=("unstable",))
 async def blockdev_check(daemon: Daemon, arguments: BlockdevCheck) -> ImageCheck:
-    """Check an image, and repair it if that is asked for; its users wait meanwhile."""
+    """Check an image, and optionally repair it; its users wait meanwhile."""
     async with daemon.graph.changing():
         node = daemon.graph.find(arguments.node_name, NoNode.NODE_NAME)
         if arguments.repair and node.read_only:
@@ -54,5 +54,5 @@ async def blockdev_check(daemon: Daemon, arguments: BlockdevCheck) -> ImageCheck
 
 
 def _some(count: int) -> int | UnsetType:
-    """Leave zero out, as QEMU does."""
+    """Omit zero, as QEMU does."""
     return count or UNSET

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands on jobs, whatever they do."""
+"""Commands on jobs of all types."""
 
 from __future__ import annotations
 
@@ -35,35 +35,35 @@ def _describe(job: Job) -> JobInfo:
 
 @command("job-pause")
 async def job_pause(daemon: Daemon, arguments: JobId) -> None:
-    """Have a job stop when it next can."""
+    """Pause a job at its next pause point."""
     daemon.jobs.find(arguments.id).user_pause()
 
 
 @command("job-resume")
 async def job_resume(daemon: Daemon, arguments: JobId) -> None:
-    """Have a paused job go on."""
+    """Let a paused job continue."""
     daemon.jobs.find(arguments.id).user_resume()
 
 
 @command("job-cancel")
 async def job_cancel(daemon: Daemon, arguments: JobId) -> None:
-    """Have a job fail when it next can."""
+    """Cancel a job at its next pause point."""
     await daemon.jobs.find(arguments.id).user_cancel()
 
 
 @command("job-complete")
 async def job_complete(daemon: Daemon, arguments: JobId) -> None:
-    """Have a job end that is ready."""
+    """Complete a job that is ready."""
     daemon.jobs.find(arguments.id).user_complete()
 
 
 @command("job-finalize")
 async def job_finalize(daemon: Daemon, arguments: JobId) -> None:
-    """Put a job's result in force."""
+    """Make a job's result effective."""
     await daemon.jobs.find(arguments.id).user_finalize()
 
 
 @command("job-dismiss")
 async def job_dismiss(daemon: Daemon, arguments: JobId) -> None:
-    """Forget a job that has concluded."""
+    """Remove a concluded job."""
     daemon.jobs.find(arguments.id).user_dismiss()

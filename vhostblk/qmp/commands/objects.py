@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 @command("object-add")
 async def object_add(daemon: Daemon, arguments: ObjectOptions) -> None:
-    """Make an object."""
+    """Create an object."""
     await daemon.add_object_in_background(arguments)
 
 
 @command("object-del")
 async def object_del(daemon: Daemon, arguments: ObjectDel) -> None:
-    """Remove an object that nothing uses."""
+    """Remove an object without users."""
     daemon.remove_object(arguments.id)
 
 
@@ -48,7 +48,7 @@ async def qom_list(daemon: Daemon, arguments: QomList) -> list[ObjectPropertyInf
 
 @command("qom-get")
 async def qom_get(daemon: Daemon, arguments: QomGet) -> Any:
-    """Return a property's value."""
+    """Return the value of a property."""
     found, path = _find(daemon, arguments.path)
     return found.get(arguments.property, path)
 
@@ -91,7 +91,7 @@ def _load_types() -> None:
 
 
 def _find(daemon: Daemon, path: str) -> tuple[QomObject, str]:
-    """Find an object; here a path that fits several is as good as none, as in QEMU."""
+    """Return an object; as in QEMU, an ambiguous path is an error like an unknown one."""
     try:
         return resolve(daemon.object_tree(), path)
     except AmbiguousPathError as error:

@@ -37,14 +37,14 @@ T = TypeVar("T")
 
 
 async def _perform(daemon: Daemon, make: Callable[[Graph, T], Action], arguments: T) -> None:
-    """Perform an action that is made once all commands before have ended."""
+    """Create and perform an action once all earlier commands have ended."""
     await perform(daemon.graph, [LateAction(partial(make, daemon.graph, arguments))])
 
 
 def _snapshot_node(graph: Graph, name: str) -> KeepsSnapshots:
     """Return the node that stores the snapshots of a node; raises VhostblkError.
 
-    `name` is a node name: QEMU also takes the name of a device, but there are no devices here.
+    `name` is a node name. QEMU also accepts the name of a device, but there are no devices here.
     """
     node = graph.find(name, device=name)
     if any(isinstance(edge.parent, BlockNode) for edge in node.parents):
@@ -61,13 +61,13 @@ def _snapshot_node(graph: Graph, name: str) -> KeepsSnapshots:
 
 
 def _find(graph: Graph, name: str | UnsetType, device: str | UnsetType = UNSET) -> BlockNode:
-    """Return a node; there are no devices that could be meant instead."""
+    """Return a node; `device` is not supported, as there are no devices."""
     name, device = (each if isinstance(each, str) else "" for each in (name, device))
     return graph.find(name, device=device)
 
 
 def snapshot(graph: Graph, arguments: BlockdevSnapshot) -> Action:
-    """Return what puts a node that lies on nothing yet on another, in the place of that."""
+    """Return the action that makes a node without a backing node the overlay of another."""
     from vhostblk.block.graph.overlay import OverlayAction
 
     base = _find(graph, arguments.node, arguments.node)
@@ -78,12 +78,12 @@ def snapshot(graph: Graph, arguments: BlockdevSnapshot) -> Action:
 
 @command("blockdev-snapshot", features=("allow-write-only-overlay",))
 async def blockdev_snapshot(daemon: Daemon, arguments: BlockdevSnapshot) -> None:
-    """Put a node that lies on nothing yet on another, in the place of that."""
+    """Make a node without a backing node the overlay of another."""
     await _perform(daemon, snapshot, arguments)
 
 
 def snapshot_sync(graph: Graph, arguments: BlockdevSnapshotSync) -> Action:
-    """Return what makes a file, opens it, and puts it on a node in the place of that."""
+    """Return the action that creates a file, and opens it as the overlay of a node."""
     from vhostblk.block.graph.overlay import NewOverlayAction
 
     base = _find(graph, arguments.node_name, arguments.device)
@@ -105,13 +105,13 @@ def snapshot_sync(graph: Graph, arguments: BlockdevSnapshotSync) -> Action:
 
 @command("blockdev-snapshot-sync")
 async def blockdev_snapshot_sync(daemon: Daemon, arguments: BlockdevSnapshotSync) -> None:
-    """Make a file, open it, and put it on a node in the place of that."""
+    """Create a file, and open it as the overlay of a node."""
     await _perform(daemon, snapshot_sync, arguments)
 
 
 @command("change-backing-file")
 async def change_backing_file(daemon: Daemon, arguments: ChangeBackingFile) -> None:
-    """Have an image name another backing file, for whoever opens it next."""
+    """Change the name of the backing file in an image."""
     from vhostblk.block.graph.overlay import rename_backing_file
 
     graph = daemon.graph
@@ -124,7 +124,7 @@ async def change_backing_file(daemon: Daemon, arguments: ChangeBackingFile) -> N
 
 
 def snapshot_internal(graph: Graph, arguments: BlockdevSnapshotInternal) -> Action:
-    """Return what makes an internal snapshot."""
+    """Return the action that creates an internal snapshot."""
     node = _snapshot_node(graph, arguments.device)
     if not arguments.name:
         raise QmpError("Name is empty")
@@ -133,7 +133,7 @@ def snapshot_internal(graph: Graph, arguments: BlockdevSnapshotInternal) -> Acti
 
 @command("blockdev-snapshot-internal-sync")
 async def blockdev_snapshot_internal(daemon: Daemon, arguments: BlockdevSnapshotInternal) -> None:
-    """Make an internal snapshot."""
+    """Create an internal snapshot."""
     await _perform(daemon, snapshot_internal, arguments)
 
 
@@ -141,7 +141,7 @@ async def blockdev_snapshot_internal(daemon: Daemon, arguments: BlockdevSnapshot
 async def blockdev_snapshot_delete_internal(
     daemon: Daemon, arguments: BlockdevSnapshotDeleteInternal
 ) -> SnapshotInfo:
-    """Delete an internal snapshot, and describe what it was."""
+    """Delete an internal snapshot, and return its description."""
     number = arguments.id if isinstance(arguments.id, str) else None
     name = arguments.name if isinstance(arguments.name, str) else None
     async with daemon.graph.changing():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`transaction`: several changes, all or none, and nobody sees some without the others."""
+"""`transaction`: several changes that take effect together, or not at all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _abort(_graph: Graph, _arguments: Any) -> Action:
     raise QmpError("Transaction aborted using Abort action")
 
 
-#: What makes the action of each kind; they raise where it can't be.
+#: Functions that create the action of each kind; they raise if it is not possible.
 _MAKERS: dict[str, Callable[[Graph, Any], Action]] = {
     "abort": _abort,
     "block-dirty-bitmap-add": bitmaps.add,
@@ -50,7 +50,7 @@ def _kind(action: TransactionAction) -> str:
 
 @command("transaction")
 async def transaction(daemon: Daemon, arguments: Transaction) -> None:
-    """Make all the changes, or none."""
+    """Apply all changes, or none."""
     properties = arguments.properties
     if not isinstance(properties, TransactionProperties):
         properties = TransactionProperties()

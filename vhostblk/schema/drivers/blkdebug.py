@@ -14,7 +14,7 @@ from vhostblk.schema.common import Int32  # noqa: TC001 (read at run time)
 
 
 class BlkdebugEvent(Enum):
-    """What drivers and the layer above them announce."""
+    """The events of drivers and of the layer above them."""
 
     L1_UPDATE = "l1_update"
     L1_GROW_ALLOC_TABLE = "l1_grow_alloc_table"
@@ -63,12 +63,12 @@ class BlkdebugEvent(Enum):
     L1_SHRINK_FREE_L2_CLUSTERS = "l1_shrink_free_l2_clusters"
     COR_WRITE = "cor_write"
     CLUSTER_ALLOC_SPACE = "cluster_alloc_space"
-    #: Once, when the node is made.
+    #: Once, when the node is created.
     NONE = "none"
 
 
 class BlkdebugIOType(Enum):
-    """What a request to the node does."""
+    """The type of a request to the node."""
 
     READ = "read"
     WRITE = "write"
@@ -79,15 +79,15 @@ class BlkdebugIOType(Enum):
 
 
 class BlkdebugInjectErrorOptions(QapiStruct, kw_only=True, frozen=True):
-    """Requests fail from an event on, until one comes that other such rules are about."""
+    """A rule by which requests fail after an event, until an event of another such rule."""
 
     event: BlkdebugEvent
-    #: The state that the node has to be in; 0: any.
+    #: The required state of the node; 0: any state.
     state: int = 0
-    #: UNSET: all but block-status.
+    #: UNSET: all types except block-status.
     iotype: BlkdebugIOType | UnsetType = UNSET
     errno: int = 5
-    #: How long a request takes to fail.
+    #: The duration of a failing request.
     delay_ns: int = 0
     #: Requests that touch this sector of 512 bytes; -1: all.
     sector: int = -1
@@ -97,7 +97,7 @@ class BlkdebugInjectErrorOptions(QapiStruct, kw_only=True, frozen=True):
 
 
 class BlkdebugSetStateOptions(QapiStruct, kw_only=True, frozen=True):
-    """An event makes the node go over to another state."""
+    """A rule by which an event changes the state of the node."""
 
     event: BlkdebugEvent
     state: int = 0
@@ -105,7 +105,7 @@ class BlkdebugSetStateOptions(QapiStruct, kw_only=True, frozen=True):
 
 
 class BlockdevOptionsBlkdebug(BlockdevOptions, tag="blkdebug", kw_only=True, frozen=True):
-    """Injects errors and shrinks limits; of a limit 0 is the default."""
+    """A filter that injects errors and reduces limits; 0 is the default of a limit."""
 
     image: BlockdevRef
     config: str | UnsetType = UNSET

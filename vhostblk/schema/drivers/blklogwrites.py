@@ -9,12 +9,12 @@ from vhostblk.schema.common import Uint32, Uint64  # noqa: TC001 (read at run ti
 
 
 class BlockdevOptionsBlklogwrites(BlockdevOptions, tag="blklogwrites", kw_only=True, frozen=True):
-    """Logs all writes to `file` in the format of Linux's dm-log-writes."""
+    """A filter that logs all writes to `file` in the format of Linux's dm-log-writes."""
 
     file: BlockdevRef
     log: BlockdevRef
-    #: In bytes; also the granularity of writes. UNSET: 512, or as in the log that is appended to.
+    #: In bytes; also the granularity of writes. UNSET: 512, or that of the existing log.
     log_sector_size: Uint32 | UnsetType = UNSET
     log_append: bool = False
-    #: In writes.
+    #: A number of writes.
     log_super_update_interval: Uint64 = 4096

@@ -7,7 +7,7 @@ from vhostblk.schema.blockdev import BlockdevOptions, BlockdevRef
 
 
 class BlockdevOptionsBlkverify(BlockdevOptions, tag="blkverify", kw_only=True, frozen=True):
-    """Compares what `test` reads with `raw`, a copy."""
+    """A filter that compares the data of `test` with that of `raw`, a copy."""
 
     test: BlockdevRef
     raw: BlockdevRef

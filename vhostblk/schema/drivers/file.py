@@ -9,7 +9,7 @@ from vhostblk.schema.common import BlockdevAioOptions, OnOffAuto
 
 
 class BlockdevOptionsFile(BlockdevOptions, tag="file", kw_only=True, frozen=True):
-    """A regular file; the members of `host_device` too."""
+    """A regular file; `host_device` has the same members."""
 
     filename: str
     #: The object that sends persistent reservation commands.

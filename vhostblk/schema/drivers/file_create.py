@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `blockdev-create` takes for a file (`qapi/block-core.json`)."""
+"""Options of `blockdev-create` for files (`qapi/block-core.json`)."""
 
 from __future__ import annotations
 

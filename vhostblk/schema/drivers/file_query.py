@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What queries say of a file or a device, besides what they say of all nodes."""
+"""Results of queries for files and devices, besides those for all nodes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from vhostblk.schema.common import Uint64  # noqa: TC001 (read at run time)
 
 
 class ImageInfoSpecificFile(QapiStruct, kw_only=True, frozen=True):
-    """What is particular to files; `extent_size_hint` is XFS's."""
+    """Information for files; `extent_size_hint` is XFS's."""
 
     extent_size_hint: int | UnsetType = UNSET
 
 
 class BlockStatsSpecificFile(BlockStatsSpecific, tag="file", kw_only=True, frozen=True):
-    """Discards that a file has seen."""
+    """Statistics of discards of a file."""
 
     discard_nb_ok: Uint64 = 0
     discard_nb_failed: Uint64 = 0
@@ -25,4 +25,4 @@ class BlockStatsSpecificFile(BlockStatsSpecific, tag="file", kw_only=True, froze
 class BlockStatsSpecificHostDevice(
     BlockStatsSpecificFile, tag="host_device", kw_only=True, frozen=True
 ):
-    """Discards that a device has seen."""
+    """Statistics of discards of a device."""

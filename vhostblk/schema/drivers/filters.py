@@ -20,20 +20,20 @@ class BlockDirtyBitmap(QapiStruct, kw_only=True, frozen=True):
 
 
 class OnCbwError(Enum):
-    """What gives way when old data can't be saved before a write."""
+    """The reaction if old data can't be copied before a write."""
 
     BREAK_GUEST_WRITE = "break-guest-write"
     BREAK_SNAPSHOT = "break-snapshot"
 
 
 class BlockdevOptionsCompress(BlockdevOptions, tag="compress", kw_only=True, frozen=True):
-    """Writes are stored compressed."""
+    """A filter that stores writes compressed."""
 
     file: BlockdevRef
 
 
 class BlockdevOptionsCbw(BlockdevOptions, tag="copy-before-write", kw_only=True, frozen=True):
-    """Old data is copied to `target` before it is overwritten."""
+    """A filter that copies old data to `target` before it is overwritten."""
 
     file: BlockdevRef
     target: BlockdevRef
@@ -45,15 +45,15 @@ class BlockdevOptionsCbw(BlockdevOptions, tag="copy-before-write", kw_only=True,
 
 
 class BlockdevOptionsCor(BlockdevOptions, tag="copy-on-read", kw_only=True, frozen=True):
-    """What is read from backing images is copied to the image."""
+    """A filter that copies data read from backing images to the image."""
 
     file: BlockdevRef
-    #: The lowest image of the chain that is copied from.
+    #: The lowest image of the chain from which data is copied.
     bottom: str | UnsetType = UNSET
 
 
 class BlockdevOptionsPreallocate(BlockdevOptions, tag="preallocate", kw_only=True, frozen=True):
-    """A file grows ahead of its writer; both in bytes, 1 MiB and 128 MiB where they are UNSET."""
+    """A filter that extends a file in advance. In bytes; the defaults are 1 MiB and 128 MiB."""
 
     file: BlockdevRef
     prealloc_align: int | UnsetType = UNSET
@@ -63,6 +63,6 @@ class BlockdevOptionsPreallocate(BlockdevOptions, tag="preallocate", kw_only=Tru
 class BlockdevOptionsSnapshotAccess(
     BlockdevOptions, tag="snapshot-access", kw_only=True, frozen=True
 ):
-    """What a `copy-before-write` filter keeps, as a disk."""
+    """The snapshot of a `copy-before-write` filter, as a disk."""
 
     file: BlockdevRef

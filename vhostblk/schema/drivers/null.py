@@ -11,25 +11,25 @@ from vhostblk.schema.common import Size, Uint32, Uint64  # noqa: TC001 (read at 
 
 
 class BlockdevNullZoned(QapiStruct, kw_only=True, frozen=True):
-    """Zones of a host-managed disk; lengths in bytes, numbers that are 0: no limit."""
+    """Zones of a host-managed disk; lengths are in bytes, and a limit of 0 is no limit."""
 
     zone_size: Size
-    #: How much of each sequential zone can be written; default: all of it.
+    #: The writable part of each sequential zone; default: all of it.
     zone_capacity: Size | UnsetType = UNSET
-    #: Zones in front that are written as they come.
+    #: The number of conventional zones at the beginning.
     conventional_zones: Uint32 = 0
     max_open_zones: Uint32 = 0
     max_active_zones: Uint32 = 0
-    #: Longest append; default: a zone's capacity.
+    #: Maximum length of an append; default: a zone's capacity.
     max_append_bytes: Size | UnsetType = UNSET
     write_granularity: Size = 512
-    #: Numbers of zones that have failed.
+    #: Numbers of the zones in these states.
     read_only_zones: list[Uint32] = field(default_factory=list)
     offline_zones: list[Uint32] = field(default_factory=list)
 
 
 class BlockdevOptionsNull(BlockdevOptions, tag="null-co", kw_only=True, frozen=True):
-    """A disk without storage behind it; `latency_ns` delays each request."""
+    """A disk without storage; `latency_ns` delays each request."""
 
     size: int = 1 << 30
     latency_ns: Uint64 = 0

@@ -13,7 +13,7 @@ from vhostblk.schema.blockdev import BlockdevOptions, BlockdevRef, BlockdevRefOr
 
 
 class Qcow2OverlapCheckMode(Enum):
-    """Which metadata a write must not hit: a choice of `Qcow2OverlapCheckFlags`."""
+    """A set of `Qcow2OverlapCheckFlags`: metadata that writes must not overlap."""
 
     NONE = "none"
     CONSTANT = "constant"
@@ -22,7 +22,7 @@ class Qcow2OverlapCheckMode(Enum):
 
 
 class Qcow2OverlapCheckFlags(QapiStruct, kw_only=True, frozen=True):
-    """Which metadata a write must not hit, one by one; the template says what is not said."""
+    """Metadata that writes must not overlap; the template has the default of each flag."""
 
     template: Qcow2OverlapCheckMode | UnsetType = UNSET
     main_header: bool | UnsetType = UNSET

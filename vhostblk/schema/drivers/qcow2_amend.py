@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `x-blockdev-amend` takes for a qcow2 image (`qapi/block-core.json`)."""
+"""Options of `x-blockdev-amend` for qcow2 images (`qapi/block-core.json`)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `blockdev-create` takes for a qcow2 image (`qapi/block-core.json`)."""
+"""Options of `blockdev-create` for qcow2 images (`qapi/block-core.json`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BlockdevQcow2Version(Enum):
 
 
 class Qcow2CompressionType(Enum):
-    """What compressed clusters are compressed with."""
+    """The compression of clusters."""
 
     ZLIB = "zlib"
     ZSTD = "zstd"

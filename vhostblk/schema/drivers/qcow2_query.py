@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What queries say of a qcow2 image, besides what they say of all images."""
+"""Results of queries for qcow2 images, besides those for all images."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from vhostblk.schema.common import Uint32  # noqa: TC001 (read at run time)
 
 
 class Qcow2BitmapInfoFlags(Enum):
-    """What an image says of a bitmap."""
+    """The flags of a bitmap in an image."""
 
     IN_USE = "in-use"
     AUTO = "auto"
 
 
 class Qcow2BitmapInfo(QapiStruct, kw_only=True, frozen=True):
-    """A bitmap that an image keeps."""
+    """A bitmap that is stored in an image."""
 
     name: str
     granularity: Uint32
@@ -25,7 +25,7 @@ class Qcow2BitmapInfo(QapiStruct, kw_only=True, frozen=True):
 
 
 class ImageInfoSpecificQCow2(QapiStruct, kw_only=True, frozen=True):
-    """What is particular to qcow2 images; version 2 ones have few of these."""
+    """Information for qcow2 images; version 2 has only some of the members."""
 
     compat: str
     data_file: str | UnsetType = UNSET

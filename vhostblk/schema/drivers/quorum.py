@@ -10,11 +10,11 @@ from vhostblk.schema.blockdev import BlockdevOptions, BlockdevRef
 
 
 class QuorumReadPattern(Enum):
-    """Whom reads go to."""
+    """The children that are read."""
 
-    #: All children, who vote.
+    #: All children; the majority decides.
     QUORUM = "quorum"
-    #: The first, then the next if that failed.
+    #: The first child, and the next one if that fails.
     FIFO = "fifo"
 
 
@@ -29,7 +29,7 @@ class BlockdevOptionsQuorum(BlockdevOptions, tag="quorum", kw_only=True, frozen=
 
 
 class QuorumOpType(Enum):
-    """What a child failed at."""
+    """The operation that failed on a child."""
 
     READ = "read"
     WRITE = "write"
@@ -46,10 +46,10 @@ class QuorumFailure(QapiStruct, kw_only=True, frozen=True):
 
 
 class QuorumReportBad(QapiStruct, kw_only=True, frozen=True):
-    """Data of the event `QUORUM_REPORT_BAD`: a child failed, or is of another opinion."""
+    """Data of the event `QUORUM_REPORT_BAD`: a child failed, or differs from the majority."""
 
     type: QuorumOpType
-    #: UNSET: it read other data than the majority.
+    #: UNSET: the child's data differed from the majority's.
     error: str | UnsetType = UNSET
     node_name: str
     sector_num: int

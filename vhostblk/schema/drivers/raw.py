@@ -8,7 +8,7 @@ from vhostblk.schema.blockdev import BlockdevOptions, BlockdevRef
 
 
 class BlockdevOptionsRaw(BlockdevOptions, tag="raw", kw_only=True, frozen=True):
-    """A window of another node's bytes."""
+    """A window of another node."""
 
     file: BlockdevRef
     offset: int = 0

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the export types, a module each."""
+"""Options of the export types, one module for each type."""

@@ -15,7 +15,7 @@ from vhostblk.schema.socket import FdSocketAddress, SocketAddress, UnixSocketAdd
 MIN_BLOCK_SIZE = 512
 MAX_BLOCK_SIZE = 2 << 20
 
-#: A message that sets a kick descriptor has eight bits for the queue's number.
+#: The message that sets a kick descriptor has eight bits for the queue's number.
 MAX_QUEUES = 256
 
 #: VIRTIO 1.3, 2.7: the largest split virtqueue.
@@ -35,7 +35,7 @@ class BlockExportOptionsVhostUserBlk(
     num_queues: Uint16 = 1
     #: The disk's serial number, ASCII.
     serial: str | UnsetType = field(name="x-vhostblk-serial", default=UNSET)
-    #: Queue size to plan for, a power of two: it decides how many segments a request may have.
+    #: Expected queue size, a power of two: it determines the maximum number of segments.
     queue_size: Uint32 | UnsetType = field(name="x-vhostblk-queue-size", default=UNSET)
     #: Spread the queues over these iothreads, in turn.
     iothreads: list[str] | UnsetType = field(name="x-vhostblk-iothreads", default=UNSET)
@@ -46,15 +46,15 @@ class BlockExportOptionsVhostUserBlk(
     share_rw: bool = field(name="x-vhostblk-share-rw", default=False)
 
     def iothread_names(self) -> list[str]:
-        """List the iothreads that the queues take in turn."""
+        """Return the names of the iothreads, which queues use in turn."""
         return super().iothread_names() if self.iothreads is UNSET else self.iothreads
 
     def shares_writing(self) -> bool:
-        """Tell what `x-vhostblk-share-rw` says."""
+        """Return the value of `x-vhostblk-share-rw`."""
         return self.share_rw
 
     def check(self) -> None:
-        """Refuse values that make no device; raises OptionError."""
+        """Check the values; raises OptionError."""
         _check(self)
 
 
@@ -112,7 +112,7 @@ def _check_socket(options: BlockExportOptionsVhostUserBlk) -> None:
 
 
 def socket_mode(options: BlockExportOptionsVhostUserBlk) -> int | None:
-    """Return the permissions of the socket file; raises OptionError where they make no sense."""
+    """Return the permissions of the socket file; raises OptionError if they are invalid."""
     text = options.socket_mode
     if not isinstance(text, str):
         return None

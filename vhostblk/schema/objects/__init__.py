@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the object types, a module each."""
+"""Options of the object types, one module for each kind."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of authorization: who may, by the name that the peer has proved (`qapi/authz.json`)."""
+"""Options of authorization objects, which check authenticated names (`qapi/authz.json`)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from vhostblk.schema.object import ObjectOptions
 
 
 class QAuthZListPolicy(Enum):
-    """What becomes of a name."""
+    """Whether a name is denied or allowed."""
 
     DENY = "deny"
     ALLOW = "allow"
 
 
 class QAuthZListFormat(Enum):
-    """How a rule is compared: as it is, or with `*` and `?` as wildcards."""
+    """The matching of a rule: exact, or with the wildcards `*` and `?`."""
 
     EXACT = "exact"
     GLOB = "glob"
 
 
 class QAuthZListRule(QapiStruct, kw_only=True, frozen=True):
-    """A rule; the first one that fits counts."""
+    """A rule; the first one that matches counts."""
 
     match: str
     policy: QAuthZListPolicy
@@ -34,7 +34,7 @@ class QAuthZListRule(QapiStruct, kw_only=True, frozen=True):
 
 
 class AuthZListProperties(ObjectOptions, tag="authz-list", kw_only=True, frozen=True):
-    """Rules; `policy` is for names that none of them fits."""
+    """A list of rules; `policy` is for names that no rule matches."""
 
     policy: QAuthZListPolicy = QAuthZListPolicy.DENY
     rules: list[QAuthZListRule] = field(default_factory=list)
@@ -48,14 +48,14 @@ class AuthZList(QapiStruct, kw_only=True, frozen=True):
 
 
 class AuthZListFileProperties(ObjectOptions, tag="authz-list-file", kw_only=True, frozen=True):
-    """Rules in a file; `refresh`: they are read again when the file has changed."""
+    """Rules in a file; `refresh`: read the file again when it has changed."""
 
     filename: str
     refresh: bool = True
 
 
 class AuthZListfileProperties(AuthZListFileProperties, tag="authz-listfile", frozen=True):
-    """The name that QEMU's schema has for `authz-list-file`."""
+    """The name of `authz-list-file` in QEMU's schema."""
 
 
 class AuthZPAMProperties(ObjectOptions, tag="authz-pam", kw_only=True, frozen=True):
@@ -65,6 +65,6 @@ class AuthZPAMProperties(ObjectOptions, tag="authz-pam", kw_only=True, frozen=Tr
 
 
 class AuthZSimpleProperties(ObjectOptions, tag="authz-simple", kw_only=True, frozen=True):
-    """One name is allowed."""
+    """Authorization of a single name."""
 
     identity: str

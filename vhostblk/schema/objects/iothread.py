@@ -20,7 +20,7 @@ class IothreadProperties(ObjectOptions, tag="iothread", kw_only=True, frozen=Tru
     poll_shrink: int = 0
 
     def check(self) -> None:
-        """Refuse values outside of the properties' ranges."""
+        """Check the ranges of the values; raises OptionError."""
         for name in (
             "aio-max-batch",
             "thread-pool-min",

@@ -12,7 +12,7 @@ from vhostblk.schema.object import ObjectOptions
 
 
 class QCryptoSecretFormat(Enum):
-    """How a secret is written."""
+    """The encoding of a secret."""
 
     RAW = "raw"
     BASE64 = "base64"
@@ -22,7 +22,7 @@ class SecretProperties(ObjectOptions, tag="secret", kw_only=True, frozen=True):
     """A secret, given literally or in a file."""
 
     format: QCryptoSecretFormat = QCryptoSecretFormat.RAW
-    #: The secret that this one is encrypted with, and the initialization vector in Base64.
+    #: The id of the secret with the encryption key, and the initialization vector in Base64.
     keyid: str | UnsetType = UNSET
     iv: str | UnsetType = UNSET
     data: str | UnsetType = UNSET
@@ -38,6 +38,6 @@ class SecretKeyringProperties(ObjectOptions, tag="secret_keyring", kw_only=True,
     serial: Int32
 
     def check(self) -> None:
-        """Refuse what is no serial number."""
+        """Check the serial number; raises OptionError."""
         if self.serial == 0:
             raise OptionError("'serial' should not be equal to 0")

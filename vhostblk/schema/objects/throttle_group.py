@@ -11,7 +11,7 @@ from vhostblk.schema.throttle import ThrottleLimits, limits_of
 
 
 class ThrottleGroupProperties(ObjectOptions, tag="throttle-group", kw_only=True, frozen=True):
-    """Limits that several nodes share. The single members are those of `limits`, one by one."""
+    """Limits that several nodes share. The `x_` members are those of `limits`."""
 
     limits: ThrottleLimits | UnsetType = UNSET
     x_iops_total: int | UnsetType = UNSET
@@ -35,11 +35,11 @@ class ThrottleGroupProperties(ObjectOptions, tag="throttle-group", kw_only=True,
     x_iops_size: int | UnsetType = UNSET
 
     def check(self) -> None:
-        """Refuse limits that make no sense; raises OptionError."""
+        """Check the limits; raises OptionError."""
         self.initial_limits()
 
     def initial_limits(self) -> ThrottleLimits:
-        """Return a new group's limits, complete; raises OptionError."""
+        """Return the complete limits of a new group; raises OptionError."""
         single = {
             name.removeprefix("x_"): value
             for name, value in asdict(self).items()

@@ -10,17 +10,17 @@ from vhostblk.schema.object import ObjectOptions
 
 
 class QCryptoTLSCredsEndpoint(Enum):
-    """Which side of connections they are for."""
+    """The side of connections that uses the credentials."""
 
     CLIENT = "client"
     SERVER = "server"
 
 
 class TlsCredsProperties(ObjectOptions, kw_only=True, frozen=True):
-    """What all kinds have in common."""
+    """Members common to all kinds of credentials."""
 
     verify_peer: bool = True
-    #: Where the files are.
+    #: The directory of the files.
     dir: str | UnsetType = UNSET
     endpoint: QCryptoTLSCredsEndpoint = QCryptoTLSCredsEndpoint.CLIENT
     #: A priority string of GnuTLS.
@@ -28,23 +28,23 @@ class TlsCredsProperties(ObjectOptions, kw_only=True, frozen=True):
 
 
 class TlsCredsX509Properties(TlsCredsProperties, tag="tls-creds-x509", kw_only=True, frozen=True):
-    """Certificates; `passwordid`: the secret that the key is encrypted with."""
+    """Certificates; `passwordid`: the secret with the password of the private key."""
 
     sanity_check: bool = True
     passwordid: str | UnsetType = UNSET
 
 
 class TlsCredsPskProperties(TlsCredsProperties, tag="tls-creds-psk", kw_only=True, frozen=True):
-    """Keys that both sides know; `username`: the client's name, `qemu` by default."""
+    """Pre-shared keys; `username`: the client's name, `qemu` by default."""
 
     username: str | UnsetType = UNSET
 
 
 class TlsCredsAnonProperties(TlsCredsProperties, tag="tls-creds-anon", kw_only=True, frozen=True):
-    """Encryption without proof."""
+    """Anonymous credentials: encryption without authentication."""
 
 
 class TlsCipherSuitesProperties(
     TlsCredsProperties, tag="tls-cipher-suites", kw_only=True, frozen=True
 ):
-    """The cipher suites that a priority string stands for."""
+    """The cipher suites that a priority string selects."""
