@@ -115,7 +115,7 @@ _threads = _Threads()
 
 
 def _begin_again() -> None:
-    """Replace the context after a fork: the parent's works nowhere else, and is unmapped with it."""
+    """Replace the context after a fork: the parent's works nowhere else, and ends with it."""
     _threads.signaller = _make_signaller()
 
 
