@@ -73,8 +73,8 @@ def test_all_are_told_where_one_fails() -> None:
             for queue in made:
                 queue.ring.make_available(77)
                 queue.ring.kick(force=True)
-            for queue in made:  # the loop has not looked meanwhile
-                rig.wait_until(lambda queue=queue: bool(queue.broken))
+            # The loop has not looked meanwhile.
+            rig.wait_until(lambda: all(queue.broken for queue in made))
             await until(lambda: all("news" in listener.told for listener in listeners))
 
     asyncio.run(run())
