@@ -343,6 +343,17 @@ def test_many_queues_of_one_thread() -> None:
             assert queue.run(FLUSH).status == Status.OK
 
 
+def test_queue_that_was_never_opened_is_closed() -> None:
+    """Setting a queue up fails where memory is short: the iothread's others are served on."""
+    with Rig() as rig:
+        queue = rig.queue(NULL)
+        config = rig.ffi.new("struct vb_queue_config *", {"ring": {"size": 8}, "kick_fd": -1})
+        unopened = rig.lib.vb_queue_new(rig.thread, config, rig.ffi.NULL, 0)
+        assert unopened
+        rig.lib.vb_port_close(rig.lib.vb_queue_port(unopened))
+        assert queue.run(FLUSH).status == Status.OK
+
+
 def test_size_of_the_device_changes() -> None:
     with Rig() as rig:
         queue = rig.queue(NULL)

@@ -245,6 +245,26 @@ def test_call_descriptor_is_replaced_and_the_old_one_closed() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("purpose", ["call", "err"])
+def test_descriptor_that_can_not_be_used_is_closed(
+    purpose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue keeps the one that it has."""
+
+    def refuse(_index: int, _fd: int | None) -> None:
+        raise SetupError("queue 0: Too many open files")
+
+    async def run() -> None:
+        async with frontend() as f:
+            before = eventfds()
+            monkeypatch.setattr(f.device.queues, f"set_{purpose}", refuse)
+            with pytest.raises(SetupError, match="Too many open files"):
+                getattr(f.device, f"set_vring_{purpose}")(0, os.eventfd(0))
+            assert eventfds() == before
+
+    asyncio.run(run())
+
+
 def test_broken_ring_signals_the_error_descriptor(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         async with frontend() as front:

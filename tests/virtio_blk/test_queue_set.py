@@ -254,6 +254,37 @@ def test_queue_that_can_not_start_leaves_nothing() -> None:
     asyncio.run(run())
 
 
+def test_queue_that_can_not_be_connected_leaves_nothing(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connecting duplicates descriptors, and there may be too many open files."""
+
+    async def run() -> None:
+        async with bench() as b:
+            before, real = eventfds(), _queue_class(lane).set_err
+            monkeypatch.setattr(_queue_class(lane), "set_err", _refuse)
+            with pytest.raises(SetupError, match="Too many open files"):
+                await b.start()
+            await b.until(lambda: eventfds() == before)
+            assert b.queues.running == {}
+            monkeypatch.setattr(_queue_class(lane), "set_err", real)
+            await b.start()
+            await b.serves()
+
+    asyncio.run(run())
+
+
+def _queue_class(lane: Lane) -> Any:
+    from vhostblk.virtio_blk.express import ExpressQueue
+    from vhostblk.virtio_blk.queue import BlkQueue
+
+    return BlkQueue if lane is Lane.PYTHON else ExpressQueue
+
+
+def _refuse(_queue: object, _fd: int | None) -> None:
+    raise SetupError("queue 0: Too many open files")
+
+
 def test_image_is_taken_with_the_first_queue_and_left_with_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -457,6 +488,23 @@ def test_queue_stays_where_the_other_lane_has_no_room(
             await b.serves()
             await b.start(1)
             assert type(b.queues.running[1]) is type(b.queues.running[0])
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(load() is None, reason="needs the compiled engine")
+def test_queue_stays_where_the_other_lane_can_not_connect_it(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with bench() as b:
+            await b.start()
+            monkeypatch.setattr(_queue_class(_other(lane)), "set_err", _refuse)
+            before = eventfds()
+            with pytest.raises(SetupError, match="Too many open files"):
+                await b.queues.switch_lane(_other(lane))
+            await b.until(lambda: eventfds() == before)
+            await b.serves()
 
     asyncio.run(run())
 

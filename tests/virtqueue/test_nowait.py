@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
@@ -66,6 +68,27 @@ def test_threads_signal_at_once() -> None:
         for thread in threads:
             thread.join()
         assert (os.eventfd_read(fd), os.eventfd_read(other)) == (4000, 2000)
+
+
+def test_child_process_signals_after_its_parent_has_ended() -> None:
+    """The kernel takes the parent's context away, and the memory that the child has of it."""
+    program = """
+import os, sys
+from vhostblk.virtqueue import nowait
+
+fd, (parent, ends) = os.eventfd(0), os.pipe()
+if os.fork():
+    os._exit(0)
+os.close(ends)
+os.read(parent, 1)  # the parent is gone
+assert nowait._threads.signaller is not None
+assert nowait._threads.signaller.signal(fd)
+print(os.eventfd_read(fd))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "1\n"
 
 
 def test_an_empty_counter_is_not_waited_for() -> None:

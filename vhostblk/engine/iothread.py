@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -21,6 +22,8 @@ from vhostblk.engine.polling import DEFAULT_MAX_NS, Lookout
 from vhostblk.errors import VhostblkError, reason
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -147,7 +150,16 @@ class Iothread:
             for port in self._changed[0:count]:
                 listener = self._ports.get(self._key(port))
                 if listener is not None:
-                    listener.engine_news()
+                    with self._alone():
+                        listener.engine_news()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Log what a listener raises: the others have to be told, for nobody tells them again."""
+        try:
+            yield
+        except Exception as error:
+            logger.error("iothread '%s': internal error", self.name, exc_info=error)
 
     def _look(self) -> None:
         """Look for more, and once more in the loop's next turn."""
@@ -185,7 +197,8 @@ class Iothread:
             buffers.iovs_pointer,
         )
         if count:
-            self._ports[buffers.port].upcalls(*buffers.taken(count))
+            with self._alone():
+                self._ports[buffers.port].upcalls(*buffers.taken(count))
         return count > 0
 
 

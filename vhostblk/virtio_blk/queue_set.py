@@ -188,7 +188,7 @@ class QueueSet:
             async with self._changing:
                 queue = self._make(config, kick_fd, wires)
                 kick_fd = None  # the queue's
-                self._begin(queue, config, wires)
+                await self._begin(queue, config, wires)
         finally:
             if kick_fd is not None:
                 os.close(kick_fd)
@@ -196,21 +196,26 @@ class QueueSet:
     def _make(self, config: VringConfig, kick_fd: int | None, wires: Wires) -> Queue:
         return self._maker.make(config, kick_fd, wires.record, self.memory, self.features)
 
-    def _begin(self, queue: Queue, config: VringConfig, wires: Wires) -> None:
+    async def _begin(self, queue: Queue, config: VringConfig, wires: Wires) -> None:
+        """Connect a new queue and start it; where that fails, stop it before any request."""
         index = config.index
+        try:
+            queue.set_extents(self._maker.extents())
+            queue.set_log(wires.log)
+            queue.set_err(wires.err_fd)
+            if wires.call_fd is not None:
+                queue.set_call(wires.call_fd)
+        except BaseException:
+            await queue.stop()
+            raise
         if index not in self.enabled:
             queue.hold()
         if self._drained:
             queue.hold()
         self._running[index] = _Running(queue, config, wires)
-        queue.set_extents(self._maker.extents())
-        queue.set_log(wires.log)
-        queue.set_err(wires.err_fd)
         if trace.virtio_blk_start_queue.enabled:
             trace.virtio_blk_start_queue(self._name, index, self._maker.lane.value)
         queue.start()
-        if wires.call_fd is not None:
-            queue.set_call(wires.call_fd)
 
     async def stop(self, index: int) -> int:
         """Finish what is in flight in a queue; return the base to go on from.
@@ -299,11 +304,25 @@ class QueueSet:
                 next_avail = await self._retire(index)
                 config = replace(running.config, next_avail=next_avail)
                 try:
-                    self._begin(self._make(config, kick, wires), config, wires)
+                    await self._go_on(config, kick, wires)
                 except BaseException:
                     self._maker.lane = former
-                    self._begin(self._make(config, kick, wires), config, wires)
+                    await self._go_on(config, kick, wires)
                     raise
+                finally:
+                    if kick is not None:
+                        os.close(kick)
+
+    async def _go_on(self, config: VringConfig, kick_fd: int | None, wires: Wires) -> None:
+        """Start a queue in the place of one that has stopped; the caller keeps `kick_fd`."""
+        kick = None if kick_fd is None else os.dup(kick_fd)
+        try:
+            queue = self._make(config, kick, wires)
+        except BaseException:
+            if kick is not None:
+                os.close(kick)
+            raise
+        await self._begin(queue, config, wires)
 
     # What changes while queues run.
 

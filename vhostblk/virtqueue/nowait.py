@@ -101,14 +101,25 @@ class _Threads(threading.local):
     """The signaller of each thread; None if it can't be created."""
 
     def __init__(self) -> None:
-        self.signaller: _Signaller | None = None
-        try:
-            self.signaller = _Signaller()
-        except OSError:
-            pass
+        self.signaller = _make_signaller()
+
+
+def _make_signaller() -> _Signaller | None:
+    try:
+        return _Signaller()
+    except OSError:
+        return None
 
 
 _threads = _Threads()
+
+
+def _begin_again() -> None:
+    """Replace the context after a fork: the parent's works nowhere else, and ends with it."""
+    _threads.signaller = _make_signaller()
+
+
+os.register_at_fork(after_in_child=_begin_again)
 
 
 def signal(fd: int) -> None:

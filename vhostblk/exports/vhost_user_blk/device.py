@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -29,7 +30,7 @@ from vhostblk.virtqueue.eventfd import adopt_eventfd
 from vhostblk.virtqueue.mapping import LossSignal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vhostblk.block.graph.backend import BlockBackend
     from vhostblk.engine.iothreads import Iothreads
@@ -258,13 +259,15 @@ class VhostUserBlkDevice:
     def set_vring_call(self, index: int, fd: int | None) -> None:
         """Set the descriptor that notifies the guest."""
         adopted = None if fd is None else adopt_eventfd(fd, "call")
-        self.queues.set_call(index, adopted)
+        with _closing_on_error(adopted):
+            self.queues.set_call(index, adopted)
         _replace(self._call_fds, index, adopted)
 
     def set_vring_err(self, index: int, fd: int | None) -> None:
         """Set the descriptor that notifies the front-end of a broken queue."""
         adopted = None if fd is None else adopt_eventfd(fd, "error")
-        self.queues.set_err(index, adopted)
+        with _closing_on_error(adopted):
+            self.queues.set_err(index, adopted)
         _replace(self._err_fds, index, adopted)
 
     async def switch_lane(self, lane: Lane) -> None:
@@ -321,6 +324,17 @@ class VhostUserBlkDevice:
             self.dirty_logging.reset()
         self._channel = None
         self._shown_config = None
+
+
+@contextmanager
+def _closing_on_error(fd: int | None) -> Iterator[None]:
+    """Close a descriptor that is ours where the `with` block fails."""
+    try:
+        yield
+    except BaseException:
+        if fd is not None:
+            os.close(fd)
+        raise
 
 
 def _replace(fds: dict[int, int], index: int, fd: int | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vhostblk.crypto import files, gnutls
 from vhostblk.crypto.secret_bytes import SecretBytes
@@ -25,6 +25,7 @@ DEFAULT_USERNAME = "qemu"
 
 _HEX = {character: int(chr(character), 16) for character in b"0123456789abcdefABCDEF"}
 _LINE_FEED, _COLON = ord("\n"), ord(":")
+_SEPARATORS = frozenset((_LINE_FEED, _COLON))
 
 
 class PskCredentials(Credentials):
@@ -112,12 +113,27 @@ class PskCredentials(Credentials):
 
 
 def find_key(content: memoryview, name: bytes) -> memoryview | None:
-    """Return the digits of a name's key; names may be written as `#` and hexadecimal digits."""
-    encoded = b"#" + name.hex().encode()
-    for found, key in _lines(content):
-        if bytes(found) in (name, encoded):
-            return _stripped(key)
-    return None
+    """Return the digits of a name's key; names may be written as `#` and hexadecimal digits.
+
+    `content` is all of a secret, or of other bytes. Any client can ask for any name, so the search
+    is in C: there may be many keys.
+    """
+    whole: Any = content.obj
+    length = len(content)
+    place = length
+    for written in (name, b"#" + name.hex().encode()):
+        if not _SEPARATORS.isdisjoint(written):
+            continue
+        line = written + b":"
+        if whole.find(line, 0, min(len(line), length)) == 0:
+            place = 0
+        elif (found := whole.find(b"\n" + line, 0, length)) >= 0:
+            place = min(place, found + 1)
+    if place == length:
+        return None
+    end = whole.find(b"\n", place, length)
+    end = end if end >= 0 else length
+    return _stripped(content[whole.find(b":", place, end) + 1 : end])
 
 
 def decode_hex(text: memoryview) -> SecretBytes | None:

@@ -55,10 +55,12 @@ static void drop_file(struct vb_port *port)
         !(port->file_stale || (port->holds && !port->in_flight)))
         return;
     port->file_stale = false;
-    if (io->vtable->drop_file(io, port->file))
+    if (io->vtable->drop_file(io, port->file)) {
         port->file = VB_FILE_DROPPED;
-    else
+    } else { /* nothing else of this turn may show that the port is idle */
         port->file = VB_FILE_UNTRIED;
+        vb_port_show(port);
+    }
 }
 
 bool vb_port_looked_for(const struct vb_port *port)
@@ -151,6 +153,7 @@ static void open_port(struct vb_command *command)
     struct vb_iothread *iothread = command->iothread;
     struct vb_port *port = command->port;
 
+    port->opened = true;
     port->previous = NULL;
     port->next = iothread->ports;
     if (port->next)
@@ -165,16 +168,24 @@ void vb_port_open(struct vb_port *port)
     vb_port_tell(port, port->iothread, open_port, 0, NULL);
 }
 
-static void close_port(struct vb_command *command)
+/* Take a port off its iothread's list. */
+static void leave(struct vb_port *port)
 {
-    struct vb_iothread *iothread = command->iothread;
-    struct vb_port *port = command->port;
+    struct vb_iothread *iothread = port->iothread;
 
     *(port->previous ? &port->previous->next : &iothread->ports) = port->next;
     if (port->next)
         port->next->previous = port->previous;
     iothread->port_count--;
     iothread->ports_changed = true;
+}
+
+static void close_port(struct vb_command *command)
+{
+    struct vb_port *port = command->port;
+
+    if (port->opened) /* else setting it up has failed */
+        leave(port);
     forget_news(port);
     port->vtable->destroy(port);
     command->port = NULL;
