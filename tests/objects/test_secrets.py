@@ -126,6 +126,28 @@ def test_the_daemon_goes_on_while_a_file_is_read(tmp_path: Path) -> None:
     run(test)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"qom-type": "secret", "file": "a\0"},
+            "Unable to read a\0: Failed to open file “a\0”: embedded null byte",
+        ),
+        (
+            {"qom-type": "authz-list-file", "filename": "a\0"},
+            "Unable to read 'a\0': Failed to open file “a\0”: embedded null byte",
+        ),
+    ],
+    ids=["secret", "authz-list-file"],
+)
+def test_a_file_name_with_a_null_byte(options: dict[str, object], message: str) -> None:
+    async def test(daemon: Daemon) -> None:
+        answer = await refusal(daemon, "object-add", {"id": "o", **options})
+        assert answer == ("GenericError", message)
+
+    run(test)
+
+
 def test_the_keyring_as_in_qemu(tmp_path: Path) -> None:
     payload = b"kept by the kernel"
 

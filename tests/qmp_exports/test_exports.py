@@ -209,6 +209,7 @@ def test_a_fixed_iothread_must_run_the_export(
         ({"node-name": "ro", "writable": True}, "Cannot export read-only node as writable"),
         ({"iothread": "x"}, 'iothread "x" not found'),
         ({"num-queues": 0}, "num-queues must be greater than 0"),
+        ({"x-vhostblk-socket-group": "a\0"}, "group 'a\0' not found"),
         ({"type": "nbd"}, "Export type 'nbd' is not available in vhostblk yet"),
     ],
 )

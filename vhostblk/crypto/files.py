@@ -27,7 +27,10 @@ PATIENCE = 10.0
 
 def read_secret(path: str) -> SecretBytes:
     """Read a file, also a pipe, into memory that can be zeroed; raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # a name with a null byte
+        raise os_error(errno.EINVAL, str(error)) from error
     try:
         return _read_all(fd)
     finally:
@@ -70,7 +73,7 @@ def warn_if_open(path: str, *, secret: bool) -> None:
     """Log a warning where other users may read a secret file, or change any file that matters."""
     try:
         mode = os.stat(path).st_mode
-    except OSError:
+    except (OSError, ValueError):
         return
     if not stat.S_ISREG(mode):
         return

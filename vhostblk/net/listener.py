@@ -133,7 +133,7 @@ def _group_number(group: str) -> int:
 
     try:
         return grp.getgrnam(group).gr_gid
-    except KeyError:
+    except (KeyError, ValueError):  # ValueError: a name with a null byte
         raise ListenError(f"group '{group}' not found") from None
 
 

@@ -119,6 +119,6 @@ def _state(path: str) -> _State | None:
     """Return what tells one state of a file from another; None: it isn't there."""
     try:
         found = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a null byte
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
