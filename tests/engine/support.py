@@ -157,6 +157,8 @@ class EngineQueue:
         }
         self._event_idx = event_idx
         self._map: Any = rig.ffi.NULL
+        #: Maps that requests in flight may still go by.
+        self._former: list[Any] = []
         os.set_blocking(self.ring.kick_fd, False)
         self.open()
 
@@ -195,6 +197,7 @@ class EngineQueue:
     def use_map(self, encoded: Any) -> None:
         """Go by a `struct vb_extent_map`."""
         self.rig.lib.vb_port_set_map(self.port, encoded)
+        self._former.append(self._map)
         self._map = encoded
 
     def hold(self) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: Sources with threads or system calls, which `stores.c` replaces.
 _LEFT_OUT = {
     *("aio.c", "inspect.c", "io_pool.c", "io_uring.c", "iothread.c", "notify.c", "timer.c"),
-    "watchdog.c",
+    *("uring.c", "watchdog.c"),
 }
 
 _CDEF = """

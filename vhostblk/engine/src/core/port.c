@@ -55,10 +55,12 @@ static void drop_file(struct vb_port *port)
         !(port->file_stale || (port->holds && !port->in_flight)))
         return;
     port->file_stale = false;
-    if (io->vtable->drop_file(io, port->file))
+    if (io->vtable->drop_file(io, port->file)) {
         port->file = VB_FILE_DROPPED;
-    else
+    } else {
         port->file = VB_FILE_UNTRIED;
+        vb_port_show(port);
+    }
 }
 
 bool vb_port_looked_for(const struct vb_port *port)
