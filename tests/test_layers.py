@@ -133,3 +133,42 @@ def test_rings_and_guest_memory_know_no_transport() -> None:
     for each in ALL:
         if room(each.importer) == "vhostblk.virtqueue":
             assert room(each.imported) not in ("vhostblk.vhost_user", "vhostblk.net"), each
+
+
+def _circles(wanted: set[str]) -> list[list[str]]:
+    """Return groups of modules that import each other, directly or by way of others."""
+    imported: dict[str, set[str]] = {module: set() for module in wanted}
+    for each in ALL:
+        # What only type checkers see is excepted: contracts name each other, as in `node.children`
+        # and `edge.parent`. A module can be read, tested and changed without what it only names.
+        if not each.typing and {each.importer, each.imported} <= wanted:
+            imported[each.importer].add(each.imported)
+    reached = {module: _reached(module, imported) for module in wanted}
+    groups = {
+        frozenset(other for other in reached[module] if module in reached[other])
+        for module in wanted
+    }
+    return sorted(sorted(group) for group in groups if len(group) > 1)
+
+
+def _reached(module: str, imported: dict[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    pending = {module}
+    while pending:
+        following = imported[pending.pop()]
+        pending |= following - found
+        found |= following
+    return found
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    """Late imports count; packages do not, as they are imported with each of their modules."""
+    packages = {module for module, path in MODULES.items() if path.name == "__init__.py"}
+    assert _circles(set(MODULES) - packages) == []
+
+
+def test_a_circle_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    node, edge = "vhostblk.block.graph.node", "vhostblk.block.graph.edge"
+    monkeypatch.setattr(f"{__name__}.ALL", [*ALL, Import(node, edge, typing=False)])
+    (circle,) = _circles(set(MODULES))
+    assert {node, edge} <= set(circle)

@@ -111,7 +111,7 @@ class Daemon:
         self._objects = Objects(self.graph, self._iothreads)
         self._exports: dict[str, _ExportEntry] = {}
         #: The character devices by id.
-        self.chardevs = Chardevs()
+        self.chardevs = Chardevs(self._objects.keys)
         #: The monitors, if there are any. The daemon closes them when it is closed.
         self.control: Control | None = None
         #: Held while an in-band QMP command is executed.

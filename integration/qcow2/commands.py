@@ -16,9 +16,10 @@ from integration.qcow2.tools import qemu_img, qemu_io, read, write
 from tests.block.support import change_bitmap
 from vhostblk.block.bitmaps.node_bitmaps import AddBitmap, RemoveBitmap
 from vhostblk.block.drivers.qcow2 import allocator
+from vhostblk.block.drivers.qcow2.gather import gather_references
 from vhostblk.block.drivers.qcow2.header import parse
 from vhostblk.block.drivers.qcow2.layout import COMPRESSED, COPIED, OFFSET_MASK
-from vhostblk.block.drivers.qcow2.references import gather_references
+from vhostblk.block.drivers.qcow2.pace import Pace
 from vhostblk.block.drivers.qcow2.snapshots import parse_table
 from vhostblk.block.drivers.qcow2.transfer import read_array
 from vhostblk.schema.common import PreallocMode
@@ -250,11 +251,15 @@ async def look_closely(node: Qcow2Node, backend: BlockBackend) -> Seen:
 
 async def find_harm(image: Image) -> str:
     """Return a fault of an image that may lose data, or an empty string. Leaks are no fault."""
-    tally, wrong = await gather_references(image)
-    if wrong:
-        return f"{wrong} entries have invalid offsets"
-    clusters, counts = tally.counts()
-    references = dict(zip(clusters.tolist(), counts.tolist(), strict=True))
+    gathered, faults = await gather_references(image, Pace(image, "looking for harm"))
+    if faults.wrong:
+        return f"{faults.wrong} entries have invalid offsets"
+    references = {
+        cluster: count
+        for group in gathered.blocks(9).tolist()
+        for cluster, count in enumerate(gathered.window(group << 9, group + 1 << 9), group << 9)
+        if count
+    }
     for cluster, count in references.items():
         found = await image.refcounts.get(cluster)
         if found < count:

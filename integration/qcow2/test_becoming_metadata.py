@@ -179,9 +179,9 @@ def test_a_slice_loaded_before_writing_begins_is_noted(tmp_path: Path, caplog: A
         async with opened(path) as (node, backend):
             assert isinstance(node, Qcow2Node)
             image = node._image
-            image.unusable = True  # as when the node has come to have another file
+            image.defer_writes()  # as when the node has come to have another file
             await read(backend, NEAR, 4)
-            image.unusable = False
+            image.admit_writes()
             publisher = image.publisher
             publisher.update(image.tables.slices[0], 0, publisher.slice_clusters)
             assert _overwritable(node, NEAR) == host
@@ -227,10 +227,11 @@ def test_a_write_to_a_new_snapshot_table_is_refused(
     path = tmp_path / "disk.qcow2"
     host = _image(path, snapshots=("kept", "gone"))
 
-    async def fail(_image: object) -> None:
+    async def fail(image: Any) -> None:
+        await image.commit.write_all()
         raise OSError(errno.EIO, "no reading")
 
-    monkeypatch.setattr(snapshot_changes, "gather_references", fail)
+    monkeypatch.setattr(snapshot_changes, "_tidy_up", fail)
 
     async def main() -> None:
         async with opened(path) as (node, backend):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 async def append(graph: Graph, base: str, overlay: str) -> None:
-    await graph.append(graph.find(base), graph.find(overlay))
+    await perform(graph, [OverlayAction(graph, graph.find(base), graph.find(overlay))])
 
 
 def images(directory: Path, *names: str) -> list[dict[str, Any]]:

@@ -12,7 +12,10 @@ from fuzz import drive, qcow2, vhost_user_seeds, walker
 from fuzz.vhost_user import one_input as serve
 
 
-@pytest.mark.parametrize(("name", "count"), [("qcow2", 60), ("vhost_user", 200), ("walker", 200)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("connection", 300), ("keys", 500), ("qcow2", 60), ("vhost_user", 200), ("walker", 200)],
+)
 def test_inputs_do_no_harm(name: str, count: int) -> None:
     one_input = importlib.import_module(f"fuzz.{name}").one_input
     for data in drive.mutations(name, 1, count):

@@ -250,6 +250,45 @@ def test_7_event_descriptors_of_kinds_that_could_block_or_grow(
             os.close(fd)
 
 
+def fill(fd: int) -> None:
+    """Set an eventfd's counter to the highest value, without waiting."""
+    with contextlib.suppress(BlockingIOError):
+        os.preadv(fd, [bytearray(8)], -1, os.RWF_NOWAIT)
+    os.eventfd_write(fd, (1 << 64) - 2)
+
+
+def test_7_event_descriptors_that_are_made_to_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O_NONBLOCK is shared with the front-end, which fills what the daemon writes to.
+
+    This is about the event loop, so it is for the Python lane.
+    """
+    monkeypatch.setenv("VHOSTBLK_LANE", "python")
+    scene = Scene(tmp_path)
+    try:
+        with scene.driver() as driver:
+            ring, broken = driver.rings
+            err = make_eventfd()
+            for index in range(2):
+                driver.connection.set_vring_err(index, err)
+            for fd in (ring.call_fd, broken.call_fd, err):
+                os.set_blocking(fd, True)
+                fill(fd)
+            driver.submit(0, data_in=[4096])
+            driver.kick()
+            wait_until(ring.has_used)
+            broken.make_available(777)
+            broken.kick(force=True)
+            wait_until(lambda: "queue 1 is broken" in scene.daemon.output())
+            scene.bystander.served()
+            os.close(err)
+        scene.check()
+        scene.close()
+    finally:
+        scene.daemon.kill()
+
+
 def test_8_disconnecting_at_every_byte(scene: Scene) -> None:
     for cut in range(1, len(_HANDSHAKE)):
         with scene.connect() as connection:

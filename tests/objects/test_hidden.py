@@ -27,8 +27,8 @@ SECRET = "hunter2-hunter3"
 @pytest.mark.parametrize(
     ("option", "shown"),
     [
-        (f"secret,id=s,data={SECRET},bogus=1", "secret,id=s,data=...,bogus=..."),
-        (f"secret,id=s,dta={SECRET}", "secret,id=s,dta=..."),
+        (f"secret,id=s,data={SECRET},bogus=1", "secret,id=s,data=...,...=..."),
+        (f"secret,id=s,dta={SECRET}", "secret,id=s,...=..."),
         (f"secret,id=s,data=a,,{SECRET},file=x", "secret,id=s,data=...,file=x"),
         (f"secret,data={SECRET},id=1", "secret,data=...,id=1"),
         (f"qom-type=secret,id=s,data={SECRET},format=hex", None),

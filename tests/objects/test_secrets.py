@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.objects.keyring import kernel_key
 from tests.qmp_exports.daemons import QEMU_10, VHOSTBLK, running
 from tests.qmp_exports.direct import execute, refusal
 from vhostblk import Daemon
@@ -126,20 +126,10 @@ def test_the_daemon_goes_on_while_a_file_is_read(tmp_path: Path) -> None:
     run(test)
 
 
-KEYCTL_UNLINK, SESSION_KEYRING = 9, -3
-ADD_KEY, KEYCTL = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
-
-
 def test_the_keyring_as_in_qemu(tmp_path: Path) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
     payload = b"kept by the kernel"
-    serial = libc.syscall(
-        ctypes.c_long(ADD_KEY), b"user", b"vhostblk-test", payload, ctypes.c_size_t(len(payload)),
-        ctypes.c_int(SESSION_KEYRING),
-    )  # fmt: skip
-    assert serial > 0, os.strerror(ctypes.get_errno())
 
-    async def answers(program: Program) -> list[dict[str, Any]]:
+    async def answers(program: Program, serial: int) -> list[dict[str, Any]]:
         async with running(program, tmp_path / program.name) as session:
             found = []
             for number in (serial, 0x7FFFFFFF):
@@ -150,11 +140,10 @@ def test_the_keyring_as_in_qemu(tmp_path: Path) -> None:
     async def test(daemon: Daemon) -> None:
         assert value(daemon, "k") == payload
 
-    try:
-        ours, theirs = asyncio.run(answers(VHOSTBLK)), asyncio.run(answers(QEMU_10))
+    with kernel_key(payload) as serial:
+        ours = asyncio.run(answers(VHOSTBLK, serial))
+        theirs = asyncio.run(answers(QEMU_10, serial))
         run(test, f"secret_keyring,id=k,serial={serial}")
-    finally:
-        libc.syscall(ctypes.c_long(KEYCTL), KEYCTL_UNLINK, ctypes.c_long(serial), SESSION_KEYRING)
     assert ours == theirs
     assert ours[0] == {"return": {}}
     assert ours[1]["desc"] == "Unable to read serial key 7fffffff: Required key not available"

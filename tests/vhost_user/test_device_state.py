@@ -59,8 +59,11 @@ def test_state_of_another_device_is_told(harness: Harness) -> None:
 
 def test_state_that_has_not_ended_is_told_and_never_waited_for(harness: Harness) -> None:
     read, write = os.pipe()
+    shared = os.dup(read)
     transfer(harness, LOAD, read)
+    os.set_blocking(shared, True)
     assert check(harness) == FAILED
+    os.close(shared)
     os.close(write)
 
 

@@ -27,6 +27,17 @@ def test_full_counter_does_not_block() -> None:
     os.close(fd)
 
 
+def test_nothing_blocks_where_the_front_end_takes_the_flag_away() -> None:
+    fd = adopt_eventfd(os.eventfd(0), "call")
+    os.set_blocking(fd, True)
+    clear(fd)
+    os.eventfd_write(fd, (1 << 64) - 2)
+    signal(fd)
+    clear(fd)
+    clear(fd)
+    os.close(fd)
+
+
 @pytest.mark.parametrize("make", [lambda: os.pipe(), lambda: (os.memfd_create("x"),)])
 def test_anything_else_is_closed_and_refused(make: object) -> None:
     assert callable(make)

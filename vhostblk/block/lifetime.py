@@ -36,9 +36,9 @@ class HasLifetime(ABC):
 
 
 def lifetime_of(node: BlockNode) -> HasLifetime | None:
-    """Return what says how worn a node's storage is; None: nothing does."""
+    """Return what may say how worn a node's storage is; None: nothing does."""
     found: HasLifetime | None = node.capability(HasLifetime)
-    return found if found is not None and found.has_lifetime else None
+    return found
 
 
 def read_lifetime(disk: Path) -> Lifetime | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vhostblk.chardev.base import Chardev, ChardevError
 from vhostblk.chardev.outputs import open_file
+from vhostblk.crypto.keys import Keys
 from vhostblk.errors import log_error
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ _UNAVAILABLE = frozenset({"hub", "mux", "parallel"})
 class Chardevs:
     """All character devices by id."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Keys | None = None) -> None:
+        """`keys` are what devices may name: TLS credentials, and who is allowed."""
+        self._keys = keys or Keys({})
         #: False: standard input and output are going to be closed.
         self.stdio_available = True
         #: Sockets of another process's devices, by id and where they listen, for those made here.
@@ -140,6 +143,8 @@ class Chardevs:
         make: Any = getattr(module, class_name)
         if name == "null":
             return cast("Chardev", make(chardev_id))
+        if name == "socket":
+            return cast("Chardev", make(chardev_id, backend.data, self._keys))
         if name == "memory":
             return cast("Chardev", make(chardev_id, backend.data, name))
         return cast("Chardev", make(chardev_id, backend.data))

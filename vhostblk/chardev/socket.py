@@ -3,6 +3,10 @@
 
 A server serves one client at a time; the next ones wait in the backlog until it has left. A client
 with a reconnect interval tries for ever, in the background.
+
+With TLS or WebSocket a connection goes through a handshake first. While nobody is served, several
+clients may be in theirs: one that says nothing, or too little, holds up nobody but itself. The
+first one that is through is served; others that are through meanwhile come next.
 """
 
 from __future__ import annotations
@@ -10,20 +14,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections import deque
 from typing import TYPE_CHECKING
 
 from vhostblk.chardev.base import ChardevError
 from vhostblk.chardev.stream import StreamChardev
-from vhostblk.errors import log_failure, reason
+from vhostblk.errors import VhostblkError, log_failure, reason
 from vhostblk.net import addresses
-from vhostblk.net.errors import SocketError
+from vhostblk.net.handshake import Requirements, negotiate
 from vhostblk.schema.base import UNSET
-from vhostblk.schema.socket import FdSocketAddressMembers
+from vhostblk.schema.socket import (
+    FdSocketAddressMembers,
+    InetSocketAddressMembers,
+    UnixSocketAddressMembers,
+    VsockSocketAddressMembers,
+)
 from vhostblk.trace import points as trace
 
 if TYPE_CHECKING:
+    from vhostblk.crypto.keys import Keys
     from vhostblk.net.addresses import Address
+    from vhostblk.net.codec import Stack
     from vhostblk.net.listener import Listener
+    from vhostblk.net.tls.credentials import Credentials
     from vhostblk.schema.chardev import ChardevSocket
 
 logger = logging.getLogger(__name__)
@@ -31,15 +44,26 @@ logger = logging.getLogger(__name__)
 #: Seconds until accepting is tried again when the process is out of file descriptors.
 _ACCEPT_RETRY = 1.0
 
+#: Clients in their handshakes; when more come, the one that began first is dropped.
+MAX_HANDSHAKES = 32
+
 
 class SocketChardev(StreamChardev):
     """`socket`."""
 
-    def __init__(self, label: str, options: ChardevSocket) -> None:
+    def __init__(self, label: str, options: ChardevSocket, keys: Keys) -> None:
         super().__init__(label)
-        check(options)
+        self._keys = keys
         self._address: Address = options.addr.data
         self._server = options.server is not False
+        self._websocket = options.websocket
+        self._credentials_id = _text(options.tls_creds)
+        self._authz_id = _text(options.tls_authz)
+        #: Those that were found last; they serve where the object is gone.
+        self._credentials: Credentials | None = None
+        self._find_credentials()
+        check(options)
+        self._warn_of_options_without_effect()
         self._wait = options.wait is True
         self._nodelay = options.nodelay
         self._reconnect = _reconnect_seconds(options)
@@ -49,6 +73,9 @@ class SocketChardev(StreamChardev):
         self._retry: asyncio.TimerHandle | None = None
         self._complained = False
         self._closing = False
+        #: Connections in their handshakes, the first one first; those that are through and wait.
+        self._handshakes: dict[asyncio.Task[None], None] = {}
+        self._ready: deque[tuple[socket.socket, Stack]] = deque()
         self._filename = self._disconnected_filename()
 
     @property
@@ -69,7 +96,11 @@ class SocketChardev(StreamChardev):
     @property
     def listens_at(self) -> str:
         """Where, as `query-chardev` says it."""
-        return addresses.filename(self._address)
+        return addresses.filename(self._address, self._protocol)
+
+    @property
+    def _protocol(self) -> str:
+        return "websocket" if self._websocket else "tcp"
 
     def inherit(self, listeners: list[Listener]) -> None:
         """Use sockets that listen already; before `start`."""
@@ -81,7 +112,7 @@ class SocketChardev(StreamChardev):
             if self._reconnect:
                 self._connect_in_background()
             else:
-                self._adopt(await addresses.connect(self._address))
+                self._welcome(await addresses.connect(self._address))
             return
         self._listeners = self._listeners or await addresses.listen(self._address)
         self._address = addresses.local_address(self._listeners[0].socket, self._address)
@@ -99,6 +130,13 @@ class SocketChardev(StreamChardev):
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
+        for task in self._handshakes:
+            task.cancel()
+        await asyncio.gather(*self._handshakes, return_exceptions=True)
+        for connection, codec in self._ready:
+            codec.close()
+            connection.close()
+        self._ready.clear()
         await super().close()
         for listener in self._listeners:
             listener.close()
@@ -137,23 +175,78 @@ class SocketChardev(StreamChardev):
                 _ACCEPT_RETRY, self._start_accepting
             )
             return
-        self._stop_accepting()
-        self._adopt(connection)
-        if self._client is not None and not self._client.done():
-            self._client.set_result(None)
+        self._welcome(connection)
 
-    def _adopt(self, connection: socket.socket) -> None:
-        """Begin the conversation with a new peer."""
+    def _welcome(self, connection: socket.socket) -> None:
+        """Begin the handshake with a new peer, or at once the conversation."""
         connection.setblocking(False)
+        try:
+            wanted = self._requirements()
+        except VhostblkError as error:
+            connection.close()
+            self._log.warning("%s", error)
+            return
+        if wanted.nothing:
+            self._adopt(connection)
+            return
+        if len(self._handshakes) >= MAX_HANDSHAKES:
+            next(iter(self._handshakes)).cancel()
+        task = asyncio.get_running_loop().create_task(
+            self._shake_hands(connection, wanted), name=f"chardev {self.label}: handshake"
+        )
+        self._handshakes[task] = None
+        task.add_done_callback(self._handshakes.pop)
+        task.add_done_callback(log_failure)
+
+    def _requirements(self) -> Requirements:
+        """Return what a connection goes through; raises VhostblkError."""
+        self._find_credentials()
+        hostname = None
+        if not self._server and isinstance(self._address, InetSocketAddressMembers):
+            hostname = self._address.host
+        return Requirements(self._credentials, self._authz_id, hostname, self._websocket)
+
+    def _find_credentials(self) -> None:
+        """Look the credentials up, which may have been made anew; raises CredentialsError."""
+        if self._credentials_id is None:
+            return
+        if self._credentials is None or self._keys.knows(self._credentials_id):
+            from vhostblk.net.tls.credentials import find_credentials
+
+            self._credentials = find_credentials(
+                self._keys, self._credentials_id, server=self._server
+            )
+
+    async def _shake_hands(self, connection: socket.socket, wanted: Requirements) -> None:
+        try:
+            codec = await negotiate(connection, self._keys, wanted)
+        except (VhostblkError, OSError) as error:
+            connection.close()
+            self._log.warning("%s", reason(error))
+            return
+        except BaseException:
+            connection.close()
+            raise
+        if self._stream is not None or self._closing:
+            self._ready.append((connection, codec))
+        else:
+            self._adopt(connection, codec)
+
+    def _adopt(self, connection: socket.socket, codec: Stack | None = None) -> None:
+        """Begin the conversation with a new peer."""
+        if self._server:
+            self._stop_accepting()
         if self._nodelay and connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._filename = addresses.connected_filename(
-            connection, self._address, server=self._server
+            connection, self._address, server=self._server, protocol=self._protocol
         )
         if trace.chr_socket_connect.enabled:
             trace.chr_socket_connect(self.label, self._filename)
         fd = connection.fileno()
-        self._begin(fd, fd, connection.close)
+        self._begin(fd, fd, connection.close, codec)
+        if self._client is not None and not self._client.done():
+            self._client.set_result(None)
 
     def disconnect(self) -> None:
         """Hang up on the peer, and turn to the next one."""
@@ -165,10 +258,17 @@ class SocketChardev(StreamChardev):
         if self._closing:
             return
         self._filename = self._disconnected_filename()
-        if self._server:
+        if self._ready:
+            asyncio.get_running_loop().call_soon(self._adopt_next)
+        elif self._server:
             self._start_accepting()
         elif self._reconnect:
             self._retry_later()
+
+    def _adopt_next(self) -> None:
+        """Turn to a client that has waited."""
+        if self._ready and self._stream is None and not self._closing:
+            self._adopt(*self._ready.popleft())
 
     def _retry_later(self) -> None:
         self._retry = asyncio.get_running_loop().call_later(
@@ -184,26 +284,55 @@ class SocketChardev(StreamChardev):
     async def _try_to_connect(self) -> None:
         try:
             connection = await addresses.connect(self._address)
-        except SocketError as error:
+            wanted = self._requirements()
+            codec = None
+            try:
+                if not wanted.nothing:
+                    codec = await negotiate(connection, self._keys, wanted)
+            except BaseException:
+                connection.close()
+                raise
+        except (VhostblkError, OSError) as error:
             if not self._complained:
                 self._complained = True
-                logger.warning("Unable to connect character device %s: %s", self.label, error)
+                logger.warning(
+                    "Unable to connect character device %s: %s", self.label, reason(error)
+                )
             self._retry_later()
         else:
             self._complained = False
-            self._adopt(connection)
+            self._adopt(connection, codec)
 
     def _disconnected_filename(self) -> str:
         role = ",server=on" if self._server else ""
-        return f"disconnected:{addresses.filename(self._address)}{role}"
+        return f"disconnected:{addresses.filename(self._address, self._protocol)}{role}"
+
+    def _warn_of_options_without_effect(self) -> None:
+        credentials = self._credentials
+        if self._authz_id is not None and credentials and not credentials.verifies_names:
+            logger.warning(
+                "warning: chardev '%s': tls-authz has no effect, as the credentials '%s' don't"
+                " verify names",
+                self.label,
+                self._credentials_id,
+            )
 
 
 def check(options: ChardevSocket) -> None:
     """Refuse combinations that make no sense, or are not available; raises ChardevError."""
     server = options.server is not False
     reconnects = options.reconnect is not UNSET or options.reconnect_ms is not UNSET
-    if isinstance(options.addr.data, FdSocketAddressMembers) and reconnects:
-        raise ChardevError("'reconnect' option is incompatible with 'fd' address type")
+    address, encrypted = options.addr.data, options.tls_creds is not UNSET
+    if isinstance(address, FdSocketAddressMembers):
+        if reconnects:
+            raise ChardevError("'reconnect' option is incompatible with 'fd' address type")
+        if encrypted and not server:
+            raise ChardevError(
+                "'tls_creds' option is incompatible with 'fd' address type as client"
+            )
+    for kind, name in ((UnixSocketAddressMembers, "unix"), (VsockSocketAddressMembers, "vsock")):
+        if encrypted and isinstance(address, kind):
+            raise ChardevError(f"'tls_creds' option is incompatible with '{name}' address type")
     if options.tls_authz is not UNSET and options.tls_creds is UNSET:
         raise ChardevError("'tls_authz' option requires 'tls_creds' option")
     if server and reconnects:
@@ -214,11 +343,15 @@ def check(options: ChardevSocket) -> None:
         raise ChardevError("'wait' option is incompatible with socket in client connect mode")
     if options.reconnect is not UNSET and options.reconnect_ms is not UNSET:
         raise ChardevError("'reconnect' and 'reconnect-ms' are mutually exclusive")
-    for name in ("tls_creds", "telnet", "tn3270", "websocket"):
-        if getattr(options, name) not in (UNSET, False):
+    for name in ("telnet", "tn3270"):
+        if getattr(options, name):
             raise ChardevError(
                 f"Option '{name.replace('_', '-')}' of sockets is not available in vhostblk"
             )
+
+
+def _text(option: object) -> str | None:
+    return option if isinstance(option, str) else None
 
 
 def _reconnect_seconds(options: ChardevSocket) -> float:

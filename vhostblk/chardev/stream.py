@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from typing import TYPE_CHECKING
 
 from vhostblk.chardev.base import HIGH_WATER, READ_SIZE, Chardev
+from vhostblk.errors import VhostblkError
+from vhostblk.ratelimit import RateLimitedLogger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vhostblk.net.codec import Codec
+
+logger = logging.getLogger(__name__)
 
 #: A writer that was refused goes on when no more than this waits.
 LOW_WATER = HIGH_WATER // 4
@@ -25,7 +32,12 @@ _WRITE_SIZE = 1 << 20
 
 
 class Stream:
-    """Reads from one descriptor and writes to another, or the same; it owns both."""
+    """Reads from one descriptor and writes to another, or the same; it owns both.
+
+    With a codec, what is written and read is data of the user, and the descriptors carry what the
+    codec makes of it. A peer that makes the codec answer and doesn't read the answers is not read
+    from either.
+    """
 
     def __init__(
         self,
@@ -33,8 +45,15 @@ class Stream:
         read_fd: int | None,
         write_fd: int,
         close: Callable[[], object],
+        codec: Codec | None = None,
     ) -> None:
         """Begin, not reading yet; `close` closes the descriptors."""
+        self._codec = codec
+        #: The codec may have data that came with the end of its handshake.
+        self._drain: asyncio.Handle | None = None
+        self._drained = codec is None
+        #: Not reading because too much waits to be written.
+        self._stalled = False
         self._chardev = chardev
         self._read_fd = read_fd
         self._write_fd = write_fd
@@ -55,13 +74,23 @@ class Stream:
         if len(self._unsent) >= HIGH_WATER:
             self._refused = True
             return False
+        if self._codec is not None:
+            try:
+                data = self._codec.encode(data)
+            except VhostblkError as error:
+                self._fail_later(error)
+                return True
+        self._queue(data)
+        return True
+
+    def _queue(self, data: bytes) -> None:
+        """Send bytes as they are, behind those that wait."""
         waiting = bool(self._unsent)
         self._unsent += data
-        if not waiting:
+        if not waiting and data:
             self._send()
             if self._unsent and not self.ended and self._ending is None:
                 self._loop.add_writer(self._write_fd, self._on_writable)
-        return True
 
     async def flush(self) -> None:
         """Wait until nothing waits to be written."""
@@ -75,6 +104,10 @@ class Stream:
         if self._reading or self.ended or self._read_fd is None:
             return
         self._reading = True
+        if not self._drained and self._drain is None:
+            self._drain = self._loop.call_soon(self._drain_codec)
+        if self._stalled:
+            return
         try:
             self._loop.add_reader(self._read_fd, self._on_readable)
         except PermissionError:  # epoll has nothing to say about it
@@ -85,6 +118,11 @@ class Stream:
         if not self._reading:
             return
         self._reading = False
+        if self._drain is not None:
+            self._drain.cancel()
+            self._drain = None
+        if self._stalled:
+            return
         assert self._read_fd is not None
         if self._next_read is not None:
             self._next_read.cancel()
@@ -96,8 +134,11 @@ class Stream:
         """Close, after an attempt to send what waits."""
         if self.ended:
             return
-        if self._unsent and self._ending is None:
-            self._send()
+        if self._ending is None:
+            if self._codec is not None:
+                self._unsent += self._codec.finish()
+            if self._unsent:
+                self._send()
         self.ended = True
         self.pause()
         self._loop.remove_writer(self._write_fd)
@@ -105,6 +146,8 @@ class Stream:
             self._ending.cancel()
         self._unsent.clear()
         self._wake_flushers()
+        if self._codec is not None:
+            self._codec.close()
         self._close()
 
     def stop_reading(self) -> None:
@@ -126,8 +169,40 @@ class Stream:
             return
         if polled:
             self._next_read = self._loop.call_soon(self._on_readable)
-        if self._chardev.frontend is not None:
+        if self._codec is not None:
+            self._decode(self._codec, data)
+        elif self._chardev.frontend is not None:
             self._chardev.frontend.received(data)
+
+    def _drain_codec(self) -> None:
+        self._drain = None
+        assert self._codec is not None
+        self._decode(self._codec, b"")
+
+    def _decode(self, codec: Codec, data: bytes) -> None:
+        """Hand on what the peer has sent, and send what the codec answers."""
+        self._drained = True
+        try:
+            data = codec.feed(data)
+            self._queue(codec.encode(b""))
+        except VhostblkError as error:
+            self._chardev._codec_failed(error)
+            return
+        if data and self._chardev.frontend is not None:
+            self._chardev.frontend.received(data)
+        if self.ended:
+            return
+        if codec.ended:
+            self._chardev._input_ended()
+        elif len(self._unsent) >= HIGH_WATER and not self._stalled:
+            reading = self._reading
+            self.pause()
+            self._reading, self._stalled = reading, True
+
+    def _fail_later(self, error: VhostblkError) -> None:
+        """End the conversation from the loop: a writer doesn't expect it in its own call."""
+        if not self.ended and self._ending is None:
+            self._ending = self._loop.call_soon(self._chardev._codec_failed, error)
 
     def _send(self) -> None:
         """Write as much as the peer takes at once."""
@@ -150,6 +225,11 @@ class Stream:
         self._send()
         if not self._unsent:
             self._loop.remove_writer(self._write_fd)
+        if self._stalled and len(self._unsent) <= LOW_WATER and self._ending is None:
+            self._stalled = False
+            if self._reading:
+                self._reading = False
+                self.resume()
         if self._refused and len(self._unsent) <= LOW_WATER and self._ending is None:
             self._refused = False
             if self._chardev.frontend is not None:
@@ -169,6 +249,7 @@ class StreamChardev(Chardev):
         super().__init__(label)
         self._stream: Stream | None = None
         self._paused = False
+        self._log = RateLimitedLogger(logger, f"chardev '{label}': ")
 
     async def close(self) -> None:
         """End the conversation."""
@@ -209,9 +290,15 @@ class StreamChardev(Chardev):
     def _write(self, data: bytes) -> bool:
         return True if self._stream is None else self._stream.write(data)
 
-    def _begin(self, read_fd: int | None, write_fd: int, close: Callable[[], object]) -> None:
+    def _begin(
+        self,
+        read_fd: int | None,
+        write_fd: int,
+        close: Callable[[], object],
+        codec: Codec | None = None,
+    ) -> None:
         """Begin a conversation over non-blocking descriptors."""
-        self._stream = Stream(self, read_fd, write_fd, close)
+        self._stream = Stream(self, read_fd, write_fd, close, codec)
         self._opened()
         # The front-end may have hung up at once.
         if self._stream is not None and self.frontend is not None and not self._paused:
@@ -219,6 +306,11 @@ class StreamChardev(Chardev):
 
     def _input_ended(self) -> None:
         """The peer will send no more: by default the conversation is over."""
+        self.disconnect()
+
+    def _codec_failed(self, error: VhostblkError) -> None:
+        """The peer breaks the rules of the codec: the conversation is over."""
+        self._log.warning("%s", error)
         self.disconnect()
 
     def _output_failed(self) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from vhostblk.cli.errors import UsageError
 from vhostblk.cli.getopt import Syntax, split
-from vhostblk.schema.object import SHOWN_MEMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +44,8 @@ UNAVAILABLE = frozenset({"nbd-server"})
 
 #: Begins the export properties of the short form.
 ADDRESS_PREFIX = "--addr."
+
+_SECRET_TYPES = ("secret", "secret_keyring")
 
 _SYNTAX = Syntax(OPTIONS, SHORT_OPTIONS, OWN_OPTIONS, (ADDRESS_PREFIX,))
 
@@ -149,12 +150,18 @@ def _without_secret(value: str, location: str) -> str:
         return location
     if value.startswith("{"):
         return '--object {"qom-type": "secret", ...}'
-    parts = (part.partition("=") for part in value.replace(",,", "").split(","))
-    shown = (
-        f"{name}{equals}{text if name in SHOWN_MEMBERS or not equals else '...'}"
-        for name, equals, text in parts
-    )
-    return f"--object {','.join(shown)}"
+    first, *others = value.replace(",,", "").split(",")
+    shown = [first if first in _SECRET_TYPES else _shown_part(first)]
+    return f"--object {','.join([*shown, *map(_shown_part, others)])}"
+
+
+def _shown_part(part: str) -> str:
+    from vhostblk.schema.object import SHOWN_MEMBERS  # --help and vhostblk-pr-helper do without
+
+    name, equals, _ = part.partition("=")
+    if equals and name in SHOWN_MEMBERS:
+        return part
+    return f"{name if name == 'data' else '...'}{equals and '=...'}"
 
 
 def _check(arguments: Arguments) -> None:

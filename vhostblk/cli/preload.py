@@ -29,6 +29,7 @@ _OTHERS = ("__main__", "engine.build", "plugin.testing", "pr")
 
 #: Modules of others that functions import, or that the standard library imports late.
 _FOREIGN = (
+    "cffi.cparser",
     "concurrent.futures.thread",
     "encodings.idna",
     "encodings.unicode_escape",

@@ -186,7 +186,8 @@ class Library:
 
     def datum(self, view: memoryview | bytes) -> Any:
         """Return a `gnutls_datum_t` that refers to bytes."""
-        data = self.ffi.from_buffer("unsigned char[]", view)
+        # Of a slice, so that the view itself can be released whatever becomes of the datum.
+        data = self.ffi.from_buffer("unsigned char[]", view[:])
         made = self.ffi.new("gnutls_datum_t *", {"data": data, "size": len(view)})
         self._kept[made] = data
         return made
@@ -223,7 +224,7 @@ def decrypt_cbc(data: memoryview, key: memoryview, iv: memoryview) -> None:
         lambda made: lib.gnutls_cipher_init(made, CIPHER_AES_256_CBC, key_datum, iv_datum),
         lib.gnutls_cipher_deinit,
     )
-    buffer = ffi.from_buffer(data, require_writable=True)
+    buffer = ffi.from_buffer(data[:], require_writable=True)
     code = lib.gnutls_cipher_decrypt2(cipher, buffer, len(data), buffer, len(data))
     if code < 0:
         raise SecretError(f"Cannot decrypt the secret: {gnutls.description(code)}")

@@ -218,10 +218,10 @@ def _describe(address: Address) -> str:
     return address.path if isinstance(address, UnixSocketAddressMembers) else address.fd
 
 
-def filename(address: Address) -> str:
-    """Write an address as `query-chardev` shows it."""
+def filename(address: Address, protocol: str = "tcp") -> str:
+    """Write an address as `query-chardev` shows it; `protocol` is what is spoken over TCP."""
     if isinstance(address, InetSocketAddressMembers):
-        return f"tcp:{address.host}:{address.port}"
+        return f"{protocol}:{address.host}:{address.port}"
     if isinstance(address, VsockSocketAddressMembers):
         return f"vsock:{address.cid}:{address.port}"
     if isinstance(address, FdSocketAddressMembers):
@@ -242,7 +242,9 @@ def local_address(sock: socket.socket, otherwise: Address) -> Address:
     return otherwise
 
 
-def connected_filename(sock: socket.socket, address: Address, *, server: bool) -> str:
+def connected_filename(
+    sock: socket.socket, address: Address, *, server: bool, protocol: str = "tcp"
+) -> str:
     """Write a conversation as `query-chardev` shows it."""
     role = ",server=on" if server else ""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
@@ -250,6 +252,9 @@ def connected_filename(sock: socket.socket, address: Address, *, server: bool) -
     try:
         local, remote = sock.getsockname(), sock.getpeername()
     except OSError:  # gone already
-        return filename(address) + role
+        return filename(address, protocol) + role
     left, right = ("[", "]") if sock.family == socket.AF_INET6 else ("", "")
-    return f"tcp:{left}{local[0]}{right}:{local[1]}{role} <-> {left}{remote[0]}{right}:{remote[1]}"
+    return (
+        f"{protocol}:{left}{local[0]}{right}:{local[1]}{role}"
+        f" <-> {left}{remote[0]}{right}:{remote[1]}"
+    )

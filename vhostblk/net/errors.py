@@ -16,3 +16,11 @@ class ListenError(SocketError):
 
 class AuthorizationError(VhostblkError):
     """Whether a peer is allowed can't be found out, so it is not."""
+
+
+class WebSocketError(VhostblkError):
+    """A client breaks the rules of WebSocket; only its own connection is concerned."""
+
+
+class HandshakeError(VhostblkError):
+    """A connection ends, or takes too long, before it is ready for use."""

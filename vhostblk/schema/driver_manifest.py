@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of drivers: the only place that has a driver's name, besides the driver itself.
+"""The table of drivers. No other module names a driver, except the driver's own.
 
-A driver's parts are named as in an entry point, `module:name`, and imported when they are first
-used. Drivers of other packages are found by `schema.plugins`; tests add entries here.
+An entry has references to the driver's parts, `module:name`, as an entry point has. A part is
+imported when it is first used. `schema.plugins` finds drivers of other packages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ _OPTIONS = "vhostblk.schema.drivers"
 
 
 class Driver(NamedTuple):
-    """The parts of a driver; "" where it has none. Without `options` there is no such driver."""
+    """References to the parts of a driver, "" for none, and facts about its format.
+
+    A driver without `options` is not available here.
+    """
 
     #: A subclass of `BlockdevOptions`.
     options: str = ""
@@ -42,7 +45,7 @@ class Driver(NamedTuple):
     looks_like: str = ""
     #: The short form of the command line opens images of the format.
     short_form: bool = False
-    #: Why the driver is refused, where the user shall know.
+    #: The message for users who name a driver that is not available.
     refusal: str = ""
 
 

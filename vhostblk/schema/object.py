@@ -80,6 +80,22 @@ OBJECT_TYPES: dict[str, ObjectType] = {
         "vhostblk.schema.objects.throttle_group:ThrottleGroupProperties",
         "vhostblk.objects.throttle_group:ThrottleGroupObject",
     ),
+    "tls-cipher-suites": ObjectType(
+        "vhostblk.schema.objects.tls_creds:TlsCipherSuitesProperties",
+        "vhostblk.objects.tls_cipher_suites:TlsCipherSuitesObject",
+    ),
+    "tls-creds-anon": ObjectType(
+        "vhostblk.schema.objects.tls_creds:TlsCredsAnonProperties",
+        "vhostblk.objects.tls_creds_anon:TlsCredsAnonObject",
+    ),
+    "tls-creds-psk": ObjectType(
+        "vhostblk.schema.objects.tls_creds:TlsCredsPskProperties",
+        "vhostblk.objects.tls_creds_psk:TlsCredsPskObject",
+    ),
+    "tls-creds-x509": ObjectType(
+        "vhostblk.schema.objects.tls_creds:TlsCredsX509Properties",
+        "vhostblk.objects.tls_creds_x509:TlsCredsX509Object",
+    ),
 }
 
 _BRANCHES = Branches(Parts(OBJECT_TYPES, "options"), plugins.OBJECTS, {})

@@ -13,6 +13,7 @@ import stat
 
 from vhostblk.vhost_user.errors import DescriptorError, DeviceStateError
 from vhostblk.vhost_user.layout import DEVICE_STATE_LOAD, DEVICE_STATE_SAVE, DEVICE_STATE_STOPPED
+from vhostblk.virtqueue import nowait
 
 
 class DeviceState:
@@ -40,7 +41,6 @@ class DeviceState:
             if direction not in (DEVICE_STATE_SAVE, DEVICE_STATE_LOAD):
                 raise DeviceStateError(f"unknown direction {direction} of a transfer")
             if direction == DEVICE_STATE_LOAD:
-                os.set_blocking(fd, False)
                 self._incoming = os.dup(fd)
         finally:
             os.close(fd)
@@ -53,7 +53,7 @@ class DeviceState:
         if self._incoming is None:
             return
         try:
-            surplus = os.read(self._incoming, 1)
+            surplus = nowait.read(self._incoming, 1)
         except BlockingIOError:
             raise DeviceStateError("the device's state has not ended yet") from None
         finally:

@@ -95,8 +95,6 @@ class VhostUserServer:
         #: Set where the session may have to move.
         self._journal: Journal | None = None
         self._suspending = False
-        #: Done when the session can't be suspended.
-        self._refused: asyncio.Future[None] | None = None
         #: The front-end of a session that was suspended.
         self._kept: Carried | None = None
         #: Another process may still take the session back, until `resume`.
@@ -164,37 +162,26 @@ class VhostUserServer:
         assert self._task is not None
         assert self._journal is not None
         if not self._journal.movable:
-            raise self._postcopy_error()
+            raise VhostUserError(f"export '{self._name}': a post-copy migration is under way")
         task = self._task
-        self._refused = asyncio.get_running_loop().create_future()
         self._suspending = True
         if self._waiting is not None:
             _wake(self._waiting)
         try:
-            await asyncio.wait({task, self._refused}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task})
         except asyncio.CancelledError:
             if not task.done():
                 self._suspending = False
                 raise
-        if not task.done():
-            raise self._postcopy_error()
         await task
         carried, self._kept = self._kept or Carried(self._listener, None, ()), None
         self._task = self._listener = self._journal = None
         return carried
 
-    def _postcopy_error(self) -> VhostUserError:
-        return VhostUserError(f"export '{self._name}': a post-copy migration is under way")
-
     def _check_suspended(self) -> None:
-        """Raise _SuspendedError where the session is to be suspended; refuse where it can't be."""
-        if not self._suspending:
-            return
-        if self._journal is None or self._journal.movable:
+        """Raise _SuspendedError where the session is to be suspended."""
+        if self._suspending:
             raise _SuspendedError
-        self._suspending = False
-        if self._refused is not None:
-            _wake(self._refused)
 
     async def _run(self, listener: Listener, carried: Carried | None) -> None:
         try:

@@ -7,13 +7,12 @@ write to the log, too, so setting a bit has to be atomic, which takes the compil
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vhostblk.engine import load
+from vhostblk.virtqueue import nowait
 from vhostblk.virtqueue.errors import DirtyLogError
 
 if TYPE_CHECKING:
@@ -86,5 +85,4 @@ class QueueLog:
     def signal(self) -> None:
         """Tell the front-end that something was noted."""
         if self._event_fd is not None:
-            with suppress(BlockingIOError):
-                os.eventfd_write(self._event_fd, 1)
+            nowait.signal(self._event_fd)

@@ -631,8 +631,9 @@ MUTATIONS = (
         "reopen-writes-before-its-marks",
         "vhostblk/block/drivers/qcow2/reloading.py",
         """
-        - self._image.unusable = self.writable_image
-        + self._image.unusable = False
+        - if self.writable_image:
+        -     self._image.defer_writes()
+        + pass
         """,
         "An image is written to before the file says that its bitmaps are out of date.",
         ("tests/block/test_other_data.py",),

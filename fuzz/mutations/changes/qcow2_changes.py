@@ -142,7 +142,7 @@ MUTATIONS = (
         "resize-l1-without-its-refcounts",
         _RESIZE,
         """
-          image.commit.unsynced = True
+          image.commit.wrote()
         - await image.commit.write()  # the new table's refcounts, and the L2 tables
           await image.commit.sync()
           await image.header_file.change(l1_offset=offset, l1_size=entries)
@@ -155,7 +155,7 @@ MUTATIONS = (
         _RESIZE,
         """
         - await write_array(image.file, offset, table.astype(">u8"))
-          image.commit.unsynced = True
+          image.commit.wrote()
           await image.commit.write()  # the new table's refcounts, and the L2 tables
           await image.commit.sync()
           await image.header_file.change(l1_offset=offset, l1_size=entries)
@@ -283,10 +283,8 @@ MUTATIONS = (
         "shrink-gives-up-what-the-copy-keeps",
         _SHRINK,
         """
-          if divided is not None:
-        -     add_clusters(tally, image, divided.astype(np.uint64), -1)
-        +     pass
-          clusters, counts = tally.counts()
+              stays = Tables(np.zeros(1, np.int64), np.array([-1]), words[None, :])
+        -     add_entries(references, image, stays, Faults())
         """,
         "A disk that shrinks loses the rest of the L2 table that it ends in.",
         _SHRUNK,
@@ -391,7 +389,7 @@ MUTATIONS = (
         _SNAPSHOTS,
         """
           try:
-        -     await change_refcounts(image, clusters, counts)
+        -     await change_refcounts(image, references, 1, pace)
         +     pass
           except BaseException:
               image.commit.free(run.first, run.length)
@@ -404,7 +402,7 @@ MUTATIONS = (
         "snapshot-references-after-the-table",
         _SNAPSHOTS,
         """
-              image.commit.unsynced = True
+              image.commit.wrote()
         -     await image.commit.write()
         -     await image.commit.sync()
           except BaseException:
@@ -416,8 +414,8 @@ MUTATIONS = (
         "snapshot-clusters-stay-writable",
         _SNAPSHOTS,
         """
-          tables.l1_changes.touch(0, len(tables.l1))
-        - await clear_copied(image, tables.l1)
+          tables.share_all()
+        - await clear_copied(image, tables.l1, pace)
           snapshot.l1_offset = taken.run.first << image.geometry.cluster_bits
         """,
         "A write after a snapshot changes the snapshot.",
@@ -425,21 +423,20 @@ MUTATIONS = (
     ),
     Mutation(
         "snapshot-tables-stay-writable",
-        _SNAPSHOTS,
+        f"{_QCOW2}/tables.py",
         """
-        - tables.l1 &= ~np.uint64(COPIED)
-          tables.l1_changes.touch(0, len(tables.l1))
+        - self.l1 &= ~np.uint64(COPIED)
+          self.l1_changes.touch(0, len(self.l1))
         """,
         "A write into an unallocated cluster after a snapshot changes the snapshot.",
         ("integration/qcow2/test_order.py",),
     ),
     Mutation(
         "snapshot-keeps-cached-tables",
-        _SNAPSHOTS,
+        f"{_QCOW2}/copied.py",
         """
-          geometry = image.geometry
-        - image.tables.clear()
-          image.commit.unsynced = True
+        - await image.tables.drop(pace)
+          image.commit.wrote()
         """,
         "Cached entries still say that clusters may be written in place.",
         _SNAPS,
@@ -554,7 +551,7 @@ MUTATIONS = (
         _SNAPSHOTS,
         """
     - await _write_table(image, [each for each in image.snapshots.entries if each is not snapshot])
-      image.commit.free_many(clusters, counts, discard=image.settings.discard_snapshot)
+      image.commit.free_many(references, discard=image.settings.discard_snapshot)
     + await _write_table(image, [each for each in image.snapshots.entries if each is not snapshot])
         """,
         "After a crash a snapshot exists whose clusters are free.",
@@ -564,7 +561,7 @@ MUTATIONS = (
         "snapshot-deleted-keeps-its-clusters",
         _SNAPSHOTS,
         """
-        - image.commit.free_many(clusters, counts, discard=image.settings.discard_snapshot)
+        - image.commit.free_many(references, discard=image.settings.discard_snapshot)
           await try_to_tidy_up(image)
         """,
         "The clusters of a deleted snapshot are leaked.",
@@ -574,9 +571,8 @@ MUTATIONS = (
         "snapshot-deleted-keeps-the-old-entries",
         _SNAPSHOTS,
         """
-          clusters, counts = references.counts()
-        - image.tables.clear()
-          await check_flags(image, clusters[counts == 1], CheckResult(), repair=True)
+          pace = Pace(image, "freeing clusters")
+        - await image.tables.drop(pace)
         """,
         "Cached tables overwrite changes that were made in the file.",
         _SNAPS,
@@ -587,7 +583,7 @@ MUTATIONS = (
         """
           await image.commit.write_all()
         - await image.commit.sync()
-          references, _ = await gather_references(image)
+          pace = Pace(image, "freeing clusters")
         """,
         "After a crash a cluster may be written in place whose refcount is still 2.",
         _CRASH,
@@ -608,7 +604,7 @@ MUTATIONS = (
         "apply-before-the-flags-are-synced",
         _APPLY,
         """
-          await clear_copied(image, table)
+          await clear_copied(image, table, pace)
         - await image.commit.sync()
           offset = taken.run.first << image.geometry.cluster_bits
         """,
@@ -619,9 +615,9 @@ MUTATIONS = (
         "apply-gives-up-before-the-switch",
         _APPLY,
         """
-        - await _switch(image, snapshot.disk_size, table)
-          image.commit.free_many(*given_up.counts())
-        + await _switch(image, snapshot.disk_size, table)
+        - await _switch(image, snapshot.disk_size, table, pace)
+          image.commit.free_many(given_up)
+        + await _switch(image, snapshot.disk_size, table, pace)
           try:
         """,
         "After a crash the header refers to clusters that were freed.",
@@ -632,8 +628,7 @@ MUTATIONS = (
         _APPLY,
         """
         - image.tables.clear()
-          image.tables.l1 = table
-          image.new_publisher()
+          image.take_l1(table)
         """,
         "A disk that was reverted to a snapshot reads as before.",
         (*_CRASH, *_SNAPS),
@@ -644,7 +639,7 @@ MUTATIONS = (
         _APPLY,
         """
           try:
-        -     await clear_copied(image, table)
+        -     await clear_copied(image, table, pace)
               await image.commit.sync()
         """,
         "A write after reverting to a snapshot changes the snapshot.",
@@ -654,8 +649,8 @@ MUTATIONS = (
         "apply-tables-writable-in-place",
         _APPLY,
         """
-        - return table & ~np.uint64(COPIED)
-        + return table | np.where(table, np.uint64(COPIED), np.uint64(0))
+        -     part &= ~np.uint64(COPIED)
+        +     part |= np.where(part, np.uint64(COPIED), np.uint64(0))
         """,
         "A write after reverting to a snapshot changes a table of the snapshot.",
         _SNAPS,
@@ -685,7 +680,7 @@ MUTATIONS = (
         "bitmap-directory-before-the-bitmaps",
         _BITMAPS,
         """
-          image.commit.unsynced = True
+          image.commit.wrote()
           await image.commit.write()
         - await image.commit.sync()
           try:
@@ -697,7 +692,7 @@ MUTATIONS = (
         "bitmap-directory-without-its-refcounts",
         _BITMAPS,
         """
-          image.commit.unsynced = True
+          image.commit.wrote()
         - await image.commit.write()
           await image.commit.sync()
           try:

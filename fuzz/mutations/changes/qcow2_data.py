@@ -254,7 +254,7 @@ MUTATIONS = (
         "fresh-in-a-shared-table",
         _FRESH,
         """
-          or found.words[number & ((1 << tables.slice_bits) - 1)]
+          or found.words[number & tables.entry_mask]
         - or not int(tables.l1[number >> self._image.geometry.l2_bits]) & COPIED
         """,
         "A burst changes an L2 table that a snapshot has, too.",
@@ -266,7 +266,7 @@ MUTATIONS = (
         _FRESH,
         """
           or not self._fresh
-        - or found.words[number & ((1 << tables.slice_bits) - 1)]
+        - or found.words[number & tables.entry_mask]
         """,
         "A burst treats a cluster that has data as a new one.",
         _WRITES,
@@ -355,7 +355,7 @@ MUTATIONS = (
         _FRESH,
         """
         - if failures:
-        -     self._image.commit.unsynced = True
+        -     self._image.commit.wrote()
         """,
         "Entries are written to the file before the data that they refer to.",
         ("integration/qcow2/test_order.py",),
@@ -365,7 +365,7 @@ MUTATIONS = (
         _WRITE,
         """
           failures = await gather([self._transfer(each) for each in transfers])
-        - image.commit.unsynced = True
+        - image.commit.wrote()
         """,
         "Entries are written to the file before the data that they refer to.",
         _WRITES,
@@ -374,8 +374,8 @@ MUTATIONS = (
         "overwritten-data-counts-as-synced",
         _NODE,
         """
-          await image.data.pwritev(host, iov)
-        - image.commit.unsynced = True
+          await image.guest_data.write(host, iov)
+        - image.commit.wrote()
         """,
         "Entries are written to the file before data that was written through the published table.",
         _WRITES,
@@ -493,7 +493,7 @@ MUTATIONS = (
         _PUBLISH,
         """
         - self.revoke(found, 0, self.slice_clusters)
-          self.volatile.evicted(found.number)
+          self.volatile.evicted(number)
         """,
         "The engine uses entries that have changed since their slice was evicted.",
         _MAPS,
@@ -503,7 +503,7 @@ MUTATIONS = (
         _PUBLISH,
         """
           self.revoke(found, 0, self.slice_clusters)
-        - self.volatile.evicted(found.number)
+        - self.volatile.evicted(number)
         """,
         "With the write cache off, a write is acknowledged to a cluster whose entry was written to "
         "the file and never flushed.",
@@ -866,8 +866,8 @@ MUTATIONS = (
         """
         - phase = publisher.begin()
           try:
-              await image.data.pwritev(host, iov)
-              image.commit.unsynced = True
+              await image.guest_data.write(host, iov)
+              image.commit.wrote()
           finally:
         -     publisher.end(phase)
         +     pass
@@ -880,7 +880,7 @@ MUTATIONS = (
         _PACKED,
         """
           failures = await gather([write_bytes(image.file, host, data) for host, data in runs])
-        - image.commit.unsynced = True
+        - image.commit.wrote()
         """,
         "Entries are written to the file before the compressed data that they refer to.",
         (*_COMPRESSED, "integration/qcow2/test_writes_in_any_order.py"),

@@ -7,6 +7,7 @@ from fuzz.mutations.mutation import Mutation
 
 _QCOW2 = "vhostblk/block/drivers/qcow2"
 _COMMIT = f"{_QCOW2}/commit.py"
+_KEPT = f"{_QCOW2}/kept.py"
 _TABLES = f"{_QCOW2}/tables.py"
 _IMAGE = f"{_QCOW2}/image.py"
 _REFCOUNTS = f"{_QCOW2}/refcounts.py"
@@ -39,11 +40,11 @@ MUTATIONS = (
         _COMMIT,
         """
         - if not lazy or len(image.refcounts.blocks) > image.refcounts.limit:
-        -     await self._write_refcounts()
+        -     await self.write_refcounts()
         - await self._write_tables()
         + await self._write_tables()
         + if not lazy or len(image.refcounts.blocks) > image.refcounts.limit:
-        +     await self._write_refcounts()
+        +     await self.write_refcounts()
         """,
         "After a crash a cluster is free that an entry refers to.",
         _CRASH,
@@ -53,7 +54,7 @@ MUTATIONS = (
         _COMMIT,
         """
           if dirty:
-        -     self.unsynced = True
+        -     self._unsynced = True
               await run_all([self._write_block(block) for block in dirty])
         """,
         "After a crash a cluster is free that an entry refers to.",
@@ -66,7 +67,7 @@ MUTATIONS = (
         """
           if refcounts.dirty_entries:
         -     await image.file.flush()
-              for index in sorted(refcounts.dirty_entries):
+              for low, high in _pages(refcounts.dirty_entries):
         """,
         "After a crash the refcount table refers to a block that wasn't written.",
         _CRASH,
@@ -76,9 +77,9 @@ MUTATIONS = (
         _COMMIT,
         """
           if dirty:
-        -     if self.unsynced:
+        -     if self._unsynced:
         -         await self.sync()
-              self.unsynced = True
+              self._unsynced = True
         """,
         "After a crash entries refer to clusters without data, and without refcounts.",
         _CRASH,
@@ -88,7 +89,7 @@ MUTATIONS = (
         _COMMIT,
         """
           if tables.l1_changes.dirty:
-        -     if self.unsynced:
+        -     if self._unsynced:
         -         await self.sync()
               low, high = tables.l1_changes.low, tables.l1_changes.high
         """,
@@ -99,7 +100,7 @@ MUTATIONS = (
         "commit-written-tables-count-as-synced",
         _COMMIT,
         """
-        - self.unsynced = True
+        - self._unsynced = True
           await run_all([self._write_slice(found) for found in dirty])
         """,
         "After a crash clusters are free that the file's old entries refer to.",
@@ -110,7 +111,7 @@ MUTATIONS = (
         _COMMIT,
         """
           image = self._image
-        - if self.unsynced:
+        - if self._unsynced:
         -     await self.sync()
           await image.publisher.settle()
         """,
@@ -121,10 +122,10 @@ MUTATIONS = (
         "commit-sync-forgets-what-came-meanwhile",
         _COMMIT,
         """
-        - self.unsynced = False  # what is written from now on is not covered
+        - self._unsynced = False  # what is written from now on is not covered
           try:
               await self.flush_files()
-        +     self.unsynced = False
+        +     self._unsynced = False
           except BaseException:
         """,
         "Data written during a flush counts as synced: entries are written to the file before it.",
@@ -136,7 +137,7 @@ MUTATIONS = (
         _COMMIT,
         """
           except BaseException:
-        -     self.unsynced = True
+        -     self._unsynced = True
               raise
         """,
         "After a flush that failed entries are written without another one.",
@@ -195,9 +196,10 @@ MUTATIONS = (
         _COMMIT,
         """
         + self._freed.pop()
-          free = await self._drop(image.refcounts.change(part.first, part.length, -1))
+          change = image.refcounts.change(part.first, part.length, -1)
+          free = await self._drop(change)
         - self._freed.pop()
-          await self._forget_free(free, discard=part.discard)
+          if free is not None:
         """,
         "Clusters whose release was cancelled are leaked: the file system gets full.",
         _CANCELLED,
@@ -299,7 +301,7 @@ MUTATIONS = (
     ),
     Mutation(
         "dirty-slice-makes-room",
-        _TABLES,
+        _KEPT,
         """
         - if old is newest or old.dirty or old.pins:
         + if old is newest or old.pins:
@@ -310,7 +312,7 @@ MUTATIONS = (
     ),
     Mutation(
         "pinned-slice-makes-room",
-        _TABLES,
+        _KEPT,
         """
         - if old is newest or old.dirty or old.pins:
         + if old is newest or old.dirty:
@@ -368,7 +370,7 @@ MUTATIONS = (
         "new-table-counts-as-synced",
         _IMAGE,
         """
-        - self.commit.unsynced = True
+        - self.commit.wrote()
           tables.set_l1(index, run.first << bits | COPIED)
         """,
         "After a crash an L1 entry refers to a table that wasn't zeroed.",
@@ -424,8 +426,8 @@ MUTATIONS = (
         "refcount-free-list-shifted",
         _REFCOUNTS,
         """
-        - freed += (np.flatnonzero(part == 0) + cluster).tolist()
-        + freed += (np.flatnonzero(part == 0) + first).tolist()
+        - freed.append(np.flatnonzero(part == 0) + cluster)
+        + freed.append(np.flatnonzero(part == 0) + first)
         """,
         "Of clusters in two refcount blocks the wrong ones are discarded in the file.",
         ("tests/block/qcow2/test_counting.py",),
@@ -434,9 +436,8 @@ MUTATIONS = (
         "refcount-block-dropped-while-dirty",
         _REFCOUNTS,
         """
-        - if old is block or old.dirty:
-        + if old is block:
-              continue
+        - for old in self.blocks.excess(self.limit, block):
+        + for old in [each for each in self.blocks.values() if each is not block]:
         """,
         "Counts that were not in the file yet get lost: clusters in use are free.",
         ("tests/block/qcow2/test_counting.py",),
@@ -547,8 +548,8 @@ MUTATIONS = (
         "freed-places-are-not-looked-at",
         _ALLOCATOR,
         """
-        - self.hint = min(self.hint, first)
-        + self.hint = max(self.hint, first)
+        - self.hint = min(self.hint, int(clusters[0]))
+        + self.hint = max(self.hint, int(clusters[0]))
         """,
         "Freed clusters are never reused: the file grows unnecessarily.",
         ("integration/qcow2/test_reuse.py",),
@@ -557,9 +558,9 @@ MUTATIONS = (
         "run-over-a-used-cluster",
         _ALLOCATOR,
         """
-          used = np.flatnonzero(values)
-        - more = int(used[0]) if len(used) else len(values)
-        + more = int(used[0]) + 1 if len(used) else len(values)
+          if len(used):
+        -     return length + int(used[0]), missing
+        +     return count + len(missing), missing
         """,
         "A run of clusters at a refcount block's end has one that is in use.",
         ("integration/qcow2/test_reuse.py",),

@@ -122,8 +122,8 @@ MUTATIONS = (
         "freed-clusters-over-metadata",
         _COMMIT,
         """
-        - self._image.overlap.check_freed(first, count)
-          self._image.allocator.released(first, count)
+        - self._image.overlap.check_freed(clusters)
+          self._image.allocator.released(clusters)
         """,
         "Metadata that is also used by something else is freed, and reused.",
         _PLACES,
@@ -133,7 +133,7 @@ MUTATIONS = (
         _SNAPSHOTS,
         """
         - image.overlap.check_tree(l1)
-          tally = Tally()
+          references, wrong = await gather_tree(image, l1, pace)
         """,
         "Bits are cleared in a cluster that is not an L2 table.",
         _PLACES,
@@ -160,10 +160,10 @@ MUTATIONS = (
     ),
     Mutation(
         "repair-leaves-blocks-in-bad-places",
-        f"{_QCOW2}/check.py",
+        f"{_QCOW2}/repair.py",
         """
-        - found = np.flatnonzero((offsets != 0) & (shared | ~_well_placed(image))).tolist()
-        + found = np.flatnonzero((offsets != 0) & (~_well_placed(image))).tolist()
+        - found = np.flatnonzero((offsets != 0) & (shared | ~well_placed(image))).tolist()
+        + found = np.flatnonzero((offsets != 0) & (~well_placed(image))).tolist()
         """,
         "A repaired image has refcount blocks that overlap other structures.",
         _PLACES,

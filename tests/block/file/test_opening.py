@@ -144,7 +144,7 @@ def test_io_uring_forbidden(
     image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("VHOSTBLK_IO_URING", "off")
-    monkeypatch.setattr("vhostblk.block.aio.engine._fallback_logged", False)
+    monkeypatch.setattr("vhostblk.block.aio.engines._fallback_logged", False)
 
     async def main() -> None:
         for _ in range(2):

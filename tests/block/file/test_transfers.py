@@ -342,7 +342,9 @@ def test_host_device(loop_device: str, aio: str, o_direct: bool) -> None:
         assert backend.size == MIB
         assert backend.limits.request_alignment == (512 if o_direct else 1)
         assert eraser_of(node) is None
-        assert lifetime_of(node) is None
+        storage = lifetime_of(node)
+        assert storage is not None
+        assert (storage.has_lifetime, await storage.lifetime()) == (False, None)
         with fails_with(errno.ENOTSUP):
             await backend.psecure_erase(0, 4096)
         await write_bytes(backend, 1000, b"x" * 100)

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhostblk.block.drivers.qcow2.ordered import grouped, in_both, repeated, sorted_once
+from vhostblk.block.drivers.qcow2.ordered import grouped, in_both, repeated, runs, sorted_once
 
 NUMBERS = st.lists(st.integers(0, 20) | st.integers(0, (1 << 62) - 1))
 
@@ -22,6 +22,14 @@ def test_once_and_repeated(numbers: list[int]) -> None:
     again = sorted(number for number, count in counts.items() if count > 1)
     assert repeated(array).tolist() == again
     assert array.tolist() == numbers
+
+
+@given(st.sets(st.integers(0, 40)))
+def test_runs(numbers: set[int]) -> None:
+    found = runs(np.array(sorted(numbers), np.int64))
+    listed = [number for first, count in found for number in range(first, first + count)]
+    assert listed == sorted(numbers)
+    assert all(first + count not in numbers for first, count in found)
 
 
 @given(st.sets(st.integers(0, 20)), st.sets(st.integers(0, 20)))

@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhostblk.block.drivers.qcow2.layout import COPIED
+from vhostblk.block.drivers.qcow2.layout import COPIED, Geometry
 from vhostblk.block.drivers.qcow2.overlap import NAMES, Overlap
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def _overlap(
             snapshots_offset=0,
             bitmaps=None,
         ),
-        geometry=SimpleNamespace(cluster_bits=BITS, cluster_size=1 << BITS, external_data=False),
+        geometry=Geometry(3, BITS, 4, extended_l2=False, external_data=False),
+        file=SimpleNamespace(node=SimpleNamespace(size=1 << 40)),
         snapshots=SimpleNamespace(
             entries=[SimpleNamespace(l1_offset=each << BITS, l1_size=1) for each in snapshots],
             table_bytes=0,

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`AioEngine`: how file drivers do I/O without blocking the loop, and which kind is used.
+"""`AioEngine`: how file drivers do I/O without blocking the loop.
 
-Two kinds: `uring` (io_uring, through the compiled core) and `threads`. There is one engine of a
-kind for each event loop, opened by the first node that asks and closed with the last. All methods
-are called on the loop's thread.
+Two kinds: `uring` (io_uring, through the compiled core) and `threads`; `engines` has those that are
+open. All methods are called on the loop's thread.
 
 Operations return a `Completion` whose result is what the system call would have returned: a count
 or 0, or a negative errno (EAGAIN and EINTR too, whereupon the caller tries again). They begin at
@@ -15,23 +14,15 @@ operation has ended.
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, TypeVar
-from weakref import WeakKeyDictionary
-
-from vhostblk.block.errors import BlockError
-from vhostblk.schema.base import UNSET, UnsetType
-from vhostblk.schema.common import BlockdevAioOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vhostblk.block.io.completion import Completion
     from vhostblk.block.io.iovec import IoVec
-
-logger = logging.getLogger(__name__)
+    from vhostblk.schema.common import BlockdevAioOptions
 
 T = TypeVar("T")
 
@@ -47,8 +38,9 @@ class AioEngine(ABC):
     kind: BlockdevAioOptions
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._users = 0
+        self.loop = asyncio.get_running_loop()
+        #: How many nodes use it; see `engines`.
+        self.users = 0
         #: Submit as soon as this many operations are queued.
         self._max_batch = 128
         self._flush_scheduled = False
@@ -79,7 +71,7 @@ class AioEngine(ABC):
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run a rare blocking call (an ioctl, lseek) on a thread."""
-        return await self._loop.run_in_executor(None, function)
+        return await self.loop.run_in_executor(None, function)
 
     def limit_batch(self, operations: int) -> None:
         """Take the `aio-max-batch` option of a node into account; 0: no opinion."""
@@ -91,77 +83,15 @@ class AioEngine(ABC):
         try:
             completion.set_result(result)
         except Exception as error:
-            self._loop.call_exception_handler(
+            self.loop.call_exception_handler(
                 {"message": "a completion callback failed", "exception": error}
             )
 
     def _schedule_flush(self) -> None:
         if not self._flush_scheduled:
             self._flush_scheduled = True
-            self._loop.call_soon(self._flush_as_scheduled)
+            self.loop.call_soon(self._flush_as_scheduled)
 
     def _flush_as_scheduled(self) -> None:
         if self._flush_scheduled:  # neither flushed nor closed meanwhile
             self.flush()
-
-
-_engines: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[BlockdevAioOptions, AioEngine]] = (
-    WeakKeyDictionary()
-)
-_fallback_logged = False
-
-
-def acquire(option: BlockdevAioOptions | UnsetType) -> AioEngine:
-    """Return the running loop's engine of a kind; pair with `release()`.
-
-    `native` (libaio in QEMU) is served by io_uring, which does the same better. Without the option,
-    io_uring is used where it works. Raises BlockError where the kind asked for doesn't.
-    """
-    if option is BlockdevAioOptions.THREADS:
-        engine = _get(BlockdevAioOptions.THREADS)
-    else:
-        try:
-            engine = _get(BlockdevAioOptions.IO_URING)
-        except AioUnavailableError as error:
-            if option is not UNSET:
-                raise BlockError(
-                    f"aio={option.value}: io_uring is not available: {error}"
-                ) from None
-            _log_fallback(error)
-            engine = _get(BlockdevAioOptions.THREADS)
-    engine._users += 1
-    return engine
-
-
-async def release(engine: AioEngine) -> None:
-    """Give an engine back; the last one to do so closes it."""
-    engine._users -= 1
-    if engine._users == 0:
-        del _engines[engine._loop][engine.kind]
-        await engine.close()
-
-
-def _get(kind: BlockdevAioOptions) -> AioEngine:
-    engines = _engines.setdefault(asyncio.get_running_loop(), {})
-    if kind not in engines:
-        engines[kind] = _open(kind)
-    return engines[kind]
-
-
-def _open(kind: BlockdevAioOptions) -> AioEngine:
-    if kind is BlockdevAioOptions.THREADS:
-        from vhostblk.block.aio.threads import ThreadsEngine
-
-        return ThreadsEngine()
-    if os.environ.get("VHOSTBLK_IO_URING") == "off":
-        raise AioUnavailableError("switched off by VHOSTBLK_IO_URING=off")
-    from vhostblk.block.aio.uring import UringEngine
-
-    return UringEngine()
-
-
-def _log_fallback(reason: AioUnavailableError) -> None:
-    global _fallback_logged
-    if not _fallback_logged:
-        _fallback_logged = True
-        logger.warning("io_uring is not available (%s): file I/O uses a pool of threads", reason)

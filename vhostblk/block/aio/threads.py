@@ -111,7 +111,7 @@ class ThreadsEngine(AioEngine):
             # `_reap` takes the flag down before it looks, so nothing is left lying.
             if not self._woken:
                 self._woken = True
-                self._loop.call_soon_threadsafe(self._reap)
+                self.loop.call_soon_threadsafe(self._reap)
 
     def _reap(self) -> None:
         self._woken = False

@@ -75,7 +75,7 @@ class UringEngine(AioEngine):
         self._backlog: deque[
             tuple[Completion[int], IoVec | None, Callable[..., int], tuple[Any, ...]]
         ] = deque()
-        self._loop.add_reader(self._event_fd, self._on_event)
+        self.loop.add_reader(self._event_fd, self._on_event)
 
     def preadv(self, fd: int, iov: IoVec, offset: int) -> Completion[int]:
         return self._queue(self._lib.vb_aio_preadv, iov, fd, iov.address, iov.count, offset)
@@ -208,6 +208,6 @@ class UringEngine(AioEngine):
     async def close(self) -> None:
         assert len(self._free) + self._lost == SLOTS, "closed with operations in flight"
         self._flush_scheduled = False
-        self._loop.remove_reader(self._event_fd)
+        self.loop.remove_reader(self._event_fd)
         self._lib.vb_aio_close(self._ring)
         os.close(self._event_fd)

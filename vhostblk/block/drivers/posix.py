@@ -17,7 +17,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Self
 
 from vhostblk import engine as core
-from vhostblk.block.aio.engine import acquire, release
+from vhostblk.block.aio.engines import acquire, release
 from vhostblk.block.drivers.direct import probe_alignment
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph import storage

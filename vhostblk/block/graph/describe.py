@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from vhostblk.block.graph.allocation import links
-from vhostblk.block.graph.backing_name import auto_backing_name
-from vhostblk.block.graph.filename import ProtocolDriver
-from vhostblk.block.graph.inherit import BACKING, DATA_FILE, FILE
+from vhostblk.block.graph.image_name import ImageNames
+from vhostblk.block.graph.inherit import BACKING
 from vhostblk.block.graph.internal_snapshot import keeper_of
 from vhostblk.block.graph.node import BlockNode
 from vhostblk.block.graph.permissions import PERM_NAMES, Perm
@@ -28,7 +26,6 @@ from vhostblk.schema.block_query import (
     XDbgBlockGraphNode,
     XDbgBlockGraphNodeType,
 )
-from vhostblk.schema.qdict import bucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,88 +38,50 @@ if TYPE_CHECKING:
 #: Members of `ImageInfo` that nodes without a format have from below.
 _PASSED_ON = ("cluster_size", "dirty_flag")
 
-#: Children that the image says, or that are where the image is.
-_UNCHOSEN = frozenset({FILE, DATA_FILE, BACKING})
 
+class Descriptions:
+    """What one query says of nodes. It describes each node once, however many lie on it."""
 
-def image_name(node: BlockNode) -> str:
-    """Return a file name that opens what the node shows; a `json:` one where nothing else does."""
-    child = node.primary_child
-    if node.named_by_child and child is not None:
-        return image_name(child.node)
-    name = _exact_name(node)
-    return "json:" + json.dumps(_full_options(node)) if name is None else name
+    def __init__(self) -> None:
+        self._names = ImageNames()
+        self._images: dict[BlockNode, ImageInfo] = {}
+        self._chains: dict[BlockNode, ImageInfo] = {}
 
+    def describe(self, node: BlockNode, *, flat: bool = False) -> BlockDeviceInfo:
+        """Return a node's entry in `query-named-block-nodes`; `flat`: without what it lies on."""
+        cache = node.options.cache
+        below = [] if flat else [edge.node for edge in links(node)]
+        backing = node.children.get(BACKING)
+        return BlockDeviceInfo(
+            file=self._names.of(node),
+            node_name=node.node_name,
+            ro=node.read_only,
+            drv=node.driver,
+            backing_file=UNSET if backing is None else self._names.of(backing.node),
+            backing_file_depth=len(below),
+            active=node.active,
+            detect_zeroes=node.options.detect_zeroes,
+            image=self._image(node) if flat else self._chain(node, below),
+            cache=BlockdevCacheInfo(writeback=True, direct=cache.direct, no_flush=cache.no_flush),
+            write_threshold=node.write_threshold,
+            dirty_bitmaps=[_describe_bitmap(each) for each in node.bitmaps] or UNSET,
+        )
 
-def _exact_name(node: BlockNode) -> str | None:
-    child = node.primary_child
-    names = {role: _exact_name(edge.node) for role, edge in node.children.items()}
-    if isinstance(node, ProtocolDriver) and (name := node.exact_name(names)) is not None:
-        return name
-    if node.strong_options or node.is_filter or _has_chosen_children(node):
-        return None
-    if child is None:
-        return f"{node.driver}://"
-    # A format is told from what a file of that name holds.
-    return names[child.role] if _is_protocol(child.node) else None
+    def _chain(self, node: BlockNode, below: list[BlockNode]) -> ImageInfo:
+        """Describe a node's image and, in it, those that it lies on."""
+        described: ImageInfo | UnsetType = UNSET
+        for each in reversed([node, *below]):
+            known = self._chains.get(each)
+            if known is None:
+                known = replace(self._image(each), backing_image=described)
+                self._chains[each] = known
+            described = known
+        return self._chains[node]
 
-
-def _is_protocol(node: BlockNode) -> bool:
-    """Tell whether a file name leads to a node of this driver."""
-    return not node.children or isinstance(node, ProtocolDriver)
-
-
-def _has_chosen_children(node: BlockNode) -> bool:
-    """Tell whether the user, and not the image, says what some of its parts are."""
-    return _has_other_backing(node) or any(
-        edge.node.defined_in is not node
-        or getattr(node.options, role.replace("-", "_")) is not UNSET
-        for role, edge in node.children.items()
-        if role not in _UNCHOSEN
-    )
-
-
-def _has_other_backing(node: BlockNode) -> bool:
-    """Tell whether a node lies on anything else than what its image says."""
-    backing = node.children.get(BACKING)
-    name = "" if backing is None else image_name(backing.node)
-    return name != auto_backing_name(node)
-
-
-def _full_options(node: BlockNode) -> dict[str, Any]:
-    full = {"driver": node.driver, **node.strong_options}
-    if auto_backing_name(node) and BACKING not in node.children:
-        full[BACKING] = None
-    for role, edge in node.children.items():
-        if role == BACKING and not _has_other_backing(node):
-            continue
-        below, name = _full_options(edge.node), role.partition(".")[0]
-        if name == role:
-            full[role] = below
-        else:
-            full.setdefault(name, []).append(below)
-    return {name: full[name] for name in sorted(full, key=bucket)}
-
-
-def describe_node(node: BlockNode, *, flat: bool = False) -> BlockDeviceInfo:
-    """Return a node's entry in `query-named-block-nodes`; `flat` without what it lies on."""
-    cache = node.options.cache
-    below = () if flat else tuple(links(node))
-    backing = node.children.get(BACKING)
-    return BlockDeviceInfo(
-        file=image_name(node),
-        node_name=node.node_name,
-        ro=node.read_only,
-        drv=node.driver,
-        backing_file=UNSET if backing is None else image_name(backing.node),
-        backing_file_depth=len(below),
-        active=node.active,
-        detect_zeroes=node.options.detect_zeroes,
-        image=_describe_chain(node, [edge.node for edge in below]),
-        cache=BlockdevCacheInfo(writeback=True, direct=cache.direct, no_flush=cache.no_flush),
-        write_threshold=node.write_threshold,
-        dirty_bitmaps=[_describe_bitmap(each) for each in node.bitmaps] or UNSET,
-    )
+    def _image(self, node: BlockNode) -> ImageInfo:
+        if node not in self._images:
+            self._images[node] = _describe_image(node, self._names.of(node))
+        return self._images[node]
 
 
 def _describe_bitmap(bitmap: DirtyBitmap) -> BlockDirtyInfo:
@@ -137,19 +96,10 @@ def _describe_bitmap(bitmap: DirtyBitmap) -> BlockDirtyInfo:
     )
 
 
-def _describe_chain(node: BlockNode, below: list[BlockNode]) -> ImageInfo:
-    """Describe a node's image and, in it, those that it lies on."""
-    info: ImageInfo | UnsetType = UNSET
-    for image in reversed([node, *below]):
-        info = replace(_describe_image(image), backing_image=info)
-    assert isinstance(info, ImageInfo)
-    return info
-
-
-def _describe_image(node: BlockNode) -> ImageInfo:
+def _describe_image(node: BlockNode, name: str) -> ImageInfo:
     allocated = node.allocated_size
     members: dict[str, Any] = {
-        "filename": image_name(node),
+        "filename": name,
         "format": node.driver,
         "actual_size": UNSET if allocated is None else allocated,
         "virtual_size": node.size,

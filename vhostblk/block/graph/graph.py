@@ -286,13 +286,6 @@ class Graph:
         if node.read_only != read_only:
             await self._reopen(reopen_plan.plan_read_only(node, read_only=read_only))
 
-    async def append(self, base: BlockNode, overlay: BlockNode) -> None:
-        """Put an overlay on a node, for all who use that (an external snapshot)."""
-        from vhostblk.block.graph.actions import perform
-        from vhostblk.block.graph.overlay import OverlayAction
-
-        await perform(self, [OverlayAction(self, base, overlay)])
-
     async def add_child(self, parent: BlockNode, child: BlockNode) -> None:
         """Give a node one more child; raises BlockError."""
         from vhostblk.block.graph import reopen

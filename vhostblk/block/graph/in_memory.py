@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node keeps in memory alone, so that opening it anew would give another one."""
+"""State of nodes that is in memory only, so that a hand-over to another process would lose it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 
 
 class KeptInMemory(ABC):
-    """A node that may keep something of its own in memory: another process can't have it."""
+    """A node that may keep state in memory only."""
 
     @property
     @abstractmethod

@@ -107,9 +107,9 @@ class BlockNode(ABC):
     #: The child whose data is the node's, in filters and in formats that have a file.
     primary_role: ClassVar[str] = FILE
 
-    #: File names that open what the child shows stand for the node in queries.
+    #: Queries show the file name of the child as the node's.
     named_by_child: ClassVar[bool] = False
-    #: Queries on the image get from the child what the node doesn't know itself.
+    #: Queries show details of the child's image where the node has none.
     described_by_child: ClassVar[bool] = True
 
     #: Whether `pwritev_burst` is worth asking.
@@ -317,10 +317,11 @@ class BlockNode(ABC):
         raise os_error(errno.ENOTSUP)
 
     def capability(self, kind: type) -> Any:
-        """Return the node's object of a class that says what only some nodes can; None: it can't.
+        """Return the object that gives the node the capability `kind`; None: it has none.
 
-        These classes are where their subjects are; each has a function there that asks. A node that
-        shows bytes of a child may have what the child has: see `block.graph.passing`.
+        `kind` is a class of abstract methods that only some nodes have, as `zones.Zoned` is. The
+        modules of these classes have functions that call this. A node that shows a child's bytes
+        may pass the child's capabilities on: see `block.graph.passing`.
         """
         return self if isinstance(self, kind) else None
 

@@ -20,11 +20,11 @@ from vhostblk.block.graph.activation import grant_backend
 from vhostblk.block.graph.allocation import is_empty, links, next_image
 from vhostblk.block.graph.backing_name import NamesBacking, supports_backing
 from vhostblk.block.graph.data_below import who_relies_on
-from vhostblk.block.graph.describe import image_name
 from vhostblk.block.graph.drain import users_of, with_ancestors, with_descendants
 from vhostblk.block.graph.edge import flush_node, supported
 from vhostblk.block.graph.filename import described, full_name, protocol_of
 from vhostblk.block.graph.graph import check_not_backing
+from vhostblk.block.graph.image_name import image_name
 from vhostblk.block.graph.inherit import BACKING, FILE
 from vhostblk.block.graph.new_images import MakesFiles, MakesImages, MakesOverlays
 from vhostblk.block.graph.node import BlockNode

@@ -50,7 +50,8 @@ def device_features(options: BlockExportOptionsVhostUserBlk, backend: BlockBacke
             offered.append(Feature.SECURE_ERASE)
     else:
         offered.append(Feature.RO)
-    if lifetime_of(backend.node) is not None:
+    storage = lifetime_of(backend.node)
+    if storage is not None and storage.has_lifetime:
         offered.append(Feature.LIFETIME)
     return sum(feature.mask for feature in offered)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from vhostblk.block.graph.describe import describe_graph, describe_node
+from vhostblk.block.graph.describe import Descriptions, describe_graph
 from vhostblk.daemon import Daemon  # noqa: TC001 (annotations are read at run time)
 from vhostblk.qmp.registry import command
 from vhostblk.schema.base import UNSET
@@ -35,9 +35,8 @@ async def query_named_block_nodes(
     daemon: Daemon, arguments: QueryNamedBlockNodes
 ) -> list[BlockDeviceInfo]:
     """List the nodes, the newest first."""
-    return [
-        describe_node(node, flat=arguments.flat is True) for node in reversed(list(daemon.graph))
-    ]
+    descriptions, flat = Descriptions(), arguments.flat is True
+    return [descriptions.describe(node, flat=flat) for node in reversed(list(daemon.graph))]
 
 
 @command("query-block")

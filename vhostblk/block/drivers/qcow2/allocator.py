@@ -7,6 +7,7 @@ as zeroes, so that nothing has to be written into them but the guest's data.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 #: The file grows by this many bytes, if it can. The new part is a hole; making it costs one call
 #: on a thread.
 GROWTH = 64 << 20
+#: After this many refcount blocks without a free cluster others get a turn.
+_TURN = 32
 
 
 class Run(NamedTuple):
@@ -87,6 +90,8 @@ class Allocator:
         while True:
             missing: list[int] = []
             start, length = await self._find(position, count)
+            if position == self.hint:
+                self.hint = start
             if length < count:
                 length, missing = await self._extend(start, length, count)
             if length < count + len(missing):
@@ -110,8 +115,7 @@ class Allocator:
         If that fails, the clusters are leaked.
         """
         with suppress(OSError):
-            for cluster in await self._image.refcounts.change(run.first, run.length, -1):
-                self.released(cluster)
+            self.released(await self._image.refcounts.change(run.first, run.length, -1))
 
     async def allocate_bytes(self, nbytes: int) -> int:
         """Return where there is room for compressed data, less than a cluster; raises OSError.
@@ -148,11 +152,12 @@ class Allocator:
         first = offset >> bits
         await self.free(Run(first, (offset + nbytes - 1 >> bits) - first + 1))
 
-    def released(self, first: int, count: int = 1) -> None:
+    def released(self, clusters: NDArray[np.int64]) -> None:
         """Note that clusters are free again."""
-        self.hint = min(self.hint, first)
-        if first <= self._packed_end >> self._geometry.cluster_bits < first + count:
-            self._packed_end = 0
+        if len(clusters):
+            self.hint = min(self.hint, int(clusters[0]))
+            if (clusters == self._packed_end >> self._geometry.cluster_bits).any():
+                self._packed_end = 0
 
     def used(self, cluster: int) -> None:
         """Note a write to a cluster that the image refers to.
@@ -171,7 +176,7 @@ class Allocator:
         All of them are counted in one refcount block.
         """
         refcounts, bits = self._image.refcounts, self._geometry.refblock_bits
-        size = 1 << bits
+        size, looked = 1 << bits, 0
         while True:
             index = start >> bits
             block = await refcounts.block(index)
@@ -187,9 +192,13 @@ class Allocator:
             window = min(size, low + 2 * count + 256)
             free = np.flatnonzero(block.values[low:window] == 0)
             if not len(free):
-                start = (index << bits) + window
-                continue
-            return (index << bits) + low + int(free[0]), int(_leading_run(free[:count]))
+                low, free = window, np.flatnonzero(block.values[window:] == 0)
+            if len(free):
+                return (index << bits) + low + int(free[0]), int(_leading_run(free[:count]))
+            start = (index + 1) << bits
+            looked += 1
+            if looked % _TURN == 0:
+                await asyncio.sleep(0)
 
     async def _extend(self, first: int, length: int, count: int) -> tuple[int, list[int]]:
         """Go on with a run of free clusters beyond its refcount block.

@@ -272,7 +272,7 @@ class BitmapStore:
         autoclear = header.autoclear & ~int(Autoclear.BITMAPS)
         if extension is not None:
             autoclear |= int(Autoclear.BITMAPS)
-        image.commit.unsynced = True
+        image.commit.wrote()
         await image.commit.write()
         await image.commit.sync()
         try:

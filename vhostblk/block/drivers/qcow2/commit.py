@@ -23,9 +23,13 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
 
 from vhostblk.block.drivers.qcow2.layout import Incompatible
+from vhostblk.block.drivers.qcow2.ordered import runs
+from vhostblk.block.drivers.qcow2.pace import Pace
 from vhostblk.block.drivers.qcow2.refcount_changes import change_refcounts
 from vhostblk.block.drivers.qcow2.transfer import run_all, write_array
 from vhostblk.errors import reason
@@ -33,18 +37,22 @@ from vhostblk.errors import reason
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.refcounts import RefBlock
+    from vhostblk.block.drivers.qcow2.references import References
     from vhostblk.block.drivers.qcow2.tables import L2Slice
     from vhostblk.block.graph.edge import Edge
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: So many bytes of clusters are given up before metadata is written without a flush.
 FREE_BYTES = 64 << 20
+#: Entries of the refcount table that are written together.
+_PAGE = 512
 
 
 class Freed(NamedTuple):
@@ -56,10 +64,9 @@ class Freed(NamedTuple):
 
 
 class FreedMany(NamedTuple):
-    """Sorted host clusters, and how many references each of them loses."""
+    """References to host clusters that are given up."""
 
-    clusters: NDArray[np.int64]
-    counts: NDArray[np.int64]
+    references: References
     discard: bool
 
 
@@ -73,8 +80,8 @@ class Commit:
         #: Clusters of an external data file that may be discarded, as nothing refers to them.
         self._forgotten: set[int] = set()
         self._freed_clusters = 0
-        #: Data or refcounts have been written that L2 entries will rely on.
-        self.unsynced = False
+        #: Something has been written that must be on stable storage before what refers to it.
+        self._unsynced = False
 
     @property
     def dirty(self) -> bool:
@@ -102,6 +109,15 @@ class Commit:
     def _lazy(self) -> bool:
         return self._image.settings.lazy_refcounts
 
+    @property
+    def unsynced(self) -> bool:
+        """Whether something may have been written that is not on stable storage yet."""
+        return self._unsynced
+
+    def wrote(self) -> None:
+        """Take note that data or metadata was written that later writes will refer to."""
+        self._unsynced = True
+
     def free(self, first: int, count: int = 1, *, discard: bool = False) -> None:
         """Give up one reference to each of these clusters, once the file no longer has it."""
         self._freed_clusters += count
@@ -112,12 +128,10 @@ class Commit:
                 return
         self._freed.append(Freed(first, count, discard))
 
-    def free_many(
-        self, clusters: NDArray[np.int64], counts: NDArray[np.int64], *, discard: bool = False
-    ) -> None:
-        """Drop `counts` references to sorted clusters, once the file no longer has them."""
-        self._freed_clusters += len(clusters)
-        self._freed_many.append(FreedMany(clusters, counts, discard))
+    def free_many(self, references: References, *, discard: bool = False) -> None:
+        """Give up references, once the file no longer has them."""
+        self._freed_clusters += references.total
+        self._freed_many.append(FreedMany(references, discard))
 
     def forget(self, cluster: int) -> None:
         """Discard a cluster of the external data file, once no entry in the file refers to it.
@@ -179,17 +193,15 @@ class Commit:
         refcounts = image.refcounts
         dirty = refcounts.dirty_blocks()
         if dirty:
-            self.unsynced = True
+            self._unsynced = True
             await run_all([self._write_block(block) for block in dirty])
         if refcounts.dirty_entries:
             await image.file.flush()
-            for index in sorted(refcounts.dirty_entries):
-                place = image.header.reftable_offset + 8 * index
-                await write_array(
-                    image.file, place, refcounts.table[index : index + 1].astype(">u8")
-                )
+            for low, high in _pages(refcounts.dirty_entries):
+                place = image.header.reftable_offset + 8 * low
+                await write_array(image.file, place, refcounts.table[low:high].astype(">u8"))
             refcounts.dirty_entries.clear()
-            self.unsynced = True
+            self._unsynced = True
 
     async def _write_block(self, block: RefBlock) -> None:
         offset, raw = self._image.refcounts.encode(block)
@@ -198,15 +210,15 @@ class Commit:
 
     async def sync(self) -> None:
         """Put data and metadata written so far on stable storage."""
-        self.unsynced = False  # what is written from now on is not covered
+        self._unsynced = False  # what is written from now on is not covered
         try:
             await self.flush_files()
         except BaseException:
-            self.unsynced = True
+            self._unsynced = True
             raise
 
     async def flush_files(self) -> None:
-        """Flush the children. For those who don't hold the lock: `unsynced` stays what it is."""
+        """Flush the children. For those who don't hold the lock: `wrote` still counts."""
         image = self._image
         if image.data is not image.file:
             await image.data.flush()
@@ -217,18 +229,18 @@ class Commit:
         tables = image.tables
         dirty = tables.dirty_slices()
         if dirty:
-            if self.unsynced:
+            if self._unsynced:
                 await self.sync()
-            self.unsynced = True
+            self._unsynced = True
             await run_all([self._write_slice(found) for found in dirty])
         if tables.l1_changes.dirty:
-            if self.unsynced:
+            if self._unsynced:
                 await self.sync()
             low, high = tables.l1_changes.low, tables.l1_changes.high
             raw = tables.l1[low:high].astype(">u8")
             await write_array(image.file, image.header.l1_offset + 8 * low, raw)
             tables.l1_changes.clean()
-            self.unsynced = True
+            self._unsynced = True
 
     async def _write_slice(self, found: L2Slice) -> None:
         per_entry = self._image.tables.words_per_entry
@@ -251,12 +263,12 @@ class Commit:
     async def _release(self) -> None:
         """Let go of clusters that the file no longer refers to."""
         image = self._image
-        if self.unsynced:
+        if self._unsynced:
             await self.sync()
         await image.publisher.settle()
         image.reader.forget_compressed()
         forgotten, self._forgotten = self._forgotten, set()
-        for first, count in _runs(sorted(forgotten)):
+        for first, count in runs(np.array(sorted(forgotten), np.int64)):
             await self._discard(image.data, first, count)
         self._freed_clusters = 0
         self._freed = [
@@ -266,16 +278,21 @@ class Commit:
         ]
         while self._freed:
             part = self._freed[-1]
-            free = await self._drop(image.refcounts.change(part.first, part.length, -1))
+            change = image.refcounts.change(part.first, part.length, -1)
+            free = await self._drop(change)
             self._freed.pop()
-            await self._forget_free(free, discard=part.discard)
+            if free is not None:
+                await self._forget_free(free, discard=part.discard)
         while self._freed_many:
-            clusters, counts, discard = self._freed_many[-1]
-            free = await self._drop(change_refcounts(image, clusters, -counts))
+            references, discard = self._freed_many[-1]
+            pace = Pace(image, "freeing clusters")
+            free_many = await self._drop(change_refcounts(image, references, -1, pace))
             self._freed_many.pop()
-            await self._forget_free(free, discard=discard)
+            for free in free_many or ():
+                await self._forget_free(free, discard=discard)
+                await pace.turn()
 
-    async def _drop(self, change: Awaitable[list[int]]) -> list[int]:
+    async def _drop(self, change: Awaitable[T]) -> T | None:
         """Drop refcounts; return which clusters became free. If that fails, clusters are leaked."""
         try:
             return await change
@@ -283,14 +300,15 @@ class Commit:
             self._image.check_usable()
             text = "%s: clusters are leaked: %s"
             logger.warning(text, self._image.file.node.filename, reason(error))
-            return []
+            return None
 
-    async def _forget_free(self, clusters: list[int], *, discard: bool) -> None:
-        for first, count in _runs(clusters):
-            self._image.overlap.check_freed(first, count)
-            self._image.allocator.released(first, count)
-            if discard:
-                await self.discard(first, count)
+    async def _forget_free(self, clusters: NDArray[np.int64], *, discard: bool) -> None:
+        if not len(clusters):
+            return
+        self._image.overlap.check_freed(clusters)
+        self._image.allocator.released(clusters)
+        for first, count in runs(clusters) if discard else ():
+            await self.discard(first, count)
 
     async def discard(self, first: int, count: int) -> None:
         """Have the file forget clusters that are free."""
@@ -334,8 +352,7 @@ class Commit:
         image = self._image
         header, refcounts, bits = image.header, image.refcounts, image.geometry.cluster_bits
         old, old_clusters = header.reftable_offset >> bits, header.reftable_clusters
-        refcounts.table = table
-        refcounts.dirty_entries.clear()
+        refcounts.take_table(table)
         for block in blocks:
             refcounts.add(block)
         image.overlap.metadata_removed(old, old_clusters)
@@ -344,12 +361,10 @@ class Commit:
         await image.header_file.go_over(reftable_offset=offset, reftable_clusters=clusters)
 
 
-def _runs(clusters: list[int]) -> list[tuple[int, int]]:
-    """Join consecutive numbers: first, count."""
-    runs: list[tuple[int, int]] = []
-    for cluster in clusters:
-        if runs and runs[-1][0] + runs[-1][1] == cluster:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((cluster, 1))
-    return runs
+def _pages(entries: set[int]) -> list[tuple[int, int]]:
+    """Return ranges [low, high) that have these entries of a table, one for each page of them."""
+    pages: dict[int, tuple[int, int]] = {}
+    for entry in sorted(entries):
+        low, _ = pages.get(entry // _PAGE, (entry, entry))
+        pages[entry // _PAGE] = (low, entry + 1)
+    return list(pages.values())

@@ -53,7 +53,7 @@ async def create(options: BlockdevCreateOptionsQcow2, graph: Graph, pause: Pause
             raise BlockError(_too_old("External data files are only supported with compatibility"))
         async with graph.borrowed(data_ref) as data:
             check_formattable(data)
-            from vhostblk.block.graph.describe import image_name
+            from vhostblk.block.graph.image_name import image_name
 
             parsed.data_file = image_name(data).encode(errors="surrogateescape")
             await _create(options, graph, parsed, mode, (file, data), pause)

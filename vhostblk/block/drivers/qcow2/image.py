@@ -13,7 +13,7 @@ import asyncio
 import errno
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from vhostblk.block.drivers.qcow2.allocator import Allocator
 from vhostblk.block.drivers.qcow2.bitmap_store import BitmapStore
 from vhostblk.block.drivers.qcow2.commit import Commit
 from vhostblk.block.drivers.qcow2.flush import Flusher
+from vhostblk.block.drivers.qcow2.guest_data import GuestData
 from vhostblk.block.drivers.qcow2.header_file import HeaderFile
 from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK, Autoclear, Incompatible
 from vhostblk.block.drivers.qcow2.opening import UNREADABLE
@@ -38,7 +39,7 @@ from vhostblk.block.drivers.qcow2.snapshots import (
     parse_table,
 )
 from vhostblk.block.drivers.qcow2.tables import L2Cache
-from vhostblk.block.drivers.qcow2.transfer import Mutex, read_array, read_bytes
+from vhostblk.block.drivers.qcow2.transfer import Mutex, fill, read_bytes, read_table
 from vhostblk.block.drivers.qcow2.write import Writer
 from vhostblk.block.drivers.qcow2.zero import Zeroer
 from vhostblk.block.errors import BlockError
@@ -71,6 +72,7 @@ class Image:
     ) -> None:
         self.file = file
         self.data = data
+        self.guest_data = GuestData(data)
         self.backing = backing
         self.header = parsed
         self.geometry = parsed.geometry
@@ -124,29 +126,34 @@ class Image:
         """Read tables and make the parts; raises BlockError."""
         parsed, geometry = self.header, self.geometry
         with errors_as(BlockError, UNREADABLE):
-            l1 = await read_array(self.file, parsed.l1_offset, parsed.l1_size, ">u8")
+            l1 = await read_table(self.file, parsed.l1_offset, parsed.l1_size)
             entries = parsed.reftable_clusters << geometry.cluster_bits >> 3
-            reftable = await read_array(self.file, parsed.reftable_offset, entries, ">u8")
+            reftable = await read_table(self.file, parsed.reftable_offset, entries)
             self.snapshots = await self._read_snapshots()
             await self.bitmaps.load_directory()
         self._make_parts(l1, reftable)
 
     def take_tables(self, read: TopTables) -> None:
         """Make the parts of an image without snapshots and bitmaps, of which this was read."""
-        self._make_parts(np.frombuffer(read.l1, ">u8"), np.frombuffer(read.refcounts, ">u8"))
+        parsed = self.header
+        l1 = np.zeros(parsed.l1_size, np.uint64)
+        fill(l1, 0, np.frombuffer(read.l1, ">u8"))
+        reftable = np.zeros(
+            parsed.reftable_clusters << parsed.geometry.cluster_bits >> 3, np.uint64
+        )
+        fill(reftable, 0, np.frombuffer(read.refcounts, ">u8"))
+        self._make_parts(l1, reftable)
 
-    def _make_parts(self, l1: NDArray[Any], reftable: NDArray[Any]) -> None:
+    def _make_parts(self, l1: NDArray[np.uint64], reftable: NDArray[np.uint64]) -> None:
         geometry, settings = self.geometry, self.settings
         self.tables = L2Cache(
             self.file,
             geometry,
-            l1.astype(np.uint64),
+            l1,
             settings.l2_slice_size,
             settings.l2_slices,
         )
-        self.refcounts = Refcounts(
-            self.file, geometry, reftable.astype(np.uint64), settings.refblocks
-        )
+        self.refcounts = Refcounts(self.file, geometry, reftable, settings.refblocks)
         self.refcounts.corrupt = self.corruption
         self.refcounts.check_place = self._check_block
         self.forget_storage()
@@ -167,6 +174,40 @@ class Image:
         )
         for found in self.tables.slices.values():
             found.placed = False
+
+    def allow_writes(self, *, allowed: bool) -> None:
+        """Take note whether the node may write to the image."""
+        self.writable = allowed
+
+    def defer_writes(self) -> None:
+        """Fail what changes the image until `admit_writes` is called: it is not prepared yet."""
+        self.unusable = True
+
+    def admit_writes(self) -> None:
+        """Undo `defer_writes`."""
+        self.unusable = False
+
+    def references_dropped(self) -> None:
+        """Take note that clusters may have lost a reference without getting their "copied" bit."""
+        self.untidy = True
+
+    def tidied_up(self) -> None:
+        """Take note that all "copied" bits are right again."""
+        self.untidy = False
+
+    def take_backing(self, backing: Edge | None) -> None:
+        """Use another backing file, or none; no operation is in flight."""
+        self.backing = backing
+        self.new_publisher()
+
+    def take_l1(self, table: NDArray[np.uint64]) -> None:
+        """Use another L1 table for the disk's present size, as the file's header does already.
+
+        No slices of the former one are in the cache.
+        """
+        self.tables.take_l1(table)
+        self.new_publisher()
+        self.overlap.collect()
 
     def new_publisher(self) -> None:
         """Start a table of its own for the disk's present size; no operation is in flight."""
@@ -248,13 +289,13 @@ class Image:
 
     async def _own_slice(self, offset: int) -> L2Slice:
         """Return the L2 slice for a guest offset; only the active disk refers to its table."""
-        tables, bits = self.tables, self.geometry.cluster_bits
+        tables = self.tables
         found = await self.reader.slice_at(offset)
-        index = offset >> (bits + self.geometry.l2_bits)
+        index = tables.l1_index(tables.slice_of(offset))
         word = int(tables.l1[index])
         if found is None or not word & COPIED:
             await self._new_table(index, word)
-            found = await tables.load(offset >> tables.span_bits)
+            found = await tables.load(tables.slice_of(offset))
             assert found is not None
         return found
 
@@ -302,7 +343,7 @@ class Image:
             tables.move_table(index, run.first << bits)
             self.overlap.metadata_removed(old, 1)
             self.commit.free(old, discard=self.settings.discard_other)
-        self.commit.unsynced = True
+        self.commit.wrote()
         tables.set_l1(index, run.first << bits | COPIED)
 
     def check_l1(self, index: int, count: int = 1) -> None:
@@ -324,10 +365,9 @@ class Image:
     async def _load_whole_table(self, index: int) -> None:
         """Have all slices of an L2 table in the cache."""
         tables = self.tables
-        first = index << tables.per_table_bits
         slices: list[L2Slice] = []
         try:
-            for number in range(first, first + (1 << tables.per_table_bits)):
+            for number in tables.slices_of(index):
                 found = await tables.load(number)
                 assert found is not None
                 found.pins += 1

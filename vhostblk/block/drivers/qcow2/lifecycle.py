@@ -104,7 +104,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
         assert self._tables is not None
         image.take_tables(self._tables)
         self._tables = None
-        image.writable = self.writable_image
+        image.allow_writes(allowed=self.writable_image)
         return image
 
     def _new_image(self) -> Image:
@@ -122,7 +122,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
         self.auto_backing_name = ""
         backing = self.children.get(inherit.BACKING)
         if backing is not None and self.options.backing is UNSET:
-            from vhostblk.block.graph.describe import image_name
+            from vhostblk.block.graph.image_name import image_name
 
             self.auto_backing_name = image_name(backing.node)
         elif parsed.backing_file:
@@ -151,7 +151,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
     async def _prepare_writing(self) -> None:
         """Prepare an image that was just loaded for the first write."""
         image = self._image
-        image.writable = self.writable_image
+        image.allow_writes(allowed=self.writable_image)
         if not image.writable:
             return
         with errors_as(BlockError, "Could not update qcow2 header"):
@@ -304,7 +304,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
         self._settings = settle(options, self._header)
         if self._is_loaded:
             self._image.take_settings(self._settings)
-            self._image.writable = self.writable_image
+            self._image.allow_writes(allowed=self.writable_image)
         self._schedule_cleaning()
 
     def refresh_limits(self) -> None:

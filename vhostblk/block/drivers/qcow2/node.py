@@ -110,7 +110,7 @@ class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverla
                 entry = int(entries[first])
                 if entry & READ:
                     inside = offset & ((1 << bits) - 1)
-                    await image.data.preadv((entry & _OFFSET) + inside, iov)
+                    await image.guest_data.read((entry & _OFFSET) + inside, iov)
                     return
                 if entry & READ_ZERO:
                     iov.fill(0)
@@ -122,8 +122,8 @@ class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverla
     async def block_status(self, offset: int, length: int) -> Extent:
         image = self._image
         # Only as far as one slice goes: callers ask again.
-        span = 1 << image.tables.span_bits
-        piece = (await image.reader.pieces(offset, min(length, span - (offset & (span - 1)))))[0]
+        end = min(offset + length, image.tables.slice_end(offset))
+        piece = (await image.reader.pieces(offset, end - offset))[0]
         status = BlockStatus.NONE
         where = piece.host if piece.kind is not Kind.COMPRESSED else -1
         if piece.kind in (Kind.DATA, Kind.COMPRESSED):
@@ -166,8 +166,8 @@ class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverla
             return
         phase = publisher.begin()
         try:
-            await image.data.pwritev(host, iov)
-            image.commit.unsynced = True
+            await image.guest_data.write(host, iov)
+            image.commit.wrote()
         finally:
             publisher.end(phase)
 
@@ -251,8 +251,7 @@ class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverla
         if not self._is_loaded:
             return
         if role == inherit.BACKING:
-            self._image.backing = self.children.get(inherit.BACKING)
-            self._image.new_publisher()
+            self._image.take_backing(self.children.get(inherit.BACKING))
         elif role == "file":
             self._image.forget_storage()
 

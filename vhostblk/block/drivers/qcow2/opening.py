@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class TopTables(NamedTuple):
-    """The L1 table and the refcount table, as they are in the file."""
+    """The L1 table and the refcount table, as far as they are in the file."""
 
     l1: bytes
     refcounts: bytes
@@ -74,10 +74,16 @@ async def read_top_tables(file: Edge, parsed: Header) -> TopTables | None:
         return None
     with errors_as(BlockError, UNREADABLE):
         return TopTables(
-            await read_plainly(file, parsed.l1_offset, 8 * parsed.l1_size),
-            await read_plainly(
+            await _read_words(file, parsed.l1_offset, 8 * parsed.l1_size),
+            await _read_words(
                 file,
                 parsed.reftable_offset,
                 parsed.reftable_clusters << parsed.geometry.cluster_bits,
             ),
         )
+
+
+async def _read_words(file: Edge, offset: int, length: int) -> bytes:
+    """Read the part of a table that is in the file."""
+    there = max(file.node.size - offset, 0) & ~7
+    return await read_plainly(file, offset, min(length, there)) if there else b""

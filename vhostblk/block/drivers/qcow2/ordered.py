@@ -46,6 +46,15 @@ def grouped(
     return ordered[ends], again, (keys[ends] & 1) != 0
 
 
+def runs(ordered: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Join consecutive ones of sorted different numbers: first, count."""
+    breaks = np.flatnonzero(np.diff(ordered) != 1) + 1
+    starts = np.concatenate([[0], breaks]) if len(ordered) else breaks
+    firsts = ordered[starts].tolist()
+    counts = np.diff(starts, append=len(ordered)).tolist()
+    return list(zip(firsts, counts, strict=True))
+
+
 def _ends(ordered: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return, for each of sorted numbers, whether it is the last of its value."""
     ends = np.ones(len(ordered), bool)

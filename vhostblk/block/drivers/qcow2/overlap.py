@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vhostblk.block.drivers.qcow2.gather import clusters_of, read_snapshot_tables, snapshot_tables
 from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK, REFTABLE_OFFSET_MASK
 from vhostblk.block.drivers.qcow2.ordered import grouped, in_both, repeated, sorted_once
-from vhostblk.block.drivers.qcow2.references import cluster_spans
-from vhostblk.block.drivers.qcow2.transfer import read_array
+from vhostblk.block.drivers.qcow2.pace import Pace
+from vhostblk.block.drivers.qcow2.transfer import pieces
 from vhostblk.errors import os_error
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 #: The number of L1 entries of snapshots that are read at most.
 _MAX_INACTIVE_ENTRIES = 16 << 20
+#: The number of clusters of these tables that are known at most.
+_MAX_INACTIVE_CLUSTERS = 1 << 20
 
 #: Option members, and the names of the structures in messages, in the order of checking.
 NAMES = {
@@ -82,13 +85,7 @@ class Overlap:
             "active_l1": span(header.l1_offset, 8 * header.l1_size),
             "refcount_table": span(header.reftable_offset, header.reftable_clusters << bits),
             "snapshot_table": span(header.snapshots_offset, image.snapshots.table_bytes),
-            "inactive_l1": sorted_once(  # several snapshots may have one
-                cluster_spans(
-                    bits,
-                    [each.l1_offset for each in snapshots],
-                    [8 * each.l1_size for each in snapshots],
-                )
-            ),
+            "inactive_l1": self._inactive_l1(),
             "refcount_block": _targets(reftable, REFTABLE_OFFSET_MASK, bits),
         }
         if header.bitmaps is not None:
@@ -96,7 +93,7 @@ class Overlap:
         if geometry.external_data:
             self._data_exempt = True
         # Several L1 entries may lead to an L2 table as long as none may change it in place.
-        leading = l1[l1 & np.uint64(OFFSET_MASK) != 0]
+        leading = _pointers(l1, OFFSET_MASK)
         targets = _targets(leading, OFFSET_MASK, bits)
         tables, again, copied = grouped(targets, leading & np.uint64(COPIED) != 0)
         found["active_l2"] = tables
@@ -113,22 +110,32 @@ class Overlap:
 
     _data_exempt = False
 
+    def _inactive_l1(self) -> NDArray[np.int64]:
+        """Return the clusters of the snapshots' L1 tables, as far as these are in the file."""
+        image = self._image
+        end = image.geometry.clusters(image.file.node.size)
+        ranges = clusters_of(image.geometry.cluster_bits, snapshot_tables(image)).near(0, end)
+        if int((ranges.stops - ranges.starts).sum()) > _MAX_INACTIVE_CLUSTERS:
+            self._too_long()
+            ranges = ranges.beginning(_MAX_INACTIVE_CLUSTERS)
+        return ranges.listed()
+
+    def _too_long(self) -> None:
+        logger.warning(
+            "%s: the snapshots' L1 tables are too long for overlap-check to know them all",
+            self._image.file.node.filename,
+        )
+
     async def complete(self) -> None:
         """Look up the L2 tables of snapshots; raises OSError."""
         image, left = self._image, _MAX_INACTIVE_ENTRIES
         found = np.zeros(0, np.int64)
-        for offset, size in dict.fromkeys(
-            (each.l1_offset, each.l1_size) for each in image.snapshots.entries
-        ):
-            left -= size
+        async for words, _ in read_snapshot_tables(image, Pace(image, "reading snapshots")):
+            left -= len(words)
             if left < 0:
-                logger.warning(
-                    "%s: the snapshots' L1 tables are too long for overlap-check to know them all",
-                    image.file.node.filename,
-                )
+                self._too_long()
                 break
-            table = await read_array(image.file, offset, size, ">u8")
-            targets = _targets(table.astype(np.uint64), OFFSET_MASK, image.geometry.cluster_bits)
+            targets = _targets(words, OFFSET_MASK, image.geometry.cluster_bits)
             found = sorted_once(np.concatenate([found, targets]))
         self._clusters["inactive_l2"] = found
         contested = in_both(found, self._claimed)
@@ -221,9 +228,17 @@ class Overlap:
         for cluster in in_both(targets, self._contested).tolist():
             self.check_table("active_l2", cluster << bits, 1 << bits)
 
-    def check_freed(self, first: int, count: int) -> None:
-        """Raise OSError(EIO), and mark the image corrupt, if clusters just freed hold metadata."""
-        self._check(first, count)
+    def check_freed(self, clusters: NDArray[np.int64]) -> None:
+        """Raise OSError(EIO), and mark the image corrupt, if sorted clusters hold metadata.
+
+        They have just become free.
+        """
+        known = self._all_clusters()
+        if not len(known) or known[0] > clusters[-1] or known[-1] < clusters[0]:
+            return
+        places = np.minimum(np.searchsorted(known, clusters), len(known) - 1)
+        for cluster in clusters[known[places] == clusters].tolist():
+            self._check(cluster, 1)
 
     def check_allocation(self, first: int, count: int) -> None:
         """Raise OSError(EIO), and mark the image corrupt, if free clusters hold metadata."""
@@ -259,6 +274,12 @@ def _has(clusters: NDArray[np.int64], first: int, count: int) -> bool:
 
 def _targets(table: NDArray[np.uint64], mask: int, bits: int) -> NDArray[np.int64]:
     """Return the clusters that a table's entries point to."""
-    offsets = table & np.uint64(mask)
-    clusters: NDArray[np.int64] = (offsets[offsets != 0] >> np.uint64(bits)).astype(np.int64)
+    offsets = _pointers(table, mask) & np.uint64(mask)
+    clusters: NDArray[np.int64] = (offsets >> np.uint64(bits)).astype(np.int64)
     return clusters
+
+
+def _pointers(table: NDArray[np.uint64], mask: int) -> NDArray[np.uint64]:
+    """Return the entries of a table that point to something."""
+    found = [part[part & np.uint64(mask) != 0] for part in pieces(table)]
+    return np.concatenate([np.zeros(0, np.uint64), *found])

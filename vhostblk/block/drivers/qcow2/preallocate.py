@@ -29,11 +29,11 @@ async def preallocate(
 
     `zeroes`: extended L2 entries read as zeroes, and hide the backing file. Raises OSError.
     """
-    geometry, tables = image.geometry, image.tables
+    geometry = image.geometry
     first, last = geometry.clusters(image.size), geometry.clusters(size)
     if not geometry.external_data:
         await image.allocator.reserve(_estimate(image, last - first), _of_file(mode))
-    per_slice = 1 << tables.slice_bits
+    per_slice = image.publisher.slice_clusters
     for cluster in range(first // per_slice * per_slice, last, per_slice):
         low, high = max(first - cluster, 0), min(last - cluster, per_slice)
         found = await image.ensure_table((cluster + low) << geometry.cluster_bits)
@@ -42,7 +42,7 @@ async def preallocate(
             await _map(image, found, cluster, low, high, zeroes=zeroes)
         finally:
             found.pins -= 1
-        image.commit.unsynced = True
+        image.commit.wrote()
         await image.relieve()
         await pause()
 

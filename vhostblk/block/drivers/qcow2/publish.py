@@ -79,12 +79,12 @@ class Publisher:
     @property
     def slice_clusters(self) -> int:
         """How many clusters a slice has entries for."""
-        return 1 << self._image.tables.slice_bits
+        return self._image.tables.entry_mask + 1
 
     def run(self, number: int, low: int, high: int) -> NDArray[np.uint64]:
         """Return the entries of clusters [low, high) of a slice, as a view to change in place."""
         image = self._image
-        first = (number << image.tables.slice_bits) + low
+        first = image.tables.first_cluster(number) + low
         shift = image.geometry.cluster_bits - self.unit_bits
         return self.entries[first << shift : (first + high - low) << shift]
 
@@ -118,7 +118,7 @@ class Publisher:
         if not len(self.entries) or image.unusable:
             return np.zeros(0, np.uint64)
         tables, geometry = image.tables, image.geometry
-        first_cluster = (found.number << tables.slice_bits) + low
+        first_cluster = tables.first_cluster(found.number) + low
         per_entry = tables.words_per_entry
         return map_entries(
             geometry,
@@ -275,7 +275,7 @@ class Publisher:
     def extent_map(self) -> ExtentMap | None:
         """Return the map, where the data file is one that the engine can use."""
         image = self._image
-        below = image.data.extent_map()
+        below = image.guest_data.extent_map()
         if self._table is None or below is None or below.kind is not ExtentKind.LINEAR:
             return None
         if below.offset:

@@ -47,12 +47,12 @@ class Reader:
         """Return the L2 slice for a guest offset; None where there is no L2 table."""
         image = self._image
         tables = image.tables
-        number = offset >> tables.span_bits
+        number = tables.slice_of(offset)
         found = tables.slices.get(number)
         if found is not None:
             found.used = True
             return found
-        index = number >> tables.per_table_bits
+        index = tables.l1_index(number)
         if index >= len(tables.l1):
             return None
         table = int(tables.l1[index]) & OFFSET_MASK
@@ -96,14 +96,14 @@ class Reader:
     def known_absent(self, offset: int, length: int) -> bool:
         """Tell whether the tables in memory say that the image itself has nothing of a range."""
         tables, bits = self._image.tables, self._image.geometry.cluster_bits
-        number = offset >> tables.span_bits
-        if number != (offset + length - 1) >> tables.span_bits:
+        number = tables.slice_of(offset)
+        if number != tables.slice_of(offset + length - 1):
             return False
         found = tables.slices.get(number)
         if found is None:
-            index = number >> tables.per_table_bits
+            index = tables.l1_index(number)
             return index < len(tables.l1) and not int(tables.l1[index]) & OFFSET_MASK
-        mask, step = (1 << tables.slice_bits) - 1, tables.words_per_entry
+        mask, step = tables.entry_mask, tables.words_per_entry
         first, last = offset >> bits & mask, (offset + length - 1) >> bits & mask
         return not found.words[first * step : (last + 1) * step].any()
 
@@ -115,15 +115,14 @@ class Reader:
         stop = offset + length
         while offset < stop:
             found = await self.slice_at(offset)
-            end = min(stop, ((offset >> tables.span_bits) + 1) << tables.span_bits)
+            end = min(stop, tables.slice_end(offset))
             if found is None:
-                if not (offset >> tables.span_bits) >> tables.per_table_bits >= len(tables.l1):
-                    table_span = tables.span_bits + tables.per_table_bits
-                    end = min(stop, ((offset >> table_span) + 1) << table_span)
+                if tables.l1_index(tables.slice_of(offset)) < len(tables.l1):
+                    end = min(stop, tables.table_end(offset))
                 _append(result, Piece(Kind.UNALLOCATED, offset, end - offset, -1))
                 offset = end
                 continue
-            mask = (1 << tables.slice_bits) - 1
+            mask = tables.entry_mask
             while offset < end:
                 cluster = offset >> geometry.cluster_bits
                 entry = self.entry_at(found, cluster & mask, cluster)
@@ -166,7 +165,7 @@ class Reader:
     def _read_piece(self, piece: Piece, iov: IoVec) -> Coroutine[Any, Any, None]:
         image = self._image
         if piece.kind is Kind.DATA:
-            return image.data.preadv(piece.host, iov)
+            return image.guest_data.read(piece.host, iov)
         if piece.kind is Kind.COMPRESSED:
             return self._read_compressed(piece, iov)
         if piece.kind is Kind.UNALLOCATED and image.backing is not None:

@@ -1,73 +1,132 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changing the refcounts of many clusters at once, as snapshots do."""
+"""Changing the refcounts of many clusters at once, as snapshots do, block by block."""
 
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vhostblk.block.drivers.qcow2.ordered import sorted_once
 from vhostblk.errors import os_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhostblk.block.drivers.qcow2.image import Image
+    from vhostblk.block.drivers.qcow2.pace import Pace
     from vhostblk.block.drivers.qcow2.refcounts import RefBlock
+    from vhostblk.block.drivers.qcow2.references import References
+
+#: Refcounts that are changed at once; a block may have millions.
+_WINDOW = 1 << 16
 
 
-async def check_refcounts(image: Image, clusters: NDArray[np.int64], by: NDArray[np.int64]) -> None:
-    """Raise OSError if the refcounts of sorted clusters can't be changed by `by`."""
-    for index, low, high in _by_block(image, clusters):
-        await _changed(image, index, clusters[low:high], by[low:high])
+class _Change(NamedTuple):
+    """New values of a part of a refcount block, from entry `low` on."""
+
+    block: RefBlock
+    low: int
+    #: Whether each value changes, and what it becomes.
+    changes: NDArray[np.bool_]
+    after: NDArray[Any]
+
+
+async def check_refcounts(image: Image, references: References, sign: int, pace: Pace) -> None:
+    """Raise OSError if references can't be added to the refcounts (`sign` +1), or taken (-1)."""
+    pace.begin("checking refcounts", 1)
+    for first, stop in _windows(image, references):
+        await _change(image, references, sign, first, stop)
+        await pace.turn()
 
 
 async def change_refcounts(
-    image: Image, clusters: NDArray[np.int64], by: NDArray[np.int64]
-) -> list[int]:
-    """Add `by` to the refcounts of sorted clusters; return the clusters that became free.
+    image: Image, references: References, sign: int, pace: Pace
+) -> list[NDArray[np.int64]]:
+    """Add references to the refcounts, or take them; return the clusters that became free.
 
     Raises OSError; nothing has changed then.
     """
-    freed: list[int] = []
-    done: list[tuple[RefBlock, NDArray[np.int64], NDArray[Any]]] = []
+    freed: list[NDArray[np.int64]] = []
+    done: list[tuple[_Change, NDArray[Any]]] = []
+    windows = _windows(image, references)
+    pace.begin("changing refcounts", len(windows))
     try:
-        for index, low, high in _by_block(image, clusters):
-            some = clusters[low:high]
-            block, places, changed = await _changed(image, index, some, by[low:high])
-            done.append((block, places, block.values[places]))
-            block.values[places] = changed.astype(block.values.dtype)
-            block.touch(int(places[0]), int(places[-1]) + 1)
-            freed += some[changed == 0].tolist()
+        for first, stop in windows:
+            change = await _change(image, references, sign, first, stop)
+            if change is not None:
+                done.append((change, _put(change, change.after)))
+                free = change.changes & (change.after == 0)
+                if free.any():
+                    freed.append(first + np.flatnonzero(free))
+            await pace.turn()
     except BaseException:
-        for block, places, before in done:
-            block.values[places] = before
+        for change, before in done:
+            _put(change, before)
         raise
     return freed
 
 
-def _by_block(image: Image, clusters: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """Return (block index, start, stop) of each refcount block that sorted clusters need."""
+def _windows(image: Image, references: References) -> list[tuple[int, int]]:
+    """Return ranges of clusters that may be referred to, each in one refcount block."""
+    bits = min(image.geometry.refblock_bits, _WINDOW.bit_length() - 1)
+    return [(each << bits, each + 1 << bits) for each in references.blocks(bits).tolist()]
+
+
+def _put(change: _Change, values: NDArray[Any]) -> NDArray[Any]:
+    """Put values in a refcount block; return the former ones."""
+    low, high = change.low, change.low + len(values)
+    before = change.block.values[low:high].copy()
+    change.block.values[low:high] = values
+    places = np.flatnonzero(change.changes)
+    change.block.touch(low + int(places[0]), low + int(places[-1]) + 1)
+    return before
+
+
+async def _change(
+    image: Image, references: References, sign: int, first: int, stop: int
+) -> _Change | None:
+    """Return what becomes of the refcounts of clusters in one block; None: they stay."""
+    counts = references.window(first, stop)
+    changes = counts != 0
+    if not changes.any():
+        return None
     bits = image.geometry.refblock_bits
-    indexes = sorted_once(clusters >> bits)
-    lows = np.searchsorted(clusters, indexes << bits).tolist()
-    return list(zip(indexes.tolist(), lows, [*lows, len(clusters)][1:], strict=True))
-
-
-async def _changed(
-    image: Image, index: int, clusters: NDArray[np.int64], by: NDArray[np.int64]
-) -> tuple[RefBlock, NDArray[np.int64], NDArray[Any]]:
-    """Return a block, the indexes of the counts that change, and their new values."""
-    block = await image.refcounts.block(index)
+    block = await image.refcounts.block(first >> bits)
     if block is None:
         raise OSError(errno.EIO, "the image is corrupt: clusters in use have no refcount")
     await image.refcounts.check_place(block.host)
-    places = clusters - (index << image.geometry.refblock_bits)
-    changed = block.values[places].astype(object) + by.astype(object)
-    if (changed > image.geometry.refcount_max).any():
-        raise os_error(errno.EINVAL)
-    if (changed < 0).any():
-        raise OSError(errno.EIO, "the image is corrupt: refcounts are too low")
-    return block, places, changed
+    low = first & ((1 << bits) - 1)
+    before = block.values[low : low + len(counts)].astype(np.uint64)
+    by = counts.astype(np.uint64)
+    if sign > 0:
+        if (before > np.uint64(image.geometry.refcount_max) - by).any() or (
+            int(counts.max()) > image.geometry.refcount_max
+        ):
+            raise os_error(errno.EINVAL)
+        after = before + by
+    else:
+        if (before < by).any():
+            raise OSError(errno.EIO, "the image is corrupt: refcounts are too low")
+        after = before - by
+    return _Change(block, low, changes, after.astype(block.values.dtype))
+
+
+async def refcounts_of(image: Image, clusters: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return the refcounts of clusters in any order; raises OSError."""
+    bits = image.geometry.refblock_bits
+    found = np.zeros(len(clusters), np.uint64)
+    blocks = clusters >> bits
+    order = None
+    if len(blocks) and (blocks[1:] < blocks[:-1]).any():
+        order = np.argsort(blocks, kind="stable")
+        clusters, blocks = clusters[order], blocks[order]
+    starts = np.flatnonzero(np.diff(blocks, prepend=-1))
+    for start, stop in pairwise([*starts.tolist(), len(blocks)]):
+        block = await image.refcounts.block(int(blocks[start]))
+        if block is not None:
+            found[start:stop] = block.values[clusters[start:stop] & ((1 << bits) - 1)]
+    if order is not None:
+        found[order] = found.copy()
+    return found

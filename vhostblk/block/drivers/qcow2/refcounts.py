@@ -85,6 +85,11 @@ class Refcounts:
         #: no storage, or overlaps other metadata.
         self.check_place: Callable[[int], Awaitable[None]] = _nothing
 
+    def take_table(self, table: NDArray[np.uint64]) -> None:
+        """Use another table, which the file has already."""
+        self.table = table
+        self.dirty_entries.clear()
+
     def block_offset(self, index: int) -> int:
         """Return the offset of a block; 0: there is no block. Raises OSError if it is invalid."""
         if index >= len(self.table):
@@ -121,12 +126,12 @@ class Refcounts:
         block = await self.block(cluster >> bits)
         return 0 if block is None else int(block.values[cluster & ((1 << bits) - 1)])
 
-    async def change(self, first: int, count: int, by: int) -> list[int]:
+    async def change(self, first: int, count: int, by: int) -> NDArray[np.int64]:
         """Add +1 or -1 to the counts of consecutive clusters; return those that became free.
 
         Raises OSError if a count can't be changed; the counts in earlier blocks have changed then.
         """
-        geometry, freed = self._geometry, []
+        geometry, freed = self._geometry, [np.zeros(0, np.int64)]
         mask = (1 << geometry.refblock_bits) - 1
         spans = list(self.by_block(first, count))
         for cluster, _ in spans if len(spans) > 1 else ():
@@ -145,9 +150,9 @@ class Refcounts:
                     self.corrupt(f"Cluster {cluster:#x} is in use and has refcount 0")
                     raise os_error(errno.EIO)
                 part -= part.dtype.type(1)
-                freed += (np.flatnonzero(part == 0) + cluster).tolist()
+                freed.append(np.flatnonzero(part == 0) + cluster)
             block.touch(low, high)
-        return freed
+        return np.concatenate(freed)
 
     def by_block(self, first: int, count: int) -> Iterator[tuple[int, int]]:
         """Split consecutive clusters by refcount block; yield (first, count)."""

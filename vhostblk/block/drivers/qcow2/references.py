@@ -1,174 +1,172 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything in an image that refers to host clusters, for `check`.
+"""How often host clusters are referred to.
 
-References are gathered as arrays of cluster numbers with weights, so memory and time go by what the
-file really has: a table that is referred to many times is read once.
+The counts of the file's first clusters are in one array, as the memory of an array is only used
+where it is touched. Those of the others are sorted by cluster, or kept as ranges. So memory goes by
+what an image has in its tables, wherever these lead to.
 """
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhostblk.block.drivers.qcow2.layout import (
-    ALL_SUBCLUSTERS,
-    COMPRESSED,
-    COMPRESSED_SECTOR,
-    OFFSET_MASK,
-    REFTABLE_OFFSET_MASK,
-    SUBCLUSTERS,
-)
-from vhostblk.block.drivers.qcow2.transfer import read_array
+from vhostblk.block.drivers.qcow2.ordered import sorted_once
+from vhostblk.block.drivers.qcow2.spans import spans
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from vhostblk.block.drivers.qcow2.image import Image
+    from vhostblk.block.drivers.qcow2.spans import Spans
 
-_COMPACT = 1 << 22
-#: After so many snapshots others have a turn on the event loop.
-_TURN = 256
-
-
-def cluster_spans(bits: int, offsets: Sequence[int], lengths: Sequence[int]) -> NDArray[np.int64]:
-    """Return the clusters of ranges of bytes, in their order; empty ranges and offset 0 have none.
-
-    Ranges end below 2**63.
-    """
-    starts, sizes = np.array(offsets, np.int64), np.array(lengths, np.int64)
-    there = (starts != 0) & (sizes != 0)
-    first, last = starts[there] >> bits, (starts + sizes - 1)[there] >> bits
-    counts = last - first + 1
-    before = np.cumsum(counts) - counts
-    return np.repeat(first - before, counts) + np.arange(counts.sum(), dtype=np.int64)
+#: At least this many clusters have their counts in the array; more if the file's storage is
+#: `_STORAGE` times as large as the array.
+_NEAR, _STORAGE = 5 << 20, 32
+#: Counts of clusters in a page of memory, as a binary logarithm.
+_PAGE_BITS = 9
+#: References that are sorted at once, at least.
+_SORTED = 1 << 18
+_NONE = np.zeros(0, np.int64)
+#: More than any cluster.
+_END = 1 << 62
 
 
-class Tally:
-    """How often each cluster is referred to."""
+class References:
+    """Counts of references; clusters from `near` on are kept sorted."""
 
-    def __init__(self) -> None:
-        self._clusters: list[NDArray[np.int64]] = []
-        self._weights: list[NDArray[np.int64]] = []
-        self._pending = 0
+    def __init__(self, near: int) -> None:
+        pages = -(-near >> _PAGE_BITS)
+        self._near = np.zeros(pages << _PAGE_BITS, np.int64)
+        self._touched = np.zeros(pages, bool)
+        #: The others, sorted, and how often each is referred to.
+        self._far, self._weights = _NONE, _NONE
+        self._pending: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        self._left = 0
+        self._ranges = spans(_NONE, _NONE)
 
-    def add(self, clusters: NDArray[Any], weight: int | NDArray[Any] = 1) -> None:
-        """Add references to clusters."""
-        self._clusters.append(clusters.astype(np.int64))
-        self._weights.append(np.broadcast_to(weight, clusters.shape).astype(np.int64))
-        self._pending += len(clusters)
-        if self._pending > _COMPACT:
-            self.counts()
+    @classmethod
+    def of_file(cls, image: Image) -> References:
+        """Make the counts for an image's clusters."""
+        node = image.file.node
+        storage = (node.allocated_size or 0) // (8 * _STORAGE)
+        return cls(min(image.geometry.clusters(node.size), max(_NEAR, storage)))
 
-    def add_range(self, bits: int, offset: int, nbytes: int, weight: int = 1) -> None:
-        """Add references to the clusters of a range of bytes."""
-        if nbytes:
-            last = offset + nbytes - 1 >> bits
-            self.add(np.arange(offset >> bits, last + 1, dtype=np.int64), weight)
+    def add(self, clusters: NDArray[np.int64], weight: int | NDArray[np.int64] = 1) -> None:
+        """Add references; `weight`: how many, or how many to each."""
+        if not len(clusters):
+            return
+        near = clusters < len(self._near)
+        if near.all():
+            self._add_near(clusters, weight)
+            return
+        if near.any():
+            self._add_near(clusters[near], _some(weight, near))
+            clusters, weight = clusters[~near], _some(weight, ~near)
+        weights = np.broadcast_to(np.asarray(weight, np.int64), clusters.shape)
+        self._pending.append((clusters, weights))
+        self._left += len(clusters)
 
-    def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return sorted cluster numbers and how often each is referred to."""
-        if not self._clusters:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        clusters, places = np.unique(np.concatenate(self._clusters), return_inverse=True)
-        weights = np.zeros(len(clusters), np.int64)
-        np.add.at(weights, places, np.concatenate(self._weights))
-        self._clusters, self._weights, self._pending = [clusters], [weights], 0
-        return clusters, weights
+    def _add_near(self, clusters: NDArray[np.int64], weight: int | NDArray[np.int64]) -> None:
+        # Of the same type as the counts, which is many times as fast.
+        np.add.at(self._near, clusters, np.asarray(weight, np.int64))
+        self._touched[clusters >> _PAGE_BITS] = True
+
+    def add_ranges(self, ranges: Spans) -> None:
+        """Add references to ranges of clusters; called once."""
+        size = len(self._near)
+        near = ranges.near(0, size)
+        for start, stop, count in zip(*(each.tolist() for each in near), strict=True):
+            self._near[start:stop] += count
+            self._touched[start >> _PAGE_BITS : (stop - 1 >> _PAGE_BITS) + 1] = True
+        self._ranges = ranges.near(size, _END)
+
+    @property
+    def untidy(self) -> bool:
+        """Whether so much is to be sorted that `tidy` should be called, on a thread."""
+        return self._left > max(_SORTED, len(self._far) // 2)
+
+    def tidy(self) -> None:
+        """Sort what was added."""
+        if not self._pending:
+            return
+        clusters = np.concatenate([self._far, *(each for each, _ in self._pending)])
+        weights = np.concatenate([self._weights, *(each for _, each in self._pending)])
+        self._pending.clear()
+        self._left = 0
+        order = np.argsort(clusters)
+        clusters, weights = clusters[order], weights[order]
+        starts = np.flatnonzero(np.diff(clusters, prepend=-1))
+        self._far, self._weights = clusters[starts], np.add.reduceat(weights, starts)
+
+    def sorted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the sorted clusters and their counts, if none has its count in the array."""
+        assert not len(self._near)
+        self.tidy()
+        return self._far, self._weights
+
+    # Looking at the counts.
+
+    def of(self, clusters: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the counts of clusters."""
+        self.tidy()
+        counts = self._ranges.of(clusters)
+        near = clusters < len(self._near)
+        counts[near] = self._near[clusters[near]]
+        if len(self._far) and not near.all():
+            places = np.minimum(np.searchsorted(self._far, clusters), len(self._far) - 1)
+            counts += np.where(self._far[places] == clusters, self._weights[places], 0)
+        return counts
+
+    def window(self, first: int, stop: int) -> NDArray[np.int64]:
+        """Return the counts of consecutive clusters."""
+        self.tidy()
+        counts = np.zeros(stop - first, np.int64)
+        near = self._near[first:stop]
+        counts[: len(near)] = near
+        low, high = np.searchsorted(self._far, [first, stop])
+        counts[self._far[low:high] - first] += self._weights[low:high]
+        ranges = self._ranges.near(first, stop)
+        for start, end, count in zip(*(each.tolist() for each in ranges), strict=True):
+            counts[start - first : end - first] += count
+        return counts
+
+    def distinct(self, first: int, stop: int) -> int:
+        """Return how many of consecutive clusters are referred to."""
+        self.tidy()
+        ranges = self._ranges.near(first, stop)
+        found = int((ranges.stops - ranges.starts).sum())
+        found += int(np.count_nonzero(self._near[first:stop]))
+        low, high = np.searchsorted(self._far, [first, stop])
+        return found + int((ranges.of(self._far[low:high]) == 0).sum())
+
+    @property
+    def most(self) -> int:
+        """The highest count."""
+        self.tidy()
+        far = self._weights + self._ranges.of(self._far)
+        return max(int(each.max(initial=0)) for each in (self._near, far, self._ranges.counts))
+
+    @property
+    def total(self) -> int:
+        """At most how many clusters are referred to, each counted once."""
+        ranges = self._ranges
+        pages = int(np.count_nonzero(self._touched)) << _PAGE_BITS
+        return pages + self._left + len(self._far) + int((ranges.stops - ranges.starts).sum())
+
+    def blocks(self, bits: int) -> NDArray[np.int64]:
+        """Return the numbers of the groups of `1 << bits` clusters that may have references."""
+        self.tidy()
+        pages = np.flatnonzero(self._touched)
+        if bits >= _PAGE_BITS:
+            near = pages >> bits - _PAGE_BITS
+        else:
+            per_page = 1 << _PAGE_BITS - bits
+            near = (pages[:, None] * per_page + np.arange(per_page)).reshape(-1)
+        groups = spans(self._ranges.starts >> bits, (self._ranges.stops - 1 >> bits) + 1)
+        return sorted_once(np.concatenate([near, self._far >> bits, groups.listed()]))
 
 
-async def gather_references(image: Image) -> tuple[Tally, int]:
-    """Return all references, and how many entries refer to what can't be."""
-    tally = Tally()
-    header, geometry = image.header, image.geometry
-    bits = geometry.cluster_bits
-    tally.add_range(bits, 0, geometry.cluster_size)
-    tally.add_range(bits, header.l1_offset, 8 * header.l1_size)
-    tally.add_range(bits, header.reftable_offset, header.reftable_clusters << bits)
-    wrong = _add_pointers(tally, image, image.refcounts.table, REFTABLE_OFFSET_MASK)
-    tables = [image.tables.l1]
-    if image.snapshots.entries:
-        tally.add_range(bits, header.snapshots_offset, image.snapshots.table_bytes)
-    snapshots = image.snapshots.entries
-    sizes = [8 * each.l1_size for each in snapshots]
-    tally.add(cluster_spans(bits, [each.l1_offset for each in snapshots], sizes))
-    for number, snapshot in enumerate(snapshots, 1):
-        if number % _TURN == 0:
-            await asyncio.sleep(0)
-        raw = await read_array(image.file, snapshot.l1_offset, snapshot.l1_size, ">u8")
-        tables.append(raw.astype(np.uint64))
-    wrong += await add_tree(tally, image, np.concatenate(tables))
-    wrong += await _add_bitmaps(tally, image)
-    return tally, wrong
-
-
-async def add_tree(tally: Tally, image: Image, l1_tables: NDArray[np.uint64]) -> int:
-    """Add what L1 tables lead to; return how many entries refer to what can't be."""
-    geometry = image.geometry
-    wrong = _add_pointers(tally, image, l1_tables, OFFSET_MASK)
-    offsets = l1_tables & np.uint64(OFFSET_MASK)
-    offsets, repeats = np.unique(offsets[offsets != 0], return_counts=True)
-    for offset, repeat in zip(offsets.tolist(), repeats.tolist(), strict=True):
-        if offset & (geometry.cluster_size - 1) or offset >= image.file.node.size:
-            continue
-        words = await read_array(image.file, offset, geometry.cluster_size // 8, ">u8")
-        wrong += add_clusters(tally, image, words.astype(np.uint64), repeat)
-    return wrong
-
-
-def _add_pointers(tally: Tally, image: Image, table: NDArray[np.uint64], mask: int) -> int:
-    """Add references to tables; return how many are not aligned or not in the file."""
-    offsets = table & np.uint64(mask)
-    offsets = offsets[offsets != 0]
-    good = (offsets & np.uint64(image.geometry.cluster_size - 1)) == 0
-    good &= offsets < np.uint64(image.file.node.size)
-    tally.add(offsets[good] >> np.uint64(image.geometry.cluster_bits))
-    return int((~good).sum())
-
-
-def add_clusters(tally: Tally, image: Image, words: NDArray[np.uint64], weight: int) -> int:
-    """Add what L2 entries refer to; return how many refer to what can't be."""
-    geometry = image.geometry
-    wrong = 0
-    if geometry.extended_l2:
-        words, bitmaps = words[0::2], words[1::2]
-        alloc = bitmaps & np.uint64(ALL_SUBCLUSTERS)
-        wrong += int(((alloc & (bitmaps >> np.uint64(SUBCLUSTERS))) != 0).sum())
-    if geometry.external_data:
-        return wrong
-    packed = (words & np.uint64(COMPRESSED)) != 0
-    offsets = words[~packed] & np.uint64(OFFSET_MASK)
-    offsets = offsets[offsets != 0]
-    good = (offsets & np.uint64(geometry.cluster_size - 1)) == 0
-    tally.add(offsets[good] >> np.uint64(geometry.cluster_bits), weight)
-    wrong += int((~good).sum())
-    shift = 62 - (geometry.cluster_bits - 8)
-    compressed = words[packed]
-    if len(compressed):
-        starts = compressed & np.uint64((1 << shift) - 1)
-        sectors = (compressed >> np.uint64(shift)) & np.uint64((1 << geometry.cluster_bits - 8) - 1)
-        ends = (starts // np.uint64(COMPRESSED_SECTOR) + sectors + np.uint64(1)) * np.uint64(
-            COMPRESSED_SECTOR
-        )
-        first = starts >> np.uint64(geometry.cluster_bits)
-        last = (ends - np.uint64(1)) >> np.uint64(geometry.cluster_bits)
-        for step in range(int((last - first).max()) + 1):
-            tally.add((first + np.uint64(step))[first + np.uint64(step) <= last], weight)
-    return wrong
-
-
-async def _add_bitmaps(tally: Tally, image: Image) -> int:
-    extension = image.header.bitmaps
-    if extension is None:
-        return 0
-    bits = image.geometry.cluster_bits
-    tally.add_range(bits, extension.offset, extension.size)
-    wrong = 0
-    for bitmap in image.bitmaps.entries:
-        tally.add_range(bits, bitmap.table_offset, 8 * bitmap.table_size)
-        table = await read_array(image.file, bitmap.table_offset, bitmap.table_size, ">u8")
-        wrong += _add_pointers(tally, image, table.astype(np.uint64), OFFSET_MASK)
-    return wrong
+def _some(weight: int | NDArray[np.int64], chosen: NDArray[np.bool_]) -> int | NDArray[np.int64]:
+    return weight if isinstance(weight, int) else weight[chosen]

@@ -19,9 +19,9 @@ from vhostblk.block.drivers.qcow2.lifecycle import Lifecycle
 from vhostblk.block.drivers.qcow2.opening import read_header
 from vhostblk.block.drivers.qcow2.options import settle
 from vhostblk.block.errors import BlockError
-from vhostblk.block.graph.describe import image_name
 from vhostblk.block.graph.edge import notify_resize
 from vhostblk.block.graph.filename import full_name
+from vhostblk.block.graph.image_name import image_name
 from vhostblk.block.graph.inherit import BACKING, DATA_FILE
 from vhostblk.schema.base import UNSET
 
@@ -106,7 +106,8 @@ class Reloading(Lifecycle):
         if self._former is not None:
             self._former = None
             # No writes until `start_writing` has marked the bitmaps "in use", among other things.
-            self._image.unusable = self.writable_image
+            if self.writable_image:
+                self._image.defer_writes()
 
     def drop_other_data(self) -> None:
         former, self._former = self._former, None
@@ -122,7 +123,7 @@ class Reloading(Lifecycle):
         self._schedule_cleaning()
 
     async def start_writing(self) -> None:
-        self._image.unusable = False
+        self._image.admit_writes()
         try:
             await self._prepare_writing()
         except BaseException:

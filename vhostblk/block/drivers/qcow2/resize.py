@@ -169,7 +169,7 @@ async def _make_room(image: Image, entries: int) -> None:
     try:
         await image.become_metadata(run.first, run.length, "active_l1")
         await write_array(image.file, offset, table.astype(">u8"))
-        image.commit.unsynced = True
+        image.commit.wrote()
         await image.commit.write()  # the new table's refcounts, and the L2 tables
         await image.commit.sync()
         await image.header_file.change(l1_offset=offset, l1_size=entries)
@@ -177,7 +177,7 @@ async def _make_room(image: Image, entries: int) -> None:
         image.overlap.metadata_removed(run.first, run.length)
         image.commit.free(run.first, run.length)
         raise
-    tables.l1 = table
+    tables.take_l1(table)
     image.overlap.metadata_removed(old >> geometry.cluster_bits, old_clusters)
     if old_clusters and old:
         image.commit.free(old >> geometry.cluster_bits, old_clusters)
@@ -204,7 +204,7 @@ def _drop_table(image: Image, index: int) -> None:
     """Free an L2 table that maps no cluster any more."""
     geometry, tables = image.geometry, image.tables
     table = (int(tables.l1[index]) & OFFSET_MASK) >> geometry.cluster_bits
-    for number in range(index << tables.per_table_bits, (index + 1) << tables.per_table_bits):
+    for number in tables.slices_of(index):
         found = tables.slices.get(number)
         if found is not None:
             found.clean()

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from vhostblk.block.drivers.qcow2.gather import Faults, Tables, add_entries, gather_tree
 from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK
+from vhostblk.block.drivers.qcow2.pace import Pace
 from vhostblk.block.drivers.qcow2.refcount_changes import check_refcounts
-from vhostblk.block.drivers.qcow2.references import Tally, add_clusters, add_tree
 from vhostblk.block.drivers.qcow2.transfer import read_array, write_array
 from vhostblk.errors import reason
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from vhostblk.block.drivers.qcow2.allocator import Run
     from vhostblk.block.drivers.qcow2.image import Image
+    from vhostblk.block.drivers.qcow2.references import References
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +54,6 @@ class _Top(NamedTuple):
     run: Run | None
 
 
-class _Rest(NamedTuple):
-    """Sorted clusters that lose references, and how many each loses."""
-
-    clusters: NDArray[np.int64]
-    counts: NDArray[np.int64]
-
-
 async def shrink(image: Image, size: int) -> None:
     """Make the disk shorter; raises OSError."""
     await image.commit.write()  # tables are read from the file
@@ -70,8 +65,8 @@ async def shrink(image: Image, size: int) -> None:
     top, rest = await _prepare(image, size, kept)
     old_l1, old_clusters = image.header.l1_offset, image.geometry.clusters(8 * len(image.tables.l1))
     await _go_over(image, size, top)
-    if len(rest.clusters):
-        image.commit.free_many(*rest, discard=image.settings.discard_other)
+    if rest.total:
+        image.commit.free_many(rest, discard=image.settings.discard_other)
     left = image.geometry.clusters(8 * kept) if top.run is None else 0
     if left < old_clusters and old_l1:
         first = (old_l1 >> image.geometry.cluster_bits) + left
@@ -83,7 +78,7 @@ async def shrink(image: Image, size: int) -> None:
         logger.warning("%s: freeing clusters: %s", image.file.node.filename, reason(error))
 
 
-async def _prepare(image: Image, size: int, kept: int) -> tuple[_Top, _Rest]:
+async def _prepare(image: Image, size: int, kept: int) -> tuple[_Top, References]:
     """Make an L1 table of `kept` entries that maps nothing past the new end.
 
     Return it, and the references that can be dropped once the header has it.
@@ -118,22 +113,23 @@ async def _divided_table(image: Image, size: int) -> NDArray[Any] | None:
     return words
 
 
-async def _rest_of(image: Image, kept: int, divided: NDArray[Any] | None) -> _Rest:
+async def _rest_of(image: Image, kept: int, divided: NDArray[Any] | None) -> References:
     """Return the references of the L1 table past the kept ones.
 
     `divided` is the copy of the last kept L2 table; what it refers to stays. Raises OSError if the
     image is corrupt.
     """
-    tally = Tally()
+    pace = Pace(image, "shrinking the disk")
     start = kept if divided is None else kept - 1
-    if await add_tree(tally, image, image.tables.l1[start:]):
+    references, wrong = await gather_tree(image, image.tables.l1[start:], pace)
+    if wrong:
         raise OSError(errno.EIO, "the image is corrupt")
     if divided is not None:
-        add_clusters(tally, image, divided.astype(np.uint64), -1)
-    clusters, counts = tally.counts()
-    rest = _Rest(clusters[counts != 0], counts[counts != 0])
-    await check_refcounts(image, rest.clusters, -rest.counts)
-    return rest
+        words = divided.astype(np.uint64)
+        stays = Tables(np.zeros(1, np.int64), np.array([-1]), words[None, :])
+        add_entries(references, image, stays, Faults())
+    await check_refcounts(image, references, -1, pace)
+    return references
 
 
 async def _copy(image: Image, kept: int, divided: NDArray[Any]) -> _Top:
@@ -151,7 +147,7 @@ async def _copy(image: Image, kept: int, divided: NDArray[Any]) -> _Top:
             await image.places.make(cluster << geometry.cluster_bits)
         await write_array(image.file, run.first << geometry.cluster_bits, divided)
         await write_array(image.file, offset, entries.astype(">u8"))
-        image.commit.unsynced = True
+        image.commit.wrote()
     except BaseException:
         _give_up(image, top)
         raise
@@ -191,9 +187,7 @@ async def _go_over(image: Image, size: int, top: _Top) -> None:
                 await image.data.truncate(data_size)
         raise
     image.tables.clear()
-    image.tables.l1 = top.entries
-    image.new_publisher()
-    image.overlap.collect()
+    image.take_l1(top.entries)
 
 
 async def _cut_data(image: Image, size: int) -> None:

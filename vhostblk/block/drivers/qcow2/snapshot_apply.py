@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhostblk.block import SECTOR
+from vhostblk.block.drivers.qcow2.copied import clear_copied
+from vhostblk.block.drivers.qcow2.gather import add_range, gather_tree
 from vhostblk.block.drivers.qcow2.layout import COPIED, MAX_L1_BYTES
-from vhostblk.block.drivers.qcow2.references import Tally, add_tree
-from vhostblk.block.drivers.qcow2.snapshot_changes import clear_copied, take_tree
-from vhostblk.block.drivers.qcow2.transfer import read_array
+from vhostblk.block.drivers.qcow2.pace import Pace
+from vhostblk.block.drivers.qcow2.snapshot_changes import take_tree
+from vhostblk.block.drivers.qcow2.transfer import fill, pieces, read_table
 from vhostblk.block.graph.edge import MAX_SIZE
 from vhostblk.errors import os_error, reason
 
@@ -42,13 +44,14 @@ async def apply(image: Image, snapshot: Snapshot) -> None:
     if geometry.l1_entries(snapshot.disk_size) * 8 > MAX_L1_BYTES:
         raise os_error(errno.EFBIG)
     await image.commit.write_all()
-    given_up = Tally()
-    if await add_tree(given_up, image, image.tables.l1):
+    pace = Pace(image, "going back to a snapshot")
+    given_up, wrong = await gather_tree(image, image.tables.l1, pace)
+    if wrong:
         raise OSError(errno.EIO, "the image is corrupt")
-    given_up.add_range(geometry.cluster_bits, header.l1_offset, 8 * header.l1_size)
+    add_range(given_up, image, header.l1_offset, 8 * header.l1_size)
     table = await _snapshot_table(image, snapshot)
-    await _switch(image, snapshot.disk_size, table)
-    image.commit.free_many(*given_up.counts())
+    await _switch(image, snapshot.disk_size, table, pace)
+    image.commit.free_many(given_up)
     try:
         await image.commit.write_all()
     except OSError as error:  # the next flush tries again
@@ -61,15 +64,17 @@ async def _snapshot_table(image: Image, snapshot: Snapshot) -> NDArray[np.uint64
     entries = image.geometry.l1_entries(snapshot.disk_size)
     table = np.zeros(entries, np.uint64)
     there = min(entries, snapshot.l1_size)
-    table[:there] = await read_array(image.file, snapshot.l1_offset, there, ">u8")
-    return table & ~np.uint64(COPIED)
+    fill(table, 0, await read_table(image.file, snapshot.l1_offset, there))
+    for part in pieces(table):
+        part &= ~np.uint64(COPIED)
+    return table
 
 
-async def _switch(image: Image, size: int, table: NDArray[np.uint64]) -> None:
+async def _switch(image: Image, size: int, table: NDArray[np.uint64], pace: Pace) -> None:
     """Make a copy of an L1 table the active one, in the header and in memory."""
-    taken = await take_tree(image, table)
+    taken = await take_tree(image, table, pace)
     try:
-        await clear_copied(image, table)
+        await clear_copied(image, table, pace)
         await image.commit.sync()
         offset = taken.run.first << image.geometry.cluster_bits
         await image.header_file.change(size=size, l1_size=len(table), l1_offset=offset)
@@ -77,6 +82,4 @@ async def _switch(image: Image, size: int, table: NDArray[np.uint64]) -> None:
         taken.give_up(image)
         raise
     image.tables.clear()
-    image.tables.l1 = table
-    image.new_publisher()
-    image.overlap.collect()
+    image.take_l1(table)

@@ -16,19 +16,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vhostblk.block.drivers.qcow2.check import check_flags
+from vhostblk.block.drivers.qcow2.copied import check_flags, clear_copied
+from vhostblk.block.drivers.qcow2.gather import add_range, gather_tree
 from vhostblk.block.drivers.qcow2.layout import (
-    COMPRESSED,
     COPIED,
     MAX_SNAPSHOT_NAME,
     MAX_SNAPSHOTS,
     MAX_SNAPSHOTS_BYTES,
-    OFFSET_MASK,
 )
-from vhostblk.block.drivers.qcow2.refcount_changes import change_refcounts, check_refcounts
-from vhostblk.block.drivers.qcow2.references import Tally, add_tree, gather_references
+from vhostblk.block.drivers.qcow2.pace import Pace
+from vhostblk.block.drivers.qcow2.refcount_changes import (
+    change_refcounts,
+    check_refcounts,
+    refcounts_of,
+)
 from vhostblk.block.drivers.qcow2.snapshots import Snapshot, encode_table
-from vhostblk.block.drivers.qcow2.transfer import read_array, write_array, write_bytes
+from vhostblk.block.drivers.qcow2.transfer import read_table, write_array, write_bytes
 from vhostblk.block.graph.checking import CheckResult
 from vhostblk.errors import os_error, reason
 
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
     from vhostblk.block.drivers.qcow2.allocator import Run
     from vhostblk.block.drivers.qcow2.image import Image
+    from vhostblk.block.drivers.qcow2.references import References
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +70,11 @@ async def create(image: Image, name: bytes, seconds: int, nanoseconds: int) -> S
     await _encode(image, [*entries, snapshot])  # raises OSError if there is no room
     await image.commit.write_all()
     image.check_l1(0, len(tables.l1))
-    taken = await take_tree(image, tables.l1)
+    pace = Pace(image, "creating a snapshot")
+    taken = await take_tree(image, tables.l1, pace)
     try:
-        tables.l1 &= ~np.uint64(COPIED)
-        tables.l1_changes.touch(0, len(tables.l1))
-        await clear_copied(image, tables.l1)
+        tables.share_all()
+        await clear_copied(image, tables.l1, pace)
         snapshot.l1_offset = taken.run.first << image.geometry.cluster_bits
         await _write_table(image, [*entries, snapshot])
     except BaseException:
@@ -85,15 +89,14 @@ async def delete(image: Image, snapshot: Snapshot) -> None:
     geometry = image.geometry
     if geometry.external_data:
         raise os_error(errno.ENOTSUP)
+    pace = Pace(image, "deleting a snapshot")
     await image.commit.write_all()
-    raw = await read_array(image.file, snapshot.l1_offset, snapshot.l1_size, ">u8")
-    tally = Tally()
-    await add_tree(tally, image, raw.astype(np.uint64))
-    tally.add_range(geometry.cluster_bits, snapshot.l1_offset, 8 * snapshot.l1_size)
-    clusters, counts = tally.counts()
-    await check_refcounts(image, clusters, -counts)
+    l1 = await read_table(image.file, snapshot.l1_offset, snapshot.l1_size)
+    references, _ = await gather_tree(image, l1, pace)
+    add_range(references, image, snapshot.l1_offset, 8 * snapshot.l1_size)
+    await check_refcounts(image, references, -1, pace)
     await _write_table(image, [each for each in image.snapshots.entries if each is not snapshot])
-    image.commit.free_many(clusters, counts, discard=image.settings.discard_snapshot)
+    image.commit.free_many(references, discard=image.settings.discard_snapshot)
     await try_to_tidy_up(image)
 
 
@@ -103,7 +106,7 @@ async def try_to_tidy_up(image: Image) -> None:
     If that fails, it is done when the image is closed. Until then, some clusters are copied before
     they change although that is not necessary.
     """
-    image.untidy = True
+    image.references_dropped()
     try:
         await _tidy_up(image)
     except OSError as error:
@@ -115,13 +118,17 @@ async def _tidy_up(image: Image) -> None:
     """Do what `try_to_tidy_up` does; raises OSError."""
     await image.commit.write_all()
     await image.commit.sync()
-    references, _ = await gather_references(image)
-    clusters, counts = references.counts()
-    image.tables.clear()
-    await check_flags(image, clusters[counts == 1], CheckResult(), repair=True)
+    pace = Pace(image, "freeing clusters")
+    await image.tables.drop(pace)
+
+    async def alone(clusters: NDArray[np.int64]) -> NDArray[np.bool_]:
+        single: NDArray[np.bool_] = await refcounts_of(image, clusters) == 1
+        return single
+
+    await check_flags(image, alone, CheckResult(), pace, repair=True)
     await image.commit.write_all()
     await image.commit.sync()
-    image.untidy = False
+    image.tidied_up()
 
 
 def find(image: Image, snapshot_id: bytes | None, name: bytes | None) -> Snapshot | None:
@@ -141,16 +148,15 @@ class Taken(NamedTuple):
     """A copy of an L1 table, and the references that it has taken."""
 
     run: Run
-    clusters: NDArray[np.int64]
-    counts: NDArray[np.int64]
+    references: References
 
     def give_up(self, image: Image) -> None:
         """Free the copy and drop the references, once the file doesn't refer to the copy."""
-        image.commit.free_many(self.clusters, self.counts)
+        image.commit.free_many(self.references)
         image.commit.free(self.run.first, self.run.length)
 
 
-async def take_tree(image: Image, l1: NDArray[np.uint64]) -> Taken:
+async def take_tree(image: Image, l1: NDArray[np.uint64], pace: Pace) -> Taken:
     """Write a copy of an L1 table, and add a reference to all that it refers to.
 
     Both are on stable storage afterwards. Raises OSError, and then nothing was taken.
@@ -158,47 +164,27 @@ async def take_tree(image: Image, l1: NDArray[np.uint64]) -> Taken:
     if image.overlap.incomplete:
         await image.overlap.complete()
     image.overlap.check_tree(l1)
-    tally = Tally()
-    if await add_tree(tally, image, l1):
+    references, wrong = await gather_tree(image, l1, pace)
+    if wrong:
         raise OSError(errno.EIO, "the image is corrupt")
-    clusters, counts = tally.counts()
-    await check_refcounts(image, clusters, counts)
+    await check_refcounts(image, references, 1, pace)
     copy = (l1 & ~np.uint64(COPIED)).astype(">u8")
     run = await image.allocator.allocate_together(max(image.geometry.clusters(copy.nbytes), 1))
     try:
-        await change_refcounts(image, clusters, counts)
+        await change_refcounts(image, references, 1, pace)
     except BaseException:
         image.commit.free(run.first, run.length)
         raise
-    taken = Taken(run, clusters, counts)
+    taken = Taken(run, references)
     try:
         await write_array(image.file, run.first << image.geometry.cluster_bits, copy)
-        image.commit.unsynced = True
+        image.commit.wrote()
         await image.commit.write()
         await image.commit.sync()
     except BaseException:
         taken.give_up(image)
         raise
     return taken
-
-
-async def clear_copied(image: Image, l1: NDArray[np.uint64]) -> None:
-    """Clear the "copied" bits in the L2 tables that an L1 table refers to.
-
-    `take_tree` has checked these tables.
-    """
-    geometry = image.geometry
-    image.tables.clear()
-    image.commit.unsynced = True
-    for offset in (l1[l1 & np.uint64(OFFSET_MASK) != 0] & np.uint64(OFFSET_MASK)).tolist():
-        raw = await read_array(image.file, offset, geometry.cluster_size // 8, ">u8")
-        words = raw.astype(np.uint64)
-        entries = words[0::2] if geometry.extended_l2 else words
-        flagged = (entries & np.uint64(COPIED)) != 0
-        flagged &= (entries & np.uint64(COMPRESSED)) == 0
-        if flagged.any():
-            entries[flagged] &= ~np.uint64(COPIED)
-            await write_array(image.file, offset, words.astype(">u8"))
 
 
 async def _encode(image: Image, entries: list[Snapshot]) -> bytes:
@@ -226,7 +212,7 @@ async def _write_table(image: Image, entries: list[Snapshot]) -> None:
         if data:
             await image.become_metadata(run.first, run.length, "snapshot_table")
         await write_bytes(image.file, offset, data)
-        image.commit.unsynced = True
+        image.commit.wrote()
         await image.commit.write()
         await image.commit.sync()
         await image.header_file.change(nb_snapshots=len(entries), snapshots_offset=offset)
@@ -235,7 +221,7 @@ async def _write_table(image: Image, entries: list[Snapshot]) -> None:
             image.overlap.metadata_removed(run.first, run.length)
             image.commit.free(run.first, run.length)
         raise
-    snapshots.entries, snapshots.table_bytes = entries, len(data)
+    snapshots.written(entries, len(data))
     if old_clusters:
         image.commit.free(old >> geometry.cluster_bits, old_clusters)
     image.overlap.collect()

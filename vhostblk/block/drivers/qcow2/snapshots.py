@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NO_ICOUNT = (1 << 64) - 1
 
 
-@dataclass
+@dataclass(slots=True)
 class Snapshot:
     """One internal snapshot; sizes in bytes, times as in the file."""
 
@@ -58,6 +58,10 @@ class SnapshotTable:
 
     entries: list[Snapshot] = field(default_factory=list)
     table_bytes: int = 0
+
+    def written(self, entries: list[Snapshot], table_bytes: int) -> None:
+        """Take note of the table that the file has now."""
+        self.entries, self.table_bytes = entries, table_bytes
 
 
 class Incomplete(Exception):  # noqa: N818 (no error: the reader fetches more)

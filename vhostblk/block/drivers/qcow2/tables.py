@@ -10,19 +10,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vhostblk.block.drivers.qcow2.dirty import DirtyRange
 from vhostblk.block.drivers.qcow2.kept import Tables
-from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK
+from vhostblk.block.drivers.qcow2.layout import COPIED, OFFSET_MASK
 from vhostblk.block.drivers.qcow2.transfer import read_array
 from vhostblk.block.io.completion import Completion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from vhostblk.block.drivers.qcow2.layout import Geometry
+    from vhostblk.block.drivers.qcow2.pace import Pace
     from vhostblk.block.graph.edge import Edge
 
 
@@ -68,12 +70,42 @@ class L2Cache:
         #: Binary logarithms of the entries of a slice, and of the guest bytes that it maps.
         self.slice_bits = (slice_size >> geometry.entry_bits).bit_length() - 1
         self.span_bits = self.slice_bits + geometry.cluster_bits
-        self.per_table_bits = geometry.l2_bits - self.slice_bits
+        self._per_table_bits = geometry.l2_bits - self.slice_bits
+        #: The number of a guest cluster's entry in its slice is `cluster & entry_mask`.
+        self.entry_mask = (1 << self.slice_bits) - 1
         self.words_per_entry = 2 if geometry.extended_l2 else 1
+
+    # Which entry of which table maps a guest cluster: all arithmetic for it is here, but for bursts
+    # of writes, which do it at once for many.
+
+    def slice_of(self, offset: int) -> int:
+        """Return the number of the slice that maps a guest offset."""
+        return offset >> self.span_bits
+
+    def first_cluster(self, number: int) -> int:
+        """Return the first guest cluster that a slice maps."""
+        return number << self.slice_bits
+
+    def slice_end(self, offset: int) -> int:
+        """Return the guest offset where the slice that maps `offset` ends."""
+        return ((offset >> self.span_bits) + 1) << self.span_bits
+
+    def table_end(self, offset: int) -> int:
+        """Return the guest offset where the L2 table that maps `offset` ends."""
+        bits = self.span_bits + self._per_table_bits
+        return ((offset >> bits) + 1) << bits
+
+    def l1_index(self, number: int) -> int:
+        """Return the L1 entry of the table that a slice is part of."""
+        return number >> self._per_table_bits
+
+    def slices_of(self, index: int) -> range:
+        """Return the numbers of the slices of an L1 entry's table."""
+        return range(index << self._per_table_bits, (index + 1) << self._per_table_bits)
 
     def table_of(self, number: int) -> int:
         """Return the offset of the L2 table that a slice is part of; 0: there is none."""
-        index = number >> self.per_table_bits
+        index = self.l1_index(number)
         return int(self.l1[index]) & OFFSET_MASK if index < len(self.l1) else 0
 
     async def load(self, number: int) -> L2Slice | None:
@@ -104,7 +136,7 @@ class L2Cache:
         return loaded
 
     def _place(self, number: int) -> int:
-        return (number & ((1 << self.per_table_bits) - 1)) * self.slice_size
+        return (number & ((1 << self._per_table_bits) - 1)) * self.slice_size
 
     def insert(self, loaded: L2Slice) -> None:
         """Add a slice, and make room for it."""
@@ -123,6 +155,12 @@ class L2Cache:
         for old in list(self.slices.values()):
             self.evict(old)
 
+    async def drop(self, pace: Pace) -> None:
+        """Forget all slices, none of which is dirty, in turns."""
+        while self.slices:
+            self.evict(next(iter(self.slices.values())))
+            await pace.turn(0)
+
     def clean_unused(self) -> None:
         """Let go of what has not been used since the last call."""
         for old in list(self.slices.values()):
@@ -138,13 +176,21 @@ class L2Cache:
         self.l1[index] = value
         self.l1_changes.touch(index, index + 1)
 
+    def share_all(self) -> None:
+        """Have no table belong to the active disk alone: a snapshot refers to them, too."""
+        self.l1 &= ~np.uint64(COPIED)
+        self.l1_changes.touch(0, len(self.l1))
+
+    def take_l1(self, table: NDArray[np.uint64]) -> None:
+        """Use another L1 table, which the file has already."""
+        self.l1 = table
+
     def move_table(self, index: int, host: int) -> None:
         """Let the cached slices of an L1 entry's table belong to another place in the file.
 
         All their entries are to be written there.
         """
-        first = index << self.per_table_bits
-        for number in range(first, first + (1 << self.per_table_bits)):
+        for number in self.slices_of(index):
             found = self.slices.get(number)
             if found is not None:
                 found.host = host + self._place(number)

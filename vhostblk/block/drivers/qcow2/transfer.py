@@ -14,11 +14,16 @@ from vhostblk.block.io.iovec import IoVec, address_of
 from vhostblk.engine.layouts import IOVEC
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine, Iterator, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
     from vhostblk.block.graph.edge import Edge
+
+#: Words of a table that are looked at together.
+PIECE = 1 << 17
+#: Coroutines that run side by side.
+_TOGETHER = 64
 
 
 def iov_of(array: NDArray[Any]) -> IoVec:
@@ -35,6 +40,32 @@ async def read_array(edge: Edge, offset: int, count: int, dtype: DTypeLike) -> N
     if array.nbytes:
         await edge.preadv(offset, iov_of(array))
     return array
+
+
+def pieces(table: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Divide a table, without the parts that have only zeroes; memory is then not touched."""
+    for start in range(0, len(table), PIECE):
+        part = table[start : start + PIECE]
+        if part.any():
+            yield part
+
+
+async def read_table(edge: Edge, offset: int, count: int) -> NDArray[np.uint64]:
+    """Read `count` words. Of what has zeroes, or is past the file's end, nothing is in memory."""
+    table = np.zeros(count, np.uint64)
+    there = min(count, max(edge.node.size - offset, 0) >> 3)
+    for start in range(0, there, PIECE):
+        words = min(PIECE, there - start)
+        fill(table, start, await read_array(edge, offset + 8 * start, words, ">u8"))
+    return table
+
+
+def fill(table: NDArray[np.uint64], start: int, words: NDArray[Any]) -> None:
+    """Put words in a table that has zeroes."""
+    for place in range(0, len(words), PIECE):
+        part = words[place : place + PIECE]
+        if part.any():
+            table[start + place : start + place + len(part)] = part
 
 
 async def read_bytes(edge: Edge, offset: int, length: int) -> bytes:
@@ -54,13 +85,24 @@ async def write_bytes(edge: Edge, offset: int, data: bytes) -> None:
 
 
 async def run_all(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> None:
-    """Run coroutines side by side; once all have ended, raise the first error."""
+    """Run coroutines side by side; once all have ended, raise the first error.
+
+    Of many, some run at a time, so that others get the event loop.
+    """
     if len(coroutines) == 1:
         await coroutines[0]
         return
-    for error in await gather(coroutines):
-        if error is not None:
-            raise error
+    first: BaseException | None = None
+    for start in range(0, len(coroutines), _TOGETHER):
+        try:
+            errors = await gather(coroutines[start : start + _TOGETHER])
+        except BaseException:  # cancelled
+            for rest in coroutines[start + _TOGETHER :]:
+                rest.close()
+            raise
+        first = first or next((error for error in errors if error is not None), None)
+    if first is not None:
+        raise first
 
 
 class Mutex:

@@ -213,7 +213,7 @@ class Writer:
         image = self._image
         tables = image.tables
         found = await image.ensure_table(cluster << image.geometry.cluster_bits)
-        index = cluster & ((1 << tables.slice_bits) - 1)
+        index = cluster & tables.entry_mask
         entry = image.reader.entry_at(found, index, cluster)
         found.pins += 1
         return _Plan(cluster, found, index, entry)
@@ -304,7 +304,7 @@ class Writer:
                 plan.error = refusal
             transfers = []
         failures = await gather([self._transfer(each) for each in transfers])
-        image.commit.unsynced = True
+        image.commit.wrote()
         self._note_used(plans)
         for transfer, failure in zip(transfers, failures, strict=True):
             if failure is not None:
@@ -330,7 +330,7 @@ class Writer:
         if transfer.iovs is not None and len(transfer.iovs) > 1:
             host, writes = transfer.host, []
             for iov in transfer.iovs:
-                writes.append(self._image.data.pwritev(host, iov))
+                writes.append(self._image.guest_data.write(host, iov))
                 host += iov.nbytes
             failures = await gather(writes)
         for plan, error in zip(transfer.plans, failures, strict=True):
@@ -403,11 +403,11 @@ class Writer:
         return self._zeroes.slice(0, length)
 
     def _transfer(self, transfer: _Transfer) -> Coroutine[Any, Any, None]:
-        data = self._image.data
+        data = self._image.guest_data
         if transfer.iovs is None:
-            return data.pwrite_zeroes(transfer.host, transfer.length)
+            return data.write_zeroes(transfer.host, transfer.length)
         iov = transfer.iovs[0] if len(transfer.iovs) == 1 else IoVec.concat(transfer.iovs)
-        return data.pwritev(transfer.host, iov)
+        return data.write(transfer.host, iov)
 
     def _link(self, plans: list[_Plan]) -> None:
         """Let L2 entries say where the data is now, and give up what they said before."""

@@ -85,7 +85,7 @@ async def _store(image: Image, clusters: list[tuple[int, bytes]]) -> None:
             placed.append(await _place(image, offset, data))
         runs = _runs(placed)
         failures = await gather([write_bytes(image.file, host, data) for host, data in runs])
-        image.commit.unsynced = True
+        image.commit.wrote()
         for failure in failures:
             if failure is not None:
                 raise failure
@@ -104,7 +104,7 @@ async def _place(image: Image, offset: int, data: bytes) -> _Packed:
     """Find room for a cluster's compressed data; its slice is pinned."""
     cluster = offset >> image.geometry.cluster_bits
     found = await image.ensure_table(offset)
-    index = cluster & ((1 << image.tables.slice_bits) - 1)
+    index = cluster & image.tables.entry_mask
     entry = image.reader.entry_at(found, index, cluster)
     found.pins += 1
     try:

@@ -168,7 +168,7 @@ class _Picked:
             found is None
             or not found.placed
             or not self._fresh
-            or found.words[number & ((1 << tables.slice_bits) - 1)]
+            or found.words[number & tables.entry_mask]
             or not int(tables.l1[number >> self._image.geometry.l2_bits]) & COPIED
         ):
             return None
@@ -198,8 +198,8 @@ def _behind(image: Image, end: int, count: int) -> list[_Cluster]:
     """
     tables, geometry = image.tables, image.geometry
     found = tables.slices.get(end >> tables.slice_bits)
-    first = end & ((1 << tables.slice_bits) - 1)
-    count = min(count, (1 << tables.slice_bits) - first, geometry.clusters(image.size) - end)
+    first = end & tables.entry_mask
+    count = min(count, tables.entry_mask + 1 - first, geometry.clusters(image.size) - end)
     if found is None or not first or count <= 0:
         return []  # `first` is 0: another slice begins there, which may not be loaded
     taken = np.flatnonzero(found.words[first : first + count])
@@ -324,7 +324,7 @@ class _Writes:
     def start(self, host: int, iov: IoVec, run: Callable[[], list[_Piece]]) -> None:
         """Start to write a run; `run` returns what it is made of."""
         self._runs.append(run)
-        self._together.start(self._image.data.pwritev(host, iov))
+        self._together.start(self._image.guest_data.write(host, iov))
 
     def start_all(self, pieces: list[_Piece]) -> None:
         """Start to write pieces, those that follow each other together."""
@@ -344,7 +344,7 @@ class _Writes:
         """Wait for all writes; note errors in their owners."""
         failures = await self._together.ended()
         if failures:
-            self._image.commit.unsynced = True
+            self._image.commit.wrote()
         for run, failure in zip(self._runs, failures, strict=True):
             if failure is not None:
                 await self._tell(run(), failure)
@@ -353,7 +353,7 @@ class _Writes:
         """Note what a run has failed with. Pieces of several are tried one by one before."""
         failures: Failures = [failure]
         if len(run) > 1:
-            failures = await gather([self._image.data.pwritev(at, iov) for at, iov, _ in run])
+            failures = await gather([self._image.guest_data.write(at, iov) for at, iov, _ in run])
         for (_, _, owners), error in zip(run, failures, strict=True):
             for owner in owners if error is not None else ():
                 owner.error = error
@@ -361,7 +361,7 @@ class _Writes:
 
 async def _link(image: Image, clusters: Sequence[_Cluster]) -> None:
     """Let L2 entries say where the data is; give back what could not be filled."""
-    mask = (1 << image.tables.slice_bits) - 1
+    mask = image.tables.entry_mask
     done: dict[int, int] = {}
     failed: list[_Cluster] = []
     for cluster in clusters:

@@ -78,13 +78,13 @@ class Zeroer:
         they write, and the disk would have zeroes.
         """
         image = self._image
-        span = 1 << image.tables.span_bits
+        tables = image.tables
         flags = WriteFlags.MAY_UNMAP if unmap else WriteFlags.NONE
         while offset < stop:
-            end = min(stop, (offset // span + 1) * span)
+            end = min(stop, tables.slice_end(offset))
             async with self._overwrites_kept_off(offset, end):
-                await image.data.pwrite_zeroes(offset, end - offset, flags)
-                image.commit.unsynced = True
+                await image.guest_data.write_zeroes(offset, end - offset, flags)
+                image.commit.wrote()
                 await change(offset, end)
             offset = end
 
@@ -96,7 +96,7 @@ class Zeroer:
             yield  # no cluster is allocated, so all writes take the image's lock
             return
         found = await image.ensure_table(offset)
-        bits, mask = image.geometry.cluster_bits, (1 << image.tables.slice_bits) - 1
+        bits, mask = image.geometry.cluster_bits, image.tables.entry_mask
         low, high = offset >> bits & mask, (stop - 1 >> bits & mask) + 1
         found.pins += 1
         image.publisher.revoke(found, low, high)
@@ -111,7 +111,7 @@ class Zeroer:
         image = self._image
         found = await image.ensure_table(offset)
         cluster = offset >> image.geometry.cluster_bits
-        index = cluster & ((1 << image.tables.slice_bits) - 1)
+        index = cluster & image.tables.entry_mask
         return found, index, image.reader.entry_at(found, index, cluster)
 
     def _zero_cluster(self, found: L2Slice, index: int, entry: Entry, unmap: bool) -> None:
@@ -157,8 +157,7 @@ class Zeroer:
                 await asyncio.sleep(0)
             found = await image.reader.slice_at(offset)
             if found is None and image.backing is None:
-                span = image.tables.span_bits
-                offset = ((offset >> span) + 1) << span
+                offset = image.tables.slice_end(offset)
                 continue
             found, index, entry = await self._entry(offset)
             self._discard_cluster(found, index, entry)
@@ -174,7 +173,7 @@ class Zeroer:
             found = await image.reader.slice_at(cluster << bits)
             if found is None:
                 continue
-            index = cluster & ((1 << image.tables.slice_bits) - 1)
+            index = cluster & image.tables.entry_mask
             words = image.tables.words_per_entry
             if not found.words[index * words : (index + 1) * words].any():
                 continue

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLS: credentials, sessions, and the character devices that speak it."""
