@@ -329,7 +329,26 @@ class Rig:
         self.queues.append(queue)
         queue.set_map(extents)
         queue.release()
+        self.forget_news()
         return queue
+
+    def forget_news(self) -> None:
+        """Wait until the thread has told everything that it has to tell now, and forget it."""
+        self.wait_until(lambda: self.lib.vb_inspect_between_turns(self.thread))
+        if select.select([self.news_fd], [], [], 0)[0]:
+            self.wait_news()
+
+    def look(self) -> int:
+        """Look for requests in the thread's place, between two of its turns."""
+        found = -1
+
+        def looked() -> bool:
+            nonlocal found
+            found = int(self.lib.vb_upcalls_look(self.thread))
+            return found >= 0
+
+        self.wait_until(looked)
+        return found
 
     def wait_news(self, timeout: float = TIMEOUT) -> None:
         """Wait until the engine has something to say, and let it say more."""

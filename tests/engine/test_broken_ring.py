@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An io_uring that the kernel stops serving fails an iothread's requests and hangs none."""
+"""An io_uring that the kernel stops serving fails an iothread's requests and hangs none.
+
+That takes two seconds, for which they are tried again (`PATIENCE_NS`).
+"""
 
 from __future__ import annotations
 

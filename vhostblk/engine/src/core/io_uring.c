@@ -13,6 +13,7 @@
  * operations on other files have finished, or for a second: there we use plain descriptors.
  */
 #define _GNU_SOURCE
+#include "stats.h"
 #include "uring.h"
 
 #include <stdlib.h>
@@ -27,6 +28,9 @@
 /* Files that a ring keeps; further queues use descriptors. */
 #define MAX_FILES 64
 
+/* How long io_uring_enter may fail before its requests do. */
+#define PATIENCE_NS 2000000000ull
+
 struct uring {
     struct vb_io io;
     struct io_uring ring;
@@ -35,6 +39,7 @@ struct uring {
     struct vb_io_op **backlog_end;
     uint64_t free_files; /* a bit for each unused place in the kernel's table */
     int broken;          /* -errno: the kernel serves the ring no more */
+    uint64_t failing_since; /* the clock when io_uring_enter began to fail; 0: it does not */
     struct vb_io_op *failed, **failed_end; /* to be reaped */
 };
 
@@ -67,6 +72,21 @@ static void fail_withdrawn(void *context, uint64_t data)
     fail(uring, (struct vb_io_op *)(uintptr_t)data);
 }
 
+/* Whether io_uring_enter fails for good; `result` is what it returned. */
+static bool fails_for_good(struct uring *uring, int result)
+{
+    uint64_t now;
+
+    if (result >= 0 || vb_uring_passing(result)) {
+        uring->failing_since = 0;
+        return false;
+    }
+    now = vb_now();
+    if (!uring->failing_since)
+        uring->failing_since = now;
+    return now - uring->failing_since >= PATIENCE_NS;
+}
+
 /* The kernel does not serve the ring any more: fail what it has not taken. Its error says nothing of the
  * file. */
 static void break_ring(struct uring *uring)
@@ -93,10 +113,11 @@ static void uring_submit(struct vb_io *io)
         int done = io_uring_submit(&uring->ring);
 
         if (done < 0) { /* the next turn tries again, where that is of use */
-            if (!vb_uring_passing(done))
+            if (fails_for_good(uring, done))
                 break_ring(uring);
             return;
         }
+        uring->failing_since = 0;
         io->unsubmitted -= (unsigned)done;
         if (!done)
             return;
@@ -177,7 +198,7 @@ static struct vb_io_op *uring_reap(struct vb_io *io)
     if (!io->lost && kernel_flags(uring) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) {
         int asked = io_uring_get_events(&uring->ring);
 
-        if (asked < 0 && !vb_uring_passing(asked)) {
+        if (fails_for_good(uring, asked)) {
             break_ring(uring);
             io->lost = uring->broken;
         }

@@ -41,6 +41,9 @@ int64_t vb_inspect_requests(const struct vb_ring *ring, const struct vb_region *
 uint8_t vb_inspect_discard(const void *payload, uint64_t length, uint32_t type, uint64_t size,
                            uint32_t logical_block_size);
 
+/* Whether an iothread is between two turns; then its former turn is over, news and all. */
+int vb_inspect_between_turns(struct vb_iothread *iothread);
+
 enum vb_extent_verdict vb_inspect_extent(const struct vb_extent_map *map, uint64_t offset,
                                          uint64_t length, enum vb_extent_access access,
                                          uint64_t *file_offset);

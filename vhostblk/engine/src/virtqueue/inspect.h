@@ -3,6 +3,7 @@
 #define VHOSTBLK_INSPECT_H
 
 #include "core/extent.h"
+#include "core/iothread.h"
 
 #include "request.h"
 
