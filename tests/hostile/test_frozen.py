@@ -6,6 +6,7 @@ The Python lane makes no such system call by itself.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ def frozen(tmp_path: Path, shim: Path) -> Iterator[Frozen]:
     image.write_bytes(bytes(MIB))
     other, switch = tmp_path / "other.sock", tmp_path / "switch"
     address = f"addr.type=unix,addr.path={other}"
+    preload = f"{os.environ.get('LD_PRELOAD', '')} {shim}"  # sanitizers come first
     daemon = Daemon(
         Program.VHOSTBLK,
         tmp_path,
@@ -77,7 +79,7 @@ def frozen(tmp_path: Path, shim: Path) -> Iterator[Frozen]:
             *("--blockdev", "driver=null-co,node-name=more,size=1048576,read-zeroes=on"),
             *("--export", f"vhost-user-blk,id=other,node-name=more,iothread=two,{address}"),
         ],
-        env={"LD_PRELOAD": str(shim), "FROZEN": str(switch), "VHOSTBLK_LANE": "express"},
+        env={"LD_PRELOAD": preload.strip(), "FROZEN": str(switch), "VHOSTBLK_LANE": "express"},
     )
     try:
         daemon.connect().close()
