@@ -334,7 +334,15 @@ class Rig:
 
     def forget_news(self) -> None:
         """Wait until the thread has told everything that it has to tell now, and forget it."""
-        self.wait_until(lambda: self.lib.vb_inspect_between_turns(self.thread))
+        report = self.ffi.new("struct vb_report *")
+
+        def sleeps() -> bool:
+            self.lib.vb_iothread_report(self.thread, report)
+            return bool(report.doing == self.lib.VB_DOING_SLEEP)
+
+        pending = self.lib.vb_port_pending
+        self.wait_until(lambda: not any(pending(queue.port) for queue in self.queues if queue.port))
+        self.wait_until(sleeps)
         if select.select([self.news_fd], [], [], 0)[0]:
             self.wait_news()
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from tests.cli.process import PATIENCE
 from tests.exports.support import frontend, make_backend

@@ -119,7 +119,8 @@ BUFFER, TIMES = 8 * MIB, 128
 @contextmanager
 def large_disk(scene: Scene) -> Iterator[BlkDriver]:
     assert scene.large is not None
-    memory = Memory(((0, MIB), (1 << 32, BUFFER)))
+    # Rings come out of the last region; the buffer is all of the first, and is overwritten.
+    memory = Memory(((1 << 32, BUFFER), (0, MIB)))
     with BlkDriver(Connection.connect(scene.large), memory, queue_size=1024) as driver:
         yield driver
     memory.close()

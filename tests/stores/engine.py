@@ -21,8 +21,14 @@ if TYPE_CHECKING:
 
 #: Sources with threads or system calls, which `stores.c` replaces.
 _LEFT_OUT = {
-    *("aio.c", "inspect.c", "io_pool.c", "io_uring.c", "iothread.c", "notify.c", "timer.c"),
-    *("uring.c", "watchdog.c"),
+    "aio.c",
+    "io_pool.c",
+    "io_uring.c",
+    "iothread.c",
+    "notify.c",
+    "timer.c",
+    "uring.c",
+    "watchdog.c",
 }
 
 _CDEF = """

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from vhostblk.block import SECTOR
 from vhostblk.block.errors import BlockError
@@ -90,8 +91,7 @@ class ZoneError(OSError):
         self.fault = fault
 
 
-@dataclass(frozen=True, slots=True)
-class ZonedLimits:
+class ZonedLimits(msgspec.Struct, frozen=True):
     """What a zoned node is like."""
 
     model: ZoneModel
@@ -106,8 +106,7 @@ class ZonedLimits:
     write_granularity: int = SECTOR
 
 
-@dataclass(frozen=True, slots=True)
-class Zone:
+class Zone(msgspec.Struct, frozen=True):
     """A zone, as reported; the write pointer means nothing in states without one."""
 
     start: int

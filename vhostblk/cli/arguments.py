@@ -6,8 +6,9 @@ The order of the steps is that of the command line: an option refers to what ear
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from vhostblk.cli.errors import UsageError
 from vhostblk.cli.getopt import Syntax, split
@@ -53,8 +54,7 @@ _SYNTAX = Syntax(OPTIONS, SHORT_OPTIONS, OWN_OPTIONS, (ADDRESS_PREFIX,))
 FORMS = ("text", "json")
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One option with its argument; `location` is how it was written."""
 
     option: str
@@ -62,14 +62,13 @@ class Step:
     location: str
 
 
-@dataclass(slots=True)
-class Arguments:
+class Arguments(msgspec.Struct):
     """A command line, understood as far as that goes without looking at the world."""
 
     #: Options that make something, in order.
-    steps: list[Step] = field(default_factory=list)
+    steps: list[Step] = msgspec.field(default_factory=list)
     #: `--trace`, which comes before everything else.
-    traces: list[Step] = field(default_factory=list)
+    traces: list[Step] = msgspec.field(default_factory=list)
     #: The short form: an image and the properties of its export.
     image: str | None = None
     address: Step | None = None

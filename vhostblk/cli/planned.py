@@ -91,6 +91,8 @@ def _different(planned: QapiStruct, taken: QapiStruct) -> Iterator[str]:
 
 def _members(options: QapiStruct) -> dict[str, Any]:
     """Return the members with their values, also those of nodes that were left out."""
+    if options.__struct_config__.tag == "secret":
+        return {}  # it is handed over as its value, not as what it was read from
     if isinstance(options, BlockdevOptions):
         options = inherit.resolve(options)
     members: dict[str, Any] = msgspec.to_builtins(options)

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 from vhostblk.engine import load
 from vhostblk.engine.polling import DEFAULT_MAX_NS, Lookout
@@ -51,8 +52,7 @@ class PortListener(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class IothreadOptions:
+class IothreadOptions(msgspec.Struct, frozen=True):
     """The properties of an `iothread` object; times in nanoseconds."""
 
     poll_max_ns: int = DEFAULT_MAX_NS

@@ -275,7 +275,7 @@ async def _flush(daemon: Daemon, limit: float) -> None:
 
     Flushing is not cancelled then: it goes on, and nobody waits for it.
     """
-    flushing = asyncio.create_task(_flush_nodes(daemon), name="flush")
+    flushing = asyncio.create_task(_flush_nodes(daemon), name="hand-over")
     done, _ = await asyncio.wait({flushing}, timeout=limit)
     if not done:
         flushing.add_done_callback(log_failure)

@@ -6,8 +6,9 @@ A front-end need not be between two messages when its session moves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from vhostblk.vhost_user.codec import Part
 
@@ -20,17 +21,16 @@ if TYPE_CHECKING:
     from vhostblk.vhost_user.restate import Said
 
 
-@dataclass(slots=True)
-class Carried:
+class Carried(msgspec.Struct):
     """What one server hands to the next one, perhaps of another process."""
 
     listener: Listener
     connection: socket.socket | None
     said: Sequence[Said]
     #: What has come of a message.
-    received: Part = field(default_factory=Part)
+    received: Part = msgspec.field(default_factory=Part)
     #: What has to be sent of a reply.
-    unsent: Part = field(default_factory=Part)
+    unsent: Part = msgspec.field(default_factory=Part)
     #: If the messages can't be replayed, `start` fails; else the front-end is disconnected.
     required: bool = True
     #: Done when all has been said again.

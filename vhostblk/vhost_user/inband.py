@@ -13,8 +13,9 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from vhostblk.vhost_user.layout import VRING_STATE, BackendRequest
 
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 _NOTICES = (BackendRequest.VRING_CALL, BackendRequest.VRING_ERR)
 
 
-@dataclass(slots=True, eq=False)
-class _Notice:
+class _Notice(msgspec.Struct, eq=False):
     """What is told of one vring by one kind of message."""
 
     request: BackendRequest

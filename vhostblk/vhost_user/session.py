@@ -33,8 +33,9 @@ one with no payload), and a bad SET_CONFIG, which a guest can provoke, is merely
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from vhostblk.errors import reason
 from vhostblk.vhost_user import payloads, postcopy

@@ -16,7 +16,7 @@ from cffi import FFI
 from vhostblk.engine import Engine
 from vhostblk.engine.build import SRC, interface_files
 
-_CDEF = "struct vb_port *wire_new(struct vb_iothread *iothread, int fd, uint64_t size);"
+_HERE = Path(__file__).parent
 
 
 @cache
@@ -26,7 +26,7 @@ def wire_engine() -> Engine:
     for interface in interface_files():
         if interface.parent.name == "core":
             ffi.cdef(interface.read_text())
-    ffi.cdef(_CDEF)
+    ffi.cdef((_HERE / "wire.cdef.h").read_text())
     with tempfile.TemporaryDirectory() as directory:
         return Engine(ffi, ffi.dlopen(str(_build(Path(directory)))))
 
@@ -34,7 +34,7 @@ def wire_engine() -> Engine:
 def _build(directory: Path) -> Path:
     library = directory / "wire.so"
     sources = [str(path) for path in sorted((SRC / "core").glob("*.c"))]
-    sources.append(str(Path(__file__).with_name("wire.c")))
+    sources.append(str(_HERE / "wire.c"))
     options = ["-std=gnu11", "-O1", "-fPIC", "-shared", "-Wl,-z,defs", f"-I{SRC}"]
     subprocess.run(
         ["cc", *options, "-o", str(library), *sources, "-luring", "-lpthread"], check=True

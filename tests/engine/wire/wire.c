@@ -12,6 +12,8 @@
 #include "core/iothread.h"
 #include "core/port.h"
 
+#include "wire.cdef.h"
+
 enum { SLOTS = 64, MAX_LENGTH = 64 << 20 };
 
 struct request {

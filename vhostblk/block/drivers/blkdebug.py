@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
+from msgspec.structs import replace
 
 from vhostblk.block.drivers.blkdebug_config import read_config
 from vhostblk.block.drivers.blkdebug_rules import Rule, Rules

@@ -12,8 +12,9 @@ so many writes.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
+
+from msgspec.structs import replace
 
 from vhostblk.block.drivers.blklogwrites_layout import (
     ALL_FLAGS,

@@ -9,8 +9,9 @@ change it in between, it could end the process.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
+
+from msgspec.structs import replace
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.filename import ProtocolDriver, described

@@ -9,8 +9,9 @@ modifies and writes them.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
+
+from msgspec.structs import replace
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.filter import FilterNode

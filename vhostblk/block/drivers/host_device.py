@@ -10,9 +10,10 @@ import fcntl
 import os
 import stat
 import struct
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from vhostblk.block import SECTOR
 from vhostblk.block.drivers.posix import FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, PosixNode
@@ -21,6 +22,7 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.node import BlockLimits, BlockStatus, Extent
 from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.lifetime import HasLifetime, read_lifetime
+from vhostblk.block.reservable import Reservable
 from vhostblk.engine.extents import Treatment
 from vhostblk.errors import os_error
 
@@ -41,7 +43,7 @@ BLKZEROOUT = 0x127F
 _NOWHERE = struct.pack("QQ", 1, 1)
 
 
-class HostDeviceNode(PosixNode, ErasesSecurely, HasLifetime):
+class HostDeviceNode(PosixNode, ErasesSecurely, HasLifetime, Reservable):
     """A block device."""
 
     driver = "host_device"

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.storage import StorageId
     from vhostblk.block.io.completion import Completion
     from vhostblk.block.io.iovec import IoVec
+    from vhostblk.reservations.manager import Manager
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ class PosixNode(StorageNode, ProtocolDriver):
         self.read_only = options.read_only
         self.direct: bool = options.cache.direct
         self.fd = -1
+        #: What sends persistent reservation commands to the device.
+        self.pr_manager: Manager | None = None
         self._size = 0
         self._storage: frozenset[StorageId] = frozenset()
         self._aio: AioEngine
@@ -108,6 +111,8 @@ class PosixNode(StorageNode, ProtocolDriver):
                 "specified."
             )
         node = cls(node_name, options)
+        if isinstance(options.pr_manager, str):
+            node.pr_manager = graph.pr_managers.find(options.pr_manager)
         locking = locking_wanted(options.locking)
         # With auto-read-only, `apply_permissions` reopens for the first writer.
         node._fd_writable = _opened_for_writing(options, Perm.NONE)
@@ -126,6 +131,8 @@ class PosixNode(StorageNode, ProtocolDriver):
         node._aio.limit_batch(options.aio_max_batch)
         node._storage = storage.identify(node.fd)
         storage.note_open(node)
+        if node.pr_manager is not None:
+            node.pr_manager.users.add(node_name)
         return node
 
     def _open_error(self, why: str) -> BlockError:
@@ -175,6 +182,8 @@ class PosixNode(StorageNode, ProtocolDriver):
         self._sync.close()
         os.close(self.fd)
         storage.note_closed(self)
+        if self.pr_manager is not None:
+            self.pr_manager.users.discard(self.node_name)
 
     @property
     def storage(self) -> frozenset[StorageId]:

@@ -10,8 +10,9 @@ so read-modify-write has to happen there.
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
+
+from msgspec.structs import replace
 
 from vhostblk.block import SECTOR
 from vhostblk.block.errors import BlockError

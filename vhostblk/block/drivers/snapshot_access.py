@@ -9,8 +9,9 @@ so no permissions are taken.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
+
+from msgspec.structs import replace
 
 from vhostblk.block.copy.snapshot_source import SnapshotSource
 from vhostblk.block.graph.edge import supported

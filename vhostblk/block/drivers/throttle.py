@@ -10,8 +10,9 @@ and a discard that it ignores not at all.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
+
+from msgspec.structs import replace
 
 from vhostblk.block.graph.filter import FilterNode
 from vhostblk.block.io.flags import WriteFlags

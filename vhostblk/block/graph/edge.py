@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import errno
 import sys
-from dataclasses import replace
 from functools import partial
 from operator import add
 from typing import TYPE_CHECKING, TypeVar
+
+from msgspec.structs import replace
 
 from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm

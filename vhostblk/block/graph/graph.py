@@ -38,6 +38,7 @@ from vhostblk.block.throttle_group import ThrottleGroups
 from vhostblk.block.zones import check_zoned_child
 from vhostblk.errors import error_context, errors_as, log_error, log_failure, reason
 from vhostblk.events import EventBus
+from vhostblk.reservations.manager import Managers
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block import BlockErrorAction, BlockIoError, BlockWriteThreshold
 from vhostblk.trace import points as trace
@@ -63,6 +64,8 @@ class Graph:
         self._events = events or EventBus()
         #: What `throttle` nodes refer to.
         self.throttle_groups = ThrottleGroups()
+        #: What nodes of devices refer to.
+        self.pr_managers = Managers()
         #: Held by one command at a time.
         self._changing = Turns()
         #: Whether a change is in progress that may still be undone. No user may attach then.

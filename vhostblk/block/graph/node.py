@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import msgspec
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.inherit import FILE
@@ -48,8 +49,7 @@ if TYPE_CHECKING:
 Failures = list[BaseException | None]
 
 
-@dataclass(frozen=True, slots=True)
-class BlockLimits:
+class BlockLimits(msgspec.Struct, frozen=True):
     """What a node asks of its requests; lengths in bytes."""
 
     #: Offsets and lengths are multiples of this power of two.
@@ -85,8 +85,7 @@ class BlockStatus(IntFlag):
     EOF = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(msgspec.Struct, frozen=True):
     """A run of bytes with one status; `offset` is where in `node` it lies, if OFFSET_VALID."""
 
     length: int

@@ -3,9 +3,8 @@
 #define VHOSTBLK_INSPECT_H
 
 #include "core/extent.h"
-#include "core/iothread.h"
 
-#include "request.h"
+#include "virtqueue/request.h"
 
 #include "inspect.cdef.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The engine's decisions one by one, without a queue: for tests that hold them against those of the
- * Python lane. Nothing else uses this. */
+/* The engine's decisions one by one, without a queue. Tests compare them with those of the Python
+ * lane. */
 
 /* What a walk of one chain found; its segments are those from `first` on. */
 struct vb_inspected_chain {
@@ -40,9 +40,6 @@ int64_t vb_inspect_requests(const struct vb_ring *ring, const struct vb_region *
 /* The status to answer, or 255. */
 uint8_t vb_inspect_discard(const void *payload, uint64_t length, uint32_t type, uint64_t size,
                            uint32_t logical_block_size);
-
-/* Whether an iothread is between two turns; then its former turn is over, news and all. */
-int vb_inspect_between_turns(struct vb_iothread *iothread);
 
 enum vb_extent_verdict vb_inspect_extent(const struct vb_extent_map *map, uint64_t offset,
                                          uint64_t length, enum vb_extent_access access,

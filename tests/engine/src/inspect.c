@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "inspect.h"
 
-#include "core/command.h"
-
-#include "packed.h"
+#include "virtqueue/packed.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -124,15 +122,6 @@ uint8_t vb_inspect_discard(const void *payload, uint64_t length, uint32_t type, 
         return VB_S_IOERR;
     memcpy(segments, payload, length);
     return vb_discard_validate(segments, length, type, size, logical_block_size);
-}
-
-int vb_inspect_between_turns(struct vb_iothread *iothread)
-{
-    bool between = vb_iothread_visit(iothread);
-
-    if (between)
-        vb_iothread_visit_end(iothread, false);
-    return between;
 }
 
 enum vb_extent_verdict vb_inspect_extent(const struct vb_extent_map *map, uint64_t offset,
