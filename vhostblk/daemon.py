@@ -33,7 +33,7 @@ import msgspec
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.graph import Graph
 from vhostblk.chardev.registry import Chardevs
-from vhostblk.engine.iothreads import Iothreads
+from vhostblk.engine.iothreads import Iothreads, IothreadStuckError
 from vhostblk.errors import error_context, log_error
 from vhostblk.events import EventBus
 from vhostblk.exports.errors import ExportNotFoundError
@@ -49,7 +49,7 @@ from vhostblk.schema.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Coroutine, Iterable, Mapping
     from types import TracebackType
 
     from vhostblk.block.graph.node import BlockNode
@@ -63,6 +63,9 @@ if TYPE_CHECKING:
     from vhostblk.schema.reservations import PrInAction, PrOutAction, PrStatus, PrType
 
 logger = logging.getLogger(__name__)
+
+#: Seconds until it is looked whether what is being closed waits for an iothread that is stuck.
+STUCK_GRACE = 5.0
 
 
 class Control(Protocol):
@@ -388,7 +391,8 @@ class Daemon:
     async def close(self) -> None:
         """Stop all exports, the newest first, and close all nodes.
 
-        Raises the first error, once everything is closed; others are logged.
+        Raises the first error, once everything is closed; others are logged. Raises
+        IothreadStuckError if an iothread is stuck: then tasks that wait for it are left.
         """
         errors: list[Exception] = []
         if self.control is not None:
@@ -397,12 +401,12 @@ class Daemon:
             if export_id not in self._exports:  # its removal has begun already
                 continue
             try:
-                await self.remove_export(export_id)
+                await self._unless_stuck(self.remove_export(export_id))
             except Exception as error:
                 errors.append(error)
         for part in (self.jobs, self.graph):
             try:
-                await part.close()
+                await self._unless_stuck(part.close())
             except Exception as error:
                 errors.append(error)
         if self.control is not None:
@@ -412,10 +416,25 @@ class Daemon:
         self.graph.throttle_groups.close()
         self._iothreads.close()
         self._objects.clear()
+        errors.sort(key=lambda error: not isinstance(error, IothreadStuckError))
         for other in errors[1:]:
             log_error(logger, "while closing", other)
         if errors:
             raise errors[0]
+
+    async def _unless_stuck(self, closing: Coroutine[object, object, None]) -> None:
+        """Close something, but don't wait for ever for an iothread that is stuck.
+
+        What has to do with another iothread ends within the time that is left for it then.
+        """
+        task = asyncio.create_task(closing)
+        stuck: list[str] = []
+        while not task.done():
+            await asyncio.wait({task}, timeout=STUCK_GRACE)
+            if stuck and not task.done():
+                raise IothreadStuckError(stuck[0])
+            stuck = self._iothreads.stuck
+        await task
 
     async def _close_quietly(self) -> None:
         """Close after another error, which is the one to be reported."""

@@ -29,7 +29,7 @@ class RateLimitedLogger:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._logger = logger
-        self._prefix = prefix
+        self.prefix = prefix
         self._clock = clock
         self._tokens = float(BURST)
         self._last = clock()
@@ -65,11 +65,9 @@ class RateLimitedLogger:
         left_out, self._suppressed = self._suppressed, 0
         note = f" ({left_out} similar messages left out)" if left_out else ""
         parts = {
-            "subject": self._prefix.removesuffix(": "),
+            "subject": self.prefix.removesuffix(": "),
             "bare_message": message % arguments if arguments else message,
             "left_out": left_out,
         }
         text = f"%s{message}%s"
-        self._logger.log(
-            level, text, self._prefix, *arguments, note, exc_info=exc_info, extra=parts
-        )
+        self._logger.log(level, text, self.prefix, *arguments, note, exc_info=exc_info, extra=parts)

@@ -157,6 +157,8 @@ class EngineQueue:
         }
         self._event_idx = event_idx
         self._map: Any = rig.ffi.NULL
+        #: Maps that requests in flight may still go by.
+        self._former: list[Any] = []
         os.set_blocking(self.ring.kick_fd, False)
         self.open()
 
@@ -195,6 +197,7 @@ class EngineQueue:
     def use_map(self, encoded: Any) -> None:
         """Go by a `struct vb_extent_map`."""
         self.rig.lib.vb_port_set_map(self.port, encoded)
+        self._former.append(self._map)
         self._map = encoded
 
     def hold(self) -> None:
@@ -326,7 +329,34 @@ class Rig:
         self.queues.append(queue)
         queue.set_map(extents)
         queue.release()
+        self.forget_news()
         return queue
+
+    def forget_news(self) -> None:
+        """Wait until the thread has told everything that it has to tell now, and forget it."""
+        report = self.ffi.new("struct vb_report *")
+
+        def sleeps() -> bool:
+            self.lib.vb_iothread_report(self.thread, report)
+            return bool(report.doing == self.lib.VB_DOING_SLEEP)
+
+        pending = self.lib.vb_port_pending
+        self.wait_until(lambda: not any(pending(queue.port) for queue in self.queues if queue.port))
+        self.wait_until(sleeps)
+        if select.select([self.news_fd], [], [], 0)[0]:
+            self.wait_news()
+
+    def look(self) -> int:
+        """Look for requests in the thread's place, between two of its turns."""
+        found = -1
+
+        def looked() -> bool:
+            nonlocal found
+            found = int(self.lib.vb_upcalls_look(self.thread))
+            return found >= 0
+
+        self.wait_until(looked)
+        return found
 
     def wait_news(self, timeout: float = TIMEOUT) -> None:
         """Wait until the engine has something to say, and let it say more."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 
 import pytest
@@ -183,16 +182,15 @@ def test_python_looks_in_the_place_of_the_thread() -> None:
         queue = rig.queue(event_idx=True)
         queue.request(IN, 0, want=512)
         assert answered(queue, rig.wait_upcalls()) == [0]
-        assert rig.lib.vb_upcalls_look(rig.thread) == 1
+        assert rig.look() == 1
         queue.request(IN, 1, want=512)  # may be kicked still, as the thread had asked for that
-        assert rig.lib.vb_upcalls_look(rig.thread) == 1
+        assert rig.look() == 1
         assert answered(queue, rig.take_all()) == [1]
-        if announced(rig):  # of sector 0
-            os.eventfd_read(rig.news_fd)
+        rig.forget_news()  # of sector 0
         for sector in range(2, 6):
             queue.request(IN, sector, want=512, kick=False)
             assert not queue.ring.publish()
-            assert rig.lib.vb_upcalls_look(rig.thread) == 1
+            assert rig.look() == 1
             assert answered(queue, rig.take_all()) == [sector]
             assert not announced(rig)
 
@@ -200,9 +198,9 @@ def test_python_looks_in_the_place_of_the_thread() -> None:
 def test_thread_looks_again_when_python_looks_no_more() -> None:
     with Rig() as rig:
         queue = rig.queue(event_idx=True)
-        rig.lib.vb_upcalls_look(rig.thread)
+        rig.look()
         queue.request(IN, 1, want=512)
-        rig.lib.vb_upcalls_look(rig.thread)
+        rig.look()
         assert answered(queue, rig.take_all()) == [1]
         queue.request(IN, 2, want=512)  # unseen: it came after the last look
         rig.lib.vb_upcalls_look_no_more(rig.thread)
@@ -214,7 +212,7 @@ def test_thread_looks_again_when_python_looks_no_more() -> None:
 def test_ring_that_is_polled_is_polled_again() -> None:
     with Rig() as rig:
         queue = rig.queue(kick=False)
-        rig.lib.vb_upcalls_look(rig.thread)
+        rig.look()
         rig.lib.vb_upcalls_look_no_more(rig.thread)
         queue.request(IN, 1, want=512)
         assert answered(queue, rig.wait_upcalls()) == [1]
@@ -223,12 +221,12 @@ def test_ring_that_is_polled_is_polled_again() -> None:
 def test_thread_lets_python_look_only_for_queues_without_a_map() -> None:
     with Rig() as rig:
         mapped = rig.queue(ExtentMap(kind=ExtentKind.NULL, size=MIB, writable=True))
-        assert rig.lib.vb_upcalls_look(rig.thread) == 0
+        assert rig.look() == 0
         queue = rig.queue()
-        assert rig.lib.vb_upcalls_look(rig.thread) == 1
+        assert rig.look() == 1
         assert mapped.run(IN, 1, want=512).status == Status.OK
         queue.request(IN, 1, want=512)
-        assert rig.lib.vb_upcalls_look(rig.thread) == 1
+        assert rig.look() == 1
         assert answered(queue, rig.take_all()) == [1]
 
 
@@ -236,18 +234,18 @@ def test_upcalls_beside_those_looked_for_are_announced_in_the_end() -> None:
     with Rig() as rig:
         queue = rig.queue()
         mapped = rig.queue(ExtentMap(kind=ExtentKind.NULL, size=MIB, writable=False))
-        assert rig.lib.vb_upcalls_look(rig.thread) == 1
+        assert rig.look() == 1
         mapped.request(OUT, 7, send=bytes(512))
         rig.wait_until(lambda: mapped.in_flight == 1)
         assert not announced(rig)
         rig.lib.vb_upcalls_look_no_more(rig.thread)
         rig.wait_news()
         assert answered(mapped, rig.take_all()) == [7]
-        rig.lib.vb_upcalls_look(rig.thread)
+        rig.look()
         mapped.request(OUT, 8, send=bytes(512))
         rig.wait_until(lambda: mapped.in_flight == 1)
         queue.hold()
         queue.close()  # the only one that is looked for
-        assert rig.lib.vb_upcalls_look(rig.thread) == 0
+        assert rig.look() == 0
         rig.wait_news()
         assert answered(mapped, rig.take_all()) == [8]

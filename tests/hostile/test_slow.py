@@ -113,7 +113,7 @@ def test_4_kicks_that_the_driver_takes_back(scene: Scene) -> None:
 
 
 #: A buffer, and how often a request names it.
-BUFFER, TIMES = 8 * MIB, 256
+BUFFER, TIMES = 8 * MIB, 128
 
 
 @contextmanager
@@ -127,7 +127,7 @@ def large_disk(scene: Scene) -> Iterator[BlkDriver]:
 
 
 def add_long_read(ring: DriverRing) -> int:
-    """Read two gigabytes into one buffer; return where the status goes."""
+    """Read a gigabyte into one buffer; return where the status goes."""
     memory = ring.memory
     head, status = memory.allocate(16), memory.allocate(1, 1)
     memory.write(head, header(RequestType.IN))
@@ -137,7 +137,7 @@ def add_long_read(ring: DriverRing) -> int:
     return status
 
 
-@pytest.mark.parametrize("requests", [1, 3])
+@pytest.mark.parametrize("requests", [1, 2])
 def test_5_reads_of_gigabytes(scene: Scene, requests: int) -> None:
     """None is refused, and others are served all the time."""
     with large_disk(scene) as driver:
@@ -149,7 +149,7 @@ def test_5_reads_of_gigabytes(scene: Scene, requests: int) -> None:
         done = 0
         while done < requests:
             done += len(ring.wait())
-        assert scene.bystander.requests - before >= 10
+        assert scene.bystander.requests - before >= 5
         assert {driver.memory.read(status, 1) for status in statuses} == {b"\0"}
         assert driver.memory.read((1 << 32) + BUFFER - 5, 5) == bytes(5)
 

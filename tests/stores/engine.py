@@ -27,6 +27,7 @@ _LEFT_OUT = {
     "iothread.c",
     "notify.c",
     "timer.c",
+    "uring.c",
     "watchdog.c",
 }
 

@@ -22,6 +22,7 @@ from vhostblk.cli.preload import Preloader
 from vhostblk.cli.report import log_statistics
 from vhostblk.cli.short_form import choose_node, image_blockdev, short_export
 from vhostblk.daemon import Daemon
+from vhostblk.engine.iothreads import IothreadStuckError
 from vhostblk.errors import VhostblkError, reason
 from vhostblk.fatal import clean_up_with
 from vhostblk.schema.errors import HelpRequestedError
@@ -55,7 +56,7 @@ def run(arguments: Arguments, readiness: Readiness | None) -> int:
         for step in arguments.traces:
             _set_up_tracing(step)
         sandbox = _sandbox(arguments)
-        asyncio.run(_serve(arguments, readiness, sandbox))
+        asyncio.run(_serve_or_leave(arguments, readiness, sandbox))
     except _HelpPrintedError:
         pass
     except OSError as error:  # for example the last flush
@@ -109,6 +110,18 @@ def _sandbox(arguments: Arguments) -> Sandbox:
     with _located("--sandbox"):
         sandbox.enter()
     return sandbox
+
+
+async def _serve_or_leave(
+    arguments: Arguments, readiness: Readiness | None, sandbox: Sandbox
+) -> None:
+    """Serve; where an iothread is stuck in the end, exit without waiting for what waits for it."""
+    try:
+        await _serve(arguments, readiness, sandbox)
+    except IothreadStuckError as error:
+        print(f"vhostblk: {error}", file=sys.stderr, flush=True)
+        logging.shutdown()
+        os._exit(1)
 
 
 async def _serve(arguments: Arguments, readiness: Readiness | None, sandbox: Sandbox) -> None:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: How long an iothread may be in one thing before this is logged.
+STUCK_SECONDS = 5.0
+
 #: Requests, and segments, that are fetched at once. The engine answers a request with more segments
 #: than this with an error itself.
 UPCALL_REQUESTS = 256
@@ -37,6 +40,10 @@ UPCALL_SEGMENTS = 65536
 
 class PortListener(Protocol):
     """The Python side of a port."""
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
 
     def engine_news(self) -> None:
         """Look at the port's state: idle, or broken."""
@@ -77,6 +84,11 @@ class Iothread:
         self._lookout = Lookout(options.poll_max_ns)
         self._look_handle: asyncio.Handle | None = None
         self._changed = self.ffi.new("struct vb_port *[]", 64)
+        #: What the thread is stuck in, as a message; None: it is not.
+        self.stuck: str | None = None
+        self._report = self.ffi.new("struct vb_report *")
+        self._seen = (0, 0)
+        self._seen_since = 0.0
         config = self.ffi.new(
             "struct vb_iothread_config *",
             {
@@ -103,6 +115,32 @@ class Iothread:
         """The system's number of the thread."""
         number: int = self.lib.vb_iothread_thread_id(self.handle)
         return number
+
+    def watch(self, now: float) -> None:
+        """Log once that the thread has been in one thing for long, and once that it goes on."""
+        report = self._report
+        self.lib.vb_iothread_report(self.handle, report)
+        seen = (int(report.steps), int(report.doing))
+        if seen != self._seen or seen[1] == self.lib.VB_DOING_SLEEP:
+            if self.stuck is not None:
+                logger.warning("iothread '%s' goes on", self.name)
+            self._seen, self._seen_since, self.stuck = seen, now, None
+        elif self.stuck is None and now - self._seen_since >= STUCK_SECONDS:
+            self.stuck = f"iothread '{self.name}' is stuck in {self._doing()}"
+            logger.warning("%s", self.stuck)
+
+    def _doing(self) -> str:
+        report, lib = self._report, self.lib
+        listener = self._ports.get(int(report.port))
+        of_port = f" of {listener.label}" if listener is not None else ""
+        match report.doing:
+            case lib.VB_DOING_WRITE:
+                return f"a write of {report.length} bytes at {report.offset}{of_port}"
+            case lib.VB_DOING_NOTIFY:
+                return f"a notification{of_port}"
+            case lib.VB_DOING_SUBMIT:
+                return "io_uring_enter"
+        return "an access to guest memory"
 
     def set_polling(self, options: IothreadOptions) -> None:
         """Take over how long to poll."""

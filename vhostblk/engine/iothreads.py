@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from vhostblk.engine.iothread import Iothread, IothreadOptions
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
 #: Runs the queues of exports that name no iothread; no object can have this name.
 DEFAULT_NAME = "#default"
 
+#: How often it is looked whether threads are stuck.
+WATCH_SECONDS = 2.0
+
+
+class IothreadStuckError(VhostblkError):
+    """An iothread is in a system call that does not end; the text says in which."""
+
 
 class Iothreads:
     """Named iothreads and their options.
@@ -24,6 +32,7 @@ class Iothreads:
     def __init__(self) -> None:
         self._options: dict[str, IothreadOptions] = {}
         self._running: dict[str, Iothread] = {}
+        self._watch_handle: asyncio.TimerHandle | None = None
 
     def define(self, name: str, options: IothreadOptions) -> None:
         """Add an iothread; the caller has made sure that the name is free."""
@@ -57,6 +66,8 @@ class Iothreads:
                 self.check(name)
             options = self._options.get(name, IothreadOptions())
             running = self._running[name] = Iothread(name, options)
+            if self._watch_handle is None:
+                self._watch()
         return running
 
     def check(self, name: str) -> None:
@@ -64,8 +75,26 @@ class Iothreads:
         if name not in self._options:
             raise VhostblkError(f'iothread "{name}" not found')
 
-    def close(self) -> None:
-        """Stop all threads; nothing uses them any more."""
+    def _watch(self) -> None:
+        """Look at the running threads, now and then."""
+        loop = asyncio.get_running_loop()
         for iothread in self._running.values():
-            iothread.close()
+            iothread.watch(loop.time())
+        self._watch_handle = None
+        if self._running:
+            self._watch_handle = loop.call_later(WATCH_SECONDS, self._watch)
+
+    @property
+    def stuck(self) -> list[str]:
+        """What threads are stuck in, as messages."""
+        return [iothread.stuck for iothread in self._running.values() if iothread.stuck is not None]
+
+    def close(self) -> None:
+        """Stop all threads, which nothing uses any more, but for those that are stuck."""
+        if self._watch_handle is not None:
+            self._watch_handle.cancel()
+            self._watch_handle = None
+        for iothread in self._running.values():
+            if iothread.stuck is None:
+                iothread.close()
         self._running.clear()

@@ -220,7 +220,7 @@ class ExpressQueue(BaseQueue):
         if extents is not None:
             encoded = encode_map(self._ffi, self._lib, extents)
         self._lib.vb_port_set_map(self._port, encoded)
-        if not self._lib.vb_port_pending(self._port):
+        if not self._lib.vb_port_mapped_in_flight(self._port):
             self._maps.clear()
         self._maps.append(encoded)
         self._go_by(None if extents is None else extents.table)
@@ -277,6 +277,11 @@ class ExpressQueue(BaseQueue):
             raise SetupError(f"queue {self.index}: {reason(-result)}")
 
     # News from the engine.
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"{self._log.prefix}queue {self.index}"
 
     def engine_news(self) -> None:
         """Look whether requests failed, the queue has become idle, or broke."""

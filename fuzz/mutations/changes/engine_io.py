@@ -12,6 +12,7 @@ _PORT = "vhostblk/engine/src/core/port.c"
 _RUN = "vhostblk/engine/src/core/run.c"
 _PIECES = "vhostblk/engine/src/core/pieces.c"
 _URING = "vhostblk/engine/src/core/io_uring.c"
+_WRAPPER = "vhostblk/engine/src/core/uring.c"
 _POOL = "vhostblk/engine/src/core/io_pool.c"
 _EXTENT = "vhostblk/engine/src/core/extent.c"
 
@@ -139,7 +140,7 @@ MUTATIONS = (
     ),
     Mutation(
         "write-through-flag-lost-in-io-uring",
-        _URING,
+        _WRAPPER,
         """
               io_uring_prep_writev(sqe, op->fd, op->iovs, count, op->offset);
         - sqe->rw_flags = op->flags;
@@ -348,8 +349,8 @@ MUTATIONS = (
         "short-read-is-the-end",
         _EXECUTE,
         """
-        - } else if (!vb_task_writes(task) && (!bytes || whole != bytes)) {
-        + } else if (!vb_task_writes(task)) {
+        - if (!vb_task_writes(task) && (!bytes || whole != bytes)) {
+        + if (!vb_task_writes(task)) {
         """,
         "A read that the kernel does in two parts returns zeroes for the second one.",
         _FILE_IO,
@@ -495,7 +496,7 @@ MUTATIONS = (
     ),
     Mutation(
         "flush-left-out-in-io-uring",
-        _URING,
+        _WRAPPER,
         """
         - io_uring_prep_fsync(sqe, op->fd, IORING_FSYNC_DATASYNC);
         + io_uring_prep_nop(sqe);

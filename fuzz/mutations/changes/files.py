@@ -305,8 +305,8 @@ MUTATIONS = (
         "aio-flush-left-out",
         "vhostblk/engine/src/core/aio.c",
         """
-        - io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
-        + io_uring_prep_nop(sqe);
+        - struct vb_io_op op = {.opcode = VB_IO_FSYNC, .fd = fd};
+        + struct vb_io_op op = {.opcode = VB_IO_FALLOCATE, .fd = fd, .length = 1, .flags = 1};
         """,
         "A flush does nothing.",
         _FILE,

@@ -7,22 +7,14 @@
 #include "aio.h"
 
 #include <errno.h>
-#include <liburing.h>
 #include <stdlib.h>
 #include <sys/uio.h>
 
-/* Kernel headers older than the kernel. */
-#ifndef IORING_SETUP_SINGLE_ISSUER
-#define IORING_SETUP_SINGLE_ISSUER (1U << 12)
-#endif
-#ifndef IORING_SETUP_DEFER_TASKRUN
-#define IORING_SETUP_DEFER_TASKRUN (1U << 13)
-#endif
+#include "uring.h"
 
 struct vb_aio {
     struct io_uring ring;
-    /* Completion work waits in the kernel until it is asked for. */
-    int deferred;
+    bool deferred;
 };
 
 int64_t vb_preadv(int fd, uintptr_t iov, unsigned count, int64_t offset, int flags)
@@ -52,15 +44,6 @@ void vb_seek_data(int fd, unsigned count, const int64_t *offsets, int64_t *resul
     }
 }
 
-static int open_ring(struct vb_aio *aio, unsigned entries, unsigned completions, unsigned flags)
-{
-    struct io_uring_params params = {
-        .flags = flags | IORING_SETUP_CQSIZE,
-        .cq_entries = completions,
-    };
-    return io_uring_queue_init_params(entries, &aio->ring, &params);
-}
-
 struct vb_aio *vb_aio_open(unsigned entries, unsigned completions, int event_fd, int *error)
 {
     struct vb_aio *aio = calloc(1, sizeof(*aio));
@@ -68,11 +51,7 @@ struct vb_aio *vb_aio_open(unsigned entries, unsigned completions, int event_fd,
         *error = ENOMEM;
         return NULL;
     }
-    int result = open_ring(aio, entries, completions,
-                           IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
-    aio->deferred = result == 0;
-    if (result == -EINVAL) /* before Linux 6.1 */
-        result = open_ring(aio, entries, completions, 0);
+    int result = vb_uring_open(&aio->ring, entries, completions, &aio->deferred);
     if (result < 0) {
         free(aio);
         *error = -result;
@@ -93,68 +72,59 @@ void vb_aio_close(struct vb_aio *aio)
     free(aio);
 }
 
-/* What the kernel transfers at most in one call (MAX_RW_COUNT). */
-#define MAX_TRANSFER 0x7ffff000u
-
-static unsigned transfer_length(const struct iovec *segment)
+static int queue(struct vb_aio *aio, uint32_t slot, const struct vb_io_op *op)
 {
-    return segment->iov_len > MAX_TRANSFER ? MAX_TRANSFER : (unsigned)segment->iov_len;
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&aio->ring);
+    if (sqe == NULL)
+        return -EBUSY;
+    vb_uring_prepare(sqe, op);
+    sqe->user_data = slot;
+    return 0;
 }
 
 int vb_aio_preadv(struct vb_aio *aio, uint32_t slot, int fd, uintptr_t iov, unsigned count,
                   int64_t offset)
 {
-    const struct iovec *segments = (const struct iovec *)iov;
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&aio->ring);
-    if (sqe == NULL)
-        return -EBUSY;
-    if (count == 1) /* saves the kernel copying the list */
-        io_uring_prep_read(sqe, fd, segments->iov_base, transfer_length(segments), offset);
-    else
-        io_uring_prep_readv(sqe, fd, segments, count, offset);
-    sqe->user_data = slot;
-    return 0;
+    struct vb_io_op op = {
+        .opcode = VB_IO_READ,
+        .fd = fd,
+        .iovs = (const struct iovec *)iov,
+        .count = count,
+        .offset = (uint64_t)offset,
+    };
+    return queue(aio, slot, &op);
 }
 
 int vb_aio_pwritev(struct vb_aio *aio, uint32_t slot, int fd, uintptr_t iov, unsigned count,
                    int64_t offset)
 {
-    const struct iovec *segments = (const struct iovec *)iov;
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&aio->ring);
-    if (sqe == NULL)
-        return -EBUSY;
-    if (count == 1)
-        io_uring_prep_write(sqe, fd, segments->iov_base, transfer_length(segments), offset);
-    else
-        io_uring_prep_writev(sqe, fd, segments, count, offset);
-    sqe->user_data = slot;
-    return 0;
+    struct vb_io_op op = {
+        .opcode = VB_IO_WRITE,
+        .fd = fd,
+        .iovs = (const struct iovec *)iov,
+        .count = count,
+        .offset = (uint64_t)offset,
+    };
+    return queue(aio, slot, &op);
 }
 
 int vb_aio_fdatasync(struct vb_aio *aio, uint32_t slot, int fd)
 {
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&aio->ring);
-    if (sqe == NULL)
-        return -EBUSY;
-    io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
-    sqe->user_data = slot;
-    return 0;
+    struct vb_io_op op = {.opcode = VB_IO_FSYNC, .fd = fd};
+    return queue(aio, slot, &op);
 }
 
 int vb_aio_fallocate(struct vb_aio *aio, uint32_t slot, int fd, int mode, int64_t offset,
                      int64_t length)
 {
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&aio->ring);
-    if (sqe == NULL)
-        return -EBUSY;
-    io_uring_prep_fallocate(sqe, fd, mode, offset, length);
-    sqe->user_data = slot;
-    return 0;
-}
-
-static int is_passing(int error)
-{
-    return error == -EAGAIN || error == -EBUSY || error == -EINTR;
+    struct vb_io_op op = {
+        .opcode = VB_IO_FALLOCATE,
+        .fd = fd,
+        .flags = mode,
+        .offset = (uint64_t)offset,
+        .length = (uint64_t)length,
+    };
+    return queue(aio, slot, &op);
 }
 
 int vb_aio_submit(struct vb_aio *aio)
@@ -166,24 +136,27 @@ int vb_aio_submit(struct vb_aio *aio)
         result = io_uring_submit(&aio->ring);
     } while (result == -EINTR);
     io_uring_cq_eventfd_toggle(&aio->ring, true);
-    if (result < 0 && !is_passing(result))
+    if (result < 0 && !vb_uring_passing(result))
         return result;
     return (int)io_uring_sq_ready(&aio->ring);
 }
 
+struct withdrawn {
+    uint32_t *slots;
+    int count;
+};
+
+static void note_slot(void *context, uint64_t data)
+{
+    struct withdrawn *withdrawn = context;
+    withdrawn->slots[withdrawn->count++] = (uint32_t)data;
+}
+
 int vb_aio_withdraw(struct vb_aio *aio, uint32_t *slots)
 {
-    /* The kernel moves the head past an entry when it takes it, and looks at the tail only while
-     * it submits, so until then what lies between is ours. */
-    struct io_uring_sq *queue = &aio->ring.sq;
-    unsigned head = *queue->khead;
-    int count = 0;
-    for (unsigned at = head; at != queue->sqe_tail; at++)
-        slots[count++] = (uint32_t)queue->sqes[at & *queue->kring_mask].user_data;
-    queue->sqe_head = head;
-    queue->sqe_tail = head;
-    *queue->ktail = head;
-    return count;
+    struct withdrawn withdrawn = {slots, 0};
+    vb_uring_withdraw(&aio->ring, note_slot, &withdrawn);
+    return withdrawn.count;
 }
 
 int vb_aio_reap(struct vb_aio *aio, struct vb_completion *completions, unsigned limit)
@@ -199,7 +172,7 @@ int vb_aio_reap(struct vb_aio *aio, struct vb_completion *completions, unsigned 
         count++;
     }
     io_uring_cq_advance(&aio->ring, count);
-    if (count == 0 && asked < 0 && !is_passing(asked))
+    if (count == 0 && asked < 0 && !vb_uring_passing(asked))
         return asked;
     return (int)count;
 }

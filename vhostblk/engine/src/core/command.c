@@ -40,10 +40,11 @@ void vb_inbox_run(struct vb_iothread *iothread)
         struct vb_command *next = command->next;
 
         command->run(command);
-        if (command->port) {
-            vb_port_show(command->port);
+        if (command->port) { /* commands count as in flight, so first they don't */
             __atomic_fetch_sub(&command->port->pending, 1, __ATOMIC_RELEASE);
-            vb_port_news(command->port);
+            vb_port_show(command->port);
+            if (!command->quiet || command->port->holds)
+                vb_port_news(command->port);
         }
         free(command);
         command = next;

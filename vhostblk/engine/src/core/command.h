@@ -22,6 +22,7 @@ struct vb_command {
     void *pointer;
     int64_t number;
     bool asleep; /* it makes no work for an iothread that sleeps */
+    bool quiet;  /* that it has run is no news by itself */
     struct vb_command *next;
 };
 

@@ -308,14 +308,17 @@ static void finish_transfer(struct vb_task *task)
 void vb_task_transferred(struct vb_task *task, int64_t bytes)
 {
     struct vb_io_op *op = &task->op;
-    int64_t whole = vb_task_whole_blocks(task, bytes);
+    int64_t whole;
 
     if (task->transferred + (uint64_t)bytes == task->end) {
         if (task->end < task->length)
             vb_pieces_next(task, (uint64_t)bytes);
         else
             finish_transfer(task);
-    } else if (!vb_task_writes(task) && (!bytes || whole != bytes)) {
+        return;
+    }
+    whole = vb_task_whole_blocks(task, bytes);
+    if (!vb_task_writes(task) && (!bytes || whole != bytes)) {
         /* The file ends here, maybe inside a block. */
         vb_task_skip(task, bytes);
         vb_pieces_zero(task);

@@ -23,6 +23,7 @@ struct vb_io_op {
     uint64_t offset;
     uint64_t length; /* fallocate */
     int64_t result;  /* bytes, or 0, or -errno */
+    bool in_kernel;  /* submitted to a ring, or about to be */
     struct vb_io_op *next;
 };
 
@@ -51,6 +52,8 @@ struct vb_io {
     int poll_fd; /* while armed: readable once something has completed */
     unsigned in_flight;
     unsigned unsubmitted; /* the kernel has not taken these yet; submit again */
+    /* -errno: nothing will be heard any more of operations that are `in_kernel`; 0: all is well. */
+    int lost;
 };
 
 /* NULL: *error is the errno. */

@@ -13,11 +13,9 @@
  * operations on other files have finished, or for a second: there we use plain descriptors.
  */
 #define _GNU_SOURCE
-#include "io.h"
+#include "stats.h"
+#include "uring.h"
 
-#include <errno.h>
-#include <limits.h>
-#include <liburing.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -30,6 +28,9 @@
 /* Files that a ring keeps; further queues use descriptors. */
 #define MAX_FILES 64
 
+/* How long io_uring_enter may fail before its requests do. */
+#define PATIENCE_NS 2000000000ull
+
 struct uring {
     struct vb_io io;
     struct io_uring ring;
@@ -37,41 +38,71 @@ struct uring {
     struct vb_io_op *backlog; /* the submission queue was full */
     struct vb_io_op **backlog_end;
     uint64_t free_files; /* a bit for each unused place in the kernel's table */
+    int broken;          /* -errno: the kernel serves the ring no more */
+    uint64_t failing_since; /* the clock when io_uring_enter began to fail; 0: it does not */
+    struct vb_io_op *failed, **failed_end; /* to be reaped */
 };
 
 static void prepare(struct io_uring_sqe *sqe, struct vb_io_op *op)
 {
-    unsigned count = op->count < IOV_MAX ? op->count : IOV_MAX;
-
-    switch (op->opcode) {
-    case VB_IO_READ:
-        if (op->count == 1)
-            io_uring_prep_read(sqe, op->fd, op->iovs->iov_base, op->iovs->iov_len, op->offset);
-        else
-            io_uring_prep_readv(sqe, op->fd, op->iovs, count, op->offset);
-        sqe->rw_flags = op->flags;
-        break;
-    case VB_IO_WRITE:
-        if (op->count == 1)
-            io_uring_prep_write(sqe, op->fd, op->iovs->iov_base, op->iovs->iov_len, op->offset);
-        else
-            io_uring_prep_writev(sqe, op->fd, op->iovs, count, op->offset);
-        sqe->rw_flags = op->flags;
-        break;
-    case VB_IO_FSYNC:
-        io_uring_prep_fsync(sqe, op->fd, IORING_FSYNC_DATASYNC);
-        break;
-    case VB_IO_FALLOCATE:
-        io_uring_prep_fallocate(sqe, op->fd, op->flags, op->offset, op->length);
-        break;
-    case VB_IO_DROP: /* never submitted */
-        break;
-    }
+    vb_uring_prepare(sqe, op);
     if (op->file >= 0) {
         sqe->fd = op->file;
         sqe->flags |= IOSQE_FIXED_FILE;
     }
     io_uring_sqe_set_data(sqe, op);
+    op->in_kernel = true;
+}
+
+/* End an operation that the kernel has not got, or won't tell about. */
+static void fail(struct uring *uring, struct vb_io_op *op)
+{
+    op->result = uring->broken;
+    op->in_kernel = false;
+    op->next = NULL;
+    *uring->failed_end = op;
+    uring->failed_end = &op->next;
+}
+
+static void fail_withdrawn(void *context, uint64_t data)
+{
+    struct uring *uring = context;
+
+    uring->io.unsubmitted--;
+    fail(uring, (struct vb_io_op *)(uintptr_t)data);
+}
+
+/* Whether io_uring_enter fails for good; `result` is what it returned. */
+static bool fails_for_good(struct uring *uring, int result)
+{
+    uint64_t now;
+
+    if (result >= 0 || vb_uring_passing(result)) {
+        uring->failing_since = 0;
+        return false;
+    }
+    now = vb_now();
+    if (!uring->failing_since)
+        uring->failing_since = now;
+    return now - uring->failing_since >= PATIENCE_NS;
+}
+
+/* The kernel does not serve the ring any more: fail what it has not taken. Its error says nothing of the
+ * file. */
+static void break_ring(struct uring *uring)
+{
+    struct vb_io_op *op = uring->backlog;
+
+    uring->broken = -EIO;
+    vb_uring_withdraw(&uring->ring, fail_withdrawn, uring);
+    uring->backlog = NULL;
+    uring->backlog_end = &uring->backlog;
+    while (op) {
+        struct vb_io_op *next = op->next;
+
+        fail(uring, op);
+        op = next;
+    }
 }
 
 static void uring_submit(struct vb_io *io)
@@ -81,11 +112,12 @@ static void uring_submit(struct vb_io *io)
     while (io->unsubmitted) {
         int done = io_uring_submit(&uring->ring);
 
-        if (done < 0) {
-            /* -EAGAIN, -EBUSY: out of memory or completions to reap first; the next turn tries
-             * again. What is queued stays queued. */
+        if (done < 0) { /* the next turn tries again, where that is of use */
+            if (fails_for_good(uring, done))
+                break_ring(uring);
             return;
         }
+        uring->failing_since = 0;
         io->unsubmitted -= (unsigned)done;
         if (!done)
             return;
@@ -115,6 +147,10 @@ static void uring_queue(struct vb_io *io, struct vb_io_op *op)
 
     io->in_flight++;
     op->next = NULL;
+    if (uring->broken) {
+        fail(uring, op);
+        return;
+    }
     if (uring->backlog || !push(uring, op)) {
         *uring->backlog_end = op;
         uring->backlog_end = &op->next;
@@ -140,23 +176,48 @@ static unsigned kernel_flags(const struct uring *uring)
     return __atomic_load_n(uring->ring.sq.kflags, __ATOMIC_RELAXED);
 }
 
+/* What has failed, as a list; *end is where more is appended. */
+static struct vb_io_op *take_failed(struct uring *uring, struct vb_io_op ***end)
+{
+    struct vb_io_op *failed = uring->failed;
+
+    *end = failed ? uring->failed_end : NULL;
+    uring->failed = NULL;
+    uring->failed_end = &uring->failed;
+    return failed;
+}
+
 static struct vb_io_op *uring_reap(struct vb_io *io)
 {
     struct uring *uring = (struct uring *)io;
-    struct vb_io_op *done = NULL, **end = &done;
+    struct vb_io_op *done, **end;
     struct io_uring_cqe *cqe;
     unsigned head, count = 0;
 
     /* This also runs deferred work of operations that have completed. */
-    if (kernel_flags(uring) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
-        io_uring_get_events(&uring->ring);
+    if (!io->lost && kernel_flags(uring) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) {
+        int asked = io_uring_get_events(&uring->ring);
+
+        if (fails_for_good(uring, asked)) {
+            break_ring(uring);
+            io->lost = uring->broken;
+        }
+    }
     if (!io->in_flight)
         return NULL;
+    done = take_failed(uring, &end);
+    if (!done)
+        end = &done;
+    for (struct vb_io_op *op = done; op; op = op->next)
+        io->in_flight--;
+    if (io->lost)
+        return done;
     io_uring_for_each_cqe(&uring->ring, head, cqe)
     {
         struct vb_io_op *op = io_uring_cqe_get_data(cqe);
 
         op->result = cqe->res;
+        op->in_kernel = false;
         op->next = NULL;
         *end = op;
         end = &op->next;
@@ -173,7 +234,9 @@ static struct vb_io_op *uring_reap(struct vb_io *io)
 
 static bool work_waits(const struct uring *uring)
 {
-    return io_uring_cq_ready(&uring->ring) ||
+    if (uring->io.lost)
+        return uring->failed;
+    return uring->failed || io_uring_cq_ready(&uring->ring) ||
            kernel_flags(uring) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
 }
 
@@ -251,23 +314,15 @@ static const struct vb_io_vtable uring_vtable = {
 
 struct vb_io *vb_io_open_uring(unsigned entries, unsigned max_batch, int *error)
 {
-    struct io_uring_params params = {
-        .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
-                 IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_CQSIZE,
-        .cq_entries = entries * 4,
-    };
     struct uring *uring = calloc(1, sizeof(*uring));
+    bool deferred;
     int result;
 
     if (!uring) {
         *error = ENOMEM;
         return NULL;
     }
-    result = io_uring_queue_init_params(entries, &uring->ring, &params);
-    if (result == -EINVAL) {
-        params = (struct io_uring_params){.flags = IORING_SETUP_CQSIZE, .cq_entries = entries * 4};
-        result = io_uring_queue_init_params(entries, &uring->ring, &params);
-    }
+    result = vb_uring_open(&uring->ring, entries, entries * 4, &deferred);
     if (result < 0) {
         *error = -result;
         free(uring);
@@ -280,11 +335,12 @@ struct vb_io *vb_io_open_uring(unsigned entries, unsigned max_batch, int *error)
         free(uring);
         return NULL;
     }
-    if (params.features & IORING_FEAT_RW_ATTR &&
+    if (uring->ring.features & IORING_FEAT_RW_ATTR &&
         !io_uring_register_files_sparse(&uring->ring, MAX_FILES))
         uring->free_files = UINT64_MAX >> (64 - MAX_FILES);
     uring->io.vtable = &uring_vtable;
     uring->max_batch = max_batch;
     uring->backlog_end = &uring->backlog;
+    uring->failed_end = &uring->failed;
     return &uring->io;
 }

@@ -70,6 +70,31 @@ void vb_iothread_notify(struct vb_iothread *iothread, int fd)
     }
 }
 
+/* The ring does not tell any more: fail what the kernel has, which may yet do it. */
+static void fail_in_kernel(struct vb_iothread *iothread)
+{
+    struct vb_io *io = iothread->io;
+
+    for (struct vb_port *port = iothread->ports; port && io->in_flight; port = port->next) {
+        if (port->file == VB_FILE_DROPPED) {
+            io->in_flight--;
+            vb_port_file_gone(port);
+        }
+        for (uint32_t tag = 0; tag <= UINT16_MAX; tag++) {
+            struct vb_task *task = port->vtable->find(port, (uint16_t)tag);
+
+            if (!task)
+                break;
+            if (!task->op.in_kernel)
+                continue;
+            task->op.in_kernel = false;
+            task->op.result = io->lost;
+            io->in_flight--;
+            vb_task_continue(task);
+        }
+    }
+}
+
 static bool reap(struct vb_iothread *iothread)
 {
     struct vb_io_op *op = iothread->io->vtable->reap(iothread->io);
@@ -85,6 +110,10 @@ static bool reap(struct vb_iothread *iothread)
         else
             vb_task_continue((struct vb_task *)((char *)op - offsetof(struct vb_task, op)));
         op = next;
+    }
+    if (__builtin_expect(iothread->io->lost, 0) && iothread->io->in_flight) {
+        fail_in_kernel(iothread);
+        any = true;
     }
     return any;
 }
@@ -373,6 +402,17 @@ void vb_iothread_free(struct vb_iothread *iothread)
     pthread_mutex_destroy(&iothread->lock);
     pthread_mutex_destroy(&iothread->news_lock);
     free(iothread);
+}
+
+void vb_iothread_report(const struct vb_iothread *iothread, struct vb_report *report)
+{
+    const struct vb_watched *watched = &iothread->watched;
+
+    report->doing = __atomic_load_n(&watched->doing, __ATOMIC_ACQUIRE);
+    report->steps = __atomic_load_n(&watched->steps, __ATOMIC_RELAXED);
+    report->port = (uintptr_t)__atomic_load_n(&watched->port, __ATOMIC_RELAXED);
+    report->offset = __atomic_load_n(&watched->offset, __ATOMIC_RELAXED);
+    report->length = __atomic_load_n(&watched->length, __ATOMIC_RELAXED);
 }
 
 int vb_iothread_uses_uring(struct vb_iothread *iothread)

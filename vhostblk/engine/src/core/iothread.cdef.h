@@ -23,3 +23,14 @@ int vb_iothread_uses_uring(struct vb_iothread *iothread);
 int vb_iothread_thread_id(struct vb_iothread *iothread);
 void vb_iothread_set_poll(struct vb_iothread *iothread, uint64_t max_ns, uint64_t grow,
                           uint64_t shrink);
+
+struct vb_report {
+    uint64_t steps; /* as long as they are the same it is in one and the same thing */
+    uint32_t doing;
+    uintptr_t port; /* of reads, writes and notifications: whose, and where on the disk */
+    uint64_t offset;
+    uint64_t length;
+};
+
+/* What an iothread is in; takes no lock. */
+void vb_iothread_report(const struct vb_iothread *iothread, struct vb_report *report);

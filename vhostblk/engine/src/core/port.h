@@ -31,7 +31,7 @@ struct vb_port_vtable {
      * may be NULL: the descriptor tells by itself. */
     bool (*arm)(struct vb_port *port);
     void (*woken)(struct vb_port *port);
-    /* The task with a tag, or NULL. */
+    /* The task with a tag, or NULL; tags count from 0. */
     struct vb_task *(*find)(struct vb_port *port, uint16_t tag);
     /* Complete a task that was up, with a status of the port's protocol. */
     void (*complete)(struct vb_port *port, struct vb_task *task, uint8_t status, uint32_t bytes);

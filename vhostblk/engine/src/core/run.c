@@ -39,6 +39,7 @@ bool vb_run_takes(const struct vb_task *task)
 static ssize_t attempt(struct vb_port *port, const struct vb_task *task, const struct iovec *iovs,
                        uint32_t count)
 {
+    struct vb_watched *watched = &port->iothread->watched;
     const struct vb_extent_map *map = task->map;
     int limit = count < IOV_MAX ? (int)count : IOV_MAX;
     uint64_t before;
@@ -48,8 +49,10 @@ static ssize_t attempt(struct vb_port *port, const struct vb_task *task, const s
     if (!vb_task_writes(task))
         return preadv2(map->fd, iovs, limit, task->op.offset,
                        map->flags & VB_EXTENT_IN_MEMORY ? 0 : RWF_NOWAIT);
+    vb_watched_does_for(watched, VB_DOING_WRITE, port, task->offset, task->length);
     before = vb_now();
     result = pwritev(map->fd, iovs, limit, task->op.offset);
+    vb_watched_does(watched, VB_DOING_TURN);
     if (vb_now() - before > SLOW_WRITE_NS) {
         port->slow_until = before + SLOW_PENALTY_NS;
         port->turn.bytes = 0; /* others have waited long enough */

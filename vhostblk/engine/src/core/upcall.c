@@ -28,13 +28,13 @@ static void announce_again(struct vb_iothread *iothread)
         vb_iothread_signal(iothread);
 }
 
-uint32_t vb_upcalls_look(struct vb_iothread *iothread)
+int vb_upcalls_look(struct vb_iothread *iothread)
 {
-    uint32_t unmapped = 0;
+    int unmapped = 0;
 
     atomic_store(&iothread->looked_for, true);
     if (!vb_iothread_visit(iothread))
-        return 1; /* there may be some */
+        return -1;
     for (struct vb_port *port = iothread->ports; port; port = port->next) {
         if (port->map)
             continue;
@@ -187,5 +187,11 @@ void vb_port_complete(struct vb_port *port, uint32_t n, const uint16_t *tags,
             .status = statuses ? statuses[i] : 0,
             .bytes = bytes ? bytes[i] : 0,
         };
-    vb_port_tell(port, port->iothread, complete_all, 0, answers);
+    vb_command_give(&(struct vb_command){
+        .run = complete_all,
+        .iothread = port->iothread,
+        .port = port,
+        .pointer = answers,
+        .quiet = true,
+    });
 }

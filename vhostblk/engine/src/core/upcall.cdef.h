@@ -19,6 +19,7 @@ uint32_t vb_upcalls_take(struct vb_iothread *iothread, uint32_t limit, struct vb
 
 /* Look, in the thread's place, for requests of ports that go by no map, for these all go up: it saves
  * waking the thread. Returns how many such ports there are. Where there are some, the thread leaves
- * them alone, and upcalls of others are not announced, until `vb_upcalls_look_no_more`. */
-uint32_t vb_upcalls_look(struct vb_iothread *iothread);
+ * them alone, and upcalls of others are not announced, until `vb_upcalls_look_no_more`. -1: the thread is
+ * in a turn, so look again. */
+int vb_upcalls_look(struct vb_iothread *iothread);
 void vb_upcalls_look_no_more(struct vb_iothread *iothread);

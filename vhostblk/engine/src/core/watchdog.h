@@ -21,9 +21,9 @@ struct vb_port;
 struct vb_watched {
     uint32_t doing; /* enum vb_doing */
     uint64_t steps; /* changes at least once a turn */
-    const struct vb_port *port; /* whose request it is in */
-    uint16_t kind;              /* of the task, if it is a file's */
-    uint64_t offset, length;    /* likewise */
+    /* Of reads, writes and notifications. */
+    const struct vb_port *port;
+    uint64_t offset, length;
     pthread_t thread;
     struct vb_watched *next; /* the watchdog's */
     uint64_t seen_steps;
@@ -47,6 +47,17 @@ static inline void vb_watched_step(struct vb_watched *watched)
 static inline void vb_watched_does(struct vb_watched *watched, enum vb_doing doing)
 {
     __atomic_store_n(&watched->doing, doing, __ATOMIC_RELAXED);
+}
+
+/* The same for what is done for a port. */
+static inline void vb_watched_does_for(struct vb_watched *watched, enum vb_doing doing,
+                                       const struct vb_port *port, uint64_t offset,
+                                       uint64_t length)
+{
+    __atomic_store_n(&watched->port, port, __ATOMIC_RELAXED);
+    __atomic_store_n(&watched->offset, offset, __ATOMIC_RELAXED);
+    __atomic_store_n(&watched->length, length, __ATOMIC_RELAXED);
+    __atomic_store_n(&watched->doing, doing, __ATOMIC_RELEASE);
 }
 
 static inline void vb_watched_wakes(struct vb_watched *watched)
