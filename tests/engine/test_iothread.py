@@ -23,6 +23,8 @@ pytestmark = pytest.mark.skipif(load() is None, reason="needs the compiled engin
 class Failing:
     """A listener that raises whatever it is told."""
 
+    label = "a listener that fails"
+
     def __init__(self) -> None:
         self.told: list[str] = []
         #: Of requests that have come up, and are not answered.
