@@ -27,6 +27,8 @@ async def in_thread(call: Callable[[], T]) -> T:
     def run() -> None:
         try:
             action = partial(_set_result, future, call())
+        except StopIteration as error:  # a future refuses it, and would never be done
+            action = partial(_set_exception, future, RuntimeError(repr(error)))
         except BaseException as error:
             action = partial(_set_exception, future, error)
         with suppress(RuntimeError):  # the loop is closed
