@@ -100,6 +100,9 @@ def test_an_error_may_be_its_own_cause() -> None:
     [
         (os_error(errno.ENOSPC), errno.ENOSPC),
         (OSError("without an errno"), errno.EIO),
+        (OSError(2**40, "no errno of C's"), errno.EIO),
+        (OSError(-5, "negative"), errno.EIO),
+        (OSError("x", "a text"), errno.EIO),
         (ZeroDivisionError(), errno.EIO),
         (VhostblkError("no"), errno.EIO),
     ],

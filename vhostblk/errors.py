@@ -85,6 +85,10 @@ class VhostblkError(Exception):
                 self._context[name] = value
 
 
+#: The kernel's highest (MAX_ERRNO).
+_MAX_ERRNO = 4095
+
+
 def reason(error: BaseException | int) -> str:
     """Return the reason in an exception or an errno."""
     if isinstance(error, int):
@@ -98,8 +102,12 @@ def os_error(code: int, text: str = "") -> OSError:
 
 
 def errno_of(error: BaseException) -> int:
-    """Return the errno that an export reports for an error: EIO if no other is known."""
-    return getattr(error, "errno", None) or codes.EIO
+    """Return the errno that an export reports for an error: EIO if no other is known.
+
+    A plug-in may raise an OSError with any number, or with none.
+    """
+    code = getattr(error, "errno", None)
+    return code if isinstance(code, int) and 0 < code <= _MAX_ERRNO else codes.EIO
 
 
 @contextmanager

@@ -131,6 +131,8 @@ class StrangeInThread(SyncDriver[MemoryOptions]):
         (asyncio.CancelledError(), errno.EIO, "CancelledError"),
         (OSError(errno.ENOSPC, "full up"), errno.ENOSPC, "full up"),
         (OSError("no errno"), errno.EIO, "no errno"),
+        (OSError(2**40, "no errno either"), errno.EIO, "no errno either"),
+        (GeneratorExit(), errno.EIO, "GeneratorExit"),
     ],
 )
 def test_faults_end_in_errors_of_the_request(
@@ -232,14 +234,18 @@ def test_a_size_that_changes_is_told(caplog: pytest.LogCaptureFixture) -> None:
     ],
 )
 @pytest.mark.parametrize("base", [Memory, SyncMemory])
-def test_a_driver_that_does_not_open(base: Any, error: BaseException, message: str) -> None:
-    def fail(self: object) -> None:
+@pytest.mark.parametrize("where", ["__init__", "open"])
+def test_a_driver_that_does_not_open(
+    where: str, base: Any, error: BaseException, message: str
+) -> None:
+    def fail(self: object, *_: object, **__: object) -> None:
         raise error
 
     async def fail_later(self: object) -> None:
         raise error
 
-    driver = type("Failing", (base,), {"open": fail_later if base is Memory else fail})
+    coroutine = base is Memory and where == "open"
+    driver = type("Failing", (base,), {where: fail_later if coroutine else fail})
 
     async def main() -> None:
         with pytest.raises(BlockError) as caught:
@@ -263,6 +269,20 @@ def test_coroutines_may_be_run_in_tasks() -> None:
             ended: asyncio.Future[BaseException | None] = asyncio.Future()
             drive(backend.preadv(0, IoVec.allocate(512)), lambda _, error: ended.set_result(error))
             assert await ended is None
+
+    run(main)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+def test_no_exception_in_a_task_ends_the_loop(error: BaseException) -> None:
+    class Leaving(Strange):
+        uses_tasks = True
+        answer = error
+
+    async def main() -> None:
+        async with opened(READ, **use(Leaving)) as (_, backend):
+            with fails_with(errno.EIO):
+                await read_bytes(backend, 0, 512)
 
     run(main)
 

@@ -114,22 +114,31 @@ def test_a_bad_capability() -> None:
 def test_what_commands_raise(
     register: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    errors = [BlockError("no such disk"), OSError(5, "Input/output error"), ValueError("oops")]
+    errors: list[BaseException] = [
+        BlockError("no such disk"),
+        OSError(5, "Input/output error"),
+        ValueError("oops"),
+        GeneratorExit("left"),
+        SystemExit("exit"),
+    ]
 
     async def fail() -> None:
         raise errors.pop(0)
 
     async def body(_daemon: Daemon, chardev: MemoryChardev) -> None:
         register("fail", fail)
-        replies = await chardev.ask(b'{"execute": "fail", "id": 1}' * 3, 3)
+        replies = await chardev.ask(b'{"execute": "fail", "id": 1}' * 5, 5)
         assert [reply["error"] for reply in replies] == [
             {"class": "GenericError", "desc": "no such disk"},
             {"class": "GenericError", "desc": "Input/output error"},
             {"class": "GenericError", "desc": "Internal error: oops"},
+            {"class": "GenericError", "desc": "Internal error: left"},
+            {"class": "GenericError", "desc": "Internal error: exit"},
         ]
 
     with_client(body)
-    assert [record.message for record in caplog.records] == ["monitor 'c': command fail failed"]
+    lines = [record.message for record in caplog.records]
+    assert lines == ["monitor 'c': command fail failed"] * 3
 
 
 def test_a_command_that_waits_for_something_cancelled_is_answered(

@@ -124,7 +124,7 @@ class PluginNode(BlockNode):
             children = {role: SyncChild(child, loop) for role, child in children.items()}
         try:
             self._driver = self.driver_class(self.options, children, read_only=self.read_only)
-        except Exception as error:
+        except BaseException as error:
             raise self._open_failure(error) from error
         self._bind()
         try:
@@ -331,8 +331,17 @@ class PluginNode(BlockNode):
 
 
 def _in_task(operation: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    async def guarded(*args: Any) -> Any:
+        try:
+            return await operation(*args)
+        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+            if _is_cancellation(error):
+                raise
+            # The first two would end the event loop, the last one the coroutine that waits.
+            raise RuntimeError(repr(error)) from error
+
     async def run(*args: Any) -> Any:
-        return await asyncio.get_running_loop().create_task(operation(*args))
+        return await asyncio.get_running_loop().create_task(guarded(*args))
 
     return run
 
@@ -342,7 +351,9 @@ def _is_cancellation(error: BaseException) -> bool:
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
-    return isinstance(error, GeneratorExit)
+    # Where our own coroutine is closed, the exception begins in the frame that has caught it.
+    traceback = error.__traceback__
+    return isinstance(error, GeneratorExit) and (traceback is None or traceback.tb_next is None)
 
 
 def _is_count(value: object) -> bool:

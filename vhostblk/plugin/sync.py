@@ -116,6 +116,8 @@ class Workers:
             completion, function, arguments = job
             try:
                 done.append((completion, function(*arguments), None))
+            except GeneratorExit as error:  # would close the coroutine that waits
+                done.append((completion, None, RuntimeError(repr(error))))
             except BaseException as error:
                 done.append((completion, None, error))
             if not self._waking:

@@ -204,10 +204,7 @@ class Monitor:
             async with nullcontext() if request.out_of_band else self._dispatcher:
                 answer = await call.command.execute(self._daemon, session, call.arguments)
             message = wire.success(answer, request.ids)
-        except (
-            Exception,
-            asyncio.CancelledError,
-        ) as error:  # also if a task that it waited for was cancelled
+        except BaseException as error:  # also what a plug-in raises: each command has a reply
             message = self._failure(error, f"command {call.command.name}", request.ids)
         self._reply(session, message)
         session.finished(request)
