@@ -4,7 +4,7 @@
 VENV ?= .venv
 JOBS ?= 2
 # Debian releases whose QEMU tests compare with; without them those tests are skipped.
-ROOTS ?= trixie
+ROOTS ?= trixie multipath
 PYTEST = $(VENV)/bin/pytest -n $(JOBS) --dist worksteal
 
 .PHONY: help setup roots demo test lint unit integration reference bench sanitize fuzz soak clean

@@ -3,8 +3,9 @@
 
 A raw image and a qcow2 image with all its metadata, 1 TiB each, are served in turn, by vhostblk and
 by the QEMU storage daemon. With `--tree` the vhostblk of another source tree takes turns with them:
-whether starting has become slower shows there. The table also has the number of modules that
-Python has imported by the time that clients may connect, and how many of these are vhostblk's.
+whether starting has become slower shows there. The table also has the processor time until then,
+which other programs hardly change, and the number of modules that Python has imported by then, with
+how many of these are vhostblk's.
 
 The exit status is 1 where vhostblk takes the target, or longer, with qcow2 by raw.
 """
@@ -84,16 +85,22 @@ def imported_modules(backend: Backend, disk: Disk, directory: Path) -> tuple[int
 def measure(
     backends: Sequence[Backend], disks: dict[str, Disk], directory: Path, rounds: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Return milliseconds by back-end and disk; everything starts once before it counts."""
+    """Return milliseconds by back-end and disk; everything starts once before it counts.
+
+    Those of processor time are under the disk's name with `CPU` in front.
+    """
     times: dict[str, dict[str, list[float]]] = {
-        backend.name: {name: [] for name in disks} for backend in backends
+        backend.name: {column: [] for name in disks for column in (name, f"CPU {name}")}
+        for backend in backends
     }
     for number in range(-1, rounds):
         for backend in backends if number % 2 == 0 else reversed(backends):
             for name, disk in disks.items():
                 with running(backend, disk, directory) as daemon:
+                    cpu = daemon.cpu_seconds()
                     if number >= 0:
                         times[backend.name][name].append(daemon.start_seconds * 1e3)
+                        times[backend.name][f"CPU {name}"].append(cpu * 1e3)
     return times
 
 
@@ -116,13 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name: {disk: statistics.median(each) for disk, each in found.items()}
         for name, found in times.items()
     }
-    table = [
-        ["ms until clients may connect", "raw", "qcow2", "qcow2 by raw", "modules", "of vhostblk"]
-    ]
+    columns = ["raw", "qcow2", "CPU raw", "CPU qcow2"]
+    heading = ["ms until clients may connect", *columns, "qcow2 by raw", "modules", "of vhostblk"]
+    table = [heading]
     for name, found in medians.items():
         share = f"{found['qcow2'] / found['raw']:.2f}"
         counts = [str(count) for count in modules.get(name, ("-", "-"))]
-        table.append([name, f"{found['raw']:.0f}", f"{found['qcow2']:.0f}", share, *counts])
+        table.append([name, *(f"{found[column]:.0f}" for column in columns), share, *counts])
     print(format_table(table))
     return int(medians[ours[0].name]["qcow2"] / medians[ours[0].name]["raw"] >= TARGET)
 

@@ -2,10 +2,10 @@
 /* Fuzzes walking, parsing, discard payloads and extent maps, each by itself: whatever a guest wrote,
  * what comes out lies in its memory and on the device.
  */
-#include "extent.h"
+#include "core/extent.h"
 #include "guest.h"
-#include "packed.h"
-#include "request.h"
+#include "virtqueue/packed.h"
+#include "virtqueue/request.h"
 
 static void check_chain(const struct vb_chain *chain, const struct guest *guest)
 {

@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "guest_memory.h"
+#include "virtqueue/guest_memory.h"
 #include "input.h"
 
 #define MAX_REGIONS 10

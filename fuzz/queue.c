@@ -3,31 +3,49 @@
  * In the end everything is let finish, and the queue's books must balance.
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <sys/eventfd.h>
 
+#include "core/iothread.h"
 #include "guest.h"
-#include "queue.h"
 #include "stub_io.h"
-#include "upcall.h"
+#include "virtqueue/queue.h"
 
 #define CALL_FD 78
 
 /* In place of the iothread. */
 
-void vb_iothread_enter(struct vb_iothread *iothread)
-{
-}
-
-void vb_iothread_leave(struct vb_iothread *iothread)
-{
-}
-
-void vb_iothread_leave_asleep(struct vb_iothread *iothread)
+void vb_iothread_wake(struct vb_iothread *iothread)
 {
 }
 
 void vb_iothread_signal(struct vb_iothread *iothread)
 {
+}
+
+/* All is signalled through a duplicate. */
+static int call_copy = -1;
+
+void vb_iothread_notify(struct vb_iothread *iothread, int fd)
+{
+    CHECK(fd == call_copy);
+}
+
+void vb_notify_clear(int fd)
+{
+}
+
+int __wrap_fcntl(int fd, int command, ...)
+{
+    CHECK(fd == CALL_FD && command == F_DUPFD_CLOEXEC && call_copy < 0);
+    return call_copy = CALL_FD + 1;
+}
+
+int __wrap_close(int fd)
+{
+    CHECK(fd == call_copy);
+    call_copy = -1;
+    return 0;
 }
 
 int __wrap_eventfd_write(int fd, eventfd_t value)
@@ -90,12 +108,12 @@ static void choose_map(struct world *world)
     if (map->kind == VB_EXTENT_TABLE)
         for (unsigned i = 0; i < (map->size + 4095) >> 12; i++)
             world->table[i] = (uint64_t)take_u8(input) << 12 | take_u8(input) % 32;
-    vb_queue_set_map(world->queue, kind & 128 ? NULL : map);
+    vb_port_set_map(&world->queue->port, kind & 128 ? NULL : map);
 }
 
 static bool idle(const struct world *world)
 {
-    return world->holds && !world->queue->in_flight;
+    return world->holds && !world->queue->port.in_flight;
 }
 
 /* A head that is not in flight, if there is one, so that scripts get far; or just any number. */
@@ -107,7 +125,7 @@ static void offer(struct world *world)
     if (wanted == 255)
         head = take_u16(world->input);
     else
-        for (uint32_t i = 0; i < world->size && world->queue->slots[head].state; i++)
+        for (uint32_t i = 0; i < world->size && world->queue->slots[head].task.state; i++)
             head = (head + 1) % world->size;
     world->avail[2 + world->driver_index++ % world->size] = head;
     if (wanted == 254)
@@ -123,7 +141,7 @@ static void offer_packed(struct world *world)
     uint8_t wanted = take_u8(world->input), pieces = take_u8(world->input);
     uint16_t id = wanted % world->size;
 
-    for (uint32_t i = 0; wanted < 250 && i < world->size && world->queue->slots[id].state; i++)
+    for (uint32_t i = 0; wanted < 250 && i < world->size && world->queue->slots[id].task.state; i++)
         id = (id + 1) % world->size;
     if (wanted == 255)
         id = take_u16(world->input);
@@ -197,19 +215,20 @@ static void lay_out(struct world *world)
 static void sweep(struct world *world)
 {
     world->iothread.now = vb_now();
-    vb_queue_sweep(world->queue);
-    vb_queue_publish(world->queue);
+    vb_port_turn(&world->queue->port);
+    vb_queue_publish(&world->queue->port);
+    vb_port_show(&world->queue->port);
 }
 
 /* What syncs the file has the turn to, until its outcome is known. */
-static void check_turn(const struct world *world, const struct vb_slot *slot)
+static void check_turn(const struct world *world, const struct vb_task *task)
 {
-    const struct vb_io_op *op = &slot->op;
+    const struct vb_io_op *op = &task->op;
     bool syncs = op->opcode == VB_IO_FSYNC ||
-                 (op->opcode == VB_IO_WRITE && (op->flags & RWF_DSYNC || slot->sync_error));
+                 (op->opcode == VB_IO_WRITE && (op->flags & RWF_DSYNC || task->sync_error));
 
-    CHECK(slot->syncing == (syncs && slot->map->sync));
-    CHECK(!slot->syncing || world->sync.holders & VB_SYNC_ENGINE);
+    CHECK(task->syncing == (syncs && task->map->sync));
+    CHECK(!task->syncing || world->sync.holders & VB_SYNC_ENGINE);
 }
 
 /* Python flushes the file, or has done so. */
@@ -229,29 +248,33 @@ static void reap(struct world *world)
         return;
     world->iothread.now = vb_now();
     if (op->opcode == VB_IO_DROP)
-        vb_queue_file_gone((struct vb_queue *)((char *)op - offsetof(struct vb_queue, drop)));
+        vb_port_file_gone((struct vb_port *)((char *)op - offsetof(struct vb_port, drop)));
     else {
-        struct vb_slot *slot = (struct vb_slot *)((char *)op - offsetof(struct vb_slot, op));
+        struct vb_task *task = (struct vb_task *)((char *)op - offsetof(struct vb_task, op));
 
-        check_turn(world, slot);
-        vb_slot_continue(slot);
+        check_turn(world, task);
+        vb_task_continue(task);
     }
-    vb_queue_publish(world->queue);
+    vb_queue_publish(&world->queue->port);
+    vb_port_show(&world->queue->port);
 }
 
 static void take_upcalls(struct world *world)
 {
-    static struct vb_request records[4];
-    struct vb_queue *queue;
+    static struct vb_upcall records[4];
+    static struct vb_request requests[4];
+    struct vb_port *port;
     static uint64_t segments[2 * VB_MAX_CHAIN * VB_MAX_PIECES];
-    uint32_t count = vb_upcalls_take(&world->iothread, 4, records, &queue,
+    uint32_t count = vb_upcalls_take(&world->iothread, 4, records, &port,
                                      VB_MAX_CHAIN * VB_MAX_PIECES, segments);
 
+    vb_queue_describe(world->queue, count, records, requests);
     for (uint32_t i = 0; i < count; i++) {
-        const struct vb_request *request = &records[i];
+        const struct vb_request *request = &requests[i];
         uint64_t length = 0;
 
-        CHECK(queue == world->queue && request->status == VB_STATUS_PENDING);
+        CHECK(port == &world->queue->port && request->status == VB_STATUS_PENDING);
+        CHECK(records[i].kind >= VB_TASK_OTHER || records[i].offset == request->sector * 512);
         for (uint32_t j = request->iov_first; j < request->iov_first + request->iov_count; j++) {
             CHECK(owns(&world->guest, segments[2 * j], segments[2 * j + 1]));
             length += segments[2 * j + 1];
@@ -273,21 +296,21 @@ static void complete(struct world *world)
         which %= world->up_count;
         head = world->up[which];
         world->up[which] = world->up[--world->up_count];
-    } else if (world->queue->slots[which % world->size].state == VB_SLOT_UP) {
+    } else if (world->queue->slots[which % world->size].task.state == VB_TASK_UP) {
         return;
     }
     /* Without statuses all went well, and the engine says itself what was written. */
-    vb_queue_complete(world->queue, 1, &head, status == 3 ? NULL : &status, &written);
+    vb_port_complete(&world->queue->port, 1, &head, status == 3 ? NULL : &status, &written);
 }
 
 static void hold_or_release(struct world *world)
 {
     if (take_u8(world->input) & 1) {
         world->holds++;
-        vb_queue_hold(world->queue);
+        vb_port_hold(&world->queue->port);
     } else if (world->holds) {
         world->holds--;
-        vb_queue_release(world->queue);
+        vb_port_release(&world->queue->port);
     }
 }
 
@@ -354,7 +377,7 @@ static void step(struct world *world)
             take_turns(world);
         break;
     case 15:
-        vb_queue_arm(queue);
+        vb_port_arm(&queue->port);
         break;
     }
 }
@@ -431,18 +454,21 @@ static void finish(struct world *world)
     stub.benign = true;
     world->input->left = 0;
     world->holds++;
-    vb_queue_hold(world->queue);
-    while (stub.count)
-        reap(world);
+    vb_port_hold(&world->queue->port);
+    do {
+        sweep(world);
+        while (stub.count)
+            reap(world);
+    } while (world->queue->port.pieces);
     do
         take_upcalls(world);
-    while (world->iothread.upcalls);
+    while (world->iothread.upcalls || world->iothread.fetched);
     while (world->up_count)
         complete(world);
     sweep(world);
     while (stub.count) /* files that are being closed */
         reap(world);
-    CHECK(!vb_queue_in_flight(world->queue));
+    CHECK(!vb_port_in_flight(&world->queue->port));
     for (int i = 0; i < KEPT_FILES; i++)
         CHECK(!stub.kept[i]);
 }
@@ -450,9 +476,9 @@ static void finish(struct world *world)
 static void audit(const struct world *world, const struct vb_ring *began)
 {
     const struct vb_queue *queue = world->queue;
-    uint64_t counted = queue->stats.invalid;
+    uint64_t counted = queue->port.stats.invalid;
 
-    CHECK(!queue->in_flight && !queue->mapped_in_flight && !queue->heap_bytes);
+    CHECK(!queue->port.in_flight && !queue->port.mapped_in_flight && !queue->port.heap_bytes);
     CHECK(!queue->unpublished);
     CHECK(!(world->sync.holders & VB_SYNC_ENGINE));
     if (began->packed) {
@@ -468,11 +494,11 @@ static void audit(const struct world *world, const struct vb_ring *began)
         uint64_t sum = 0;
 
         for (unsigned bucket = 0; bucket < 32; bucket++)
-            sum += queue->stats.latency[kind][bucket];
-        CHECK(sum == queue->stats.operations[kind]);
-        counted += sum + queue->stats.failed[kind];
+            sum += queue->port.stats.latency[kind][bucket];
+        CHECK(sum == queue->port.stats.operations[kind]);
+        counted += sum + queue->port.stats.failed[kind];
     }
-    CHECK(counted <= (uint64_t)UINT16_MAX * (1 + queue->stats.sweeps));
+    CHECK(counted <= (uint64_t)UINT16_MAX * (1 + queue->port.stats.sweeps));
 }
 
 /* Let the ring be a packed one, of any size, with event suppression where a split one has its rings. */
@@ -501,7 +527,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     make_guest(&world.guest, &input);
     stub = (struct stub_io){.io.vtable = &stub_vtable, .input = &input, .alignment = 1};
     world.iothread.io = &stub.io;
-    world.iothread.upcalls_end = &world.iothread.upcalls;
+    world.iothread.fetched_end = &world.iothread.fetched;
     world.size = 1u << shape % 7;
     desc = calloc(world.size, sizeof(struct vb_desc));
     world.avail = calloc(1, 6 + 2 * world.size);
@@ -536,7 +562,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     world.budget = vb_budget_new();
     CHECK(world.budget);
     choose_map(&world);
-    vb_queue_release(world.queue);
+    vb_port_open(&world.queue->port);
+    vb_port_release(&world.queue->port);
     while (input.left)
         step(&world);
     finish(&world);
@@ -545,11 +572,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         audit_record(&world, record);
     if (packed_record)
         audit_packed_record(&world, packed_record);
-    vb_queue_free(world.queue);
+    vb_port_close(&world.queue->port);
+    CHECK(!world.iothread.ports && call_copy < 0);
     vb_budget_free(world.budget);
     free(record);
     free(packed_record);
-    free(world.iothread.queues);
     free(desc);
     free(world.avail);
     free(used);

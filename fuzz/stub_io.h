@@ -9,7 +9,7 @@
 #include <limits.h>
 
 #include "guest.h"
-#include "io.h"
+#include "core/io.h"
 
 #define FILE_FD 100 /* and up, another one for each map */
 #define KEPT_FILES 2

@@ -35,6 +35,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--handovers", type=int, default=3, help="changes of the daemon under a guest (100: long)"
     )
     parser.addoption(
+        "--nested", action="store_true", help="boot a guest in a guest, which takes minutes"
+    )
+    parser.addoption(
         "--debian",
         action="store_true",
         help="install packages in a Debian guest too (needs root and the network, once)",

@@ -39,9 +39,13 @@ def make_disks() -> list[str]:
         os.system("mount -t configfs none /sys/kernel/config")
         TARGETS.mkdir(exist_ok=True)
     Path("/run/disk.img").write_bytes(bytes(1 << 20))
+    # Where LIO notes registrations with APTPL; without, each of them fails after it was made.
+    Path("/var/target/pr").mkdir(parents=True, exist_ok=True)
     BACKSTORE.mkdir(parents=True)
     (BACKSTORE / "control").write_text("fd_dev_name=/run/disk.img,fd_dev_size=1048576")
     (BACKSTORE / "enable").write_text("1")
+    # What tells that two disks are one, where somebody asks.
+    (BACKSTORE / "wwn/vpd_unit_serial").write_text("1b8b5d2c-0000-4000-8000-000000000001")
     disks: list[str] = []
     for number, name in enumerate(NAMES):
         group = TARGETS / "loopback" / name / "tpgt_1"

@@ -2,7 +2,9 @@
 """Persistent reservations of real SCSI disks, LIO's, by way of our helper and QEMU's.
 
 The helpers, Python and the client (`pr_client.py`) run inside one guest. Both helpers get the same
-commands on disks that are made anew for each: status, sense and data have to be the same.
+commands on disks that are made anew for each: status, sense and data have to be the same. Then the
+managers of a daemon (`pr_manager_client.py`) dispute about a disk, one by each helper in turn, the
+other one by the kernel.
 """
 
 from __future__ import annotations
@@ -20,10 +22,24 @@ from integration.guest.machine import Machine
 from integration.guest.python import COMMAND, python_files
 from integration.pr_client import KEY, OTHER_KEY, TYPES
 from peers import debian
+from vhostblk.schema.reservations import PrType
 
 pytestmark = pytest.mark.usefixtures("vhostblk_only")
 
 CLIENT = Path(__file__).with_name("pr_client.py")
+MANAGER = Path(__file__).with_name("pr_manager_client.py")
+#: What the daemon imports when it opens a disk with a manager.
+DAEMON = (
+    "asyncio",
+    "vhostblk.daemon",
+    "vhostblk.block.aio.threads",
+    "vhostblk.block.drivers.host_device",
+    "vhostblk.block.reservable",
+    "vhostblk.objects.pr_manager",
+    "vhostblk.schema.block_query",
+    "vhostblk.schema.drivers.file",
+    "vhostblk.schema.objects.pr_manager",
+)
 MODULES = ("scsi_mod", "sd_mod", "target_core_mod", "target_core_file", "tcm_loop")
 OURS = f"{COMMAND} -S -m vhostblk.pr.helper -v"
 QEMUS = "/qemu/ld.so --library-path /qemu /qemu/qemu-pr-helper"
@@ -43,7 +59,18 @@ class Guest(Machine):
     def files(self) -> dict[str, Path]:
         """Give Python, our helper, the client and QEMU's helper."""
         modules = ("vhostblk.pr.helper", "encodings.idna", "array", "json", "runpy", "pathlib")
-        return {**python_files(*modules), "client.py": CLIENT, **qemus_files()}
+        files = {"client.py": CLIENT, "integration/pr_client.py": CLIENT, "manager.py": MANAGER}
+        return {**python_files(*modules, *DAEMON), **files, **qemus_files()}
+
+    def dispute(self, helper: str) -> list[Any]:
+        """Have a daemon's managers dispute about a disk; return what came of that."""
+        output = self.run(
+            f"{helper} {NOBODY} -k /run/pr.sock -f /run/pr.pid > /run/log 2>&1 &\n"
+            "until test -S /run/pr.sock; do usleep 20000; done\n"
+            f"{COMMAND} -S /manager.py /run/pr.sock || {{ cat /run/log; exit 1; }}\n"
+            "kill $(cat /run/pr.pid); wait; rm -f /run/pr.sock"
+        )
+        return [json.loads(line) for line in output.splitlines() if line.startswith("[")]
 
     def ask(self, helper: str) -> list[Any]:
         """Start a helper, and have it asked everything; return what was said."""
@@ -82,7 +109,41 @@ def test_reservations_of_real_disks(directory: Path) -> None:
             assert len(ours) == len(theirs)
             for mine, other in zip(ours, theirs, strict=True):
                 assert mine == other
+        for helper in (OURS, QEMUS) if _QEMU.exists() else (OURS,):
+            check_dispute(guest.dispute(helper))
         guest.power_off()
+
+
+def check_dispute(said: list[Any]) -> None:
+    """See to it that each manager's commands reached the disk, as another initiator's."""
+    keys = [KEY, OTHER_KEY]
+    expected: list[Any] = [["registered", [keys, None, None]]]
+    for kind in PrType:
+        shared = kind.value.endswith("all-registrants")  # all hold it, and no single one
+        refused = "done" if shared else "reservation conflict"
+        expected += [
+            ["a: reserve", "done"],
+            [kind.value, [keys, 0 if shared else KEY, kind.value]],
+            ["b: reserve", refused],
+            ["a: release", "done"],
+            ["b: reserve", "done"],
+            [kind.value, [keys, 0 if shared else OTHER_KEY, kind.value]],
+            ["a: reserve", refused],
+            ["b: release", "done"],
+        ]
+    kind = PrType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY
+    expected += [
+        ["a: reserve", "done"],
+        ["b: preempt", "done"],
+        ["preempted", [[OTHER_KEY], OTHER_KEY, kind.value]],
+        ["a: reserve", "reservation conflict"],
+        ["b: clear", "done"],
+        ["cleared", [[], None, None]],
+        ["capabilities", [True, len(PrType)]],
+        ["full status", [[KEY, "060000005001405000000010000000000000000000000000"]]],
+        ["a: clear", "done"],
+    ]
+    assert said == expected
 
 
 def check(said: list[Any]) -> None:

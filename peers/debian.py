@@ -5,6 +5,7 @@
 |---|---|
 | `.cache/trixie` | QEMU 10 (storage daemon, `qemu-img`, `qemu-io`, `qemu-pr-helper`), libblkio |
 | `.cache/forky` | a QEMU and a kernel that know zoned virtio disks |
+| `.cache/multipath` | multipath-tools, udev and sg3-utils, for guests |
 
 debootstrap resolves dependencies, downloads the packages and checks their signatures. dpkg-deb
 unpacks them. Neither needs to be root. The packages are not set up, and nothing is ever run *in* a
@@ -49,6 +50,7 @@ class RootError(Exception):
 class Root:
     """Packages of one Debian release."""
 
+    name: str
     suite: str
     packages: tuple[str, ...]
     #: Files that a complete root has; patterns are allowed.
@@ -60,7 +62,7 @@ class Root:
     @property
     def path(self) -> Path:
         """Where it is."""
-        return CACHE / self.suite
+        return CACHE / self.name
 
     def is_complete(self) -> bool:
         """Return whether it exists and is complete."""
@@ -68,6 +70,7 @@ class Root:
 
 
 TRIXIE = Root(
+    "trixie",
     "trixie",
     ("qemu-system-common", "qemu-utils", "qemu-block-extra", "libblkio-dev"),
     (
@@ -84,12 +87,27 @@ TRIXIE = Root(
 )
 FORKY = Root(
     "forky",
+    "forky",
     ("qemu-system-x86", "linux-image-cloud-amd64"),
     ("usr/bin/qemu-system-x86_64", "usr/lib/modules/*-cloud-amd64/vmlinuz"),
     "qemu-system-x86_64",
     "a QEMU and a kernel for zoned disks",
 )
-ROOTS = {root.suite: root for root in (TRIXIE, FORKY)}
+MULTIPATH = Root(
+    "multipath",
+    "trixie",
+    ("multipath-tools", "udev", "dmsetup", "sg3-utils"),
+    (
+        "usr/sbin/multipathd",
+        "usr/sbin/mpathpersist",
+        "usr/bin/udevadm",
+        "usr/sbin/dmsetup",
+        "usr/bin/sg_persist",
+    ),
+    "sg_persist",
+    "what multipath maps of a guest need",
+)
+ROOTS = {root.name: root for root in (TRIXIE, FORKY, MULTIPATH)}
 
 
 def command(program: Path, root: Path | None = None) -> tuple[str, ...]:
@@ -120,7 +138,7 @@ def make_root(root: Root = TRIXIE) -> None:
         if root.is_complete():
             return  # another process has made it meanwhile
         _say(f"unpacking {root.about} from Debian {root.suite} into {root.path}")
-        unfinished = root.path.with_name(f"{root.suite}.unfinished")
+        unfinished = root.path.with_name(f"{root.name}.unfinished")
         _remove(unfinished)
         try:
             unfinished.mkdir()
@@ -161,7 +179,7 @@ def mirrors() -> list[str]:
 def _download(root: Root, packages: Path, lock: int) -> None:
     words = [debootstrap(), "--variant=minbase", "--download-only"]
     words += [f"--include={','.join(root.packages)}", root.suite, str(packages)]
-    log = CACHE / f"{root.suite}.log"
+    log = CACHE / f"{root.name}.log"
     problems = []
     for mirror in mirrors():
         _remove(packages)
@@ -170,7 +188,7 @@ def _download(root: Root, packages: Path, lock: int) -> None:
             return
         problems.append(f"{mirror}: {problem}")
     raise RootError(
-        f"no Debian root ({root.suite}): debootstrap failed: {'; '.join(problems)} (see {log});"
+        f"no Debian root ({root.name}): debootstrap failed: {'; '.join(problems)} (see {log});"
         f" it needs a network that reaches a mirror of Debian {root.suite}"
     )
 
@@ -178,11 +196,11 @@ def _download(root: Root, packages: Path, lock: int) -> None:
 def _unpack(root: Root, unfinished: Path, lock: int) -> None:
     target = unfinished / "root"
     target.mkdir()
-    log = CACHE / f"{root.suite}.log"
+    log = CACHE / f"{root.name}.log"
 
     def run(words: Sequence[str]) -> None:
         if (problem := _run(words, log, lock)) is not None:
-            raise RootError(f"no Debian root ({root.suite}): {words[0]} failed: {problem}")
+            raise RootError(f"no Debian root ({root.name}): {words[0]} failed: {problem}")
 
     for package in sorted((unfinished / "packages/var/cache/apt/archives").glob("*.deb")):
         run(["dpkg-deb", "-x", str(package), str(target)])
@@ -190,7 +208,7 @@ def _unpack(root: Root, unfinished: Path, lock: int) -> None:
         run(["depmod", "-b", str(target / "usr"), modules.name])
     missing = [name for name in (LOADER, *root.needed) if not _has(target, [name])]
     if missing:
-        raise RootError(f"no Debian root ({root.suite}): its packages lack {', '.join(missing)}")
+        raise RootError(f"no Debian root ({root.name}): its packages lack {', '.join(missing)}")
     run([*program(root.probe, target), "--version"])
 
 
@@ -219,7 +237,7 @@ def _run(words: Sequence[str], log: Path, lock: int) -> str | None:
 @contextmanager
 def _locked(root: Root) -> Iterator[int]:
     """Hold the lock for building a root; yield its descriptor."""
-    lock = os.open(CACHE / f"{root.suite}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lock = os.open(CACHE / f"{root.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

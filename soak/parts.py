@@ -53,5 +53,9 @@ PARTS = (
     Part("guest-migrations", "{pytest} integration/test_migration.py --migrations 20"),
     Part("guest-handovers", "{pytest} integration/test_handover.py --handovers 100"),
     Part("guest-debian", "{pytest} integration/test_root_disk.py --debian"),
+    Part(
+        "guest-nested-pr",
+        "{python} -m peers multipath && {pytest} integration/test_nested_reservations.py --nested",
+    ),
     Part("guest-zones", "{python} -m peers forky && {pytest} integration/test_zoned.py"),
 )

@@ -28,7 +28,7 @@ def named_paths(text: str) -> Iterator[tuple[str, bool]]:
     folder = TOP
     for match in _PATH.finditer(_CODE.sub("", text)):
         name = match[1]
-        if re.search(r"/[A-Z]+(/|\.py)", name):
+        if re.search(r"/[A-Z]+(/|\.)", name):
             continue
         found = [
             parent / name for parent in (folder, TOP / "vhostblk", TOP) if (parent / name).exists()

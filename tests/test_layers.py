@@ -39,7 +39,7 @@ LAYERS = """
     vhostblk.block.aio vhostblk.block.copy
     vhostblk.block.graph
     vhostblk.block.create vhostblk.block.bitmaps vhostblk.block.throttle_group
-    vhostblk.block.formats vhostblk.block.registry vhostblk.block.zones
+    vhostblk.block.formats vhostblk.block.registry vhostblk.block.zones vhostblk.block.reservable
     vhostblk.block.io
     vhostblk.crypto vhostblk.engine vhostblk.jobs
     vhostblk.events

@@ -26,8 +26,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import msgspec
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.graph import Graph
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from vhostblk.objects.tree import QomObject
     from vhostblk.schema.export import BlockExportOptions
     from vhostblk.schema.options import Options
+    from vhostblk.schema.reservations import PrInAction, PrOutAction, PrStatus, PrType
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +78,7 @@ class Control(Protocol):
         """Detach from the clients."""
 
 
-@dataclass(slots=True)
-class _ExportEntry:
+class _ExportEntry(msgspec.Struct):
     """An export and its state, from its start until it is removed."""
 
     options: BlockExportOptions
@@ -106,6 +107,7 @@ class Daemon:
         self._initial = (list(objects), list(blockdevs), list(exports))
         self._iothreads = Iothreads()
         self._objects = Objects(self.graph, self._iothreads)
+        self.graph.pr_managers.objects = self._objects.by_id
         self._exports: dict[str, _ExportEntry] = {}
         #: The character devices by id.
         self.chardevs = Chardevs(self._objects.keys)
@@ -204,6 +206,35 @@ class Daemon:
     async def remove_blockdev(self, node_name: str) -> None:
         """Close a node without users."""
         await self.graph.remove(node_name)
+
+    async def read_reservations(self, node_name: str, action: PrInAction) -> PrStatus:
+        """Ask the device of a node what is registered or reserved, or what it can do.
+
+        The node is one of `host_device`, with `pr-manager`.
+        """
+        from vhostblk.block.reservable import read_reservations
+
+        return await read_reservations(self.graph.find(node_name), action)
+
+    async def change_reservations(
+        self,
+        node_name: str,
+        action: PrOutAction,
+        *,
+        key: int = 0,
+        service_action_key: int = 0,
+        type: PrType | None = None,  # noqa: A002 (QMP's name)
+        aptpl: bool = False,
+        all_target_ports: bool = False,
+    ) -> None:
+        """Change registrations, or the reservation, of the device of a node.
+
+        Raises VhostblkError where the device refuses: another one has reserved it, say.
+        """
+        from vhostblk.block.reservable import Change, change_reservations
+
+        change = Change(action, key, service_action_key, type, aptpl, all_target_ports)
+        await change_reservations(self.graph.find(node_name), change)
 
     def create_image(self, job_id: str, options: Options) -> None:
         """Start a job that creates an image."""

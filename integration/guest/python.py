@@ -13,6 +13,7 @@ import marshal
 import os
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from importlib.util import MAGIC_NUMBER
 from pathlib import Path
@@ -39,13 +40,21 @@ def python_files(*modules: str) -> dict[str, Path]:
     interpreter = Path(sys.executable).resolve()
     files = {f"{HOME}/bin/python": interpreter, **shared_libraries(interpreter)}
     sources: dict[str, Path] = {}
-    for name, path in _imported(modules):
-        if path.suffix == ".py":
-            place = name.replace(".", "/")
-            sources[f"{place}/__init__" if path.name == "__init__.py" else place] = path
-        else:
-            files[f"{HOME}/lib/{_VERSION}/lib-dynload/{path.name}"] = path
+    found = _imported(modules)
+    # Extension modules inside of packages, which can't be loaded from an archive.
+    mixed = {name.partition(".")[0] for name, path in found if path.suffix != ".py" and "." in name}
+    for name, path in found:
+        place = name.replace(".", "/")
+        if path.name == "__init__.py":
+            place += "/__init__"
+        if path.suffix != ".py":
+            package, _, _ = place.rpartition("/")
+            files[f"{HOME}/lib/{_VERSION}/{package or 'lib-dynload'}/{path.name}"] = path
             files.update(shared_libraries(path))
+        elif name.partition(".")[0] in mixed:
+            files[f"{HOME}/lib/{_VERSION}/{place}.py"] = path
+        else:
+            sources[place] = path
     files[f"{HOME}/lib/{_ARCHIVE}"] = _archive(sources)
     return files
 
@@ -53,7 +62,7 @@ def python_files(*modules: str) -> dict[str, Path]:
 def _imported(modules: tuple[str, ...]) -> list[tuple[str, Path]]:
     done = subprocess.run(
         [sys.executable, "-S", "-c", f"import {', '.join(modules)}{_LIST}"],
-        env={**os.environ, "PYTHONPATH": str(_REPOSITORY)},
+        env={**os.environ, "PYTHONPATH": f"{_REPOSITORY}:{sysconfig.get_path('platlib')}"},
         capture_output=True,
         text=True,
         check=True,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from integration.qcow2.tools import opened, qemu_img, qemu_io, read, run, write
+from integration.qcow2.tools import check, opened, qemu_img, qemu_io, read, run, write
+from vhostblk.block.drivers.qcow2.node import Qcow2Node
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 M = 1 << 20
 #: What each image gets: a new cluster, which is to be past the file's end.
 NEW = 2 * M
+#: How many clusters of a short image are past the end of its file.
+PAST_END = 64 * 16 + 5 - 32 - 16
 
 
 def _short_image(tmp_path: Path) -> Path:
@@ -75,3 +78,26 @@ def test_a_table_past_the_end_stays(tmp_path: Path) -> None:
 
     run(main())
     qemu_io(path, "read -P 0x62 40M 64k")
+
+
+def test_a_repair_keeps_clusters_past_the_end(tmp_path: Path) -> None:
+    """They are reported, as by QEMU, and nothing else is allocated there."""
+    path = _short_image(tmp_path)
+    with path.open("r+b") as file:
+        file.seek(79)
+        file.write(b"\1")  # dirty
+
+    async def main() -> None:
+        async with opened(path) as (node, backend):
+            assert isinstance(node, Qcow2Node)
+            found = await node.check_image(repair=False)
+            assert (found.corruptions, found.leaks) == (PAST_END, 0)
+            await backend.truncate(70 * M)
+            await write(backend, 64 * M, b"a" * (6 * M))
+            for place in range(M, 64 * M, 4 * M):
+                assert await read(backend, place, 4096) == bytes(4096), place
+            await write(backend, 40 * M, b"b" * 65536)
+
+    run(main())
+    check(path)
+    qemu_io(path, "read -P 0x61 64M 6M", "read -P 0x62 40M 64k", "read -P 0 41M 1M")

@@ -22,11 +22,13 @@ def test_the_table_has_times_and_modules_of_each_tree(capsys: pytest.CaptureFixt
     assert heading.split()[-7:] == ["qcow2", "qcow2", "by", "raw", "modules", "of", "vhostblk"]
     names, counts = set(), set()
     for row in rows:
-        name, raw, qcow2, ratio, modules, of_vhostblk = row.split()
+        name, raw, qcow2, cpu_raw, cpu_qcow2, ratio, modules, of_vhostblk = row.split()
         names.add(name)
         counts.add((modules, of_vhostblk))
         assert int(raw) > 0
         assert int(qcow2) > 0
+        assert int(cpu_raw) > 0
+        assert int(cpu_qcow2) > 0
         assert float(ratio) > 0
         assert int(modules) > int(of_vhostblk) > 10
     assert names == {"vhostblk", f"{ROOT.name}:1"}

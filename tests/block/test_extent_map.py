@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.block.support import RW, MemoryNode, backend_on, read_bytes, run, write_bytes
 from vhostblk.block.aio.threads import ThreadsEngine

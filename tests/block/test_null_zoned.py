@@ -47,8 +47,8 @@ def attach(graph: Graph, name: str, perm: Perm = RW) -> BlockBackend:
         ({"max_append_bytes": 100}, "max-append-bytes must be a multiple"),
         ({"conventional_zones": 9}, r"conventional-zones must not exceed .* \(8\)"),
         ({"max_open_zones": 3, "max_active_zones": 2}, "max-open-zones must not exceed"),
-        ({"offline_zones": [8]}, "zone 8 is no sequential zone"),
-        ({"conventional_zones": 2, "read_only_zones": [1]}, "zone 1 is no sequential zone"),
+        ({"offline_zones": [8]}, "zone 8 is not a sequential zone"),
+        ({"conventional_zones": 2, "read_only_zones": [1]}, "zone 1 is not a sequential zone"),
     ],
 )
 def test_options_that_make_no_sense(zoned: dict[str, Any], message: str) -> None:
@@ -65,7 +65,7 @@ def test_too_many_zones() -> None:
     async def main() -> None:
         zoned = {"zone-size": 512}
         definition = options(driver="null-co", node_name="d", size=1 << 28, x_vhostblk_zoned=zoned)
-        with pytest.raises(BlockError, match="524288 zones are more than 262144"):
+        with pytest.raises(BlockError, match=r"524288.* exceeds 262144"):
             await Graph().add(definition)
 
     run(main)

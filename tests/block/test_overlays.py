@@ -131,7 +131,7 @@ def test_a_snapshot_in_the_making_bears_an_empty_overlay_only(tmp_path: Path) ->
                 with pytest.raises(BlockError) as caught:
                     await append(graph, "base", name)
                 assert str(caught.value) == (
-                    f"The overlay has {what} of its own, and node 'cbw' relies on that of 'base'"
+                    f"The overlay has {what} of its own, but node 'cbw' needs that of 'base'"
                 )
                 assert "backing" not in graph.find(name).children
             await append(graph, "base", "empty")
@@ -165,7 +165,7 @@ def test_tables_above_an_overlay_stay_right(tmp_path: Path) -> None:
             for name in ("top", "full"):
                 if size != 4 * MIB:
                     await graph.resize(graph.find(name), size)
-            with pytest.raises(BlockError, match="has data of its own, and node 'upper' relies"):
+            with pytest.raises(BlockError, match="has data of its own, but node 'upper' needs"):
                 await append(graph, "raw", "full")
             await append(graph, "raw", "top")
             await write_bytes(disk, PART, b"y" * PART)

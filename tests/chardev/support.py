@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vhostblk.chardev.base import Chardev
 
 #: Seconds for what takes milliseconds on an idle machine.
-PATIENCE = 20
+PATIENCE = 60
 
 
 class Recorder:

@@ -68,9 +68,9 @@ def test_start_up_waits_for_a_client_until_a_signal_comes(tmp_path: Path) -> Non
         assert process.wait(PATIENCE) == 0
     assert list(tmp_path.iterdir()) == []
     with running(*options, cwd=tmp_path) as process:
-        wait_until((tmp_path / "q").exists, process)
         with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(tmp_path / "q"))
+            # The file is there before somebody listens.
+            wait_until(lambda: client.connect_ex(str(tmp_path / "q")) == 0, process)
             wait_until((tmp_path / "pid").exists, process)
 
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhostblk.crypto.errors import SecretError
+from vhostblk.crypto import gnutls
+from vhostblk.crypto.errors import LibraryError, SecretError
 from vhostblk.crypto.formats import decode_base64, decrypt, is_text
 from vhostblk.crypto.secret_bytes import SecretBytes
 
@@ -119,3 +120,12 @@ def test_text_with_one_byte_changed(text: str, place: int, byte: int) -> None:
     except UnicodeDecodeError:
         valid = False
     assert is_text(memoryview(bytes(data))) == valid
+
+
+def test_a_machine_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gnutls, "LIBRARY", "libno-such-tls.so.30")
+    with pytest.raises(LibraryError) as caught:
+        gnutls.Library()
+    assert str(caught.value) == (
+        "TLS and encrypted secrets need GnuTLS: libno-such-tls.so.30 is not installed"
+    )

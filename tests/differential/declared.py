@@ -234,7 +234,7 @@ RULES = (
     ),
     answer(
         "blockdev-snapshot transaction",
-        "^The overlay has (a size|data) of its own, and node '.*' relies on that of",
+        "^The overlay has (a size|data) of its own, but node '.*' needs that of",
         "return",
         "Nodes that keep something of the data below don't get other data; in QEMU they go wrong.",
         cuts=True,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tests.engine.inspection import inspection
 from tests.engine.support import regions_of
 from tests.virtqueue.reference import Chain, Segment
 from vhostblk.block.io.iovec import address_of
-from vhostblk.engine import load
 from vhostblk.engine.layouts import IOVEC, REQUEST
 from vhostblk.virtio_blk.request import BlockRequests
 from vhostblk.virtqueue.errors import ChainFault
@@ -30,9 +30,7 @@ def engine_chains(
     heads: Sequence[int], table_host: int, size: int, memory: GuestMemory
 ) -> list[Chain]:
     """Walk chains in C."""
-    engine = load()
-    assert engine is not None
-    ffi, lib = engine
+    ffi, lib = inspection()
     regions, count = regions_of(ffi, memory)
     found = ffi.new("struct vb_inspected_chain[]", len(heads))
     total = lib.vb_inspect_chains(
@@ -51,9 +49,7 @@ def engine_chains(
 
 def engine_packed_chains(device: PackedQueue, limit: int) -> list[Chain] | None:
     """Take chains in C where a queue is, which stays there; None: the ring is broken."""
-    engine = load()
-    assert engine is not None
-    ffi, lib = engine
+    ffi, lib = inspection()
     regions, count = regions_of(ffi, device.memory)
     chains = ffi.new("struct vb_inspected_chain[]", limit)
     ids, lengths = ffi.new("uint16_t[]", limit), ffi.new("uint32_t[]", limit)
@@ -78,9 +74,7 @@ class EnginePackedUse:
     """The engine's way of giving chains back, from where a packed queue is, which stays there."""
 
     def __init__(self, device: PackedQueue) -> None:
-        engine = load()
-        assert engine is not None
-        ffi, self._lib = engine
+        ffi, self._lib = inspection()
         self._ring = ffi.new("struct vb_ring *", device.addresses())
 
     def use(self, head: int, length: int, count: int = 1) -> None:
@@ -110,9 +104,7 @@ def engine_requests(
     block: int,
 ) -> BlockRequests:
     """Walk and parse chains in C."""
-    engine = load()
-    assert engine is not None
-    ffi, lib = engine
+    ffi, lib = inspection()
     regions, count = regions_of(ffi, memory)
     records = np.zeros(len(heads), REQUEST)
     total = lib.vb_inspect_requests(

@@ -23,18 +23,24 @@ from tests.virtqueue.kinds import current_kind
 from tests.virtqueue.support import map_memory, vring_config
 from vhostblk.block.io.iovec import view_memory
 from vhostblk.engine import load
-from vhostblk.engine.layouts import IOVEC, REQUEST, STATS
+from vhostblk.engine.layouts import IOVEC, STATS, UPCALL
 from vhostblk.engine.maps import encode_map
+from vhostblk.virtio_blk.layout import RequestType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from vhostblk.engine import Engine
     from vhostblk.engine.budget import EngineBudget
     from vhostblk.engine.extents import ExtentMap
     from vhostblk.virtqueue.memory import GuestMemory
 
 TIMEOUT = 20.0
+
+#: The first of a port's own kinds of tasks, and the types of virtio-blk requests that are tasks.
+OTHER = 256
+_TYPES = {0: RequestType.IN, 1: RequestType.OUT, 2: RequestType.FLUSH}
 
 #: The number of the system call futex(2).
 _FUTEX = {"x86_64": "202", "aarch64": "98"}[platform.machine()]
@@ -62,11 +68,26 @@ class CpuTime(NamedTuple):
 class Upcall(NamedTuple):
     """A request that came up."""
 
-    head: int
-    type: int
-    sector: int
+    tag: int
+    kind: int
+    #: In bytes; of a port's own kinds whatever they have.
+    offset: int
+    flags: int
     #: (host address, length)
     segments: list[tuple[int, int]]
+
+    @property
+    def head(self) -> int:
+        return self.tag
+
+    @property
+    def type(self) -> int:
+        """The type of a virtio-blk request."""
+        return _TYPES.get(self.kind, self.kind - OTHER)
+
+    @property
+    def sector(self) -> int:
+        return self.offset // 512 if self.kind in _TYPES else self.offset
 
     def payload(self) -> bytes:
         return b"".join(bytes(view_memory(base, length)) for base, length in self.segments)
@@ -150,15 +171,18 @@ class EngineQueue:
         regions, count = regions_of(rig.ffi, rig.mapped)
         self.handle = rig.lib.vb_queue_new(rig.thread, encoded, regions, count)
         assert self.handle
-        rig.lib.vb_queue_set_map(self.handle, self._map)
-        rig.lib.vb_queue_set_call(self.handle, self.ring.call_fd)
+        self.port = rig.lib.vb_queue_port(self.handle)
+        rig.lib.vb_port_set_map(self.port, self._map)
+        assert not rig.lib.vb_queue_set_call(self.handle, self.ring.call_fd)
+        rig.lib.vb_port_open(self.port)
 
     def close(self) -> int:
         """Finish what is in flight and free the queue; return the base to go on from."""
         self.hold()
         self.wait_idle()
-        base: int = self.rig.lib.vb_queue_free(self.handle)
-        self.handle = self.rig.ffi.NULL
+        base: int = self.rig.lib.vb_queue_base(self.handle)
+        self.rig.lib.vb_port_close(self.port)
+        self.handle = self.port = self.rig.ffi.NULL
         return base
 
     def set_map(self, extents: ExtentMap | None) -> None:
@@ -170,18 +194,20 @@ class EngineQueue:
 
     def use_map(self, encoded: Any) -> None:
         """Go by a `struct vb_extent_map`."""
-        self.rig.lib.vb_queue_set_map(self.handle, encoded)
+        self.rig.lib.vb_port_set_map(self.port, encoded)
         self._map = encoded
 
     def hold(self) -> None:
-        self.rig.lib.vb_queue_hold(self.handle)
+        self.rig.lib.vb_port_hold(self.port)
 
     def release(self) -> None:
-        self.rig.lib.vb_queue_release(self.handle)
+        self.rig.lib.vb_port_release(self.port)
 
     @property
     def in_flight(self) -> int:
-        count: int = self.rig.lib.vb_queue_in_flight(self.handle)
+        """How many requests are in flight, when all commands up to now have run."""
+        self.rig.wait_until(lambda: not self.rig.lib.vb_port_pending(self.port))
+        count: int = self.rig.lib.vb_port_in_flight(self.port)
         return count
 
     def wait_idle(self) -> None:
@@ -192,13 +218,15 @@ class EngineQueue:
     @property
     def broken(self) -> str:
         """Why the ring is broken; empty: it isn't."""
-        reason = self.rig.lib.vb_queue_broken(self.handle)
+        reason = self.rig.lib.vb_port_broken(self.port)
         return self.rig.ffi.string(reason).decode() if reason else ""
 
     def stats(self) -> np.void:
         """Copy the statistics, once the thread has finished its turn."""
+        self.rig.lib.vb_port_hold(self.port)
+        self.rig.lib.vb_port_release(self.port)
         assert self.in_flight >= 0
-        buffer = self.rig.ffi.buffer(self.rig.lib.vb_queue_stats(self.handle), STATS.itemsize)
+        buffer = self.rig.ffi.buffer(self.rig.lib.vb_port_stats(self.port), STATS.itemsize)
         record: np.void = np.frombuffer(bytes(buffer), STATS)[0]
         return record
 
@@ -223,10 +251,10 @@ class EngineQueue:
     def complete(self, upcall: Upcall, status: int = 0, written: int = 0) -> None:
         """Answer a request that came up."""
         ffi = self.rig.ffi
-        self.rig.lib.vb_queue_complete(
-            self.handle,
+        self.rig.lib.vb_port_complete(
+            self.port,
             1,
-            ffi.new("uint16_t *", upcall.head),
+            ffi.new("uint16_t *", upcall.tag),
             ffi.new("uint8_t *", status),
             ffi.new("uint32_t *", written),
         )
@@ -242,8 +270,10 @@ class Rig:
         poll_ns: int = 0,
         max_batch: int = 0,
         layout: Sequence[tuple[int, int]] = ((0, 256 * 1024), (1 << 32, 8 * MIB)),
+        engine: Engine | None = None,
     ) -> None:
-        engine = load()
+        """`engine` is another one than usual."""
+        engine = engine or load()
         assert engine is not None
         self.ffi, self.lib = engine
         self.memory = Memory(layout)
@@ -302,19 +332,18 @@ class Rig:
         """Wait until the engine has something to say, and let it say more."""
         assert select.select([self.news_fd], [], [], timeout)[0], "no news from the engine"
         os.eventfd_read(self.news_fd)
-        nothing = self.ffi.NULL
-        self.lib.vb_upcalls_take(self.thread, 0, nothing, nothing, 0, nothing)
+        self.lib.vb_news_take(self.thread, self.ffi.new("struct vb_port *[]", 64), 64)
 
     def take(self, limit: int = 64, segments: int = 65536) -> list[Upcall]:
         """Take requests that have come up, without waiting."""
-        records = np.zeros(limit, REQUEST)
-        queue = np.zeros(1, np.uint64)
+        records = np.zeros(limit, UPCALL)
+        port = np.zeros(1, np.uint64)
         iovs = np.zeros(segments, IOVEC)
         count = self.lib.vb_upcalls_take(
             self.thread,
             limit,
-            self.ffi.from_buffer("struct vb_request *", records),
-            self.ffi.from_buffer("struct vb_queue **", queue),
+            self.ffi.from_buffer("struct vb_upcall *", records),
+            self.ffi.from_buffer("struct vb_port **", port),
             segments,
             self.ffi.from_buffer("uint64_t *", iovs),
         )
@@ -323,9 +352,10 @@ class Rig:
             first = int(record["iov_first"])
             rows: list[tuple[int, int]] = iovs[first : first + int(record["iov_count"])].tolist()
             assert sum(length for _, length in rows) == record["length"]
-            taken.append(
-                Upcall(int(record["head"]), int(record["type"]), int(record["sector"]), rows)
+            tag, kind, offset, flags = (
+                int(record[name]) for name in ("tag", "kind", "offset", "flags")
             )
+            taken.append(Upcall(tag, kind, offset, flags, rows))
         return taken
 
     def take_all(self) -> list[Upcall]:

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.engine.inspect_engine import engine_chains, engine_requests
+from tests.engine.inspection import inspection
 from tests.virtio_blk.reference import requests_of
 from tests.virtqueue.reference import Chain, chains_of
 from tests.virtqueue.support import KIB, Desc, Guest, write_table
-from vhostblk.engine import load
 from vhostblk.virtio_blk.discard import RefusedError, max_payload, parse_segments
 from vhostblk.virtio_blk.layout import RequestType
 from vhostblk.virtio_blk.request import parse
@@ -224,9 +224,7 @@ def test_number_of_discard_segments(count: int) -> None:
 
 
 def _compare_discard(payload: bytes, kind: RequestType, size: int, block: int) -> None:
-    engine = load()
-    assert engine is not None
-    found = engine.lib.vb_inspect_discard(payload, len(payload), kind, size, block)
+    found = inspection().lib.vb_inspect_discard(payload, len(payload), kind, size, block)
     try:
         if len(payload) > max_payload():
             expected = 1

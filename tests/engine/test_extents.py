@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.engine.inspection import inspection
 from vhostblk.engine import load
 from vhostblk.engine.layouts import check
 
-_engine = load()
-assert _engine is not None
-ffi, lib = _engine
+ffi, lib = inspection()
 
 UP, FILE, ZERO, NULL = lib.VB_GO_UP, lib.VB_GO_FILE, lib.VB_GO_ZERO, lib.VB_GO_NULL
 READ, OVERWRITE, ZEROES = lib.VB_ENTRY_READ, lib.VB_ENTRY_OVERWRITE, lib.VB_ENTRY_ZERO
@@ -204,7 +203,9 @@ def test_table_agrees_with_a_byte_map(
 
 
 def test_layouts_are_those_of_the_compiler() -> None:
-    check(ffi)
+    engine = load()
+    assert engine is not None
+    check(engine.ffi)
 
 
 def test_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +213,9 @@ def test_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from vhostblk.engine import layouts
 
-    monkeypatch.setattr(layouts, "STATS", np.dtype([("operations", "<u8", (4,))]))
+    other = np.dtype([("operations", "<u8", (4,))])
+    monkeypatch.setitem(layouts.SHARED, "struct vb_stats", other)
+    engine = load()
+    assert engine is not None
     with pytest.raises(ImportError, match="struct vb_stats"):
-        check(ffi)
+        check(engine.ffi)

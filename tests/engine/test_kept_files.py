@@ -75,7 +75,7 @@ def test_file_of_a_former_map_is_dropped_without_a_hold(disk: Path) -> None:
         assert queue.run(RequestType.FLUSH).status == Status.OK
         queue.set_map(None)
         os.close(extents.fd)
-        rig.wait_until(lambda: not rig.lib.vb_queue_mapped_in_flight(queue.handle))
+        rig.wait_until(lambda: not rig.lib.vb_port_mapped_in_flight(queue.port))
         assert not locked_bytes(disk)
 
 
@@ -125,7 +125,7 @@ def test_request_by_a_new_map_while_one_by_the_former_map_is_in_flight(disk: Pat
     with Rig() as rig:
         queue = rig.queue(pipe)
         former = queue.request(RequestType.IN, want=512)
-        rig.wait_until(lambda: rig.lib.vb_queue_mapped_in_flight(queue.handle))
+        rig.wait_until(lambda: rig.lib.vb_port_mapped_in_flight(queue.port))
         queue.set_map(extents)
         read = queue.run(RequestType.IN, 3, want=512)
         assert (read.status, read.data) == (Status.OK, pattern(MIB)[1536:2048])

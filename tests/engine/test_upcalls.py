@@ -60,9 +60,9 @@ def test_takes_no_more_than_asked_for() -> None:
         assert len(rig.take(limit=64, segments=4)) == 4
         assert [upcall.sector for upcall in rig.take()] == [7, 8, 9]
         assert rig.take() == []
-        rig.lib.vb_queue_hold(queue.handle)
+        rig.lib.vb_port_hold(queue.port)
         for head in queue.ring._chains:
-            queue.complete(taken[0]._replace(head=head))
+            queue.complete(taken[0]._replace(tag=head))
         queue.used(10)
 
 
@@ -88,7 +88,7 @@ def test_completing_twice_or_what_is_not_up_does_nothing() -> None:
         queue = rig.queue()
         flush = queue.request(FLUSH)
         (upcall,) = rig.wait_upcalls()
-        queue.complete(upcall._replace(head=(flush.head + 1) % 16))
+        queue.complete(upcall._replace(tag=(flush.head + 1) % 16))
         assert queue.in_flight == 1
         queue.complete(upcall)
         queue.complete(upcall, status=1)

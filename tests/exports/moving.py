@@ -12,11 +12,11 @@ import asyncio
 import os
 import socket
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
+from msgspec.structs import replace
 
 from tests.exports.support import BASE, FLUSH, WCE, make_backend
 from tests.frontend.memory import MIB, Memory

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from tests.exports.support import BASE, FLUSH, WCE, Frontend, frontend, handed_over
 from tests.virtio_blk.dirty_log import Log, pages

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from tests.exports.support import frontend, handed_over
 from tests.virtio_blk.support import HandNode, pattern, turns

@@ -70,7 +70,7 @@ def test_cancelled_while_requests_are_in_flight(tmp_path: Path, late: bool) -> N
             made._socket.send(message[4 * late :])
             await made._reply(Request.GET_STATUS)
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 40))
 
 
 def test_cancelled_while_a_message_is_carried_out(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_cancelled_while_a_message_is_carried_out(tmp_path: Path) -> None:
             for name, arguments, members in start():
                 await getattr(made, name)(*arguments, **members)
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 40))
 
 
 def test_suspended_again_after_it_was_cancelled(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_suspended_again_after_it_was_cancelled(tmp_path: Path) -> None:
             made.node.finish_all()
             await moving
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 40))
 
 
 def test_stopped_after_it_was_cancelled(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_stopped_after_it_was_cancelled(tmp_path: Path) -> None:
             assert not made._server.running
             assert await asyncio.get_running_loop().sock_recv(made._socket, 1) == b""
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 40))
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -146,7 +146,7 @@ def test_replies_that_nobody_reads_move_along(tmp_path: Path, fails: bool) -> No
             await sending
             await made.status(1)
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 40))
 
 
 async def _send_until_blocked(made: Script, message: bytes) -> int:

@@ -21,10 +21,11 @@ import errno
 import json
 import re
 import subprocess
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from tests.differential.differences import Difference, problem
 from tests.differential.normal import runs_of

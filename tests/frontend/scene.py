@@ -76,6 +76,8 @@ class Scene:
         )
         #: The socket of another export, if there is one.
         self.read_only: Path | None = None
+        #: Where one of a large disk is, which reads as zeroes.
+        self.large: Path | None = None
         self.connect().close()
         self.bystander = Bystander(other)
         with self.driver() as warm_up:  # creates threads and buffers that stay

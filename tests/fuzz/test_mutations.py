@@ -97,14 +97,14 @@ def test_what_is_noticed_and_what_is_not(
     mutations = [
         Mutation(
             "comment",
-            "vhostblk/engine/src/extent.c",
+            "vhostblk/engine/src/core/extent.c",
             "- #define ENTRY_FLAGS 511ull\n+ #define ENTRY_FLAGS 511ull /* the low bits */",
             "",
             tests,
         ),
         Mutation(
             "compiled",
-            "vhostblk/engine/src/extent.c",
+            "vhostblk/engine/src/core/extent.c",
             """
               case VB_EXTENT_NULL:
             -     return !write && map->flags & VB_EXTENT_READ_ZEROES ? VB_GO_ZERO : VB_GO_NULL;

@@ -109,8 +109,8 @@ def test_what_options_dont_say(change: Callable[[Daemon], Awaitable[None]], reas
 @pytest.mark.parametrize(
     ("top", "reason"),
     [
-        ("copy-before-write,node-name=n,file=a,target=b", "keeps what it has saved in memory"),
-        ("blklogwrites,node-name=n,file=a,log=b", "keeps where its log ends in memory"),
+        ("copy-before-write,node-name=n,file=a,target=b", "keeps its snapshot's state in memory"),
+        ("blklogwrites,node-name=n,file=a,log=b", "keeps the end of its log in memory"),
     ],
 )
 def test_what_filters_know_and_their_options_dont_say(top: str, reason: str) -> None:

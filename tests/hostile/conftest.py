@@ -29,10 +29,16 @@ def daemon(
         "--export",
         f"vhost-user-blk,id=fixed,node-name=fixed,addr.type=unix,addr.path={path}",
     ]
+    large = directory / "large.sock"
+    more += ["--blockdev", f"driver=null-co,node-name=large,size={64 << 30},read-zeroes=on"]
+    more += [
+        "--export",
+        f"vhost-user-blk,id=large,node-name=large,addr.type=unix,addr.path={large}",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VHOSTBLK_LANE", request.param.value)
         scene = Scene(directory, more)
-    scene.read_only = path
+    scene.read_only, scene.large = path, large
     try:
         yield scene
         scene.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every case of both lists has a test: `test_N_…` in one of these modules."""
+"""Every case of the lists has a test: `test_N_…` in one of these modules."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ LISTS = {
         10,
         ("tests.frontend.test_hostile_frontend", "tests.hostile.test_frontend"),
     ),
+    "slow": (6, ("tests.hostile.test_slow",)),
 }
 
 

@@ -21,7 +21,7 @@ from vhostblk.schema.object import OBJECT_TYPES
 TOP = Path(__file__).parents[2]
 
 DRIVER, EXPORTS, OBJECTS = "A driver", "An export type", "An object type"
-COMMAND = "A QMP command"
+COMMAND, PORT = "A QMP command", "A port of the engine"
 
 
 class Row(NamedTuple):
@@ -53,7 +53,7 @@ def _recipes() -> dict[str, Recipe]:
 
 
 def _path(cell: str) -> str:
-    (path,) = re.findall(r"`([\w/]+\.py)`", cell)
+    (path,) = re.findall(r"`([\w/]+\.(?:py|c|cdef\.h))`", cell)
     return str(path)
 
 
@@ -85,7 +85,7 @@ def _shared_files(title: str) -> list[str]:
 
 
 def test_each_recipe_has_a_table() -> None:
-    assert {DRIVER, EXPORTS, OBJECTS, COMMAND} <= RECIPES.keys()
+    assert {DRIVER, EXPORTS, OBJECTS, COMMAND, PORT} == RECIPES.keys()
     for recipe in RECIPES.values():
         assert len(recipe.rows) >= 2
 
@@ -164,3 +164,27 @@ def test_the_example_of_a_command_is_where_the_recipe_says() -> None:
     for struct in structs.split(", "):
         assert f"class {struct}(QapiStruct, " in schema
     assert "\n@command(" in commands
+
+
+def test_ports_are_where_the_recipe_says() -> None:
+    code, interface = (
+        row.file.replace("KIND", "*").replace("NAME", "*") for row in RECIPES[PORT].rows
+    )
+    kinds = [path for path in TOP.glob(code) if _makes_ports(path)]
+    assert kinds
+    interfaces = set(TOP.glob(interface))
+    for path in kinds:
+        assert path.parent.name != "core"
+        assert path.with_suffix(".cdef.h") in interfaces, path
+
+
+def test_the_example_of_a_port_has_what_the_recipe_says() -> None:
+    code, interface = (TOP / row.example for row in RECIPES[PORT].rows)
+    assert _makes_ports(code)
+    (made,) = re.findall(r"^struct vb_port \*(\w+)\(", interface.read_text(), re.MULTILINE)
+    assert re.search(rf"^struct vb_port \*{made}\(", code.read_text(), re.MULTILINE)
+
+
+def _makes_ports(path: Path) -> bool:
+    text = path.read_text()
+    return "static const struct vb_port_vtable " in text and "vb_port_init(" in text

@@ -320,7 +320,7 @@ class StoreNode(FileNode):
         shown = super().extent_map()
         if not self._yard.shows_maps:
             return None  # type: ignore[return-value]  # as nodes in general may
-        from dataclasses import replace
+        from msgspec.structs import replace
 
         return replace(shown, zero_range=False, flush=Treatment.ASK, discard=Treatment.ASK)
 

@@ -219,7 +219,7 @@ def test_a_size_that_changes_is_told(caplog: pytest.LogCaptureFixture) -> None:
             assert node.size == SIZE
 
     run(main)
-    assert "size() returned 1048576 at first, and now 2097152" in caplog.text
+    assert "size() changed from 1048576 to 2097152" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ def flood(helper: Helper) -> None:
         before = helper.descriptors()
         with ExitStack() as stack:
             clients = [stack.enter_context(Client(helper.path)) for _ in range(99)]
-            for _ in range(400):
+            for _ in range(2000):
                 with Client(helper.path, greet=False) as client:
                     assert client.receive(4) == bytes(4)
                     assert client.is_closed()

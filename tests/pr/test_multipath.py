@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.fixture(autouse=True)
+def _control(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vhostblk.pr.multipath.CONTROL", "/dev/null")
+
+
 @pytest.fixture
 def log(tmp_path: Path, setenv: SetEnvironment) -> Path:
     setenv("FAKE_MPATH_LOG", str(tmp_path / "log"))
@@ -181,3 +186,14 @@ def test_the_lock_is_given_back(mpath: str, log: Path) -> None:
     library.close()
     assert len(log.read_text().splitlines()) == 3
     assert os.environ["FAKE_MPATH_LOG"] == str(log)
+
+
+def test_device_mapper_that_can_not_be_reached(
+    mpath: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The library would end the process; the command fails, and no other."""
+    monkeypatch.setattr("vhostblk.pr.multipath.CONTROL", str(tmp_path / "none"))
+    library = Multipath(mpath)
+    with pytest.raises(FileNotFoundError):
+        library.reserve(Request(bytes([0x5E, *bytes(15)]), 9, b""), sg())
+    library.close()

@@ -66,6 +66,8 @@ def serving(
         thread.join(PATIENCE)
         listener.close()
         assert not thread.is_alive()
+        if running.is_complete:
+            server.close()
 
 
 class Gate:
@@ -255,6 +257,16 @@ def test_the_end_does_not_wait_for_ever(tmp_path: Path, null: int) -> None:
         running.server.stop()
         wait_until(lambda: running.is_complete is False)
         gate.go.set()
+
+
+def test_a_signal_wakes_the_thread_that_waits(tmp_path: Path) -> None:
+    """The signal's handler may have run just before that thread began to wait."""
+    with serving(tmp_path) as running:
+        with running.client():
+            pass  # it waits by now, or is about to
+        running.server._is_stopping = True
+        os.write(running.server._waker, b"\0")
+        wait_until(lambda: running.is_complete is True)
 
 
 def test_a_client_that_dies_during_its_command(tmp_path: Path) -> None:

@@ -13,14 +13,22 @@ from typing import TYPE_CHECKING
 from cffi import FFI
 
 from vhostblk.engine import Engine
-from vhostblk.engine.build import SRC
+from vhostblk.engine.build import SRC, interface_files
 from vhostblk.engine.iothread import Iothread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: Sources with threads or system calls, which `stores.c` replaces.
-_LEFT_OUT = {"aio.c", "inspect.c", "io_pool.c", "io_uring.c", "iothread.c", "timer.c"}
+_LEFT_OUT = {
+    "aio.c",
+    "io_pool.c",
+    "io_uring.c",
+    "iothread.c",
+    "notify.c",
+    "timer.c",
+    "watchdog.c",
+}
 
 _CDEF = """
 void stores_forget(void);
@@ -42,7 +50,7 @@ AVAILABLE = shutil.which("cc") is not None
 def traced_engine() -> Engine:
     """Build and load the engine."""
     ffi = FFI()
-    for interface in sorted(SRC.glob("*.cdef.h")):
+    for interface in interface_files():
         ffi.cdef(interface.read_text())
     ffi.cdef(_CDEF)
     with tempfile.TemporaryDirectory() as directory:
@@ -52,7 +60,7 @@ def traced_engine() -> Engine:
 def _build(directory: Path) -> Path:
     """Compile each file separately, as linking with ThreadSanitizer would add its runtime."""
     compile_ = ["cc", "-std=gnu11", "-O0", "-fPIC", "-w", f"-I{SRC}", "-c"]
-    sources = [path for path in sorted(SRC.glob("*.c")) if path.name not in _LEFT_OUT]
+    sources = [path for path in sorted(SRC.glob("*/*.c")) if path.name not in _LEFT_OUT]
     commands = [[*compile_, "-fsanitize=thread", str(path)] for path in sources]
     commands.append([*compile_, str(Path(__file__).with_name("stores.c"))])
     for compiling in [subprocess.Popen(command, cwd=directory) for command in commands]:
@@ -72,8 +80,9 @@ class TracedThread(Iothread):
         self.name = "traced"
         self.ffi, self.lib = traced_engine()
         self.handle = self.lib.stores_iothread()
-        self._queues = {}
+        self._ports = {}
         self._buffers = None
+        self._changed = self.ffi.new("struct vb_port *[]", 64)
 
     def turn(self) -> None:
         """Let the engine do all pending work."""
@@ -86,7 +95,7 @@ class TracedThread(Iothread):
         while self._take_upcalls():
             self.lib.stores_turn()
         self.lib.stores_arm()
-        for listener in list(self._queues.values()):
+        for listener in list(self._ports.values()):
             listener.engine_news()
 
 

@@ -225,11 +225,11 @@ class EngineLife(Life):
     def take(self) -> list[int]:
         self._thread.turn()
         ffi, lib = self._thread.ffi, self._thread.lib
-        records = ffi.new("struct vb_request[]", SIZE)
-        queue, iovs = ffi.new("struct vb_queue **"), ffi.new("uint64_t[]", 128)
+        records = ffi.new("struct vb_upcall[]", SIZE)
+        port, iovs = ffi.new("struct vb_port **"), ffi.new("uint64_t[]", 128)
         taken: list[int] = []
-        while count := lib.vb_upcalls_take(self._thread.handle, SIZE, records, queue, 64, iovs):
-            taken += [records[number].head for number in range(count)]
+        while count := lib.vb_upcalls_take(self._thread.handle, SIZE, records, port, 64, iovs):
+            taken += [records[number].tag for number in range(count)]
         self.mine += taken
         return taken
 
@@ -254,7 +254,7 @@ class EngineLife(Life):
         self._queue.hold()
         self.take()
         self.give_back(self.mine)
-        self._thread.lib.vb_queue_free(self._queue._queue)
+        self._thread.lib.vb_port_close(self._queue._port)
         self._queue._queue = self._thread.ffi.NULL
         restore(self.world.areas, before)
 

@@ -10,9 +10,11 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "queue.h"
+#include "core/iothread.h"
+#include "virtqueue/queue.h"
 
 #define MAX_AREAS 8
 #define PAGE 4096
@@ -293,16 +295,7 @@ static const struct vb_io_vtable vtable = {queue_op, submit, keep_file, drop_fil
 static struct vb_io io = {.vtable = &vtable};
 static struct vb_iothread iothread;
 
-void vb_iothread_enter(struct vb_iothread *thread)
-{
-    thread->now = vb_now();
-}
-
-void vb_iothread_leave(struct vb_iothread *thread)
-{
-}
-
-void vb_iothread_leave_asleep(struct vb_iothread *thread)
+void vb_iothread_wake(struct vb_iothread *thread)
 {
 }
 
@@ -310,13 +303,28 @@ void vb_iothread_signal(struct vb_iothread *thread)
 {
 }
 
+void vb_iothread_notify(struct vb_iothread *thread, int fd)
+{
+    eventfd_write(fd, 1);
+}
+
+void vb_notify_clear(int fd)
+{
+}
+
 struct vb_iothread *stores_iothread(void)
 {
     iothread.io = &io;
     iothread.upcall_fd = -1;
-    if (!iothread.upcalls_end)
-        iothread.upcalls_end = &iothread.upcalls;
+    if (!iothread.fetched_end)
+        iothread.fetched_end = &iothread.fetched;
     return &iothread;
+}
+
+static void publish(struct vb_port *port)
+{
+    port->vtable->publish(port);
+    vb_port_show(port);
 }
 
 /* Sweep, publish, do file I/O and publish, until there is no more work. */
@@ -329,26 +337,26 @@ void stores_turn(void)
         struct vb_io_op *op;
 
         progress = false;
-        for (uint32_t i = 0; i < iothread.queue_count; i++) {
-            progress |= vb_queue_sweep(iothread.queues[i]);
-            vb_queue_publish(iothread.queues[i]);
+        for (struct vb_port *port = iothread.ports; port; port = port->next) {
+            progress |= vb_port_turn(port);
+            publish(port);
         }
         op = reap(&io);
         while (op) {
             struct vb_io_op *next = op->next;
 
-            vb_slot_continue((struct vb_slot *)((char *)op - offsetof(struct vb_slot, op)));
+            vb_task_continue((struct vb_task *)((char *)op - offsetof(struct vb_task, op)));
             progress = true;
             op = next;
         }
-        for (uint32_t i = 0; i < iothread.queue_count; i++)
-            vb_queue_publish(iothread.queues[i]);
+        for (struct vb_port *port = iothread.ports; port; port = port->next)
+            publish(port);
     } while (progress);
 }
 
 /* Ask for kicks. */
 void stores_arm(void)
 {
-    for (uint32_t i = 0; i < iothread.queue_count; i++)
-        vb_queue_arm(iothread.queues[i]);
+    for (struct vb_port *port = iothread.ports; port; port = port->next)
+        vb_port_arm(port);
 }

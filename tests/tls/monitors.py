@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.qmp_exports.daemons import Program, Session
 
 #: Seconds for what takes milliseconds on an idle machine.
-PATIENCE = 20
+PATIENCE = 60
 
 #: What became of an attempt to talk to the monitor.
 SERVED, REFUSED = "served", "refused"

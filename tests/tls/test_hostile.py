@@ -7,6 +7,7 @@ import asyncio
 import os
 import random
 import ssl
+import sys
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.chardev.support import devices, until
-from tests.qmp_exports.daemons import VHOSTBLK
-from tests.tls.monitors import SERVED, client_context, connect, monitor, outcome
+from tests.qmp_exports.daemons import Program
+from tests.tls.monitors import PATIENCE, SERVED, client_context, connect, monitor, outcome
 from tests.tls.sessions import Pair, x509
 from vhostblk import Daemon
 from vhostblk.chardev.socket import MAX_HANDSHAKES, SocketChardev
@@ -27,18 +28,24 @@ if TYPE_CHECKING:
     from tests.qmp_exports.daemons import Session
     from tests.tls.certificates import Places
 
-#: Less than what a handshake may take: nobody waits for another one's.
-AT_ONCE = handshake.TIMEOUT / 2
+#: vhostblk with no bound for handshakes: who waited for another one's would wait for ever.
+_CODE = """\
+from vhostblk.net import handshake
+handshake.TIMEOUT = 1e6
+from vhostblk.cli import main
+main()
+"""
+UNBOUND = Program("vhostblk", 0, (sys.executable, "-c", _CODE))
 
 
 @asynccontextmanager
 async def serving(places: Places, tmp_path: Path) -> AsyncIterator[tuple[Session, int]]:
     """Have a daemon, and check at the end that nothing of its clients is left."""
     objects = [f"tls-creds-x509,id=creds,endpoint=server,dir={places['good']}"]
-    async with monitor(VHOSTBLK, tmp_path / "log", objects) as (session, port):
+    async with monitor(UNBOUND, tmp_path / "log", objects) as (session, port):
         before = descriptors(session)
         yield session, port
-        async with asyncio.timeout(AT_ONCE):
+        async with asyncio.timeout(PATIENCE):
             assert await outcome(port, client_context(places["good"])) == SERVED
         await until(lambda: descriptors(session) <= before)
         assert "Traceback" not in (tmp_path / "log").read_text()
@@ -78,7 +85,7 @@ def test_clients_that_say_too_little(places: Places, tmp_path: Path, said: str) 
             silent = await open_connections(port, 2 * MAX_HANDSHAKES)
             for writer in silent:
                 writer.write(part)
-            async with asyncio.timeout(AT_ONCE):
+            async with asyncio.timeout(PATIENCE):
                 assert await outcome(port, client_context(places["good"])) == SERVED
             await close(silent)
 
@@ -96,7 +103,7 @@ def test_a_client_that_is_slow(places: Places, tmp_path: Path) -> None:
                 slow.write(bytes([byte]))
                 await slow.drain()
                 if number % 100 == 0:
-                    async with asyncio.timeout(AT_ONCE):
+                    async with asyncio.timeout(PATIENCE):
                         assert await outcome(port, context) == SERVED
             await close([slow])
 
@@ -130,7 +137,7 @@ def test_clients_that_speak_something_else(places: Places, tmp_path: Path) -> No
                     with suppress(OSError):
                         writer.write(start + data)
                         await writer.drain()
-                    async with asyncio.timeout(AT_ONCE):
+                    async with asyncio.timeout(PATIENCE):
                         assert await outcome(port, context) == SERVED
                     await close([writer])
         # What each does wrong is said, but not thousands of times.
@@ -144,13 +151,13 @@ def test_garbage_in_a_conversation(places: Places, tmp_path: Path) -> None:
         async with serving(places, tmp_path) as (session, port):
             context = client_context(places["good"])
             for data in GARBAGE.values():
-                async with asyncio.timeout(AT_ONCE):
+                async with asyncio.timeout(PATIENCE):
                     client = await connect(port, context)
                 transport = client.writer.transport
                 raw = transport.get_extra_info("socket")
                 with suppress(OSError):
                     os.write(raw.fileno(), data[:4000])
-                async with asyncio.timeout(AT_ONCE):
+                async with asyncio.timeout(PATIENCE):
                     with suppress(OSError, ssl.SSLError):
                         await client.reader.read()
                 await client.close()
@@ -172,7 +179,7 @@ def test_renegotiation(places: Places, tmp_path: Path) -> None:
             )
             assert process.stdin is not None
             assert process.stdout is not None
-            async with asyncio.timeout(AT_ONCE):
+            async with asyncio.timeout(PATIENCE):
                 await process.stdout.readuntil(b'{"QMP"')
                 process.stdin.write(b"R\n")
                 said = await process.stdout.read()
@@ -199,7 +206,7 @@ def test_keys_are_changed_by_a_client(places: Places, tmp_path: Path) -> None:
             )
             assert process.stdin is not None
             assert process.stdout is not None
-            async with asyncio.timeout(AT_ONCE):
+            async with asyncio.timeout(PATIENCE):
                 await process.stdout.readuntil(b'{"QMP"')
                 for number, words in enumerate(
                     (b'{"execute":"qmp_capabilities"}', b'{"execute":"query-version"}'), 1
@@ -238,24 +245,37 @@ def test_handshakes_are_bounded_in_time(
     ]
 
 
+def test_handshakes_are_bounded_in_number(places: Places) -> None:
+    """When there are too many, the one that began first is dropped."""
+
+    async def main() -> None:
+        objects = [f"tls-creds-x509,id=creds,endpoint=server,dir={places['good']}"]
+        async with Daemon(objects=objects) as daemon:
+            device = await daemon.add_chardev(
+                "socket,id=s,host=127.0.0.1,port=0,server=on,wait=off,tls-creds=creds"
+            )
+            assert isinstance(device, SocketChardev)
+            port = device.listeners[0].socket.getsockname()[1]
+            reader, first = await asyncio.open_connection("127.0.0.1", port)
+            await until(lambda: len(device._handshakes) == 1)
+            others = await open_connections(port, MAX_HANDSHAKES)
+            async with asyncio.timeout(PATIENCE):
+                assert await reader.read() == b""
+            await until(lambda: len(device._handshakes) == MAX_HANDSHAKES)
+            await close([first, *others])
+
+    asyncio.run(main())
+
+
 def test_who_is_through_waits_for_the_one_that_is_served(places: Places, tmp_path: Path) -> None:
     """Several handshakes are finished while nobody is served; all get their turn."""
 
     async def main() -> None:
         async with serving(places, tmp_path) as (_, port):
             context = client_context(places["good"])
-            attempts = [asyncio.create_task(connect(port, context)) for _ in range(5)]
-            for _ in attempts:
-                done, pending = await asyncio.wait(
-                    [task for task in attempts if not task.done()],
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                for task in done:
-                    await task.result().close()
-                attempts = list(pending)
-                if not attempts:
-                    break
-            assert not attempts
+            async with asyncio.timeout(PATIENCE):
+                found = await asyncio.gather(*(outcome(port, context) for _ in range(5)))
+            assert found == [SERVED] * 5
 
     asyncio.run(main())
 

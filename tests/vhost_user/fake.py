@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from vhostblk.vhost_user.errors import VhostUserError
 from vhostblk.vhost_user.layout import F_VERSION_1

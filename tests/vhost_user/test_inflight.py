@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from vhostblk.virtqueue.errors import InflightError, SetupError
 from vhostblk.virtqueue.inflight_area import InflightArea, make_inflight

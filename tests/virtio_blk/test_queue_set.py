@@ -7,10 +7,10 @@ import asyncio
 import logging
 import os
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.frontend.memory import Memory
 from tests.frontend.ring import Segment

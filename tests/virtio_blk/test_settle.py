@@ -11,16 +11,16 @@ from vhostblk.virtio_blk.express import ExpressQueue
 
 
 class Phases:
-    """Replaces the engine's count of requests that use the table (`vb_queue_settle`)."""
+    """Replaces the engine's count of requests that use the table (`vb_port_settle`)."""
 
     def __init__(self) -> None:
         self.in_flight, self.phase = [0, 0], 0
 
-    def vb_queue_settle(self, _queue: object) -> int:
+    def vb_port_settle(self, _port: object) -> int:
         former, self.phase = self.phase, 1 - self.phase
         return self.in_flight[former]
 
-    def vb_queue_unsettled(self, _queue: object) -> int:
+    def vb_port_unsettled(self, _port: object) -> int:
         return self.in_flight[1 - self.phase]
 
 
@@ -31,7 +31,8 @@ class Bench:
         self.phases: Any = Phases()
         self.phases.in_flight = list(in_flight)
         self.queue = ExpressQueue.__new__(ExpressQueue)
-        self.queue._queue, self.queue._lib, self.queue._settled = object(), self.phases, []
+        self.queue._queue = self.queue._port = object()
+        self.queue._lib, self.queue._settled = self.phases, []
 
     async def settle(self) -> asyncio.Task[None]:
         """Start a task that waits."""
@@ -42,7 +43,7 @@ class Bench:
     async def end(self, phase: int) -> None:
         """Let the requests of a phase end."""
         self.phases.in_flight[phase] = 0
-        if not self.phases.vb_queue_unsettled(None):  # as `engine_news` does
+        if not self.phases.vb_port_unsettled(None):  # as `engine_news` does
             resolve_all(self.queue._settled)
         for _ in range(5):
             await asyncio.sleep(0)

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from tests.frontend.ring import Segment
 from tests.virtqueue.packed_support import PackedPair

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The block layer: nodes, edges, graph, drivers."""
 
-#: Bytes of a sector. The sizes of all disks are multiples of it, as in QEMU; so are the offsets and
-#: lengths of guests' requests. QMP counts in sectors in a few places.
+#: The sector size in bytes. As in QEMU, disk sizes, and offsets and lengths of guest requests, are
+#: multiples of it. A few QMP members count sectors.
 SECTOR = 512

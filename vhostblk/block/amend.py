@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changing what an image was created with: the job behind `x-blockdev-amend`."""
+"""Amending images: the job behind `x-blockdev-amend`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class AmendJob(Job):
-    """Amends an image. Raises BlockError where the driver can't do that."""
+    """Amends an image. Raises BlockError if the driver doesn't support this."""
 
     type = JobType.AMEND
 
@@ -32,7 +32,7 @@ class AmendJob(Job):
         self._options = options
 
     async def run(self) -> None:
-        """Amend it."""
+        """Amend the image."""
         self.expect(1)
         self.advance(1)
         await self._image.amend(self._options)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Creating images: the job behind `blockdev-create`.
 
-A driver that creates images has a coroutine function for that in `schema.driver_manifest`. It
-awaits `pause` now and then.
+A driver that creates images has a coroutine function for this in `schema.driver_manifest`. The
+function awaits `pause` regularly.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def _cannot_create() -> BlockError:
 
 
 class CreateJob(Job):
-    """Creates an image. It stays until it is dismissed, so that its user learns what became of it.
+    """Creates an image. The job stays until it is dismissed, so that the user can query its result.
 
-    Raises BlockError where the driver can't create images.
+    Raises BlockError if the driver can't create images.
     """
 
     type = JobType.CREATE
@@ -51,7 +51,7 @@ class CreateJob(Job):
             raise _cannot_create()
 
     async def run(self) -> None:
-        """Create it."""
+        """Create the image."""
         self.expect(1)
         try:
             await create_image(self._options, self._graph, self.pause_point)

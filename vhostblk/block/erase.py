@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The capability to forget data such that nobody can read it again."""
+"""The capability to erase data securely."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class ErasesSecurely(ABC):
     @property
     @abstractmethod
     def erases_securely(self) -> bool:
-        """Tell whether `psecure_erase` works."""
+        """Whether `psecure_erase` is supported."""
 
     @abstractmethod
     async def psecure_erase(self, offset: int, length: int) -> None:
-        """Forget a range such that nobody can read it again, not from the storage itself either."""
+        """Erase a range such that the data can't be recovered from the storage either."""
 
 
 def eraser_of(node: BlockNode) -> ErasesSecurely | None:
-    """Return what erases a node securely; None: nothing can."""
+    """Return the capability of a node to erase securely, or None."""
     found: ErasesSecurely | None = node.capability(ErasesSecurely)
     return found if found is not None and found.erases_securely else None

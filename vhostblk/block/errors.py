@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The block layer's error family.
+"""Errors of the block layer.
 
 Opening, configuring and permissions fail with `BlockError`; I/O fails with `OSError`, whose errno
 each export translates (virtio status, NBD error, errno over FUSE).
@@ -13,11 +13,11 @@ from vhostblk.errors import VhostblkError
 
 
 class BlockError(VhostblkError):
-    """A node can't be opened, found, changed or used as asked."""
+    """A node can't be opened, found, changed or used as requested."""
 
 
 class NoNode(Enum):
-    """What QEMU's commands say, each in its own words, where no node has a name."""
+    """Messages of QEMU's commands for an unknown node name."""
 
     DEVICE_OR_NODE = "Cannot find device='{device}' nor node-name='{name}'"
     NODE_NAME = "Failed to find node with node-name='{name}'"
@@ -27,16 +27,16 @@ class NoNode(Enum):
 
 
 class NodeNotFoundError(BlockError):
-    """No node has that name."""
+    """No node has this name."""
 
     def __init__(self, name: str, words: NoNode, device: str = "") -> None:
-        """`device` is shown as the name of a device that could have been meant instead."""
+        """`device` is the device name in the message, for commands that take a device or a node."""
         super().__init__(words.value.format(name=name, device=device), node=name)
 
 
 class PermissionConflictError(BlockError):
-    """Two users of a node don't tolerate each other."""
+    """Two users of a node have conflicting permissions."""
 
 
 class ImageLockedError(BlockError):
-    """Another process uses the image in a way that excludes ours."""
+    """Another process holds conflicting locks on the image."""

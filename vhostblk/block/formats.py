@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image formats by their signatures, which `schema.driver_manifest` has.
+"""Image formats by their signatures. The signatures are in `schema.driver_manifest`.
 
-A guest chooses the content of a raw disk. So a signature says what a file looks like, never what
-it is: vhostblk opens no image by it, except where QEMU does (backing files without a format).
+A guest controls the content of a raw disk, so a signature doesn't prove a format. vhostblk doesn't
+probe formats, except where QEMU does (backing files without a format).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from vhostblk.imports import load
 from vhostblk.schema.branches import Parts
 from vhostblk.schema.driver_manifest import DEFAULT_FORMAT, DRIVERS
 
-#: How much of the start of a file, and of its end, holds the signatures.
+#: Number of bytes to read from the start of a file, and from its end, to find the signatures.
 HEAD_BYTES = 2048
 TAIL_BYTES = 512
 
@@ -20,7 +20,7 @@ _VMDK_VERSIONS = (b"version=1", b"version=2", b"version=3")
 
 
 def format_of(head: bytes) -> str:
-    """Return the format that `head`, the start of a file, has the signature of; else `raw`."""
+    """Return the format that `head`, the start of a file, has the signature of; `raw` if none."""
     for name, driver in DRIVERS.items():
         for offset, signature in driver.signatures:
             if head[offset : offset + len(signature)] == signature:
@@ -32,9 +32,9 @@ def format_of(head: bytes) -> str:
 
 
 def likely_format(head: bytes, tail: bytes) -> str:
-    """Return the format that a whole file has a signature of; else `raw`.
+    """Return the format whose signature a whole file has; `raw` if there is none.
 
-    `head` and `tail` are its first `HEAD_BYTES` and its last `TAIL_BYTES`.
+    `head` and `tail` are the first `HEAD_BYTES` and the last `TAIL_BYTES` of the file.
     """
     found = format_of(head)
     if found != DEFAULT_FORMAT:

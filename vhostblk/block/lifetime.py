@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How worn a flash device is, as eMMC and UFS say of themselves, read from sysfs."""
+"""The wear of eMMC and UFS flash devices, read from sysfs."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ if TYPE_CHECKING:
 
 
 class Lifetime(NamedTuple):
-    """In the numbers of JEDEC (eMMC: EXT_CSD 267 to 269), which are VIRTIO's, 5.2.6.2, too."""
+    """Wear in JEDEC's numbers (eMMC: EXT_CSD 267 to 269), as in VIRTIO 5.2.6.2."""
 
-    #: Reserved blocks: 0 not defined, 1 normal, 2 and 3 most or nearly all of them used up.
+    #: Reserved blocks: 0 not defined, 1 normal, 2 most used up, 3 nearly all used up.
     pre_eol_info: int
-    #: Wear of the two kinds of memory in steps of 10 %, 1 to 11; 0: not defined.
+    #: Wear of the two types of memory in steps of 10 %, 1 to 11; 0: not defined.
     typ_a: int
     typ_b: int
 
 
 class HasLifetime(ABC):
-    """The capability to say how worn the storage is."""
+    """The capability to report the wear of the storage."""
 
     @property
     @abstractmethod
     def has_lifetime(self) -> bool:
-        """Tell whether `lifetime` has something to say."""
+        """Whether `lifetime` has data."""
 
     @abstractmethod
     async def lifetime(self) -> Lifetime | None:
-        """Say how worn the storage is."""
+        """Return the wear of the storage."""
 
 
 def lifetime_of(node: BlockNode) -> HasLifetime | None:
-    """Return what may say how worn a node's storage is; None: nothing does."""
+    """Return a node's capability to report wear, or None."""
     found: HasLifetime | None = node.capability(HasLifetime)
     return found
 
 
 def read_lifetime(disk: Path) -> Lifetime | None:
-    """Read that of a disk, a directory below /sys/block; None where it says nothing."""
+    """Return the wear of a disk, given its directory below /sys/block; None: not reported."""
     try:
         return _emmc(disk / "device") or _ufs(disk / "device")
     except (OSError, ValueError):
@@ -58,7 +58,7 @@ def _emmc(device: Path) -> Lifetime | None:
 
 
 def _ufs(device: Path) -> Lifetime | None:
-    """Look for the host controller, which is above the SCSI device."""
+    """Return the values of a UFS device, which are at the host controller above the SCSI device."""
     for parent in device.resolve().parents:
         health = parent / "health_descriptor"
         if health.is_dir():

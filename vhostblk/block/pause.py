@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where work that takes long can be paused or cancelled."""
+"""Points at which long work can be paused or cancelled."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ if TYPE_CHECKING:
 
 
 async def no_pause() -> None:
-    """Go on at once."""
+    """Return at once."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a driver's QAPI name to its class.
+"""Driver classes by QAPI name.
 
-Built-in drivers are in `schema.driver_manifest`, and are imported when first used. Third parties
-add theirs as plug-ins: they are found by `schema.plugins`, and written with `vhostblk.plugin`.
+Built-in drivers are listed in `schema.driver_manifest`, and imported on first use. Plug-ins add
+drivers of third parties: `schema.plugins` finds them, and `vhostblk.plugin` is the interface to
+write them.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ def driver_name(options: Any) -> str:
 
 
 def is_built_in(name: str) -> bool:
-    """Tell whether a driver comes with vhostblk."""
+    """Return whether a driver is part of vhostblk."""
     return name in _NODES
 
 
 def driver_class(name: str) -> type[BlockNode]:
-    """Return a driver's class; raises BlockError for none, OptionError for a broken plug-in."""
+    """Return a driver's class. Raises BlockError if unknown, OptionError for a broken plug-in."""
     found = built_in_class(name)
     if found is None:
         found = _plugin_class(name)
@@ -43,7 +44,7 @@ def driver_class(name: str) -> type[BlockNode]:
 
 
 def built_in_class(name: str) -> type[BlockNode] | None:
-    """Return the class of a driver that comes with vhostblk; None: it is no such driver."""
+    """Return the class of a built-in driver; None: there is no such driver."""
     where = _NODES.get(name)
     return None if where is None else load(where)
 
@@ -57,6 +58,6 @@ def _plugin_class(name: str) -> type[BlockNode]:
 
 
 def creator(name: str) -> Callable[..., Awaitable[None]] | None:
-    """Return what creates images of a driver (`Driver.create`); None: nothing does."""
+    """Return the function that creates images (`Driver.create`); None: not supported."""
     where = _CREATORS.get(name)
     return None if where is None else load(where)

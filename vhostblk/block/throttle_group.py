@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Throttle groups: who waits, and whose turn it is.
+"""Throttle groups: shared I/O limits, and queues of delayed requests.
 
-The members of a group share its limits. Requests that may not go yet wait, reads and writes apart,
-each member's in the order in which they came; a timer lets the next one go as soon as the group's
-budget has room, and the members take turns. Nobody overtakes those who wait.
+The members of a group share its limits. Delayed requests wait in queues, separate for reads and
+writes; each member's requests stay in order. A timer starts the next request as soon as the group's
+budget has room. The members take turns. No request overtakes a waiting one.
 
-The engine takes from the same budget (see `engine.buckets.Budget`). What it may not take comes up
-and waits here like the rest, without having been accounted for.
+The engine uses the same budget (see `engine.buckets.Budget`). Requests that the engine can't start
+are not accounted for there; they come up and wait here like all others.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from vhostblk.schema.throttle import rates_of, unit_of
 if TYPE_CHECKING:
     from vhostblk.schema.throttle import ThrottleLimits
 
-#: The shortest wait, in ns. At high rates several requests then go each time that a timer expires,
-#: which costs less than a timer for each; the rate is the same, as the buckets leak meanwhile.
+#: The shortest delay, in ns. At high rates several requests start at each expiry of the timer,
+#: which costs less than a timer for each. The rate is the same, as the buckets leak meanwhile.
 SLACK = 200_000
 
 
 class ThrottleGroup:
-    """One group; `limits` are complete."""
+    """One group; `limits` has all members set."""
 
     def __init__(self, name: str, limits: ThrottleLimits) -> None:
         self.name = name
         self.budget = make_budget()
         self._members: set[ThrottleMember] = set()
-        #: By direction: members with requests that wait, the next one to have its turn first.
+        #: By direction: members with waiting requests, in order of their turns.
         self._turns: tuple[deque[ThrottleMember], ...] = (deque(), deque())
         self._timers = [make_timer(partial(self._serve, direction)) for direction in (READ, WRITE)]
         self.limits = limits
@@ -46,11 +46,11 @@ class ThrottleGroup:
 
     @property
     def in_use(self) -> bool:
-        """Tell whether it has members."""
+        """Whether the group has members."""
         return bool(self._members)
 
     def set_limits(self, limits: ThrottleLimits) -> None:
-        """Go by other limits at once, also those requests that wait already."""
+        """Apply other limits at once, also to requests that already wait."""
         self.limits = limits
         self._configure()
         for direction in (READ, WRITE):
@@ -74,15 +74,15 @@ class ThrottleGroup:
     # For members.
 
     def admit(self, member: ThrottleMember) -> None:
-        """Add a member, of which no request waits."""
+        """Add a member without waiting requests."""
         self._members.add(member)
 
     def leave(self, member: ThrottleMember) -> None:
-        """Remove a member, of which no request waits."""
+        """Remove a member without waiting requests."""
         self._members.discard(member)
 
     def enter(self, member: ThrottleMember, direction: int, size: int) -> Completion[None] | None:
-        """Begin a request; return what it has to wait for, if anything."""
+        """Begin a request; return a completion to wait for, or None."""
         turns = self._turns[direction]
         if member.unlimited:
             self.budget.charge(direction, size, bool(turns))
@@ -100,7 +100,7 @@ class ThrottleGroup:
         return turn
 
     def let_all_go(self, member: ThrottleMember) -> None:
-        """Have no request of a member wait."""
+        """Start all waiting requests of a member."""
         for direction in (READ, WRITE):
             waiting, turns = member.waiting[direction], self._turns[direction]
             if not waiting:
@@ -116,7 +116,7 @@ class ThrottleGroup:
                 turn.set_result(None)
 
     def _serve(self, direction: int) -> None:
-        """Let go what may go now, one request of a member at a time."""
+        """Start the requests that the budget allows, one request of each member in turn."""
         self._timers[direction].cancel()
         turns = self._turns[direction]
         granted: list[Completion[None]] = []
@@ -134,7 +134,7 @@ class ThrottleGroup:
             if waiting:
                 turns.append(member)
             granted.append(turn)
-        # Only now, because these go on at once and may come back here.
+        # Only now, because these continue at once and may call this function.
         for turn in granted:
             turn.set_result(None)
 
@@ -144,17 +144,17 @@ class ThrottleMember:
 
     def __init__(self, group: ThrottleGroup) -> None:
         self.group = group
-        #: How many want none of its requests to wait, as they wait for those themselves.
+        #: Number of `lift_limits` calls in force: the caller waits for the member's requests.
         self.unlimited = 0
-        #: By direction: sizes and turns of requests that wait. Kept by the group.
+        #: By direction: sizes and completions of waiting requests. Set by the group.
         self.waiting: tuple[deque[tuple[int, Completion[None]]], ...] = (deque(), deque())
 
     def enter(self, direction: int, size: int) -> Completion[None] | None:
-        """Begin a request of `size` bytes; return what it has to wait for, if anything."""
+        """Begin a request of `size` bytes; return a completion to wait for, or None."""
         return self.group.enter(self, direction, size)
 
     def lift_limits(self) -> None:
-        """Let requests go without waiting until `restore_limits`; they are accounted for."""
+        """Delay no requests until `restore_limits`; they are still accounted for."""
         self.unlimited += 1
         if self.unlimited == 1:
             self.group.let_all_go(self)
@@ -164,7 +164,7 @@ class ThrottleMember:
         self.unlimited -= 1
 
     def move(self, group: ThrottleGroup) -> None:
-        """Go over to another group; no request waits."""
+        """Move to another group; no request waits."""
         if group is self.group:
             return
         self.leave()
@@ -172,7 +172,7 @@ class ThrottleMember:
         group.admit(self)
 
     def leave(self) -> None:
-        """Be no member any more; no request waits."""
+        """Leave the group; no request waits."""
         self.group.leave(self)
 
 
@@ -183,24 +183,24 @@ class ThrottleGroups:
         self._groups: dict[str, ThrottleGroup] = {}
 
     def add(self, name: str, limits: ThrottleLimits) -> None:
-        """Make a group; the caller has made sure that the name is free."""
+        """Create a group; the caller has checked that the name is free."""
         self._groups[name] = ThrottleGroup(name, limits)
 
     def find(self, name: str) -> ThrottleGroup:
-        """Return a group; raises BlockError where there is none."""
+        """Return a group; raises BlockError if there is none."""
         group = self._groups.get(name)
         if group is None:
             raise BlockError(f"Throttle group '{name}' does not exist")
         return group
 
     def remove(self, name: str) -> None:
-        """Forget a group that has no members."""
+        """Remove a group without members."""
         group = self._groups.pop(name)
         assert not group.in_use, "a throttle group in use"
         group.close()
 
     def close(self) -> None:
-        """Forget all groups; no request waits."""
+        """Remove all groups; no request waits."""
         for group in self._groups.values():
             group.close()
         self._groups.clear()

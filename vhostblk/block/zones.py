@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Zones of host-managed storage: what they are called, and a disk that has them, emulated.
+"""Zones of host-managed storage: their terms, and an emulated zoned disk.
 
 A sequential zone is written from its start to the end of its capacity, each write at its write
-pointer, and reset before it is written again. Open zones and active ones (open or closed) take
-resources, of which a disk may have a limited number; an implicitly open zone gives way when another
-is to be opened. See VIRTIO 1.3, section 5.2.6, which follows ZBC and NVMe ZNS; numbers are theirs,
-Linux's (`<linux/blkzoned.h>`) and QEMU's (`BLK_Z_*`, `BLK_ZT_*`, `BLK_ZS_*`, `BLK_ZO_*`).
+pointer, and reset before it is written again. A disk may limit the number of open zones and of
+active ones (open or closed). An implicitly open zone is closed when another one must be opened. See
+VIRTIO 1.3, section 5.2.6, which follows ZBC and NVMe ZNS. The numbers are VIRTIO's, Linux's
+(`<linux/blkzoned.h>`) and QEMU's (`BLK_Z_*`, `BLK_ZT_*`, `BLK_ZS_*`, `BLK_ZO_*`).
 
 `EmulatedZones` is the state machine, without I/O: tables first, rules below. Offsets and lengths
 are in bytes.
@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from vhostblk.block import SECTOR
 from vhostblk.block.errors import BlockError
@@ -31,16 +32,16 @@ if TYPE_CHECKING:
 
 
 class ZoneModel(IntEnum):
-    """How zones are to be written."""
+    """The rule for writes to sequential zones."""
 
-    #: At the write pointer, or not at all.
+    #: At the write pointer only.
     HOST_MANAGED = 1
-    #: At the write pointer, preferably.
+    #: At the write pointer preferably.
     HOST_AWARE = 2
 
 
 class ZoneType(IntEnum):
-    """What a zone demands of writes."""
+    """The type of a zone, which says how it may be written."""
 
     CONVENTIONAL = 1
     SEQUENTIAL_REQUIRED = 2
@@ -48,9 +49,9 @@ class ZoneType(IntEnum):
 
 
 class ZoneState(IntEnum):
-    """Where a zone is in its life."""
+    """The state of a zone."""
 
-    #: Conventional: there is no write pointer.
+    #: Conventional: no write pointer.
     NOT_WP = 0
     EMPTY = 1
     IMPLICIT_OPEN = 2
@@ -62,57 +63,55 @@ class ZoneState(IntEnum):
 
 
 class ZoneOp(Enum):
-    """What can be asked of zones besides reading and writing."""
+    """Operations on zones besides reads and writes."""
 
     OPEN = auto()
     CLOSE = auto()
     FINISH = auto()
     RESET = auto()
-    #: Reset all zones that can be, whatever range is given.
+    #: Reset all zones that can be reset, whatever the range.
     RESET_ALL = auto()
 
 
 class ZoneFault(Enum):
-    """Why a request does not suit a zone; the value is Linux's errno for it."""
+    """Reasons to refuse a request to a zone; the value is Linux's errno."""
 
     INVALID = errno.EINVAL
-    #: A write is not where the write pointer is, or does not keep to the granularity.
+    #: A write is not at the write pointer, or violates the granularity.
     UNALIGNED = errno.EIO
     OPEN_RESOURCES = errno.ETOOMANYREFS
     ACTIVE_RESOURCES = errno.EOVERFLOW
 
 
 class ZoneError(OSError):
-    """A request does not suit the zone; `fault` says why."""
+    """A request violates a rule of the zone; `fault` is the reason."""
 
     def __init__(self, fault: ZoneFault, reason: str) -> None:
         super().__init__(fault.value, reason)
         self.fault = fault
 
 
-@dataclass(frozen=True, slots=True)
-class ZonedLimits:
-    """What a zoned node is like."""
+class ZonedLimits(msgspec.Struct, frozen=True):
+    """The zone geometry and limits of a node."""
 
     model: ZoneModel
-    #: Of all zones but the last, which may be shorter.
+    #: Size of all zones; the last one may be shorter.
     zone_size: int
-    #: How many zones may be open, and active; 0: as many as there are.
+    #: Maximum number of open zones, and of active zones; 0: no limit.
     max_open: int = 0
     max_active: int = 0
-    #: Longest append; 0: there is none.
+    #: Maximum length of an append; 0: not supported.
     max_append: int = 0
-    #: Writes to sequential zones begin and end at multiples of this.
+    #: Offset and length of writes to sequential zones are multiples of this.
     write_granularity: int = SECTOR
 
 
-@dataclass(frozen=True, slots=True)
-class Zone:
-    """A zone, as reported; the write pointer means nothing in states without one."""
+class Zone(msgspec.Struct, frozen=True):
+    """A zone as reported; `write_pointer` is meaningless in states without one."""
 
     start: int
     length: int
-    #: How many of its bytes, from the start on, can be written.
+    #: Number of writable bytes, from the start of the zone.
     capacity: int
     write_pointer: int
     type: ZoneType
@@ -120,23 +119,23 @@ class Zone:
 
 
 class Zoned(ABC):
-    """The capability of a node that has zones.
+    """The capability of a node with zones.
 
-    Its other I/O minds them, too: what does not suit a zone is refused with a ZoneError.
+    The node's other I/O obeys the zones' rules, too; a violation raises ZoneError.
     """
 
     @property
     @abstractmethod
     def zoned(self) -> ZonedLimits:
-        """What zones the node has."""
+        """The geometry and limits of the zones."""
 
     @abstractmethod
     async def zone_report(self, offset: int, count: int) -> list[Zone]:
-        """Describe at most `count` zones from the one with `offset` on."""
+        """Return at most `count` zones, from the one that contains `offset`."""
 
     @abstractmethod
     async def zone_mgmt(self, op: ZoneOp, offset: int, length: int) -> None:
-        """Do something to the zones that make up a range."""
+        """Perform an operation on the zones of a range."""
 
     @abstractmethod
     async def zone_append(
@@ -144,33 +143,33 @@ class Zoned(ABC):
     ) -> int:
         """Write all of `iov` at the write pointer of the zone that begins at `offset`.
 
-        Returns where that was; as `pwritev` otherwise.
+        Returns the offset of the data. Otherwise like `pwritev`.
         """
 
 
 class TakesZonedChildren(ABC):
-    """A node whose writes may be those of its users, so that a child may demand an order."""
+    """A node that keeps the order and alignment of its users' writes, as zoned children need."""
 
     @property
     @abstractmethod
     def takes_zoned_children(self) -> bool:
-        """Tell whether they are."""
+        """Whether the node accepts zoned children."""
 
 
 def zones_of(node: BlockNode) -> Zoned | None:
-    """Return a node's zones; None: it is not zoned."""
+    """Return a node's capability `Zoned`; None: it is not zoned."""
     found: Zoned | None = node.capability(Zoned)
     return found
 
 
 def zone_limits(node: BlockNode) -> ZonedLimits | None:
-    """Return what zones a node has; None: it is not zoned."""
+    """Return a node's zone geometry and limits; None: it is not zoned."""
     zones = zones_of(node)
     return None if zones is None else zones.zoned
 
 
 def check_zoned_child(parent: BlockNode, child: BlockNode) -> None:
-    """Raise BlockError where a parent would write to zones as it pleases."""
+    """Raise BlockError if the parent doesn't support a zoned child."""
     limits = zone_limits(child)
     if limits is None or limits.model is not ZoneModel.HOST_MANAGED:
         return
@@ -186,8 +185,8 @@ _S = ZoneState
 _OPEN = frozenset({_S.IMPLICIT_OPEN, _S.EXPLICIT_OPEN})
 _ACTIVE = _OPEN | {_S.CLOSED}
 
-#: What an operation makes of a zone; where there is no entry it is refused. (A zone that was opened
-#: and not written becomes empty when it is closed.)
+#: The state of a zone after an operation. Without an entry the operation is refused. (A zone that
+#: was opened and not written becomes empty when it is closed.)
 _AFTER: Mapping[ZoneOp, Mapping[ZoneState, ZoneState]] = {
     ZoneOp.OPEN: dict.fromkeys((_S.EMPTY, *_ACTIVE), _S.EXPLICIT_OPEN),
     ZoneOp.CLOSE: dict.fromkeys(_ACTIVE, _S.CLOSED),
@@ -195,7 +194,7 @@ _AFTER: Mapping[ZoneOp, Mapping[ZoneState, ZoneState]] = {
     ZoneOp.RESET: dict.fromkeys((_S.EMPTY, *_ACTIVE, _S.FULL), _S.EMPTY),
 }
 
-#: What a write makes of a zone, before it may become full.
+#: The state of a zone after a write that doesn't fill it.
 _AFTER_WRITE: Mapping[ZoneState, ZoneState] = {
     _S.EMPTY: _S.IMPLICIT_OPEN,
     _S.CLOSED: _S.IMPLICIT_OPEN,
@@ -205,10 +204,10 @@ _AFTER_WRITE: Mapping[ZoneState, ZoneState] = {
 
 
 class EmulatedZones:
-    """The zones of a host-managed disk of `size` bytes, `conventional` ones in front.
+    """The zones of a host-managed disk of `size` bytes, with `conventional` ones in front.
 
-    `capacity` is that of sequential zones; `worn` are those that are read-only or offline, by
-    number. Requests lie inside the disk. What is refused, by ZoneError, changes nothing.
+    `capacity` is that of sequential zones; `worn` has the read-only and offline zones, by number.
+    Requests are inside the disk. A request that raises ZoneError changes nothing.
     """
 
     def __init__(
@@ -224,75 +223,80 @@ class EmulatedZones:
         self.limits = limits
         self._capacity = capacity
         self._conventional_end = min(conventional * limits.zone_size, size)
-        #: States of sequential zones that are not empty, and how many of their bytes are written.
+        #: States of the sequential zones that are not empty, and the number of bytes written in
+        #: each.
         self._states: dict[int, ZoneState] = dict(worn or {})
         self._offline = [n for n, state in self._states.items() if state is _S.OFFLINE]
         self._written: dict[int, int] = {}
         self._open = self._active = 0
-        #: Those that are implicitly open, the one that has been so for longest first.
+        #: The implicitly open zones, in the order in which they were opened.
         self._implicit: dict[int, None] = {}
 
     def report(self, offset: int, count: int) -> list[Zone]:
-        """Describe at most `count` zones from the one with `offset` on."""
+        """Return at most `count` zones, from the one that contains `offset`."""
         numbers = self._numbers(offset, self.size - offset) if offset < self.size else range(0)
         return [self._describe(number) for number in numbers[:count]]
 
     def check_read(self, offset: int, length: int) -> None:
-        """Raise ZoneError where a zone can't be read."""
+        """Raise ZoneError if a zone in the range can't be read."""
         numbers = self._numbers(offset, length)
         for number in self._offline:
             if number in numbers:
                 raise ZoneError(ZoneFault.INVALID, f"zone {number} is offline")
 
     def write(self, offset: int, length: int) -> None:
-        """Have a range written."""
+        """Write a range."""
         end = offset + length
         if not length or end <= self._conventional_end:
             return
         numbers = self._numbers(offset, length)
         if len(numbers) > 1:
-            raise ZoneError(ZoneFault.INVALID, "a write reaches into another zone")
+            raise ZoneError(ZoneFault.INVALID, "write crosses a zone boundary")
         number = numbers[0]
         zone = self._describe(number)
         if zone.state not in _AFTER_WRITE:
-            raise ZoneError(ZoneFault.INVALID, f"a write to zone {number}, {_name(zone.state)}")
+            raise ZoneError(ZoneFault.INVALID, f"write to zone {number}, {_name(zone.state)}")
         if offset != zone.write_pointer:
             raise ZoneError(
                 ZoneFault.UNALIGNED,
-                f"a write at {offset}, and zone {number} has its write pointer at "
+                f"write at {offset}, but the write pointer of zone {number} is at "
                 f"{zone.write_pointer}",
             )
         if end % self.limits.write_granularity:
-            raise ZoneError(ZoneFault.UNALIGNED, "a write against the granularity")
+            raise ZoneError(ZoneFault.UNALIGNED, "write violates the write granularity")
         if end > zone.start + zone.capacity:
-            raise ZoneError(ZoneFault.INVALID, f"a write beyond the capacity of zone {number}")
+            raise ZoneError(ZoneFault.INVALID, f"write exceeds the capacity of zone {number}")
         self._move(number, _AFTER_WRITE[zone.state])
         self._written[number] = end - zone.start
         if end == zone.start + zone.capacity:
             self._enter(number, _S.FULL)
 
     def append(self, offset: int, length: int) -> int:
-        """Have something written to the zone that begins at `offset`; return where it goes."""
+        """Append to the zone that begins at `offset`; return the offset of the data."""
         zone = self._describe(offset // self.limits.zone_size)
         if offset != zone.start or zone.type is ZoneType.CONVENTIONAL:
-            raise ZoneError(ZoneFault.INVALID, f"an append at {offset}: no sequential zone's start")
+            raise ZoneError(
+                ZoneFault.INVALID, f"append at {offset}: not the start of a sequential zone"
+            )
         if zone.state not in _AFTER_WRITE:
-            raise ZoneError(ZoneFault.INVALID, f"an append to a zone, {_name(zone.state)}")
+            raise ZoneError(ZoneFault.INVALID, f"append at {offset} to a zone {_name(zone.state)}")
         if length > self.limits.max_append:
-            raise ZoneError(ZoneFault.INVALID, f"an append of {length} bytes is too long")
+            raise ZoneError(ZoneFault.INVALID, f"append of {length} bytes exceeds the maximum")
         if length > zone.start + zone.capacity - zone.write_pointer:
-            raise ZoneError(ZoneFault.INVALID, "an append beyond the capacity of its zone")
+            raise ZoneError(
+                ZoneFault.INVALID, f"append at {offset} exceeds the capacity of its zone"
+            )
         self.write(zone.write_pointer, length)
         return zone.write_pointer
 
     def manage(self, op: ZoneOp, offset: int, length: int) -> None:
-        """Do something to all zones of a range; one after another, up to one that refuses."""
+        """Perform an operation on the zones of a range, one by one, up to the first error."""
         if op is ZoneOp.RESET_ALL:
             self._reset_all(list(self._states))
             return
         end, step = offset + length, self.limits.zone_size
         if offset % step or not length or (end % step and end != self.size):
-            raise ZoneError(ZoneFault.INVALID, f"{length} bytes at {offset} are no whole zones")
+            raise ZoneError(ZoneFault.INVALID, f"{length} bytes at {offset} are not whole zones")
         for number in self._numbers(offset, length):
             state = self._state(number)
             after = _AFTER[op].get(state)
@@ -310,7 +314,7 @@ class EmulatedZones:
                 self._enter(number, _S.EMPTY)
 
     def _numbers(self, offset: int, length: int) -> range:
-        """Return the numbers of the zones that have a part of a range."""
+        """Return the numbers of the zones that overlap a range."""
         step = self.limits.zone_size
         return range(offset // step, -(-(offset + length) // step))
 
@@ -330,7 +334,7 @@ class EmulatedZones:
         return Zone(start, length, capacity, pointer, ZoneType.SEQUENTIAL_REQUIRED, state)
 
     def _move(self, number: int, after: ZoneState) -> None:
-        """Put a zone into a state, as far as there are the resources for that."""
+        """Change a zone's state, if there are resources for it."""
         before, limits = self._state(number), self.limits
         activates = after in _ACTIVE and before not in _ACTIVE
         if activates and self._active == limits.max_active > 0:
@@ -342,7 +346,7 @@ class EmulatedZones:
         self._enter(number, after)
 
     def _enter(self, number: int, after: ZoneState) -> None:
-        """Put a zone into a state and count its resources."""
+        """Change a zone's state, and count its resources."""
         before = self._state(number)
         if after is before:
             return

@@ -236,6 +236,8 @@ class SocketChardev(StreamChardev):
         """Begin the conversation with a new peer."""
         if self._server:
             self._stop_accepting()
+            if self._retry is not None:
+                self._retry.cancel()
         if self._nodelay and connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._filename = addresses.connected_filename(

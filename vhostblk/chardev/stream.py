@@ -135,7 +135,8 @@ class Stream:
             return
         if self._ending is None:
             if self._codec is not None:
-                self._unsent += self._codec.finish()
+                with contextlib.suppress(VhostblkError):  # then there is no good-bye
+                    self._unsent += self._codec.finish()
             if self._unsent:
                 self._send()
         self.ended = True

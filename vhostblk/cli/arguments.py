@@ -6,8 +6,9 @@ The steps are in the order of the command line, because options refer to those b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from vhostblk.cli.errors import UsageError
 from vhostblk.cli.getopt import Syntax, split
@@ -53,8 +54,7 @@ _SYNTAX = Syntax(OPTIONS, SHORT_OPTIONS, OWN_OPTIONS, (ADDRESS_PREFIX,))
 FORMS = ("text", "json")
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """An option with its argument; `location` is its text on the command line."""
 
     option: str
@@ -62,14 +62,13 @@ class Step:
     location: str
 
 
-@dataclass(slots=True)
-class Arguments:
+class Arguments(msgspec.Struct):
     """A parsed command line; files and users in it are not looked up yet."""
 
     #: Options that create something, in order.
-    steps: list[Step] = field(default_factory=list)
+    steps: list[Step] = msgspec.field(default_factory=list)
     #: `--trace`, which takes effect first.
-    traces: list[Step] = field(default_factory=list)
+    traces: list[Step] = msgspec.field(default_factory=list)
     #: The short form: an image and the properties of its export.
     image: str | None = None
     address: Step | None = None

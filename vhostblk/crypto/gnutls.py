@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from vhostblk.crypto.errors import LibraryError, SecretError
-from vhostblk.errors import errors_as
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,16 +20,13 @@ if TYPE_CHECKING:
 LIBRARY = "libgnutls.so.30"
 
 E_SUCCESS = 0
-E_UNEXPECTED_PACKET_LENGTH = -9
 E_FATAL_ALERT_RECEIVED = -12
 E_AGAIN = -28
 E_REHANDSHAKE = -37
 E_SHORT_MEMORY_BUFFER = -51
 E_INTERRUPTED = -52
 E_REQUESTED_DATA_NOT_AVAILABLE = -56
-E_FILE_ERROR = -64
 E_PREMATURE_TERMINATION = -110
-E_UNKNOWN_CIPHER_SUITE = -21
 
 SERVER = 1
 CLIENT = 2
@@ -73,7 +69,6 @@ typedef struct gnutls_psk_server_credentials_st *gnutls_psk_server_credentials_t
 typedef struct gnutls_psk_client_credentials_st *gnutls_psk_client_credentials_t;
 typedef struct gnutls_dh_params_int *gnutls_dh_params_t;
 typedef struct gnutls_x509_crt_int *gnutls_x509_crt_t;
-typedef struct gnutls_priority_st *gnutls_priority_t;
 typedef struct api_cipher_hd_st *gnutls_cipher_hd_t;
 typedef long time_t;
 
@@ -136,11 +131,6 @@ int gnutls_x509_crt_list_verify(const gnutls_x509_crt_t *, unsigned int, const g
 int gnutls_x509_crt_get_dn(gnutls_x509_crt_t, char *, size_t *);
 unsigned int gnutls_x509_crt_check_hostname(gnutls_x509_crt_t, const char *);
 
-int gnutls_priority_init(gnutls_priority_t *, const char *, const char **);
-void gnutls_priority_deinit(gnutls_priority_t);
-int gnutls_priority_get_cipher_suite_index(gnutls_priority_t, unsigned int, unsigned int *);
-const char *gnutls_cipher_suite_info(size_t, unsigned char *, int *, int *, int *, int *);
-
 typedef ssize_t (*pull_function)(void *, void *, size_t);
 typedef ssize_t (*push_function)(void *, const void *, size_t);
 int gnutls_init(gnutls_session_t *, unsigned int);
@@ -152,7 +142,6 @@ void *gnutls_session_get_ptr(gnutls_session_t);
 void gnutls_transport_set_ptr(gnutls_session_t, void *);
 void gnutls_transport_set_push_function(gnutls_session_t, push_function);
 void gnutls_transport_set_pull_function(gnutls_session_t, pull_function);
-void gnutls_transport_set_errno(gnutls_session_t, int);
 int gnutls_handshake(gnutls_session_t);
 ssize_t gnutls_record_send(gnutls_session_t, const void *, size_t);
 ssize_t gnutls_record_recv(gnutls_session_t, void *, size_t);
@@ -160,7 +149,6 @@ int gnutls_bye(gnutls_session_t, int);
 int gnutls_alert_send(gnutls_session_t, int, int);
 int gnutls_alert_send_appropriate(gnutls_session_t, int);
 int gnutls_session_key_update(gnutls_session_t, unsigned int);
-const char *gnutls_psk_server_get_username(gnutls_session_t);
 """
 
 
@@ -174,8 +162,12 @@ class Library:
         self._kept: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         self.ffi: Any = FFI()
         self.ffi.cdef(_DECLARATIONS)
-        with errors_as(LibraryError, "TLS and encrypted secrets need GnuTLS"):
+        try:
             self.lib: Any = self.ffi.dlopen(LIBRARY)
+        except OSError as error:
+            raise LibraryError(
+                f"TLS and encrypted secrets need GnuTLS: {LIBRARY} is not installed"
+            ) from error
         if not self.lib.gnutls_check_version(b"3.6.13"):
             raise LibraryError("TLS and encrypted secrets need GnuTLS 3.6.13 or later")
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from vhostblk.crypto.errors import SecretError
-from vhostblk.crypto.formats import is_text
 from vhostblk.crypto.secret_bytes import SecretBytes
 
 if TYPE_CHECKING:
@@ -50,6 +49,8 @@ class Keys:
 
     def text_secret(self, object_id: str) -> SecretBytes:
         """Return a copy of a secret that is text; raises SecretError."""
+        from vhostblk.crypto.formats import is_text
+
         found = self.secret(object_id)
         with found.view as view:
             if is_text(view):

@@ -11,9 +11,11 @@ a new one.
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from vhostblk.engine.budget import EngineBudget
@@ -84,8 +86,7 @@ class ExtentTable:
 _MAP_NORESERVE = 0x4000
 
 
-@dataclass(frozen=True, slots=True)
-class ExtentMap:
+class ExtentMap(msgspec.Struct, frozen=True):
     """A map of `size` bytes; offsets and sizes in bytes."""
 
     kind: ExtentKind

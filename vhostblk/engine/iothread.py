@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An engine thread and its news: the Python face of `struct vb_iothread`.
 
-The thread runs queues on its own. What it has to say (requests that go up, a queue that has become
+The thread serves ports on its own. What it has to say (requests that go up, a port that has become
 idle, a broken ring) it announces on one eventfd, which the event loop watches; `Iothread` then lets
-every queue look at its own state and hands each its upcalls. Where all requests of a queue go up,
+every port look at its own state and hands each its upcalls. Where all requests of a port go up,
 the event loop then looks for more in the thread's place, for as long as that pays (`polling.py`).
 """
 
@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 from vhostblk.engine import load
 from vhostblk.engine.polling import DEFAULT_MAX_NS, Lookout
@@ -31,18 +32,20 @@ UPCALL_REQUESTS = 256
 UPCALL_SEGMENTS = 65536
 
 
-class QueueListener(Protocol):
-    """A queue as its iothread sees it."""
+class PortListener(Protocol):
+    """The Python side of a port."""
 
     def engine_news(self) -> None:
-        """Look at the queue's state: idle, or broken."""
+        """Look at the port's state: idle, or broken."""
 
     def upcalls(self, records: NDArray[np.void], iovs: NDArray[np.void]) -> None:
-        """Serve requests (`REQUEST` records, `IOVEC` segments); the arrays are the queue's own."""
+        """Serve requests (`UPCALL` records, `IOVEC` segments).
+
+        The records are valid until this returns; the segments are a copy.
+        """
 
 
-@dataclass(frozen=True, slots=True)
-class IothreadOptions:
+class IothreadOptions(msgspec.Struct, frozen=True):
     """The properties of an `iothread` object; times in nanoseconds."""
 
     poll_max_ns: int = DEFAULT_MAX_NS
@@ -64,12 +67,13 @@ class Iothread:
             raise VhostblkError(f"iothread '{name}' needs the compiled engine")
         self.name = name
         self.ffi, self.lib = engine
-        self._queues: dict[int, QueueListener] = {}
+        self._ports: dict[int, PortListener] = {}
         self._loop = asyncio.get_running_loop()
         self._upcall_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._buffers: _UpcallBuffers | None = None
         self._lookout = Lookout(options.poll_max_ns)
         self._look_handle: asyncio.Handle | None = None
+        self._changed = self.ffi.new("struct vb_port *[]", 64)
         config = self.ffi.new(
             "struct vb_iothread_config *",
             {
@@ -104,20 +108,20 @@ class Iothread:
         )
         self._lookout.max_ns = options.poll_max_ns
 
-    def add(self, queue: Any, listener: QueueListener) -> None:
-        """Tell `listener` what happens to `queue`, a `struct vb_queue *`."""
-        self._queues[self._key(queue)] = listener
+    def add(self, port: Any, listener: PortListener) -> None:
+        """Tell `listener` what happens to `port`, a `struct vb_port *`."""
+        self._ports[self._key(port)] = listener
 
-    def remove(self, queue: Any) -> None:
+    def remove(self, port: Any) -> None:
         """Undo `add`."""
-        del self._queues[self._key(queue)]
+        del self._ports[self._key(port)]
 
-    def _key(self, queue: Any) -> int:
-        return int(self.ffi.cast("uintptr_t", queue))
+    def _key(self, port: Any) -> int:
+        return int(self.ffi.cast("uintptr_t", port))
 
     def close(self) -> None:
-        """Stop the thread; no queue is left."""
-        assert not self._queues, "queues still on the iothread"
+        """Stop the thread; no port is left."""
+        assert not self._ports, "ports still on the iothread"
         self._loop.remove_reader(self._upcall_fd)
         if self._look_handle is not None:
             self._look_handle.cancel()
@@ -132,8 +136,18 @@ class Iothread:
         if self._take_upcalls() and self._look_handle is None:
             self._lookout.woken()
             self._look_handle = self._loop.call_soon(self._look)
-        for listener in list(self._queues.values()):
-            listener.engine_news()
+        self._tell_news()
+
+    def _tell_news(self) -> None:
+        """Have those ports look that have news."""
+        full = True
+        while full:
+            count = self.lib.vb_news_take(self.handle, self._changed, len(self._changed))
+            full = count == len(self._changed)
+            for port in self._changed[0:count]:
+                listener = self._ports.get(self._key(port))
+                if listener is not None:
+                    listener.engine_news()
 
     def _look(self) -> None:
         """Look for more, and once more in the loop's next turn."""
@@ -166,12 +180,12 @@ class Iothread:
             self.handle,
             UPCALL_REQUESTS,
             buffers.records_pointer,
-            buffers.queue_pointer,
+            buffers.port_pointer,
             UPCALL_SEGMENTS,
             buffers.iovs_pointer,
         )
         if count:
-            self._queues[buffers.queue].upcalls(*buffers.taken(count))
+            self._ports[buffers.port].upcalls(*buffers.taken(count))
         return count > 0
 
 
@@ -181,24 +195,24 @@ class _UpcallBuffers:
     def __init__(self, ffi: Any) -> None:
         import numpy as np
 
-        from vhostblk.engine.layouts import IOVEC, REQUEST, check
+        from vhostblk.engine.layouts import IOVEC, UPCALL, check
 
         check(ffi)
-        self._records = np.zeros(UPCALL_REQUESTS, REQUEST)
-        self._queue = np.zeros(1, np.uint64)
+        self._records = np.zeros(UPCALL_REQUESTS, UPCALL)
+        self._port = np.zeros(1, np.uint64)
         self._iovs = np.zeros(UPCALL_SEGMENTS, IOVEC)
-        self.records_pointer = ffi.from_buffer("struct vb_request *", self._records)
-        self.queue_pointer = ffi.from_buffer("struct vb_queue **", self._queue)
+        self.records_pointer = ffi.from_buffer("struct vb_upcall *", self._records)
+        self.port_pointer = ffi.from_buffer("struct vb_port **", self._port)
         self.iovs_pointer = ffi.from_buffer("uint64_t *", self._iovs)
 
     @property
-    def queue(self) -> int:
-        """The address of the queue that the requests are of."""
-        return int(self._queue[0])
+    def port(self) -> int:
+        """The address of the port that the requests are of."""
+        return int(self._port[0])
 
     def taken(self, count: int) -> tuple[NDArray[np.void], NDArray[np.void]]:
-        """Copy `count` records out, and their segments."""
-        records = self._records[:count].copy()
+        """Return `count` records, and a copy of their segments."""
+        records = self._records[:count]
         last = records[-1]
         used = int(last["iov_first"]) + int(last["iov_count"])
         return records, self._iovs[:used].copy()

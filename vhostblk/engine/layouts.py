@@ -28,6 +28,20 @@ REQUEST = np.dtype(
     ]
 )
 
+#: A request that an iothread hands to Python, `struct vb_upcall`; `offset` and `length` in bytes.
+UPCALL = np.dtype(
+    [
+        ("offset", "<u8"),
+        ("length", "<u8"),
+        ("iov_first", "<u4"),
+        ("iov_count", "<u4"),
+        ("tag", "<u2"),
+        ("kind", "<u2"),
+        ("flags", "<u2"),
+        ("reserved", "<u2"),
+    ]
+)
+
 #: `struct iovec` on 64-bit Linux.
 IOVEC = np.dtype([("base", "<u8"), ("len", "<u8")])
 
@@ -56,9 +70,13 @@ STATS = np.dtype(
 )
 
 
+#: The layouts, by their names in C.
+SHARED = {"struct vb_request": REQUEST, "struct vb_upcall": UPCALL, "struct vb_stats": STATS}
+
+
 def check(ffi: Any) -> None:
     """Raise ImportError where the extension was built from other layouts."""
-    for name, layout in (("struct vb_request", REQUEST), ("struct vb_stats", STATS)):
+    for name, layout in SHARED.items():
         _check_one(ffi, name, layout)
 
 

@@ -275,7 +275,7 @@ async def _flush(daemon: Daemon, limit: float) -> None:
 
     The flush is not cancelled then, but continues in the background.
     """
-    flushing = asyncio.create_task(_flush_nodes(daemon), name="flush")
+    flushing = asyncio.create_task(_flush_nodes(daemon), name="hand-over")
     done, _ = await asyncio.wait({flushing}, timeout=limit)
     if not done:
         flushing.add_done_callback(log_failure)

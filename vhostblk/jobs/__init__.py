@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs: long operations in the background, watched and steered by their ids."""
+"""Jobs: long operations in the background, controlled by their ids."""

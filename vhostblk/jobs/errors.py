@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error family of jobs."""
+"""Errors of jobs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from vhostblk.errors import VhostblkError
 
 
 class JobError(VhostblkError):
-    """A job can't be made, found, or asked for that."""
+    """A job can't be created or found, or doesn't accept a verb."""
 
 
-class JobCancelled(Exception):  # noqa: N818 (no failure: somebody wanted it)
-    """Raised inside a job that has been cancelled, at its next pause point."""
+class JobCancelled(Exception):  # noqa: N818 (not an error)
+    """Raised inside a cancelled job, at its next pause point."""

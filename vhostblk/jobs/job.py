@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Job`: what a kind of job overrides, and the coroutine that takes it through its states.
+"""`Job`: the base of all kinds of jobs, with the coroutine that moves a job through its states.
 
-`run()` does the work, in an asyncio task. It calls `pause_point()` between two steps, where nothing
-is in flight: there the job is paused, and there it hears of being cancelled (`JobCancelled`). What
-it has done takes effect, or is undone, afterwards: `prepare()` does what can still fail, then comes
-`commit()` or `abort()`, and `clean()` in either case. None of the last three may fail.
+`run()` does the work, in an asyncio task. It calls `pause_point()` between two steps, with no
+request in flight. There the job is paused, and there a cancelled job gets `JobCancelled`. After
+`run()`, `prepare()` does the part of finishing that can fail. Then `commit()` makes the result
+effective or `abort()` undoes it, and `clean()` follows in either case. These three never fail.
 
-A job that waits for its user once the bulk is done (`mirror`) calls `become_ready()`.
+A job that waits for the user after the bulk of its work (`mirror`) calls `become_ready()`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 class Job(ABC):
-    """One job. Who makes it has `jobs.registry.Jobs` start it."""
+    """One job. Its creator calls `jobs.registry.Jobs.start`."""
 
     type: ClassVar[JobType]
-    #: Whether `job-complete` means anything to it.
+    #: Whether the job supports `job-complete`.
     completes: ClassVar[bool] = False
 
     def __init__(
@@ -42,11 +42,11 @@ class Job(ABC):
         self.auto_finalize = auto_finalize
         self.auto_dismiss = auto_dismiss
         self.status = JobStatus.UNDEFINED
-        #: Why it failed; None: it did not.
+        #: The reason of the failure; None: no failure.
         self.error: str | None = None
-        #: In units of the job's own.
+        #: In a unit that the job chooses.
         self.progress_done = self.progress_total = 0
-        #: Is to fail, at its next pause point.
+        #: The job will fail at its next pause point.
         self.cancelled = False
         #: Called when `status` has changed.
         self.on_change: Callable[[Job], object] = _ignore
@@ -56,39 +56,39 @@ class Job(ABC):
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    # What a kind of job overrides.
+    # Methods that kinds of jobs override.
 
     @abstractmethod
     async def run(self) -> None:
-        """Do the work; raises VhostblkError or OSError where it can't be done."""
+        """Do the work; raises VhostblkError or OSError on failure."""
 
     async def prepare(self) -> None:  # noqa: B027
-        """Do what can fail of putting the result in force; raises as `run()`."""
+        """Do the part of finishing that can fail; raises like `run()`."""
 
     async def commit(self) -> None:  # noqa: B027
-        """Put the result in force. Never fails."""
+        """Make the result effective. Never fails."""
 
     async def abort(self) -> None:  # noqa: B027
-        """Undo what `run()` and `prepare()` have done. Never fails."""
+        """Undo `run()` and `prepare()`. Never fails."""
 
     async def clean(self) -> None:  # noqa: B027
-        """Let go of everything. Never fails."""
+        """Release all resources. Never fails."""
 
     def on_complete(self) -> None:  # noqa: B027
-        """Hear that the user wants a ready job to end; raises JobError."""
+        """Handle `job-complete` for a ready job; raises JobError."""
 
     def on_cancel(self, *, force: bool) -> bool:
-        """Hear of a cancellation; tell whether it makes the job fail (and not just end)."""
+        """Handle a cancellation; return whether the job fails (instead of ending normally)."""
         return True
 
-    # For `run()`.
+    # Methods for `run()`.
 
     def expect(self, remaining: int) -> None:
-        """Say how much there still is to do."""
+        """Set the amount of work that remains."""
         self.progress_total = self.progress_done + remaining
 
     def advance(self, done: int) -> None:
-        """Say how much more has been done."""
+        """Add to the amount of work done."""
         self.progress_done += done
 
     async def pause_point(self) -> None:
@@ -104,7 +104,7 @@ class Job(ABC):
             raise JobCancelled
 
     async def sleep(self, seconds: float | None = None) -> None:
-        """Wait for a time, or (None) until woken. Verbs end it, and so do earlier wakes."""
+        """Wait for a time, or (None) until woken. Verbs and earlier wake-ups end the wait, too."""
         if not self.cancelled and not self._pauses:
             try:
                 await asyncio.wait_for(self._woken.wait(), seconds)
@@ -118,17 +118,17 @@ class Job(ABC):
         self._woken.set()
 
     def become_ready(self) -> None:
-        """Wait for the user from now on."""
+        """Enter the state `ready`, which waits for the user."""
         self._enter(JobStatus.READY)
 
-    # For the one who started it, and for what drains nodes.
+    # Methods for the job's creator, and for drained sections.
 
     def created(self) -> None:
-        """Begin to exist."""
+        """Enter the first state."""
         self._enter(JobStatus.CREATED)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the job's task."""
         self._enter(JobStatus.RUNNING)
         self._go_on(self._live())
 
@@ -138,7 +138,7 @@ class Job(ABC):
             await asyncio.wait([self._task])
 
     def pause(self) -> None:
-        """Stop at the next pause point; may be nested."""
+        """Pause at the next pause point; may be nested."""
         self._pauses += 1
         self.wake()
 
@@ -149,7 +149,7 @@ class Job(ABC):
             self.wake()
 
     async def cancel(self, *, force: bool = True) -> None:
-        """End the job, which thereby fails; its `abort()` may still be going on."""
+        """Cancel the job, which makes it fail. Its `abort()` may still run when this returns."""
         if self.status is JobStatus.CONCLUDED:
             self._dismiss()
             return
@@ -166,7 +166,7 @@ class Job(ABC):
             self._go_on(self._conclude())
             await self.wait()
 
-    # Verbs of the user's; raise JobError.
+    # Verbs of the user; they raise JobError.
 
     def user_pause(self) -> None:
         """`job-pause`."""
@@ -212,7 +212,7 @@ class Job(ABC):
         self._check(JobVerb.DISMISS)
         self._dismiss()
 
-    # The way through the states.
+    # State transitions.
 
     def _check(self, verb: JobVerb) -> None:
         check_verb(self.id, self.status, verb)
@@ -230,7 +230,7 @@ class Job(ABC):
 
     @property
     def _is_torn_down(self) -> bool:
-        """Whether the event loop is ending; nothing else cancels a job's task."""
+        """Whether the event loop is shutting down. No other code cancels a job's task."""
         return self._task is not None and self._task.cancelling() > 0
 
     async def _live(self) -> None:
@@ -255,12 +255,12 @@ class Job(ABC):
         await self._conclude()
 
     async def _attempt(self, part: Callable[[], Coroutine[object, object, None]]) -> None:
-        """Do a part that may fail, and keep why."""
+        """Run a part that may fail, and record its error."""
         try:
             await part()
         except JobCancelled:
             self.error = reason(errno.ECANCELED)
-        except asyncio.CancelledError:  # something that it waited for, or the job's task
+        except asyncio.CancelledError:  # raised by what it awaited, or by cancelling its task
             if self._is_torn_down:
                 raise
             self.error = reason(errno.ECANCELED)
@@ -289,7 +289,7 @@ class Job(ABC):
 
     @property
     def completed(self) -> bool:
-        """Whether `run()` is over."""
+        """Whether `run()` has ended."""
         return self.status in COMPLETED
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Jobs`: the jobs of one daemon by their ids."""
+"""`Jobs`: the jobs of a daemon, by id."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Jobs:
-    """All jobs, until they are dismissed."""
+    """All jobs until they are dismissed."""
 
     def __init__(self, events: EventBus) -> None:
         self._events = events
         self._jobs: dict[str, Job] = {}
 
     def __iter__(self) -> Iterator[Job]:
-        """Go through the jobs, the newest first."""
+        """Iterate over the jobs, the newest first."""
         return iter(list(reversed(self._jobs.values())))
 
     def find(self, job_id: str) -> Job:
@@ -35,14 +35,14 @@ class Jobs:
         return found
 
     def check_id(self, job_id: str) -> None:
-        """Raise JobError where a new job can't have this id."""
+        """Raise JobError if the id is invalid or in use."""
         if not is_identifier(job_id):
             raise JobError(f"Invalid job ID '{job_id}'")
         if job_id in self._jobs:
             raise JobError(f"Job ID '{job_id}' already in use")
 
     def start(self, job: Job) -> None:
-        """Take a new job in and start it; raises JobError, and then nothing has happened."""
+        """Register and start a new job. On JobError nothing has happened."""
         self.check_id(job.id)
         self._jobs[job.id] = job
         job.on_change = self._changed
@@ -55,10 +55,10 @@ class Jobs:
         self._events.emit("JOB_STATUS_CHANGE", JobStatusChange(id=job.id, status=job.status))
 
     async def close(self) -> None:
-        """Cancel all jobs and wait until they have gone."""
+        """Cancel all jobs, and wait until all have ended."""
         for job in self:
             await job.cancel()
         for job in self:
             await job.wait()
             if job.id in self._jobs:
-                await job.cancel()  # concluded by now: dismissed
+                await job.cancel()  # already concluded and dismissed

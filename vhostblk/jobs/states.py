@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The states of a job, and what may be asked of it in each (QEMU's `job.c`); pure.
+"""The states of a job, and the verbs allowed in each (as in QEMU's `job.c`); no side effects.
 
     created -> running -> waiting -> pending -> concluded -> null
                |  ^  |                  |           ^
@@ -7,9 +7,8 @@
                           |  ^
                         standby
 
-A job that fails or is cancelled goes to `aborting` from wherever it is. Between `waiting` and
-`pending` it waits for others of its group, in `pending` for its user's `job-finalize`, and in
-`concluded` for `job-dismiss`.
+A job that fails or is cancelled goes to `aborting` from any state. In `waiting` it waits for other
+jobs of its group, in `pending` for the user's `job-finalize`, and in `concluded` for `job-dismiss`.
 """
 
 from __future__ import annotations
@@ -51,17 +50,17 @@ VERBS: dict[JobVerb, frozenset[JobStatus]] = {
 #: The state of a paused job, by what it was before.
 PAUSED_FROM = {_S.RUNNING: _S.PAUSED, _S.READY: _S.STANDBY}
 
-#: Nothing is done any more but to put in force, or undo, what was done.
+#: The work has ended; the job can only commit or abort.
 COMPLETED = frozenset({_S.WAITING, _S.PENDING, _S.ABORTING, _S.CONCLUDED, _S.NULL})
 
 
 def check_transition(before: JobStatus, after: JobStatus) -> None:
-    """Hold a transition against the table; a mistake in the program."""
+    """Raise an error for an invalid transition, which is a bug in the program."""
     assert after in TRANSITIONS[before], f"job: {before.value} -> {after.value}"
 
 
 def check_verb(job_id: str, status: JobStatus, verb: JobVerb) -> None:
-    """Raise JobError where a job in this state can't be asked for that."""
+    """Raise JobError if a job in this state doesn't accept the verb."""
     if status not in VERBS[verb]:
         raise JobError(
             f"Job '{job_id}' in state '{status.value}' cannot accept command verb '{verb.value}'"

@@ -98,10 +98,10 @@ async def _establish(connection: socket.socket, stack: Stack, layer: Codec) -> N
             if layer.established:
                 return
             if stack.ended:
-                raise HandshakeError("the peer ended the connection in the handshake")
+                raise HandshakeError("the peer ended the connection during the handshake")
             data = await loop.sock_recv(connection, _READ_SIZE)
             if not data:
-                raise HandshakeError("the peer closed the connection in the handshake")
+                raise HandshakeError("the peer closed the connection during the handshake")
     except OSError as error:
         raise HandshakeError(
             f"the connection broke during the handshake: {reason(error)}"

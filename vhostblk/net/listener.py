@@ -8,8 +8,9 @@ import errno
 import os
 import socket
 import stat
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from vhostblk.errors import errors_as, reason
 from vhostblk.net.errors import ListenError
@@ -22,8 +23,7 @@ MAX_PATH = 107
 _BACKLOG = 128
 
 
-@dataclass(frozen=True, slots=True)
-class UnixAddress:
+class UnixAddress(msgspec.Struct, frozen=True):
     """Listen on a path in the file system (`addr.type=unix`).
 
     Whoever may write the file may connect. `mode` are its permissions (None: as the umask says),
@@ -35,8 +35,7 @@ class UnixAddress:
     group: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FdAddress:
+class FdAddress(msgspec.Struct, frozen=True):
     """Listen on an inherited descriptor (`addr.type=fd`).
 
     `str` is its number, or the name that systemd gives it.

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from vhostblk.schema.object import ObjectOptions
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(msgspec.Struct, frozen=True):
     """What objects are made for: the parts of a daemon that use them, by their ids."""
 
     graph: Graph
@@ -47,6 +45,9 @@ class UserObject(ABC):
         self.id: str = options.id
         self.options = options
         self.around = around
+
+    def added(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Do what has to wait until the object is found by its id."""
 
     @abstractmethod
     def remove(self) -> None:

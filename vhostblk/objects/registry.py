@@ -59,7 +59,8 @@ class Objects:
         """Make an object; raises VhostblkError."""
         self._check(options.id)
         made_of = object_class(str(options.__struct_config__.tag))
-        self._objects[options.id] = made_of(options, self._around)
+        made = self._objects[options.id] = made_of(options, self._around)
+        made.added()
 
     async def add_in_background(self, options: ObjectOptions) -> None:
         """Make an object while the event loop goes on; raises VhostblkError."""
@@ -70,9 +71,11 @@ class Objects:
         self._check(options.id)
         self._reserved.add(options.id)
         try:
-            self._objects[options.id] = await in_thread(lambda: made_of(options, self._around))
+            made = await in_thread(lambda: made_of(options, self._around))
         finally:
             self._reserved.discard(options.id)
+        self._objects[options.id] = made
+        made.added()
 
     def _check(self, object_id: str) -> None:
         """Refuse an id that is taken; "type" is a property that all objects have."""

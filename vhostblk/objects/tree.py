@@ -12,8 +12,9 @@ QEMU's: absolute, or partial, which then must fit one place only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from vhostblk.errors import VhostblkError
 from vhostblk.objects.types import type_properties
@@ -40,12 +41,11 @@ class PropertyError(VhostblkError):
     """An object has no such property, or it can't be set."""
 
 
-@dataclass(frozen=True, slots=True)
-class QomObject:
+class QomObject(msgspec.Struct, frozen=True):
     """An object as it is now. `read` gives the value of a property of its type."""
 
     type: str
-    children: Mapping[str, QomObject] = field(default_factory=dict)
+    children: Mapping[str, QomObject] = msgspec.field(default_factory=dict)
     read: Callable[[str], object] | None = None
     #: Sets a property; None where none can be set.
     write: Callable[[str, object], None] | None = None

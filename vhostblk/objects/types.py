@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from vhostblk.errors import VhostblkError
 
@@ -19,8 +20,7 @@ class TypeNotFoundError(VhostblkError):
         super().__init__(f"Class '{name}' not found")
 
 
-@dataclass(frozen=True, slots=True)
-class QomType:
+class QomType(msgspec.Struct, frozen=True):
     """One type; properties come in QEMU's order, inherited ones first."""
 
     name: str
@@ -28,7 +28,7 @@ class QomType:
     abstract: bool = False
     interface: str | None = None
     #: Name to QAPI type.
-    properties: Mapping[str, str] = field(default_factory=dict)
+    properties: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 #: All types by name. Modules of types add theirs (`register_type`) when they are imported.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing block drivers: everything that a plug-in needs, and all that stays as it is.
+"""The plug-in interface for block drivers. It is stable.
 
 A driver is a class with a struct of options, a size and a way to read:
 
@@ -15,16 +15,16 @@ A driver is a class with a struct of options, a size and a way to read:
         async def read(self, offset: int, length: int) -> bytes:
             return bytes(length)
 
-`Driver` says what else one may have, `SyncDriver` is for those who don't write coroutines,
-`vhostblk.plugin.testing` tests either. A package offers its drivers as entry points,
+`Driver` lists the optional operations. `SyncDriver` is for drivers without coroutines, and
+`vhostblk.plugin.testing` tests both kinds. A package offers its drivers as entry points,
 
     [project.entry-points."vhostblk.drivers"]
     zeroes = "my_package:Zeroes"
 
 and a program that starts `vhostblk.Daemon` itself may `register()` them instead. The options are
 members of `--blockdev zeroes,…` and of QMP's `blockdev-add`, typed as in QAPI: `bool`, `int` (64
-bits), `Size` (takes suffixes: 4k), `str`, enumerations of strings, lists, other structs. One of the
-type `BlockdevRef` names or defines a node that the driver lies on: see `Child`.
+bits), `Size` (takes suffixes: 4k), `str`, enumerations of strings, lists, other structs. An option
+of the type `BlockdevRef` names or defines a child node: see `Child`.
 """
 
 from __future__ import annotations

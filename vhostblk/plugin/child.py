@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nodes that a plug-in lies on.
+"""The child nodes of a plug-in driver.
 
-They have the operations of a driver, so that a filter passes on what it doesn't change. Here
-everything is allowed: any alignment and length; the layer above a driver sees to it.
+They have the same operations as a driver, so that a filter can pass on what it doesn't change. They
+accept any alignment and length: the block layer aligns and splits the requests.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class Extent(NamedTuple):
-    """A run of bytes with one status: `zero`, if they read as zeroes; `hole`, if nothing is stored.
+    """A run of bytes with one status: `zero` if they read as zeroes; `hole` if not allocated.
 
-    It may be longer than what was asked for.
+    It may be longer than the queried range.
     """
 
     length: int
@@ -34,7 +34,7 @@ class Extent(NamedTuple):
 
 
 class Child:
-    """A node below, for coroutines. Reads past its end return zeroes."""
+    """A child node, with coroutines. Reads past its end return zeroes."""
 
     def __init__(self, parent: BlockNode, role: str) -> None:
         self._parent = parent
@@ -42,7 +42,7 @@ class Child:
 
     @property
     def _edge(self) -> Edge:
-        # Reopening may put another node in the place of this one.
+        # A reopen may replace the child.
         return self._parent.children[self._role]
 
     def size(self) -> int:
@@ -51,7 +51,7 @@ class Child:
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return `length` bytes."""
-        from vhostblk.block.io.iovec import IoVec  # brings numpy
+        from vhostblk.block.io.iovec import IoVec  # imports numpy
 
         iov = IoVec.allocate(length)
         await self._edge.preadv(offset, iov)
@@ -67,11 +67,11 @@ class Child:
         await self._edge.pwritev(offset, iov)
 
     async def write_zeroes(self, offset: int, length: int) -> None:
-        """Make a range read as zeroes; storage may be given up where the node lets it."""
+        """Make a range read as zeroes; the node may deallocate its storage."""
         await self._edge.pwrite_zeroes(offset, length, WriteFlags.MAY_UNMAP)
 
     async def discard(self, offset: int, length: int) -> None:
-        """Give up the storage of a range, if the node's `discard` option lets it."""
+        """Deallocate the storage of a range, if the node's `discard` option allows it."""
         await self._edge.pdiscard(offset, length)
 
     async def flush(self) -> None:
@@ -79,7 +79,7 @@ class Child:
         await self._edge.flush()
 
     async def block_status(self, offset: int, length: int) -> Extent:
-        """Describe the run at `offset`, of at most `length` bytes."""
+        """Return the status of the run at `offset`, of at most `length` bytes."""
         found = await self._edge.block_status(offset, length)
         return Extent(
             found.length,
@@ -93,7 +93,7 @@ class Child:
 
 
 class SyncChild:
-    """A node below, for the threads of a `SyncDriver`: each call waits for its end."""
+    """A child node for the threads of a `SyncDriver`; each call waits for its result."""
 
     def __init__(self, child: Child, loop: asyncio.AbstractEventLoop) -> None:
         self._child = child
@@ -116,11 +116,11 @@ class SyncChild:
         self._wait(self._child.write(offset, data))
 
     def write_zeroes(self, offset: int, length: int) -> None:
-        """Make a range read as zeroes; storage may be given up where the node lets it."""
+        """Make a range read as zeroes; the node may deallocate its storage."""
         self._wait(self._child.write_zeroes(offset, length))
 
     def discard(self, offset: int, length: int) -> None:
-        """Give up the storage of a range, if the node's `discard` option lets it."""
+        """Deallocate the storage of a range, if the node's `discard` option allows it."""
         self._wait(self._child.discard(offset, length))
 
     def flush(self) -> None:
@@ -128,7 +128,7 @@ class SyncChild:
         self._wait(self._child.flush())
 
     def block_status(self, offset: int, length: int) -> Extent:
-        """Describe the run at `offset`, of at most `length` bytes."""
+        """Return the status of the run at `offset`, of at most `length` bytes."""
         extent: Extent = self._wait(self._child.block_status(offset, length))
         return extent
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node behind a plug-in: translates between the block layer and a driver that may be wrong.
+"""The node of a plug-in driver: translates between the block layer and an untrusted driver.
 
-Nothing that a driver does gets past here but data of the right length and OSErrors. Each of its
-failures is logged with the traceback, at a limited rate; each wrong answer says what was expected.
+Only data of the right length and OSErrors get from a driver to the block layer. Each failure of the
+driver is logged with its traceback, at a limited rate. For a wrong result the log says what was
+expected.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Operations that are coroutine functions in a `Driver`, and plain ones in a `SyncDriver`.
+#: Operations that are coroutine functions in a `Driver`, and plain functions in a `SyncDriver`.
 _OPERATIONS = (
     *("open", "close", "read", "write", "write_zeroes", "discard", "flush"),
     *("block_status", "truncate"),
@@ -51,12 +52,12 @@ _OPERATIONS = (
 
 
 class PluginError(Exception):
-    """A driver did what it should not."""
+    """A driver violated the interface."""
 
 
 @functools.cache
 def node_class(driver_class: type[Driver[Any] | SyncDriver[Any]]) -> type[PluginNode]:
-    """Make the node class of a driver; raises BlockError where the class is no driver."""
+    """Return the node class for a driver; raises BlockError if the class is not a driver."""
     name = driver_class.options_type.__struct_config__.tag
     if not issubclass(driver_class, Driver | SyncDriver):
         raise BlockError(
@@ -92,7 +93,7 @@ def child_members(options: Any) -> Iterator[tuple[str, Any]]:
 
 
 class PluginNode(BlockNode):
-    """A node whose driver is a plug-in. There is a subclass for each (`node_class()`)."""
+    """A node with a plug-in driver. Each driver has a subclass (`node_class()`)."""
 
     driver_class: ClassVar[type[Driver[Any] | SyncDriver[Any]]]
     reopens = True
@@ -124,21 +125,21 @@ class PluginNode(BlockNode):
         try:
             self._driver = self.driver_class(self.options, children, read_only=self.read_only)
         except Exception as error:
-            raise self._not_opened(error) from error
+            raise self._open_failure(error) from error
         self._bind()
         try:
             await self._operations.open()
         except BaseException as error:
             self._stop_threads()
-            raise self._not_opened(error) from error
+            raise self._open_failure(error) from error
         try:
             self._take_driver(await self._ask_size())
         except BaseException as error:
             await self.close()
-            raise self._not_opened(error) from error
+            raise self._open_failure(error) from error
 
     def _bind(self) -> None:
-        """Find what to call for each operation."""
+        """Set the function for each operation."""
         driver = self._driver
         self._operations: Any = driver
         if isinstance(driver, SyncDriver):
@@ -166,8 +167,8 @@ class PluginNode(BlockNode):
             optimal_transfer=driver.optimal_transfer,
         )
 
-    def _not_opened(self, error: BaseException) -> BaseException:
-        """Return what to raise when the driver can't be opened; what is no message is logged."""
+    def _open_failure(self, error: BaseException) -> BaseException:
+        """Return the error for a driver that failed to open. Unexpected exceptions are logged."""
         if _is_cancellation(error):
             return error
         if isinstance(error, PluginError):
@@ -194,7 +195,7 @@ class PluginNode(BlockNode):
             self._threads.stop()
 
     def prepare_reopen(self, options: Any) -> None:
-        # Where the driver was opened for writing, the graph keeps writers off a read-only node.
+        # If the driver was opened for writing, the graph keeps writers off a read-only node.
         if self._driver.read_only and has(self._driver, "write") and not options.read_only:
             raise BlockError(
                 f"Block format '{self.driver}' used by node '{self.node_name}' does not support "
@@ -235,10 +236,10 @@ class PluginNode(BlockNode):
         return int(size)
 
     async def _watch_size(self) -> None:
-        """Say so when the driver has changed its mind; the disk stays as long as it is."""
+        """Log a changed size of the driver; the node keeps its size."""
         size = await self._ask_size()
         if size != self._size:
-            raise PluginError(f"size() returned {self._size} at first, and now {size}")
+            raise PluginError(f"size() changed from {self._size} to {size}")
 
     async def truncate(self, size: int) -> None:
         if not has(self._driver, "truncate"):
@@ -246,7 +247,7 @@ class PluginNode(BlockNode):
         await self._guard("truncate", self._operations.truncate, size)
         self._size = await self._guard("size", self._ask_size)
 
-    # Requests. The first two are the hot path: nothing in it but what has to be.
+    # Requests. The first two are the hot path, and do as little as possible.
 
     async def preadv(self, offset: int, iov: IoVec) -> None:
         try:
@@ -302,7 +303,7 @@ class PluginNode(BlockNode):
             raise self._failed(f"{name}({', '.join(map(str, args))})", error) from None
 
     def _failed(self, what: str, error: BaseException) -> BaseException:
-        """Return what to raise for an exception of the driver, and log it."""
+        """Log an exception of the driver; return the error for the request."""
         if _is_cancellation(error):
             return error
         if not isinstance(error, OSError):
@@ -337,7 +338,7 @@ def _in_task(operation: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
 
 
 def _is_cancellation(error: BaseException) -> bool:
-    """Tell the end of our own coroutine from a driver that raises the same exceptions."""
+    """Return whether our own coroutine is being closed: a driver may raise the same exceptions."""
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
@@ -349,7 +350,7 @@ def _is_count(value: object) -> bool:
 
 
 def _checked_data(data: Any, length: int) -> memoryview:
-    """Return what a driver read as `length` bytes; raises PluginError."""
+    """Return the data of a driver's read, after checking it; raises PluginError."""
     try:
         view = memoryview(data)
     except TypeError:

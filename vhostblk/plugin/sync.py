@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`SyncDriver`: a plug-in without coroutines, whose methods run in threads.
+"""`SyncDriver`: a plug-in driver without coroutines, whose methods run in threads.
 
-`Threaded` is what the node drives instead: it hands each call to a thread and waits. The event loop
-is woken by the first call of a burst that has ended. By the time that it gets the interpreter, the
-thread has, as a rule, finished the others too, or waits for something.
+The node uses a `Threaded` in its place, which passes each call to a thread and waits. The first
+call of a burst that ends wakes the event loop. By the time that the loop gets the interpreter lock,
+the thread has usually finished the other calls too, or waits for I/O.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ T = TypeVar("T")
 
 
 class SyncDriver(DriverBase[O, SyncChild]):
-    """A disk in plain methods. They are those of `Driver`, and so is everything else.
+    """A disk with plain methods. The methods and attributes are those of `Driver`.
 
-    One thread runs them all, `open` and `close` and `size` too, one call after the other: no locks
-    are needed. With more `threads`, calls overlap, and an order there is only from outside: a
-    `flush` comes after the writes that it is for have returned.
+    One thread runs all methods, also `open`, `close` and `size`, one after the other: no locks are
+    needed. With more `threads`, calls overlap, and only the users order them: a `flush` starts
+    after the writes that it covers have returned.
     """
 
     threads: ClassVar[int] = 1
 
     def open(self) -> None:
-        """Get ready; the children are open. What it raises keeps the node from being opened."""
+        """Set up the driver; the children are open. An exception makes opening the node fail."""
 
     def close(self) -> None:
-        """Release everything. No request is in flight, and none follows."""
+        """Release all resources. No request is in flight, and none follows."""
 
     @abstractmethod
     def read(self, offset: int, length: int) -> Buffer:
-        """Return `length` bytes: bytes, or whatever has a contiguous buffer (a numpy array)."""
+        """Return `length` bytes: `bytes`, or an object with a contiguous buffer (a numpy array)."""
 
     @absent
     def write(self, offset: int, data: bytes) -> None:
-        """Store `data`, which is a copy of the guest's and the driver's to keep."""
+        """Store `data`, a copy of the guest's data that the driver may keep."""
         raise unsupported()
 
     @absent
     def write_zeroes(self, offset: int, length: int) -> None:
-        """Make a range read as zeroes; its storage may be given up."""
+        """Make a range read as zeroes; its storage may be deallocated."""
         raise unsupported()
 
     @absent
     def discard(self, offset: int, length: int) -> None:
-        """Give up the storage of a range; what it reads as afterwards is undefined."""
+        """Deallocate the storage of a range; its content becomes undefined."""
         raise unsupported()
 
     @absent
@@ -69,7 +69,7 @@ class SyncDriver(DriverBase[O, SyncChild]):
 
     @absent
     def block_status(self, offset: int, length: int) -> Extent:
-        """Describe the run at `offset`."""
+        """Return the status of the run at `offset`."""
         return Extent(length)
 
     @absent
@@ -78,7 +78,7 @@ class SyncDriver(DriverBase[O, SyncChild]):
         raise unsupported()
 
 
-#: A call and what waits for it; None ends a thread.
+#: A call and its completion; None ends a thread.
 _Job = tuple["Completion[Any]", "Callable[..., Any]", tuple[Any, ...]] | None
 
 
@@ -98,13 +98,13 @@ class Workers:
             thread.start()
 
     def call(self, function: Callable[..., T], *arguments: Any) -> Completion[T]:
-        """Have a thread call a function."""
+        """Run a function in a thread."""
         completion: Completion[T] = Completion()
         self._jobs.put((completion, function, arguments))
         return completion
 
     def stop(self) -> None:
-        """End the threads; no call is under way."""
+        """End the threads; no call is in progress."""
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
@@ -123,7 +123,7 @@ class Workers:
                 self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        self._waking = False  # before looking: what comes later wakes again
+        self._waking = False  # before looking, so that later calls wake the loop again
         done = self._done
         while done:
             completion, result, error = done.popleft()

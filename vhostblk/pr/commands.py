@@ -9,7 +9,7 @@ import stat
 import threading
 from typing import TYPE_CHECKING
 
-from vhostblk.pr.multipath import LIBRARY, is_multipath
+from vhostblk.pr.multipath import is_multipath
 from vhostblk.pr.sg import Sg
 from vhostblk.pr.sg import ioctl as real_ioctl
 from vhostblk.reservations import sense
@@ -31,16 +31,18 @@ class Commands:
         timeout: int,
         multipath: Multipath | None = None,
         *,
+        lacking: str = "",
         warn: Callable[[str], object] = lambda text: None,
         ioctl: Ioctl = real_ioctl,
         is_map: Callable[[int], bool] = is_multipath,
     ) -> None:
         """`timeout`: milliseconds that a command may take; `warn` is told what an admin can mend.
 
-        `is_map` says whether a block device is a multipath map.
+        `is_map` says whether a block device is a multipath map, `lacking` why `multipath` is None.
         """
         self._timeout = timeout
         self._multipath = multipath
+        self._lacking = lacking
         self._warn = warn
         self._ioctl = ioctl
         self._is_map = is_map
@@ -74,10 +76,7 @@ class Commands:
             return sense.check_condition(sense.IO_ERROR)
         if self._multipath is None:
             name = f"{os.major(device)}:{os.minor(device)}"
-            self._warn(
-                f"device {name} is a multipath map, and {LIBRARY} is not available: "
-                "install multipath-tools, and restart the helper"
-            )
+            self._warn(f"device {name} is a multipath map: {self._lacking}")
             return sense.check_condition(sense.INVALID_OPCODE)
         return self._multipath.reserve(request, self._sg())
 

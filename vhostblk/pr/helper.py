@@ -9,6 +9,7 @@ of them lack the privileges.
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import signal
 import sys
@@ -108,10 +109,10 @@ class _Stopping:
         for number in _STOP_SIGNALS:
             signal.signal(number, self._handle)
 
-    def stops(self, server: Server) -> None:
-        """Have signals stop a server."""
+    def stops(self, server: Server | None) -> None:
+        """Have signals stop a server, or nothing any more."""
         self._server = server
-        if self._is_requested:
+        if server is not None and self._is_requested:
             server.stop()
 
     def _handle(self, *_: object) -> None:
@@ -127,9 +128,14 @@ def _serve(
     readiness: Readiness | None,
     stopping: _Stopping,
 ) -> int:
-    multipath = _open_multipath(arguments)
+    multipath, lacking = _open_multipath(arguments)
     _raise_descriptor_limit(arguments.connections)
-    commands = Commands(arguments.timeout * 1000, multipath, warn=lambda text: server.warn(text))
+    commands = Commands(
+        arguments.timeout * 1000,
+        multipath,
+        lacking=lacking,
+        warn=lambda text: server.warn(text),
+    )
     server = Server(
         listener.socket,
         commands.execute,
@@ -147,20 +153,35 @@ def _serve(
     manager.tell("READY=1")
     is_complete = server.serve(arguments.timeout + _GRACE)
     manager.tell("STOPPING=1")
-    if is_complete and multipath is not None:
-        multipath.close()
-    elif not is_complete:
+    if is_complete:
+        stopping.stops(None)
+        server.close()
+        if multipath is not None:
+            multipath.close()
+    else:
         logger.error("a command is still being carried out; its reply is lost")
     return 0
 
 
-def _open_multipath(arguments: Arguments) -> multipath_library.Multipath | None:
+def _open_multipath(
+    arguments: Arguments,
+) -> tuple[multipath_library.Multipath | None, str]:
+    """Open libmpathpersist; return None and why commands on maps will fail, where that is so."""
     verbose = 0 if arguments.is_quiet else min(arguments.level, 3)
+    user = arguments.identity.user
+    if os.geteuid() if user is None else user:
+        # Device mapper, the paths and multipathd are for root, whatever the capabilities.
+        lacking = "the helper runs as another user than root"
+        logger.info("no multipath maps: %s", lacking)
+        return None, lacking
     try:
-        return multipath_library.Multipath(verbose=verbose, noisy=verbose >= 3)
+        return multipath_library.Multipath(verbose=verbose, noisy=verbose >= 3), ""
     except multipath_library.MultipathError as error:
         logger.info("no multipath maps: %s", error)
-        return None
+        library = multipath_library.LIBRARY
+        return None, (
+            f"{library} is not available: install multipath-tools, and restart the helper"
+        )
 
 
 def _raise_descriptor_limit(connections: int) -> None:

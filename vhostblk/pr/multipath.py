@@ -49,6 +49,8 @@ LIBRARY = "libmpathpersist.so.0"
 #: What device mapper's names for multipath maps begin with.
 _UUID_PREFIX = "mpath-"
 _BLOCK_DEVICES = "/sys/dev/block"
+#: Where libmpathpersist finds device mapper. It ends the process where that can't be opened.
+CONTROL = "/dev/mapper/control"
 
 _SUCCESS = 0
 _NOT_READY = 2
@@ -158,7 +160,11 @@ class Multipath:
             raise MultipathError(f"{library}: can't be initialized; is multipath.conf valid?")
 
     def reserve(self, request: Request, sg: Sg) -> Reply:
-        """Carry out a command on a map; `sg` is for what the library doesn't tell."""
+        """Carry out a command on a map; `sg` is for what the library doesn't tell.
+
+        Raises OSError where device mapper can't be reached.
+        """
+        os.close(os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC))
         if request.cdb[0] == PERSISTENT_RESERVE_IN:
             return self._reserve_in(request, sg)
         return self._reserve_out(request, sg)

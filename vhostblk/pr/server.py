@@ -77,8 +77,8 @@ class Server:
         self._is_stopping = False
         self._paused_until = 0.0
         self._threads = 0
-        #: Wakes the thread that accepts; written to by others and by signal handlers.
-        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        #: A byte in this pipe wakes the thread that accepts. `_waker` is its end for writing.
+        self._wakeup, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def serve(self, grace: float) -> bool:
         """Serve until `stop`; then wait for commands, `grace` seconds at most.
@@ -86,6 +86,10 @@ class Server:
         Returns whether all of them have ended.
         """
         former = threading.stack_size(_STACK)
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main:
+            # Without, a signal that comes just before poll(2) would not end it.
+            signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         try:
             poll = select.poll()
             poll.register(self._wakeup, select.POLLIN)
@@ -94,6 +98,13 @@ class Server:
             return self._finish(grace)
         finally:
             threading.stack_size(former)
+            if in_main:
+                signal.set_wakeup_fd(-1)
+
+    def close(self) -> None:
+        """Close what is left open once all commands have ended; `stop` must not be called again."""
+        for fd in (self._wakeup, self._waker):
+            os.close(fd)
 
     def stop(self) -> None:
         """Have `serve` return; may be called by a signal handler, and by any thread."""
@@ -122,7 +133,7 @@ class Server:
 
     def _clear_wakeup(self) -> None:
         with suppress(BlockingIOError):
-            os.eventfd_read(self._wakeup)
+            os.read(self._wakeup, select.PIPE_BUF)
 
     def _accept(self) -> None:
         try:
@@ -183,8 +194,6 @@ class Server:
         while True:
             with self._lock:
                 if not self._threads:
-                    fd, self._wakeup = self._wakeup, -1
-                    os.close(fd)
                     return True
                 for connection in self._connections.values():
                     connection.end()
@@ -196,9 +205,8 @@ class Server:
             self._clear_wakeup()
 
     def _wake(self) -> None:
-        if (fd := self._wakeup) >= 0:  # the server has not ended
-            with suppress(BlockingIOError):
-                os.eventfd_write(fd, 1)
+        with suppress(BlockingIOError):
+            os.write(self._waker, b"\0")
 
     # The threads of connections.
 

@@ -6,6 +6,10 @@
 | `layout` | the protocol's, SCSI's and SG_IO's constants and structures |
 | `wire` | the protocol between a helper and its clients, sans-I/O |
 | `sense` | sense data, and what failures become in SCSI |
+| `manager` | what nodes send commands by |
+| `client` | a manager that has a helper send them |
+| `kernel` | a manager that has the kernel send them |
+| `codec` | commands and data as bytes, for the daemon's own commands |
 
-Nothing here needs numpy, asyncio or the engine.
+The first three are the helper's too, which needs neither numpy, asyncio nor the engine.
 """

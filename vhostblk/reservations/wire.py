@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: What the helper sends first.
 GREETING = FEATURES.to_bytes(FEATURES_SIZE, "big")
+#: What the client answers: it asks for no feature.
+REQUESTED = bytes(FEATURES_SIZE)
 
 
 class Request(NamedTuple):
@@ -60,6 +62,20 @@ class Reply(NamedTuple):
         """Return the bytes for a client that wants `length` bytes of data at most."""
         data = self.data[:length] if self.status == GOOD else b""
         return REPLY.pack(self.status, len(data), self.sense[:SENSE_SIZE]) + data
+
+
+def encode_cdb(cdb: bytes) -> bytes:
+    """Return the bytes of a request before its parameter list."""
+    return cdb.ljust(CDB_SIZE, b"\0")
+
+
+def decode_reply(head: bytes, cdb: bytes) -> tuple[Reply, int]:
+    """Return the reply to a command, and how much data follows; raises ProtocolError."""
+    status, size, sense = REPLY.unpack(head)
+    most = data_length(cdb) if cdb[0] == PERSISTENT_RESERVE_IN and status == GOOD else 0
+    if size > most:
+        raise CommandError(f"Invalid reply: {size} bytes of data, where {most} were asked for")
+    return Reply(status, sense), size
 
 
 def data_length(cdb: bytes) -> int:

@@ -69,6 +69,10 @@ OBJECT_TYPES: dict[str, ObjectType] = {
         "vhostblk.schema.objects.iothread:IothreadProperties",
         "vhostblk.objects.iothread:IothreadObject",
     ),
+    "pr-manager-helper": ObjectType(
+        "vhostblk.schema.objects.pr_manager:PrManagerHelperProperties",
+        "vhostblk.objects.pr_manager:PrManagerHelperObject",
+    ),
     "secret": ObjectType(
         "vhostblk.schema.objects.secret:SecretProperties",
         "vhostblk.objects.secret:SecretObject",
@@ -96,6 +100,10 @@ OBJECT_TYPES: dict[str, ObjectType] = {
     "tls-creds-x509": ObjectType(
         "vhostblk.schema.objects.tls_creds:TlsCredsX509Properties",
         "vhostblk.objects.tls_creds_x509:TlsCredsX509Object",
+    ),
+    "x-vhostblk-pr-manager-kernel": ObjectType(
+        "vhostblk.schema.objects.pr_manager:PrManagerKernelProperties",
+        "vhostblk.objects.pr_manager:PrManagerKernelObject",
     ),
 }
 

@@ -6,8 +6,9 @@ A session may move while a message is partly received, or a reply partly sent.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from vhostblk.vhost_user.codec import Part
 
@@ -20,17 +21,16 @@ if TYPE_CHECKING:
     from vhostblk.vhost_user.restate import Said
 
 
-@dataclass(slots=True)
-class Carried:
+class Carried(msgspec.Struct):
     """The state that one server passes to the next one, which may be in another process."""
 
     listener: Listener
     connection: socket.socket | None
     said: Sequence[Said]
     #: The received part of a message.
-    received: Part = field(default_factory=Part)
+    received: Part = msgspec.field(default_factory=Part)
     #: The unsent part of a reply.
-    unsent: Part = field(default_factory=Part)
+    unsent: Part = msgspec.field(default_factory=Part)
     #: Whether `start` fails if the messages can't be replayed; otherwise the front-end is
     #: disconnected.
     required: bool = True

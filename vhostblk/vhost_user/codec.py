@@ -14,8 +14,9 @@ from __future__ import annotations
 import os
 import socket
 from array import array
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from vhostblk.vhost_user.errors import ProtocolError
 from vhostblk.vhost_user.layout import (
@@ -73,8 +74,7 @@ class FdList:
             os.close(fd)
 
 
-@dataclass(slots=True)
-class Message:
+class Message(msgspec.Struct):
     """One request of the front-end."""
 
     request: int
@@ -93,12 +93,11 @@ class Message:
         return request_name(self.request)
 
 
-@dataclass(slots=True)
-class Part:
+class Part(msgspec.Struct):
     """A part of a message: bytes, and the descriptors that are sent with the first byte."""
 
     data: bytes = b""
-    fds: FdList = field(default_factory=FdList)
+    fds: FdList = msgspec.field(default_factory=FdList)
 
 
 def request_name(request: int) -> str:

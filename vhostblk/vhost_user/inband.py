@@ -14,8 +14,9 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from vhostblk.vhost_user.layout import VRING_STATE, BackendRequest
 
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 _NOTICES = (BackendRequest.VRING_CALL, BackendRequest.VRING_ERR)
 
 
-@dataclass(slots=True, eq=False)
-class _Notice:
+class _Notice(msgspec.Struct, eq=False):
     """The notifications of one vring by one kind of message."""
 
     request: BackendRequest

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from vhostblk.vhost_user.codec import FdList
 from vhostblk.vhost_user.errors import DescriptorError, PayloadSizeError
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from vhostblk.vhost_user.codec import Message
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """The result of a message: bytes to send, if any, and a line for the log if it failed.
 
     `remark` is a line for the log if the message has not failed. `fds` are sent with the reply; the
@@ -26,7 +26,7 @@ class Answer:
     reply: bytes = b""
     failure: str | None = None
     remark: str | None = None
-    fds: FdList = field(default_factory=FdList)
+    fds: FdList = msgspec.field(default_factory=FdList)
 
 
 class ReplyWithFd(NamedTuple):

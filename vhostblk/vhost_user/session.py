@@ -38,8 +38,9 @@ can cause, is ignored.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from vhostblk.errors import reason
 from vhostblk.vhost_user import payloads, postcopy

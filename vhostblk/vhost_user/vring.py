@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from vhostblk.vhost_user.codec import FdList
 from vhostblk.vhost_user.errors import VringStateError
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
     from vhostblk.virtqueue.config import VringConfig
 
 
-@dataclass(slots=True)
-class Vring:
+class Vring(msgspec.Struct):
     """The settings of one vring by the front-end."""
 
     size: int = 0
@@ -31,7 +31,7 @@ class Vring:
     inband: bool = False
     enabled: bool = False
     #: A duplicate of the call descriptor, because the backend closes its own when a vring stops.
-    call: FdList = field(default_factory=FdList)
+    call: FdList = msgspec.field(default_factory=FdList)
     #: Whether the front-end has set the notification of used buffers, and of errors.
     call_set: bool = False
     err_set: bool = False

@@ -8,6 +8,7 @@ so that the queue can drive them with nothing in between; all other types end in
 from __future__ import annotations
 
 import errno
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from vhostblk.block.lifetime import lifetime_of
 from vhostblk.schema.block import IoOperationType
 from vhostblk.virtio_blk.discard import RefusedError, max_payload, parse_segments
 from vhostblk.virtio_blk.layout import ID_BYTES, LIFETIME, RequestType, Status
+from vhostblk.virtio_blk.pieces import PIECE
 from vhostblk.virtio_blk.zoned import ZONE_TYPES, ZonedRequests
 
 if TYPE_CHECKING:
@@ -51,6 +53,14 @@ class BlkDevice:
         self.serial = serial
         self.writable = writable and not refused
         self.logical_block_size = logical_block_size
+
+    @property
+    def longest_transfer(self) -> int:
+        """The longest read or write that is done in one go.
+
+        Reads of zoned disks are: they must not leave a zone.
+        """
+        return PIECE if self._zoned is None else sys.maxsize
 
     @property
     def preadv(self) -> Callable[[int, IoVec], Coroutine[object, object, None]]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from vhostblk.block.io.completion import Completion, resolve_all
 from vhostblk.block.io.iovec import address_of
-from vhostblk.engine.layouts import STATS
+from vhostblk.engine.layouts import REQUEST, STATS
 from vhostblk.engine.maps import encode_map
 from vhostblk.errors import reason
 from vhostblk.virtio_blk.base import BaseQueue
@@ -62,19 +62,23 @@ class ExpressQueue(BaseQueue):
             device, log, self._publish, publish_in_full=self._publish_in_full
         )
         self._memory = ring.memory
-        self._map: Any = self._ffi.NULL
+        #: The map in use, after former ones that the engine may still look at.
+        self._maps: list[Any] = []
         #: Kept, for the engine uses its memory.
         self._log_used: QueueLog | None = None
         self._holds = 1
         self._counted = False
+        self._left_only = False
         self._settled: list[Completion[None]] = []
         self._table: ExtentTable | None = None
         regions, count = self._regions(ring.memory)
         self._queue = self._lib.vb_queue_new(iothread.handle, self._config(), regions, count)
         if not self._queue:
             raise SetupError("no memory for a queue")
+        self._port = self._lib.vb_queue_port(self._queue)
+        iothread.add(self._port, self)
         self._track()
-        iothread.add(self._queue, self)
+        self._lib.vb_port_open(self._port)
 
     def _track(self) -> None:
         """Note requests in flight where the ring does; that keeps the record mapped."""
@@ -88,7 +92,7 @@ class ExpressQueue(BaseQueue):
             heads = self._ffi.from_buffer("uint16_t *", left)
             failed = self._lib.vb_queue_track(*record, len(left), heads)
         if failed:
-            self._lib.vb_queue_free(self._queue)
+            self._close()
             raise SetupError("no memory for a queue")
 
     def _track_packed(self, record: tuple[Any, int, int], inflight: PackedInflight) -> int:
@@ -139,18 +143,22 @@ class ExpressQueue(BaseQueue):
         self._uncount()
         self._runner.close()
         self._go_by(None)
-        self._iothread.remove(self._queue)
-        base: int = self._lib.vb_queue_free(self._queue)
-        self._queue = self._ffi.NULL
+        base: int = self._lib.vb_queue_base(self._queue)
+        self._close()
         self._close_kick()
         return base
+
+    def _close(self) -> None:
+        self._iothread.remove(self._port)
+        self._lib.vb_port_close(self._port)
+        self._queue = self._port = self._ffi.NULL
 
     def hold(self) -> None:
         """Take no more requests until `release`; holds add up."""
         self._holds += 1
         if not self._queue:  # stopped meanwhile
             return
-        self._lib.vb_queue_hold(self._queue)
+        self._lib.vb_port_hold(self._port)
         if not self._counted and self.in_flight:
             self._counted = True
             self._device.backend.begin()
@@ -161,7 +169,7 @@ class ExpressQueue(BaseQueue):
         if not self._holds:
             self._uncount()
         if self._queue:
-            self._lib.vb_queue_release(self._queue)
+            self._lib.vb_port_release(self._port)
 
     def _uncount(self) -> None:
         if self._counted:
@@ -170,10 +178,13 @@ class ExpressQueue(BaseQueue):
 
     @property
     def in_flight(self) -> int:
-        """Requests taken and not completed, in the engine or up here."""
+        """Requests taken and not completed, in the engine or up here.
+
+        Calls that the engine has not carried out yet, which may be a hold, count as well.
+        """
         if not self._queue:
             return 0
-        count: int = self._lib.vb_queue_in_flight(self._queue)
+        count: int = self._lib.vb_port_in_flight(self._port)
         return count
 
     def limit_to_left(self) -> int:
@@ -181,7 +192,10 @@ class ExpressQueue(BaseQueue):
 
         Return how many of them have not been taken yet.
         """
-        left: int = self._lib.vb_queue_limit_to_left(self._queue)
+        if not self._left_only:
+            self._left_only = True
+            self._lib.vb_queue_limit_to_left(self._queue)
+        left: int = self._lib.vb_queue_left_count(self._queue)
         return left
 
     def move(self, memory: GuestMemory) -> None:
@@ -195,7 +209,9 @@ class ExpressQueue(BaseQueue):
 
     def set_log(self, log: QueueLog | None) -> None:
         """Note what is written to guest memory, or not; held and idle, or just made."""
-        self._lib.vb_queue_set_log(self._queue, self._ffi.NULL if log is None else log.encoded)
+        encoded = self._ffi.NULL if log is None else log.encoded
+        if self._lib.vb_queue_set_log(self._queue, encoded):
+            raise SetupError("no memory for a dirty log")
         self._log_used = log
 
     def set_extents(self, extents: ExtentMap | None) -> None:
@@ -203,8 +219,10 @@ class ExpressQueue(BaseQueue):
         encoded = self._ffi.NULL
         if extents is not None:
             encoded = encode_map(self._ffi, self._lib, extents)
-        self._lib.vb_queue_set_map(self._queue, encoded)
-        self._map = encoded
+        self._lib.vb_port_set_map(self._port, encoded)
+        if not self._lib.vb_port_pending(self._port):
+            self._maps.clear()
+        self._maps.append(encoded)
         self._go_by(None if extents is None else extents.table)
 
     def _go_by(self, table: ExtentTable | None) -> None:
@@ -218,10 +236,11 @@ class ExpressQueue(BaseQueue):
 
     async def settle(self) -> None:
         """Wait until what went by the table before now has ended; see `ExtentTable`."""
-        while self._queue and self._lib.vb_queue_unsettled(self._queue):
+        while self._queue and self._lib.vb_port_unsettled(self._port):
             await self._settling()
-        if self._queue and self._lib.vb_queue_settle(self._queue):
-            while self._queue and self._lib.vb_queue_unsettled(self._queue):
+        if self._queue:
+            self._lib.vb_port_settle(self._port)
+            while self._queue and self._lib.vb_port_unsettled(self._port):
                 await self._settling()
 
     def _settling(self) -> Completion[None]:
@@ -231,13 +250,13 @@ class ExpressQueue(BaseQueue):
 
     def statistics(self) -> NDArray[np.void]:
         """Return what was counted since the start, a `STATS` array of shape (1,)."""
-        buffer = self._ffi.buffer(self._lib.vb_queue_stats(self._queue), STATS.itemsize)
+        buffer = self._ffi.buffer(self._lib.vb_port_stats(self._port), STATS.itemsize)
         return np.frombuffer(buffer, STATS).copy()
 
     @property
     def broken(self) -> bool:
         """Tell whether the ring made no sense."""
-        return bool(self._queue and self._lib.vb_queue_broken(self._queue))
+        return bool(self._queue and self._lib.vb_port_broken(self._port))
 
     def refresh(self) -> None:
         """Take over the device's size and cache mode, which have changed."""
@@ -247,22 +266,26 @@ class ExpressQueue(BaseQueue):
 
     def set_call(self, fd: int | None) -> None:
         """Set the descriptor that notifies the guest; the caller closes the former one."""
-        self._lib.vb_queue_set_call(self._queue, -1 if fd is None else fd)
+        self._check(self._lib.vb_queue_set_call(self._queue, -1 if fd is None else fd))
 
     def set_err(self, fd: int | None) -> None:
         """Set the descriptor that tells the front-end of a broken ring."""
-        self._lib.vb_queue_set_err(self._queue, -1 if fd is None else fd)
+        self._check(self._lib.vb_queue_set_err(self._queue, -1 if fd is None else fd))
+
+    def _check(self, result: int) -> None:
+        if result < 0:
+            raise SetupError(f"queue {self.index}: {reason(-result)}")
 
     # News from the engine.
 
     def engine_news(self) -> None:
         """Look whether requests failed, the queue has become idle, or broke."""
         self._report_errors()
-        reason = self._lib.vb_queue_broken(self._queue)
+        reason = self._lib.vb_port_broken(self._port)
         if reason and not self._err_told:
             self._err_told = True
             self._warn_broken(self._ffi.string(reason).decode())
-        if self._settled and not self._lib.vb_queue_unsettled(self._queue):
+        if self._settled and not self._lib.vb_port_unsettled(self._port):
             resolve_all(self._settled)
         if (self._idle or self._counted) and not self.in_flight:
             self._uncount()
@@ -272,21 +295,28 @@ class ExpressQueue(BaseQueue):
 
     def _report_errors(self) -> None:
         for kind in (RequestType.IN, RequestType.OUT):
-            code = self._lib.vb_queue_take_error(self._queue, kind == RequestType.OUT)
+            code = self._lib.vb_port_take_error(self._port, kind == RequestType.OUT)
             if code:
                 self._log.warning("request failed: %s", reason(code))
                 self._device.report_error(kind, code)
 
     def upcalls(self, records: NDArray[np.void], iovs: NDArray[np.void]) -> None:
         """Run requests that the map does not cover."""
-        self._runner.start(BlockRequests(records, iovs, address_of(iovs), self._memory))
+        requests = np.empty(len(records), REQUEST)
+        self._lib.vb_queue_describe(
+            self._queue,
+            len(records),
+            self._ffi.from_buffer("struct vb_upcall *", records),
+            self._ffi.from_buffer("struct vb_request *", requests),
+        )
+        self._runner.start(BlockRequests(requests, iovs, address_of(iovs), self._memory))
 
     def _publish(self, completed: Completed) -> None:
         ffi = self._ffi
         heads = np.ascontiguousarray(completed.heads)
         written = np.minimum(completed.written, 0xFFFF_FFFE).astype(np.uint32)
-        self._lib.vb_queue_complete(
-            self._queue,
+        self._lib.vb_port_complete(
+            self._port,
             len(heads),
             ffi.from_buffer("uint16_t *", heads),
             ffi.from_buffer("uint8_t *", completed.statuses),
@@ -296,6 +326,6 @@ class ExpressQueue(BaseQueue):
     def _publish_in_full(self, records: NDArray[np.void]) -> None:
         heads = np.ascontiguousarray(records["head"])
         null = self._ffi.NULL
-        self._lib.vb_queue_complete(
-            self._queue, len(heads), self._ffi.from_buffer("uint16_t *", heads), null, null
+        self._lib.vb_port_complete(
+            self._port, len(heads), self._ffi.from_buffer("uint16_t *", heads), null, null
         )

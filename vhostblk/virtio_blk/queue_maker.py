@@ -7,8 +7,10 @@ numpy and all that needs it are imported by `prepare`, so that start-up stays sh
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 from vhostblk.block.zones import zone_limits
 from vhostblk.imports import import_modules
@@ -46,8 +48,7 @@ async def prepare(lane: Lane, *more: str) -> None:
     await import_modules(*modules, *more)
 
 
-@dataclass(frozen=True, slots=True)
-class DiskOptions:
+class DiskOptions(msgspec.Struct, frozen=True):
     """What an export's options say of its disk."""
 
     #: The export's name in logs and traces.

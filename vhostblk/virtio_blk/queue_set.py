@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec.structs import replace
 
 from vhostblk.errors import VhostblkError
 from vhostblk.trace import points as trace
@@ -38,8 +40,7 @@ if TYPE_CHECKING:
     from vhostblk.virtqueue.queue_log import QueueLog
 
 
-@dataclass(slots=True)
-class Wires:
+class Wires(msgspec.Struct):
     """What the transport has connected a queue with. The descriptors stay the transport's."""
 
     #: Notifies the guest; None: the guest polls.
@@ -52,8 +53,7 @@ class Wires:
     log: QueueLog | None = None
 
 
-@dataclass(slots=True)
-class _Running:
+class _Running(msgspec.Struct):
     queue: Queue
     config: VringConfig
     wires: Wires

@@ -21,6 +21,7 @@ from vhostblk.engine.layouts import RECORD
 from vhostblk.errors import errno_of, reason
 from vhostblk.virtio_blk.discard import RefusedError
 from vhostblk.virtio_blk.layout import APPEND_SECTOR_BYTES, SECTOR_SIZE, RequestType, Status
+from vhostblk.virtio_blk.pieces import TURN_BYTES, in_pieces
 from vhostblk.virtio_blk.request import PENDING, BlockRequests
 
 if TYPE_CHECKING:
@@ -97,11 +98,15 @@ class RequestRunner:
         backend = self._device.backend
         if backend.node.takes_bursts and self._start_together(requests):
             return
-        preadv, pwritev = self._device.preadv, backend.pwritev
-        writable = self._device.writable
+        backend.begin(len(requests.records))
+        self._start_each(requests)
+
+    def _start_each(self, requests: BlockRequests) -> None:
+        preadv, pwritev = self._device.preadv, self._device.backend.pwritev
+        writable, longest = self._device.writable, self._device.longest_transfer
         records, iovs, address, owner = requests
-        backend.begin(len(records))
         began = perf_counter_ns()
+        spare = TURN_BYTES
         at_once: list[int] = []
         bases: list[int] = iovs["base"].tolist()
         fields: Iterator[tuple[int, ...]] = RECORD.iter_unpack(records.data)
@@ -113,7 +118,11 @@ class RequestRunner:
                 continue
             only = bases[first] if count == 1 else 0
             iov = IoVec(iovs, first, count, length, address + 16 * first, owner, only)
-            if kind == _IN:
+            spare -= length
+            if length > longest and kind <= _OUT and (kind == _IN or writable):
+                transfer = preadv if kind == _IN else pwritev
+                coroutine = in_pieces(transfer, sector * SECTOR_SIZE, iov)
+            elif kind == _IN:
                 coroutine = preadv(sector * SECTOR_SIZE, iov)
             elif kind != _OUT:
                 self._execute(kind, sector, iov, (head, 0, status_addr, 0), began)
@@ -133,6 +142,11 @@ class RequestRunner:
                 outcome = (head, length if kind == _IN else 0, status_addr, 0)
                 counted = (kind, length, began)
                 follow(coroutine, waited, partial(self._done, outcome, counted))
+            if spare < 0 and row + 1 < len(records):  # the rest has its turn after others
+                rest = BlockRequests(records[row + 1 :], iovs, address, owner)
+                self._loop.call_soon(self._start_each, rest)
+                records = records[: row + 1]
+                break
         if at_once or self._outcomes:
             done = records if len(at_once) == len(records) else records[at_once]
             if self._counters is not None:
@@ -146,6 +160,7 @@ class RequestRunner:
             not self._device.writable
             or (records["type"] != _OUT).any()
             or (records["status"] != PENDING).any()
+            or records["length"].sum() > TURN_BYTES
         ):
             return False
         began = perf_counter_ns()

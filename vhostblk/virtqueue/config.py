@@ -6,14 +6,13 @@ Names in quotes are those of sections of the vhost-user specification.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 #: GET_MAX_MEM_SLOTS: the limit of libvhost-user.
 MAX_MEM_SLOTS = 509
 
 
-@dataclass(frozen=True, slots=True)
-class RegionDescription:
+class RegionDescription(msgspec.Struct, frozen=True):
     """A memory region as the front-end describes it ("Memory region description").
 
     `fd` is the file to map, from `mmap_offset` on. Addresses and sizes are in bytes.
@@ -26,8 +25,7 @@ class RegionDescription:
     fd: int
 
 
-@dataclass(frozen=True, slots=True)
-class VringConfig:
+class VringConfig(msgspec.Struct, frozen=True):
     """A vring that starts: addresses are front-end user addresses ("A vring address description").
 
     `next_avail` is the index of the next available-ring entry to process; with `packed` rings, it
@@ -46,8 +44,7 @@ class VringConfig:
     packed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class InflightDescription:
+class InflightDescription(msgspec.Struct, frozen=True):
     """Memory in which a back-end records the requests in flight ("Inflight description").
 
     It has a part for each of `num_queues` queues of `queue_size` entries. It is at `mmap_offset` in
@@ -61,8 +58,7 @@ class InflightDescription:
     fd: int
 
 
-@dataclass(frozen=True, slots=True)
-class LogDescription:
+class LogDescription(msgspec.Struct, frozen=True):
     """A migration's dirty log ("Log description"): `mmap_size` bytes of `fd` at `mmap_offset`."""
 
     mmap_size: int

@@ -12,6 +12,7 @@ from fuzz.mutations.changes import (
     files,
     filters,
     handover,
+    keys,
     qcow2_changes,
     qcow2_data,
     qcow2_metadata,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from fuzz.mutations.mutation import Mutation
 
 _AREAS = (
-    *(engine_io, rings, records, devices, handover, files, block_layer, filters),
+    *(engine_io, rings, records, devices, handover, files, block_layer, filters, keys),
     *(qcow2_data, qcow2_metadata, qcow2_changes, qcow2_places),
 )
 

@@ -339,7 +339,7 @@ MUTATIONS = (
         """
           node.write_generation += 1
         - node.record_change(offset, length)
-          _tell(node, "pwritev_done")
+          _send_event(node, "pwritev_done")
         """,
         "An incremental backup lacks unaligned writes, and zeroes.",
         ("tests/block/test_node_bitmaps.py",),
@@ -361,7 +361,7 @@ MUTATIONS = (
         """
         - node.write_generation += 1
           node.record_change(offset, length)
-          _tell(node, "pwritev_done")
+          _send_event(node, "pwritev_done")
         """,
         "A flush after a write does nothing, where writes are counted.",
         ("tests/block/test_edge.py", "tests/block/test_blkdebug.py"),

@@ -208,9 +208,10 @@ MUTATIONS = (
         "engine-settles-one-phase",
         _EXPRESS,
         """
-        - while self._queue and self._lib.vb_queue_unsettled(self._queue):
+        - while self._queue and self._lib.vb_port_unsettled(self._port):
         -     await self._settling()
-          if self._queue and self._lib.vb_queue_settle(self._queue):
+          if self._queue:
+              self._lib.vb_port_settle(self._port)
         """,
         "Of two settlings at a time the second one forgets what the first waits for.",
         ("tests/virtio_blk/test_settle.py",),
@@ -219,10 +220,9 @@ MUTATIONS = (
         "engine-does-not-settle",
         _EXPRESS,
         """
-          if self._queue and self._lib.vb_queue_settle(self._queue):
-        -     while self._queue and self._lib.vb_queue_unsettled(self._queue):
-        -         await self._settling()
-        +     pass
+          self._lib.vb_port_settle(self._port)
+        - while self._queue and self._lib.vb_port_unsettled(self._port):
+        -     await self._settling()
         """,
         "A discarded cluster is reused while the engine writes to it.",
         ("tests/virtio_blk/test_settle.py",),

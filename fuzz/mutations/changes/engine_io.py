@@ -5,13 +5,18 @@ from __future__ import annotations
 
 from fuzz.mutations.mutation import Mutation
 
-_EXECUTE = "vhostblk/engine/src/execute.c"
-_QUEUE = "vhostblk/engine/src/queue.c"
-_URING = "vhostblk/engine/src/io_uring.c"
-_POOL = "vhostblk/engine/src/io_pool.c"
-_EXTENT = "vhostblk/engine/src/extent.c"
+_EXECUTE = "vhostblk/engine/src/core/execute.c"
+_QUEUE = "vhostblk/engine/src/virtqueue/queue.c"
+_SLOT = "vhostblk/engine/src/virtqueue/slot.c"
+_PORT = "vhostblk/engine/src/core/port.c"
+_RUN = "vhostblk/engine/src/core/run.c"
+_PIECES = "vhostblk/engine/src/core/pieces.c"
+_URING = "vhostblk/engine/src/core/io_uring.c"
+_POOL = "vhostblk/engine/src/core/io_pool.c"
+_EXTENT = "vhostblk/engine/src/core/extent.c"
 
 _FILE_IO = ("tests/engine/test_file_io.py",)
+_IN_PIECES = ("tests/engine/test_pieces.py",)
 _ENGINE = ("tests/engine",)
 _THROUGH = ("tests/engine/test_write_through.py",)
 
@@ -20,8 +25,8 @@ MUTATIONS = (
         "kept-file-of-another-map",
         _EXECUTE,
         """
-        - if (queue->file_stale || slot->map != queue->map)
-        + if (slot->map != queue->map)
+        - if (port->file_stale || task->map != port->map)
+        + if (task->map != port->map)
               return VB_FILE_NONE;
         """,
         "Until the former map's file is dropped, requests of the new map go to that file.",
@@ -29,11 +34,11 @@ MUTATIONS = (
     ),
     Mutation(
         "kept-file-not-stale",
-        _QUEUE,
+        _PORT,
         """
-          if (queue->file >= 0)
-        -     queue->file_stale = true;
-        +     queue->file_stale = !map;
+          if (port->file >= 0)
+        -     port->file_stale = true;
+        +     port->file_stale = !map;
         """,
         "Requests go to the file of the former map.",
         ("tests/engine/test_kept_files.py",),
@@ -60,10 +65,10 @@ MUTATIONS = (
     ),
     Mutation(
         "kept-file-idle-too-early",
-        _QUEUE,
+        _PORT,
         """
-        - count = queue->in_flight + (queue->holds && has_file(queue));
-        + count = queue->in_flight;
+        - uint32_t busy = port->in_flight + (port->holds && has_file(port));
+        + uint32_t busy = port->in_flight;
         """,
         "A drained section ends while the file is still open: its locks outlive the node.",
         ("tests/engine/test_kept_files.py",),
@@ -72,7 +77,7 @@ MUTATIONS = (
         "rest-of-transfer-at-old-offset",
         _EXECUTE,
         """
-          slot->done += bytes;
+          task->transferred += bytes;
         - op->offset += bytes;
         """,
         "The rest of a short write is written at its beginning.",
@@ -82,19 +87,19 @@ MUTATIONS = (
         "rest-of-segment-from-its-start",
         _EXECUTE,
         """
-        - iovs->iov_base = (char *)iovs->iov_base + bytes;
-          iovs->iov_len -= bytes;
+        - iov->iov_base = (char *)iov->iov_base + bytes;
+          iov->iov_len -= bytes;
         """,
         "The rest of a short write is the segment's first bytes once more.",
         _FILE_IO,
     ),
     Mutation(
         "attempt-beside-write-through",
-        _EXECUTE,
+        _RUN,
         """
-          return slot->request.type != VB_T_OUT ||
-        -        (!queue->write_through && queue->iothread->now >= queue->slow_until);
-        +        queue->iothread->now >= queue->slow_until;
+          return !vb_task_writes(task) ||
+        -        (!(task->flags & VB_TASK_FUA) && port->iothread->now >= port->slow_until);
+        +        port->iothread->now >= port->slow_until;
         """,
         "With the write cache off, an acknowledged write is in the page cache only.",
         _THROUGH,
@@ -103,8 +108,8 @@ MUTATIONS = (
         "write-through-flag-lost",
         _EXECUTE,
         """
-        - queue_op(slot, VB_IO_WRITE, slot->queue->write_through ? RWF_DSYNC : 0);
-        + queue_op(slot, VB_IO_WRITE, 0);
+        - task->flags & VB_TASK_FUA && !task->sync_error ? RWF_DSYNC : 0);
+        + 0);
         """,
         "With the write cache off, an acknowledged write is in the page cache only.",
         _THROUGH,
@@ -113,9 +118,9 @@ MUTATIONS = (
         "write-through-flag-lost-on-the-rest",
         _EXECUTE,
         """
-          skip_segments(slot, whole); /* a part of a block is written again */
-        - queue_op(slot, op->opcode, op->flags);
-        + queue_op(slot, op->opcode, 0);
+          vb_task_skip(task, whole); /* a part of a block is written again */
+        - queue_op(task, op->opcode, op->flags);
+        + queue_op(task, op->opcode, 0);
         """,
         "The rest of a short write under write-through is in the page cache only.",
         _THROUGH,
@@ -125,8 +130,8 @@ MUTATIONS = (
         _EXECUTE,
         """
           if (result == -EAGAIN || result == -EINTR) {
-        -     queue_op(slot, op->opcode, op->flags);
-        +     queue_op(slot, op->opcode, 0);
+        -     queue_op(task, op->opcode, op->flags);
+        +     queue_op(task, op->opcode, 0);
         """,
         "A write under write-through that is tried again is in the page cache only.",
         _THROUGH,
@@ -156,26 +161,26 @@ MUTATIONS = (
         "write-cache-switch-ignored",
         _QUEUE,
         """
-          vb_iothread_enter(queue->iothread);
-        - queue->write_through = enabled;
+          {
+        -     vb_queue_of(command->port)->write_through = command->number;
         """,
         "A guest turns the write cache off; its acknowledged writes are in the page cache only.",
         _THROUGH,
     ),
     Mutation(
         "short-attempt-is-whole",
-        _EXECUTE,
+        _RUN,
         """
-        - if (result >= 0 && (uint64_t)result == slot->request.length) {
+        - if (result >= 0 && task->transferred + (uint64_t)result == task->end) {
         + if (result > 0) {
-              finish_mapped(slot, 0);
+              if (task->end == task->length)
         """,
         "A write that stopped halfway is acknowledged.",
         _FILE_IO,
     ),
     Mutation(
         "short-run-is-whole",
-        _EXECUTE,
+        _RUN,
         """
         - together = result >= 0 && (uint64_t)result == run->bytes;
         + together = result > 0;
@@ -185,48 +190,48 @@ MUTATIONS = (
     ),
     Mutation(
         "run-with-a-gap",
-        _EXECUTE,
+        _RUN,
         """
-        - run->end != slot->op.offset || run->bytes + slot->request.length > MAX_INLINE_BYTES ||
-        + run->end > slot->op.offset || run->bytes + slot->request.length > MAX_INLINE_BYTES ||
+        - run->end != task->op.offset || run->bytes + task->length > VB_MAX_INLINE_BYTES ||
+        + run->end > task->op.offset || run->bytes + task->length > VB_MAX_INLINE_BYTES ||
         """,
         "A write behind a gap is done in the gap.",
         ("tests/engine/test_runs.py",),
     ),
     Mutation(
         "run-of-reads-and-writes",
-        _EXECUTE,
+        _RUN,
         """
-        - if (!run->count || last->request.type != slot->request.type || last->map != slot->map ||
-        + if (!run->count || last->map != slot->map ||
+        - if (!run->count || last->kind != task->kind || last->map != task->map ||
+        + if (!run->count || last->map != task->map ||
         """,
         "A write that follows a read in the file is done as a read.",
         ("tests/engine/test_runs.py",),
     ),
     Mutation(
         "run-left-undone-for-the-last-request",
-        _EXECUTE,
+        _RUN,
         """
-          run->end = slot->op.offset + slot->request.length;
-        - run->bytes += slot->request.length;
-          run->iov_count += slot->op.count;
+        - run->bytes += task->length;
+          port->turn.bytes -= (int64_t)task->length;
         """,
         "A run's length is too small, so that a short one counts as whole.",
         ("tests/engine/test_runs.py",),
     ),
     Mutation(
         "read-only-device-is-written",
-        _EXECUTE,
+        _SLOT,
         """
-        - if (write && !queue->config.writable) {
-        + if (write && !queue->config.writable && queue->config.device_size == 0) {
+        - if (queue->config.writable)
+        + if (queue->config.writable || queue->port.size)
+              start(slot, VB_TASK_WRITE, queue->write_through ? VB_TASK_FUA : 0);
         """,
         "A guest changes a disk that it was given read-only.",
         _FILE_IO,
     ),
     Mutation(
         "read-only-device-is-discarded",
-        _EXECUTE,
+        _SLOT,
         """
         - if (!queue->config.writable || request->length > sizeof(segments)) {
         + if (request->length > sizeof(segments)) {
@@ -240,7 +245,7 @@ MUTATIONS = (
         """
         - if (map && map->flags & VB_EXTENT_NO_FLUSH) {
         + if (map && !(map->flags & VB_EXTENT_FLUSH)) {
-              vb_slot_complete(slot, VB_S_OK, 0);
+              finish(task, 0);
         """,
         "A flush of a qcow2 disk is acknowledged, and its tables are in memory only.",
         ("tests/engine/test_upcalls.py", "tests/engine/test_file_io.py"),
@@ -249,9 +254,9 @@ MUTATIONS = (
         "flush-of-a-format-is-its-files",
         _EXECUTE,
         """
-        - } else if (map && map->flags & VB_EXTENT_FLUSH && begin_sync(slot)) {
-        + } else if (map && begin_sync(slot)) {
-              begin_mapped(slot);
+        - } else if (map && map->flags & VB_EXTENT_FLUSH && begin_sync(task)) {
+        + } else if (map && begin_sync(task)) {
+              begin_mapped(task);
         """,
         "A flush of a qcow2 disk puts its file on stable storage, and not its tables.",
         ("tests/engine/test_upcalls.py", "tests/engine/test_file_io.py"),
@@ -260,8 +265,8 @@ MUTATIONS = (
         "zeroes-without-the-offset",
         _EXECUTE,
         """
-        - slot->op.offset = map->offset + segment->sector * VB_SECTOR_SIZE;
-        + slot->op.offset = segment->sector * VB_SECTOR_SIZE;
+        - task->op.offset = map->offset + task->offset;
+        + task->op.offset = task->offset;
         """,
         "Zeroes and discards on a raw node with an offset hit data before it in the file.",
         _FILE_IO,
@@ -270,7 +275,7 @@ MUTATIONS = (
         "zeroes-beside-write-through",
         _EXECUTE,
         """
-        - return map->flags & VB_EXTENT_ZERO_RANGE && !queue->write_through;
+        - return map->flags & VB_EXTENT_ZERO_RANGE && !(task->flags & VB_TASK_FUA);
         + return map->flags & VB_EXTENT_ZERO_RANGE;
         """,
         "With the write cache off, acknowledged zeroes are not on stable storage.",
@@ -280,8 +285,8 @@ MUTATIONS = (
         "zeroes-past-the-map",
         _EXECUTE,
         """
-        - if (!map || !(map->flags & VB_EXTENT_WRITE) || map->size < queue->config.device_size)
-        + if (!map || map->size < queue->config.device_size)
+        - if (!map || !(map->flags & VB_EXTENT_WRITE) || task->offset > map->size ||
+        + if (!map || task->offset > map->size ||
         """,
         "Zeroes and discards are done where writes have to be asked for: on a read-only file's "
         "map, or under read-modify-write.",
@@ -291,7 +296,7 @@ MUTATIONS = (
         "zeroes-smaller-than-a-block",
         _EXECUTE,
         """
-        - if (map->kind != VB_EXTENT_LINEAR || map->alignment > queue->config.logical_block_size)
+        - if (map->kind != VB_EXTENT_LINEAR || map->alignment > task->port->block)
         + if (map->kind != VB_EXTENT_LINEAR)
         """,
         "Zeroes that are not whole blocks of the file are done beside a read-modify-write.",
@@ -299,7 +304,7 @@ MUTATIONS = (
     ),
     Mutation(
         "second-discard-segment-not-judged",
-        "vhostblk/engine/src/request.c",
+        "vhostblk/engine/src/virtqueue/request.c",
         """
         - for (uint64_t i = 0; i < count; i++) {
         + for (uint64_t i = 0; i < 1; i++) {
@@ -310,7 +315,7 @@ MUTATIONS = (
     ),
     Mutation(
         "discard-one-sector-past-the-end",
-        "vhostblk/engine/src/request.c",
+        "vhostblk/engine/src/virtqueue/request.c",
         """
           if (sectors > VB_MAX_REQUEST_SECTORS || sector > size / VB_SECTOR_SIZE ||
         -     sectors > size / VB_SECTOR_SIZE - sector)
@@ -321,7 +326,7 @@ MUTATIONS = (
     ),
     Mutation(
         "write-one-sector-past-the-end",
-        "vhostblk/engine/src/request.c",
+        "vhostblk/engine/src/virtqueue/request.c",
         """
         - if (request->sector > capacity || sectors > capacity - request->sector)
         + if (request->sector > capacity || sectors > capacity - request->sector + 1)
@@ -331,7 +336,7 @@ MUTATIONS = (
     ),
     Mutation(
         "discard-with-unknown-flags",
-        "vhostblk/engine/src/request.c",
+        "vhostblk/engine/src/virtqueue/request.c",
         """
         - uint32_t known = type == VB_T_WRITE_ZEROES ? VB_DISCARD_UNMAP : 0;
         + uint32_t known = VB_DISCARD_UNMAP;
@@ -343,8 +348,8 @@ MUTATIONS = (
         "short-read-is-the-end",
         _EXECUTE,
         """
-        - if (op->opcode == VB_IO_READ && (!result || whole != result)) {
-        + if (op->opcode == VB_IO_READ) {
+        - } else if (!vb_task_writes(task) && (!bytes || whole != bytes)) {
+        + } else if (!vb_task_writes(task)) {
         """,
         "A read that the kernel does in two parts returns zeroes for the second one.",
         _FILE_IO,
@@ -353,9 +358,8 @@ MUTATIONS = (
         "short-write-is-whole",
         _EXECUTE,
         """
-        - if (slot->done + result == slot->request.length) {
-        + if (op->opcode == VB_IO_WRITE || slot->done + result == slot->request.length) {
-              finish_mapped(slot, slot->sync_error ? judge_flush(slot->map, slot->sync_error) : 0);
+        - if (task->transferred + (uint64_t)bytes == task->end) {
+        + if (vb_task_writes(task) || task->transferred + (uint64_t)bytes == task->end) {
         """,
         "A write that stopped halfway is acknowledged.",
         _FILE_IO,
@@ -364,8 +368,8 @@ MUTATIONS = (
         "full-file-is-no-error",
         _EXECUTE,
         """
-        - finish_mapped(slot, -ENOSPC);
-        + finish_mapped(slot, 0);
+        - vb_task_finish_mapped(task, -ENOSPC);
+        + vb_task_finish_mapped(task, 0);
         """,
         "A write of which the kernel writes nothing is acknowledged.",
         _FILE_IO,
@@ -398,7 +402,7 @@ MUTATIONS = (
         "flush-takes-no-turn",
         _EXECUTE,
         """
-        - } else if (map && map->flags & VB_EXTENT_FLUSH && begin_sync(slot)) {
+        - } else if (map && map->flags & VB_EXTENT_FLUSH && begin_sync(task)) {
         + } else if (map && map->flags & VB_EXTENT_FLUSH) {
         """,
         "A flush succeeds though its data is lost: another one got the error at the same time.",
@@ -408,7 +412,7 @@ MUTATIONS = (
         "write-through-takes-no-turn",
         _EXECUTE,
         """
-        - (verdict == VB_GO_FILE && write && queue->write_through && !begin_sync(slot))) {
+        - (verdict == VB_GO_FILE && access == VB_ACCESS_WRITE_THROUGH && !begin_sync(task))) {
         + false) {
         """,
         "A flush succeeds though its data is lost: a write with RWF_DSYNC got the error.",
@@ -418,8 +422,9 @@ MUTATIONS = (
         "turn-is-not-given-back",
         _EXECUTE,
         """
-        - end_sync(slot, slot->map);
-          free(slot->segments);
+          struct vb_port *port = task->port;
+
+        - end_sync(task, task->map);
         """,
         "After one flush of the engine, all others wait for ever.",
         _FILE_IO,
@@ -428,15 +433,15 @@ MUTATIONS = (
         "turn-is-kept-without-budget",
         _EXECUTE,
         """
-        - end_sync(slot, queue->map);
-          vb_slot_go_up(slot);
+        - end_sync(task, port->map);
+          not_here(task);
         """,
         "A throttled write waits for the turn that it has itself.",
         ("tests/engine/test_file_io.py",),
     ),
     Mutation(
         "end-of-turn-is-not-told",
-        "vhostblk/engine/src/sync.c",
+        "vhostblk/engine/src/core/sync.c",
         """
         - if (before & ~holder)
         + if (before & ~holder & VB_SYNC_ENGINE)
@@ -447,11 +452,11 @@ MUTATIONS = (
     ),
     Mutation(
         "failed-segment-is-forgotten",
-        _EXECUTE,
+        _SLOT,
         """
-        - else if (result < 0 || !start_segment(slot))
-        + else if (!start_segment(slot))
-              finish_mapped(slot, result);
+        - if (!error && start_segment(slot))
+        + if (start_segment(slot))
+              return;
         """,
         "Of several segments to be zeroed, the error of all but the last one is ignored.",
         _FILE_IO,
@@ -460,10 +465,9 @@ MUTATIONS = (
         "unknown-fallocate-is-done",
         _EXECUTE,
         """
-          end_mapped(slot);
-        - vb_slot_go_up(slot);
-        + vb_slot_complete(slot, VB_S_OK, 0);
-          return;
+          end_mapped(task);
+        - not_here(task);
+        + finish(task, 0);
         """,
         "Zeroes are acknowledged on a file system that can't make them.",
         _FILE_IO,
@@ -589,7 +593,7 @@ MUTATIONS = (
         "write-through-looks-up-like-a-write",
         _EXECUTE,
         """
-        - return slot->queue->write_through ? VB_ACCESS_WRITE_THROUGH : VB_ACCESS_WRITE;
+        - return task->flags & VB_TASK_FUA ? VB_ACCESS_WRITE_THROUGH : VB_ACCESS_WRITE;
         + return VB_ACCESS_WRITE;
         """,
         "With the write cache off, a write is acknowledged although a crash undoes the entry.",
@@ -599,8 +603,8 @@ MUTATIONS = (
         "failed-write-through-is-no-failed-flush",
         _EXECUTE,
         """
-        - finish_mapped(slot, slot->sync_error ? judge_flush(slot->map, slot->sync_error) : 0);
-        + finish_mapped(slot, slot->sync_error);
+        - int64_t result = task->sync_error ? judge_flush(task->map, task->sync_error) : 0;
+        + int64_t result = task->sync_error;
         """,
         "The flush after a write whose data could not be brought to storage succeeds.",
         ("tests/engine/test_file_io.py",),
@@ -609,8 +613,8 @@ MUTATIONS = (
         "failed-write-through-is-acknowledged",
         _EXECUTE,
         """
-        - finish_mapped(slot, slot->sync_error ? judge_flush(slot->map, slot->sync_error) : 0);
-        + finish_mapped(slot, 0);
+        - int64_t result = task->sync_error ? judge_flush(task->map, task->sync_error) : 0;
+        + int64_t result = 0;
         """,
         "A write whose data could not be brought to storage is acknowledged.",
         ("tests/engine/test_file_io.py",),
@@ -646,5 +650,48 @@ MUTATIONS = (
         """,
         "A request that begins on the disk and ends behind it overwrites data behind it.",
         ("tests/engine/test_extents.py",),
+    ),
+    Mutation(
+        "next-piece-from-the-start-of-its-segment",
+        _PIECES,
+        """
+          if (task->trim)
+        -     task->iovs[first + op->count - 1].iov_len += task->trim;
+          task->trim = 0;
+        """,
+        "Of a long write, what is behind the end of a piece is left out.",
+        _IN_PIECES,
+    ),
+    Mutation(
+        "piece-longer-than-it-is",
+        _PIECES,
+        """
+        - task->iovs[op->iovs - task->iovs + count - 1].iov_len -= task->trim;
+        + task->iovs[op->iovs - task->iovs + count - 1].iov_len -= 0;
+        """,
+        "A long transfer goes on elsewhere in its buffer.",
+        _IN_PIECES,
+    ),
+    Mutation(
+        "rest-of-a-long-transfer-is-forgotten",
+        _PIECES,
+        """
+        - if (task->transferred == task->length)
+        + if (task->transferred)
+              vb_task_finish_mapped(task, 0);
+        """,
+        "A long write is acknowledged after its first piece.",
+        _IN_PIECES,
+    ),
+    Mutation(
+        "zeroes-end-with-the-piece",
+        _PIECES,
+        """
+        - if (task->end < task->length) {
+        + if (false) {
+              wait_for_turn(task);
+        """,
+        "A long read of zeroes leaves most of its buffer as it was.",
+        _IN_PIECES,
     ),
 )

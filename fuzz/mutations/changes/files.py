@@ -138,7 +138,7 @@ MUTATIONS = (
         """
         - if result == 0 or position & (self.limits.request_alignment - 1):
         + if result >= 0:
-              iov.slice(position, iov.nbytes).fill(0)  # the end of the file
+              iov.slice(position, iov.nbytes).fill(0)  # past the end of the file
         """,
         "A read that the kernel does in two parts returns zeroes for the second one.",
         _FILE,
@@ -234,7 +234,7 @@ MUTATIONS = (
           try:
         -     self._lock.transfer(fd)
         +     pass
-          except BlockError as error:  # the system has no memory for locks
+          except BlockError as error:  # the kernel has no memory for locks
         """,
         "A file that was reopened isn't locked: another process may write it.",
         _REOPEN,
@@ -303,7 +303,7 @@ MUTATIONS = (
     ),
     Mutation(
         "aio-flush-left-out",
-        "vhostblk/engine/src/aio.c",
+        "vhostblk/engine/src/core/aio.c",
         """
         - io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
         + io_uring_prep_nop(sqe);

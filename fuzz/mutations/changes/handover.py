@@ -9,6 +9,7 @@ _JOURNAL = "vhostblk/vhost_user/journal.py"
 _RESTATE = "vhostblk/vhost_user/restate.py"
 _GIVER = "vhostblk/handover/giver.py"
 _TAKER = "vhostblk/handover/taker.py"
+_SERVER = "vhostblk/vhost_user/server.py"
 
 _HANDOVER = ("tests/frontend/test_handover.py", "tests/handover")
 _MOVES = ("tests/vhost_user/test_journal.py", "tests/exports/test_moving.py", *_HANDOVER)
@@ -201,5 +202,50 @@ MUTATIONS = (
         """,
         "Two processes have an image open for writing; tables in memory are written too late.",
         _HANDOVER,
+    ),
+    Mutation(
+        "part-of-a-message-left-behind",
+        _SERVER,
+        """
+        - kept = Carried(self._listener, None, (), received, unsent)
+        + kept = Carried(self._listener, None, (), unsent=unsent)
+        """,
+        "A front-end in the middle of a message is disconnected by a hand-over.",
+        ("tests/exports/test_moving.py",),
+    ),
+    Mutation(
+        "rest-of-a-reply-left-behind",
+        _SERVER,
+        """
+        - decoder.give_part(carried.received)
+        - await self._send(connection, carried.unsent)
+        + decoder.give_part(carried.received)
+        """,
+        "A front-end that reads its reply late waits for the rest of it for ever.",
+        ("tests/exports/test_suspending.py",),
+    ),
+    Mutation(
+        "late-export-stays-suspended",
+        _SERVER,
+        """
+          if not task.done():
+        -     self._suspending = False
+              raise
+        """,
+        "An export that was too slow for a hand-over serves nobody from then on.",
+        ("tests/exports/test_suspending.py",),
+    ),
+    Mutation(
+        "pause-without-end",
+        _GIVER,
+        """
+          for export_id, task in tasks.items():
+        -     if export_id in daemon.exports:
+        -         task.cancel()
+        +     assert export_id, task
+          await asyncio.wait(tasks.values())
+        """,
+        "A request that hangs stops all guests for ever.",
+        ("tests/handover/test_pause.py",),
     ),
 )

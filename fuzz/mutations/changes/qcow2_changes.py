@@ -770,7 +770,7 @@ MUTATIONS = (
         _LIFECYCLE,
         """
           except OSError as error:
-        -     failed = error  # all else is put in order nevertheless
+        -     failed = error  # the rest is done all the same
         +     logger.debug("%s", error)
         """,
         "Bitmaps that could not be stored are lost, without an error.",

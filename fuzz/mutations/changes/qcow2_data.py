@@ -725,11 +725,10 @@ MUTATIONS = (
     ),
     Mutation(
         "settle-of-an-engine-without-requests",
-        "vhostblk/engine/src/queue.c",
+        "vhostblk/engine/src/core/port.c",
         """
-        - count = queue->phase_in_flight[queue->phase];
-        + count = 0;
-          queue->phase ^= 1;
+        - return pending + __atomic_load_n(&port->phase_in_flight[former], __ATOMIC_ACQUIRE);
+        + return pending;
         """,
         "A discarded cluster is reused while the engine writes to it.",
         ("integration/qcow2/test_settle.py",),

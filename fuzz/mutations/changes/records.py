@@ -9,10 +9,10 @@ _SPLIT = "vhostblk/virtqueue/split.py"
 _PACKED = "vhostblk/virtqueue/packed.py"
 _INFLIGHT = "vhostblk/virtqueue/inflight.py"
 _INFLIGHT_PACKED = "vhostblk/virtqueue/inflight_packed.py"
-_INFLIGHT_H = "vhostblk/engine/src/inflight.h"
-_INFLIGHT_PACKED_H = "vhostblk/engine/src/inflight_packed.h"
-_PUBLISH_C = "vhostblk/engine/src/publish.c"
-_QUEUE_C = "vhostblk/engine/src/queue.c"
+_INFLIGHT_H = "vhostblk/engine/src/virtqueue/inflight.h"
+_INFLIGHT_PACKED_H = "vhostblk/engine/src/virtqueue/inflight_packed.h"
+_PUBLISH_C = "vhostblk/engine/src/virtqueue/publish.c"
+_QUEUE_C = "vhostblk/engine/src/virtqueue/queue.c"
 _QUEUE = "vhostblk/virtio_blk/queue.py"
 _EXPRESS = "vhostblk/virtio_blk/express.py"
 _QUEUE_SET = "vhostblk/virtio_blk/queue_set.py"
@@ -532,9 +532,9 @@ MUTATIONS = (
         "engine-does-not-tell-that-all-are-taken",
         _QUEUE_C,
         """
-          vb_run_finish(queue);
+          vb_run_finish(&queue->port);
         - if (queue->left_only && !vb_queue_left(queue))
-        -     vb_iothread_signal(queue->iothread);
+        -     vb_port_news(&queue->port);
         """,
         "A queue that stops waits for ever for requests of an earlier process.",
         _LEFT,
@@ -543,9 +543,8 @@ MUTATIONS = (
         "left-requests-count-as-taken",
         _EXPRESS,
         """
-        - left: int = self._lib.vb_queue_limit_to_left(self._queue)
+        - left: int = self._lib.vb_queue_left_count(self._queue)
           return left
-        + self._lib.vb_queue_limit_to_left(self._queue)
         + left = 0
         """,
         "The base skips requests of an earlier process, and nobody does them.",
@@ -604,7 +603,7 @@ MUTATIONS = (
     ),
     Mutation(
         "log-engine-noted-before-the-status",
-        _QUEUE_C,
+        "vhostblk/engine/src/virtqueue/slot.c",
         """
         + if (__builtin_expect(queue->log.data, 0))
         +     log_request(slot, status, written);
@@ -612,7 +611,7 @@ MUTATIONS = (
         ...
         - if (__builtin_expect(queue->log.data, 0))
         -     log_request(slot, status, written);
-          if (kind == VB_STAT_KINDS || slot->request.status != VB_STATUS_PENDING) {
+          count(queue, slot, status);
         """,
         "A migration copies a page before the status is written.",
         _LOGS,
@@ -702,10 +701,8 @@ MUTATIONS = (
         "log-exchanged-without-the-ring",
         _PUBLISH_C,
         """
-          } else {
-        -     vb_queue_log_used(queue, 0, bytes + sizeof(uint16_t));
-        +     vb_queue_log_used(queue, 0, 0 * bytes);
-          }
+        - log_whole_ring(queue, copy);
+          vb_port_tell(&queue->port, queue->port.iothread, set_log, 0, copy);
         """,
         "Entries of a used ring from before the log are missing at the destination.",
         _LOGS,

@@ -7,10 +7,10 @@ from fuzz.mutations.mutation import Mutation
 
 _SPLIT = "vhostblk/virtqueue/split.py"
 _PACKED = "vhostblk/virtqueue/packed.py"
-_RING_C = "vhostblk/engine/src/ring.c"
-_PACKED_H = "vhostblk/engine/src/packed.h"
-_PACKED_C = "vhostblk/engine/src/packed.c"
-_QUEUE_C = "vhostblk/engine/src/queue.c"
+_RING_C = "vhostblk/engine/src/virtqueue/ring.c"
+_PACKED_H = "vhostblk/engine/src/virtqueue/packed.h"
+_PACKED_C = "vhostblk/engine/src/virtqueue/packed.c"
+_QUEUE_C = "vhostblk/engine/src/virtqueue/queue.c"
 _PACKED_RECORD = "tests/virtqueue/test_packed_inflight.py"
 _MEMORY = "vhostblk/virtqueue/memory.py"
 
@@ -132,8 +132,8 @@ MUTATIONS = (
         "engine-head-twice-in-flight",
         _QUEUE_C,
         """
-        - if (queue->slots[head].state != VB_SLOT_FREE) {
-        + if (queue->slots[head].state == VB_SLOT_UP) {
+        - if (queue->slots[head].task.state != VB_TASK_FREE) {
+        + if (queue->slots[head].task.state == VB_TASK_UP) {
               break_ring(queue, "a head was made available while in flight");
         """,
         "A slot is reused while the kernel writes from it.",
@@ -151,12 +151,10 @@ MUTATIONS = (
     ),
     Mutation(
         "engine-takes-while-held",
-        _QUEUE_C,
+        "vhostblk/engine/src/core/port.h",
         """
-        - if (queue->holds || queue->broken || vb_queue_full(queue))
-        + if (queue->holds > 1 || queue->broken || vb_queue_full(queue))
-              return false;
-          if (vb_queue_left(queue)) {
+        - return !port->holds && !port->broken && !vb_port_full(port);
+        + return port->holds <= 1 && !port->broken && !vb_port_full(port);
         """,
         "Requests begin inside a drained section.",
         ("tests/engine/test_queue.py",),
@@ -250,7 +248,7 @@ MUTATIONS = (
     ),
     Mutation(
         "buffer-longer-than-its-region",
-        "vhostblk/engine/src/guest_memory.h",
+        "vhostblk/engine/src/virtqueue/guest_memory.h",
         """
         - if (offset < region->size && length <= region->size - offset)
         + if (offset < region->size && length <= region->size)
@@ -261,7 +259,7 @@ MUTATIONS = (
     ),
     Mutation(
         "piece-of-the-wrong-length",
-        "vhostblk/engine/src/guest_memory.c",
+        "vhostblk/engine/src/virtqueue/guest_memory.c",
         """
         - return length < region->size - offset ? length : region->size - offset;
         + return length < region->size ? length : region->size - offset;

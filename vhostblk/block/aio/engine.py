@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`AioEngine`: how file drivers do I/O without blocking the loop.
+"""`AioEngine`: I/O on files without blocking the loop.
 
-Two kinds: `uring` (io_uring, through the compiled core) and `threads`; `engines` has those that are
-open. All methods are called on the loop's thread.
+There are two kinds: `uring` (io_uring, through the compiled core) and `threads`; `engines` has the
+open ones. All methods are called on the loop's thread.
 
-Operations return a `Completion` whose result is what the system call would have returned: a count
-or 0, or a negative errno (EAGAIN and EINTR too, whereupon the caller tries again). They begin at
-the end of the loop's current iteration at the latest, so that a burst costs one system call;
-whoever dispatches a burst may `flush()` after it. The memory of an `IoVec` is kept alive until its
-operation has ended.
+Operations return a `Completion` whose result is that of the system call: a count or 0, or a
+negative errno (also EAGAIN and EINTR; the caller then tries again). They start at the end of the
+loop's current iteration at the latest, so that a burst costs one system call. A caller may
+`flush()` after a burst to start them at once. The engine keeps the memory of an `IoVec` alive until
+its operation has ended.
 """
 
 from __future__ import annotations
@@ -28,58 +28,58 @@ T = TypeVar("T")
 
 
 class AioUnavailableError(Exception):
-    """An engine of this kind doesn't work here; the text is the reason."""
+    """An engine of this kind is not available; the text is the reason."""
 
 
 class AioEngine(ABC):
     """One engine of one event loop; opened in `__init__`."""
 
-    #: As in the `aio` option.
+    #: The kind, as in the option `aio`.
     kind: BlockdevAioOptions
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        #: How many nodes use it; see `engines`.
+        #: Number of nodes that use the engine; see `engines`.
         self.users = 0
-        #: Submit as soon as this many operations are queued.
+        #: Submit when this many operations are queued.
         self._max_batch = 128
         self._flush_scheduled = False
 
     @abstractmethod
     def preadv(self, fd: int, iov: IoVec, offset: int) -> Completion[int]:
-        """Read as the system call does: perhaps less than asked for."""
+        """Read into memory, possibly less than requested."""
 
     @abstractmethod
     def pwritev(self, fd: int, iov: IoVec, offset: int) -> Completion[int]:
-        """Write as the system call does: perhaps less than asked for."""
+        """Write from memory, possibly less than requested."""
 
     @abstractmethod
     def fdatasync(self, fd: int) -> Completion[int]:
-        """Put data written to the file on stable storage."""
+        """Flush the file's data to stable storage."""
 
     @abstractmethod
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> Completion[int]:
-        """Change what storage a range has; `mode` is FALLOC_FL_*."""
+        """Change the allocation of a range; `mode` is FALLOC_FL_*."""
 
     @abstractmethod
     def flush(self) -> None:
-        """Start what has been queued."""
+        """Start the queued operations."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Release everything; no operation is in flight."""
+        """Close the engine; no operation is in flight."""
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run a rare blocking call (an ioctl, lseek) on a thread."""
         return await self.loop.run_in_executor(None, function)
 
     def limit_batch(self, operations: int) -> None:
-        """Take the `aio-max-batch` option of a node into account; 0: no opinion."""
+        """Apply a node's option `aio-max-batch`; 0: not set."""
         if operations > 0:
             self._max_batch = min(self._max_batch, operations)
 
     def _complete(self, completion: Completion[int], result: int) -> None:
-        """Resume whoever waits; its mistakes must not cost others their completions."""
+        """Complete an operation. An exception in its callback must not affect other operations."""
         try:
             completion.set_result(result)
         except Exception as error:
@@ -93,5 +93,5 @@ class AioEngine(ABC):
             self.loop.call_soon(self._flush_as_scheduled)
 
     def _flush_as_scheduled(self) -> None:
-        if self._flush_scheduled:  # neither flushed nor closed meanwhile
+        if self._flush_scheduled:  # neither flushed nor closed in the meantime
             self.flush()

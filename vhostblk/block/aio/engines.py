@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kind of `AioEngine` is used, and which engines are open.
+"""The choice of the kind of `AioEngine`, and the open engines.
 
-There is one engine of a kind for each event loop, opened by the first node that asks and closed
-with the last.
+Each event loop has one engine of a kind. The first node that needs it opens it, and the last one
+closes it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _fallback_logged = False
 def acquire(option: BlockdevAioOptions | UnsetType) -> AioEngine:
     """Return the running loop's engine of a kind; pair with `release()`.
 
-    `native` (libaio in QEMU) is served by io_uring, which does the same better. Without the option,
-    io_uring is used where it works. Raises BlockError where the kind asked for doesn't.
+    `native` (libaio in QEMU) uses io_uring, which is better at the same. Without the option,
+    io_uring is used if it works. Raises BlockError if the requested kind doesn't work.
     """
     if option is BlockdevAioOptions.THREADS:
         engine = _get(BlockdevAioOptions.THREADS)
@@ -52,7 +52,7 @@ def acquire(option: BlockdevAioOptions | UnsetType) -> AioEngine:
 
 
 async def release(engine: AioEngine) -> None:
-    """Give an engine back; the last one to do so closes it."""
+    """Release an engine; the last user closes it."""
     engine.users -= 1
     if engine.users == 0:
         del _engines[engine.loop][engine.kind]

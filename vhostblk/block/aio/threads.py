@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""File I/O on a pool of threads, where io_uring is not to be had.
+"""File I/O in a thread pool, if io_uring is not available.
 
-The operations of a burst are dealt out in batches, so that waking a thread and waking the loop are
-paid for once a batch and not once an operation.
+The operations of a burst are distributed in batches, so that threads and the loop are woken once
+for each batch and not for each operation.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `AioEngine`.
@@ -37,7 +37,7 @@ _Operation = tuple[Completion[int], "Callable[..., int]", tuple[Any, ...]]
 
 
 class ThreadsEngine(AioEngine):
-    """Threads that are started as bursts need them and stay until the engine closes."""
+    """A pool whose threads are started when bursts need them and stay until the engine closes."""
 
     kind = BlockdevAioOptions.THREADS
 
@@ -83,7 +83,7 @@ class ThreadsEngine(AioEngine):
             self._deal()
 
     def _deal(self) -> None:
-        """Deal the queued operations out."""
+        """Distribute the queued operations."""
         pending, self._pending = self._pending, []
         self._in_flight += len(pending)
         share = -(-len(pending) // MAX_THREADS)
@@ -98,7 +98,7 @@ class ThreadsEngine(AioEngine):
             thread.start()
 
     def _work(self) -> None:
-        """A thread's life."""
+        """Main function of a thread."""
         while (batch := self._batches.get()) is not None:
             for completion, function, arguments in batch:
                 try:
@@ -108,7 +108,7 @@ class ThreadsEngine(AioEngine):
                         log_error(logger, "I/O", error)
                     result = -errno_of(error)
                 self._done.append((completion, result))
-            # `_reap` takes the flag down before it looks, so nothing is left lying.
+            # `_reap` clears the flag before it looks, so it misses nothing.
             if not self._woken:
                 self._woken = True
                 self.loop.call_soon_threadsafe(self._reap)
@@ -149,7 +149,7 @@ _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> int:
-    """fallocate(2) with a mode, which the standard library doesn't offer."""
+    """fallocate(2) with a mode, which the standard library doesn't have."""
     if _libc.fallocate(fd, mode, offset, length) == 0:
         return 0
     return -ctypes.get_errno()

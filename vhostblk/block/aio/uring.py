@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """File I/O through io_uring.
 
-An operation takes a free slot, whose number travels through the kernel and comes back with the
-result. There are never more operations in flight than slots, nor more slots than places in the
-completion queue, so the queue can't overflow; what finds no slot waits in a backlog.
+An operation takes a free slot; the slot's number is its user data in the kernel. There are never
+more operations in flight than slots, nor more slots than entries in the completion queue, so the
+queue can't overflow. Operations without a slot wait in a backlog.
 
-What the kernel completes while submitting (cached reads, mostly) is reaped right after; the rest is
-announced by an eventfd which the loop watches.
+Operations that complete during submission (cached reads, mostly) are reaped right after it. An
+eventfd, which the loop watches, announces the others.
 
-A ring that the kernel won't serve any more (forbidden by a sandbox put up later, say) is broken for
-good: what it has not taken, and all that comes after, fails with its error. What it has taken may
-yet complete; where it can't even be asked about that, it fails likewise.
+A ring that the kernel refuses to serve (for example after a sandbox forbids it) is broken for good.
+Operations that the kernel has not taken, and all later ones, fail with the error. Operations in the
+kernel may still complete; if the ring can't be asked for completions either, they fail, too.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `AioEngine`.
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Submission queue entries, and operations in flight.
+#: Number of submission queue entries, and of operations in flight.
 QUEUE_ENTRIES = 256
 SLOTS = 1024
-#: Completions taken in one call.
+#: Completions reaped in one call.
 REAP_BATCH = 256
 
 
@@ -61,13 +61,13 @@ class UringEngine(AioEngine):
             raise AioUnavailableError(reason(error[0]))
         self._reaped: Any = compiled.ffi.new("struct vb_completion[]", REAP_BATCH)
         self._withdrawn: Any = compiled.ffi.new("uint32_t[]", QUEUE_ENTRIES)
-        #: Slots of operations that have failed with a broken ring and may still be in the kernel.
+        #: Number of slots of operations that failed with the ring and may still be in the kernel.
         self._lost = 0
-        #: The negative errno for which the ring is broken.
+        #: The negative errno that broke the ring, or 0.
         self._broken = 0
         self._unpack: Callable[[Any, int], list[Any]] = compiled.ffi.unpack
         self._free = list(range(SLOTS))
-        #: By slot: who waits, and the memory in use.
+        #: By slot: the completion, and the memory in use.
         self._waiting: list[Completion[int] | None] = [None] * SLOTS
         self._memory: list[IoVec | None] = [None] * SLOTS
         self._queued = 0
@@ -125,7 +125,7 @@ class UringEngine(AioEngine):
             self._schedule_flush()
 
     def flush(self) -> None:
-        """Submit, and hand out what has completed meanwhile."""
+        """Submit, and reap what has completed."""
         self._flush_scheduled = False
         if self._queued:
             self._submit()
@@ -137,11 +137,11 @@ class UringEngine(AioEngine):
             self._break(left)
             return
         self._queued = left
-        if left:  # no memory in the kernel just now, or completions have to be reaped first
+        if left:  # the kernel is out of memory, or completions must be reaped first
             self._schedule_flush()
 
     def _break(self, error: int) -> None:
-        """Give the ring up; `_reap` fails what is left of it."""
+        """Mark the ring as broken; `_reap` fails the remaining operations."""
         if not self._broken:
             logger.error("io_uring does not work any more: %s", reason(-error))
             self._broken = error
@@ -155,7 +155,7 @@ class UringEngine(AioEngine):
         self._reap()
 
     def _reap(self) -> None:
-        """Resume those whose operations have ended; they may queue new ones meanwhile."""
+        """Complete the operations that have ended; their callbacks may queue new ones."""
         count = REAP_BATCH
         while count == REAP_BATCH:
             count = self._lib.vb_aio_reap(self._ring, self._reaped, REAP_BATCH)
@@ -176,20 +176,20 @@ class UringEngine(AioEngine):
             self._fail_in_flight()
 
     def _fail_queued(self) -> None:
-        """Fail what has not reached the kernel, with the error that broke the ring."""
+        """Fail the operations that have not reached the kernel, with the ring's error."""
         count = self._lib.vb_aio_withdraw(self._ring, self._withdrawn)
         self._queued = 0
         for slot in self._unpack(self._withdrawn, count) if count else ():
             self._finish(slot, self._broken)
-        # Whoever is resumed may queue more: that is for the next turn.
+        # Completing an operation may queue more, which are left to the next iteration.
         backlog, self._backlog = self._backlog, deque()
         for completion, *_ in backlog:
             self._complete(completion, self._broken)
 
     def _fail_in_flight(self) -> None:
-        """Fail what the kernel has taken and will not tell about; the slots are not used again.
+        """Fail the operations in the kernel that can't be reaped; their slots are not reused.
 
-        It may still be read or written to, so its memory stays alive with the engine.
+        The kernel may still access their memory, so the engine keeps it alive.
         """
         for slot, completion in enumerate(self._waiting):
             if completion is not None:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`DirtyBitmap`: which parts of a disk have changed since some moment.
+"""`DirtyBitmap`: the parts of a disk that have changed since some point in time.
 
-One bit a granule of `1 << granularity_bits` bytes, in 64-bit words whose lowest bit comes first: as
-bitmaps are stored in qcow2 images, and hashed by `x-debug-block-dirty-bitmap-sha256`. Offsets,
-lengths and counts are in bytes. Bits past the end of the disk are never set.
+A bitmap has one bit for each granule of `1 << granularity_bits` bytes, in 64-bit words, lowest bit
+first. This is the form in qcow2 images, and the one that `x-debug-block-dirty-bitmap-sha256`
+hashes. Offsets, lengths and counts are in bytes. Bits past the end of the disk are never set.
 
-Operations work on whole words, so their time goes by the bitmap's size, not by what is set in it.
+Operations work on whole words. Their time depends on the bitmap's size, not on the number of bits
+set.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MIN_GRANULARITY_BITS, MAX_GRANULARITY_BITS = 9, 31
-#: Longest name of a bitmap, in bytes.
+#: Maximum length of a bitmap's name, in bytes.
 MAX_NAME = 1023
 
-#: Bits, or words, that are looked at in one go.
+#: Number of bits, or words, to process at once.
 _CHUNK_BITS = 1 << 20
 _CHUNK_WORDS = 1 << 12
 _WORD = np.dtype("<u8")
@@ -34,59 +35,60 @@ _ALL = (1 << 64) - 1
 
 @dataclass(eq=False)
 class DirtyBitmap:
-    """A bitmap of a disk of `size` bytes; raises MemoryError or ValueError where it is too large.
+    """A bitmap of a disk of `size` bytes; raises MemoryError or ValueError if it is too large.
 
-    `name` is None for those that users don't see by name.
+    `name` is None for internal bitmaps, which users can't refer to.
     """
 
     name: str | None
     granularity_bits: int
     size: int
-    #: Takes no note of writes.
+    #: Doesn't record writes.
     disabled: bool = False
-    #: Kept in the image when it is closed.
+    #: Stored in the image when the image is closed.
     persistent: bool = False
-    #: Was in use when the image was last left, so its content is unknown; may only be removed.
+    #: In use when the image was not closed properly, so its content is unknown. It can only be
+    #: removed.
     inconsistent: bool = False
-    #: In use by an operation; may not be changed by commands.
+    #: In use by an operation. Commands may not change it.
     busy: bool = False
-    #: The image may not be written, so neither may this.
+    #: The image is not writable, so the bitmap can't be changed.
     read_only: bool = False
 
     def __post_init__(self) -> None:
-        #: At least one word, shape (words,); pages come into being when they are touched.
+        #: At least one word, shape (words,). The kernel allocates pages on first use.
         self.words: NDArray[np.uint64] = np.zeros(self._word_count(), _WORD)
 
     @property
     def granularity(self) -> int:
-        """Bytes a bit stands for."""
+        """The number of bytes for each bit."""
         return 1 << self.granularity_bits
 
     @property
     def granules(self) -> int:
-        """How many bits count."""
+        """The number of bits that are in use."""
         return -(-self.size >> self.granularity_bits)
 
     @property
     def recording(self) -> bool:
-        """Whether it takes note of writes."""
+        """Whether the bitmap records writes."""
         return not self.disabled
 
     def _word_count(self) -> int:
         return max(-(-self.granules >> 6), 1)
 
-    # Changing.
+    # Changes.
 
     def mark(self, offset: int, length: int) -> None:
-        """Note that bytes have changed; what lies past the end is left out."""
+        """Set the bits of bytes that have changed; bytes past the end are ignored."""
         self._put(*self._granules_of(offset, length), True)
 
     def unmark(self, offset: int, length: int) -> None:
-        """Forget about bytes; a granule is forgotten with any of its bytes."""
+        """Clear the bits of bytes; a granule is cleared if any of its bytes is."""
         self._put(*self._granules_of(offset, length), False)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Clear all bits."""
         self.words.fill(0)
 
     def _granules_of(self, offset: int, length: int) -> tuple[int, int]:
@@ -113,7 +115,7 @@ class DirtyBitmap:
         self.words[index] = word | mask if value else word & ~mask
 
     def resize(self, size: int) -> None:
-        """Go over to another size of the disk; what is new is clean."""
+        """Change the size of the disk; the new part is clean."""
         former, granules = self.words, self.granules
         self.size = size
         if self.granules < granules:
@@ -124,12 +126,12 @@ class DirtyBitmap:
             self.words[:kept] = former[:kept]
 
     def merge(self, other: DirtyBitmap) -> None:
-        """Note all that another bitmap of a disk of the same size has noted."""
+        """Set all bits that are set in another bitmap of a disk of the same size."""
         if other.granularity_bits == self.granularity_bits:
             self.words |= other.words
             return
         shift = other.granularity_bits - self.granularity_bits
-        # A chunk is whole bytes of both bitmaps.
+        # A chunk is a whole number of bytes in both bitmaps.
         step = max(_CHUNK_BITS >> shift, 8) if shift > 0 else max(_CHUNK_BITS, 8 << -shift)
         theirs, ours = other.words.view(np.uint8), self.words.view(np.uint8)
         for first in range(0, other.granules, step):
@@ -150,18 +152,18 @@ class DirtyBitmap:
         self._clip()
 
     def _clip(self) -> None:
-        """Clear what lies past the last granule."""
+        """Clear the bits past the last granule."""
         granules = self.granules
         index, used = granules >> 6, granules & 63
         if index < len(self.words):
             self._change(index, _ALL >> used << used, False)
             self.words[index + 1 :] = 0
 
-    # Looking.
+    # Queries.
 
     @property
     def count(self) -> int:
-        """How many bytes have changed, in whole granules."""
+        """The number of dirty bytes, in whole granules."""
         total, data = 0, self.words.view(np.uint8)
         for start in range(0, len(data), _CHUNK_WORDS * 8):
             chunk = data[start : start + _CHUNK_WORDS * 8].tobytes()
@@ -169,20 +171,20 @@ class DirtyBitmap:
         return total << self.granularity_bits
 
     def is_dirty(self, offset: int) -> bool:
-        """Tell whether a byte has changed."""
+        """Return whether a byte is dirty."""
         granule = offset >> self.granularity_bits
         return bool(int(self.words[granule >> 6]) >> (granule & 63) & 1)
 
     def next_dirty(self, offset: int = 0) -> int | None:
-        """Return the first byte from `offset` on that has changed."""
+        """Return the first dirty byte at or after `offset`."""
         return self._next(offset, True)
 
     def next_clean(self, offset: int = 0) -> int | None:
-        """Return the first byte from `offset` on that has not changed."""
+        """Return the first clean byte at or after `offset`."""
         return self._next(offset, False)
 
     def next_area(self, offset: int, stop: int, longest: int = 1 << 62) -> tuple[int, int] | None:
-        """Return the first run of changed bytes in [offset, stop): where, and at most how long."""
+        """Return the first dirty run in [offset, stop), not longer than the given maximum."""
         start = self.next_dirty(offset)
         if start is None or start >= min(stop, self.size):
             return None
@@ -191,7 +193,7 @@ class DirtyBitmap:
         return start, min(end - start, longest)
 
     def areas(self, offset: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
-        """Yield all runs of changed bytes: where, and how long."""
+        """Yield offset and length of all dirty runs."""
         end = self.size if stop is None else stop
         while (area := self.next_area(offset, end)) is not None:
             yield area
@@ -213,7 +215,7 @@ class DirtyBitmap:
         return None if granule >= granules else max(granule << self.granularity_bits, offset)
 
     def _next_word(self, index: int, dirty: bool) -> tuple[int, int] | None:
-        """Return the first word with a bit that is sought, and these bits."""
+        """Return the first word with a matching bit, and the matching bits."""
         without = np.uint64(0 if dirty else _ALL)
         while index < len(self.words):
             found = np.flatnonzero(self.words[index : index + _CHUNK_WORDS] != without)
@@ -224,7 +226,7 @@ class DirtyBitmap:
         return None
 
     def granule_flags(self) -> NDArray[np.bool_]:
-        """Return for each granule whether it has changed; shape (granules,)."""
+        """Return for each granule whether it is dirty; shape (granules,)."""
         flags = np.unpackbits(self.words.view(np.uint8), count=self.granules, bitorder="little")
         return flags.astype(np.bool_)
 
@@ -232,22 +234,22 @@ class DirtyBitmap:
         """Return the hash of all words, in hexadecimal digits."""
         return hashlib.sha256(self.words.data).hexdigest()
 
-    # Storing, in parts of whole words (`offset` and `length` in bytes of the bitmap itself).
+    # Storing, in parts of whole words (`offset` and `length` are in bytes of the bitmap itself).
 
     @property
     def nbytes(self) -> int:
-        """How many bytes the bitmap takes when it is stored."""
+        """The size of the stored bitmap in bytes."""
         return -(-self.granules >> 6) << 3
 
     def part(self, offset: int, length: int) -> NDArray[np.uint8]:
-        """Return bytes of the stored form; shorter at the end."""
+        """Return a part of the stored form; shorter at the end."""
         return self.words.view(np.uint8)[: self.nbytes][offset : offset + length]
 
     def load_part(self, offset: int, length: int, data: NDArray[np.uint8] | None) -> None:
-        """Take over bytes of the stored form, or set all bits there; `finish_load` comes last."""
+        """Load a part of the stored form, or set all its bits; `finish_load` must follow."""
         mine = self.part(offset, length)
         mine[:] = 0xFF if data is None else data[: len(mine)]
 
     def finish_load(self) -> None:
-        """Make sure that what was loaded keeps to the size."""
+        """Clear loaded bits past the end."""
         self._clip()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dirty bitmaps of nodes, as commands and jobs use them.
+"""The dirty bitmaps of nodes, for commands and jobs.
 
-Whether a write is recorded is decided when it starts, and extent maps say it too. So bitmaps are
-added, and begin or cease to record, inside drained sections: no write is lost, none half recorded.
-A bitmap of a node in use is changed as a whole (cleared, merged into) inside one as well.
+A write decides at its start whether to record, and so do extent maps. So bitmaps are added, enabled
+and disabled inside drained sections: no write is lost or recorded in part. Changes of a whole
+bitmap (clear, merge) of a node in use are done in drained sections as well.
 
 Messages are QEMU's; functions raise BlockError.
 """
@@ -31,15 +31,15 @@ MIN_GRANULARITY = 512
 
 
 class KeepsBitmaps(ABC):
-    """The capability of a node whose image can keep the node's dirty bitmaps."""
+    """The capability of a node whose image can store the node's dirty bitmaps."""
 
     @abstractmethod
     async def check_new_bitmap(self, name: str, granularity: int) -> None:
-        """Raise BlockError where the image can't keep a bitmap of this name and granularity."""
+        """Raise BlockError if the image can't store a bitmap of this name and granularity."""
 
     @abstractmethod
     async def remove_stored_bitmap(self, name: str) -> None:
-        """Take a bitmap out of the image, if it is there; raises BlockError or OSError."""
+        """Remove a bitmap from the image, if it is stored there; raises BlockError or OSError."""
 
 
 def find(node: BlockNode, name: str) -> DirtyBitmap | None:
@@ -66,9 +66,9 @@ def _keeper(node: BlockNode) -> KeepsBitmaps | None:
 
 
 def check(bitmap: DirtyBitmap, *, change: bool = True, inconsistent: bool = False) -> None:
-    """Raise BlockError where a bitmap isn't one that a user may change, or use.
+    """Raise BlockError if commands may not change, or use, a bitmap.
 
-    `inconsistent`: it may be such a one.
+    `inconsistent`: an inconsistent bitmap is allowed.
     """
     if bitmap.busy:
         raise BlockError(
@@ -81,7 +81,7 @@ def check(bitmap: DirtyBitmap, *, change: bool = True, inconsistent: bool = Fals
 
 
 def check_source(bitmap: DirtyBitmap, size: int) -> None:
-    """Raise BlockError where a bitmap can't be merged into one of a disk of `size` bytes."""
+    """Raise BlockError if a bitmap can't be merged into one of a disk of `size` bytes."""
     check(bitmap, change=False)
     if bitmap.size != size:
         raise BlockError(
@@ -91,13 +91,13 @@ def check_source(bitmap: DirtyBitmap, size: int) -> None:
 
 
 def default_granularity(node: BlockNode) -> int:
-    """Return the granularity of a node's bitmaps where the user doesn't say: its cluster size."""
+    """Return the default granularity of a node's bitmaps: its cluster size."""
     return min(max(node.cluster_size or DEFAULT_GRANULARITY, 4096), DEFAULT_GRANULARITY)
 
 
 def make(node: BlockNode, name: str | None, granularity: int) -> DirtyBitmap:
-    """Return a new bitmap for a node, which doesn't have it yet."""
-    from vhostblk.block.bitmaps.dirty_bitmap import MAX_NAME, DirtyBitmap  # brings numpy
+    """Return a new bitmap for a node, without adding it."""
+    from vhostblk.block.bitmaps.dirty_bitmap import MAX_NAME, DirtyBitmap  # imports numpy
 
     if name is not None:
         if find(node, name) is not None:
@@ -113,7 +113,7 @@ def make(node: BlockNode, name: str | None, granularity: int) -> DirtyBitmap:
 
 
 def refresh(node: BlockNode) -> None:
-    """Go by which bitmaps a node has, and which record; drained, or while it is opened."""
+    """Update the node's list of recording bitmaps; call while drained, or while it is opened."""
     node.recorders = tuple(each for each in node.bitmaps if each.recording and not each.read_only)
     for edge in node.parents:
         edge.refresh()
@@ -147,7 +147,7 @@ class _BitmapAction(ABC):
 
 
 class AddBitmap(_BitmapAction):
-    """Give a node a bitmap; `granularity` in bytes."""
+    """Add a bitmap to a node; `granularity` in bytes."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class AddBitmap(_BitmapAction):
 
 
 class RemoveBitmap(_BitmapAction):
-    """Take a bitmap away from a node, and out of its image; undone, the image gets it later."""
+    """Remove a bitmap from a node and its image. If undone, the image stores it again later."""
 
     async def prepare(self) -> None:
         node, bitmap = self._look_up()
@@ -201,7 +201,7 @@ class RemoveBitmap(_BitmapAction):
         self._persistent = bitmap.persistent
         if bitmap.persistent and (keeper := _keeper(node)) is not None:
             await keeper.remove_stored_bitmap(self._name)
-        # The commit of another action may have the image store its bitmaps: not this one again.
+        # Another action may have the image store its bitmaps, which must not include this one.
         bitmap.busy, bitmap.persistent = True, False
 
     async def commit(self) -> None:
@@ -214,7 +214,7 @@ class RemoveBitmap(_BitmapAction):
 
 
 class ClearBitmap(_BitmapAction):
-    """Have a bitmap forget everything."""
+    """Clear a bitmap."""
 
     async def prepare(self) -> None:
         _, bitmap = self._look_up()
@@ -227,7 +227,7 @@ class ClearBitmap(_BitmapAction):
 
 
 class EnableBitmap(_BitmapAction):
-    """Have a bitmap record, or not."""
+    """Enable or disable a bitmap."""
 
     def __init__(self, graph: Graph, node_name: str, name: str, *, enabled: bool) -> None:
         super().__init__(graph, node_name, name)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`BlockCopy`: copying a disk to another one by clusters, each of them once.
+"""`BlockCopy`: copies a disk to another one by clusters, each cluster once.
 
-A cluster is *dirty* until a copy of it is under way; if that fails it is dirty again. Who asks for
-a range to be copied waits until none of it is dirty or under way, whoever copied it; and gets an
-error only where a piece of work failed that was his own. At most `MAX_BYTES` are in memory.
+A cluster is *dirty* until its copy starts; if the copy fails it is dirty again. A caller of `copy`
+waits until no cluster of its range is dirty or being copied, whichever caller copies it. It gets an
+error only if a piece that it copied itself failed. At most `MAX_BYTES` are in memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vhostblk.block.io.flags import WriteFlags
 if TYPE_CHECKING:
     from vhostblk.block.graph.edge import Edge
 
-#: What is copied at once, and what may be in memory altogether (as in QEMU).
+#: The length of a piece, and the limit of memory for all pieces in flight (as in QEMU).
 CHUNK_BYTES = 1 << 20
 MAX_BYTES = 128 << 20
 
@@ -55,11 +55,11 @@ class BlockCopy:
         self._no_room: list[Completion[None]] = []
 
     def forget(self, first: int, last: int) -> None:
-        """Copy clusters [first, last) no more."""
+        """Don't copy clusters [first, last) any more."""
         self.dirty[first:last] = False
 
     def resize(self, size: int) -> None:
-        """Go by another length of the disk; what is added is not to be copied."""
+        """Change the length of the disk; new clusters are not to be copied."""
         clusters = -(-size // self.cluster_size)
         kept = self.dirty[:clusters]
         self.dirty = np.zeros(clusters, np.bool_)
@@ -67,9 +67,9 @@ class BlockCopy:
         self.size = min(self.size, size)
 
     async def copy(self, first: int, last: int, cancelled: list[bool] | None = None) -> None:
-        """Copy what is dirty of clusters [first, last); raises OSError.
+        """Copy the dirty clusters of [first, last); raises OSError.
 
-        It ends after the current piece where `cancelled` has become true (not empty).
+        Ends after the current piece once `cancelled` is not empty.
         """
         while not cancelled:
             task = self._start(first, last)
@@ -84,7 +84,7 @@ class BlockCopy:
             await done
 
     def _start(self, first: int, last: int) -> _Task | None:
-        """Take the first dirty run of a range, as far as it is copied at once."""
+        """Start a task for the first dirty run of a range, up to the length of a piece."""
         dirty = self.dirty[first:last]
         begin = int(dirty.argmax()) if len(dirty) else 0
         if not len(dirty) or not dirty[begin]:
@@ -100,7 +100,7 @@ class BlockCopy:
     async def _run(self, task: _Task) -> None:
         copied = False
         try:
-            zeroes = await self._look(task)
+            zeroes = await self._begins_with_zeroes(task)
             await self._copy_task(task, zeroes=zeroes)
             copied = True
         finally:
@@ -109,8 +109,8 @@ class BlockCopy:
             self._tasks.remove(task)
             task.wake()
 
-    async def _look(self, task: _Task) -> bool:
-        """Tell whether a task's first clusters are zeroes, and leave the others for later."""
+    async def _begins_with_zeroes(self, task: _Task) -> bool:
+        """Return whether a task's first clusters are zeroes; the task is cut to these clusters."""
         start = task.first * self.cluster_size
         length = min(task.last * self.cluster_size, self.size) - start
         try:
@@ -133,7 +133,7 @@ class BlockCopy:
     async def _copy_task(self, task: _Task, *, zeroes: bool) -> None:
         start = task.first * self.cluster_size
         length = min(task.last * self.cluster_size, self.size) - start
-        if length <= 0:  # cut off meanwhile
+        if length <= 0:  # cut off by a resize
             return
         if zeroes:
             await self._target.pwrite_zeroes(start, length)

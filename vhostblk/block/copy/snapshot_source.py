@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The capability to show what a disk was like at some time before."""
+"""The capability to provide a snapshot of a disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class SnapshotSource(ABC):
-    """A node that keeps a snapshot of its data; nodes of `snapshot-access` show it."""
+    """A node that keeps a snapshot of its data, for nodes of `snapshot-access`."""
 
     @abstractmethod
     async def snapshot_preadv(self, offset: int, iov: IoVec) -> None:
@@ -20,8 +20,8 @@ class SnapshotSource(ABC):
 
     @abstractmethod
     async def snapshot_block_status(self, offset: int, length: int) -> Extent:
-        """Describe a run at `offset` of the snapshot, of at most `length` bytes."""
+        """Return the status of a run at `offset` of the snapshot, of at most `length` bytes."""
 
     @abstractmethod
     async def snapshot_pdiscard(self, offset: int, length: int) -> None:
-        """Keep a range of the snapshot no more."""
+        """Stop keeping a range of the snapshot."""

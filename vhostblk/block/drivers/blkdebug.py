@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`blkdebug`: makes requests fail by rules, and shrinks the limits of what lies below.
+"""`blkdebug`: injects errors according to rules, and restricts the limits of its child.
 
-What the rules are about is in `blkdebug_rules`. Events come from the driver whose primary child
-this node is (`BlockNode.debug_event`), and from the layer above about this node's own writes.
+`blkdebug_rules` describes the rules. Events come from the driver whose primary child this node is
+(`BlockNode.debug_event`), and from the edge, for this node's own writes.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
+from msgspec.structs import replace
 
 from vhostblk.block.drivers.blkdebug_config import read_config
 from vhostblk.block.drivers.blkdebug_rules import Rule, Rules
@@ -40,7 +40,7 @@ _LIMITS = ("max_transfer", "opt_write_zero", "max_write_zero", "opt_discard", "m
 
 
 class BlkdebugNode(FilterNode, ProtocolDriver):
-    """A filter that fails as it is told."""
+    """A filter that injects errors."""
 
     driver = "blkdebug"
     primary_role = "image"
@@ -117,7 +117,7 @@ class BlkdebugNode(FilterNode, ProtocolDriver):
         return {**options, "config": config} if config else options
 
     async def _check(self, kind: BlkdebugIOType, offset: int = 0, length: int = 0) -> None:
-        """Fail, if a rule says so."""
+        """Raise the error of a matching rule."""
         rule = self._rules.error_for(kind, offset, length)
         if rule is None:
             return
@@ -141,7 +141,7 @@ class BlkdebugNode(FilterNode, ProtocolDriver):
     ) -> None:
         limits = self.limits
         if length < max(limits.request_alignment, limits.write_zeroes_alignment):
-            raise os_error(errno.ENOTSUP)  # so that the fallback is tested
+            raise os_error(errno.ENOTSUP)  # makes the edge use its fallback
         await self._check(BlkdebugIOType.WRITE_ZEROES, offset, length)
         await self._file.pwrite_zeroes(offset, length, flags)
 
@@ -159,7 +159,7 @@ class BlkdebugNode(FilterNode, ProtocolDriver):
 
 
 def _flat(prefix: str, rule: Rule) -> dict[str, Any]:
-    """Return what a rule says besides the defaults, by names as QEMU flattens them."""
+    """Return the members of a rule that aren't defaults, with flattened names as in QEMU."""
     values = msgspec.to_builtins(rule)
     return {
         f"{prefix}.{info.encode_name}": values[info.encode_name]
@@ -176,7 +176,7 @@ def _permissions(names: Iterable[BlockPermission]) -> Perm:
 
 
 def _check_limits(options: Any, alignment_below: int) -> None:
-    """Raise BlockError where limits don't go together, in QEMU's words."""
+    """Raise BlockError for conflicting limits, in QEMU's words."""
     align = options.align
     for name in ("align", *_LIMITS):
         if (value := getattr(options, name)) < 0:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration file of `blkdebug`: rules, in the form of QEMU's configuration files.
+"""The configuration file of `blkdebug`: rules in the syntax of QEMU's configuration files.
 
     # A comment
     [inject-error]
     event = "read_aio"
     errno = "28"
 
-What is a line and what it may hold is that of `util/qemu-config.c`, where lines are read with
-sscanf(3): 1023 bytes at most, names of up to 63 bytes without white space, values in double quotes.
-Whatever follows the closing quote is passed over, and a name alone has an empty value. A group's
-name may be followed by an identifier: `[inject-error "first"]`.
+The syntax is that of `util/qemu-config.c`, which parses lines with sscanf(3). A line has at most
+1023 bytes. Names have up to 63 bytes without white space, and values are in double quotes. Text
+after the closing quote is ignored, and a name alone has an empty value. A group's name may be
+followed by an identifier: `[inject-error "first"]`.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
     from vhostblk.block.drivers.blkdebug_rules import Rule
 
-#: No configuration of rules is longer.
+#: Maximum length of a file.
 MAX_BYTES = 1 << 20
 _LINE_BYTES = 1023
 
-# As sscanf(3) would, the parts never give back what they have taken.
+# Possessive quantifiers, because sscanf(3) doesn't backtrack.
 _GROUP_WITH_ID = re.compile(r'\[\s*+(\S{1,63}+)\s*+"([^"]{1,63})', re.ASCII)
 _GROUP = re.compile(r"\[([^\]]{1,63})", re.ASCII)
 _ASSIGNMENT = re.compile(r'\s*+(\S{1,63}+)(?:\s*+=\s*+"([^"]{1,1023}))?', re.ASCII)
@@ -69,7 +69,7 @@ _UNREADABLE = "Could not read blkdebug config file"
 def read_config(path: str) -> list[Rule]:
     """Return the rules in a file; raises BlockError."""
     try:
-        # A FIFO is no reason to wait.
+        # Opening a FIFO must not block.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             text = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
@@ -84,7 +84,7 @@ def parse_config(text: str) -> list[Rule]:
     try:
         return _parse_rules(text)
     except (BlockError, OptionError) as error:
-        line = str(error).replace("\n", "\\n")  # what it quotes may go on to the line's end
+        line = str(error).replace("\n", "\\n")  # the quoted text may contain a newline
         raise BlockError(line) from error
 
 
@@ -124,7 +124,7 @@ def _parse_groups(text: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def _lines(text: str) -> list[str]:
-    """Cut text as fgets(3) does into a buffer of 1024 bytes."""
+    """Split text as fgets(3) does with a buffer of 1024 bytes."""
     lines: list[str] = []
     for line in text.split("\n"):
         whole = line + "\n"
@@ -133,7 +133,7 @@ def _lines(text: str) -> list[str]:
             whole = whole[_LINE_BYTES:]
         lines.append(whole)
     if text.endswith("\n") or not text:
-        lines.pop()  # what follows the last line's end is no line
+        lines.pop()  # no line follows the last newline
     return lines
 
 
@@ -170,6 +170,6 @@ def _member(enum: type[E], name: str) -> E:
 
 
 def _signed(value: int, bits: int) -> int:
-    """Convert as C does."""
+    """Convert an integer to a signed one, as C does."""
     value &= (1 << bits) - 1
     return value - (1 << bits) if value >> (bits - 1) else value

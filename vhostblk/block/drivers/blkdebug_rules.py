@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of `blkdebug`: from events and a state to requests that fail.
+"""The rules of `blkdebug`: they map events and a state to errors.
 
     event ──► rules for it, in this state ──► set-state: another state
                                           └─► inject-error: armed, instead of all that were before
 
-An armed rule makes every request fail that it is about, until an event arms others; with `once`, it
-is gone after the first. Of several `set-state` rules for an event the first counts, and of several
-errors that are armed for a request the first as well.
+An armed rule fails every request that it matches, until an event arms other rules; with `once`, it
+is removed after the first request. If several `set-state` rules match an event, the first applies,
+and so does the first of several armed errors that match a request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Rule = BlkdebugInjectErrorOptions | BlkdebugSetStateOptions
 
 
 class Rules:
-    """The rules of one node, and its state."""
+    """The rules and the state of one node."""
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.state = 1
@@ -42,7 +42,7 @@ class Rules:
         self._armed: list[BlkdebugInjectErrorOptions] = []
 
     def take_event(self, event: str) -> None:
-        """Go by the rules for an event (the wire name of a `BlkdebugEvent`)."""
+        """Apply the rules for an event (the wire name of a `BlkdebugEvent`)."""
         errors, states = self._errors.get(event, ()), self._states.get(event, ())
         if not errors and not states:
             return
@@ -59,7 +59,7 @@ class Rules:
     def error_for(
         self, kind: BlkdebugIOType, offset: int, length: int
     ) -> BlkdebugInjectErrorOptions | None:
-        """Return the rule by which a request is to fail; None: it is to be done."""
+        """Return the rule that fails a request; None: the request proceeds."""
         for rule in self._armed:
             if _concerns(rule, kind) and _touches(rule, offset, length):
                 if rule.once:
@@ -68,7 +68,7 @@ class Rules:
         return None
 
     def _forget(self, rule: BlkdebugInjectErrorOptions) -> None:
-        # By identity: there may be several that say the same.
+        # By identity: several rules may be equal.
         self._armed = [other for other in self._armed if other is not rule]
         event = rule.event.value
         self._errors[event] = [other for other in self._errors[event] if other is not rule]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`blklogwrites`: passes writes on, and appends them to a log from which they can be replayed.
+"""`blklogwrites`: passes writes on, and appends them to a log for replay.
 
-Each request goes to the file first. Once that is done it gets its place in the log and is written
-there, so that entries are in the order in which the file completed the requests. The superblock's
-count of entries, which is all that replaying goes by, is brought up to date after a flush and every
-so many writes.
+Each request goes to the file first. When it has completed, it gets its place in the log and is
+written there. So the entries are in the order in which the file completed the requests. The
+superblock has the number of entries; replay ignores later ones. It is updated after a flush, and
+after each interval of writes.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -12,8 +12,9 @@ so many writes.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
+
+from msgspec.structs import replace
 
 from vhostblk.block.drivers.blklogwrites_layout import (
     ALL_FLAGS,
@@ -50,7 +51,7 @@ _DEFAULT_SECTOR = 512
 
 
 class BlklogwritesNode(FilterNode, KeptInMemory):
-    """A filter that keeps a record of all writes."""
+    """A filter that logs all writes."""
 
     driver = "blklogwrites"
     reopens = False
@@ -61,12 +62,12 @@ class BlklogwritesNode(FilterNode, KeptInMemory):
         self.native_flags = WriteFlags.NONE
         self._log: Edge
         self._sector_size = _DEFAULT_SECTOR
-        #: Where the next entry goes, and how many there are.
+        #: The sector of the next entry, and the number of entries.
         self._next_sector = 1
         self._entries = 0
-        #: What the superblock says; whether it is being written, and who waits for that.
-        self._entries_told = 0
-        self._telling = False
+        #: The number of entries in the superblock, and the state of its update.
+        self._entries_in_super = 0
+        self._updating_super = False
         self._waiting: list[Completion[None]] = []
 
     @classmethod
@@ -80,7 +81,7 @@ class BlklogwritesNode(FilterNode, KeptInMemory):
         return node
 
     async def _open_log(self) -> None:
-        """Find out where to go on; raises BlockError."""
+        """Find the end of the log; raises BlockError."""
         options = self.options
         if options.log_append:
             if options.log_sector_size is not UNSET:
@@ -106,10 +107,10 @@ class BlklogwritesNode(FilterNode, KeptInMemory):
         self._sector_size = head.sector_size
         if is_sector_size(head.sector_size):
             self._next_sector = await self._find_end(head)
-            self._entries = self._entries_told = head.entries
+            self._entries = self._entries_in_super = head.entries
 
     async def _find_end(self, head: LogSuper) -> int:
-        """Return the sector after the last entry. The log need not be what it says it is."""
+        """Return the sector after the last entry. The content of the log is not trusted."""
         sector, end = 1, -(-self._log.node.size // head.sector_size)
         for index in range(head.entries):
             if sector >= end:
@@ -135,11 +136,11 @@ class BlklogwritesNode(FilterNode, KeptInMemory):
 
     @property
     def only_in_memory(self) -> str:
-        return "" if self.options.log_append else "where its log ends"
+        return "" if self.options.log_append else "the end of its log"
 
     @property
     def counts_writes(self) -> bool:
-        return True  # an entry for each flush that does something
+        return True  # each flush with effect gets an entry
 
     def child_permissions(self, role: str, perm: Perm, shared: Perm) -> tuple[Perm, Perm]:
         if role != "log":
@@ -181,14 +182,14 @@ class BlklogwritesNode(FilterNode, KeptInMemory):
     async def _do(
         self, on_file: Coroutine[Any, Any, None], entry: LogEntry, data: IoVec | None = None
     ) -> None:
-        """Do something to the file and, whatever comes of it, log it."""
+        """Do a request to the file, and log it even if it fails."""
         try:
             await on_file
         finally:
             await self._append(entry, data)
 
     async def _append(self, entry: LogEntry, data: IoVec | None) -> None:
-        """Log an entry with its data; those are zeroes for a write without."""
+        """Append an entry and its data to the log; without data, a write logs zeroes."""
         size = self._sector_size
         start = self._next_sector
         self._next_sector += entry.length
@@ -205,23 +206,23 @@ class BlklogwritesNode(FilterNode, KeptInMemory):
             await self._update_super(number)
 
     async def _update_super(self, number: int) -> None:
-        """Have the superblock count entry `number`, on stable storage. One update at a time."""
-        while self._telling:
+        """Update the superblock to count entry `number`, and flush it. One update at a time."""
+        while self._updating_super:
             turn: Completion[None] = Completion()
             self._waiting.append(turn)
             await turn
-        if self._entries_told >= number:
-            return  # another update has done so
-        self._telling = True
+        if self._entries_in_super >= number:
+            return  # done by another update
+        self._updating_super = True
         try:
             entries = self._entries
             iov = shaping.allocate(self._sector_size)
             iov.copy_from(LogSuper(MAGIC, VERSION, entries, self._sector_size).pack())
             await self._log.pwritev(0, iov)
             await self._log.flush()
-            self._entries_told = entries
+            self._entries_in_super = entries
         finally:
-            self._telling = False
+            self._updating_super = False
             waiting, self._waiting = self._waiting, []
             for turn in waiting:
                 turn.set_result(None)

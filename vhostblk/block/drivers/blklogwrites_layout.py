@@ -4,8 +4,8 @@
     sector 0      superblock
     from 1 on     entry, and the sectors of its data, if it is a write; next entry, …
 
-An entry for a flush has no data and no sectors; one for a discard says how many sectors, and has no
-data.
+An entry for a flush has no data and a length of 0. An entry for a discard has a length in sectors,
+and no data.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ENTRY_BYTES = _ENTRY.size
 
 
 class LogFlag(IntFlag):
-    """What an entry is; none: a write."""
+    """The type of an entry; no flag: a write."""
 
     FLUSH = 1
     FUA = 2
@@ -33,7 +33,7 @@ class LogFlag(IntFlag):
     MARK = 8
 
 
-#: A number, because the complement of an IntFlag leaves out what it doesn't know.
+#: An integer, because the complement of an IntFlag omits unknown flags.
 ALL_FLAGS = int(LogFlag.FLUSH | LogFlag.FUA | LogFlag.DISCARD | LogFlag.MARK)
 
 
@@ -46,17 +46,17 @@ class LogSuper(NamedTuple):
     sector_size: int
 
     def pack(self) -> bytes:
-        """Return it as a whole sector."""
+        """Return the superblock as a whole sector."""
         return _SUPER.pack(*self).ljust(self.sector_size, b"\0")
 
     @classmethod
     def unpack(cls, data: bytes) -> LogSuper:
-        """Read the first `SUPER_BYTES`."""
+        """Parse the first `SUPER_BYTES`."""
         return cls(*_SUPER.unpack_from(data))
 
 
 class LogEntry(NamedTuple):
-    """What was done: where, how long (both in sectors), what. `data_length` is that of marks."""
+    """One entry: sector, length in sectors, flags. `data_length` is that of marks."""
 
     sector: int
     sectors: int
@@ -64,20 +64,20 @@ class LogEntry(NamedTuple):
     data_length: int = 0
 
     def pack(self, sector_size: int) -> bytes:
-        """Return it as a whole sector."""
+        """Return the entry as a whole sector."""
         return _ENTRY.pack(*self).ljust(sector_size, b"\0")
 
     @classmethod
     def unpack(cls, data: bytes) -> LogEntry:
-        """Read the first `ENTRY_BYTES`."""
+        """Parse the first `ENTRY_BYTES`."""
         return cls(*_ENTRY.unpack_from(data))
 
     @property
     def length(self) -> int:
-        """The sectors it takes in the log, with its own."""
+        """The number of sectors in the log, including the entry's own."""
         return 1 if self.flags & LogFlag.DISCARD else 1 + self.sectors
 
 
 def is_sector_size(size: int) -> bool:
-    """Tell whether a log can have such sectors."""
+    """Return whether this is a valid sector size for a log."""
     return size & (size - 1) == 0 and max(SUPER_BYTES, ENTRY_BYTES) <= size < 1 << 24

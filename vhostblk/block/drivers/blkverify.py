@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`blkverify`: does all to a driver under test and to a copy, and ends the process if they differ.
+"""`blkverify`: sends requests to a driver under test and to a copy, and exits if they differ.
 
-Who reads gets what the driver under test says. Both read into memory of our own: if a guest could
-change it in between, it could end the process.
+A read returns the data of the driver under test. Both reads go to private buffers: otherwise a
+guest could change the memory in between and make the process exit.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
+
+from msgspec.structs import replace
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.filename import ProtocolDriver, described
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class BlkverifyNode(FilterNode, ProtocolDriver):
-    """A filter over the copy, with the driver under test beside it."""
+    """A filter over the copy; the driver under test is another child."""
 
     driver = "blkverify"
     primary_role = "raw"
@@ -103,7 +104,7 @@ class BlkverifyNode(FilterNode, ProtocolDriver):
 
     async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
         data = shaping.allocate(iov.nbytes)
-        iov.copy_to(data)  # both are to write the same
+        iov.copy_to(data)  # both must write the same data
         what = f"write offset={offset} bytes={iov.nbytes}"
         await _both(what, self._test.pwritev(offset, data), self._file.pwritev(offset, data))
 
@@ -121,7 +122,7 @@ class BlkverifyNode(FilterNode, ProtocolDriver):
 
 
 async def _both(what: str, on_test: Any, on_raw: Any) -> None:
-    """Do the same on both; raises OSError if both fail in the same way."""
+    """Do a request on both children; raises OSError if both fail with the same error."""
     test, raw = await outcomes([on_test, on_raw])
     codes = [-(error.errno or 0) if error is not None else 0 for error in (test, raw)]
     if codes[0] != codes[1]:
@@ -131,7 +132,7 @@ async def _both(what: str, on_test: Any, on_raw: Any) -> None:
 
 
 def first_difference(one: bytes, other: bytes) -> int | None:
-    """Return the first place where two byte strings of the same length differ."""
+    """Return the first offset at which two byte strings of the same length differ."""
     if one == other:
         return None
     return next(index for index, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)

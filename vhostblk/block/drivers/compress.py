@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`compress`: has the image below store what is written compressed.
+"""`compress`: makes the image below store writes compressed.
 
-Only whole clusters can be compressed, so these are the blocks of the filter: the layer above reads,
-modifies and writes them.
+Only whole clusters can be compressed. So the filter's request alignment is the cluster size, and
+the edge above does read-modify-write.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
+
+from msgspec.structs import replace
 
 from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.filter import FilterNode

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`copy-before-write`: saves old data to a target before it is overwritten.
+"""`copy-before-write`: copies old data to a target before it is overwritten.
 
-Together, the source and the target hold the disk as it was when the filter was opened, for
-`snapshot-access` to read. Three sets of clusters say where:
+Together, the source and the target have the data from when the filter was opened; `snapshot-access`
+reads it. Three sets of clusters record the place of the data:
 
-- *dirty* ones (in `BlockCopy`) have not been copied;
-- *done* ones have, by a write: they are read from the target. A write sets this after the copy and
-  before it goes on to the source, and then waits for the readers that had begun to read the source
-  there (`_frozen`);
-- *accessible* ones belong to the snapshot (with the option `bitmap`: those that it has noted) and
-  have not been discarded by its reader.
+- *dirty* clusters (in `BlockCopy`) have not been copied;
+- *done* clusters have been copied because of a write, and are read from the target. A write adds a
+  cluster after the copy and before it proceeds to the source, and then waits for snapshot readers
+  that already read the source there (`_frozen`);
+- *accessible* clusters belong to the snapshot (with the option `bitmap`, those that are dirty in
+  it) and have not been discarded by its reader.
 
-Where a copy fails, either the write fails, and all is as before; or the snapshot is given up, and
-every access to it fails from then on.
+If a copy fails, one of two things happens: either the write fails and nothing changes, or the
+snapshot is broken and every later access to it fails.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -50,13 +50,13 @@ if TYPE_CHECKING:
     from vhostblk.block.io.iovec import IoVec
     from vhostblk.engine.extents import ExtentMap
 
-#: As in QEMU: the least number of bytes that are copied.
+#: The minimum cluster size, as in QEMU.
 DEFAULT_CLUSTER = 64 << 10
 _MAX_INT64 = (1 << 63) - 1
 
 
 class _FrozenRead:
-    """A reader of the snapshot on bytes [start, stop) of the source, which must not change."""
+    """A snapshot read of bytes [start, stop) of the source, which must not change meanwhile."""
 
     __slots__ = ("start", "stop", "waiters")
 
@@ -72,7 +72,7 @@ class CopyBeforeWriteNode(FilterNode, SnapshotSource, KeptInMemory):
     driver = "copy-before-write"
     named_by_child = True
     reopens = False
-    #: The snapshot is made of the unchanged blocks of "file", and the saved blocks in "target".
+    #: The snapshot consists of unchanged blocks of "file" and saved blocks in "target".
     remembered_roles = frozenset({"file", "target"})
 
     def __init__(self, node_name: str, options: Any) -> None:
@@ -80,12 +80,12 @@ class CopyBeforeWriteNode(FilterNode, SnapshotSource, KeptInMemory):
         self._target: Edge
         self._copy: BlockCopy
         self._frozen: list[_FrozenRead] = []
-        #: Copies that go on although nobody waits for them any more.
+        #: Copies that continue after their write timed out.
         self._abandoned: set[asyncio.Task[None]] = set()
         #: Of shape (clusters,), bool.
         self._done: NDArray[np.bool_]
         self._accessible: NDArray[np.bool_]
-        #: A copy has failed, and the snapshot with it.
+        #: A copy has failed, and so the snapshot is lost.
         self._broken = False
 
     @classmethod
@@ -119,12 +119,12 @@ class CopyBeforeWriteNode(FilterNode, SnapshotSource, KeptInMemory):
 
     @property
     def only_in_memory(self) -> str:
-        return "what it has saved"
+        return "its snapshot's state"
 
     def extent_map(self) -> ExtentMap | None:
         return self.map_for_reading()
 
-    # Of the disk.
+    # I/O of the disk.
 
     async def pwritev(self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE) -> None:
         await self._before_write(offset, iov.nbytes, flags)
@@ -151,9 +151,9 @@ class CopyBeforeWriteNode(FilterNode, SnapshotSource, KeptInMemory):
             await asyncio.wait(set(self._abandoned))
 
     async def _before_write(self, offset: int, length: int, flags: WriteFlags) -> None:
-        """Save what is about to be overwritten; raises OSError where the write must not go on.
+        """Copy the data to be overwritten; raises OSError if the write must fail.
 
-        Afterwards nobody reads it from the source.
+        Afterwards no snapshot read uses the source there.
         """
         if flags & WriteFlags.WRITE_UNCHANGED or self._broken or not length:
             return
@@ -173,7 +173,7 @@ class CopyBeforeWriteNode(FilterNode, SnapshotSource, KeptInMemory):
         await self._wait_for_readers(first * cluster, last * cluster)
 
     async def _copy_in_time(self, first: int, last: int) -> None:
-        """Copy; raise ETIMEDOUT where that takes too long, while the present piece goes on."""
+        """Copy clusters; raise ETIMEDOUT after a time limit, while the copy continues."""
         loop = asyncio.get_running_loop()
         cancelled: list[bool] = []
         ended: Completion[None] = Completion()
@@ -207,7 +207,7 @@ class CopyBeforeWriteNode(FilterNode, SnapshotSource, KeptInMemory):
             read.waiters.append(ended)
             await ended
 
-    # Of the snapshot.
+    # I/O of the snapshot.
 
     async def snapshot_preadv(self, offset: int, iov: IoVec) -> None:
         position = 0
@@ -233,7 +233,7 @@ class CopyBeforeWriteNode(FilterNode, SnapshotSource, KeptInMemory):
         await self._target.pdiscard(first * cluster, (last - first) * cluster)
 
     def _locate(self, offset: int, length: int) -> tuple[Edge, int]:
-        """Say where the snapshot's data at `offset` is, and how much of it; or raise EACCES."""
+        """Return where the snapshot's data at `offset` is, and its length; raises EACCES."""
         cluster = self._copy.cluster_size
         first, last = offset // cluster, -(-(offset + length) // cluster)
         if self._broken or last > len(self._accessible) or not self._accessible[first:last].all():
@@ -246,7 +246,7 @@ class CopyBeforeWriteNode(FilterNode, SnapshotSource, KeptInMemory):
 
     @contextmanager
     def _reading(self, edge: Edge, offset: int, length: int) -> Iterator[None]:
-        """Keep writes off a range of the source inside the block."""
+        """Let writes to a range of the source wait while the block runs."""
         if edge is self._target:
             yield
             return
@@ -261,7 +261,7 @@ class CopyBeforeWriteNode(FilterNode, SnapshotSource, KeptInMemory):
 
 
 def _cluster_size(target: BlockNode, least: int) -> int:
-    """Work out the size of clusters; raises BlockError."""
+    """Return the cluster size; raises BlockError."""
     if least > _MAX_INT64:
         raise BlockError(f"min-cluster-size too large: {least} > {_MAX_INT64}")
     if least & (least - 1):
@@ -271,7 +271,7 @@ def _cluster_size(target: BlockNode, least: int) -> int:
 
 
 def _clusters_of(bitmap: DirtyBitmap, cluster_size: int, size: int) -> NDArray[np.bool_]:
-    """Tell which clusters of a disk a bitmap has noted; raises BlockError."""
+    """Return which clusters of a disk are dirty in a bitmap; raises BlockError."""
     from vhostblk.block.bitmaps.dirty_bitmap import DirtyBitmap
 
     try:

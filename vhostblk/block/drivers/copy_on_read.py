@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`copy-on-read`: what is read from backing images is copied to the image on top.
+"""`copy-on-read`: copies data that is read from backing images to the top image.
 
-A copy reads whole clusters and writes them back without changing what the image shows, which takes
-the permission WRITE_UNCHANGED. Between the two no other write may get at these clusters, or it
-would be undone: so copies are entered in the image's `WriteTracker`, as read-modify-write is, and
-the write itself goes to the driver past the edge, where it would wait for itself.
+A copy reads whole clusters and writes them back without changing the visible data, which needs the
+permission WRITE_UNCHANGED. Another write to these clusters between the read and the write would be
+lost. So copies are entered in the image's `WriteTracker`, like read-modify-write. The copy's own
+write goes to the driver directly: through the edge it would wait for itself.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 _PASSED_ON = Perm.CONSISTENT_READ | Perm.WRITE | Perm.RESIZE
 
-#: Longest piece that is copied at once.
+#: Maximum length of a piece.
 COPY_BYTES = shaping.BOUNCE_BYTES
 
 
 class CopyOnReadNode(FilterNode):
-    """Copies what reads find in backing images, down to the image `bottom`."""
+    """Copies the data that reads find in backing images, down to the image `bottom`."""
 
     driver = "copy-on-read"
     reopens = False
@@ -54,7 +54,7 @@ class CopyOnReadNode(FilterNode):
             node._freeze_chain(options.bottom, graph)
         below = node._file.node
         if below.write_tracker is None:
-            async with graph.drained([below]):  # all writes from now on are tracked
+            async with graph.drained([below]):  # all later writes are tracked
                 node._track_writes()
         return node
 
@@ -70,7 +70,7 @@ class CopyOnReadNode(FilterNode):
         self._track_writes()
 
     def _freeze_chain(self, name: str, graph: Graph) -> None:
-        """Take note of the bottom image, and keep the chain down to it as it is."""
+        """Find the bottom image, and freeze the links of the chain down to it."""
         bottom = graph.find(name, NoNode.BOTTOM)
         if bottom.is_filter:
             raise BlockError(f"Bottom node '{name}' is a filter")
@@ -108,7 +108,7 @@ class CopyOnReadNode(FilterNode):
             await self._read_above(self._bottom, offset, iov)
 
     async def _read_above(self, bottom: BlockNode, offset: int, iov: IoVec) -> None:
-        """Read run by run; copy those that come from an image above `bottom`, or from it."""
+        """Read in runs; copy those that come from an image between the top and `bottom`."""
         image, position = self._file.node, 0
         while position < iov.nbytes:
             start, left = offset + position, iov.nbytes - position
@@ -128,7 +128,7 @@ class CopyOnReadNode(FilterNode):
             position += count
 
     async def _copy_on_read(self, offset: int, iov: IoVec) -> None:
-        """Read, after what is not allocated of the clusters concerned has been copied."""
+        """Copy the unallocated parts of all clusters of a range to the image, then read."""
         image = self._file.node
         tracker = image.write_tracker
         assert tracker is not None, "made when the filter was opened"
@@ -146,9 +146,9 @@ class CopyOnReadNode(FilterNode):
 
 
 async def _allocate(image: BlockNode, start: int, stop: int) -> None:
-    """Copy to an image what it lacks of whole clusters; no write gets at them meanwhile.
+    """Copy the unallocated parts of whole clusters to an image, with other writes kept off.
 
-    The last one may be cut off by the end of the image.
+    The last cluster may be cut off by the end of the image.
     """
     from vhostblk.block.io.iovec import IoVec
 
@@ -159,7 +159,7 @@ async def _allocate(image: BlockNode, start: int, stop: int) -> None:
         if not allocated:
             count = min(count, longest // align * align)
             data = IoVec.allocate(-(-count // align) * align, image.limits.memory_alignment)
-            # The memory of the reader may change while it is written, so it is not used.
+            # The reader's memory may change during the write, so it can't be used.
             await image.preadv(start, data)
             await _write_unchanged(image, start, data)
         start += count

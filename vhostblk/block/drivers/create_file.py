@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Creating files for `blockdev-create`.
+"""Creation of files for `blockdev-create`.
 
-An existing file is truncated first, unless another process, or this one, uses it.
+An existing file is truncated first, unless this process or another one uses it.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _DEFAULT_EXTENT_SIZE_HINT = 1 << 20
 _GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
 _NOCOW = 0x0080_0000
 _FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820
-#: `struct fsxattr`: flags, extent size, and what is left as it is.
+#: `struct fsxattr`: flags, extent size, and members that stay unchanged.
 _FSXATTR = struct.Struct("=II20s")
 _XFLAG_EXTSIZE = 0x0000_0800
 
 
 async def create(options: BlockdevCreateOptionsFile, _graph: Graph, pause: Pause) -> None:
-    """Create a file; raises BlockError or OSError, and then leaves none that was not there."""
+    """Create a file; raises BlockError or OSError, and then removes it if it is new."""
     hint = options.extent_size_hint
     explicit = not isinstance(hint, UnsetType)
     extent_size = _DEFAULT_EXTENT_SIZE_HINT if isinstance(hint, UnsetType) else hint
@@ -62,7 +62,7 @@ async def create(options: BlockdevCreateOptionsFile, _graph: Graph, pause: Pause
         _hint_extent_size(fd, extent_size, warn=explicit and extent_size > 0)
         await resize(fd, options.size, options.preallocation, asyncio.to_thread, pause)
     except BaseException as error:
-        if is_new and not isinstance(error, ImageLockedError):  # else somebody else has it by now
+        if is_new and not isinstance(error, ImageLockedError):  # else another process uses it
             _remove(path, fd)
         raise
     finally:
@@ -70,10 +70,10 @@ async def create(options: BlockdevCreateOptionsFile, _graph: Graph, pause: Pause
 
 
 def _exclude_others(fd: int, path: str) -> None:
-    """Lock the file against all other users until it is closed; raises BlockError if there are any.
+    """Lock the file against all other users until it is closed; raises BlockError on a conflict.
 
-    The permissions that QEMU checks are checked first, so that we report the same conflict as QEMU
-    where QEMU refuses, too. QEMU allows readers of the file; we don't.
+    The permissions that QEMU checks are checked first, so that the message is QEMU's if QEMU would
+    fail, too. QEMU allows readers of the file; we don't.
     """
     if ofd_locks_available():
         lock = ImageLock(fd, path)
@@ -83,7 +83,7 @@ def _exclude_others(fd: int, path: str) -> None:
 
 
 def _open(path: str) -> tuple[int, bool]:
-    """Open a file for writing; tell whether it was made thereby."""
+    """Open a file for writing; return whether it was created."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         try:
@@ -95,7 +95,7 @@ def _open(path: str) -> tuple[int, bool]:
 
 
 def _remove(path: str, fd: int) -> None:
-    """Remove a file, if it is still the one that is open."""
+    """Remove a file, if the name still refers to the open file."""
     try:
         ours, there = os.fstat(fd), os.lstat(path)
         if (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino):
@@ -105,7 +105,7 @@ def _remove(path: str, fd: int) -> None:
 
 
 def _switch_cow_off(fd: int) -> None:
-    """Have btrfs write in place; other file systems need not know."""
+    """Disable copy-on-write on btrfs; errors of other file systems are ignored."""
     try:
         raw = fcntl.ioctl(fd, _GETFLAGS, bytes(8))
         flags = int.from_bytes(raw[:4], "little") | _NOCOW
@@ -115,7 +115,7 @@ def _switch_cow_off(fd: int) -> None:
 
 
 def _hint_extent_size(fd: int, size: int, *, warn: bool) -> None:
-    """Have XFS allocate in pieces of `size` bytes, against fragmentation."""
+    """Have XFS allocate in units of `size` bytes, against fragmentation."""
     try:
         flags, _, rest = _FSXATTR.unpack(fcntl.ioctl(fd, _FSGETXATTR, bytes(_FSXATTR.size)))
         fcntl.ioctl(fd, _FSSETXATTR, _FSXATTR.pack(flags | _XFLAG_EXTSIZE, size, rest))

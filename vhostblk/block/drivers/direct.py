@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the alignment that O_DIRECT asks for on an open file."""
+"""The alignment of O_DIRECT for an open file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 
 from vhostblk.block import SECTOR
 
-#: What is assumed where nothing can be found out: good for every disk in use.
+#: The alignment if none can be determined: sufficient for all disks in use.
 SAFE_ALIGNMENT = 4096
 
 # statx(2), from <linux/stat.h>.
@@ -23,8 +23,9 @@ _DIO_OFFSET_ALIGN_OFFSET = 0x9C
 def probe_alignment(fd: int) -> int:
     """Return the alignment of offsets and lengths, at least 512.
 
-    The kernel is asked (Linux 6.1 and later); otherwise reads of several lengths are tried, which
-    may succeed by accident in a hole or at the end of the file, so at least one must fail.
+    The kernel (Linux 6.1 and later) reports it. Otherwise it is found by trying reads of several
+    lengths. Such reads can succeed by accident in a hole or at the end of the file, so the result
+    is used only if at least one read failed.
     """
     return _ask_statx(fd) or _try_reads(fd) or SAFE_ALIGNMENT
 
@@ -47,7 +48,7 @@ def _ask_statx(fd: int) -> int:
 def _try_reads(fd: int) -> int:
     with mmap.mmap(-1, 2 * SAFE_ALIGNMENT) as buffer, memoryview(buffer) as memory:
         if _can_read(fd, memory, 1):
-            return 0  # not checked here: nothing can be learnt
+            return 0  # the file system checks nothing here, so the result is unknown
         align = SECTOR
         while align < SAFE_ALIGNMENT and not _can_read(fd, memory, align):
             align *= 2

@@ -43,7 +43,7 @@ class FileNode(PosixNode, MakesFiles):
             )
 
     def _read_size(self) -> int:
-        # What the last sector lacks in the file reads as zeroes.
+        # The part of the last sector past the end of the file reads as zeroes.
         return -(-os.fstat(self.fd).st_size // SECTOR) * SECTOR
 
     @property
@@ -59,13 +59,13 @@ class FileNode(PosixNode, MakesFiles):
 
     async def reserve(self, offset: int, length: int) -> None:
         try:
-            # A block that a reflink shares gets a new place when it is written.
+            # A write to a block that is shared by a reflink needs a new block.
             if not await self._try_mode(FALLOC_UNSHARE_RANGE, offset, length):
                 await self._try_mode(0, offset, length)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            # With another errno only this call fails here, and writing may still work.
+            # Another errno fails only this call; writes may still work.
 
     async def grow(self, size: int, mode: PreallocMode) -> None:
         await resize(self.fd, size, mode, self._aio.call, flush=self.flush)
@@ -73,7 +73,7 @@ class FileNode(PosixNode, MakesFiles):
 
     async def block_status(self, offset: int, length: int) -> Extent:
         is_data, found = await self._aio.call(lambda: find_run(self.fd, offset, length))
-        # Holes of other than whole blocks would make users read parts of blocks.
+        # Holes that are not whole blocks would make users read parts of blocks.
         align = self.limits.request_alignment
         if not is_data and found < length:
             found = found // align * align
@@ -87,7 +87,7 @@ class FileNode(PosixNode, MakesFiles):
         return Extent(found, status, offset, self)
 
     def known_zero(self, offset: int, length: int) -> bool:
-        # Not on a thread, which would take far longer than the file system's look at its extents.
+        # Not in a thread: that would take far longer than the lookup of the extent.
         try:
             return os.lseek(self.fd, offset, os.SEEK_DATA) >= offset + length
         except OSError as error:
@@ -107,12 +107,12 @@ class FileNode(PosixNode, MakesFiles):
 
 
 def find_run(fd: int, offset: int, length: int) -> tuple[bool, int]:
-    """Tell whether there is data at `offset`, and how far it is so within `length` bytes."""
+    """Return whether there is data at `offset`, and the length of that run, up to `length`."""
     try:
         data = os.lseek(fd, offset, os.SEEK_DATA)
         if data > offset:
             return False, min(data - offset, length)
         return True, min(os.lseek(fd, offset, os.SEEK_HOLE) - offset, length)
     except OSError as error:
-        # ENXIO: no data up to the end. Anything else: the file system doesn't know.
+        # ENXIO: a hole up to the end of the file. Other errors: the file system doesn't know.
         return error.errno != errno.ENXIO, length

@@ -10,9 +10,10 @@ import fcntl
 import os
 import stat
 import struct
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from vhostblk.block import SECTOR
 from vhostblk.block.drivers.posix import FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, PosixNode
@@ -21,6 +22,7 @@ from vhostblk.block.errors import BlockError
 from vhostblk.block.graph.node import BlockLimits, BlockStatus, Extent
 from vhostblk.block.io.flags import WriteFlags
 from vhostblk.block.lifetime import HasLifetime, read_lifetime
+from vhostblk.block.reservable import Reservable
 from vhostblk.engine.extents import Treatment
 from vhostblk.errors import os_error
 
@@ -37,11 +39,11 @@ BLKDISCARD = 0x1277
 BLKSECDISCARD = 0x127D
 BLKZEROOUT = 0x127F
 
-#: No device has a sector there: the kernel refuses it after a look whether it can erase securely.
+#: No device has this sector: the kernel fails the request after checking for secure erase.
 _NOWHERE = struct.pack("QQ", 1, 1)
 
 
-class HostDeviceNode(PosixNode, ErasesSecurely, HasLifetime):
+class HostDeviceNode(PosixNode, ErasesSecurely, HasLifetime, Reservable):
     """A block device."""
 
     driver = "host_device"
@@ -62,7 +64,7 @@ class HostDeviceNode(PosixNode, ErasesSecurely, HasLifetime):
     def _inspect(self) -> None:
         self._size = self._read_size()
         self._sector = max(struct.unpack("i", fcntl.ioctl(self.fd, BLKSSZGET, bytes(4)))[0], SECTOR)
-        # Through the page cache, any bytes can be read and written.
+        # Through the page cache, any byte range can be read and written.
         align = self._sector if self.direct else 1
         self.limits = BlockLimits(
             request_alignment=align,
@@ -72,7 +74,7 @@ class HostDeviceNode(PosixNode, ErasesSecurely, HasLifetime):
         )
 
     def _queue_limit(self, name: str) -> int:
-        """Read an attribute of the device's queue (or its disk's, for a partition); 0: unknown."""
+        """Return an attribute of the queue of the device or a partition's disk; 0: unknown."""
         number = os.fstat(self.fd).st_rdev
         device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
         for queue in (device / "queue", device / ".." / "queue"):
@@ -85,7 +87,7 @@ class HostDeviceNode(PosixNode, ErasesSecurely, HasLifetime):
     async def pwrite_zeroes(
         self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
     ) -> None:
-        if (offset | length) % self._sector:  # through the page cache, then
+        if (offset | length) % self._sector:  # through the page cache
             raise os_error(errno.ENOTSUP)
         if flags & WriteFlags.MAY_UNMAP and await self._try_mode(FALLOC_PUNCH_HOLE, offset, length):
             return
@@ -101,7 +103,7 @@ class HostDeviceNode(PosixNode, ErasesSecurely, HasLifetime):
 
     @property
     def erases_securely(self) -> bool:
-        """Ask the kernel, which tells only whoever may write; few devices can (eMMC, SD cards)."""
+        """Whether the kernel can erase securely, which needs write access. Few devices can."""
         try:
             fcntl.ioctl(self.fd, BLKSECDISCARD, _NOWHERE)
         except OSError as error:
@@ -122,13 +124,13 @@ class HostDeviceNode(PosixNode, ErasesSecurely, HasLifetime):
 
     @property
     def _disk(self) -> Path:
-        """The device's directory in sysfs, its disk's for a partition."""
+        """The sysfs directory of the device; for a partition, that of its disk."""
         number = os.fstat(self.fd).st_rdev
         device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
         return device.parent if (device / "partition").exists() else device
 
     def extent_map(self) -> ExtentMap:
-        """As for files, but for what takes ioctls and whole sectors."""
+        """Return the map as for files, without what needs ioctls or whole sectors."""
         return replace(super().extent_map(), zero_range=False, discard=Treatment.ASK)
 
     async def _range_ioctl(self, request: int, offset: int, length: int) -> None:
@@ -147,7 +149,7 @@ class HostDeviceNode(PosixNode, ErasesSecurely, HasLifetime):
         return Extent(length, status, offset, self)
 
     async def truncate(self, size: int) -> None:
-        """Take over the device's size where it has been changed; we can't change it."""
+        """Update the size after the device has been resized; the driver can't resize it itself."""
         self._size = self._read_size()
         if size > self._size:
             raise OSError(errno.EINVAL, "Cannot grow device files")

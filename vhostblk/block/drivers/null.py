@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`null-co` and `null-aio`: disks without storage, to measure and to test with.
+"""`null-co` and `null-aio`: disks without storage, for measurements and tests.
 
-Writes go nowhere. Reads leave the memory as it is, unless `read-zeroes` is set. With
-`x-vhostblk-zoned` they are zoned: where write pointers are is kept as long as the node lives.
+Writes are dropped. Reads leave the memory unchanged, unless `read-zeroes` is set. With
+`x-vhostblk-zoned` the disks are zoned, with write pointers in memory.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class NullNode(BlockNode, ProtocolDriver, KeptInMemory):
-    """A disk that takes everything and keeps nothing."""
+    """A disk that accepts all requests and stores nothing."""
 
     driver = "null-co"
     reopens = True
@@ -41,7 +41,7 @@ class NullNode(BlockNode, ProtocolDriver, KeptInMemory):
         super().__init__(node_name, options)
         self._zones = zones
         self.read_only = options.read_only
-        self.native_flags = WriteFlags.FUA | WriteFlags.MAY_UNMAP  # nothing to be done for them
+        self.native_flags = WriteFlags.FUA | WriteFlags.MAY_UNMAP  # they have no effect
         self._size: int = options.size
         self._latency = options.latency_ns / 1e9
         if not self._latency and self.driver == "null-co" and zones is None:
@@ -152,7 +152,7 @@ class NullNode(BlockNode, ProtocolDriver, KeptInMemory):
 
 
 class NullAioNode(NullNode):
-    """As `null-co`, but completing from the event loop."""
+    """Like `null-co`, but requests complete from the event loop."""
 
     driver = "null-aio"
 

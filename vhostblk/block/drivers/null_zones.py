@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The zones of a null disk, as its option `x-vhostblk-zoned` says."""
+"""The zones of a null disk with the option `x-vhostblk-zoned`."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from vhostblk.block.zones import Zone, ZoneOp
     from vhostblk.schema.drivers.null import BlockdevNullZoned
 
-#: A guest may make us remember something about each.
+#: A guest can make us allocate memory for each zone.
 MAX_ZONES = 1 << 18
 
-#: Zone sizes are told in sectors, in 32 bits (VIRTIO 1.3, 5.2.4).
+#: Zone sizes are reported in sectors, in 32 bits (VIRTIO 1.3, 5.2.4).
 _MAX_ZONE_SIZE = (1 << 32) * SECTOR - 1
 
 
 class NullZones(Zoned):
-    """What a zoned null disk does, besides what any null disk does; `wait` takes its latency."""
+    """The zoned operations of a null disk; `wait` waits for its latency."""
 
     def __init__(self, zones: EmulatedZones, wait: Callable[[], Awaitable[None]]) -> None:
         self._zones = zones
@@ -34,11 +34,11 @@ class NullZones(Zoned):
 
     @property
     def zoned(self) -> ZonedLimits:
-        """What zones it has."""
+        """The geometry and limits of the zones."""
         return self._zones.limits
 
     async def zone_report(self, offset: int, count: int) -> list[Zone]:
-        """Describe zones."""
+        """Return zones."""
         await self._wait()
         return self._zones.report(offset, count)
 
@@ -57,7 +57,7 @@ class NullZones(Zoned):
 
 
 def make_zones(options: BlockdevNullZoned, size: int) -> EmulatedZones:
-    """Make the zones of a disk of `size` bytes; raises BlockError."""
+    """Create the zones of a disk of `size` bytes; raises BlockError."""
     limits = ZonedLimits(
         ZoneModel.HOST_MANAGED,
         zone_size=options.zone_size,
@@ -69,7 +69,7 @@ def make_zones(options: BlockdevNullZoned, size: int) -> EmulatedZones:
     _check_sizes(options, limits, size)
     count = -(-size // limits.zone_size)
     if count > MAX_ZONES:
-        raise _invalid(f"{count} zones are more than {MAX_ZONES}")
+        raise _invalid(f"the number of zones ({count}) exceeds {MAX_ZONES}")
     if options.conventional_zones > count:
         raise _invalid(f"conventional-zones must not exceed the number of zones ({count})")
     if 0 < limits.max_active < limits.max_open:
@@ -78,7 +78,7 @@ def make_zones(options: BlockdevNullZoned, size: int) -> EmulatedZones:
     worn |= dict.fromkeys(options.offline_zones, ZoneState.OFFLINE)
     for number in worn:
         if not options.conventional_zones <= number < count:
-            raise _invalid(f"zone {number} is no sequential zone")
+            raise _invalid(f"zone {number} is not a sequential zone")
     return EmulatedZones(
         size,
         limits,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What regular files and block devices of the host have in common.
+"""The base of the drivers for regular files and block devices of the host.
 
 The descriptor's number (`fd`) stays the same for the node's life, also when the file is reopened
-for writing, and offsets in the node are offsets in the file. So whoever does I/O on its own (the
-compiled engine) needs no more than these.
+for writing. Offsets in the node are offsets in the file. So the compiled engine, which does I/O on
+its own, needs only these.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.storage import StorageId
     from vhostblk.block.io.completion import Completion
     from vhostblk.block.io.iovec import IoVec
+    from vhostblk.reservations.manager import Manager
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +54,11 @@ FALLOC_PUNCH_HOLE = 0x02
 FALLOC_ZERO_RANGE = 0x10
 FALLOC_UNSHARE_RANGE = 0x40
 
-#: IOV_MAX of Linux.
+#: Linux's IOV_MAX.
 MAX_IOV = 1024
-#: Reads up to this long are first tried from the page cache, on the spot.
+#: Reads up to this length are first tried from the page cache, synchronously.
 INLINE_BYTES = 64 << 10
-#: After a miss, so many reads go to the engine straight away.
+#: After a miss, this many reads go to the engine directly.
 INLINE_PAUSE = 16
 
 _WRITERS = Perm.WRITE | Perm.WRITE_UNCHANGED | Perm.RESIZE
@@ -65,11 +66,11 @@ _AGAIN = (-errno.EAGAIN, -errno.EINTR)
 
 
 class PosixNode(StorageNode, ProtocolDriver):
-    """A file or device that is read and written at offsets."""
+    """A file or device with I/O at offsets."""
 
     reopens = True
     takes_any_prefix = True
-    # Options of a check that `cache.direct` makes superfluous; nothing goes by them.
+    # Options of a check that `cache.direct` makes unnecessary. They have no effect.
     mutable_options = frozenset({"drop_cache", "x_check_cache_dropped"})
 
     def __init__(self, node_name: str, options: Any) -> None:
@@ -77,19 +78,21 @@ class PosixNode(StorageNode, ProtocolDriver):
         self.read_only = options.read_only
         self.direct: bool = options.cache.direct
         self.fd = -1
+        #: The manager that sends persistent reservation commands to the device.
+        self.pr_manager: Manager | None = None
         self._size = 0
         self._storage: frozenset[StorageId] = frozenset()
         self._aio: AioEngine
         self._lock: ImageLock | None = None
         self._fd_writable = False
-        #: The file opened again, while the node is being reopened; and whether for writing.
+        #: The reopened file while the node is being reopened, and whether it is writable.
         self._new_fd = -1
         self._new_fd_writable = False
-        #: The turn to flush, and the errno of a failed flush, after which data may be lost. Shared
-        #: with the users of the extent map.
+        #: Serialises flushes, and has the errno of a failed flush, after which data may be lost.
+        #: Shared with the users of the extent map.
         self._sync = FileSync()
         self._flushes = Rounds(self._flush)
-        #: fallocate modes that work here, as far as is known.
+        #: fallocate modes that work for this file, as far as is known.
         self._modes = {0, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, FALLOC_UNSHARE_RANGE}
         self._inline: Any = self._inline_reader()
         self._inline_pause = 0
@@ -108,8 +111,10 @@ class PosixNode(StorageNode, ProtocolDriver):
                 "specified."
             )
         node = cls(node_name, options)
+        if isinstance(options.pr_manager, str):
+            node.pr_manager = graph.pr_managers.find(options.pr_manager)
         locking = locking_wanted(options.locking)
-        # With auto-read-only, `apply_permissions` reopens for the first writer.
+        # With auto-read-only, `apply_permissions` reopens the file for the first writer.
         node._fd_writable = _opened_for_writing(options, Perm.NONE)
         node.fd = node._open_file(writable=node._fd_writable, direct=node.direct)
         try:
@@ -126,6 +131,8 @@ class PosixNode(StorageNode, ProtocolDriver):
         node._aio.limit_batch(options.aio_max_batch)
         node._storage = storage.identify(node.fd)
         storage.note_open(node)
+        if node.pr_manager is not None:
+            node.pr_manager.users.add(node_name)
         return node
 
     def _open_error(self, why: str) -> BlockError:
@@ -135,7 +142,7 @@ class PosixNode(StorageNode, ProtocolDriver):
     def _open_file(self, *, writable: bool, direct: bool) -> int:
         """Open the file; raises BlockError."""
         path = self.options.filename
-        # Without O_NONBLOCK, opening a FIFO by mistake would hang.
+        # Without O_NONBLOCK, opening a FIFO by mistake would block.
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             fd = os.open(path, flags | (os.O_DIRECT if direct else 0))
@@ -149,22 +156,22 @@ class PosixNode(StorageNode, ProtocolDriver):
 
     @abstractmethod
     def _check_type(self, status: os.stat_result) -> None:
-        """Raise BlockError where this is not a file for the driver."""
+        """Raise BlockError if the file has the wrong type for the driver."""
 
     @abstractmethod
     def _read_size(self) -> int:
-        """Ask the system for the size."""
+        """Return the size from the kernel."""
 
     def _discard_granularity(self) -> int:
         return 0
 
     def _inspect(self) -> None:
-        """Find out size and limits."""
+        """Determine size and limits."""
         self._size = self._read_size()
         align = probe_alignment(self.fd) if self.direct else 1
         self.limits = BlockLimits(
             request_alignment=align,
-            # The kernel checks lengths of segments by the block size, too.
+            # The kernel checks the lengths of segments against the block size, too.
             memory_alignment=align,
             max_iov=MAX_IOV,
             discard_granularity=self._discard_granularity(),
@@ -175,6 +182,8 @@ class PosixNode(StorageNode, ProtocolDriver):
         self._sync.close()
         os.close(self.fd)
         storage.note_closed(self)
+        if self.pr_manager is not None:
+            self.pr_manager.users.discard(self.node_name)
 
     @property
     def storage(self) -> frozenset[StorageId]:
@@ -205,10 +214,10 @@ class PosixNode(StorageNode, ProtocolDriver):
         try:
             self._reopen(writable=False)
         except BlockError:
-            pass  # the file has another name, say: what is open serves as well
+            pass  # for example, the file was renamed: the open file can still be used
 
     def _reopen(self, *, writable: bool) -> None:
-        """Replace what the descriptor refers to; requests in flight keep the old open file."""
+        """Replace the open file of the descriptor; requests in flight keep the old one."""
         fd = self._open_file(writable=writable, direct=self.direct)
         try:
             self._check_same(fd)
@@ -222,7 +231,7 @@ class PosixNode(StorageNode, ProtocolDriver):
             os.close(fd)
 
     def _check_same(self, fd: int) -> None:
-        """Raise BlockError where another file has the name by now."""
+        """Raise BlockError if the name refers to another file by now."""
         before, after = os.fstat(self.fd), os.fstat(fd)
         if (after.st_dev, after.st_ino) != (before.st_dev, before.st_ino):
             raise BlockError(f"Could not open '{self.filename}': the file has been replaced")
@@ -235,7 +244,7 @@ class PosixNode(StorageNode, ProtocolDriver):
             self._open_new(options, writable=writable)
 
     def _open_new(self, options: Any, *, writable: bool) -> None:
-        """Open the same file again, beside the old descriptor; raises BlockError."""
+        """Open the same file again, in addition to the old descriptor; raises BlockError."""
         fd = self._open_file(writable=writable, direct=options.cache.direct)
         try:
             self._check_same(fd)
@@ -252,8 +261,8 @@ class PosixNode(StorageNode, ProtocolDriver):
         if self._lock is not None:
             try:
                 self._lock.transfer(fd)
-            except BlockError as error:  # the system has no memory for locks
-                logger.error("%s: not locked any more: %s", self.filename, error)
+            except BlockError as error:  # the kernel has no memory for locks
+                logger.error("%s: the image lock was lost: %s", self.filename, error)
         os.dup2(fd, self.fd, inheritable=False)
         os.close(fd)
         if self._lock is not None:
@@ -354,13 +363,13 @@ class PosixNode(StorageNode, ProtocolDriver):
         return found
 
     def _inline_missed(self, done: int) -> None:
-        """Wait before the next try, or give up where the file system can't."""
+        """Skip inline reads for a while, or for good if the file system doesn't support them."""
         self._inline_pause = INLINE_PAUSE
         if done < 0 and done not in _AGAIN:
             self._inline = None
 
     async def _continue_read(self, offset: int, iov: IoVec, result: int) -> None:
-        """Go on after a read that was short, or failed."""
+        """Continue after a read that was short or failed."""
         position = 0
         while True:
             if result < 0 and result not in _AGAIN:
@@ -369,7 +378,7 @@ class PosixNode(StorageNode, ProtocolDriver):
             if position == iov.nbytes:
                 return
             if result == 0 or position & (self.limits.request_alignment - 1):
-                iov.slice(position, iov.nbytes).fill(0)  # the end of the file
+                iov.slice(position, iov.nbytes).fill(0)  # past the end of the file
                 return
             rest = iov.slice(position, iov.nbytes)
             result = await self._aio.preadv(self.fd, rest, offset + position)
@@ -389,7 +398,7 @@ class PosixNode(StorageNode, ProtocolDriver):
         self._size = max(self._size, size)
 
     async def _continue_write(self, offset: int, iov: IoVec, result: int) -> None:
-        """Go on after a write that was short, or failed."""
+        """Continue after a write that was short or failed."""
         position = 0
         while True:
             if result < 0 and result not in _AGAIN:
@@ -418,7 +427,7 @@ class PosixNode(StorageNode, ProtocolDriver):
             return
         if await self._try_mode(FALLOC_ZERO_RANGE, offset, length):
             return
-        # Where only holes can be made: make one, and give it storage again.
+        # The file system can punch holes only: punch one, and allocate storage again.
         if await self._try_mode(FALLOC_PUNCH_HOLE, offset, length) and (
             await self._try_mode(0, offset, length)
         ):
@@ -426,7 +435,7 @@ class PosixNode(StorageNode, ProtocolDriver):
         raise os_error(errno.ENOTSUP)
 
     async def _extend(self, offset: int, length: int) -> bool:
-        """Make the file longer by zeroes that have storage; tell whether the file system can."""
+        """Extend the file by allocated zeroes; return whether the file system can."""
         mode = FALLOC_ZERO_RANGE if offset < self._size else 0
         if not await self._try_mode(mode, offset, length, keep_size=0):
             return False
@@ -440,7 +449,7 @@ class PosixNode(StorageNode, ProtocolDriver):
     async def _try_mode(
         self, mode: int, offset: int, length: int, keep_size: int = FALLOC_KEEP_SIZE
     ) -> bool:
-        """Do fallocate(2) and tell whether the file system can; other errors are raised."""
+        """Call fallocate(2); return whether the file system supports it; raises other errors."""
         if mode not in self._modes:
             return False
         result = await self._retry(
@@ -476,11 +485,11 @@ class PosixNode(StorageNode, ProtocolDriver):
         )
 
     async def flush(self) -> None:
-        """fdatasync(2). Once it has failed, it fails for ever.
+        """Flush with fdatasync(2). Once a flush has failed, all later ones fail.
 
-        The kernel reports a write-back error once, and may have dropped the data by then. Neither a
-        later success nor that of a concurrent call says anything about that data. So one call runs
-        at a time, for all callers that wait.
+        The kernel reports a write-back error once, and may have dropped the data. So a later or
+        concurrent success doesn't mean that this data is safe. Therefore one call runs at a time,
+        for all callers that wait.
         """
         if self._fd_writable:
             await self._flushes.join()
@@ -492,7 +501,7 @@ class PosixNode(StorageNode, ProtocolDriver):
                 result = await self._retry(lambda: self._aio.fdatasync(self.fd))
                 if result == 0:
                     return
-                if self.direct:  # nothing of ours was in the page cache
+                if self.direct:  # no data of ours is in the page cache
                     raise os_error(-result)
                 self._sync.error = -result
             raise os_error(self._sync.error)
@@ -506,7 +515,7 @@ class PosixNode(StorageNode, ProtocolDriver):
 
 
 def _opened_for_writing(options: Any, perm: Perm) -> bool:
-    """Tell how the file of a node is opened whose users take `perm`."""
+    """Return whether to open a node's file writable if its users take `perm`."""
     if options.read_only:
         return False
     return bool(perm & _WRITERS) or not options.auto_read_only

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`preallocate`: a file that grows ahead of its writer.
+"""`preallocate`: extends a file ahead of its writer.
 
-It lies between a format and its file. A write past the end of the file first extends the file with
-zeroes, by `prealloc-size` more than is needed and up to a multiple of `prealloc-align`; most writes
-to new space then need not extend it. Users see the file end where their data does.
+The filter is inserted between a format and its file. A write past the end of the file first extends
+the file with zeroes, by `prealloc-size` more than needed and up to a multiple of `prealloc-align`.
+So most writes to new space need not extend the file. To users, the file ends where their data ends.
 
     0 ............ zero_start ... data_end ............ file_end
                    |-- read as zeroes, already there ---|
 
-These offsets are only valid while nobody else changes the file. So they are kept while the users
-have the permissions to write and to resize, and the filter then denies both to others. Unused space
-is cut off when the users give these permissions up, when the node becomes read-only or inactive,
-before users bypass the node (`blockdev-reopen`), and when it is closed. Writes to the range of an
-extension wait until it is done (`_tracker`).
+These offsets are only valid while no other user changes the file. So they are kept while the users
+have the permissions to write and to resize, and the filter then doesn't share these permissions.
+Unused space is cut off when the users give up these permissions, when the node becomes read-only or
+inactive, before users bypass the node (`blockdev-reopen`), and when it is closed. Writes to the
+range of an extension wait until it is done (`_tracker`).
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_ALIGN = 1 << 20
 DEFAULT_SIZE = 128 << 20
 _GROW = Perm.WRITE | Perm.RESIZE
-#: Past every byte of every file.
+#: Past the end of any file.
 _END = 1 << 63
 
 
@@ -59,13 +59,13 @@ class PreallocateNode(FilterNode):
 
     def __init__(self, node_name: str, options: Any) -> None:
         super().__init__(node_name, options)
-        #: None: unknown. The others are meaningless, then.
+        #: None: unknown. The other offsets are then meaningless.
         self._data_end: int | None = None
         self._zero_start = 0
-        #: -1: has to be looked up.
+        #: -1: to be looked up.
         self._file_end = -1
         self._tracker = WriteTracker()
-        #: Cuts off what is too much, and gives the permissions back.
+        #: The task that cuts off unused space and gives up the permissions.
         self._dropping: asyncio.Task[None] | None = None
 
     @classmethod
@@ -120,7 +120,7 @@ class PreallocateNode(FilterNode):
             self._dropping.add_done_callback(log_failure)
 
     async def _drop_later(self) -> None:
-        """Drop the preallocation, unless users who write have come back."""
+        """Schedule dropping the preallocation, unless users that write have come back."""
         try:
             if self.granted[0] & _GROW != _GROW:
                 await self._drop()
@@ -130,7 +130,7 @@ class PreallocateNode(FilterNode):
             self._dropping = None
 
     async def _drop(self) -> None:
-        """Cut off what is too much, and let others have the file."""
+        """Cut off unused space, and share the file with others."""
         await self._truncate_to_data()
         self._data_end, self.remembered_roles = None, frozenset()
         update_permissions([self])
@@ -197,7 +197,7 @@ class PreallocateNode(FilterNode):
     async def _before_write(self, offset: int, end: int, *, zeroes: bool) -> bool:
         """Extend the file for a write up to `end`.
 
-        With `zeroes`, tell whether the range reads as zeroes already.
+        With `zeroes`, return whether the range already reads as zeroes.
         """
         while self._dropping is not None:
             await self._dropping
@@ -216,7 +216,7 @@ class PreallocateNode(FilterNode):
         tracked = await self._tracker.enter(self._known_file_end(), _END, serialising=True)
         try:
             file_end = self._known_file_end()
-            if end <= file_end:  # another write has extended it meanwhile
+            if end <= file_end:  # another write has extended the file
                 return False
             return await self._extend(offset, end, file_end, zeroes=zeroes)
         finally:
@@ -228,7 +228,7 @@ class PreallocateNode(FilterNode):
         return self._file_end
 
     async def _extend(self, offset: int, end: int, file_end: int, *, zeroes: bool) -> bool:
-        """Extend the file past `end`; tell whether bytes from `offset` on are zeroes by that."""
+        """Extend the file past `end`; return whether bytes from `offset` on become zeroes."""
         below = self._file.node.limits.request_alignment
         align, ahead = _sizes(self.options)
         align = max(align, below)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changing the length of a regular file, with storage for what is added.
+"""Resizing of regular files, with preallocation of the new range.
 
-Done in steps, each on a thread, so that whoever waits can be paused or cancelled between two.
+The work is done in steps, each in a thread, so that a job can be paused or cancelled between two
+steps.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ if TYPE_CHECKING:
 
     from vhostblk.block.pause import Pause
 
-    #: Runs a function on a thread.
+    #: Runs a function in a thread.
     InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
     Flush = Callable[[], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
 
-#: How much is written at a time, and how much in one step.
+#: The length of a write, and of a step.
 _CHUNK, _STEP = 1 << 20, 64 << 20
-#: The start of an empty file that is made longer is written, so that the alignment that direct I/O
-#: needs can be tried out there.
+#: The first block of an empty file is written when the file is extended, so that the alignment for
+#: direct I/O can be probed there.
 _FIRST_BLOCK = 4096
 
 
@@ -43,10 +44,10 @@ async def resize(
     pause: Pause = no_pause,
     flush: Flush | None = None,
 ) -> None:
-    """Make a regular file `size` bytes long; raises OSError, with QEMU's text.
+    """Resize a regular file to `size` bytes; raises OSError with QEMU's text.
 
-    `flush` is to be used where the file is in use already: its owner has to note what it reports.
-    Then it is as long as it was, also where `pause` raised something.
+    `flush` is required if the file is already in use: its owner must record errors of the flush. On
+    an error, also one raised by `pause`, the length is restored.
     """
     old = os.fstat(fd).st_size
     if mode is PreallocMode.OFF:
@@ -83,7 +84,7 @@ def _write_first_block(fd: int, size: int) -> None:
     try:
         os.pwrite(fd, bytes(length), 0)
     except OSError:
-        return  # then nobody will need it, or hears of it soon
+        return  # its user doesn't need it any more, or gets the error soon
 
 
 def _allocate(fd: int, old: int, size: int) -> None:
@@ -93,7 +94,7 @@ def _allocate(fd: int, old: int, size: int) -> None:
 
 
 async def _fill(fd: int, old: int, size: int, in_thread: InThread, pause: Pause) -> None:
-    """Write zeroes; the final length comes first, so that the file system knows it."""
+    """Write zeroes; the final length is set first, so that the file system knows it."""
     with _Described("Could not resize file"):
         await in_thread(lambda: os.ftruncate(fd, size))
     for start in range(old, size, _STEP):
@@ -110,7 +111,7 @@ def _write_zeroes(fd: int, start: int, stop: int) -> None:
 
 
 class _Described:
-    """Says of an OSError what could not be done."""
+    """Adds a message to OSErrors of the block."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -121,6 +122,6 @@ class _Described:
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, f"{self._text}: {reason(error)}") from error
-        if isinstance(error, OverflowError):  # no such length
+        if isinstance(error, OverflowError):  # length out of range
             text = reason(errno.EINVAL)
             raise OSError(errno.EINVAL, f"{self._text}: {text}") from error

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`quorum`: several copies of one disk, which vote on what was read and on whether it worked.
+"""`quorum`: several copies of one disk, with votes on the data and on errors.
 
-A request succeeds where at least `vote-threshold` children agree. Children that fail, or are of
-another opinion than the majority, are reported with QUORUM_REPORT_BAD; QUORUM_FAILURE tells that
-there is no majority. Among versions with equally many votes that counts which turned up last.
+A request succeeds if at least `vote-threshold` children agree. Children that fail, or disagree with
+the majority, are reported with QUORUM_REPORT_BAD. QUORUM_FAILURE reports that there is no majority.
+If several versions have the same number of votes, the one that was seen last wins.
 
-Children come and go at run time (`x-blockdev-change`); their roles are `children.N`.
+Children can be added and removed at run time (`x-blockdev-change`). Their roles are `children.N`.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class QuorumNode(BlockNode, ChangesChildren):
-    """A disk in several copies."""
+    """A disk with several copies."""
 
     driver = "quorum"
     primary_role = ""
@@ -111,12 +111,12 @@ class QuorumNode(BlockNode, ChangesChildren):
 
     def child_removed(self, role: str) -> None:
         if role == f"children.{self._next_index - 1}":
-            self._next_index -= 1  # as in QEMU, only the last number is given again
+            self._next_index -= 1  # as in QEMU, only the last number is reused
         self._members = list(self.children.values())
         self.refresh_limits()
 
     def child_permissions(self, role: str, perm: Perm, shared: Perm) -> tuple[Perm, Perm]:
-        """Let nobody write or resize one child alone."""
+        """Share no permission to write or resize a child."""
         if self._rewrites:
             perm |= Perm.WRITE
         return perm, shared & (Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED)
@@ -153,7 +153,7 @@ class QuorumNode(BlockNode, ChangesChildren):
 
     @property
     def grows_by_writing(self) -> bool:
-        return True  # each member decides for itself, and the results are voted on
+        return True  # each child decides on its own, and the results are voted on
 
     def written_past_end(self, size: int) -> None:
         self._size = max(self._size, size)
@@ -224,12 +224,12 @@ class QuorumNode(BlockNode, ChangesChildren):
         await self._correct(offset, buffers[versions.voters(winner)[0]], versions)
 
     async def _correct(self, offset: int, right: IoVec, versions: Versions[bytes]) -> None:
-        """Report the children that were outvoted, and write the right data there."""
+        """Report the outvoted children, and rewrite their data if configured."""
         outvoted = [self._members[index] for index in versions.outvoted()]
         for member in outvoted:
             self._report_bad(QuorumOpType.READ, member, offset, right.nbytes)
         if self._rewrites and outvoted:
-            # An attempt: the data is bad already.
+            # Errors are ignored: the data is bad already.
             await outcomes([member.pwritev(offset, right) for member in outvoted])
 
     # Writing.
@@ -264,7 +264,7 @@ class QuorumNode(BlockNode, ChangesChildren):
             raise os_error(_vote_on_errors(errors))
 
     async def block_status(self, offset: int, length: int) -> Extent:
-        """Say zeroes where all children agree on that."""
+        """Return zero status if all children agree on it."""
         zeroes, data = length, 0
         for member in self._members:
             try:
@@ -281,12 +281,12 @@ class QuorumNode(BlockNode, ChangesChildren):
         run = data or zeroes
         return Extent(run, status | (BlockStatus.EOF if offset + run == self.size else 0))
 
-    # Failures.
+    # Errors.
 
     def _check_errors(
         self, kind: QuorumOpType, offset: int, length: int, errors: Sequence[OSError | None]
     ) -> None:
-        """Report children that failed; raise OSError where too few are left."""
+        """Report failed children; raise OSError if too few have succeeded."""
         for member, error in zip(self._members, errors, strict=True):
             if error is not None:
                 self._report_bad(kind, member, offset, length, error)
@@ -328,7 +328,7 @@ def _sectors(offset: int, length: int) -> tuple[int, int]:
 
 
 def _vote_on_errors(errors: Sequence[OSError | None]) -> int:
-    """Return the errno that most children gave."""
+    """Return the errno that most children failed with."""
     versions: Versions[int] = Versions()
     for index, error in enumerate(errors):
         if error is not None:

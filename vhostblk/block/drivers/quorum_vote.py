@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Votes: who is for which version, and which one wins."""
+"""Votes: children by version, and the winning version."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ V = TypeVar("V")
 
 
 class Versions(Generic[V]):
-    """The versions of one thing, with the children who are for each."""
+    """The versions of a result, with the children that voted for each."""
 
     def __init__(self) -> None:
         self._voters: dict[V, list[int]] = {}
@@ -28,20 +28,20 @@ class Versions(Generic[V]):
         self._voters.setdefault(version, []).append(voter)
 
     def votes(self, version: V) -> int:
-        """Return how many are for a version."""
+        """Return the number of votes for a version."""
         return len(self._voters[version])
 
     def voters(self, version: V) -> list[int]:
-        """Return who is for a version."""
+        """Return the children that voted for a version."""
         return self._voters[version]
 
     @property
     def winner(self) -> V:
-        """The version with the most votes; of several the one that turned up last."""
+        """The version with the most votes; of several, the one that was seen last."""
         return max(reversed(self._voters), key=self.votes)
 
     def outvoted(self) -> list[int]:
-        """Return who is for another version than the winner, the last first, version by version."""
+        """Return the children that voted for other versions, by version, the last version first."""
         winner = self.winner
         return [
             voter

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`raw`: the bytes of another node as they are, or a window of them.
+"""`raw`: all bytes of another node, or a window of them.
 
-Its requests have no alignment of their own: several windows may share a block of the node below,
-so read-modify-write has to happen there.
+Requests have no alignment here. Several windows may share a block of the node below, so
+read-modify-write has to happen there.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -10,8 +10,9 @@ so read-modify-write has to happen there.
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
+
+from msgspec.structs import replace
 
 from vhostblk.block import SECTOR
 from vhostblk.block.errors import BlockError
@@ -42,7 +43,7 @@ class RawNode(BlockNode, MakesImages, TakesZonedChildren):
         super().__init__(node_name, options)
         self.take_options(options)
         self._file: Edge
-        self.native_flags = WriteFlags.FUA | WriteFlags.WRITE_UNCHANGED  # by passing them on
+        self.native_flags = WriteFlags.FUA | WriteFlags.WRITE_UNCHANGED  # passed on to the child
 
     @classmethod
     async def open(cls, node_name: str, options: Any, graph: Graph) -> Self:
@@ -64,7 +65,7 @@ class RawNode(BlockNode, MakesImages, TakesZonedChildren):
     def take_options(self, options: Any) -> None:
         super().take_options(options)
         self.offset: int = options.offset
-        #: The window's length, where it is fixed.
+        #: The window's length, if it is fixed.
         self.length: int | None = None if options.size is UNSET else options.size
 
     def refresh_limits(self) -> None:
@@ -77,7 +78,7 @@ class RawNode(BlockNode, MakesImages, TakesZonedChildren):
             for name in ("preadv", "pwritev", "pread_segments", "known_zero", "known_zeroes"):
                 self.__dict__.pop(name, None)
         else:
-            # The fast path: nothing to do but forward.
+            # The fast path: requests go directly to the child's edge.
             self.preadv = self._file.preadv  # type: ignore[method-assign]
             self.pwritev = self._file.pwritev  # type: ignore[method-assign]
             self.pread_segments = self._file.pread_segments  # type: ignore[method-assign]
@@ -113,7 +114,7 @@ class RawNode(BlockNode, MakesImages, TakesZonedChildren):
 
     @property
     def is_window(self) -> bool:
-        """Tell whether less than the whole child is shown."""
+        """Whether only a part of the child is shown."""
         return self.offset > 0 or self.length is not None
 
     @property
@@ -142,7 +143,7 @@ class RawNode(BlockNode, MakesImages, TakesZonedChildren):
         return max(min(self.size, self._file.node.exact_size - self.offset), 0)
 
     def child_permissions(self, role: str, perm: Perm, shared: Perm) -> tuple[Perm, Perm]:
-        """Pass everything on; a window does not let others resize what it lies in."""
+        """Pass permissions on; a window doesn't share RESIZE of the child."""
         if self.is_window:
             shared &= ~Perm.RESIZE
         return perm, shared
@@ -169,7 +170,7 @@ class RawNode(BlockNode, MakesImages, TakesZonedChildren):
     def capability(self, kind: type) -> Any:
         if isinstance(self, kind):
             return self
-        from vhostblk.block.graph.passing import passed_on  # brings what most disks don't have
+        from vhostblk.block.graph.passing import passed_on  # rarely needed
 
         return passed_on(self._file, kind, offset=self.offset, whole=not self.is_window)
 

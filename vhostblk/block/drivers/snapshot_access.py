@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`snapshot-access`: the disk as it was when the filter below began to keep it.
+"""`snapshot-access`: the disk as it was when the filter below was opened.
 
-It is no filter: its data is not that of its child. Through the child's ordinary I/O goes nothing,
-so no permissions are taken.
+It is no filter: its data is not that of its child. It does no ordinary I/O on the child, so it
+takes no permissions.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
+
+from msgspec.structs import replace
 
 from vhostblk.block.copy.snapshot_source import SnapshotSource
 from vhostblk.block.graph.edge import supported
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SnapshotAccessNode(BlockNode):
-    """Reads the snapshot that the child "file" keeps; ENOTSUP where it keeps none."""
+    """Reads the snapshot that the child "file" keeps; fails with ENOTSUP if it keeps none."""
 
     driver = "snapshot-access"
     named_by_child = True
@@ -57,7 +58,7 @@ class SnapshotAccessNode(BlockNode):
 
     @property
     def _source(self) -> SnapshotSource:
-        """Return what keeps the snapshot; raises OSError where nothing does."""
+        """The capability of the child that keeps the snapshot; raises OSError if there is none."""
         source: SnapshotSource | None = self._file.node.capability(SnapshotSource)
         return supported(source)
 

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`throttle`: a filter whose requests keep to the limits of a throttle group.
+"""`throttle`: a filter that applies the limits of a throttle group.
 
-As in QEMU, reads and writes wait, and with the writes discards and zero writes; flushes don't. What
-is accounted for is what arrives here: a request that the layer above splits counts several times,
-and a discard that it ignores not at all.
+As in QEMU, reads and writes are throttled, and discards and zero writes as writes; flushes are not.
+Requests are accounted for as they arrive here: one that the edge above splits counts several times,
+and a discard that the edge ignores doesn't count.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
+
+from msgspec.structs import replace
 
 from vhostblk.block.graph.filter import FilterNode
 from vhostblk.block.io.flags import WriteFlags
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class ThrottleNode(FilterNode):
-    """Passes requests on when their time has come."""
+    """Delays requests according to the group's limits."""
 
     driver = "throttle"
     mutable_options = kept_options = frozenset({"throttle_group"})
@@ -36,7 +37,7 @@ class ThrottleNode(FilterNode):
         super().__init__(node_name, options)
         self._groups: ThrottleGroups
         self._member: ThrottleMember
-        #: The group to go over to, while reopening.
+        #: The group to move to, while the node is being reopened.
         self._next: ThrottleGroup
 
     @classmethod
@@ -89,9 +90,9 @@ class ThrottleNode(FilterNode):
         await self._file.pdiscard(offset, length)
 
     def extent_map(self) -> ExtentMap | None:
-        """Let others do what the budget allows; where the node below has one, too, nothing.
+        """Return the child's map with the group's budget; None if it already has a budget.
 
-        Zero writes and discards are asked, so that they are accounted for here.
+        The map doesn't allow zero writes and discards, so that they are accounted for here.
         """
         below, budget = self._file.extent_map(), self._member.group.budget
         if below is None or below.budget is not None or not isinstance(budget, EngineBudget):

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The block graph: nodes, the edges between them, and how it changes."""
+"""The block graph: nodes, the edges between them, and changes of the graph."""

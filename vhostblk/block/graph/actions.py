@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes of the graph that succeed together or not at all.
+"""Graph changes that succeed together or not at all.
 
-An `Action` is prepared (whatever may fail happens there, in force at once), and then committed or
-aborted. Several are prepared in their order; where one fails, those before it are aborted, the last
-first. What an action changes is drained from before it is prepared until all are done: so nobody
-sees some of the changes without the others. A single command is a list of one.
+An `Action` is prepared, then committed or aborted. Everything that can fail is done in `prepare`,
+and takes effect at once. Actions are prepared in order. If one fails, those before it are aborted
+in reverse order. The affected nodes are drained before the first action is prepared, and until all
+are done. So no request sees a part of the changes. A single command is a list of one action.
 
-An action may refer to what an earlier one has made: it looks its nodes up when its turn comes.
+An action may refer to nodes that an earlier action creates: it looks up its nodes when its turn
+comes.
 """
 
 from __future__ import annotations
@@ -25,27 +26,27 @@ class Action(Protocol):
     """One change."""
 
     def nodes(self) -> list[BlockNode]:
-        """Return the nodes whose users stop meanwhile; raises BlockError. Called first, once."""
+        """Return the nodes to drain; raises BlockError. Called first, and once."""
 
     async def prepare(self) -> None:
-        """Make the change; raises BlockError, and then nothing has changed."""
+        """Make the change. If this raises BlockError, nothing has changed."""
 
     async def commit(self) -> None:
-        """Do what can't be undone. Never fails."""
+        """Finish the change, including what can't be undone. Never fails."""
 
     async def abort(self) -> None:
         """Undo `prepare()`. Never fails."""
 
 
 class LateAction:
-    """An action that is made when its turn comes; `make` raises BlockError."""
+    """An action that is created when its turn comes; `make` raises BlockError."""
 
     def __init__(self, make: Callable[[], Action]) -> None:
         self._make = make
         self._action: Action
 
     def nodes(self) -> list[BlockNode]:
-        """Make the action."""
+        """Create the action, and return its nodes."""
         self._action = self._make()
         return self._action.nodes()
 
@@ -54,7 +55,7 @@ class LateAction:
         await self._action.prepare()
 
     async def commit(self) -> None:
-        """Do what can't be undone."""
+        """Finish the change."""
         await self._action.commit()
 
     async def abort(self) -> None:
@@ -63,7 +64,7 @@ class LateAction:
 
 
 async def perform(graph: Graph, actions: Sequence[Action]) -> None:
-    """Perform actions, all or none; raises BlockError."""
+    """Perform all actions or none; raises BlockError."""
     async with graph.changing(), AsyncExitStack() as drained:
         prepared: list[Action] = []
         try:

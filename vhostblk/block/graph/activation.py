@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Active and inactive nodes: handing an image over to another process and back.
+"""Activation and inactivation of nodes: handing an image over to another process and back.
 
-An inactive node takes no permissions of what lies below and shares them all, so its image locks
-are gone; its users may only read. A child of an active node is active, so what is activated takes
-all below along, and what is inactivated takes along what has no active user left.
+An inactive node takes no permissions on its children and shares all, so it holds no image locks.
+Its users may only read. The children of an active node are active. So activation includes all nodes
+below, and inactivation includes the nodes below that have no active parent left.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 
 class InactivationError(BlockError):
-    """A user needs the node active; the text is the reason only."""
+    """A user needs the node to be active; the text is only the reason."""
 
 
 def may_stay(user: BlockBackend) -> bool:
-    """Tell whether a user can be on an inactive node: it only reads, or waits for an active one."""
+    """Return whether a user may stay on an inactive node: it reads only, or allows inactivity."""
     return user.allow_inactive or not user.perm & ~Perm.CONSISTENT_READ
 
 
 def has_active_parent(node: BlockNode) -> bool:
-    """Tell whether the node is below an active one."""
+    """Return whether the node has an active parent."""
     return any(isinstance(edge.parent, BlockNode) and edge.parent.active for edge in node.parents)
 
 
 def to_inactivate(nodes: Iterable[BlockNode]) -> list[BlockNode]:
-    """Return what becomes inactive when `nodes` do, parents first; raises InactivationError."""
+    """Return the nodes to inactivate with `nodes`, parents first; raises InactivationError."""
     chosen: list[BlockNode] = []
     pending = list(nodes)
     while pending:
@@ -52,7 +52,7 @@ def to_inactivate(nodes: Iterable[BlockNode]) -> list[BlockNode]:
             isinstance(edge.parent, BlockNode) and edge.parent.active and edge.parent not in chosen
             for edge in node.parents
         ):
-            continue  # if its last active parent is chosen yet, that one brings it back
+            continue  # its last active parent may follow, and then brings it back
         for edge in node.parents:
             if not isinstance(edge.parent, BlockNode) and not may_stay(edge.parent):
                 raise InactivationError(reason(errno.EPERM))
@@ -62,7 +62,7 @@ def to_inactivate(nodes: Iterable[BlockNode]) -> list[BlockNode]:
 
 
 def to_activate(nodes: Iterable[BlockNode]) -> list[BlockNode]:
-    """Return what becomes active when `nodes` do, parents first."""
+    """Return the nodes that become active with `nodes`, parents first."""
     chosen: list[BlockNode] = []
     pending = list(nodes)
     while pending:
@@ -75,10 +75,10 @@ def to_activate(nodes: Iterable[BlockNode]) -> list[BlockNode]:
 
 
 def inactivate(nodes: list[BlockNode]) -> None:
-    """Make nodes inactive; drained, flushed, and checked by `to_inactivate`. Never fails."""
+    """Make nodes inactive: drained, flushed, and checked by `to_inactivate`. Never fails."""
     for node in nodes:
         node.active = False
-        # The image has them; another process may change them there.
+        # Persistent bitmaps are in the image, where another process may change them.
         node.bitmaps = [each for each in node.bitmaps if not each.persistent]
         node_bitmaps.refresh(node)
         for edge in _backend_edges(node):
@@ -88,7 +88,7 @@ def inactivate(nodes: list[BlockNode]) -> None:
 
 
 def activate(nodes: list[BlockNode]) -> None:
-    """Make nodes active, all or none; drained. Raises BlockError."""
+    """Make all nodes active, or none; raises BlockError. They are drained."""
     try:
         for node in nodes:
             node.active = True
@@ -109,7 +109,7 @@ def activate(nodes: list[BlockNode]) -> None:
 
 
 def grant_backend(edge: Edge) -> None:
-    """Give a block backend's edge what it asks for, as far as the node is active."""
+    """Give a block backend's edge its permissions, or none while the node is inactive."""
     backend = edge.parent
     assert not isinstance(backend, BlockNode)
     if edge.node.active:

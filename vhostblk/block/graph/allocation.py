@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chains of images: which of them holds the data of a range.
+"""Backing chains: which image of a chain holds the data of a range.
 
-An image lies on another one, its child "backing", and filters may lie between them. A range is
-*allocated* in the first image of a chain that says so; what that image does not hold comes from the
-next.
+An image may have a child "backing", with filters in between. A range is *allocated* in an image
+that holds its data. Reads take a range from the first image of the chain in which it is allocated.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def next_link(node: BlockNode) -> Edge | None:
-    """Return the edge along which a chain goes on below a node: its backing image, or its file."""
+    """Return the edge to the next node of the chain: the backing image, or the file."""
     return node.children.get(node.primary_role if node.is_filter else "backing")
 
 
@@ -33,22 +32,22 @@ def links(top: BlockNode) -> Iterator[Edge]:
 
 
 def skip_filters(node: BlockNode) -> BlockNode:
-    """Return the first node of the chain from `node` on that holds data."""
+    """Return the first node of the chain, from `node` down, that is no filter."""
     while node.is_filter and (edge := node.primary_child) is not None:
         node = edge.node
     return node
 
 
 def next_image(node: BlockNode) -> BlockNode | None:
-    """Return the image that the image of `node` lies on, filters left out."""
+    """Return the backing image of `node`'s image, without filters."""
     backing = skip_filters(node).children.get("backing")
     return None if backing is None else skip_filters(backing.node)
 
 
 async def is_allocated(node: BlockNode, offset: int, length: int) -> tuple[bool, int]:
-    """Tell whether a node's image itself holds what is at `offset`, and for how many bytes so.
+    """Return whether `offset` is allocated in the node's image, and the length of that run.
 
-    The number is 0 at and past the end.
+    The length is 0 at and past the end.
     """
     length = min(length, node.size - offset)
     if length <= 0:
@@ -58,7 +57,7 @@ async def is_allocated(node: BlockNode, offset: int, length: int) -> tuple[bool,
 
 
 async def is_empty(node: BlockNode) -> bool:
-    """Return whether a node's image itself has no data allocated."""
+    """Return whether the node's image has no allocated data."""
     offset = 0
     while offset < node.size:
         allocated, count = await is_allocated(node, offset, node.size - offset)
@@ -71,9 +70,9 @@ async def is_empty(node: BlockNode) -> bool:
 async def is_allocated_above(
     top: BlockNode | None, base: BlockNode, offset: int, length: int
 ) -> tuple[bool, int]:
-    """Tell the same of a chain's images from `top` down to `base`, both included.
+    """Return `is_allocated` for the images from `top` down to `base`, both included.
 
-    The number is 0 where no image reaches as far as `offset`.
+    The length is 0 if all images end before `offset`.
     """
     shortest = length
     while top is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The capability of an image to change what it was created with."""
+"""The capability of an image to change its creation options."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ class AmendsImage(ABC):
 
     @abstractmethod
     async def amend(self, options: Any) -> None:
-        """Change what `options`, of the driver's `amend_options`, say; raises BlockError."""
+        """Apply `options`, a struct of the driver's `amend_options`; raises BlockError."""

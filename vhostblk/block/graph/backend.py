@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`BlockBackend`: how an export, a job or a command uses a node.
+"""`BlockBackend`: the access of an export, a job or a command to a node.
 
-It is the user's end of an edge: it holds the permissions, counts requests in flight, and lets the
-graph be changed between requests (drain). On the hot path it is not there at all: while attached,
-`preadv` and `pwritev` *are* those of the edge. A user counts its requests with `begin(n)` and
-`end(n)`, a whole burst at a time if it likes, and takes no new ones while `quiesced`; it may ask to
-be told (`add_drain_listener`). Coroutines without such a scheme write `async with
-backend.request():`, which waits.
+A backend is the parent of a root edge. It holds permissions, counts requests in flight, and can be
+drained, so that the graph can change between requests. It adds nothing to the hot path: while it is
+attached, `preadv` and `pwritev` *are* those of the edge. A user counts its requests with `begin(n)`
+and `end(n)`, or a whole burst at once. It starts none while `quiesced`; a listener can be
+registered with `add_drain_listener`. Coroutines can use `async with backend.request():` instead,
+which waits while the backend is quiesced.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ if TYPE_CHECKING:
 
 
 class DrainListener(Protocol):
-    """Someone who starts requests of their own accord and can be asked to stop."""
+    """A source of requests that can be asked to stop."""
 
     def drained_begin(self) -> None:
         """Start no new requests."""
 
     def drained_end(self) -> None:
-        """Go on, with what has come meanwhile."""
+        """Start requests again, with those that have arrived meanwhile first."""
 
 
 class BlockBackend:
     """One user of a node.
 
-    `shared_outside` is what other processes may do meanwhile, by means of the image locks. The
-    default: who writes lets nobody else write or resize.
+    `shared_outside` are the permissions shared with other processes, by means of image locks. By
+    default, a writer doesn't share WRITE and RESIZE.
     """
 
     def __init__(
@@ -69,18 +69,18 @@ class BlockBackend:
                 shared_outside &= ~(Perm.WRITE | Perm.RESIZE)
         self.shared_outside = shared_outside & shared
         self.in_flight = 0
-        #: What offset and length of every request are multiples of; set before attaching.
+        #: Offset and length of every request are multiples of this. Set before attaching.
         self.request_alignment = 1
-        #: Writes past the end make the node longer, given the permission RESIZE.
+        #: Writes past the end make the node longer. Needs the permission RESIZE.
         self.writes_past_end = False
-        #: Uses the node only when it is active, and bears with its becoming inactive.
+        #: The node may be inactive. The user does no I/O that needs an active node meanwhile.
         self.allow_inactive = False
         self._edge: Edge | None = None
         self._graph: Graph | None = None
         self._known_size = 0
         self._write_cache = True
         self._quiesce_depth = 0
-        #: Ends what `_hurry()` began for the drained section.
+        #: Ends the drained section that `_hurry()` began in the nodes below.
         self._end_hurry: Callable[[], None] | None = None
         self._idle: list[Completion[None]] = []
         self._resumed: list[Completion[None]] = []
@@ -90,13 +90,13 @@ class BlockBackend:
 
     @property
     def description(self) -> str:
-        """What messages call this user."""
+        """The name of this user in messages."""
         return f"block device '{self.name}'" if self.name else "an unnamed block device"
 
     # Attaching.
 
     def attach(self, graph: Graph, node: BlockNode) -> None:
-        """Start to use a node; raises BlockError where its other users exclude that."""
+        """Start to use a node; raises BlockError if its other users conflict."""
         assert self._edge is None, "attached twice"
         self._edge = graph.attach(self, node)
         self._graph = graph
@@ -127,7 +127,7 @@ class BlockBackend:
         await self._graph.detach(edge)
 
     def _bind(self) -> None:
-        """Point the I/O methods where they lead now."""
+        """Set the I/O methods to those of the edge."""
         edge = self._edge
         if edge is None:
             self.preadv: Callable[[int, IoVec], Coroutine[object, object, None]] = _no_medium
@@ -138,7 +138,7 @@ class BlockBackend:
 
     @property
     def edge(self) -> Edge:
-        """The edge to the node; raises OSError(ENOMEDIUM) when there is none."""
+        """The edge to the node; raises OSError(ENOMEDIUM) if there is none."""
         if self._edge is None:
             raise os_error(errno.ENOMEDIUM)
         return self._edge
@@ -155,17 +155,17 @@ class BlockBackend:
 
     @property
     def limits(self) -> BlockLimits:
-        """The node's limits. They need not be kept: the edge shapes requests."""
+        """The node's limits. Requests may exceed them: the edge splits and aligns requests."""
         return self.edge.node.limits
 
     @property
     def writable(self) -> bool:
-        """Tell whether this user may write."""
+        """Whether this user may write."""
         return self._edge is not None and self._edge.writable
 
     @property
     def enable_write_cache(self) -> bool:
-        """False: each write is on stable storage when it completes."""
+        """Whether writes are cached. If not, each write is on stable storage when it completes."""
         return self._write_cache
 
     @enable_write_cache.setter
@@ -174,7 +174,7 @@ class BlockBackend:
         self._bind()
 
     def pwritev_burst(self, offsets: list[int], iovs: list[IoVec]) -> Completion[Failures] | None:
-        """Do writes all at once; None: nothing has begun, and they are to be done one by one."""
+        """Write several requests at once; None: nothing has begun, write them one by one."""
         return self.edge.pwritev_burst(offsets, iovs) if self._write_cache else None
 
     # I/O; `preadv(offset, iov)` and `pwritev(offset, iov, flags)` are set by `_bind`.
@@ -197,11 +197,11 @@ class BlockBackend:
         await self.edge.pdiscard(offset, length)
 
     async def psecure_erase(self, offset: int, length: int) -> None:
-        """Forget a range for good; raises ENOTSUP where the node can't."""
+        """Erase a range securely; raises ENOTSUP if the node can't."""
         await self.edge.psecure_erase(offset, length)
 
     async def zone_report(self, offset: int, count: int) -> list[Zone]:
-        """Describe at most `count` zones from the one with `offset` on."""
+        """Return at most `count` zones, from the one that contains `offset`."""
         return await self.edge.zone_report(offset, count)
 
     async def zone_mgmt(self, op: ZoneOp, offset: int, length: int) -> None:
@@ -209,7 +209,7 @@ class BlockBackend:
         await self.edge.zone_mgmt(op, offset, length)
 
     async def zone_append(self, offset: int, iov: IoVec) -> int:
-        """Write to the zone at `offset`, where its write pointer is; return where that was."""
+        """Append to the zone at `offset`; return the offset of the data."""
         flags = WriteFlags.NONE if self._write_cache else WriteFlags.FUA
         return await self.edge.zone_append(offset, iov, flags)
 
@@ -218,7 +218,7 @@ class BlockBackend:
         await self.edge.flush()
 
     async def block_status(self, offset: int, length: int) -> Extent:
-        """Describe a run at `offset`, of at most `length` bytes."""
+        """Return the status of a run at `offset`, of at most `length` bytes."""
         return await self.edge.block_status(offset, length)
 
     async def truncate(self, size: int, mode: PreallocMode = PreallocMode.OFF) -> None:
@@ -226,7 +226,7 @@ class BlockBackend:
         await self.edge.truncate(size, mode)
 
     async def set_active(self, *, active: bool) -> None:
-        """Take the image back from another process, or leave it to others; raises BlockError.
+        """Activate or inactivate the node, to hand the image over; raises BlockError.
 
         See `Graph.set_active`.
         """
@@ -236,18 +236,18 @@ class BlockBackend:
 
     @property
     def late_modules(self) -> list[str]:
-        """Modules that I/O on the node takes, and that may not have been imported yet."""
+        """Modules that I/O on the node needs and that may not be imported yet."""
         nodes = with_descendants([self.node])
         return list(dict.fromkeys(name for node in nodes for name in node.late_modules))
 
     def extent_map(self) -> ExtentMap | None:
-        """Say what may be done with the storage without asking, until the next drained section."""
+        """Return the map for direct access to the storage, valid until the next drained section."""
         return self.edge.extent_map()
 
     def report_io_error(self, operation: IoOperationType, code: int) -> None:
-        """Tell monitors that a request of this user failed with an errno; for devices to call.
+        """Send BLOCK_IO_ERROR for a failed request of this user. Called by devices.
 
-        The block layer doesn't by itself, as it can't tell what such a failure means.
+        The block layer can't do this itself, as it doesn't know the effect of the failure.
         """
         if self._graph is not None and self._edge is not None:
             self._graph.report_io_error(self, operation, code)
@@ -259,7 +259,7 @@ class BlockBackend:
         self._resize_callbacks.append(callback)
 
     def child_resized(self) -> None:
-        """Pass the news on, if there are any, that the node may have another length."""
+        """Call the resize callbacks if the node's length has changed."""
         size = self.size
         if size == self._known_size:
             return
@@ -283,12 +283,12 @@ class BlockBackend:
 
     @property
     def quiesced(self) -> bool:
-        """Tell whether no new requests may start."""
+        """Whether no new requests may start."""
         return self._quiesce_depth > 0
 
     @asynccontextmanager
     async def request(self) -> AsyncIterator[None]:
-        """Count one request around a block, which waits while quiesced."""
+        """Count one request for the block. Waits while quiesced."""
         while self._quiesce_depth:
             resumed: Completion[None] = Completion()
             self._resumed.append(resumed)
@@ -309,7 +309,7 @@ class BlockBackend:
 
     @contextmanager
     def hurried(self) -> Iterator[None]:
-        """Have no node hold requests up inside the block, where somebody waits for them."""
+        """Have the nodes below delay no requests inside the block."""
         end = self._hurry()
         try:
             yield
@@ -317,9 +317,9 @@ class BlockBackend:
             end()
 
     def _hurry(self) -> Callable[[], None]:
-        """Let all nodes below know that requests are waited for; return how to end that.
+        """Begin a drained section in all nodes below; return a function that ends it.
 
-        The graph may have changed by then: the same nodes are told.
+        The function ends it in the same nodes, even if the graph has changed.
         """
         nodes = [] if self._edge is None else with_descendants([self._edge.node])
         for node in nodes:
@@ -332,7 +332,7 @@ class BlockBackend:
         return end
 
     def add_drain_listener(self, listener: DrainListener) -> None:
-        """Tell `listener` to stop and to go on."""
+        """Have `listener` called when a drained section begins and ends."""
         self._drain_listeners.append(listener)
         if self.quiesced:
             listener.drained_begin()
@@ -343,7 +343,7 @@ class BlockBackend:
 
     @asynccontextmanager
     async def drained(self) -> AsyncIterator[None]:
-        """Have no request in flight, and none begin, inside the block. May be nested."""
+        """Have no requests in flight inside the block, and start none. May be nested."""
         self.quiesce()
         try:
             await self.drain()
@@ -381,5 +381,5 @@ class BlockBackend:
 
 
 async def _no_medium(*_arguments: object) -> None:
-    """Stand in for I/O methods while no node is attached."""
+    """I/O method while no node is attached: raise OSError(ENOMEDIUM)."""
     raise os_error(errno.ENOMEDIUM)

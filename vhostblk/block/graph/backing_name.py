@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The capability of an image to lie on another one, and to name it."""
+"""The capability of an image to have a backing image, and to record its name."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ if TYPE_CHECKING:
 
 
 class NamesBacking(ABC):
-    """A node that can have a child "backing", which has what the image itself does not."""
+    """A node that can have a child "backing", for ranges that are not allocated in its image."""
 
-    #: The name of the child "backing" that opening the image again would lead to; "": none.
+    #: The name of the backing file according to the image; "": none.
     auto_backing_name: str = ""
 
     @abstractmethod
     async def change_backing_file(self, name: str, driver: str | None) -> None:
-        """Have the image name another backing file, and its format; raises OSError.
+        """Record another backing file name and format in the image; raises OSError.
 
-        The child "backing" stays what it is.
+        The child "backing" doesn't change.
         """
 
 
 def supports_backing(node: BlockNode) -> bool:
-    """Tell whether a node can have a child "backing" that comes and goes."""
+    """Return whether the driver supports a child "backing" that can be added and removed."""
     return isinstance(node, NamesBacking)
 
 
 def auto_backing_name(node: BlockNode) -> str:
-    """Return the name of the backing file that opening the image again would lead to; "": none."""
+    """Return the name of the backing file according to the image; "": none."""
     return node.auto_backing_name if isinstance(node, NamesBacking) else ""

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 @dataclass
 class CheckResult:
-    """What a check of an image has found, in QEMU's terms (`ImageCheck`)."""
+    """The result of a check, in QEMU's terms (`ImageCheck`)."""
 
-    #: What contradicts itself: in qcow2, refcounts lower than references, or wrong flags.
+    #: Inconsistencies: in qcow2, refcounts lower than the number of references, or wrong flags.
     corruptions: int = 0
-    #: Space that nothing refers to.
+    #: Space that is allocated but not referenced.
     leaks: int = 0
     corruptions_fixed: int = 0
     leaks_fixed: int = 0
@@ -24,4 +24,4 @@ class ChecksImage(ABC):
 
     @abstractmethod
     async def check_image(self, *, repair: bool) -> CheckResult:
-        """Check the image's structures, and put them right if asked to; raises OSError."""
+        """Check the image's structures, and repair them if requested; raises OSError."""

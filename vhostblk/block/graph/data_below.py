@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which nodes get other data below them when a graph changes.
+"""Nodes whose data below changes with the graph.
 
-A filter shows the data of its primary child, and so does a `raw` node that shows all of it.
-Inserting or removing one changes nothing for the nodes above. Any other node shows data of its own,
-made from the data of its children. What a node shows before and after the change is compared as a
-*view*: nested tuples of nodes and of those options that select a part of the data.
+A filter shows the data of its primary child, and so does a `raw` node without an offset or a size.
+Inserting or removing such a node changes no data for the nodes above. Any other node shows data of
+its own, made from the data of its children. The data of a node before and after a change are
+compared as *views*: nested tuples of nodes and of those options that select a part of the data.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Planned:
     """The options and children that a node will have."""
 
     options: Any
-    #: Children that are replaced, by role; None: there is none; `object()`: an unknown one.
+    #: Children to be replaced, by role; None: removed; `object()`: unknown.
     children: Mapping[str, object | None] = field(default_factory=dict)
 
 
 class Views:
-    """The views of the nodes of a graph, as it is or as planned."""
+    """The views of nodes, in the present graph or in the planned one."""
 
     def __init__(self, planned: Mapping[BlockNode, Planned]) -> None:
         self._planned = planned
@@ -53,7 +53,7 @@ class Views:
         if type(node) is object:
             return node
         if node not in self._known:
-            self._known[node] = node  # a cycle, which is refused later, ends here
+            self._known[node] = node  # ends a cycle; cycles are refused later
             below = self.below(node)
             if node.primary_role in below and node.shows_child(self._options(node)):
                 self._known[node] = below[node.primary_role]
@@ -73,9 +73,9 @@ class Views:
 def nodes_with_other_data(
     planned: Mapping[BlockNode, Planned],
 ) -> dict[BlockNode, frozenset[str]]:
-    """Return the nodes that will show other data, each with the roles of its children that will.
+    """Return the nodes that will show other data, each with the roles of the children concerned.
 
-    A node that only shows another part of the same data has no such children. Nodes come before
+    A node that only selects another part of the same data has no such children. Nodes come before
     their parents.
     """
     before, after = Views({}), Views(planned)
@@ -89,7 +89,7 @@ def nodes_with_other_data(
 
 
 def who_relies_on(edges: Iterable[Edge]) -> BlockNode | None:
-    """Return a node that keeps something derived from the data behind these edges, or None."""
+    """Return a node that keeps state derived from the data of these edges, or None."""
     pending = list(edges)
     for edge in pending:
         parent = edge.parent

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes and the graph as the queries show them."""
+"""Descriptions of nodes and of the graph for queries."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.edge import Edge
     from vhostblk.block.graph.graph import Graph
 
-#: Members of `ImageInfo` that nodes without a format have from below.
+#: Members of `ImageInfo` that nodes without a format take from their child.
 _PASSED_ON = ("cluster_size", "dirty_flag")
 
 
 class Descriptions:
-    """What one query says of nodes. It describes each node once, however many lie on it."""
+    """The descriptions for one query. Each node is described once, however many parents it has."""
 
     def __init__(self) -> None:
         self._names = ImageNames()
@@ -48,7 +48,7 @@ class Descriptions:
         self._chains: dict[BlockNode, ImageInfo] = {}
 
     def describe(self, node: BlockNode, *, flat: bool = False) -> BlockDeviceInfo:
-        """Return a node's entry in `query-named-block-nodes`; `flat`: without what it lies on."""
+        """Return a node's entry of `query-named-block-nodes`; `flat`: without backing images."""
         cache = node.options.cache
         below = [] if flat else [edge.node for edge in links(node)]
         backing = node.children.get(BACKING)
@@ -68,7 +68,7 @@ class Descriptions:
         )
 
     def _chain(self, node: BlockNode, below: list[BlockNode]) -> ImageInfo:
-        """Describe a node's image and, in it, those that it lies on."""
+        """Return the `ImageInfo` of a node, with its backing chain inside."""
         described: ImageInfo | UnsetType = UNSET
         for each in reversed([node, *below]):
             known = self._chains.get(each)
@@ -106,7 +106,7 @@ def _describe_image(node: BlockNode, name: str) -> ImageInfo:
     }
     if _lies_on_file(node):
         members["dirty_flag"] = False
-        below = _informant(node).image_details
+        below = _node_with_details(node).image_details
         members.update({name: below[name] for name in _PASSED_ON if name in below})
     keeper = keeper_of(node)
     if keeper not in (None, node) and "snapshots" in (kept := keeper.image_details):
@@ -115,15 +115,15 @@ def _describe_image(node: BlockNode, name: str) -> ImageInfo:
     return ImageInfo(**members)
 
 
-def _informant(node: BlockNode) -> BlockNode:
-    """Return the node below, or this one, that knows how the image is made."""
+def _node_with_details(node: BlockNode) -> BlockNode:
+    """Return the nearest node, from this one down, that has details of the image."""
     while not node.image_details and (child := node.primary_child) is not None:
         node = child.node
     return node
 
 
 def _lies_on_file(node: BlockNode) -> bool:
-    """Tell whether QEMU's driver has details; none here ever says that an image is dirty."""
+    """Return whether QEMU's driver has details; no driver here reports a dirty image."""
     while (child := node.primary_child) is not None:
         if not node.described_by_child:
             return False
@@ -132,7 +132,7 @@ def _lies_on_file(node: BlockNode) -> bool:
 
 
 def describe_graph(graph: Graph) -> XDbgBlockGraph:
-    """Return nodes, their users and all edges, for debugging; numbers and order as in QEMU."""
+    """Return nodes, their users and all edges, for debugging. Numbers and order as in QEMU."""
     numbers: dict[BlockNode | BlockBackend, int] = {}
     vertices: list[XDbgBlockGraphNode] = []
     edges: list[XDbgBlockGraphEdge] = []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drained sections of parts of the graph: nothing that uses a node does I/O meanwhile.
+"""Drained sections of parts of the graph: no requests are in flight to the nodes.
 
-Requests enter the graph at block backends only, so the backends above a node are what has to stop.
-Those that stop first wait for those that stop last; none fails.
+Requests enter the graph only at block backends, so a drained section stops the backends above its
+nodes. All backends stop before any is waited for. A failure in one doesn't affect the others.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 
 def with_ancestors(nodes: Iterable[BlockNode]) -> list[BlockNode]:
-    """Return nodes and all that lie above them, what is used before what uses it."""
+    """Return nodes and all their ancestors, children before parents."""
     order: list[BlockNode] = []
     pending = list(nodes)
     while pending:
         node = pending.pop(0)
-        if node in order:  # above another one, too
+        if node in order:  # also an ancestor of another node
             order.remove(node)
         order.append(node)
         pending += [edge.parent for edge in node.parents if isinstance(edge.parent, BlockNode)]
@@ -35,7 +35,7 @@ def with_ancestors(nodes: Iterable[BlockNode]) -> list[BlockNode]:
 
 
 def with_descendants(nodes: Iterable[BlockNode]) -> list[BlockNode]:
-    """Return nodes and all that they use, users first."""
+    """Return nodes and all their descendants, parents before children."""
     found: list[BlockNode] = []
     pending = list(nodes)
     while pending:
@@ -57,30 +57,30 @@ def users_of(nodes: Iterable[BlockNode]) -> list[BlockBackend]:
 
 
 class DrainedSection:
-    """The block backends above some nodes, made to stop. Those that come later stop too."""
+    """The quiesced block backends above some nodes. Backends that attach later are quiesced too."""
 
     def __init__(self, nodes: Iterable[BlockNode]) -> None:
         self._nodes = list(nodes)
         self._held: list[BlockBackend] = []
 
     def hold_users(self) -> None:
-        """Have all users start no more requests."""
+        """Quiesce all backends."""
         for backend in users_of(self._nodes):
             if backend not in self._held:
                 self._held.append(backend)
                 backend.quiesce()
 
     async def wait(self) -> None:
-        """Wait until what they have started is done."""
+        """Wait until the requests in flight have completed."""
         for backend in list(self._held):
             await backend.drain()
         for node in with_descendants(with_ancestors(self._nodes)):
             await node.settle()
 
     def release_users(self) -> None:
-        """Let them go on, whatever happens to one of them."""
+        """Resume all backends, even if one of them fails."""
         for backend in reversed(self._held):
             try:
                 backend.resume()
             except Exception:
-                logger.exception("'%s' can't go on", backend.name)
+                logger.exception("resuming '%s' failed", backend.name)

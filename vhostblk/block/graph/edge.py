@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Edge`: one use of a node, and the I/O that goes through it.
+"""`Edge`: the use of a node by one parent, and the I/O through it.
 
-An edge leads from a parent (a node or a `BlockBackend`) to a node and carries what the parent does
-with it and lets others do. Everything that is the same for all drivers happens here, once: bounds,
-read-only refusal, alignment, splitting, detect-zeroes, the discard option, FUA. The ordinary
-request takes none of that: `preadv()` and `pwritev()` are plain functions that look at a few
-integers and hand back the driver's own coroutine.
+An edge leads from a parent (a node or a `BlockBackend`) to a node. It has the permissions that the
+parent takes and shares. It also does what is common to all drivers: bounds checks, read-only
+checks, alignment, splitting, detect-zeroes, the discard option, FUA. An ordinary request needs none
+of these: `preadv()` and `pwritev()` are plain functions that compare a few integers and return the
+driver's coroutine.
 """
 
 from __future__ import annotations
 
 import errno
 import sys
-from dataclasses import replace
 from functools import partial
 from operator import add
 from typing import TYPE_CHECKING, TypeVar
+
+from msgspec.structs import replace
 
 from vhostblk.block.graph.node import BlockNode, BlockStatus, Extent
 from vhostblk.block.graph.permissions import Perm
@@ -41,22 +42,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: The longest disk that QEMU takes.
+#: The maximum disk size, as in QEMU.
 MAX_SIZE = (1 << 63) - (1 << 30)
 
 
 def supported(capability: T | None) -> T:
-    """Return a node's capability; raises OSError where it has none."""
+    """Return a node's capability; raises OSError if the node doesn't have it."""
     if capability is None:
         raise os_error(errno.ENOTSUP)
     return capability
 
 
 class Edge:
-    """`parent` uses `node` as its `role`.
+    """The edge from `parent` to `node`, its child in the given `role`.
 
-    `perm` and `shared` hold inside this process; `shared_outside` (a subset of `shared`) is what
-    is shared with other processes, by means of the image locks.
+    `perm` and `shared` hold inside this process. `shared_outside` (a subset of `shared`) is shared
+    with other processes, by means of image locks.
     """
 
     __slots__ = (
@@ -92,11 +93,11 @@ class Edge:
         self.parent = parent
         self.role = role
         self.node = node
-        #: Must go on leading to this node.
+        #: The edge must not be moved to another node.
         self.frozen = False
-        #: False while it doesn't matter what a crash leaves: an image is being created.
+        #: False: flushes are skipped, because the image is being created and a crash may lose it.
         self.flushes = True
-        #: The node is being formatted: nobody else may use it, whatever the parent shares.
+        #: The node is being formatted: other users are excluded, whatever the parent shares.
         self.exclusive = False
         self.perm = perm
         self.shared = shared
@@ -105,7 +106,7 @@ class Edge:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take over the node's limits and options again, after they or the permissions changed."""
+        """Update what depends on the node's limits and options, or on permissions."""
         node = self.node
         limits = node.limits
         self._align_mask = limits.request_alignment - 1
@@ -115,7 +116,7 @@ class Edge:
         self._detect_zeroes = node.options.detect_zeroes is not BlockdevDetectZeroesOptions.OFF
         if self._plain_flags >= 0 and node.counts_writes:
             node.write_generation += 1  # some writes may not have been counted
-        #: Flags that a write may have on the fast path; -1 where there is none.
+        #: Flags that a write on the fast path may have; -1: no write may take the fast path.
         self._plain_flags = int(node.native_flags)
         if not self.writable or node.write_threshold or self._detect_zeroes or node.counts_writes:
             self._plain_flags = -1
@@ -125,17 +126,17 @@ class Edge:
         self._choose_pwritev()
 
     def _parent_alignment(self) -> int:
-        """Return what offset and length of all the parent's requests are multiples of."""
+        """Return the alignment of all requests of the parent."""
         return 1 if isinstance(self.parent, BlockNode) else self.parent.request_alignment
 
     def _track_writes(self) -> None:
-        """Keep writes apart from now on: some of this parent's will not fill whole blocks."""
+        """Serialise writes from now on: some of this parent's will need read-modify-write."""
         node = self.node
         if node.write_tracker is not None:
-            # Blocks become larger in drained sections only: nothing of this parent is left.
+            # Block sizes change in drained sections only, so the parent has no writes in flight.
             node.write_tracker.forget(self.parent)
             return
-        # Those who ask for whole blocks only, and were not tracked so far: `BlockBackend`s.
+        # Users of whole blocks that were not tracked so far: `BlockBackend`s.
         align = node.limits.request_alignment
         aligned = [edge for edge in node.parents if edge._parent_alignment() >= align]
         users = [edge.parent for edge in aligned if not isinstance(edge.parent, BlockNode)]
@@ -158,24 +159,24 @@ class Edge:
 
     @property
     def writable(self) -> bool:
-        """Tell whether the parent may write."""
+        """Whether the parent may write."""
         return bool(self.perm & Perm.WRITE) and not self.node.read_only
 
     @property
     def parent_is_node(self) -> bool:
-        """Tell a node from a `BlockBackend`, for which nothing is past the end."""
+        """Whether the parent is a node. A `BlockBackend` does no I/O past the end."""
         return isinstance(self.parent, BlockNode)
 
     @property
     def _may_grow(self) -> bool:
-        """Return whether the parent may write past the node's end."""
+        """Whether the parent may write past the node's end."""
         parent = self.parent
         return bool(self.perm & Perm.RESIZE) and (
             isinstance(parent, BlockNode) or parent.writes_past_end
         )
 
     def describe(self) -> str:
-        """Say who uses what as what, in QEMU's words."""
+        """Describe the edge for messages, in QEMU's words."""
         return (
             f"{self.parent.description} (uses node '{self.node.node_name}' as '{self.role}' child)"
         )
@@ -202,11 +203,11 @@ class Edge:
             raise os_error(errno.EIO)
         if inside:
             await shaping.read(self.node, offset, iov.slice(0, inside))
-        if inside < iov.nbytes:  # past the end of its file a format reads zeroes
+        if inside < iov.nbytes:  # a format reads zeroes past the end of its file
             iov.slice(inside, iov.nbytes).fill(0)
 
     def pread_segments(self, offsets: list[int], iov: IoVec) -> Coroutine[object, object, Failures]:
-        """Fill each segment of `iov` from an offset of its own; return what each failed with."""
+        """Fill each segment of `iov` from its own offset; return the errors of the segments."""
         lengths: list[int] = iov.segments["len"].tolist()
         if self._memory_alignment == 1 and self._are_plain(offsets, lengths):
             return self.node.pread_segments(offsets, iov)
@@ -215,7 +216,7 @@ class Edge:
         )
 
     def _are_plain(self, offsets: list[int], lengths: list[int]) -> bool:
-        """Tell whether the driver takes all these ranges as they are."""
+        """Return whether the driver can take all these ranges unchanged."""
         mask = self._align_mask
         return (
             all(lengths)
@@ -247,7 +248,7 @@ class Edge:
         return self._node_pwritev(offset, iov, flags)
 
     def pwritev_burst(self, offsets: list[int], iovs: list[IoVec]) -> Completion[Failures] | None:
-        """Do writes all at once; None: nothing has begun, and they are to be done one by one."""
+        """Write several requests at once; None: nothing has begun, write them one by one."""
         if (
             not self._takes_bursts
             or max([iov.count for iov in iovs]) > self._max_iov
@@ -275,7 +276,7 @@ class Edge:
     async def pwrite_zeroes(
         self, offset: int, length: int, flags: WriteFlags = WriteFlags.NONE
     ) -> None:
-        """Make a range read as zeroes, whether or not the driver knows how to."""
+        """Make a range read as zeroes, also if the driver has no write-zeroes request."""
         self._check_write(offset, length, flags)
         self._check_last_block(offset + length)
         self._watch_threshold(offset + length)
@@ -289,12 +290,12 @@ class Edge:
         await self._finish_write(flags, size)
 
     async def reserve(self, offset: int, length: int) -> None:
-        """Allocate storage for a range, if the node can, without changing it; raises OSError."""
+        """Allocate storage for a range, if the node can, without changing data; raises OSError."""
         self._check_write(offset, length)
         await self.node.reserve(offset, length)
 
     async def pdiscard(self, offset: int, length: int) -> None:
-        """Forget a range, if the node's `discard` option lets it."""
+        """Discard a range, if the node's option `discard` allows it."""
         node = self.node
         if self._may_grow and offset + length > node.size:
             length = node.size - offset  # nothing to discard past the end
@@ -314,8 +315,8 @@ class Edge:
             tracker.leave(tracked)
 
     async def psecure_erase(self, offset: int, length: int) -> None:
-        """Forget a range for good; not a hint, hence whatever the option `discard` says."""
-        from vhostblk.block.erase import ErasesSecurely  # few disks can
+        """Erase a range securely. This is no hint, so the option `discard` has no effect."""
+        from vhostblk.block.erase import ErasesSecurely  # rarely needed
 
         self._check_write(offset, length)
         node = self.node
@@ -327,7 +328,7 @@ class Edge:
             node.record_change(offset, length)
 
     async def zone_report(self, offset: int, count: int) -> list[Zone]:
-        """Describe at most `count` zones from the one with `offset` on."""
+        """Return at most `count` zones, from the one that contains `offset`."""
         return await supported(zones_of(self.node)).zone_report(offset, count)
 
     async def zone_mgmt(self, op: ZoneOp, offset: int, length: int) -> None:
@@ -343,7 +344,7 @@ class Edge:
     async def zone_append(
         self, offset: int, iov: IoVec, flags: WriteFlags = WriteFlags.NONE
     ) -> int:
-        """Write all of `iov` to the zone at `offset`, where its write pointer is; return where."""
+        """Append `iov` to the zone at `offset`; return the offset of the data."""
         self._check_write(offset, iov.nbytes)
         node = self.node
         zones = supported(zones_of(node))
@@ -366,10 +367,10 @@ class Edge:
                 raise os_error(errno.ENOSPC)
 
     def _check_last_block(self, end: int) -> None:
-        """Refuse a write to a part of the last block if writing all of it makes the node longer.
+        """Raise OSError if a write would be rounded up to a length past the node's end.
 
         A new writer can't attach to such a node. So this happens only if the node became shorter,
-        or its blocks larger, after the writer attached.
+        or its blocks became larger, after the writer attached.
         """
         mask = self._align_mask
         if end & mask and (end | mask) >= self.node.size and not self.perm & Perm.RESIZE:
@@ -394,7 +395,7 @@ class Edge:
             await flush_node(self.node)
 
     async def block_status(self, offset: int, length: int) -> Extent:
-        """Describe a run at `offset`, of at most `length` bytes."""
+        """Return the status of a run at `offset`, of at most `length` bytes."""
         if offset < 0 or length < 0:
             raise os_error(errno.EINVAL)
         inside = min(length, self.node.size - offset)
@@ -403,18 +404,18 @@ class Edge:
         return await self.node.block_status(offset, inside)
 
     def known_zero(self, offset: int, length: int) -> bool:
-        """Tell at once whether a range reads as zeroes, as it does past the end of a file."""
+        """Return whether a range is known, without I/O, to read as zeroes."""
         inside = min(length, self.node.size - offset)
         return inside <= 0 or self.node.known_zero(offset, inside)
 
     def known_zeroes(self, offsets: list[int], length: int) -> list[bool]:
-        """Tell at once which of the ranges of one length read as zeroes."""
+        """Return, without I/O, for each range whether it is known to read as zeroes."""
         if max(offsets) + length <= self.node.size:
             return self.node.known_zeroes(offsets, length)
         return [self.known_zero(offset, length) for offset in offsets]
 
     def extent_map(self) -> ExtentMap | None:
-        """Return the node's map as far as this edge's permissions and the node's options let it."""
+        """Return the node's extent map, limited by the edge's permissions and node options."""
         node_map = self.node.extent_map()
         if node_map is None:
             return None
@@ -423,7 +424,7 @@ class Edge:
         if options.cache.no_flush and not self.node.children:
             flush = Treatment.IGNORE
         if not self.writable:
-            discard = Treatment.ASK  # to be refused
+            discard = Treatment.ASK  # the request must fail
         elif options.discard is not BlockdevDiscardOptions.UNMAP:
             discard = Treatment.IGNORE
         elif self.node.recorders and discard is Treatment.FILE:
@@ -442,9 +443,9 @@ class Edge:
         )
 
     async def truncate(self, size: int, mode: PreallocMode = PreallocMode.OFF) -> None:
-        """Change the node's length to `size` bytes, and tell all who use it.
+        """Change the node's length to `size` bytes, and notify all users.
 
-        With a mode, what is added gets storage.
+        With a `mode`, the new range is preallocated.
         """
         if size < 0:
             raise os_error(errno.EINVAL)
@@ -469,7 +470,7 @@ class Edge:
 
 
 async def flush_node(node: BlockNode) -> None:
-    """Put a node's completed writes on stable storage, as far as its options ask for that."""
+    """Flush a node, as far as its cache options allow."""
     node.debug_event("flush_to_os")
     generation = node.write_generation
     if node.options.cache.no_flush or (
@@ -483,7 +484,7 @@ async def flush_node(node: BlockNode) -> None:
 
 
 def notify_resize(node: BlockNode) -> None:
-    """Tell its bitmaps, and everyone above, that a node has another size now."""
+    """Notify the node's bitmaps and all users above that the node's size has changed."""
     for bitmap in node.bitmaps:
         bitmap.resize(node.size)
     for edge in list(node.parents):

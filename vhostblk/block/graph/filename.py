@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""File names of images: which node a name stands for, parsed as QEMU's drivers do.
+"""File names of images: parsing a name into node options, as QEMU's drivers do.
 
-A name is a path, `json:` with options, or begins with a protocol: the name of a driver that needs
-no format above it (a `ProtocolDriver`), as in `null-co://`.
+A name is a path, `json:` with options, or starts with a protocol. A protocol is the name of a
+driver that needs no format above it (a `ProtocolDriver`), as in `null-co://`.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ _PREFIX = re.compile(r"([^/:]+):")
 
 
 class ProtocolDriver(ABC):
-    """What a node class has whose nodes have file names. Any other driver's are for its child."""
+    """The capability of a node class whose nodes have file names."""
 
-    #: A name that is known to be for this driver may begin with anything.
+    #: Whether names for this driver need not start with the driver's name.
     takes_any_prefix: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
     def options_of(cls, rest: str, *, prefixed: bool) -> dict[str, Any]:
-        """Return the options, but for the driver, that a file name stands for; raises BlockError.
+        """Return the options (without the driver) for a file name; raises BlockError.
 
-        `rest`: the name without `driver:`, which it began with if it was `prefixed`.
+        `rest` is the name without `driver:`. `prefixed` tells whether the name had this prefix.
         """
 
     @abstractmethod
     def exact_name(self, below: Mapping[str, str | None]) -> str | None:
-        """Return a file name that opens just this node; None: there is none.
+        """Return a file name that opens an equal node; None: there is none.
 
-        `below` are those of the children, by role.
+        `below` has the names of the children, by role.
         """
 
 
 def protocol_driver(name: str) -> type[ProtocolDriver] | None:
-    """Return the class of the driver that names beginning with `name` are for; None: there is none.
+    """Return the driver class for the protocol of `name`; None: there is none.
 
-    Those of plug-ins are not among them.
+    Plug-ins are not considered.
     """
     found = built_in_class(name)
     return found if found is not None and issubclass(found, ProtocolDriver) else None
 
 
 def full_name(name: str, image: str, kind: str | None = None) -> str:
-    """Resolve a file name found in `image`, relative to the image's own name; raises BlockError.
+    """Resolve a file name recorded in `image` against the image's own name; raises BlockError.
 
-    `kind`: the driver that the image names, if any.
+    `kind` is the driver recorded in the image, if any.
     """
     if name.startswith("json:"):
         return name
@@ -81,9 +81,9 @@ def full_name(name: str, image: str, kind: str | None = None) -> str:
 
 
 def described(name: str, kind: str | None = None) -> dict[str, Any]:
-    """Return the options that a full name stands for; raises BlockError.
+    """Return the options for a full name; raises BlockError.
 
-    `kind`: the driver; None: the name decides. Options with a child "file" and no driver mean that
+    `kind` is the driver; None: the name decides. If the options have a child "file" and no driver,
     the format is to be probed.
     """
     if name.startswith("json:"):
@@ -98,11 +98,11 @@ def described(name: str, kind: str | None = None) -> dict[str, Any]:
 
 
 def described_path(path: str) -> dict[str, Any]:
-    """Return the options of a path in which no prefix has a meaning."""
+    """Return the options for a path. Prefixes have no meaning in it."""
     try:
         mode = os.stat(path).st_mode
     except OSError:
-        mode = 0  # opening it says what is wrong
+        mode = 0  # opening it reports the error
     device = stat.S_ISBLK(mode) or stat.S_ISCHR(mode)
     name = DEVICE_PROTOCOL if device else DEFAULT_PROTOCOL
     driver = protocol_driver(name)
@@ -111,14 +111,14 @@ def described_path(path: str) -> dict[str, Any]:
 
 
 def protocol_of(name: str) -> str:
-    """Return the protocol driver of a full name that is not a `json:` one."""
+    """Return the protocol driver of a full name, which is no `json:` name."""
     prefix = _PREFIX.match(name)
     known = prefix is not None and protocol_driver(prefix[1]) is not None
     return prefix[1] if prefix is not None and known else DEFAULT_PROTOCOL
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    from vhostblk.schema import json_text  # few images need it
+    from vhostblk.schema import json_text  # rarely needed
 
     with errors_as(BlockError, "Could not parse the JSON options", of=OptionError):
         tree = json_text.parse(text)
@@ -128,7 +128,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """Turn members with dotted names, which `json:` names may have, into nested objects."""
+    """Convert members with dotted names (allowed in `json:` names) to nested objects."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():
         *path, last = name.split(".")

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What filters have in common: a primary child ("file"), whose data, size and limits are theirs.
+"""The base of filters: a primary child "file" provides data, size and limits.
 
-A filter overrides what it changes. It publishes no extent map unless it says so: what must see
-every request sees every request.
+A filter overrides the methods that it changes. By default it publishes no extent map, so that it
+sees all requests.
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
+
+from msgspec.structs import replace
 
 from vhostblk.block.graph.node import BlockLimits, BlockNode, BlockStatus, Extent
 from vhostblk.block.io.flags import WriteFlags
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class FilterNode(BlockNode):
-    """Passes every request on to its child."""
+    """A node that passes all requests to its child."""
 
     is_filter = True
     reopens = True
@@ -49,12 +50,12 @@ class FilterNode(BlockNode):
         return node
 
     def adopt_children(self) -> None:
-        """Take note of the child, once it is there."""
+        """Set up the filter for its child, once the child is open."""
         self._file = self.children[self.primary_role]
         self.refresh_limits()
 
     def refresh_limits(self) -> None:
-        # The edge below shapes requests for the child; nothing is to be done for it here.
+        # The edge below shapes requests for the child, so the filter has no limits of its own.
         below = self._file.node.limits
         self.limits = BlockLimits(
             discard_granularity=below.discard_granularity,
@@ -86,7 +87,7 @@ class FilterNode(BlockNode):
         return self._file.node.allocated_size
 
     def map_for_reading(self) -> ExtentMap | None:
-        """Return the child's map for a filter that has to see changes, but not reads."""
+        """Return the child's map for a filter that must see changes, but need not see reads."""
         below = self._file.extent_map()
         return below and replace(below, writable=False, discard=Treatment.ASK)
 
@@ -122,4 +123,4 @@ class FilterNode(BlockNode):
 
     async def grow(self, size: int, mode: PreallocMode) -> None:
         await self._file.truncate(size, mode)
-        await self.truncate(size)  # for filters that keep something that is as long
+        await self.truncate(size)  # for filters with state of the same length

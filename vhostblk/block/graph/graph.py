@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Graph`: all nodes by name, how they are opened, joined by edges and closed.
+"""`Graph`: all nodes by name. It opens nodes, joins them by edges, and closes them.
 
-A node that the user added stays until the user removes it; a child that was defined inline in its
-parent's options is closed with its last parent. A node gets its name once it is open, and children
-are named or defined while their parent opens, so opening can't make a cycle; `reopen` checks for
-cycles.
+A node that the user added stays until the user removes it. A child defined inline in its parent's
+options is closed with its last parent. A node is registered once it is open, and its children are
+referred to or defined while it opens, so opening can't make a cycle; `reopen` checks for cycles.
 
-Permissions are checked edge by edge and take effect all or nothing: `block.permission_update`.
+Permissions are checked edge by edge and take effect for all nodes or for none:
+`block.graph.permission_update`.
 
-Commands that suspend run one at a time. Block backends may attach and detach at any time, so
-nothing is awaited between checking the graph and changing it; while nodes are being reopened, no
-backend may attach. Nodes in use are changed inside a drained section.
+Commands that await something run one at a time. Block backends may attach and detach at any time,
+so the graph awaits nothing between checking the graph and changing it; while nodes are being
+reopened, no backend may attach. Nodes in use are changed inside a drained section.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from vhostblk.block.throttle_group import ThrottleGroups
 from vhostblk.block.zones import check_zoned_child
 from vhostblk.errors import error_context, errors_as, log_error, log_failure, reason
 from vhostblk.events import EventBus
+from vhostblk.reservations.manager import Managers
 from vhostblk.schema.base import UNSET
 from vhostblk.schema.block import BlockErrorAction, BlockIoError, BlockWriteThreshold
 from vhostblk.trace import points as trace
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: What QEMU takes as an identifier, and its length limit for node names.
+#: QEMU's identifiers. QEMU also limits the length of node names.
 _IDENTIFIER = re.compile(r"[a-zA-Z][a-zA-Z0-9._-]*")
 _NAME_BYTES = 31
 
@@ -61,21 +62,23 @@ class Graph:
 
     def __init__(self, events: EventBus | None = None) -> None:
         self._events = events or EventBus()
-        #: What `throttle` nodes refer to.
+        #: The groups that `throttle` nodes refer to.
         self.throttle_groups = ThrottleGroups()
-        #: Held by one command at a time.
+        #: The reservation managers that nodes of devices refer to.
+        self.pr_managers = Managers()
+        #: The lock for commands, which run one at a time.
         self._changing = Turns()
-        #: Whether a change is in progress that may still be undone. No user may attach then.
+        #: Whether a change is in progress that may still be undone. Users can't attach meanwhile.
         self._switching = False
-        #: Drained sections whose only purpose is that users look at extent maps again.
+        #: Drained sections that only make users fetch the extent maps again.
         self._refreshing: set[asyncio.Task[None]] = set()
         self._drained_sections: list[DrainedSection] = []
         self._nodes: dict[str, BlockNode] = {}
-        #: Names of nodes that the user added, as opposed to inline children.
+        #: Names of nodes that the user added. The others are inline children.
         self._owned: set[str] = set()
-        #: Edges made for a node that is still being opened.
+        #: Edges of nodes that are still being opened, by the parent's name.
         self._opening: dict[str, list[Edge]] = {}
-        #: Edges from block backends, in the order in which they came.
+        #: Edges of block backends, in order of creation.
         self._roots: dict[Edge, None] = {}
         self._next_number = 100
 
@@ -83,26 +86,26 @@ class Graph:
         return iter(list(self._nodes.values()))
 
     def is_owned(self, node: BlockNode) -> bool:
-        """Tell whether the user added the node, as opposed to its parent."""
+        """Return whether the user added the node."""
         return node.node_name in self._owned
 
     @property
     def events(self) -> EventBus:
-        """Where nodes tell what happens."""
+        """The receiver of nodes' events."""
         return self._events
 
     @property
     def opening_depth(self) -> int:
-        """How many nodes, each inside another, are being opened."""
+        """How deeply the definitions of the nodes being opened are nested."""
         return len(self._opening)
 
     @property
     def backends(self) -> list[BlockBackend]:
-        """The block backends that use nodes, the oldest first."""
+        """The block backends in use, the oldest first."""
         return [edge.parent for edge in self._roots if not isinstance(edge.parent, BlockNode)]
 
     async def add(self, options: Any) -> BlockNode:
-        """Open a node (and inline children) that stays until `remove()`."""
+        """Open a node and its inline children. The node stays until `remove()`."""
         if options.node_name is UNSET:
             raise BlockError("'node-name' must be specified for the root node")
         async with self._changing:
@@ -113,9 +116,9 @@ class Graph:
     def find(
         self, name: str, words: NoNode = NoNode.DEVICE_OR_NODE, *, device: str = ""
     ) -> BlockNode:
-        """Return a node by name; raises NodeNotFoundError, in these words.
+        """Return a node by name; raises NodeNotFoundError with the given message.
 
-        `device` is the name of a device that could have been meant; there are none here.
+        `device` is the device name in the message; there are no devices here.
         """
         node = self._nodes.get(name)
         if node is None:
@@ -123,9 +126,9 @@ class Graph:
         return node
 
     async def open_child(self, parent: BlockNode, role: str, ref: Any) -> BlockNode:
-        """Give a node that is being opened a child: an existing node, or one defined inline.
+        """Add a child to a node that is being opened: an existing node, or one defined inline.
 
-        When the parent fails to open, the graph takes its children away again.
+        If opening the parent fails, the graph removes the children.
         """
         if isinstance(ref, str):
             node = self.find(ref, device=ref)
@@ -144,7 +147,7 @@ class Graph:
         return node
 
     async def close_child(self, parent: BlockNode, role: str) -> None:
-        """Take a child away from a node, which is being opened or drained."""
+        """Remove a child of a node, which is being opened or drained."""
         edge = parent.children.pop(role)
         opening = self._opening.get(parent.node_name, [])
         if edge in opening:
@@ -153,9 +156,9 @@ class Graph:
 
     @asynccontextmanager
     async def borrowed(self, ref: Any) -> AsyncIterator[BlockNode]:
-        """Keep an existing node, or one defined here, which goes away afterwards unless it is used.
+        """Hold an existing node, or one defined here, inside the block.
 
-        Raises BlockError.
+        A node defined here is closed afterwards unless it is in use. Raises BlockError.
         """
         holder = BlockBackend("", Perm.NONE)
         async with self._changing:
@@ -170,7 +173,7 @@ class Graph:
             await holder.detach()
 
     def attach(self, backend: BlockBackend, node: BlockNode) -> Edge:
-        """Make the edge from a block backend to its node; raises BlockError on a conflict.
+        """Create the edge from a block backend to a node; raises BlockError on a conflict.
 
         Call this inside `changing()` in a task that may run concurrently with graph changes.
         """
@@ -184,7 +187,7 @@ class Graph:
         return edge
 
     async def detach(self, edge: Edge) -> None:
-        """Take an edge away; an inline child without users is closed."""
+        """Remove an edge. An inline child without users is closed."""
         node = edge.node
         node.parents.remove(edge)
         self._roots.pop(edge, None)
@@ -206,7 +209,7 @@ class Graph:
             await self._close_unused(node)
 
     async def close(self) -> None:
-        """Close every node, users before what they use; no block backend is attached any more."""
+        """Close all nodes, parents before children. No block backend is attached any more."""
         async with self._changing:
             if self._refreshing:
                 await asyncio.wait(self._refreshing)
@@ -233,7 +236,7 @@ class Graph:
             section.release_users()
 
     async def reopen(self, definitions: Iterable[Any]) -> None:
-        """Give nodes other options and children: all of them, or none. See `block.reopen`."""
+        """Change options and children of nodes: all or none. See `block.graph.reopen`."""
         from vhostblk.block.graph import reopen_plan
 
         async with self._changing:
@@ -263,7 +266,7 @@ class Graph:
             )
 
     async def _switch(self, reopening: Reopening) -> None:
-        """Make the changes of `reopening`; no user may attach until they are final or undone."""
+        """Make the changes of `reopening`; users can't attach until they are final or undone."""
         self._switching = True
         try:
             await reopening.run()
@@ -272,12 +275,12 @@ class Graph:
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[None]:
-        """Have no other task change the graph inside the block; this one may."""
+        """Let no other task change the graph inside the block; this task may."""
         async with self._changing:
             yield
 
     async def make_read_only(self, node: BlockNode, *, read_only: bool = True) -> None:
-        """Make a node read-only, or writable, and nothing else; inside `changing()`.
+        """Change a node between read-only and writable, and nothing else; inside `changing()`.
 
         Raises BlockError.
         """
@@ -287,7 +290,7 @@ class Graph:
             await self._reopen(reopen_plan.plan_read_only(node, read_only=read_only))
 
     async def add_child(self, parent: BlockNode, child: BlockNode) -> None:
-        """Give a node one more child; raises BlockError."""
+        """Add a child to a node; raises BlockError."""
         from vhostblk.block.graph import reopen
         from vhostblk.block.graph.members import ChangesChildren
 
@@ -315,7 +318,7 @@ class Graph:
             reopen.refresh([parent])
 
     async def remove_child(self, parent: BlockNode, role: str) -> None:
-        """Take a child away from a node; raises BlockError."""
+        """Remove a child of a node; raises BlockError."""
         from vhostblk.block.graph import reopen
         from vhostblk.block.graph.members import ChangesChildren
 
@@ -331,7 +334,7 @@ class Graph:
             await self.detach(edge)
 
     async def resize(self, node: BlockNode, size: int) -> None:
-        """Change a node's length, and notify all its users at once. Raises BlockError."""
+        """Change a node's length, and notify all its users at once; raises BlockError."""
         async with self._changing:
             check_not_backing(node)
             backend = BlockBackend("", Perm.RESIZE)
@@ -344,9 +347,9 @@ class Graph:
                 await backend.detach()
 
     async def set_active(self, name: str | None, *, active: bool) -> None:
-        """Take an image back from, or leave it to, another process; `None`: all of them.
+        """Activate or inactivate a node, to hand its image over; None: all nodes.
 
-        Raises BlockError, and then nothing has changed.
+        On BlockError nothing has changed.
         """
         async with self._changing:
             chosen = list(self) if name is None else [self.find(name, NoNode.NODE_NAME)]
@@ -361,7 +364,7 @@ class Graph:
                 try:
                     nodes = activation.to_inactivate(chosen)
                     async with _writing_given_up(nodes, what):
-                        # Users may have come meanwhile.
+                        # Users may have attached since the first check.
                         activation.inactivate(activation.to_inactivate(chosen))
                 except activation.InactivationError as error:
                     raise BlockError(f"{what}: {error}") from error
@@ -378,7 +381,7 @@ class Graph:
                 raise
 
     async def set_write_threshold(self, node: BlockNode, offset: int) -> None:
-        """Announce the first write that goes past `offset`, with BLOCK_WRITE_THRESHOLD; 0: none."""
+        """Set the offset whose first crossing by a write sends BLOCK_WRITE_THRESHOLD; 0: none."""
         async with self.drained([node]):
             self._set_threshold(node, offset)
 
@@ -397,7 +400,7 @@ class Graph:
                 node_name=node.node_name, amount_exceeded=end - offset, write_threshold=offset
             ),
         )
-        # Writes need not be asked for any more.
+        # Extent maps can allow writes again.
         task = asyncio.get_running_loop().create_task(
             self._refresh_maps(node), name=f"node '{node.node_name}': a new extent map"
         )
@@ -406,9 +409,9 @@ class Graph:
         task.add_done_callback(log_failure)
 
     def report_io_error(self, backend: BlockBackend, operation: IoOperationType, code: int) -> None:
-        """Emit BLOCK_IO_ERROR: a request of a node's user failed with the errno `code`."""
+        """Send BLOCK_IO_ERROR: a request of a node's user failed with the errno `code`."""
         data = BlockIoError(
-            qom_path="",  # users of nodes are no QOM objects
+            qom_path="",  # users of nodes are not QOM objects
             device=backend.name,
             node_name=backend.node.node_name,
             operation=operation,
@@ -423,7 +426,7 @@ class Graph:
             pass
 
     async def _open(self, options: Any) -> BlockNode:
-        """Open a node with resolved options, and register it."""
+        """Open and register a node with resolved options."""
         name = self._check_name(options.node_name)
         inherit.check_options(options)
         edges = self._opening[name] = []
@@ -443,7 +446,7 @@ class Graph:
         return node
 
     def _check_name(self, name: Any) -> str:
-        """Check a node's name, or make one up."""
+        """Return a node's name after checking it, or a generated one."""
         if name is UNSET:
             self._next_number += 1
             return f"#block{self._next_number}"
@@ -456,10 +459,10 @@ class Graph:
         return str(name)
 
     async def _close_unused(self, node: BlockNode) -> None:
-        """Close a node that neither a parent nor the user holds, then its children likewise.
+        """Close a node without parents that the user doesn't own, then its children likewise.
 
-        A pinned node stays open, as an undone change may give it its parent back; `_reopen` closes
-        it afterwards.
+        A pinned node stays open, as undoing a change may give its parent back; `_reopen` closes it
+        afterwards.
         """
         name = node.node_name
         if node.parents or name in self._owned or node.pinned:
@@ -474,7 +477,7 @@ class Graph:
                 await self.detach(edge)
 
     def _attach(self, edge: Edge) -> None:
-        """Enter an edge into its node's list of users and take what it needs."""
+        """Add an edge to its node's parents, and update permissions."""
         node, parent = edge.node, edge.parent
         if not isinstance(parent, BlockNode):
             activation.grant_backend(edge)
@@ -498,7 +501,7 @@ class Graph:
 
 
 def check_not_backing(node: BlockNode) -> None:
-    """Raise BlockError where a node is the backing image of another."""
+    """Raise BlockError if a node is the backing image of another."""
     for edge in reversed(node.parents):
         if isinstance(edge.parent, BlockNode) and edge.role == inherit.BACKING:
             raise BlockError(
@@ -508,21 +511,21 @@ def check_not_backing(node: BlockNode) -> None:
 
 
 async def _flush(nodes: Iterable[BlockNode], what: str) -> None:
-    """Put what has been written on stable storage; raises BlockError."""
+    """Flush a node; raises BlockError."""
     for node in nodes:
         with errors_as(BlockError, what, node=node.node_name):
             await flush_node(node)
 
 
 async def _release_children(nodes: Iterable[BlockNode]) -> None:
-    """Make nodes give up the permissions that they keep for themselves; raises BlockError."""
+    """Have nodes release the permissions that they hold for themselves; raises BlockError."""
     for node in nodes:
         with errors_as(BlockError, f"Node '{node.node_name}' can't be replaced"):
             await node.release_children()
 
 
 async def _each(steps: Iterable[Callable[[], Awaitable[None]]]) -> None:
-    """Run all steps in order, even if some fail; raises the first error."""
+    """Run all steps in order, even if some fail; raise the first error."""
     failed: Exception | None = None
     for step in steps:
         try:
@@ -534,9 +537,9 @@ async def _each(steps: Iterable[Callable[[], Awaitable[None]]]) -> None:
 
 
 async def _finish(steps: Coroutine[Any, Any, None]) -> None:
-    """Run to the end what a change that is final still needs, also where the caller is cancelled.
+    """Run the steps that complete a final change, even if the caller is cancelled.
 
-    Nodes that lie on other data refuse writes until then.
+    Nodes with other data below refuse writes until then.
     """
     task = asyncio.get_running_loop().create_task(steps)
     cancelled: asyncio.CancelledError | None = None
@@ -555,7 +558,7 @@ async def _finish(steps: Coroutine[Any, Any, None]) -> None:
 
 @asynccontextmanager
 async def _writing_given_up(nodes: list[BlockNode], what: str) -> AsyncIterator[None]:
-    """Have nodes put their images in order; where that, or the block, fails, they write on.
+    """Have nodes write back their state. If this or the block fails, they resume writing.
 
     Raises BlockError.
     """

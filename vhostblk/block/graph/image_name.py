@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""File names of nodes: a name that opens what a node shows.
+"""File names of nodes: a name that opens a node with the same data.
 
-A name is made of the names of the node's children. A chain of images may be long, and each image
-asks for names below it more than once: names are worked out once, children first.
+A name is made from the names of the node's children. A backing chain may be long, and each image
+uses names below it more than once. So each name is computed once, children first.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ if TYPE_CHECKING:
 
     from vhostblk.block.graph.node import BlockNode
 
-#: Children that the image says, or that are where the image is.
+#: Children that are given by the image, or that hold the image.
 _UNCHOSEN = frozenset({FILE, DATA_FILE, BACKING})
 
 
 def image_name(node: BlockNode) -> str:
-    """Return a file name that opens what the node shows; a `json:` one where nothing else does."""
+    """Return a file name for the data of the node; a `json:` name if no other can express it."""
     return ImageNames().of(node)
 
 
 class ImageNames:
-    """The file names of nodes, as long as nothing changes."""
+    """The file names of nodes, valid until the graph changes."""
 
     def __init__(self) -> None:
         self._shown: dict[BlockNode, str] = {}
-        #: Names without `json:`; None: there is none.
+        #: Names other than `json:` names; None: there is none.
         self._exact: dict[BlockNode, str | None] = {}
-        #: Nodes that lie on anything else than what their image says.
+        #: Nodes whose backing image is not the one recorded in the image.
         self._rebased: set[BlockNode] = set()
         self._options: dict[BlockNode, dict[str, Any]] = {}
 
     def of(self, node: BlockNode) -> str:
-        """Return the name of a node."""
+        """Return a node's name."""
         for each in self._children_first(node):
             self._add(each)
         return self._shown[node]
 
     def _children_first(self, top: BlockNode) -> Iterator[BlockNode]:
-        """Yield `top` and its descendants that have no name yet, each behind its children."""
+        """Yield `top` and its descendants that have no name yet, children first."""
         pending = [top]
         while pending:
             node = pending[-1]
@@ -84,11 +84,11 @@ class ImageNames:
             return None
         if child is None:
             return f"{node.driver}://"
-        # A format is told from what a file of that name holds.
+        # Opening a file name probes the format, so the name of the file stands for the image.
         return self._exact[child.node] if _is_protocol(child.node) else None
 
     def _has_chosen_children(self, node: BlockNode) -> bool:
-        """Whether the user, and not the image, says what some of its parts are."""
+        """Return whether the user has chosen some of the children, instead of the image."""
         return node in self._rebased or any(
             edge.node.defined_in is not node
             or getattr(node.options, role.replace("-", "_")) is not UNSET
@@ -115,5 +115,5 @@ class ImageNames:
 
 
 def _is_protocol(node: BlockNode) -> bool:
-    """Whether a file name leads to a node of this driver."""
+    """Return whether a file name is parsed by this driver."""
     return not node.children or isinstance(node, ProtocolDriver)

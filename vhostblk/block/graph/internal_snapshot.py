@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Internal snapshots: which node stores them, and making one as a change that can be undone.
+"""Internal snapshots: the node that stores them, and an action that creates one.
 
 A node that can't store snapshots uses those of its primary child, as in QEMU, if no other child
 holds data.
@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 
 
 class InternalSnapshot(Protocol):
-    """One internal snapshot; id and name as they are in the image."""
+    """One internal snapshot; id and name as in the image."""
 
     id: bytes
     name: bytes
 
     def describe(self) -> SnapshotInfo:
-        """Return what queries say of it."""
+        """Return the snapshot's entry in queries."""
 
 
 class KeepsSnapshots(BlockNode):
@@ -43,9 +43,9 @@ class KeepsSnapshots(BlockNode):
 
     @abstractmethod
     async def create_snapshot(self, name: str, device: str | None = None) -> InternalSnapshot:
-        """Make an internal snapshot, between requests; raises BlockError or OSError.
+        """Create an internal snapshot, between requests; raises BlockError or OSError.
 
-        `device`: what the node is called in messages.
+        `device` is the node's name in messages.
         """
 
     @abstractmethod
@@ -55,7 +55,7 @@ class KeepsSnapshots(BlockNode):
         id: str | None = None,  # noqa: A002
         name: str | None = None,
     ) -> InternalSnapshot:
-        """Go back to the internal snapshot with this id and name; raises BlockError or OSError."""
+        """Revert to the internal snapshot with this id and name; raises BlockError or OSError."""
 
     @abstractmethod
     async def delete_snapshot(
@@ -69,7 +69,7 @@ class KeepsSnapshots(BlockNode):
 
 
 def keeper_of(node: BlockNode) -> KeepsSnapshots | None:
-    """Return the node that keeps the snapshots of what a node shows; None: there can't be any."""
+    """Return the node that stores a node's internal snapshots; None: not supported."""
     *_, last = _way_down(node)
     return last if isinstance(last, KeepsSnapshots) else None
 
@@ -82,7 +82,7 @@ def can_snapshot(node: BlockNode) -> bool:
 def _way_down(node: BlockNode) -> Iterator[BlockNode]:
     """Yield a node and its primary descendants, down to one that stores snapshots.
 
-    Without one, end at the node that has several data children or none.
+    If there is none, end at a node with no data child or with several.
     """
     yield node
     while not isinstance(node, KeepsSnapshots) and (child := node.primary_child) is not None:
@@ -93,7 +93,7 @@ def _way_down(node: BlockNode) -> Iterator[BlockNode]:
 
 
 class InternalSnapshotAction:
-    """The `Action` of `blockdev-snapshot-internal-sync`. `device`: the disk's name in messages."""
+    """The `Action` of `blockdev-snapshot-internal-sync`; `device` is the name in messages."""
 
     def __init__(self, node: KeepsSnapshots, name: str, device: str) -> None:
         self._node = node
@@ -106,13 +106,13 @@ class InternalSnapshotAction:
         return [self._node]
 
     async def prepare(self) -> None:
-        """Make the snapshot."""
+        """Create the snapshot."""
         what = f"Failed to create snapshot '{self._name}' on device '{self._device}'"
         with errors_as(BlockError, what):
             self._made = await self._node.create_snapshot(self._name, self._device)
 
     async def commit(self) -> None:
-        """Do nothing more."""
+        """Do nothing."""
 
     async def abort(self) -> None:
         """Delete the snapshot."""

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image locks: permissions written to the file, so that processes exclude each other.
+"""Image locks: permissions as locks on the image file, so that processes exclude each other.
 
-The bytes and their meaning are QEMU's. Whoever takes permission i (the bit's number in `Perm`)
-holds a shared lock on byte 100 + i; whoever doesn't share it holds one on byte 200 + i. A
-permission can be had while nobody else locks its "unshared" byte, and unshared while nobody else
-locks its "taken" byte. Locks never block one another; each process sets its own first and looks for
-others' second, so of two that come at the same time at least one sees the other.
+The bytes and their meaning are QEMU's. A process that takes permission i (the bit's number in
+`Perm`) holds a shared lock on byte 100 + i. A process that doesn't share it holds one on byte 200 +
+i. A permission can be taken while no other process locks its "unshared" byte, and unshared while no
+other process locks its "taken" byte. These shared locks never block one another. Each process first
+sets its own locks and then looks for those of others. So if two processes start at the same time,
+at least one sees the other.
 
-They are open file description locks (fcntl(2), F_OFD_SETLK): they belong to the open file, not to
-the process, and vanish with it, also after `kill -9`.
+They are open file description locks (fcntl(2), F_OFD_SETLK). They belong to the open file, not to
+the process, and the kernel releases them with it, also after `kill -9`.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ _FLOCK = struct.Struct("@hhqqi4x")
 
 
 def ofd_locks_available() -> bool:
-    """Tell whether the system has open file description locks."""
+    """Return whether the kernel has open file description locks."""
     return hasattr(fcntl, "F_OFD_SETLK")
 
 
 def locking_wanted(option: OnOffAuto) -> bool:
-    """Evaluate the `locking` option; raises BlockError when it can't be met."""
+    """Return whether to use locks, given the option `locking`; raises BlockError."""
     if option is OnOffAuto.OFF:
         return False
     if ofd_locks_available():
@@ -46,7 +47,7 @@ def locking_wanted(option: OnOffAuto) -> bool:
 
 
 def lock_bytes(perm: Perm, shared: Perm) -> frozenset[int]:
-    """Return the bytes that stand for taking `perm` and sharing `shared`."""
+    """Return the lock bytes for taking `perm` and sharing `shared`."""
     return frozenset(
         base + flag.bit_length() - 1
         for base, flags in ((PERM_BASE, perm), (UNSHARED_BASE, Perm.ALL & ~shared))
@@ -56,25 +57,25 @@ def lock_bytes(perm: Perm, shared: Perm) -> frozenset[int]:
 
 
 class LockGuard:
-    """Locks held on an open file of its own, while an image moves from one process to another.
+    """Locks on a separate open file, held while an image moves from one process to another.
 
-    Whoever closes the image first makes a guard; both processes look through it for other locks.
-    It is gone when both have closed it.
+    The process that closes the image first makes the guard. Both processes ignore its locks. The
+    locks are released when both have closed it.
     """
 
     def __init__(self, fd: int, locked: frozenset[int]) -> None:
-        """Take over `fd`, on which the bytes `locked` are locked."""
+        """Take over `fd`, which has locks on the bytes `locked`."""
         self.fd = fd
         self.locked = locked
         info = os.fstat(fd)
         self._key = (info.st_dev, info.st_ino)
 
     def trust(self) -> None:
-        """Look through this guard, in this process, until it is closed."""
+        """Ignore this guard's locks in this process, until it is closed."""
         _guards[self._key] = self
 
     def close(self) -> None:
-        """Let go."""
+        """Close the guard."""
         if _guards.get(self._key) is self:
             del _guards[self._key]
         os.close(self.fd)
@@ -93,7 +94,7 @@ class ImageLock:
         self._held: frozenset[int] = frozenset()
 
     def acquire(self, perm: Perm, shared: Perm) -> None:
-        """Change what is held. On ImageLockedError everything is as it was."""
+        """Change the locks held. On ImageLockedError nothing has changed."""
         wanted = lock_bytes(perm, shared)
         before = self._held
         try:
@@ -107,9 +108,9 @@ class ImageLock:
         self._release(before - wanted)
 
     def transfer(self, new_fd: int) -> None:
-        """Hold the same on another open file of the same image, and no longer on this one.
+        """Move the locks to another open file of the same image.
 
-        Between the two steps both hold the locks, so that nobody else can get in.
+        Both files hold the locks for a moment, so that no other process can take them.
         """
         old = ImageLock(self._fd, self._path)
         old._held = self._held
@@ -123,7 +124,7 @@ class ImageLock:
         old._release(old._held)
 
     def make_guard(self) -> LockGuard:
-        """Hold the same on another open file of the image; raises OSError or BlockError."""
+        """Return a guard with the same locks on another file; raises OSError or BlockError."""
         fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             held = ImageLock(fd, self._path)
@@ -135,11 +136,11 @@ class ImageLock:
             raise
 
     def set_fd(self, fd: int) -> None:
-        """Follow the open file to another descriptor number."""
+        """Note the open file's new descriptor number."""
         self._fd = fd
 
     def _check(self, wanted: frozenset[int]) -> None:
-        """Look for others that exclude what we have just locked."""
+        """Raise ImageLockedError if others hold locks that conflict with ours."""
         for flag, name in PERM_NAMES.items():
             bit = flag.bit_length() - 1
             if PERM_BASE + bit in wanted and self._held_by_other(UNSHARED_BASE + bit):
@@ -164,14 +165,14 @@ class ImageLock:
             try:
                 fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, request)
             except OSError:
-                continue  # a lock too many excludes more than needed, which is safe
+                continue  # an extra lock only excludes more than needed, which is safe
         self._held -= unwanted
 
     def _held_by_other(self, byte: int) -> bool:
-        """Tell whether another open file has a lock there that an exclusive one would run into.
+        """Return whether another open file has a lock that conflicts with an exclusive lock here.
 
-        A guard doesn't count: its lock is taken away for the look. Meanwhile it is our own locks,
-        set before, that keep others out.
+        The locks of a guard don't count: they are released for the query. Our own locks, set
+        before, keep other processes out meanwhile.
         """
         if not self._locked_by_other(byte):
             return False

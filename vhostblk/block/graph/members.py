@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The capability to gain and lose children at run time (`x-blockdev-change`)."""
+"""The capability to add and remove children at run time (`x-blockdev-change`)."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from abc import ABC, abstractmethod
 
 
 class ChangesChildren(ABC):
-    """A node whose children may be added and removed; the graph is drained."""
+    """A node whose children can be added and removed, while it is drained."""
 
     @abstractmethod
     def new_role(self) -> str:
-        """Return the role that one more child would have; raises BlockError."""
+        """Return the role for a new child; raises BlockError."""
 
     @abstractmethod
     def child_added(self, role: str) -> None:
-        """Go by one more child from now on. Never fails."""
+        """Start to use a new child. Never fails."""
 
     @abstractmethod
     def check_loss(self, role: str) -> None:
-        """Raise BlockError where there has to be such a child."""
+        """Raise BlockError if the node needs this child."""
 
     @abstractmethod
     def child_removed(self, role: str) -> None:
-        """Go by one child less from now on. Never fails."""
+        """Stop using a child. Never fails."""

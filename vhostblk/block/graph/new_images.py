@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What drivers can make for `blockdev-snapshot-sync`: files, and overlays in them.
+"""The capabilities of drivers to create images for `blockdev-snapshot-sync`.
 
-These are capabilities of a driver's class; there is no node yet.
+They are capabilities of a driver's class: the node doesn't exist yet.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
 
 class MakesImages:
-    """A driver whose images can be made. By itself: they can't lie on others."""
+    """A driver that can create images without a backing file."""
 
 
 class MakesFiles(MakesImages, ABC):
-    """A protocol driver that makes what images are stored in."""
+    """A protocol driver that can create files for images."""
 
     @classmethod
     @abstractmethod
     async def make_file(cls, filename: str, graph: Graph) -> None:
-        """Make an empty file; raises BlockError or OSError."""
+        """Create an empty file; raises BlockError or OSError."""
 
 
 class MakesOverlays(MakesImages, ABC):
-    """A format driver whose images can lie on others."""
+    """A format driver that can create images with a backing file."""
 
     @classmethod
     @abstractmethod
     async def make_overlay(cls, file: Any, size: int, graph: Graph) -> None:
-        """Make an image of at least `size` bytes in `file`, the options of a node.
+        """Create an image of at least `size` bytes in `file`, the options of a node.
 
         Raises BlockError or OSError.
         """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""External snapshots: an overlay takes a node's place, and the node becomes its backing image.
+"""External snapshots: an overlay takes a node's place, with the node as its backing image.
 
-All users of the node, block backends and nodes alike, come to use the overlay; their edges stay the
-same objects. Then the node is only read any more, and is made read-only.
+All users of the node, block backends and nodes alike, move to the overlay; their edges stay the
+same objects. From then on the node is only read, so it becomes read-only.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class OverlayAction:
         self._pins: Pins
 
     def nodes(self) -> list[BlockNode]:
-        """Return both."""
+        """Return both nodes."""
         return [self._base, self._overlay]
 
     async def prepare(self) -> None:
@@ -106,7 +106,7 @@ class OverlayAction:
         check_no_loop(overlay, base)
 
     async def _check_data(self) -> None:
-        """Raise BlockError if a node above relies on data that the overlay would replace."""
+        """Raise BlockError if a node above keeps state of the base that the overlay replaces."""
         base, overlay = self._base, self._overlay
         above = who_relies_on(self._edges_to_move())
         if above is None:
@@ -118,12 +118,12 @@ class OverlayAction:
             reason = "data"
         if reason:
             raise BlockError(
-                f"The overlay has {reason} of its own, and node '{above.node_name}' relies on that "
-                f"of '{base.node_name}'"
+                f"The overlay has {reason} of its own, but node '{above.node_name}' needs that of "
+                f"'{base.node_name}'"
             )
 
     def _edges_to_move(self) -> list[Edge]:
-        """Return the edges to move to the overlay: all users of the base but those below it."""
+        """Return the edges to move to the overlay: all users of the base, except those below it."""
         below = with_descendants([self._overlay])
         return [edge for edge in self._base.parents if edge.parent not in below]
 
@@ -168,7 +168,7 @@ class OverlayAction:
         self._take_back()
 
     async def commit(self) -> None:
-        """Make the node read-only; that it fails does no harm, as nobody writes to it."""
+        """Make the base read-only. A failure does no harm, as it has no writers."""
         self._pins.release()
         try:
             await self._graph.make_read_only(self._base)
@@ -177,10 +177,10 @@ class OverlayAction:
 
 
 async def rename_backing_file(graph: Graph, top: BlockNode, image: BlockNode, name: str) -> None:
-    """`change-backing-file`: have an image in the chain of `top` name another backing file.
+    """`change-backing-file`: record another backing file in an image of the chain of `top`.
 
-    The format that it then has is, as in QEMU, that of the image itself. A read-only image is
-    writable meanwhile. Inside `changing()`; raises BlockError.
+    As in QEMU, the recorded format is that of the image itself. A read-only image is made writable
+    for the change. Call inside `changing()`. Raises BlockError.
     """
     if next_image(image) is None:
         raise BlockError("not allowing backing file change on an image without a backing file")
@@ -198,7 +198,7 @@ async def rename_backing_file(graph: Graph, top: BlockNode, image: BlockNode, na
 class NewOverlayAction:
     """`blockdev-snapshot-sync`: put an overlay in a file on `base`; an `Action`.
 
-    `create`: the file is made, with `base` as its backing file. Where that fails it is removed.
+    `create`: create the file, with `base` as its backing file. It is removed if this fails.
     """
 
     def __init__(
@@ -218,17 +218,17 @@ class NewOverlayAction:
         self._node_name = node_name
         self._create = create
         self._append: OverlayAction
-        #: The overlay is held by the action until others use it.
+        #: The action holds the overlay until others use it.
         self._holding = AsyncExitStack()
-        #: The file, if it is a new one.
+        #: The file, if it was created.
         self._new_file: Path | None = None
 
     def nodes(self) -> list[BlockNode]:
-        """Return the node below."""
+        """Return the base."""
         return [self._base]
 
     async def prepare(self) -> None:
-        """Make the image, open it, and change the graph."""
+        """Create the image, open it, and change the graph."""
         try:
             await self._prepare()
         except BaseException:
@@ -252,7 +252,7 @@ class NewOverlayAction:
                 await protocol_driver.make_file(path, graph)
                 file = _options(described(path))
                 await format_driver.make_overlay(file, base.size, graph)
-        # Naming its backing file is a write.
+        # Recording its backing file is a write.
         read_only = base.read_only and not self._create
         definition = _definition(base, path, self._driver, self._node_name, read_only=read_only)
         overlay = await self._holding.enter_async_context(graph.borrowed(definition))
@@ -263,7 +263,7 @@ class NewOverlayAction:
         await self._append.prepare()
 
     async def abort(self) -> None:
-        """Change the graph back, and remove what was made."""
+        """Change the graph back, and remove the file."""
         await self._append.abort()
         await self._clean_up()
 
@@ -276,13 +276,13 @@ class NewOverlayAction:
                 logger.warning("'%s' can't be removed: %s", self._new_file, reason(error))
 
     async def commit(self) -> None:
-        """Leave the overlay to those who use it now."""
+        """Stop holding the overlay; its users keep it."""
         await self._append.commit()
         await self._holding.aclose()
 
 
 def _overlay_driver(name: str) -> type[MakesOverlays]:
-    """Return the driver of a format that makes overlays; raises BlockError."""
+    """Return the format driver for an overlay; raises BlockError."""
     if BlockdevCreateOptions.find_branch(name) is None:
         raise BlockError(f"Unknown file format '{name}'")
     driver = built_in_class(name)
@@ -294,7 +294,7 @@ def _overlay_driver(name: str) -> type[MakesOverlays]:
 
 
 def _file_driver(path: str) -> type[MakesFiles]:
-    """Return the driver that makes the file of an overlay; raises BlockError."""
+    """Return the protocol driver that creates the file of an overlay; raises BlockError."""
     name = protocol_of(path)
     driver = built_in_class(name)
     if driver is None or not issubclass(driver, MakesFiles):
@@ -303,7 +303,7 @@ def _file_driver(path: str) -> type[MakesFiles]:
 
 
 def _naming(image: BlockNode) -> NamesBacking:
-    """Return what names the backing file of an image; raises OSError."""
+    """Return the image's capability to record a backing file; raises OSError."""
     found: NamesBacking | None = image.capability(NamesBacking)
     return supported(found)
 
@@ -316,7 +316,7 @@ async def _name_backing_file(overlay: BlockNode, base: BlockNode) -> None:
 
 
 def _definition(base: BlockNode, path: str, driver: str, node_name: str, *, read_only: bool) -> Any:
-    """Return the options of an overlay that treats storage as the node below does."""
+    """Return the options for an overlay, with the cache and access options of the base."""
     options, named = base.options, described(path)
     tree: dict[str, Any] = {
         **(named if path.startswith("json:") else {FILE: named}),
@@ -333,6 +333,6 @@ def _definition(base: BlockNode, path: str, driver: str, node_name: str, *, read
 
 
 def _options(tree: dict[str, Any]) -> Any:
-    """Return the options of a node; raises BlockError."""
+    """Parse the options of a node; raises BlockError."""
     with errors_as(BlockError, of=OptionError):
         return from_json(BlockdevOptions, tree)

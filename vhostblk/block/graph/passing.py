@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Capabilities of a child as those of a node that shows the child's bytes.
+"""Capabilities that a node has because it shows a child's bytes.
 
-A node asks here (`BlockNode.capability`) for what it has because of its child. Requests go through
-the edge, which checks them, and are moved by the offset at which the node's bytes begin.
+`BlockNode.capability` of such a node calls `passed_on`. Requests go through the edge, which checks
+them, and are shifted by the offset of the node's bytes in the child.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def passed_on(edge: Edge, kind: type, *, offset: int, whole: bool) -> Any:
-    """Return what a node has of a capability by its child; None: nothing.
+    """Return a capability of the child for the node that shows it; None: the child has none.
 
-    `offset`: where the node's bytes begin in the child; `whole`: they are all of the child's.
+    `offset` is the start of the node's bytes in the child; `whole`: the node shows all bytes.
     """
     if kind is HasLifetime:
         return edge.node.capability(kind)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bringing permissions in line with what the users of nodes need: all or nothing.
+"""Updates of permissions to what the users of nodes need: all or nothing.
 
-Every parent's needs travel down edge by edge (`derive`). Each edge is held against the other users
-of its node, and each node then takes what it needs from outside (image locks, a writable
-descriptor). Where one refuses, everything is as it was before.
+Parents' permissions propagate down edge by edge (`derive`). Each edge is checked against the other
+users of its node. Then each node acquires what it needs outside (image locks, a writable
+descriptor). If one fails, all is restored.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def cumulative(node: BlockNode) -> tuple[Perm, Perm, Perm]:
 
 
 def derive(edge: Edge) -> None:
-    """Work out what a node needs of a child from what its own users need of it."""
+    """Compute an edge's permissions from those of its parent's users."""
     parent = edge.parent
     assert isinstance(parent, BlockNode)
     if not parent.active:
@@ -53,7 +53,7 @@ def check_conflicts(edge: Edge) -> None:
     """Raise PermissionConflictError if `edge` and another user of its node exclude each other.
 
     `edge` need not be among the node's parents yet. If several users conflict, the message names
-    the same as QEMU's, which checks the newest user first.
+    the same user as QEMU, which checks the newest first.
     """
     users = edge.node.parents if edge in edge.node.parents else [*edge.node.parents, edge]
     for bars in reversed(users):
@@ -70,11 +70,11 @@ def check_conflicts(edge: Edge) -> None:
 def update_permissions(
     nodes: Iterable[BlockNode], were_writable: AbstractSet[BlockNode] = frozenset()
 ) -> None:
-    """Bring nodes and everything below in line with what their users need now.
+    """Update the permissions of nodes and of all nodes below.
 
-    First all edges are worked out and checked, then the nodes take what they need from outside,
-    top down. When one of them can't, those before it go back to what they had; that never fails,
-    because it was less. `were_writable` are nodes that are being made read-only.
+    First all edges are computed and checked. Then the nodes acquire what they need outside, top
+    down. If one fails, the nodes before it return to their former permissions; that never fails,
+    because these were less. `were_writable` are nodes that are being made read-only.
     """
     edges: list[tuple[Edge, Perm, Perm, Perm]] = []
     applied: list[_Grant] = []
@@ -119,7 +119,7 @@ class Pins:
             node.pinned.append(granted)
 
     def release(self) -> None:
-        """Release the locks that the nodes don't need any more."""
+        """Release locks that the nodes don't need any more."""
         for node, granted in self._pinned:
             node.pinned.remove(granted)
         update_permissions([node for node, _ in self._pinned])
@@ -148,12 +148,12 @@ def _check_size(node: BlockNode, perm: Perm) -> None:
 def _refresh_below(
     nodes: Iterable[BlockNode], edges: list[tuple[Edge, Perm, Perm, Perm]]
 ) -> list[BlockNode]:
-    """Derive and check all edges below `nodes`; old values go to `edges`. Returns parents first."""
+    """Update and check all edges below `nodes`, and return the nodes, parents first."""
     order: list[BlockNode] = []
     pending = list(nodes)
     while pending:
         node = pending.pop(0)
-        if node in order:  # reached by two ways: later, when both have been derived
+        if node in order:  # reached by two paths: move it behind both
             order.remove(node)
         order.append(node)
         for edge in node.children.values():

@@ -21,7 +21,7 @@ class Perm(IntFlag):
     ALL = 0x0F
 
 
-#: The names that QEMU's messages use.
+#: The names in QEMU's messages.
 PERM_NAMES = {
     Perm.CONSISTENT_READ: "consistent read",
     Perm.WRITE: "write",

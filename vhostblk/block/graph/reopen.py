@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`blockdev-reopen`: other options and other children for nodes in use, all or nothing.
+"""`blockdev-reopen`: other options and children for nodes in use, all or nothing.
 
-The drained graph is changed in steps that can be undone. Steps that may fail come first (opening
-files again, checking sizes and permissions); up to there nothing is awaited. Then nodes with other
-data below them (`data_below`) read what they keep of it. When all have, the nodes commit, which
-can't fail. Until then each node keeps the image locks that it had, and no new user may attach.
+The graph is drained, and changed in steps that can be undone. Steps that may fail come first
+(opening files again, checking sizes and permissions), and await nothing. Then nodes with other data
+below (`data_below`) reload what they keep of it. When all have succeeded, the nodes commit, which
+can't fail. Until then each node keeps its former image locks, and users can't attach.
 
-`reopen_plan` has the rules of what may be changed.
+The rules for changes are in `reopen_plan`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class Reopening:
-    """Changes to nodes in progress. All users of the nodes are drained."""
+    """Changes of nodes in progress. All users of the nodes are drained."""
 
     def __init__(self, graph: Graph, changes: list[Change]) -> None:
         self._graph = graph
@@ -48,18 +48,18 @@ class Reopening:
         self.nodes = [change.node for change in changes]
         #: Nodes that will show other data, with the roles of the children; children come first.
         self.other_data = data_below.nodes_with_other_data(planned_data(graph, changes))
-        #: Those of them that keep something of the replaced data.
+        #: Those of them that keep state of the replaced data.
         self.remembering = [
             node for node, roles in self.other_data.items() if roles & node.remembered_roles
         ]
-        #: What users are about to leave: former children that are not below the new ones.
+        #: Nodes that lose an ancestor: former children that are not below the new ones.
         self.leaving = _left(changes, graph)
-        #: Former children that were replaced, and those that took their place.
+        #: Former children that were replaced, and their replacements.
         self.replaced: list[BlockNode] = []
         self._new_children: list[BlockNode] = []
         self._prepared: list[BlockNode] = []
         self._loaded: list[BlockNode] = []
-        #: Bitmaps in which all data has to be marked dirty.
+        #: Bitmaps in which all data must be marked dirty.
         self._recording = {node: node.recorders for node in self.other_data}
         self._undo: list[Callable[[], None]] = []
 
@@ -195,7 +195,7 @@ def _mark_all(node: BlockNode, bitmaps: Iterable[DirtyBitmap]) -> None:
 
 
 def _left(changes: Iterable[Change], graph: Graph) -> list[BlockNode]:
-    """Return the nodes that a user leaves: below a former child, and not below the new one."""
+    """Return the nodes that lose an ancestor: below a former child, and not below the new one."""
     found: dict[BlockNode, None] = {}
     for change in changes:
         for role, name in change.children.items():
@@ -250,9 +250,9 @@ def added(node: BlockNode, role: str, new: BlockNode) -> Callable[[], None]:
 
 
 def moved(edge: Edge, new: BlockNode) -> Callable[[], None]:
-    """Let an edge lead to another node; return the way back.
+    """Move an edge to another node; return a function that undoes this.
 
-    The edge itself stays, as its parent may hold on to its methods.
+    The edge object stays, as its parent may hold references to its methods.
     """
     old = edge.node
     place = old.parents.index(edge)
@@ -278,7 +278,7 @@ def _tell_parent(edge: Edge) -> None:
 
 
 def refresh(nodes: list[BlockNode]) -> None:
-    """Have nodes and all above them take over limits and options from below."""
+    """Update limits and options of nodes and of all nodes above."""
     for node in with_ancestors(nodes):
         for edge in node.children.values():
             edge.refresh()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `blockdev-reopen` will change, and what it may change: QEMU's rules, order and messages.
+"""The plan of `blockdev-reopen`, and its rules: QEMU's rules, order and messages.
 
-A node's options are replaced as a whole: options that are left out go back to their defaults. A
-child defined inside its parent is reopened with it, with the options of its definition and those
-that it inherits. A child given by name replaces the present one, if the driver allows that for its
-role. A backing image may be added and removed.
+A node's options are replaced as a whole: omitted options return to their defaults. A child defined
+inside its parent is reopened with it, with the options of its definition and those that it
+inherits. A child given by name replaces the present one, if the driver allows that for its role. A
+backing image may be added and removed.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class Change:
     """The changes to one node."""
 
     node: BlockNode
-    #: The options as the user gave them, and with values for those left out.
+    #: The options as the user gave them, and with values for omitted ones.
     given: Any
     options: Any
-    #: Options that are left out, and the children, stay as they are.
+    #: Omitted options, and the children, stay as they are.
     kept: bool = False
     #: Names of the new children, by role; None: the child is removed.
     children: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def other_driver(self) -> bool:
-        """Whether the options are for another driver. This is refused."""
+        """Whether the options are for another driver, which is refused."""
         return driver_name(self.options) != self.node.driver
 
     @property
@@ -63,7 +63,7 @@ class Change:
 def plan(graph: Graph, definitions: Iterable[Any]) -> list[Change]:
     """Return the changes to nodes that these definitions ask for; raises BlockError.
 
-    If a node is given twice, options that the later definition leaves out come from the former.
+    If a node is given twice, options that the later definition omits come from the former.
     """
     changes: dict[BlockNode, Change] = {}
     for given in definitions:
@@ -107,9 +107,9 @@ def _plan_node(
 
 
 def _joined(later: Any, former: Any) -> Any:
-    """Return a definition, with options that it leaves out taken from a former one of the node.
+    """Return a definition, with omitted options taken from an earlier one of the same node.
 
-    Definitions of children are not merged here, as the children have changes of their own.
+    Definitions of children are not merged, as each child has its own change.
     """
     if type(later) is not type(former):
         return later  # refused later
@@ -132,7 +132,7 @@ def _exchangeable(node: BlockNode) -> list[str]:
 
 
 def plan_read_only(node: BlockNode, *, read_only: bool) -> list[Change]:
-    """Return the changes that make a node read-only, or writable again, and nothing else.
+    """Return the changes that make a node read-only or writable, and nothing else.
 
     Children defined inside it follow, unless their own options say otherwise.
     """
@@ -151,7 +151,7 @@ def plan_read_only(node: BlockNode, *, read_only: bool) -> list[Change]:
 
 
 def planned_data(graph: Graph, changes: Iterable[Change]) -> dict[BlockNode, Planned]:
-    """Return the part of the changes that may change the data that nodes show."""
+    """Return those changes that may change the data of nodes."""
     return {
         change.node: Planned(
             change.options,
@@ -169,7 +169,7 @@ def _find(graph: Graph, name: str | None) -> object | None:
 
 
 def _child_ref(options: Any, role: str) -> Any:
-    """Return the options' value for the child `role`; "children.1" is an item of a list."""
+    """Return the options' reference to the child `role`; "children.1" is an item of a list."""
     name, _, index = role.partition(".")
     ref: Any = getattr(options, name.replace("-", "_"), UNSET)
     if not index:
@@ -177,11 +177,11 @@ def _child_ref(options: Any, role: str) -> Any:
     return ref[int(index)] if int(index) < len(ref) else UNSET
 
 
-# Rules of what may be changed.
+# Rules for changes.
 
 
 def check_options(change: Change) -> None:
-    """Raise BlockError if the driver can't reopen, or an option can't go back to its default."""
+    """Raise BlockError if the driver can't reopen, or an option has no default to return to."""
     inherit.check_options(change.options)
     node, new, old = change.node, change.options, change.node.options
     if not node.reopens:
@@ -197,7 +197,7 @@ def check_options(change: Change) -> None:
 
 
 def check_backing_given(change: Change) -> None:
-    """Raise BlockError if the options have to name the backing image, and don't."""
+    """Raise BlockError if the options don't name the backing image, and must."""
     node = change.node
     if (
         supports_backing(node)
@@ -209,9 +209,9 @@ def check_backing_given(change: Change) -> None:
 
 
 def check_unchanged(change: Change) -> None:
-    """Raise BlockError if an option differs that can't be changed; names the first in QEMU's order.
+    """Raise BlockError for the first option, in QEMU's order, that differs and can't be changed.
 
-    The children of exchangeable roles have been replaced by now.
+    Children in exchangeable roles have been replaced already.
     """
     node, new, old = change.node, change.options, change.node.options
     if change.other_driver:
@@ -231,7 +231,7 @@ def check_unchanged(change: Change) -> None:
 
 
 def _foreign_names(change: Change) -> Iterator[str]:
-    """Yield the names of the given options, if they are for another driver."""
+    """Yield the names of the given options if they are for another driver."""
     left_out = _COMMON_MUTABLE | change.node.mutable_options
     for info, default in _members(change.options, left_out):
         value = getattr(change.given, info.name)
@@ -241,7 +241,7 @@ def _foreign_names(change: Change) -> Iterator[str]:
 
 
 def _foreign_child(node: BlockNode, role: str, ref: Any) -> Any:
-    """Return the options' value `ref` of a child if it isn't the present child; else UNSET."""
+    """Return the options' reference `ref` to a child if it isn't the present child; else UNSET."""
     child = node.children[role].node
     if isinstance(ref, str):
         return UNSET if ref == child.node_name else ref
@@ -249,7 +249,7 @@ def _foreign_child(node: BlockNode, role: str, ref: Any) -> Any:
 
 
 def _flat_names(name: str, value: Any) -> list[str]:
-    """Return the flattened names of an option, with dots for objects and lists; [] if not set."""
+    """Return the flattened names of an option, with dots for objects and lists; [] if unset."""
     if value is UNSET:
         return []
     parts: list[tuple[object, Any]]
@@ -274,7 +274,7 @@ def _child_members(node: BlockNode) -> frozenset[str]:
 
 
 def _members(options: Any, left_out: frozenset[str]) -> Iterator[tuple[Any, Any]]:
-    """Yield the members of options without `left_out`, and their defaults, in QEMU's order."""
+    """Yield the members of options and their defaults, in QEMU's order, without `left_out`."""
     members = msgspec.structs.fields(options)
     for info in sorted(members, key=lambda member: bucket(member.encode_name)):
         if info.name not in left_out:

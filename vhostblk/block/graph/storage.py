@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host files in which the nodes of this process keep their data.
+"""Host files that hold the data of this process's nodes.
 
-A file is identified by device and inode, so its names (links, prefixes) don't matter. Image locks
-exclude other processes, and other nodes of this process. But a node without users holds no locks,
-and with the option `locking=off` no node does. Therefore code that truncates or formats a file, or
-makes one image the backing image of another, checks here.
+A file is identified by device and inode, whatever its name (links, prefixes). Image locks exclude
+other processes, and other nodes of this process. But a node without users holds no locks, and with
+the option `locking=off` no node does. Therefore code that truncates or formats a file, or makes one
+image the backing image of another, checks here.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ class StorageId(NamedTuple):
     """The identity of a file or block device of the host."""
 
     is_device: bool
-    #: For a file, the device that contains it; for a device, its own number.
+    #: The device that contains the file; for a block device, its own number.
     device: int
     inode: int
 
 
 class StorageNode(BlockNode):
-    """A node that has storage of its own."""
+    """A node with its own storage."""
 
     @property
     @abstractmethod
     def storage(self) -> frozenset[StorageId]:
-        """The host files that the node itself reads and writes."""
+        """The host files that the node itself accesses."""
 
 
-#: All that are open.
+#: All open nodes.
 _nodes: weakref.WeakSet[StorageNode] = weakref.WeakSet()
 
 
@@ -88,7 +88,7 @@ def note_closed(node: StorageNode) -> None:
 
 
 def user_of(found: frozenset[StorageId], but: Iterable[BlockNode] = ()) -> BlockNode | None:
-    """Return an open node, other than those in `but`, that has data in one of these files."""
+    """Return an open node, not in `but`, that uses one of these files; None: there is none."""
     left_out = set(but)
     return next(
         (node for node in _nodes if node not in left_out and node.storage & found),
@@ -115,8 +115,8 @@ def check_formattable(node: BlockNode) -> None:
 def check_apart(node: BlockNode) -> None:
     """Raise BlockError if two children of a node use the same file, and one may write to it.
 
-    A node may not write to a file of its backing image, either. Files that are only read may be the
-    same, as in QEMU. A reopening checks again.
+    A node may not write to a file of its backing image, either. Several children may read the same
+    file, as in QEMU. A reopen checks again.
     """
     for (role, edge), (other_role, other) in combinations(node.children.items(), 2):
         ones = _with_storage(edge.node, through_backing=role == BACKING)
@@ -130,7 +130,7 @@ def check_apart(node: BlockNode) -> None:
 
 
 def check_no_loop(overlay: BlockNode, base: BlockNode) -> None:
-    """Raise BlockError if an overlay and its new backing image consist of the same file."""
+    """Raise BlockError if an overlay and its new backing image use the same file."""
     own = _with_storage(overlay, through_backing=False)
     same = _same_storage(own, _with_storage(base, through_backing=True))
     if same is not None:
@@ -141,7 +141,7 @@ def check_no_loop(overlay: BlockNode, base: BlockNode) -> None:
 
 
 def _with_storage(node: BlockNode, *, through_backing: bool) -> list[StorageNode]:
-    """Return those of a node and its descendants that have storage.
+    """Return the nodes with storage among a node and its descendants.
 
     `through_backing`: include backing images.
     """
@@ -164,9 +164,9 @@ def _storing(nodes: Iterable[BlockNode]) -> list[StorageNode]:
 def _same_storage(
     ones: list[StorageNode], others: list[StorageNode], *, written: bool = False
 ) -> StorageNode | None:
-    """Return a node of the first list whose file a different node of the second list uses, too.
+    """Return a node of the first list whose file is also used by another node of the second list.
 
-    `written`: only if one of the two may be written to.
+    `written`: only if one of the two may write to it.
     """
     for one in ones:
         for other in others:

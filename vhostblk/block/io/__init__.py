@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How requests get from a user to a node: buffers, completions, shaping, tracking."""
+"""The path of requests from a user to a node: buffers, completions, shaping, tracking."""

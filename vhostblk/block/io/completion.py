@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Awaiting I/O without an asyncio task for each request.
 
-A `Task` costs 3 to 13 µs; a request on the Python lane must cost less than that altogether. So
-block-layer coroutines are run by hand: `drive()` sends into the coroutine and, where it suspends,
-leaves a callback with what it waits for. The same coroutine also runs inside an ordinary task
-(QMP commands, tests), so a `Completion` speaks asyncio's future protocol as far as tasks use it
-(CPython `Modules/_asynciomodule.c`, `task_step`), and `drive()` understands asyncio futures.
+A `Task` costs 3 to 13 µs; a request on the Python lane must cost less than that in total. So
+`drive()` runs block-layer coroutines without a task: it sends into the coroutine and, when the
+coroutine suspends, adds a callback to the object that it waits for. The same coroutine also runs
+inside ordinary tasks (QMP commands, tests). So a `Completion` implements the part of asyncio's
+future protocol that tasks use (CPython `Modules/_asynciomodule.c`, `task_step`), and `drive()`
+supports asyncio futures.
 
-A driven coroutine has no current task: `asyncio.timeout()` and `TaskGroup` do not work in it
-(wrap such work in `loop.create_task()` and await the task).
+A driven coroutine has no current task, so `asyncio.timeout()` and `TaskGroup` do not work in it.
+Wrap such work in `loop.create_task()`, and await the task.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 
 class Completion(Generic[T]):
-    """The outcome of one operation, awaited by exactly one coroutine.
+    """The result of one operation, awaited by exactly one coroutine.
 
     `set_result()` and `set_exception()` resume a driven coroutine at once, on the caller's stack.
     They are called on the event loop's thread only.
@@ -42,16 +43,16 @@ class Completion(Generic[T]):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def done(self) -> bool:
-        """Tell whether the outcome is known."""
+        """Return whether the result is known."""
         return self._done
 
     def set_result(self, result: T) -> None:
-        """Succeed, and resume whoever waits."""
+        """Set the result, and resume the coroutine that waits."""
         self._result = result
         self._finish()
 
     def set_exception(self, exception: BaseException) -> None:
-        """Fail, and resume whoever waits."""
+        """Set an exception as the result, and resume the coroutine that waits."""
         self._exception = exception
         self._finish()
 
@@ -62,10 +63,10 @@ class Completion(Generic[T]):
             callback()
 
     def result(self) -> T:
-        """Return the result or raise the exception; only once `done()`."""
+        """Return the result or raise the exception; call only once `done()`."""
         if self._exception is not None:
             raise self._exception
-        return self._result  # type: ignore[return-value]  # T may well be None
+        return self._result  # type: ignore[return-value]  # T may be None
 
     def __await__(self) -> Generator[Any, None, T]:
         if not self._done:
@@ -75,10 +76,10 @@ class Completion(Generic[T]):
 
     __iter__ = __await__
 
-    # What asyncio.Task asks of a future that is yielded to it.
+    # The methods that asyncio.Task calls on a future.
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the running loop, as a future would."""
+        """Return the running loop, like a future."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         return self._loop
@@ -86,7 +87,7 @@ class Completion(Generic[T]):
     def add_done_callback(
         self, callback: Callable[[Any], object], *, context: Context | None = None
     ) -> None:
-        """Have the loop call `callback(self)` once the outcome is known."""
+        """Have the loop call `callback(self)` once the result is known."""
         loop = self.get_loop()
 
         def wake() -> None:
@@ -98,12 +99,12 @@ class Completion(Generic[T]):
             self._callback = wake
 
     def cancel(self, msg: object = None) -> bool:
-        """Refuse: the kernel still owns the buffers of an operation in flight."""
+        """Return False: the kernel uses the buffers of an operation in flight."""
         return False
 
 
 def resolve_all(waiting: list[Completion[None]]) -> None:
-    """Complete everything in this list, and empty the list."""
+    """Set the result of all completions in the list, and empty the list."""
     now = waiting.copy()
     waiting.clear()
     for completion in now:
@@ -116,8 +117,8 @@ def drive(
 ) -> None:
     """Run a coroutine without a task; call `on_done(result, exception)` at its end.
 
-    It runs at once up to its first suspension; where nothing suspends, `on_done` has been called
-    when this returns. Called on the event loop's thread.
+    It runs at once up to its first suspension. If the coroutine never suspends, `on_done` has been
+    called when this returns. Call on the event loop's thread.
     """
     try:
         waited = coroutine.send(None)
@@ -134,7 +135,7 @@ def follow(
     waited: object,
     on_done: Callable[[T | None, BaseException | None], object],
 ) -> None:
-    """Run on, as `drive()` does, a coroutine that has suspended and yielded `waited`."""
+    """Continue a coroutine, as `drive()` does, that has suspended and yielded `waited`."""
     _Driven(coroutine, on_done).wait_for(waited)
 
 
@@ -176,7 +177,7 @@ class _Driven(Generic[T]):
 
 
 class Together:
-    """Coroutines that run side by side, each from when it is started."""
+    """Coroutines that run concurrently, each from its start."""
 
     __slots__ = ("_done", "_errors", "_left")
 
@@ -186,12 +187,12 @@ class Together:
         self._done: Completion[None] | None = None
 
     def start(self, coroutine: Coroutine[Any, Any, object]) -> None:
-        """Start one more."""
+        """Start a coroutine."""
         index = len(self._errors)
         self._errors.append(None)
         try:
             waited = coroutine.send(None)
-        except StopIteration:  # as most that read what is cached
+        except StopIteration:  # most reads hit a cache, and never suspend
             return
         except Exception as error:
             self._errors[index] = error
@@ -206,7 +207,7 @@ class Together:
             self._done.set_result(None)
 
     async def ended(self) -> list[BaseException | None]:
-        """Return what each failed with, once all have ended."""
+        """Wait until all have ended; return the exceptions."""
         if self._left:
             self._done = Completion()
             await self._done
@@ -214,7 +215,7 @@ class Together:
 
 
 async def gather(coroutines: Iterable[Coroutine[Any, Any, object]]) -> list[BaseException | None]:
-    """Run coroutines side by side; return what each failed with, once all have ended."""
+    """Run coroutines concurrently; return their exceptions once all have ended."""
     together = Together()
     for coroutine in coroutines:
         together.start(coroutine)
@@ -222,9 +223,9 @@ async def gather(coroutines: Iterable[Coroutine[Any, Any, object]]) -> list[Base
 
 
 async def outcomes(coroutines: Iterable[Coroutine[Any, Any, object]]) -> list[OSError | None]:
-    """Run I/O coroutines side by side; return the OSError of each, or None for those that succeed.
+    """Run I/O coroutines concurrently; return the OSError of each, or None if it succeeded.
 
-    Other exceptions are raised, once all have ended.
+    Other exceptions are raised once all have ended.
     """
     found: list[OSError | None] = []
     for error in await gather(coroutines):

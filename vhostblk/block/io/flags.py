@@ -7,16 +7,16 @@ from enum import IntFlag
 
 
 class WriteFlags(IntFlag):
-    """How a write is to be done (QEMU's BDRV_REQ_*)."""
+    """Flags of a write (QEMU's BDRV_REQ_*)."""
 
     NONE = 0
-    #: On stable storage before it completes.
+    #: The data is on stable storage when the write completes.
     FUA = 1
-    #: Zeroes may be made by deallocating.
+    #: Zeroes may be written by deallocating.
     MAY_UNMAP = 2
-    #: Fail with ENOTSUP rather than write zeroes byte by byte.
+    #: Fail with ENOTSUP instead of writing zeroes as data.
     NO_FALLBACK = 4
-    #: Store it compressed; only drivers that have this among their `native_flags` can.
+    #: Store the data compressed. Only for drivers with this flag in `native_flags`.
     WRITE_COMPRESSED = 8
-    #: What is written reads the same already (copy-on-read): WRITE_UNCHANGED is permission enough.
+    #: The data doesn't change (copy-on-read), so the permission WRITE_UNCHANGED is sufficient.
     WRITE_UNCHANGED = 16

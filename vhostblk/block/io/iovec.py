@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`IoVec`: the scatter/gather list of the whole code base.
+"""`IoVec`: the scatter/gather list of all packages.
 
 A list of memory segments in the layout of `struct iovec` (readv(2)), so that system calls and
-io_uring take it as it stands, with the owner of the memory held alive. Segments may point into
-guest memory, which changes under our hands: what is read twice may differ.
+io_uring can use it directly. It holds a reference to the owner of the memory. Segments may be in
+guest memory, which can change at any time: two reads may return different data.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ _nowhere = _ffi.cast(_char_p, 0)
 
 def address_of(array: NDArray[np.generic]) -> int:
     """Return the address of an array's first byte."""
-    if array.dtype.names is not None:  # whose interface is described in full, which takes long
+    if array.dtype.names is not None:  # the interface of structured types is expensive to build
         return array.ctypes.data
     address: int = array.__array_interface__["data"][0]
     return address
 
 
 def view_memory(address: int, length: int) -> memoryview:
-    """See `length` bytes at `address` as a writable memoryview; the caller keeps them mapped."""
+    """Return a writable memoryview of `length` bytes at `address`; the caller keeps them mapped."""
     return memoryview(_ffi.buffer(_nowhere + address, length))
 
 
 class IoVec(Struct, eq=False, gc=False):
     """Segments `first` to `first + count` of an `IOVEC` array, `nbytes` bytes altogether.
 
-    It is a window, so that the thousands of lists in a burst share one array. `address` is that of
-    the first `struct iovec`. `owner` keeps both the array and the memory alive. `only` is the
-    address of the only segment, or 0 where there are others or it isn't known: looking it up takes
-    as long as copying a few KiB.
+    It is a window, so that the thousands of lists in a burst can share one array. `address` is that
+    of the first `struct iovec`. `owner` keeps the array and the memory alive. `only` is the address
+    of the only segment, or 0 if there are several or it isn't known: looking it up takes as long as
+    copying a few KiB.
     """
 
     _array: NDArray[np.void]
@@ -67,7 +67,7 @@ class IoVec(Struct, eq=False, gc=False):
 
     @classmethod
     def from_buffers(cls, buffers: Iterable[bytearray | memoryview]) -> IoVec:
-        """Describe writable buffers, which stay exported (not resizable) while this lives."""
+        """Return a list of writable buffers, which stay exported (not resizable) meanwhile."""
         owners = [np.frombuffer(buffer, np.uint8) for buffer in buffers]
         array = np.zeros(len(owners), IOVEC)
         array["base"] = [address_of(owner) for owner in owners]
@@ -76,7 +76,7 @@ class IoVec(Struct, eq=False, gc=False):
 
     @classmethod
     def allocate(cls, nbytes: int, align: int = 1) -> IoVec:
-        """Make one zeroed segment of `nbytes`, at an address that is a multiple of `align`."""
+        """Return one zeroed segment of `nbytes`, at an address that is a multiple of `align`."""
         memory = np.zeros(nbytes + align - 1, np.uint8)
         array = np.zeros(1, IOVEC)
         array["base"] = -(-address_of(memory) // align) * align
@@ -89,21 +89,21 @@ class IoVec(Struct, eq=False, gc=False):
         return self._array[self._first : self._first + self.count]
 
     def segment(self, index: int) -> IoVec:
-        """Return one segment as a list of its own."""
+        """Return one segment as a new list."""
         base, length = self._array[self._first + index].tolist()
         address = self.address + 16 * index
         return IoVec(self._array, self._first + index, 1, length, address, self.owner, base)
 
     def segments_from(self, low: int, high: int) -> IoVec:
-        """Return segments [low, high) as a list of their own."""
+        """Return segments [low, high) as a new list."""
         nbytes = int(self.segments["len"][low:high].sum())
         address = self.address + 16 * low
         return IoVec(self._array, self._first + low, high - low, nbytes, address, self.owner)
 
     def slice(self, start: int, stop: int) -> IoVec:
-        """Return bytes [start, stop) as a list of their own; the data is not copied.
+        """Return bytes [start, stop) as a new list; the data is not copied.
 
-        Raises ValueError where the range is not inside [0, nbytes].
+        Raises ValueError if the range is not inside [0, nbytes].
         """
         if not 0 <= start <= stop <= self.nbytes:
             raise ValueError(f"slice [{start}, {stop}) of {self.nbytes} bytes")
@@ -124,15 +124,15 @@ class IoVec(Struct, eq=False, gc=False):
 
     @classmethod
     def concat(cls, parts: Sequence[IoVec]) -> IoVec:
-        """Join lists end to end."""
-        # Joining arrays of records takes numpy ten times as long as joining bytes.
+        """Concatenate lists."""
+        # numpy takes ten times as long to join arrays of records as joining bytes takes.
         joined = b"".join([_ffi.buffer(_nowhere + part.address, 16 * part.count) for part in parts])
         nbytes = sum([part.nbytes for part in parts])
         return cls._from_words(np.frombuffer(joined, np.uint64), nbytes, [p.owner for p in parts])
 
     @classmethod
     def _from_words(cls, words: NDArray[np.uint64], nbytes: int, owner: object) -> IoVec:
-        """Wrap an array of bases and lengths, one after the other."""
+        """Return a list from an array of alternating bases and lengths."""
         count = len(words) // 2
         only = int(words[0]) if count == 1 else 0
         return cls(words.view(IOVEC), 0, count, nbytes, address_of(words), owner, only)
@@ -143,21 +143,21 @@ class IoVec(Struct, eq=False, gc=False):
         return [view_memory(base, length) for base, length in pairs]
 
     def aligned(self, align: int) -> bool:
-        """Tell whether every segment's address and length are multiples of `align`."""
+        """Return whether every segment's address and length are multiples of `align`."""
         segments = self.segments
         return not bool(((segments["base"] | segments["len"]) & np.uint64(align - 1)).any())
 
     def is_zero(self) -> bool:
-        """Tell whether all bytes are zero."""
+        """Return whether all bytes are zero."""
         return not any(np.frombuffer(view, np.uint8).any() for view in self.memoryviews())
 
     def fill(self, byte: int) -> None:
-        """Set all bytes."""
+        """Set all bytes to one value."""
         for view in self.memoryviews():
             np.frombuffer(view, np.uint8)[:] = byte
 
     def to_bytes(self) -> bytes:
-        """Copy the content out."""
+        """Return a copy of the content."""
         if self.count == 1:
             only: bytes = _ffi.buffer(self._at(), self.nbytes)[:]
             return only
@@ -168,7 +168,7 @@ class IoVec(Struct, eq=False, gc=False):
         return _nowhere + (self.only or _ffi.cast(_size_p, self.address)[0])
 
     def copy_from(self, data: Buffer) -> None:
-        """Copy `data`, which is not longer than this, to the front."""
+        """Copy `data` to the start; it must not be longer than this list."""
         source = data if type(data) is bytes else memoryview(data).cast("B")
         left = len(source)
         if left > self.nbytes:
@@ -185,7 +185,7 @@ class IoVec(Struct, eq=False, gc=False):
             done += len(part)
 
     def copy_to(self, other: IoVec) -> None:
-        """Copy the content to the front of `other`."""
+        """Copy the content to the start of `other`."""
         if self.count == other.count == 1 and self.nbytes <= other.nbytes:
             _ffi.memmove(other._at(), self._at(), self.nbytes)
             return

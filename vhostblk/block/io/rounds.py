@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Rounds`: runs an operation once for all callers that wait for it."""
+"""`Rounds`: one run of an operation for all callers that wait for it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Rounds:
     """Runs an operation, such as a flush, in rounds, one at a time.
 
-    A caller that comes while a round runs waits for the next one, with all others that come
-    meanwhile. A round is not cancelled if a caller is, so its error is never lost.
+    A call during a round waits for the next round, together with all other such calls. Cancelling a
+    caller doesn't cancel the round, so its error is never lost.
     """
 
     def __init__(self, operation: Callable[[], Coroutine[object, None, None]]) -> None:
@@ -25,7 +25,7 @@ class Rounds:
         self._running = False
 
     def join(self) -> Completion[None]:
-        """Join the next round; the completion gets its outcome."""
+        """Join the next round; return a completion for its result."""
         done: Completion[None] = Completion()
         self._waiting.append(done)
         if not self._running:
@@ -42,16 +42,16 @@ class Rounds:
                     await self._operation()
                 except Exception as error:
                     failure = error
-                _tell(waiting, failure)
+                _complete_all(waiting, failure)
         finally:
             self._running = False
 
 
-def _tell(waiting: list[Completion[None]], failure: Exception | None) -> None:
+def _complete_all(waiting: list[Completion[None]], failure: Exception | None) -> None:
     """Complete the callers of a round.
 
-    Each one is completed by a call of its own from the event loop, so that an exception in one
-    doesn't keep the others waiting.
+    Each caller is completed in its own callback of the event loop, so that an exception in one
+    doesn't affect the others.
     """
     loop = asyncio.get_running_loop()
     for done in waiting:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The uncommon request: unaligned, too long, in awkward memory, or zeroes not to be had cheaply.
+"""Requests off the fast path: unaligned, too long, in unaligned memory, or zero writes.
 
-These functions turn such a request into ones that a driver takes: split, copied through a bounce
-buffer, or read-modify-write. `vhostblk.block.graph.edge` calls them for what its fast path refuses;
-the bounds have been checked by then.
+These functions turn such a request into requests that a driver takes: by splitting, bounce buffers,
+or read-modify-write. `vhostblk.block.graph.edge` calls them for requests that its fast path doesn't
+take. The bounds have been checked.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from vhostblk.block.io.iovec import IoVec
     from vhostblk.block.io.tracker import TrackedWrite
 
-#: Longest bounce buffer. Guests may send lists that name the same memory again and again; what
-#: they make us allocate has to be bounded.
+#: Maximum length of a bounce buffer. A guest may send lists that name the same memory many times,
+#: so the memory that they make us allocate has to be bounded.
 BOUNCE_BYTES = 1 << 20
 
 
 def allocate(nbytes: int, align: int = 1) -> IoVec:
-    """Make a zeroed buffer."""
-    from vhostblk.block.io.iovec import IoVec  # brings numpy, which start-up has no need of
+    """Return a zeroed buffer."""
+    from vhostblk.block.io.iovec import IoVec  # imports numpy, which start-up doesn't need
 
     return IoVec.allocate(nbytes, align)
 
@@ -44,9 +44,10 @@ def pieces(offset: int, length: int, longest: int, align: int) -> Iterator[tuple
 
 
 def fragments(offset: int, length: int, longest: int, unit: int) -> Iterator[tuple[int, int]]:
-    """Split a range so that all but its ends is whole units, in runs of at most `longest` bytes.
+    """Split a range at unit boundaries, in runs of at most `longest` bytes.
 
-    `longest` is at least a unit, or 0 for no limit.
+    All runs but the first and the last are whole units. `longest` is at least a unit, or 0 for no
+    limit.
     """
     step = longest // unit * unit or length
     stop = offset + length
@@ -59,7 +60,7 @@ def fragments(offset: int, length: int, longest: int, unit: int) -> Iterator[tup
 
 
 def _fits(iov: IoVec, node: BlockNode) -> bool:
-    """Tell whether the driver takes this memory as it stands."""
+    """Return whether the driver can take this memory directly."""
     limits = node.limits
     return iov.count <= limits.max_iov and (
         limits.memory_alignment == 1 or iov.aligned(limits.memory_alignment)
@@ -67,7 +68,7 @@ def _fits(iov: IoVec, node: BlockNode) -> bool:
 
 
 def _longest(iov: IoVec, node: BlockNode, align: int) -> int:
-    """Return how long a piece of this request may be."""
+    """Return the maximum length of a piece of this request."""
     limit = node.limits.max_transfer
     if _fits(iov, node) and not iov.nbytes & (align - 1):
         return limit
@@ -103,9 +104,9 @@ async def write(node: BlockNode, offset: int, iov: IoVec, flags: WriteFlags) -> 
 
 
 async def write_aligned(node: BlockNode, offset: int, iov: IoVec, flags: WriteFlags) -> None:
-    """Write whole blocks that the driver takes as they are: the fast path beside read-modify-write.
+    """Write whole blocks that the driver can take directly: the fast path with a write tracker.
 
-    For nodes with a write tracker, or bitmaps that record, that don't count writes.
+    For nodes with a write tracker or with recording bitmaps, and without a count of writes.
     """
     tracker, stop = node.write_tracker, offset + iov.nbytes
     tracked = None if tracker is None else tracker.try_enter(offset, stop)
@@ -122,7 +123,7 @@ async def write_aligned(node: BlockNode, offset: int, iov: IoVec, flags: WriteFl
 async def _enter(
     node: BlockNode, offset: int, length: int, *, serialising: bool = False
 ) -> TrackedWrite | None:
-    """Wait for the turn of a write to whole blocks, where writes take turns."""
+    """Wait for conflicting writes before a write to whole blocks, if the node tracks writes."""
     tracker = node.write_tracker
     if tracker is None:
         return None
@@ -131,26 +132,26 @@ async def _enter(
     return tracked or await tracker.enter(offset, stop, serialising=serialising)
 
 
-def _tell(node: BlockNode, event: str) -> None:
-    """Tell the node, if it cares, what is about to be done (`bdrv_aligned_pwritev`)."""
+def _send_event(node: BlockNode, event: str) -> None:
+    """Send the node's debug event for a write, if it takes events (`bdrv_aligned_pwritev`)."""
     if node.take_debug_event is not None:
         node.take_debug_event(event)
 
 
-def _count_up(node: BlockNode, end: int) -> None:
-    """Call `written_past_end` if a write that succeeded makes the node longer.
+def _grow_size(node: BlockNode, end: int) -> None:
+    """Call `written_past_end` if a successful write makes the node longer.
 
-    Call this before the write is recorded in bitmaps: they ignore ranges past the node's end.
+    Call this before recording the write in bitmaps: they ignore ranges past the node's end.
     """
     if end > node.size:
         node.written_past_end(-(-end // SECTOR) * SECTOR)
 
 
-def _done(node: BlockNode, offset: int, length: int) -> None:
-    """Take note that a write has ended, well or not."""
+def _record_write(node: BlockNode, offset: int, length: int) -> None:
+    """Record the end of a write, whether it succeeded or not."""
     node.write_generation += 1
     node.record_change(offset, length)
-    _tell(node, "pwritev_done")
+    _send_event(node, "pwritev_done")
 
 
 def _leave(node: BlockNode, tracked: TrackedWrite | None) -> None:
@@ -161,12 +162,12 @@ def _leave(node: BlockNode, tracked: TrackedWrite | None) -> None:
 
 async def _write_blocks(node: BlockNode, offset: int, iov: IoVec, flags: WriteFlags) -> None:
     """Write whole blocks from any memory."""
-    _tell(node, "pwritev")
+    _send_event(node, "pwritev")
     try:
         await _write_pieces(node, offset, iov, flags)
-        _count_up(node, offset + iov.nbytes)
+        _grow_size(node, offset + iov.nbytes)
     finally:
-        _done(node, offset, iov.nbytes)
+        _record_write(node, offset, iov.nbytes)
 
 
 async def _write_pieces(node: BlockNode, offset: int, iov: IoVec, flags: WriteFlags) -> None:
@@ -194,12 +195,12 @@ async def _read_modify_write(node: BlockNode, offset: int, iov: IoVec, flags: Wr
 
 
 async def _padded(node: BlockNode, offset: int, iov: IoVec, low: int, high: int) -> IoVec:
-    """Return `iov` with what there is before it from `low` on, and after it up to `high`."""
+    """Return `iov` extended by the present data: from `low` before it, and up to `high`."""
     align = node.limits.request_alignment
     head, tail = offset - low, high - offset - iov.nbytes
     ends = [end for end, missing in (("head", head), ("tail", tail)) if missing]
     blocks = allocate(min(high - low, len(ends) * align), node.limits.memory_alignment)
-    if blocks.nbytes == high - low:  # that is all of it: read at once
+    if blocks.nbytes == high - low:  # the blocks include all of the range: read once
         await _read_ends(node, ends, low, blocks)
     else:
         if head:
@@ -214,15 +215,15 @@ async def _padded(node: BlockNode, offset: int, iov: IoVec, low: int, high: int)
 async def _read_ends(node: BlockNode, ends: list[str], offset: int, iov: IoVec) -> None:
     """Read the first and the last block of a write, or one of them."""
     for end in ends:
-        _tell(node, f"pwritev_rmw_{end}")
+        _send_event(node, f"pwritev_rmw_{end}")
     for start, length in pieces(offset, iov.nbytes, node.limits.max_transfer, 1):
         await node.preadv(start, iov.slice(start - offset, start - offset + length))
     for end in ends:
-        _tell(node, f"pwritev_rmw_after_{end}")
+        _send_event(node, f"pwritev_rmw_after_{end}")
 
 
 async def write_zeroes(node: BlockNode, offset: int, length: int, flags: WriteFlags) -> None:
-    """Make any range read as zeroes, by the driver's own means where the blocks are whole."""
+    """Make any range read as zeroes, with the driver's write-zeroes request for whole blocks."""
     align = node.limits.request_alignment
     stop = offset + length
     low = -(-offset // align) * align
@@ -243,12 +244,12 @@ async def write_zeroes(node: BlockNode, offset: int, length: int, flags: WriteFl
 
 async def _write_zero_blocks(node: BlockNode, offset: int, length: int, flags: WriteFlags) -> None:
     """Make whole blocks read as zeroes."""
-    _tell(node, "pwritev_zero")
+    _send_event(node, "pwritev_zero")
     try:
         await _write_zero_pieces(node, offset, length, flags)
-        _count_up(node, offset + length)
+        _grow_size(node, offset + length)
     finally:
-        _done(node, offset, length)
+        _record_write(node, offset, length)
 
 
 async def _write_zero_pieces(node: BlockNode, offset: int, length: int, flags: WriteFlags) -> None:
@@ -274,13 +275,13 @@ async def _write_buffers_of_zeroes(
 
 
 async def _write_zero_bytes(node: BlockNode, offset: int, length: int, flags: WriteFlags) -> None:
-    """Write zeroes into one or two blocks."""
+    """Write zeroes to parts of one or two blocks."""
     flags &= ~(WriteFlags.MAY_UNMAP | WriteFlags.NO_FALLBACK)
     await write(node, offset, allocate(length, node.limits.memory_alignment), flags)
 
 
 async def discard(node: BlockNode, offset: int, length: int) -> None:
-    """Forget the whole blocks of a range, as far as the driver can."""
+    """Discard the whole blocks of a range, in units that suit the driver."""
     limits = node.limits
     align = limits.request_alignment
     low = -(-offset // align) * align

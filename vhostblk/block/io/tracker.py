@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps read-modify-write cycles apart from other writes to the same blocks.
+"""Serialisation of read-modify-write with other writes to the same blocks.
 
-A write that doesn't fill whole blocks reads them, changes them and writes them back. Between the
-read and the write no other write may change these blocks, or it would be undone. So each write of a
-node with an alignment is entered here. A *serialising* write (read-modify-write) and all writes
-that overlap it are done one after the other, in the order in which they came. As each waits only
-for earlier ones, there is no deadlock.
+A write that doesn't fill whole blocks reads them, changes them and writes them back. Another write
+to these blocks between the read and the write would be lost. So each write to a node with an
+alignment is entered here. A *serialising* write (read-modify-write) and all writes that overlap it
+are done one after the other, in order of arrival. As each waits only for earlier ones, there is no
+deadlock.
 
-While there are serialising writes, all writes in flight are indexed by offset: one request of a
+While a serialising write is in flight, all writes in flight are indexed by offset: one request of a
 guest may become thousands of writes, and comparing each with all others would stop the event loop.
 """
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from vhostblk.block.graph.backend import BlockBackend
 
-#: The index has a list of writes for each part of the node; a part has 2 ** `_PART_BITS` bytes.
+#: The index holds a list of writes for each part of the node; a part has 2 ** `_PART_BITS` bytes.
 _PART_BITS = 14
-#: Writes that touch more parts than this are in a list of their own.
+#: Writes that touch more parts than this are in a separate list.
 _FEW = 64
 
 
@@ -40,7 +40,7 @@ class TrackedWrite:
         self.waiters: list[Completion[None]] = []
 
     def excludes(self, other: TrackedWrite) -> bool:
-        """Tell whether the two may not run at the same time."""
+        """Return whether the two writes may not run concurrently."""
         return (
             (self.serialising or other.serialising)
             and self.start < other.stop
@@ -110,7 +110,7 @@ class WriteTracker:
         self._places: _Places | None = None
 
     def try_enter(self, start: int, stop: int) -> TrackedWrite | None:
-        """Enter an ordinary write at once; None where it may have to wait."""
+        """Enter an ordinary write at once; return None if it may have to wait."""
         if self._serialising:
             return None
         write = TrackedWrite(start, stop, False)
@@ -118,7 +118,7 @@ class WriteTracker:
         return write
 
     async def enter(self, start: int, stop: int, *, serialising: bool) -> TrackedWrite:
-        """Wait for earlier writes that exclude this one; pair with `leave()`."""
+        """Wait for earlier conflicting writes; pair with `leave()`."""
         if serialising and self._earlier:
             await self._drain_earlier()
         write = TrackedWrite(start, stop, serialising)
@@ -148,18 +148,18 @@ class WriteTracker:
         return earlier
 
     def forget(self, user: object) -> None:
-        """Wait for no earlier writes of a user, as there are none."""
+        """Don't wait for earlier writes of this user, as it has none in flight."""
         self._earlier = [other for other in self._earlier if other is not user]
 
     async def _drain_earlier(self) -> None:
-        """Wait for the writes that were not entered. Several may do so at once."""
+        """Wait for the writes that were not entered. Several callers may wait at once."""
         for user in list(self._earlier):
             async with user.drained():
                 pass
         self._earlier = []
 
     def leave(self, write: TrackedWrite) -> None:
-        """End a write, and let those go on that waited for it."""
+        """End a write, and resume the writes that waited for it."""
         del self._active[write]
         self._serialising -= write.serialising
         if not self._serialising:

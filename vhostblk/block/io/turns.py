@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that change the graph take turns, also across what they wait for."""
+"""A re-entrant lock for commands that change the graph."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 
 
 class Turns:
-    """A lock; the task that holds it may take it again, for a command that is made of others."""
+    """A lock that its holder, a task, may take again, for commands composed of other commands."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from vhostblk.block.zones import zone_limits
 from vhostblk.exports.vhost_user_blk import dirty_logging, offer

@@ -8,6 +8,7 @@ runs. The library is not given the file: its buffers would keep keys in memory t
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vhostblk.crypto import files, gnutls
@@ -57,7 +58,7 @@ class PskCredentials(Credentials):
         self.handle = allocate("psk", "server")
         path = source.find(FILE, required=True)
         assert path is not None
-        self._path = path
+        self._path = str(Path(path).absolute())  # a daemon changes its directory
         set_dh_parameters(
             self,
             lambda parameters: lib.gnutls_psk_set_server_dh_params(self.handle, parameters),

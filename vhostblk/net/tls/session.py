@@ -89,15 +89,18 @@ class TlsSession(Codec):
         return b""
 
     def encode(self, data: bytes) -> bytes:
-        """Encrypt data."""
-        sent = 0
-        while sent < len(data):
+        """Encrypt data; after a failure, or good-bye, it is dropped."""
+        sent = distractions = 0
+        while sent < len(data) and not self._failed:
             part = self._ffi.from_buffer(data) + sent
             count = self._lib.gnutls_record_send(self._session, part, len(data) - sent)
-            if count < 0 and self._lib.gnutls_error_is_fatal(count):
+            if count > 0:
+                sent += count
+                continue
+            distractions += 1
+            if self._lib.gnutls_error_is_fatal(count) or distractions > _MAX_DISTRACTIONS:
                 self._failed = True
                 raise TlsError(f"Cannot write to TLS channel: {self._library.description(count)}")
-            sent += max(count, 0)
         return self._take()
 
     def _take(self) -> bytes:

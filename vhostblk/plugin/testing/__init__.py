@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests for drivers, to be run by pytest (with `hypothesis`; `pip install 'vhostblk[test]'`).
+"""Tests for drivers, for pytest (with `hypothesis`; `pip install 'vhostblk[test]'`).
 
     from vhostblk.plugin.testing import DriverTests
 
@@ -9,8 +9,9 @@
         def make_options(self, directory):
             return {"filename": str(directory / "disk")}
 
-The driver runs as it does in the daemon, below the layer that aligns and splits requests: a test
-asks what a virtual machine may ask. See `DriverTests` for what else can be said of a driver.
+The driver runs as in the daemon, below the layer that aligns and splits requests, so a test can
+send any request that a virtual machine can send. `DriverTests` has further attributes that describe
+a driver.
 """
 
 from __future__ import annotations

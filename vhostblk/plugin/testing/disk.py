@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A driver's disk, open, with requests in terms of bytes."""
+"""An open disk of a driver, with requests on bytes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from vhostblk.plugin.node import PluginNode
 
-#: Seconds until an answer that has not come counts as missing.
+#: Seconds after which a missing result fails the test.
 PATIENCE = 30.0
 
 
 class Disk:
-    """What a user of the disk can do. Requests are run as in the daemon: not in tasks."""
+    """The operations of a disk's user. Requests run as in the daemon: not in tasks."""
 
     def __init__(self, node: PluginNode, backend: BlockBackend) -> None:
         self.node = node
@@ -40,7 +40,7 @@ class Disk:
 
     @property
     def writable(self) -> bool:
-        """Tell whether the disk can be written."""
+        """Whether the disk can be written."""
         return not self.node.read_only
 
     async def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -56,7 +56,7 @@ class Disk:
         return await asyncio.wait_for(future, PATIENCE)
 
     async def read(self, offset: int, length: int) -> bytes:
-        """Return bytes; the memory is not zero beforehand."""
+        """Return bytes; the buffer is not zeroed beforehand."""
         from vhostblk.block.io.iovec import IoVec
 
         iov = IoVec.allocate(length)
@@ -65,7 +65,7 @@ class Disk:
         return iov.to_bytes()
 
     async def write(self, offset: int, data: bytes) -> None:
-        """Write bytes, in two segments, and change the memory afterwards, as a guest may."""
+        """Write bytes, in two segments, and overwrite the buffer afterwards, as a guest may."""
         from vhostblk.block.io.iovec import IoVec
 
         half = len(data) // 2
@@ -86,7 +86,7 @@ class Disk:
         await self._run(self._backend.flush())
 
     async def block_status(self, offset: int, length: int) -> Extent:
-        """Describe the run at `offset`."""
+        """Return the status of the run at `offset`."""
         found = await self._run(self._backend.block_status(offset, length))
         zero = bool(found.status & BlockStatus.ZERO)
         return Extent(found.length, zero, not found.status & BlockStatus.ALLOCATED)
@@ -96,7 +96,7 @@ class Disk:
 async def opened(
     driver: Any, options: dict[str, Any], *, read_only: bool = False
 ) -> AsyncIterator[Disk]:
-    """Open a driver with options in their wire form; its disk is discarded on when asked to."""
+    """Open a driver with options in wire form; `discard` sets the node's option."""
     register(driver)
     name = driver.options_type.__struct_config__.tag
     common = {"driver": name, "node-name": "disk", "read-only": read_only, "discard": "unmap"}
@@ -117,14 +117,14 @@ async def opened(
 
 
 class Complaints(logging.Handler):
-    """Collects what is logged of failures."""
+    """Collects logged failures."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line, and the exception behind it."""
+        """Keep a record's text and exception."""
         line = record.getMessage()
         if record.exc_info and record.exc_info[1] is not None:
             line += f": {record.exc_info[1]!r}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`DriverTests`: what every driver has to do right."""
+"""`DriverTests`: tests that every driver has to pass."""
 
 from __future__ import annotations
 
@@ -29,36 +29,36 @@ from vhostblk.plugin.testing.model import Model, Step, steps
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
 
-    #: What is done with a disk.
+    #: Operations on a disk.
     Work = Callable[[Disk], Coroutine[Any, Any, Any]]
 
-#: How much of a disk is read as a whole.
+#: The maximum length that a test reads at once.
 MOST = 4 << 20
 CONCURRENT = 64
 
 
 class DriverTests:
-    """Derive from it, name the `driver`, and say how it is opened."""
+    """The base class of a driver's tests: set `driver`, and define how to open it."""
 
     #: The class to test.
     driver: ClassVar[type[Driver[Any] | SyncDriver[Any]]]
-    #: What has been flushed is there when the disk is opened again.
+    #: Whether flushed data is there when the disk is opened again.
     persistent: ClassVar[bool] = True
-    #: Disks may be opened with `read-only=on`.
+    #: Whether the disk can be opened with `read-only=on`.
     can_be_read_only: ClassVar[bool] = True
-    #: Options that have to be refused, each with a regular expression for the message.
+    #: Options that must be refused, each with a regular expression for the message.
     refused: ClassVar[Sequence[tuple[dict[str, Any], str]]] = ()
 
     def make_options(self, directory: Path) -> dict[str, Any]:
         """Return the options for a disk, by their names in QMP.
 
-        `directory` is empty or was used before; for the same one the disk is the same. It should
-        be no longer than a few MiB.
+        `directory` is empty, or was used before; the same directory has the same disk. The disk
+        should have at most a few MiB.
         """
         return {}
 
     def expected(self, offset: int, length: int) -> bytes | None:
-        """Return what a new disk holds there; None: not known."""
+        """Return the expected content of a new disk in a range; None: unknown."""
         return None
 
     # Running.
@@ -70,7 +70,7 @@ class DriverTests:
         *,
         read_only: bool = False,
     ) -> None:
-        """Open the disk, and do something with it; the driver may not complain."""
+        """Open the disk, and run `work` on it; the log must contain no failures of the driver."""
         options = self.make_options(path)
 
         async def main() -> None:
@@ -88,11 +88,11 @@ class DriverTests:
         async def work(disk: Disk) -> None:
             sizes.append(disk.size)
             await disk.read(0, min(disk.size, SECTOR))
-            await disk.flush()  # looks at the size again
+            await disk.flush()  # checks the size again
 
         for _ in range(2):
             self._run(work, tmp_path)
-        assert sizes[0] == sizes[1], "the disk has another size when it is opened again"
+        assert sizes[0] == sizes[1], "the size differs when the disk is opened again"
         assert sizes[0] > 0, "the disk is empty"
 
     def test_every_part_of_the_disk_can_be_read(self, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ class DriverTests:
                 for position in _spread(length, step):
                     part = await disk.read(start + position, min(step, length - position))
                     assert part == whole[position : position + len(part)], (
-                        f"bytes at {start + position} differ when {step} are read"
+                        f"a read of {step} bytes at {start + position} returns other data"
                     )
 
         self._run(work, tmp_path)
@@ -124,7 +124,7 @@ class DriverTests:
             ranges = [_some_range(choose, disk.size) for _ in range(CONCURRENT)]
             alone = [await disk.read(*some) for some in ranges]
             together = await asyncio.gather(*(disk.read(*some) for some in ranges))
-            assert together == alone, "reads at the same time return something else"
+            assert together == alone, "concurrent reads return other data"
             if disk.writable:
                 await self._write_together(disk)
 
@@ -136,10 +136,10 @@ class DriverTests:
         data = [bytes([number + 1]) * length for number in range(count)]
         await asyncio.gather(*(disk.write(n * length, data[n]) for n in range(count)))
         found = await asyncio.gather(*(disk.read(n * length, length) for n in range(count)))
-        assert found == data, "writes at the same time are lost or mixed"
+        assert found == data, "concurrent writes are lost or mixed"
 
     def test_what_was_written_is_read(self, tmp_path: Path) -> None:
-        """Any order of operations, held against bytes in memory."""
+        """Any sequence of operations, compared with bytes in memory."""
         if not self._is_writable(tmp_path):
             pytest.skip("read-only driver")
 
@@ -172,7 +172,7 @@ class DriverTests:
 
     def test_flushed_data_is_there_when_the_disk_is_opened_again(self, tmp_path: Path) -> None:
         if not self._is_writable(tmp_path) or not self.persistent:
-            pytest.skip("nothing is kept")
+            pytest.skip("data is not persistent")
         found: list[bytes] = []
 
         async def fill(disk: Disk) -> None:
@@ -196,7 +196,7 @@ class DriverTests:
             await disk.write(0, b"\xff" * length)
             await disk.write_zeroes(SECTOR, length - 2 * SECTOR)
             expected = b"\xff" * SECTOR + bytes(length - 2 * SECTOR) + b"\xff" * SECTOR
-            assert await disk.read(0, length) == expected, "zeroes are not where they should be"
+            assert await disk.read(0, length) == expected, "write_zeroes() zeroed another range"
 
         self._run(work, tmp_path)
 
@@ -210,8 +210,8 @@ class DriverTests:
             await disk.write(0, b"\xff" * length)
             await disk.discard(low, high - low)
             data = await disk.read(0, length)
-            assert data[:low] == b"\xff" * low, "a discard changed what is before it"
-            assert data[high:] == b"\xff" * (length - high), "a discard changed what is behind it"
+            assert data[:low] == b"\xff" * low, "a discard changed data before it"
+            assert data[high:] == b"\xff" * (length - high), "a discard changed data behind it"
 
         self._run(work, tmp_path)
 
@@ -229,7 +229,7 @@ class DriverTests:
 
     def test_a_read_only_disk_reads_the_same(self, tmp_path: Path) -> None:
         if not self.can_be_read_only:
-            pytest.skip("not for this driver")
+            pytest.skip("can't be opened read-only")
         found: list[bytes] = []
 
         async def look(disk: Disk) -> None:
@@ -242,7 +242,7 @@ class DriverTests:
         if self.persistent:
             self._run(look, tmp_path)
         self._run(look, tmp_path, read_only=True)
-        assert len(set(found)) == 1, "the disk looks different when it is opened read-only"
+        assert len(set(found)) == 1, "the data differs when the disk is opened read-only"
 
     def test_block_status_tells_the_truth(self, tmp_path: Path) -> None:
         async def look(disk: Disk) -> None:
@@ -251,7 +251,9 @@ class DriverTests:
                 extent = await disk.block_status(offset, min(disk.size, MOST) - offset)
                 if extent.zero:
                     data = await disk.read(offset, extent.length)
-                    assert data == bytes(extent.length), f"no zeroes at {offset}, as was said"
+                    assert data == bytes(extent.length), (
+                        f"no zeroes at {offset}, unlike block_status()"
+                    )
                 offset += extent.length
 
         async def work(disk: Disk) -> None:
@@ -266,11 +268,11 @@ class DriverTests:
         async def work(disk: Disk) -> None:
             await asyncio.gather(*(disk.read(0, SECTOR) for _ in range(4)))
 
-        self._run(work, tmp_path)  # libraries may open things for good
+        self._run(work, tmp_path)  # libraries may keep files open
         before = _resources()
         for _ in range(3):
             self._run(work, tmp_path)
-        assert _resources() == before, "files or threads are left"
+        assert _resources() == before, "files or threads remain open"
 
     def test_bad_options_are_refused(self, tmp_path: Path) -> None:
         register(self.driver)
@@ -286,8 +288,8 @@ class DriverTests:
                 asyncio.run(main())
             text = str(caught.value)
             assert re.search(message, text), f"{options}: {text}"
-            assert "\n" not in text, "the message is more than a line"
-        assert _resources() == before, "files or threads are left"
+            assert "\n" not in text, "the message has more than one line"
+        assert _resources() == before, "files or threads remain open"
 
     # Helpers.
 
@@ -308,7 +310,7 @@ class DriverTests:
 
 @contextmanager
 def _no_complaints() -> Iterator[None]:
-    """Fail where the driver did what had to be put right, or left coroutines unawaited."""
+    """Fail if the log has driver failures, or if coroutines were not awaited."""
     complaints, logger = Complaints(), logging.getLogger("vhostblk")
     logger.addHandler(complaints)
     try:
@@ -320,13 +322,13 @@ def _no_complaints() -> Iterator[None]:
 
 
 def _resources() -> tuple[int, int]:
-    """Return how many descriptors and threads there are."""
+    """Return the numbers of open descriptors and threads."""
     gc.collect()
     return len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208
 
 
 def _places(size: int) -> list[int]:
-    """Return offsets of sectors: both ends, around powers of two, and some between."""
+    """Return offsets of sectors: at both ends, around powers of two, and some in between."""
     places = {0, size - SECTOR}
     for shift in range(9, size.bit_length()):
         places |= {(1 << shift) - SECTOR, 1 << shift}
@@ -336,7 +338,7 @@ def _places(size: int) -> list[int]:
 
 
 def _spread(length: int, step: int) -> range:
-    """Return positions at which parts of `step` bytes begin: at most 50."""
+    """Return at most 50 offsets of parts of `step` bytes."""
     return range(0, length, max(length // 50 // step, 1) * step)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a disk should hold after any operations: bytes in memory, and the operations."""
+"""A model of a disk's content, and random operations."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vhostblk.block import SECTOR
 if TYPE_CHECKING:
     from vhostblk.plugin.testing.disk import Disk
 
-#: Ranges begin near one of so many places, so that they meet.
+#: Ranges begin near one of this many sectors, so that they overlap.
 _SECTORS = 48
 
 
 class Step(NamedTuple):
-    """One operation; `fill` is what is written."""
+    """One operation; `fill` is the byte to write."""
 
     kind: str
     offset: int
@@ -41,14 +41,14 @@ def steps(size: int) -> st.SearchStrategy[list[Step]]:
 
 
 class Model:
-    """The bytes, and which of them nobody knows because they were discarded."""
+    """The bytes, and which of them are undefined after a discard."""
 
     def __init__(self, content: bytes) -> None:
         self._bytes = bytearray(content)
         self._known = bytearray(b"\1" * (len(content) // SECTOR))
 
     async def follow(self, disk: Disk, step: Step) -> None:
-        """Do an operation on both; compare all of the disk that it could have touched."""
+        """Do an operation on disk and model; compare every range that it can have changed."""
         kind, offset, length, fill = step
         stop = offset + length
         known = slice(offset // SECTOR, stop // SECTOR)
@@ -76,6 +76,6 @@ class Model:
                 assert found[low - start :][:SECTOR] == self._bytes[low : low + SECTOR], (
                     f"sector {sector} does not hold what was written"
                 )
-            else:  # from now on it stays what it is
+            else:  # defined from now on
                 self._bytes[low : low + SECTOR] = found[low - start :][:SECTOR]
                 self._known[sector] = 1

@@ -12,6 +12,8 @@ class BlockdevOptionsFile(BlockdevOptions, tag="file", kw_only=True, frozen=True
     """A regular file; `host_device` has the same members."""
 
     filename: str
+    #: The object that sends persistent reservation commands.
+    pr_manager: str | UnsetType = UNSET
     locking: OnOffAuto = OnOffAuto.AUTO
     aio: BlockdevAioOptions | UnsetType = UNSET
     aio_max_batch: int = 0

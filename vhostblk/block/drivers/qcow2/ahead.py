@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seeing sequential writing coming, so that its clusters are there before their turn.
+"""Detection of sequential writes, to allocate their clusters in advance.
 
-Who writes one cluster after the other is given some more behind the last one, as holes of the file:
-what follows then overwrites, which the engine does on its own. What a stream gets in advance grows
-with its length and is a quarter of it at most, so images stay as thin as their users make them;
-what is never written costs an L2 entry.
+A stream that writes one cluster after the other gets more clusters behind the last one, as holes of
+the file. The writes that follow are overwrites, which the engine does on its own. The number of
+clusters in advance grows with the stream's length and is at most a quarter of it, so images stay
+thin. A cluster that is never written costs only an L2 entry.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-#: From so many bytes on, one behind the other, it is a stream.
+#: The minimum length of a stream in bytes.
 MIN_STREAM = 4 << 20
-#: A stream is given so many bytes at most.
+#: The maximum number of bytes to allocate in advance for a stream.
 MAX_AHEAD = 16 << 20
-#: Streams side by side that are remembered.
+#: The number of concurrent streams to remember.
 _STREAMS = 16
 
 
 class Streams:
-    """Where writing may go on, by what was allocated last."""
+    """The sequential streams, by the cluster at which each will continue."""
 
     def __init__(self, cluster_bits: int) -> None:
         self._bits = cluster_bits
-        #: The cluster after the last one, and how many there have been.
+        #: By the cluster after the last one: the number of clusters of the stream.
         self._lengths: dict[int, int] = {}
 
     def follow(self, clusters: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """Note sorted clusters that were just allocated; yield (end, count) for each stream.
+        """Record sorted clusters that were just allocated; yield (end, count) for each stream.
 
         `count` clusters from `end` on may be allocated in advance. If they were, call `given`
-        before the next iteration: they may reach up to the start of the next run.
+        before the next iteration: they may extend to the start of the next run.
         """
         lengths = self._lengths
         first = end = -1
@@ -50,5 +50,5 @@ class Streams:
             del lengths[next(iter(lengths))]
 
     def given(self, end: int, count: int) -> None:
-        """Note that a stream, which was to go on at `end`, has been given `count` clusters."""
+        """Record that a stream at `end` has got `count` clusters in advance."""
         self._lengths[end + count] = self._lengths.pop(end, 0) + count

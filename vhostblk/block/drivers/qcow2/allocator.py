@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding free host clusters, and growing the refcount structures and the file.
+"""Allocation of host clusters, and growth of the refcount structures and the file.
 
-Clusters that have never been in use lie past `high_water`; if the file grows by a hole, they read
-as zeroes, so that nothing has to be written into them but the guest's data.
+Clusters past `high_water` have never been in use. If growing the file adds a hole, they read as
+zeroes, so only the guest's data has to be written to them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.schema.common import PreallocMode
 
-#: The file grows by this many bytes, if it can. The new part is a hole; making it costs one call
-#: on a thread.
+#: The file grows by this many bytes if possible. The new part is a hole; making it costs one call
+#: in a thread.
 GROWTH = 64 << 20
-#: After this many refcount blocks without a free cluster others get a turn.
+#: After this many refcount blocks without a free cluster, other tasks get a turn.
 _TURN = 32
 
 
@@ -41,29 +41,29 @@ class Run(NamedTuple):
 
 
 class Allocator:
-    """Takes clusters into use; called by whoever holds the image's lock."""
+    """Allocates clusters. Callers hold the image's lock."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self._geometry = image.geometry
-        #: No cluster before this one is free.
+        #: All clusters before this one are in use.
         self.hint = 0
         #: Clusters from here on have never been in use.
         self.high_water = image.geometry.clusters(image.file.node.size)
-        #: The file is longer than it has to be.
+        #: The file has been extended in advance.
         self._grown = False
-        #: The file grows by this many bytes more than needed, the next time.
+        #: The number of bytes to extend the file by, in addition to what is needed.
         self._ahead = GROWTH
-        #: From this byte on the rest of a cluster has room for compressed data; 0: there is none.
+        #: Compressed data may follow at this byte, in the rest of its cluster; 0: nowhere.
         self._packed_end = 0
 
     @property
     def gives_fresh(self) -> bool:
-        """Whether the next allocated clusters will be in a part of the file that was never used."""
+        """Whether the next allocated clusters will be in a never used part of the file."""
         return self._image.grows_with_zeroes and self.hint >= self.high_water
 
     async def allocate(self, count: int) -> list[Run]:
-        """Take `count` clusters; refcounts are 1 afterwards. Raises OSError, having taken none."""
+        """Allocate `count` clusters with refcount 1. On OSError none are allocated."""
         if self._image.overlap.incomplete:
             await self._image.overlap.complete()
         runs: list[Run] = []
@@ -83,7 +83,7 @@ class Allocator:
         return runs
 
     async def allocate_together(self, count: int) -> Run:
-        """Take `count` consecutive clusters. Refcount blocks that they need lie before them."""
+        """Allocate `count` consecutive clusters. New refcount blocks for them go before them."""
         if self._image.overlap.incomplete:
             await self._image.overlap.complete()
         position = self.hint
@@ -118,9 +118,10 @@ class Allocator:
             self.released(await self._image.refcounts.change(run.first, run.length, -1))
 
     async def allocate_bytes(self, nbytes: int) -> int:
-        """Return where there is room for compressed data, less than a cluster; raises OSError.
+        """Allocate space for compressed data, less than a cluster; return its offset.
 
-        Each host cluster that it lies in has one reference more.
+        The refcount of each host cluster that contains a part of it increases by one. Raises
+        OSError.
         """
         geometry, refcounts = self._geometry, self._image.refcounts
         bits, start = geometry.cluster_bits, self._packed_end
@@ -147,33 +148,33 @@ class Allocator:
         return start
 
     async def free_bytes(self, offset: int, nbytes: int) -> None:
-        """Undo `allocate_bytes`, as `free` does."""
+        """Undo `allocate_bytes`, like `free`."""
         bits = self._geometry.cluster_bits
         first = offset >> bits
         await self.free(Run(first, (offset + nbytes - 1 >> bits) - first + 1))
 
     def released(self, clusters: NDArray[np.int64]) -> None:
-        """Note that clusters are free again."""
+        """Record that clusters are free again."""
         if len(clusters):
             self.hint = min(self.hint, int(clusters[0]))
             if (clusters == self._packed_end >> self._geometry.cluster_bits).any():
                 self._packed_end = 0
 
     def used(self, cluster: int) -> None:
-        """Note a write to a cluster that the image refers to.
+        """Record a write to a cluster that the image refers to.
 
-        In a file that lacks its last part, the cluster may be past the end.
+        If the end of the file is missing, the cluster may be past it.
         """
         self.high_water = max(self.high_water, cluster + 1)
 
     def forget_places(self) -> None:
-        """Look for free clusters everywhere: refcounts have been put right."""
+        """Search for free clusters from the start again: refcounts have been repaired."""
         self.hint = self._packed_end = 0
 
     async def _find(self, start: int, count: int) -> tuple[int, int]:
         """Return the first free clusters from `start` on, at most `count` and at least one.
 
-        All of them are counted in one refcount block.
+        The clusters are counted in one refcount block.
         """
         refcounts, bits = self._image.refcounts, self._geometry.refblock_bits
         size, looked = 1 << bits, 0
@@ -201,15 +202,16 @@ class Allocator:
                 await asyncio.sleep(0)
 
     async def _extend(self, first: int, length: int, count: int) -> tuple[int, list[int]]:
-        """Go on with a run of free clusters beyond its refcount block.
+        """Extend a run of free clusters beyond its refcount block.
 
-        Return its length, and which blocks are missing for it. A missing block doesn't end the run:
-        all its clusters are free. There is one more cluster for each, as far as the run goes.
+        Return its length, and the blocks that are missing for it. A missing block doesn't end the
+        run, as all its clusters are free. The run includes one more cluster for each missing block,
+        if possible.
         """
         bits = self._geometry.refblock_bits
         missing: list[int] = []
         if (first + length) & ((1 << bits) - 1):
-            return length, missing  # a cluster in use follows
+            return length, missing  # the next cluster is in use
         while length < count + len(missing):
             index = (first + length) >> bits
             block = await self._image.refcounts.block(index)
@@ -225,7 +227,7 @@ class Allocator:
         return length, missing
 
     def _check_take(self, first: int, count: int) -> None:
-        """Raise OSError if clusters that count as free can't be taken."""
+        """Raise OSError if clusters with refcount 0 can't be allocated."""
         if (first + count) << self._geometry.cluster_bits > MAX_CLUSTER_OFFSET:
             raise os_error(errno.EFBIG)
         self._image.overlap.check_allocation(first, count)
@@ -234,7 +236,7 @@ class Allocator:
             raise os_error(errno.EIO)
 
     async def _take(self, first: int, count: int) -> bool:
-        """Take free clusters; tell whether they are fresh."""
+        """Allocate free clusters; return whether they are fresh."""
         geometry = self._geometry
         self._check_take(first, count)
         await self._grow_file(first + count)
@@ -248,12 +250,12 @@ class Allocator:
         return fresh
 
     async def extend(self, clusters: int) -> None:
-        """Make the file so many clusters long; all of them count as used."""
+        """Extend the file to this many clusters; all of them count as used."""
         await self._grow_file(clusters)
         self.high_water = max(self.high_water, clusters)
 
     async def reserve(self, clusters: int, mode: PreallocMode) -> None:
-        """Make the file so many clusters long, with storage for them; what stays unused is trimmed.
+        """Extend the file to this many clusters, with storage. Unused ones are trimmed later.
 
         Raises OSError.
         """
@@ -266,7 +268,7 @@ class Allocator:
             self._grown = True
 
     async def trim(self) -> None:
-        """Take back what the file has grown by in advance."""
+        """Cut off what was added to the file in advance."""
         image = self._image
         if not self._grown:
             return
@@ -276,10 +278,10 @@ class Allocator:
             await image.file.truncate(end)
 
     async def _grow_file(self, clusters: int) -> None:
-        """Make the file long enough for `clusters` clusters; raises OSError.
+        """Extend the file for `clusters` clusters; raises OSError.
 
-        The file gets longer than that if possible. Less is added each time this fails, as the
-        length of a file may be limited.
+        If possible, the file is extended further. After a failure less is added, as the length of a
+        file may be limited.
         """
         file, end = self._image.file, clusters << self._geometry.cluster_bits
         while end > file.node.size:
@@ -289,7 +291,7 @@ class Allocator:
                 if error.errno == errno.ENOTSUP:
                     return  # can't be resized: it grows by writing, or it is full
                 if not self._ahead:
-                    if error.errno == errno.EINVAL:  # a device can't be made longer
+                    if error.errno == errno.EINVAL:  # a device can't be extended
                         raise os_error(errno.ENOSPC) from error
                     raise
                 self._ahead //= 2
@@ -301,9 +303,9 @@ class Allocator:
                 return
 
     async def _add_block(self, index: int, own: int) -> None:
-        """Add the refcount block `index` at the free cluster `own`; none of its clusters is in use.
+        """Add the refcount block `index` in the free cluster `own`; its clusters are all free.
 
-        The cluster is counted in that block or in another one, which is there.
+        The cluster `own` is counted in the new block, or in another, existing one.
         """
         image, geometry = self._image, self._geometry
         refcounts, bits = image.refcounts, geometry.refblock_bits
@@ -319,7 +321,8 @@ class Allocator:
                 values[own & ((1 << bits) - 1)] = 1
             else:
                 if own >> bits in refcounts.dirty_entries:
-                    # The file's table must not refer to this block before it refers to that one.
+                    # The file's table must refer to the block that counts `own` before it refers to
+                    # this one.
                     await image.commit.write_refcounts()
                 await refcounts.change(own, 1, 1)
                 counted = True
@@ -335,10 +338,10 @@ class Allocator:
         refcounts.add(block)
 
     async def _grow_table(self, index: int, ahead: int) -> None:
-        """Move the refcount table to a larger place, past all that is in use.
+        """Move the refcount table to a larger place, past all clusters in use.
 
-        The new table and the blocks that cover it and themselves lie together. The table is long
-        enough for block `index`, and for `ahead` more clusters and blocks that cover these.
+        The new table and the blocks that count its clusters and their own are contiguous. The table
+        has room for block `index`, and for `ahead` more clusters and their blocks.
         """
         image, geometry = self._image, self._geometry
         refcounts, bits = image.refcounts, geometry.refblock_bits
@@ -391,7 +394,7 @@ class Allocator:
         await image.commit.use_reftable(table, start << geometry.cluster_bits, new_blocks)
 
     async def _cut_off(self, first: int, count: int) -> None:
-        """Discard the content of unused clusters behind all clusters in use, by a shorter file."""
+        """Discard the content of unused clusters at the end of the file by truncating it."""
         try:
             await self._image.file.truncate(first << self._geometry.cluster_bits)
         except OSError:
@@ -399,7 +402,7 @@ class Allocator:
 
 
 def _leading_run(places: NDArray[Any]) -> int:
-    """Return how many of the sorted numbers follow each other from the first on."""
+    """Return how many of the sorted numbers are consecutive from the first one on."""
     gaps = np.flatnonzero(np.diff(places) != 1)
     return int(gaps[0]) + 1 if len(gaps) else len(places)
 

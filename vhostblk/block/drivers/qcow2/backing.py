@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which nodes an image asks for: the backing file and the data file that its header names.
+"""The nodes that an image refers to: the backing file and the data file in its header.
 
-What the user says goes first. A backing file's name is relative to the directory of the image that
-has it, and may be `json:`, or have a prefix. A data file's name is a path and nothing else, as in
-QEMU since CVE-2024-4467: users who check an image's backing file hardly look for a data file.
+The user's options take precedence. A backing file's name is relative to the directory of its image,
+and may be `json:` or have a prefix. A data file's name is always a path, as in QEMU since
+CVE-2024-4467: users who check an image's backing file rarely check for a data file.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from vhostblk.block.graph.graph import Graph
     from vhostblk.block.graph.node import BlockNode
 
-#: Nodes inside each other; a backing chain may lead back to itself.
+#: The maximum depth of nodes; a backing chain may be a cycle.
 MAX_DEPTH = 100
-#: The role of a file whose format is being looked at.
+#: The role of a file whose format is being probed.
 PROBE = "probe"
 
 
 async def open_backing(node: BlockNode, graph: Graph, header: Header) -> None:
-    """Open the backing file of an image that is being opened, if it is to have one."""
+    """Open the backing file of an image that is being opened, if it has one."""
     given = node.options.backing
     with errors_as(BlockError, "Could not open backing file", of=BlockError):
         if isinstance(given, (str, BlockdevOptions)):
@@ -62,7 +62,7 @@ async def _open_named(node: BlockNode, graph: Graph, header: Header) -> None:
 
 
 async def _with_formats(node: BlockNode, graph: Graph, options: dict[str, Any]) -> dict[str, Any]:
-    """Return options with the `driver` of each node filled in; raises BlockError, OptionError."""
+    """Return options with the `driver` of each node set; raises BlockError, OptionError."""
     found = dict(options)
     for role, below in options.items():
         if isinstance(below, dict) and ("driver" in below or "file" in below):
@@ -97,7 +97,7 @@ def _text(raw: bytes) -> str:
 
 
 async def _probe(node: BlockNode, graph: Graph, file: Any) -> str:
-    """Tell the format of a file by its first bytes, where nothing else says it."""
+    """Return the format of a file by its first bytes. Used if neither image nor user give it."""
     ref = file if isinstance(file, str) else from_json(BlockdevOptions, file)
     child = await graph.open_child(node, PROBE, ref)
     what = f"Could not read '{child.filename}' to determine its format"

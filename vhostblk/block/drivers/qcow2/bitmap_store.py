@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`BitmapStore`: the dirty bitmaps that an image keeps, and how they get into memory and back.
+"""`BitmapStore`: loading and storing the dirty bitmaps of an image.
 
-While the image may be written, each bitmap in the file is marked as in use: what it says is out of
-date, and whoever finds it so after a crash knows. When writing ends, bitmaps are written to new
-clusters and, once these are on stable storage, a header that leads to a new directory, all in one
-sector (see `header`), makes them valid together. So a bitmap in the file is right, or marked.
+While the image is writable, each bitmap in the file is marked as in use: its content is out of
+date, and after a crash the mark tells the next program. When writing ends, bitmaps are written to
+new clusters. Once these are on stable storage, a header write of one sector (see `header`) refers
+to a new directory and makes all bitmaps valid together. So a bitmap in the file is correct or
+marked.
 
-The image's lock is held for everything that writes; no request is in flight.
+Writers hold the image's lock; no request is in flight.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ if TYPE_CHECKING:
 
     from vhostblk.block.drivers.qcow2.image import Image
 
-#: All bitmaps of an image together take no more memory, whatever it says.
+#: The limit of memory for all bitmaps of an image together.
 MAX_TOTAL_BYTES = 1 << 30
-#: So much is read or written at once.
+#: Number of bytes to read or write at once.
 _CHUNK = 1 << 20
 
 
@@ -54,7 +55,7 @@ class BitmapStore:
 
     def __init__(self, image: Image) -> None:
         self._image = image
-        #: What the file says.
+        #: The directory in the file.
         self.entries: list[Bitmap] = []
 
     def find(self, name: str) -> Bitmap | None:
@@ -127,9 +128,9 @@ class BitmapStore:
     # Changing.
 
     async def mark_in_use(self) -> None:
-        """Have all bitmaps in the file marked before the disk changes; raises OSError.
+        """Mark all bitmaps in the file before the disk changes; raises OSError.
 
-        Where only a part of it gets to the file, some are marked and some aren't, and all is right.
+        If only a part is written, some are marked and some are not. Both states are correct.
         """
         image, extension = self._image, self._image.header.bitmaps
         await image.header_file.confirm()
@@ -142,7 +143,7 @@ class BitmapStore:
         self.entries = marked
 
     async def store(self, bitmaps: Iterable[DirtyBitmap]) -> None:
-        """Write those that are to be kept, and no longer mark them as in use; raises OSError."""
+        """Write the persistent bitmaps, and clear their marks; raises OSError."""
         chosen = {
             str(each.name): each
             for each in bitmaps
@@ -174,7 +175,7 @@ class BitmapStore:
         self._free(dropped)
 
     async def remove(self, name: str) -> None:
-        """Take a bitmap out of the image; raises OSError."""
+        """Remove a bitmap from the image; raises OSError."""
         entry = self.find(name)
         if entry is None:
             return
@@ -191,7 +192,7 @@ class BitmapStore:
         await self._image.commit.write()
 
     async def _allocate(self, count: int, taken: list[int]) -> list[int]:
-        """Take clusters into use."""
+        """Allocate clusters."""
         clusters = [
             cluster
             for run in await self._image.allocator.allocate(count)
@@ -201,14 +202,14 @@ class BitmapStore:
         return clusters
 
     async def _allocate_together(self, nbytes: int, taken: list[int]) -> int:
-        """Take consecutive clusters into use; return the offset."""
+        """Allocate consecutive clusters; return the offset."""
         geometry = self._image.geometry
         run = await self._image.allocator.allocate_together(geometry.clusters(nbytes))
         taken += range(run.first, run.first + run.length)
         return run.first << geometry.cluster_bits
 
     def _give_back(self, taken: list[int]) -> None:
-        """Free clusters, once nothing in the file refers to them."""
+        """Free clusters that nothing in the file refers to."""
         for cluster in taken:
             self._image.commit.free(cluster)
 
@@ -239,7 +240,7 @@ class BitmapStore:
         return Bitmap(name, offset, count, flags, bitmap.granularity_bits)
 
     async def _replace_directory(self, entries: list[Bitmap], taken: list[int]) -> None:
-        """Go over to another directory, once all that it leads to is on stable storage."""
+        """Switch to another directory, once all that it refers to is on stable storage."""
         image, geometry = self._image, self._image.geometry
         former = image.header.bitmaps
         raw, offset = b"", 0
@@ -287,7 +288,7 @@ class BitmapStore:
             try:
                 offsets = table_offsets(await self._read_table(entry))
             except OSError:
-                continue  # these clusters are leaked
+                continue  # leaks these clusters
             clusters += (offsets[offsets != 0] >> np.uint64(geometry.cluster_bits)).tolist()
             first = entry.table_offset >> geometry.cluster_bits
             clusters += range(first, first + geometry.clusters(8 * entry.table_size))
@@ -301,7 +302,7 @@ class BitmapStore:
     # Checks.
 
     def check_new(self, name: str, granularity: int, bitmaps: list[DirtyBitmap]) -> None:
-        """Raise BlockError where one more bitmap can't be kept; its text is the reason."""
+        """Raise BlockError if no other bitmap can be stored; its text is the reason."""
         if self._image.header.version < 3:
             raise BlockError("Cannot store dirty bitmaps in qcow2 v2 files")
         text = check_constraints(self._image, name, granularity)
@@ -316,7 +317,7 @@ class BitmapStore:
             raise BlockError("Not enough space in the bitmap directory")
 
     def check_resize(self, bitmaps: list[DirtyBitmap]) -> None:
-        """Raise OSError where a bitmap would not follow the disk's size."""
+        """Raise OSError if a bitmap can't be resized with the disk."""
         named = {each.name: each for each in bitmaps}
         for entry in self.entries:
             bitmap = named.get(entry.text)
@@ -332,7 +333,7 @@ class BitmapStore:
 
 
 def check_constraints(image: Image, name: str, granularity: int) -> str | None:
-    """Return why a bitmap can't be kept."""
+    """Return why a bitmap can't be stored."""
     highest, lowest = 1 << layout.MAX_GRANULARITY_BITS, 1 << layout.MIN_GRANULARITY_BITS
     if granularity > highest:
         return f"Granularity exceeds maximum ({highest} bytes)"
@@ -347,7 +348,7 @@ def check_constraints(image: Image, name: str, granularity: int) -> str | None:
 
 
 def _runs(clusters: list[int]) -> list[tuple[int, int]]:
-    """Split a list of clusters into places [low, high) of consecutive ones."""
+    """Split a list of clusters into ranges [low, high) of consecutive ones."""
     array: NDArray[Any] = np.array(clusters)
     breaks = [0, *(np.flatnonzero(np.diff(array) != 1) + 1).tolist(), len(clusters)]
     return list(pairwise(breaks))

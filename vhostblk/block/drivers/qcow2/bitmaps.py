@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Persistent dirty bitmaps (section "Bitmaps"): directory and tables, parsed and encoded, pure.
+"""Persistent dirty bitmaps (section "Bitmaps"): parsing and encoding, pure.
 
-As in QEMU, what the specification lets newer programs add (flags, types, extra data) is refused
-rather than carried along: nobody knows what a write would have to do to it.
+As in QEMU, unknown flags, types and extra data, which the specification allows in newer images, are
+refused: their meaning for writes is unknown.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _ENTRY = struct.Struct(">QIIBBHI")
 _TYPE_DIRTY = 1
 _KNOWN_FLAGS = layout.BITMAP_IN_USE | layout.BITMAP_AUTO
-#: Table entries: either an offset, or a flag that all bits are set; the rest is reserved.
+#: Table entries: either an offset, or a flag for all bits set. The rest is reserved.
 _RESERVED = np.uint64(0xFF00_0000_0000_01FE)
 _OFFSET = np.uint64(layout.OFFSET_MASK)
 _ALL_ONES = np.uint64(1)
@@ -38,24 +38,24 @@ class Bitmap:
 
     name: bytes
     table_offset: int
-    #: In entries.
+    #: Number of entries.
     table_size: int
     flags: int
     granularity_bits: int
 
     @property
     def text(self) -> str:
-        """The name as users see it."""
+        """The name as text."""
         return self.name.decode(errors="replace")
 
     @property
     def in_use(self) -> bool:
-        """Whether somebody had it in memory and never wrote it back: its content is wrong."""
+        """Whether a program had it in memory and never wrote it back: its content is wrong."""
         return bool(self.flags & layout.BITMAP_IN_USE)
 
     @property
     def records(self) -> bool:
-        """Whether it is to know of every write."""
+        """Whether it records writes when loaded."""
         return bool(self.flags & layout.BITMAP_AUTO)
 
 
@@ -104,14 +104,14 @@ def _check_entry(bitmap: Bitmap, geometry: Geometry, size: int) -> None:
         or not layout.MIN_GRANULARITY_BITS <= bitmap.granularity_bits <= layout.MAX_GRANULARITY_BITS
         or bitmap.flags & ~_KNOWN_FLAGS
         or stored > layout.MAX_BITMAP_BYTES
-        # Of those in use the size may be wrong as well.
+        # A bitmap in use may also have a wrong size.
         or (not bitmap.in_use and size > stored << 3 + bitmap.granularity_bits)
     ):
         raise _bad_entry(bitmap)
 
 
 def entry_size(name: bytes) -> int:
-    """Return how many bytes of the directory a bitmap takes."""
+    """Return the size of a bitmap's directory entry in bytes."""
     return -(-(_ENTRY.size + len(name)) // 8) * 8
 
 
@@ -133,7 +133,7 @@ def encode_directory(bitmaps: Iterable[Bitmap]) -> bytes:
 
 
 def table_is_good(table: NDArray[np.uint64], geometry: Geometry) -> bool:
-    """Tell whether a bitmap's table has only entries that can be."""
+    """Return whether all entries of a bitmap's table are valid."""
     offsets = table & _OFFSET
     misplaced = (offsets & np.uint64(geometry.cluster_size - 1)) != 0
     contradictory = (offsets != 0) & ((table & _ALL_ONES) != 0)
@@ -141,11 +141,11 @@ def table_is_good(table: NDArray[np.uint64], geometry: Geometry) -> bool:
 
 
 def table_offsets(table: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return where clusters of a bitmap are; 0: nowhere, as all their bits are alike."""
+    """Return the offsets of a bitmap's clusters; 0: no cluster, all its bits are equal."""
     return table & _OFFSET
 
 
 def table_ones(table: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Tell of which clusters all bits are set."""
+    """Return for each cluster whether all its bits are set."""
     ones: NDArray[np.bool_] = (table & _ALL_ONES) != 0
     return ones

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checking an image; the image's lock is held, nothing is dirty. What is put right is in `repair`.
+"""Checks of an image, with its lock held and no dirty metadata. Repairs are in `repair`.
 
-What refers to clusters is right; refcounts and the bits "copied" that follow from them are put in
-step with it.
+References to clusters are taken as correct. Refcounts, and "copied" bits, which follow from them,
+are compared with the references and repaired.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.references import References
 
-#: Refcounts that are compared at once; a block may have millions.
+#: Number of refcounts to compare at once; a block may have millions.
 _WINDOW = 1 << 16
 
 
 async def check(image: Image, *, repair: bool) -> CheckResult:
-    """Check an image; `repair`: put refcounts and flags right. Raises OSError."""
+    """Check an image; `repair`: correct refcounts and flags. Raises OSError."""
     result, pace = CheckResult(), Pace(image, "repairing" if repair else "checking")
     if repair:
         result.corruptions = result.corruptions_fixed = drop_misplaced(image)
@@ -79,9 +79,9 @@ async def check(image: Image, *, repair: bool) -> CheckResult:
 
 
 def _covered(image: Image, result: CheckResult) -> NDArray[np.int64]:
-    """Return the numbers of the refcount blocks that can be read.
+    """Return the numbers of the refcount blocks that are readable.
 
-    If several entries refer to one block, all but the first are mistakes.
+    If several entries refer to one block, all but the first are errors.
     """
     offsets = image.refcounts.table & np.uint64(REFTABLE_OFFSET_MASK)
     found = np.flatnonzero((offsets != 0) & well_placed(image))
@@ -95,7 +95,7 @@ def _covered(image: Image, result: CheckResult) -> NDArray[np.int64]:
 async def _check_block(
     image: Image, index: int, references: References, result: CheckResult, *, repair: bool
 ) -> None:
-    """Hold a refcount block against how often its clusters are referred to."""
+    """Compare a refcount block with the number of references to its clusters."""
     block = await image.refcounts.block(index)
     assert block is not None
     first = index << image.geometry.refblock_bits

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing metadata to the file, in an order that leaves a consistent image at any point.
+"""Writes of metadata, in an order that leaves a consistent image at any point.
 
-Changed tables stay in memory until a flush, or until there are too many. Then:
+Changed tables stay in memory until a flush, or until they take too much memory. Then:
 
-1. the header is written again if it is not known whether the file has it (see `header_file`);
-2. guest data and refcounts (which have only grown so far) are put on stable storage, the refcount
-   table's entries after the blocks that they point to;
-3. L2 entries, which now refer to clusters that are in use and have their data;
-4. L1 entries, once the L2 tables that they point to are there;
-5. clusters that nothing in the file refers to any more, once nobody uses them, are free: their
-   refcounts drop, in memory, to be written with the next step 2.
+1. the header is written again if the file's header is unknown (see `header_file`);
+2. guest data and refcounts (which have only increased so far) are put on stable storage; the
+   refcount table's entries are written after the blocks that they refer to;
+3. L2 entries are written; they now refer to clusters that are in use and have their data;
+4. L1 entries are written, after the L2 tables that they refer to;
+5. clusters without a reference in the file, and without operations in flight, become free: their
+   refcounts decrease in memory, and are written with the next step 2.
 
-So a crash leaks clusters, and does no other harm. With lazy refcounts the blocks are not written in
-step 2; the image is marked dirty, and repaired when it is opened next. As in QEMU, operations that
-change no L2 entries (a snapshot, a longer L1 table) don't mark the image dirty.
+So a crash can only leak clusters. With lazy refcounts the blocks are not written in step 2. Instead
+the image is marked dirty, and is repaired the next time that it is opened. As in QEMU, operations
+that change no L2 entries (a snapshot, a longer L1 table) don't mark the image dirty.
 
-A full file system stops none of this: each cluster of metadata gets storage before its first change
-(see `places`).
+A full file system can't stop these writes: each cluster of metadata gets storage before its first
+change (see `places`).
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: So many bytes of clusters are given up before metadata is written without a flush.
+#: Metadata is written without a flush once freed clusters amount to this many bytes.
 FREE_BYTES = 64 << 20
-#: Entries of the refcount table that are written together.
+#: Number of entries of the refcount table to write together.
 _PAGE = 512
 
 
 class Freed(NamedTuple):
-    """Host clusters that are no longer referred to, once; `discard`: the file may forget them."""
+    """Host clusters that have lost a reference; `discard`: they may be discarded in the file."""
 
     first: int
     length: int
@@ -64,28 +64,28 @@ class Freed(NamedTuple):
 
 
 class FreedMany(NamedTuple):
-    """References to host clusters that are given up."""
+    """References to host clusters that are dropped."""
 
     references: References
     discard: bool
 
 
 class Commit:
-    """What is to be written, and in which order. The image's lock is held for all of it."""
+    """Writes the metadata of an image, in order. Callers hold the image's lock."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self._freed: list[Freed] = []
         self._freed_many: list[FreedMany] = []
-        #: Clusters of an external data file that may be discarded, as nothing refers to them.
+        #: Unreferenced clusters of an external data file, to be discarded.
         self._forgotten: set[int] = set()
         self._freed_clusters = 0
-        #: Something has been written that must be on stable storage before what refers to it.
+        #: There are writes that must be on stable storage before metadata that refers to them.
         self._unsynced = False
 
     @property
     def dirty(self) -> bool:
-        """Whether anything in memory is newer than in the file, and has to get there."""
+        """Whether memory has changes that must be written to the file."""
         image = self._image
         tables = image.tables
         return bool(
@@ -111,15 +111,15 @@ class Commit:
 
     @property
     def unsynced(self) -> bool:
-        """Whether something may have been written that is not on stable storage yet."""
+        """Whether there may be writes that are not on stable storage yet."""
         return self._unsynced
 
     def wrote(self) -> None:
-        """Take note that data or metadata was written that later writes will refer to."""
+        """Record a write of data or metadata that later writes will refer to."""
         self._unsynced = True
 
     def free(self, first: int, count: int = 1, *, discard: bool = False) -> None:
-        """Give up one reference to each of these clusters, once the file no longer has it."""
+        """Drop one reference to each of these clusters, once the file no longer has it."""
         self._freed_clusters += count
         if self._freed:
             last = self._freed[-1]
@@ -129,7 +129,7 @@ class Commit:
         self._freed.append(Freed(first, count, discard))
 
     def free_many(self, references: References, *, discard: bool = False) -> None:
-        """Give up references, once the file no longer has them."""
+        """Drop references, once the file no longer has them."""
         self._freed_clusters += references.total
         self._freed_many.append(FreedMany(references, discard))
 
@@ -146,7 +146,7 @@ class Commit:
 
     @property
     def pressing(self) -> bool:
-        """Whether so much has piled up that it should be written without a flush."""
+        """Whether there is so much to write that it should be written without a flush."""
         image = self._image
         tables = image.tables
         return (
@@ -156,11 +156,11 @@ class Commit:
         )
 
     async def write(self) -> None:
-        """Write everything, as said above."""
+        """Write all metadata, in the order described above."""
         image = self._image
         image.check_usable()
         await image.header_file.confirm()
-        # Lazy refcounts save nothing if no L2 entries are to be written.
+        # Lazy refcounts save nothing if there are no L2 entries to write.
         lazy = self._lazy and any(found.dirty for found in image.tables.slices.values())
         if lazy and self._refcounts_dirty:
             await image.header_file.set_dirty(True)  # before the file's refcounts are wrong
@@ -171,7 +171,7 @@ class Commit:
             await self._release()
 
     async def write_all(self) -> None:
-        """Write also what can wait, so that nothing is left in memory; then the image is clean."""
+        """Also write deferred metadata, so that nothing is left. The image is then clean."""
         image = self._image
         while self.dirty or self._refcounts_dirty:
             await self.write()
@@ -181,7 +181,7 @@ class Commit:
             await image.header_file.set_dirty(False)
 
     async def close(self) -> None:
-        """Leave nothing in memory, and no more room at the file's end than there has to be."""
+        """Write all metadata, and trim the file."""
         try:
             await self.write_all()
         finally:
@@ -209,7 +209,7 @@ class Commit:
         block.clean()
 
     async def sync(self) -> None:
-        """Put data and metadata written so far on stable storage."""
+        """Flush data and metadata written so far to stable storage."""
         self._unsynced = False  # what is written from now on is not covered
         try:
             await self.flush_files()
@@ -218,7 +218,7 @@ class Commit:
             raise
 
     async def flush_files(self) -> None:
-        """Flush the children. For those who don't hold the lock: `wrote` still counts."""
+        """Flush the children. For callers without the lock: the effect of `wrote` remains."""
         image = self._image
         if image.data is not image.file:
             await image.data.flush()
@@ -244,7 +244,7 @@ class Commit:
 
     async def _write_slice(self, found: L2Slice) -> None:
         per_entry = self._image.tables.words_per_entry
-        # Whole sectors, which devices write at once or not at all.
+        # Whole sectors, which devices write atomically.
         low = found.low * per_entry // 64 * 64
         high = -(-found.high * per_entry // 64) * 64
         words = found.words[low:high].copy()
@@ -261,7 +261,7 @@ class Commit:
             found.pins -= 1
 
     async def _release(self) -> None:
-        """Let go of clusters that the file no longer refers to."""
+        """Free clusters that the file no longer refers to."""
         image = self._image
         if self._unsynced:
             await self.sync()
@@ -293,7 +293,7 @@ class Commit:
                 await pace.turn()
 
     async def _drop(self, change: Awaitable[T]) -> T | None:
-        """Drop refcounts; return which clusters became free. If that fails, clusters are leaked."""
+        """Drop refcounts; return the clusters that became free. On an error clusters are leaked."""
         try:
             return await change
         except OSError as error:
@@ -311,7 +311,7 @@ class Commit:
             await self.discard(first, count)
 
     async def discard(self, first: int, count: int) -> None:
-        """Have the file forget clusters that are free."""
+        """Discard free clusters in the file."""
         self._image.places.gone(first, count)
         await self._discard(self._image.file, first, count)
 
@@ -324,14 +324,14 @@ class Commit:
     async def move_reftable(
         self, table: NDArray[np.uint64], offset: int, blocks: list[RefBlock]
     ) -> None:
-        """Write another refcount table and use it; `blocks` are the new blocks that cover it."""
+        """Write and use another refcount table; the new `blocks` count its clusters."""
         await self.write_reftable(table, offset, blocks)
         await self.use_reftable(table, offset, blocks)
 
     async def write_reftable(
         self, table: NDArray[np.uint64], offset: int, blocks: list[RefBlock]
     ) -> None:
-        """Write another refcount table and the new blocks that cover it. It is not used yet."""
+        """Write another refcount table and the blocks that count its clusters, without using it."""
         image = self._image
         await image.header_file.confirm()
         for block in blocks:
@@ -345,9 +345,9 @@ class Commit:
     async def use_reftable(
         self, table: NDArray[np.uint64], offset: int, blocks: list[RefBlock]
     ) -> None:
-        """Use the refcount table that was written, by one write of the header; raises OSError.
+        """Use the refcount table that was written, with one write of the header; raises OSError.
 
-        It is in use even if OSError is raised, as yet another table would need even more room.
+        It is in use even after an OSError, as another table would need even more space.
         """
         image = self._image
         header, refcounts, bits = image.header, image.refcounts, image.geometry.cluster_bits
@@ -362,7 +362,7 @@ class Commit:
 
 
 def _pages(entries: set[int]) -> list[tuple[int, int]]:
-    """Return ranges [low, high) that have these entries of a table, one for each page of them."""
+    """Return ranges [low, high) of table pages that contain these entries."""
     pages: dict[int, tuple[int, int]] = {}
     for entry in sorted(entries):
         low, _ = pages.get(entry // _PAGE, (entry, entry))

@@ -10,14 +10,14 @@ from typing import Any
 from vhostblk.block.drivers.qcow2.layout import COMPRESSION_ZSTD
 from vhostblk.block.errors import BlockError
 
-#: The window of the format's deflate streams; readers don't take a larger one.
+#: The window of the format's deflate streams; readers support no larger one.
 _WINDOW_BITS = 12
-#: What the stream's window may be at most, so that an image can't make us allocate more.
+#: The maximum window of a stream, so that an image can't make us allocate more.
 _ZSTD_WINDOW = 1 << 23
 
 
 def check_available(kind: int) -> None:
-    """Raise BlockError where images with this compression type can't be opened."""
+    """Raise BlockError if images with this compression type can't be opened."""
     if kind == COMPRESSION_ZSTD:
         _zstandard()
 
@@ -34,9 +34,9 @@ def _zstandard() -> Any:
 
 
 def decompress(kind: int, data: bytes, size: int) -> bytes:
-    """Return the `size` bytes of a cluster; what follows the stream in `data` is ignored.
+    """Return the `size` bytes of a cluster; data after the end of the stream is ignored.
 
-    Raises OSError(EIO) where the stream is broken or too short.
+    Raises OSError(EIO) if the stream is broken or too short.
     """
     try:
         if kind == COMPRESSION_ZSTD:
@@ -61,7 +61,7 @@ def _read_fully(reader: Any, size: int) -> bytearray:
 
 
 def compress(kind: int, data: bytes) -> bytes | None:
-    """Return the compressed cluster; None where that is no shorter."""
+    """Return the compressed cluster; None if it isn't shorter."""
     if kind == COMPRESSION_ZSTD:
         packed = bytes(_zstandard().ZstdCompressor().compress(data))
     else:

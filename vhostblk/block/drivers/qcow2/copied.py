@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bits "copied" of the disk's tables: whether a cluster may be changed in place.
+"""The "copied" bits of the disk's tables: whether a cluster may be changed in place.
 
-An L2 table that snapshots refer to, too, is replaced before it changes, so its own bits don't
-matter then.
+An L2 table that snapshots share is copied before it changes, so its own bits have no effect.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.pace import Pace
     from vhostblk.block.graph.checking import CheckResult
 
-    #: Returns, for each cluster, whether there is one reference to it.
+    #: Returns for each cluster whether it has exactly one reference.
     Alone = Callable[[NDArray[np.int64]], Awaitable[NDArray[np.bool_]]]
 
 
 async def check_flags(
     image: Image, alone: Alone, result: CheckResult, pace: Pace, *, repair: bool
 ) -> None:
-    """Hold the bits of the active tables against how often clusters are referred to."""
+    """Compare the bits of the active tables with the number of references to clusters."""
     tables, geometry = image.tables, image.geometry
     own: list[NDArray[np.int64]] = []
     for start in range(0, len(tables.l1), PIECE):
@@ -55,7 +54,7 @@ async def check_flags(
         await pace.turn(0)
     clusters = sorted_once(np.concatenate([np.zeros(0, np.int64), *own]))
     async for read in read_tables(image, clusters, clusters, pace):
-        found = await _mistaken(image, alone, read)
+        found = await _wrong_bits(image, alone, read)
         result.corruptions += int(found.sum())
         if repair and found.any():
             result.corruptions_fixed += int(found.sum())
@@ -63,8 +62,8 @@ async def check_flags(
             await _write(image, read)
 
 
-async def _mistaken(image: Image, alone: Alone, tables: Tables) -> NDArray[np.bool_]:
-    """Return which entries of L2 tables have a wrong bit."""
+async def _wrong_bits(image: Image, alone: Alone, tables: Tables) -> NDArray[np.bool_]:
+    """Return for each entry of L2 tables whether its bit is wrong."""
     entries = tables.entries(image)
     flagged = (entries & np.uint64(COPIED)) != 0
     offsets = entries & np.uint64(OFFSET_MASK)
@@ -77,7 +76,7 @@ async def _mistaken(image: Image, alone: Alone, tables: Tables) -> NDArray[np.bo
 
 
 async def clear_copied(image: Image, l1: NDArray[np.uint64], pace: Pace) -> None:
-    """Clear the bits in the L2 tables that an L1 table refers to; these offsets are right."""
+    """Clear the bits in the L2 tables of an L1 table, whose offsets are valid."""
     await image.tables.drop(pace)
     image.commit.wrote()
     offsets = l1[l1 & np.uint64(OFFSET_MASK) != 0] & np.uint64(OFFSET_MASK)
@@ -92,6 +91,6 @@ async def clear_copied(image: Image, l1: NDArray[np.uint64], pace: Pace) -> None
 
 
 async def _write(image: Image, tables: Tables) -> None:
-    """Write L2 tables back to where they are."""
+    """Write L2 tables back in place."""
     offset = int(tables.clusters[0]) << image.geometry.cluster_bits
     await write_array(image.file, offset, tables.words.reshape(-1).astype(">u8"))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Creating images for `blockdev-create`.
+"""Creation of images for `blockdev-create`.
 
-First comes an image of no size: a header, a refcount table and a block, each a cluster. It is
-opened as any other, and resized. Options are checked in QEMU's order, with its messages.
+First an image of size 0 is written: a header, a refcount table and a block, each a cluster. Then it
+is opened like any image, and resized. Options are checked in QEMU's order, with its messages.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WRITER = Perm.WRITE | Perm.RESIZE
 
 
 async def create(options: BlockdevCreateOptionsQcow2, graph: Graph, pause: Pause) -> None:
-    """Create an image in a file that nobody else uses; raises BlockError or OSError."""
+    """Create an image in a file without other users; raises BlockError or OSError."""
     async with graph.borrowed(options.file) as file:
         check_formattable(file)
         parsed, mode = describe(options)
@@ -60,7 +60,7 @@ async def create(options: BlockdevCreateOptionsQcow2, graph: Graph, pause: Pause
 
 
 def describe(options: BlockdevCreateOptionsQcow2) -> tuple[Header, PreallocMode]:
-    """Return the header of an image of no size, and how it is to grow; raises BlockError."""
+    """Return the header of an image of size 0, and the mode of its growth; raises BlockError."""
     version = 2 if options.version is BlockdevQcow2Version.V2 else 3
     if options.size % SECTOR:
         raise BlockError(f"Image size must be a multiple of {SECTOR} bytes")
@@ -143,7 +143,7 @@ def _refcount_order(bits: int, version: int) -> int:
 
 
 def _check_raw_data_file(options: BlockdevCreateOptionsQcow2) -> PreallocMode:
-    """Return the mode in force: a raw data file reads the same by the tables and without them."""
+    """Return the mode in force: a raw data file has the same content without the tables."""
     if not options.data_file_raw:
         return options.preallocation
     if options.data_file is UNSET:
@@ -165,10 +165,10 @@ async def _create(
 ) -> None:
     file, data = nodes
     async with AsyncExitStack() as users:
-        backend = await users.enter_async_context(_alone(graph, file))
+        backend = await users.enter_async_context(_exclusive_backend(graph, file))
         backend.writes_past_end = file.grows_by_writing
         if data is not None and data is not file:
-            await users.enter_async_context(_alone(graph, data))
+            await users.enter_async_context(_exclusive_backend(graph, data))
         await _write_empty(backend, parsed)
     opened = BlockdevOptionsQcow2(
         file=file.node_name,
@@ -179,7 +179,7 @@ async def _create(
         # From here on the data file is written to as well.
         for edge in node.children.values():
             edge.exclusive = True
-        async with _alone(graph, node) as backend:
+        async with _exclusive_backend(graph, node) as backend:
             _flush_children(node, False)
             await _resize(node, options.size, mode, pause)  # type: ignore[arg-type]
             await _set_backing(node, options)  # type: ignore[arg-type]
@@ -188,8 +188,8 @@ async def _create(
 
 
 @asynccontextmanager
-async def _alone(graph: Graph, node: BlockNode) -> AsyncIterator[BlockBackend]:
-    """Yield a backend that writes to a node and excludes other users; raises BlockError."""
+async def _exclusive_backend(graph: Graph, node: BlockNode) -> AsyncIterator[BlockBackend]:
+    """Yield a backend that can write to a node and excludes other users; raises BlockError."""
     backend = BlockBackend("", _WRITER)
     try:
         async with graph.changing():
@@ -206,7 +206,7 @@ def _flush_children(node: BlockNode, wanted: bool) -> None:
 
 
 async def _write_empty(backend: BlockBackend, parsed: Header) -> None:
-    """Write an image of no size."""
+    """Write an image of size 0."""
     import numpy as np
 
     geometry = parsed.geometry

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What queries say of an image (`ImageInfo`, `ImageInfoSpecificQCow2`)."""
+"""Details of an image for queries (`ImageInfo`, `ImageInfoSpecificQCow2`)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def describe(image: Image, filename: str) -> dict[str, Any]:
         try:
             members["full_backing_filename"] = full_name(name, filename, kind)
         except BlockError:
-            pass  # then there is none
+            pass  # there is none
     return members
 
 

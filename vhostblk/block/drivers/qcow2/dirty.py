@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which part of a table in memory is newer than the file."""
+"""The part of a table in memory that differs from the file."""
 
 from __future__ import annotations
 
 
 class DirtyRange:
-    """Entries [low, high) have changed since they were written."""
+    """Entries [low, high) have changed since the last write."""
 
     __slots__ = ("high", "low")
 
@@ -14,16 +14,16 @@ class DirtyRange:
 
     @property
     def dirty(self) -> bool:
-        """Whether there is something to write."""
+        """Whether there are changes to write."""
         return self.high > self.low
 
     def touch(self, low: int, high: int) -> None:
-        """Note that entries [low, high) have changed."""
+        """Record that entries [low, high) have changed."""
         if self.high > self.low:
             self.low, self.high = min(self.low, low), max(self.high, high)
         else:
             self.low, self.high = low, high
 
     def clean(self) -> None:
-        """Note that everything is in the file, or need not get there."""
+        """Record that all changes have been written, or need no write."""
         self.low = self.high = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flushes: one runs at a time, and completes all requests that came before it began."""
+"""Flushes: one runs at a time, and completes all requests made before it began."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class Flusher:
-    """Puts what has been written, data and metadata, on stable storage."""
+    """Puts completed writes, data and metadata, on stable storage."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self._rounds = Rounds(self._flush)
 
     def flush(self) -> Completion[None]:
-        """Put all writes that have completed on stable storage."""
+        """Put all completed writes on stable storage."""
         return self._rounds.join()
 
     async def _flush(self) -> None:
@@ -38,7 +38,7 @@ class Flusher:
 
     async def write_back(self) -> None:
         """Write changed metadata to the file."""
-        async with self._image.lock:  # another task may be writing metadata: wait for it
+        async with self._image.lock:  # wait for another task that may be writing metadata
             await self._write_changes()
 
     async def _write_changes(self) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything in an image that refers to host clusters, read table by table.
+"""All references to host clusters in an image, read table by table.
 
-A table that is referred to many times is read once. What lies past the end of the file is not read:
-it has zeroes.
+A table with many references is read once. Parts past the end of the file are not read: they are
+zeroes.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.pace import Pace
     from vhostblk.block.drivers.qcow2.spans import Spans
 
-#: Bytes of L2 tables that are read together.
+#: Bytes of L2 tables to read together.
 _BYTES = 256 << 10
 
 
 @dataclass
 class Faults:
-    """How many entries refer to what can't be, and how many to places past the file's end."""
+    """The numbers of entries with invalid offsets, and with offsets past the file's end."""
 
     wrong: int = 0
     past_end: int = 0
 
 
 class Tables(NamedTuple):
-    """L2 tables that were read together, from adjacent clusters."""
+    """L2 tables from adjacent clusters, read together."""
 
     clusters: NDArray[np.int64]
-    #: How often each is referred to.
+    #: The number of references to each table.
     counts: NDArray[np.int64]
-    #: Of each, in native byte order.
+    #: The words of each table, in native byte order.
     words: NDArray[np.uint64]
 
     def entries(self, image: Image) -> NDArray[np.uint64]:
-        """Return the words with offsets and flags, as a view."""
+        """Return a view of the words with offsets and flags."""
         return self.words[:, ::2] if image.geometry.extended_l2 else self.words
 
 
 async def gather_references(image: Image, pace: Pace) -> tuple[References, Faults]:
-    """Return all references, and what is wrong with them."""
+    """Return all references, and the faults found."""
     references, faults, tables = References.of_file(image), Faults(), References(0)
     references.add_ranges(_ranges(image, faults))
     for part in pieces(image.refcounts.table):
@@ -77,9 +77,9 @@ async def gather_references(image: Image, pace: Pace) -> tuple[References, Fault
 
 
 async def gather_tree(image: Image, l1: NDArray[np.uint64], pace: Pace) -> tuple[References, int]:
-    """Return the references of an L1 table and its L2 tables, and how many refer to what can't be.
+    """Return the references of an L1 table and its L2 tables, and the number of invalid ones.
 
-    The table's own clusters are not among them.
+    The L1 table's own clusters are not included.
     """
     references, faults, tables = References.of_file(image), Faults(), References(0)
     _add_l1(tables, image, l1, faults)
@@ -109,9 +109,9 @@ def _bitmap_tables(image: Image) -> list[tuple[int, int]]:
 
 
 def _ranges(image: Image, faults: Faults) -> Spans:
-    """Return the clusters of all that lies in one piece.
+    """Return the clusters of all contiguous structures.
 
-    Of the many tables that snapshots and bitmaps may have, only what is in the file counts.
+    Of the tables of snapshots and bitmaps, only the parts inside the file count.
     """
     header, geometry = image.header, image.geometry
     own = [
@@ -146,14 +146,14 @@ def _in_file(image: Image, ranges: Sequence[tuple[int, int]]) -> Spans:
 
 
 def read_snapshot_tables(image: Image, pace: Pace) -> AsyncIterator[tuple[NDArray[np.uint64], int]]:
-    """Read words of the snapshots' L1 tables; yield them and how many tables have them."""
+    """Read words of the snapshots' L1 tables; yield them and the number of their tables."""
     return _read_ranges(image, _in_file(image, snapshot_tables(image)), pace)
 
 
 async def _read_ranges(
     image: Image, ranges: Spans, pace: Pace
 ) -> AsyncIterator[tuple[NDArray[np.uint64], int]]:
-    """Read words from ranges of bytes; yield them and how many times the range is covered."""
+    """Read words from ranges of bytes; yield them and the number of ranges that contain them."""
     pace.begin("reading the top-level tables", int((ranges.stops - ranges.starts).sum()))
     for start, stop, count in zip(*(each.tolist() for each in ranges), strict=True):
         for offset in range(start, stop, 8 * PIECE):
@@ -172,9 +172,9 @@ def _add_l1(tables: References, image: Image, l1: NDArray[np.uint64], faults: Fa
 def _targets(
     image: Image, words: NDArray[np.uint64], mask: int, count: int, faults: Faults
 ) -> NDArray[np.int64]:
-    """Return the clusters of tables that words point to, without those that can't be.
+    """Return the clusters of tables that words refer to, without invalid offsets.
 
-    These are not at a cluster's border, or not in the file. They count `count` times.
+    An invalid offset is unaligned or outside the file. Each counts `count` times.
     """
     offsets = words & np.uint64(mask)
     offsets = offsets[offsets != 0]
@@ -193,7 +193,7 @@ async def _tidy(image: Image, references: References) -> None:
 async def _add_tables(
     references: References, image: Image, tables: References, faults: Faults, pace: Pace
 ) -> None:
-    """Add L2 tables, and what these refer to."""
+    """Add L2 tables and the references in them."""
     clusters, counts = tables.sorted()
     for start in range(0, len(clusters), PIECE):
         references.add(clusters[start : start + PIECE], counts[start : start + PIECE])
@@ -223,7 +223,7 @@ async def read_tables(
 
 
 def add_entries(references: References, image: Image, tables: Tables, faults: Faults) -> None:
-    """Add what the entries of L2 tables refer to."""
+    """Add the references in the entries of L2 tables."""
     geometry, entries = image.geometry, tables.entries(image)
     if geometry.extended_l2:
         bitmaps = tables.words[:, 1::2]
@@ -248,7 +248,7 @@ def add_entries(references: References, image: Image, tables: Tables, faults: Fa
 
 
 def _weights(tables: Tables, chosen: NDArray[np.bool_]) -> int | NDArray[np.int64]:
-    """Return how often the table of each chosen entry is referred to."""
+    """Return the number of references to the table of each chosen entry."""
     counts = tables.counts
     if (counts == counts[0]).all():
         return int(counts[0])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way of guest data between the disk's users and the data file.
+"""The path of guest data between the disk's users and the data file.
 
-Whatever is done to the data on its way is done here, and nowhere else. Today nothing is: the calls
-are those of the edge. Offsets are those in the data file. Compressed clusters have their own way.
+Any processing of the data belongs here, and only here. Today there is none: the calls are those of
+the edge. Offsets are those in the data file. Compressed clusters have a path of their own.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ class GuestData:
     """Reads and writes guest data in the data file."""
 
     def __init__(self, edge: Edge) -> None:
-        # No method of ours is in between, as this is the fast path.
+        # The edge's own methods, without a wrapper, as this is the fast path.
         #: `read(offset, iov)`, `write(offset, iov)`, `write_zeroes(offset, length, flags)`.
         self.read = edge.preadv
         self.write = edge.pwritev
         self.write_zeroes = edge.pwrite_zeroes
-        #: The data file's map: others do the same with it.
+        #: The data file's map, for direct access.
         self.extent_map = edge.extent_map

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The header and its extensions: the first cluster of an image.
+"""The header and its extensions, in the first cluster of an image.
 
 See the sections "General" to "Data encryption" of the specification.
 
-`parse` is a pure function of that cluster and checks all that can be told from it alone, in QEMU's
-order and words; `encode` is its inverse. What is unknown is kept and written back.
+`parse` is a pure function of that cluster. It does all checks that need only the cluster, in QEMU's
+order and words. `encode` is its inverse. Unknown extensions and fields are kept and written back.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from vhostblk.block.drivers.qcow2.layout import (
 )
 from vhostblk.block.errors import BlockError
 
-#: What has to be read before the cluster size is known.
+#: The number of bytes to read to find the cluster size.
 PROBE_BYTES = HEADER.size
 
-#: Headers of clusters of this size or less have no room for the names of features.
+#: Clusters of this size or less have no room for feature names in the header.
 _NO_NAMES = 4096
 
-#: Names of feature bits that are written to images: (type, bit, name).
+#: The feature names that are written to images: (type, bit, name).
 FEATURE_NAMES = (
     (0, 0, "dirty bit"),
     (0, 1, "corrupt bit"),
@@ -44,7 +44,7 @@ FEATURE_NAMES = (
 
 
 class BitmapsExtension(NamedTuple):
-    """Where the directory of persistent bitmaps is."""
+    """Place of the directory of persistent bitmaps."""
 
     number: int
     size: int
@@ -53,7 +53,7 @@ class BitmapsExtension(NamedTuple):
 
 @dataclass
 class Header:
-    """What the first cluster says; offsets and sizes in bytes, names as in the specification."""
+    """The first cluster's content; offsets and sizes in bytes, names as in the specification."""
 
     geometry: Geometry
     size: int
@@ -73,10 +73,10 @@ class Header:
     backing_file: bytes | None = None
     backing_format: bytes | None = None
     data_file: bytes | None = None
-    #: The extension's content.
+    #: The content of the extension.
     encryption: bytes | None = None
     bitmaps: BitmapsExtension | None = None
-    #: Bitmaps were there, but somebody who doesn't know them has written since.
+    #: There were bitmaps, but a program that doesn't support them has written since.
     stale_bitmaps: bool = False
     unknown_extensions: list[tuple[int, bytes]] = field(default_factory=list)
 
@@ -87,7 +87,7 @@ class Header:
 
     @property
     def lazy_refcounts(self) -> bool:
-        """Whether the image asks for lazy refcounts."""
+        """Whether the image uses lazy refcounts."""
         return bool(self.compatible & layout.Compatible.LAZY_REFCOUNTS)
 
     @property
@@ -181,7 +181,7 @@ def _check_compression(kind: int, incompatible: int) -> None:
 def check_table(
     geometry: Geometry, offset: int, entries: int, entry_size: int, limit: int, name: str
 ) -> None:
-    """Raise BlockError where a table can't be where and as large as the image says."""
+    """Raise BlockError if the offset or the size of a table is invalid."""
     if entries > limit // entry_size:
         raise BlockError(f"{name} too large")
     if offset > INT64_MAX - entries * entry_size or offset & (geometry.cluster_size - 1):
@@ -244,7 +244,7 @@ class _Extensions:
 
 
 def _unsupported_features(unknown: int, extensions: _Extensions) -> str:
-    """Name incompatible features, with the names that the image has for them."""
+    """Return the names of incompatible features, by the image's feature name table."""
     names: dict[int, str] = {}
     try:
         for magic, content in extensions.walk():
@@ -318,7 +318,7 @@ def _backing_name(data: bytes, offset: int, length: int) -> bytes:
 
 
 def encode(header: Header) -> bytes:
-    """Return the first cluster, one cluster long; raises BlockError where it has no room."""
+    """Return the first cluster, one cluster long; raises BlockError if it has no room."""
     size = header.geometry.cluster_size
     tail = b"".join(_encode_extension(magic, content) for magic, content in _extensions(header))
     tail += bytes(EXTENSION.size)
@@ -340,9 +340,9 @@ def encode(header: Header) -> bytes:
 
 
 def encode_fields(header: Header) -> tuple[int, bytes]:
-    """Return the header fields that change while an image is in use: their offset and bytes.
+    """Return the header fields that change while an image is in use, as offset and bytes.
 
-    These are sizes, offsets of tables, and features. All of them are in the first sector.
+    These are sizes, offsets of tables, and features. All are in the first sector.
     """
     raw = HEADER.encode(**_members(header), backing_file_offset=0, backing_file_size=0)
     start, stop = HEADER.offsets["size"], HEADER.offsets["refcount_order"]
@@ -383,7 +383,7 @@ def _members(header: Header) -> dict[str, Any]:
 def _extensions(header: Header) -> list[tuple[int, bytes]]:
     found: list[tuple[int, bytes]] = []
     if header.bitmaps is not None:
-        # First, so that it is in one sector with the feature bit that makes it valid.
+        # First, to be in one sector with the feature bit that makes it valid.
         bitmaps = layout.BITMAPS_EXTENSION.encode(
             nb_bitmaps=header.bitmaps.number,
             reserved=0,

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`HeaderFile`: changing the header, in memory and in the file together.
+"""`HeaderFile`: changes of the header, in memory and in the file together.
 
-The header says where all tables are. A change of it is one write of one sector, followed by a
-flush. Before that, everything that the new header refers to is put on stable storage. If the write
-or the flush fails, or the task is cancelled, the file may have either header. It is *in doubt*:
-`commit` writes the header again before it writes anything else. The header in memory is then the
-former one, except after `go_over`. While the header is in doubt, the clusters that either header
-refers to stay in use and unchanged. So a crash leaves the image before the change or after it.
+The header has the offsets of all tables. A change is one write of one sector, followed by a flush.
+Before that, everything that the new header refers to is put on stable storage. If the write or the
+flush fails, or the task is cancelled, the file may have either header. It is *in doubt*: `commit`
+writes the header again before it writes anything else. The header in memory is then the former one,
+except after `go_over`. While the header is in doubt, the clusters that either header refers to stay
+in use and unchanged. So a crash leaves the image before the change or after it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Doubt(IntEnum):
     NOTHING = 0
     #: The fields that `change` writes.
     FIELDS = 1
-    #: All of the header, with extensions and the backing file name.
+    #: The whole header, with extensions and the backing file name.
     EVERYTHING = 2
 
 
@@ -62,7 +62,7 @@ class HeaderFile:
         await self.confirm()
 
     async def rewrite(self, **members: Any) -> None:
-        """Write all of the header, with changed members; raises BlockError or OSError.
+        """Write the whole header with changed members; raises BlockError or OSError.
 
         BlockError: the header is too long for its cluster. The file is unchanged then.
         """

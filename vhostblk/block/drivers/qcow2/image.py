@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Image`: an open image, all parts of the driver joined together.
+"""`Image`: an open image, with all parts of the driver.
 
-Who may change what: reads and writes to allocated clusters go on side by side, by the published
-table. Everything that changes metadata (allocation, zeroes, discards, writing tables back) holds
-`lock`, one at a time, and so sees and leaves a consistent state. A host cluster that is given up
-waits in `commit` until the file no longer refers to it and nobody uses it any more.
+Reads and writes to allocated clusters run concurrently, by the published table. An operation that
+changes metadata (allocation, zeroes, discards, writing tables back) holds `lock`, so it sees and
+leaves a consistent state. A freed host cluster waits in `commit` until the file no longer refers to
+it and no operation uses it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Image:
         self.settings = settings
         self.writable = False
         self.lock = Mutex()
-        #: What is written one cluster behind the other.
+        #: Detects sequential allocations.
         self.streams = Streams(parsed.geometry.cluster_bits)
         self.snapshots = SnapshotTable()
         self.header_file = HeaderFile(self)
@@ -87,9 +87,9 @@ class Image:
         self.on_corruption: Callable[[str, int, int, bool], object] = _no_listener
         self._signalled = False
         self._marking: set[asyncio.Task[None]] = set()
-        #: A snapshot was deleted, so "copied" bits of the active disk have to be set.
+        #: A snapshot was deleted, so some "copied" bits of the active disk are missing.
         self.untidy = False
-        #: Set once metadata turned out to be wrong while writing: nothing goes on from there.
+        #: Set when metadata turned out to be invalid during a change. All further changes fail.
         self.unusable = False
         self.tables: L2Cache
         self.refcounts: Refcounts
@@ -110,20 +110,20 @@ class Image:
 
     @property
     def data_limit(self) -> int:
-        """Where data clusters end at the latest."""
+        """The limit of offsets of data clusters."""
         if self.geometry.external_data:
             return 1 << 62
-        # Writes past the high water mark go to the driver, which notes them (`Allocator.used`).
+        # Writes past the high water mark go to the driver, which records them (`Allocator.used`).
         bits = self.geometry.cluster_bits
         return min(self.file.node.size, self.allocator.high_water << bits)
 
     @property
     def grows_with_zeroes(self) -> bool:
-        """Whether the file, made longer, reads as zeroes there."""
+        """Whether the file reads as zeroes where it is extended."""
         return self.file.node.grows_with_zeroes
 
     async def load(self) -> None:
-        """Read tables and make the parts; raises BlockError."""
+        """Read tables and create the parts; raises BlockError."""
         parsed, geometry = self.header, self.geometry
         with errors_as(BlockError, UNREADABLE):
             l1 = await read_table(self.file, parsed.l1_offset, parsed.l1_size)
@@ -134,7 +134,7 @@ class Image:
         self._make_parts(l1, reftable)
 
     def take_tables(self, read: TopTables) -> None:
-        """Make the parts of an image without snapshots and bitmaps, of which this was read."""
+        """Create the parts from these tables, for an image without snapshots and bitmaps."""
         parsed = self.header
         l1 = np.zeros(parsed.l1_size, np.uint64)
         fill(l1, 0, np.frombuffer(read.l1, ">u8"))
@@ -168,7 +168,7 @@ class Image:
         self.new_publisher()
 
     def forget_storage(self) -> None:
-        """Forget which metadata has storage, as the file may be another one now."""
+        """Assume that no metadata has storage, as the file may be another one now."""
         self.places = Places(
             self.file, self.geometry.cluster_bits, lambda cluster: self.allocator.used(cluster)
         )
@@ -176,11 +176,11 @@ class Image:
             found.placed = False
 
     def allow_writes(self, *, allowed: bool) -> None:
-        """Take note whether the node may write to the image."""
+        """Record whether the node may write to the image."""
         self.writable = allowed
 
     def defer_writes(self) -> None:
-        """Fail what changes the image until `admit_writes` is called: it is not prepared yet."""
+        """Let changes of the image fail until `admit_writes`: the image is not prepared yet."""
         self.unusable = True
 
     def admit_writes(self) -> None:
@@ -188,11 +188,11 @@ class Image:
         self.unusable = False
 
     def references_dropped(self) -> None:
-        """Take note that clusters may have lost a reference without getting their "copied" bit."""
+        """Record that clusters with fewer references may lack their "copied" bit."""
         self.untidy = True
 
     def tidied_up(self) -> None:
-        """Take note that all "copied" bits are right again."""
+        """Record that all "copied" bits are correct again."""
         self.untidy = False
 
     def take_backing(self, backing: Edge | None) -> None:
@@ -201,16 +201,16 @@ class Image:
         self.new_publisher()
 
     def take_l1(self, table: NDArray[np.uint64]) -> None:
-        """Use another L1 table for the disk's present size, as the file's header does already.
+        """Use another L1 table for the disk's present size. The file's header already refers to it.
 
-        No slices of the former one are in the cache.
+        The cache has no slices of the former one.
         """
         self.tables.take_l1(table)
         self.new_publisher()
         self.overlap.collect()
 
     def new_publisher(self) -> None:
-        """Start a table of its own for the disk's present size; no operation is in flight."""
+        """Start a new published table for the disk's present size; no operation is in flight."""
         self.publisher = Publisher(self)
         self.tables.on_load = self.publisher.load
         self.tables.on_evict = self.publisher.evict
@@ -219,11 +219,11 @@ class Image:
             self.publisher.load(found)
 
     def take_settings(self, settings: Settings) -> None:
-        """Go by other settings; no slice is dirty, and nothing in flight."""
+        """Use other settings; no slice is dirty, and no operation is in flight."""
         former, self.settings = self.settings, settings
         if (
             settings.l2_slice_size != self.tables.slice_size
-            or settings.overlap != former.overlap  # which entries are published depends on it
+            or settings.overlap != former.overlap  # published entries depend on it
         ):
             self.tables.clear()
         self.tables.configure(
@@ -233,7 +233,7 @@ class Image:
         self.overlap.collect()
 
     async def _read_snapshots(self) -> SnapshotTable:
-        """Read the snapshot table; entries are parsed from ever longer parts of it."""
+        """Read the snapshot table; parsing is tried with increasing parts of it."""
         parsed = self.header
         if not parsed.nb_snapshots:
             return SnapshotTable()
@@ -242,7 +242,8 @@ class Image:
             data = await read_bytes(self.file, parsed.snapshots_offset, length)
             parse = partial(self._parse_snapshots, data)
             try:
-                # An image may claim tens of thousands, which others should not wait for.
+                # An image may have tens of thousands of snapshots; other tasks must not wait for
+                # them.
                 return await self.in_thread(parse) if length > _SNAPSHOT_CHUNK else parse()
             except Incomplete:
                 if length > layout.MAX_SNAPSHOTS_BYTES:
@@ -256,10 +257,10 @@ class Image:
         return table
 
     async def prepare_writing(self) -> None:
-        """Do what has to be done before the image changes; raises BlockError, OSError.
+        """Prepare the image for changes; raises BlockError, OSError.
 
-        Features that we don't know are cleared, as they may not be true any more; bitmaps that
-        somebody let become stale go; refcounts that may be wrong are repaired.
+        Unknown autoclear features are cleared, as they may become invalid. Stale bitmaps are
+        removed. Refcounts that may be wrong are repaired.
         """
         parsed = self.header
         unknown = parsed.autoclear & ~int(Autoclear.ALL)
@@ -269,14 +270,16 @@ class Image:
         if parsed.incompatible & Incompatible.DIRTY:
             from vhostblk.block.drivers.qcow2.check import check
 
-            logger.warning("%s: repairing, as it was not closed", self.file.node.filename)
+            logger.warning(
+                "%s: repairing the image, which was not closed properly", self.file.node.filename
+            )
             with errors_as(BlockError, "Could not repair dirty image"):
                 await check(self, repair=True)
 
     # Changing tables; the lock is held.
 
     async def ensure_table(self, offset: int) -> L2Slice:
-        """Return the L2 slice for a guest offset, in a table of the active disk's own."""
+        """Return the L2 slice for a guest offset, in a table that only the active disk uses."""
         while True:
             found = await self._own_slice(offset)
             found.pins += 1  # readers hold no lock, and could evict it meanwhile
@@ -288,7 +291,7 @@ class Image:
                 return found
 
     async def _own_slice(self, offset: int) -> L2Slice:
-        """Return the L2 slice for a guest offset; only the active disk refers to its table."""
+        """Return the L2 slice for a guest offset; a table shared with snapshots is copied."""
         tables = self.tables
         found = await self.reader.slice_at(offset)
         index = tables.l1_index(tables.slice_of(offset))
@@ -307,11 +310,11 @@ class Image:
             found.placed = True
 
     async def become_metadata(self, first: int, count: int, what: str) -> None:
-        """Keep guest data out of free clusters that are to hold metadata.
+        """Prevent guest writes to free clusters that are about to hold metadata.
 
         Call this before metadata is written there; `Overlap.metadata_removed` undoes it. In a
-        corrupt image, published entries may refer to free clusters. These entries are taken back.
-        A later write through such an entry is checked, and refused.
+        corrupt image, published entries may refer to free clusters. These entries are revoked. A
+        later write to such a cluster is then checked, and refused.
         """
         if self.overlap.metadata_added(first, count, what):
             publisher = self.publisher
@@ -319,9 +322,9 @@ class Image:
                 await publisher.settle()
 
     async def _new_table(self, index: int, word: int) -> None:
-        """Give an L1 entry a new L2 table: a copy of the shared one, or an empty one.
+        """Give an L1 entry a new L2 table: a copy of the shared table, or an empty one.
 
-        If that fails, nothing has changed.
+        On an error nothing has changed.
         """
         tables, bits = self.tables, self.geometry.cluster_bits
         old = (word & OFFSET_MASK) >> bits
@@ -347,7 +350,7 @@ class Image:
         tables.set_l1(index, run.first << bits | COPIED)
 
     def check_l1(self, index: int, count: int = 1) -> None:
-        """Raise OSError if entries of the L1 table overlap other metadata, so can't be changed."""
+        """Raise OSError if L1 entries overlap other metadata, and so can't be changed."""
         self.overlap.check_table("active_l1", self.header.l1_offset + 8 * index, 8 * count)
 
     def change_reftable(self, index: int, offset: int) -> None:
@@ -363,7 +366,7 @@ class Image:
         await self.places.ensure(offset)
 
     async def _load_whole_table(self, index: int) -> None:
-        """Have all slices of an L2 table in the cache."""
+        """Load all slices of an L2 table into the cache."""
         tables = self.tables
         slices: list[L2Slice] = []
         try:
@@ -377,7 +380,7 @@ class Image:
                 found.pins -= 1
 
     async def relieve(self) -> None:
-        """Write metadata where too much of it has piled up. A failure shows at the next flush."""
+        """Write metadata if there is too much in memory. An error is reported by the next flush."""
         if self.commit.pressing and not self.unusable:
             try:
                 await self.commit.write()
@@ -385,7 +388,7 @@ class Image:
                 logger.warning("%s: %s", self.file.node.filename, reason(error))
 
     def give_up(self, entry: Entry, *, discard: bool | None = None) -> None:
-        """Let go of what an L2 entry that has been replaced referred to."""
+        """Free what a replaced L2 entry referred to."""
         if discard is None:
             discard = self.settings.discard_other
         bits = self.geometry.cluster_bits
@@ -402,7 +405,7 @@ class Image:
     # Corruption.
 
     def corruption(self, text: str, offset: int = -1, size: int = -1) -> None:
-        """Report that the image contradicts itself; one that is written to becomes unusable."""
+        """Report a corruption; an image that is being written becomes unusable."""
         fatal = self.writable
         if self._signalled and (not fatal or self.header.incompatible & Incompatible.CORRUPT):
             return
@@ -438,19 +441,19 @@ class Image:
             logger.error("%s: can't be marked as corrupt: %s", name, reason(error))
 
     async def settled(self) -> None:
-        """Wait for what goes on in the background."""
+        """Wait for background work."""
         while self._marking:
             await asyncio.wait(set(self._marking))
 
     def check_usable(self) -> None:
-        """Raise OSError where the image was found corrupt."""
+        """Raise OSError if the image was found corrupt."""
         if self.unusable:
             raise OSError(errno.EIO, "qcow2: image is corrupt")
 
     # Helpers.
 
     async def in_thread(self, function: Callable[[], T]) -> T:
-        """Run what takes long on a thread."""
+        """Run a function that takes long in a thread."""
         return await asyncio.get_running_loop().run_in_executor(None, function)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the tables in memory go when there are too many."""
+"""Eviction of tables from a cache."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: How many tables are looked at for each one that comes.
+#: Number of tables to examine for each new one.
 _STEPS = 64
 
 
 class Table(Protocol):
     """A table in memory."""
 
-    #: It was used since it was last looked at.
+    #: Whether it was used since it was last examined.
     used: bool
-    #: Users that it must not go away from.
+    #: Number of users; a pinned table is not evicted.
     pins: int
 
     @property
     def dirty(self) -> bool:
-        """Whether it is newer than the file."""
+        """Whether it has changes that the file doesn't have."""
 
 
 T = TypeVar("T", bound=Table)
 
 
 class Tables(OrderedDict[int, T]):
-    """Tables by number: those to be looked at first come first."""
+    """Tables by number, in the order of examination."""
 
     def excess(self, limit: int, newest: T) -> Iterator[T]:
-        """Yield tables that may go, to be removed at once, until no more than `limit` are left.
+        """Yield tables to evict, until at most `limit` are left. The caller removes each at once.
 
-        Only some are looked at, so that the time doesn't depend on how many there are. There may
+        Only some are examined, so that the time doesn't depend on the number of tables. There may
         be more than `limit` for a while.
         """
         for _ in range(_STEPS):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts of the format: structures, flags, masks and limits.
+"""Constants of the format: structures, flags, masks and limits.
 
-Section names are those of `docs/interop/qcow2.txt`. All numbers in the file are big-endian. Images
-are opened while the daemon starts, so that numpy isn't needed here.
+Section names are those of `docs/interop/qcow2.txt`. All numbers in the file are big-endian. The
+daemon opens images at start-up, so this module doesn't need numpy.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 
 class Record:
-    """A structure in the file: members without gaps, each a name and a code of `struct`."""
+    """A structure in the file: packed members, each with a name and a `struct` code."""
 
     def __init__(self, *members: tuple[str, str]) -> None:
         self.names = tuple(name for name, _ in members)
-        #: Where each member is, in bytes.
+        #: The offset of each member in bytes.
         self.offsets: dict[str, int] = {}
         codes = ">"
         for name, code in members:
@@ -69,7 +69,7 @@ V3_HEADER_LENGTH = 104
 
 
 class Incompatible(IntFlag):
-    """Incompatible features: whoever doesn't know one can't open the image."""
+    """Incompatible features: a program that doesn't support one can't open the image."""
 
     DIRTY = 1
     CORRUPT = 2
@@ -80,13 +80,13 @@ class Incompatible(IntFlag):
 
 
 class Compatible(IntFlag):
-    """Compatible features: may be ignored."""
+    """Compatible features: a program may ignore them."""
 
     LAZY_REFCOUNTS = 1
 
 
 class Autoclear(IntFlag):
-    """Autoclear features: cleared by whoever writes and doesn't know them."""
+    """Autoclear features: a program that writes and doesn't support one clears it."""
 
     BITMAPS = 1
     DATA_FILE_RAW = 2
@@ -119,15 +119,15 @@ BITMAPS_EXTENSION = Record(
 COPIED = 1 << 63
 COMPRESSED = 1 << 62
 ZERO = 1
-#: Where an L1 entry's L2 table, or a standard L2 entry's cluster, lies.
+#: The offset of an L1 entry's L2 table, or of a standard L2 entry's cluster.
 OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00
 REFTABLE_OFFSET_MASK = 0xFFFF_FFFF_FFFF_FE00
-#: Compressed data is counted in these.
+#: The unit of the length of compressed data.
 COMPRESSED_SECTOR = 512
 SUBCLUSTERS = 32
 ALL_SUBCLUSTERS = (1 << SUBCLUSTERS) - 1
 
-# Bits of an extent map's entry, as the engine has them (`engine/src/extent.cdef.h`).
+# Bits of an extent map's entry, as in the engine (`engine/src/core/extent.cdef.h`).
 READ, OVERWRITE, READ_ZERO = 1, 2, 4
 #: The metadata that refers to the cluster is not on stable storage; see `volatile`.
 VOLATILE_BITS = (8, 16)
@@ -135,9 +135,9 @@ VOLATILE = 24
 
 
 class Kind(IntEnum):
-    """What a subcluster is."""
+    """The type of a subcluster."""
 
-    #: Not here: the backing file's, or zeroes.
+    #: Not allocated: data of the backing file, or zeroes.
     UNALLOCATED = 0
     #: Reads as zeroes.
     ZERO = 1
@@ -173,7 +173,7 @@ MAX_REFTABLE_BYTES = 8 << 20
 MAX_SNAPSHOTS = 65536
 MAX_SNAPSHOTS_BYTES = 1024 * MAX_SNAPSHOTS
 MAX_SNAPSHOT_EXTRA_DATA = 1024
-#: Limit of names that we write; images may have longer ones.
+#: The limit for names that we write; images may have longer ones.
 MAX_SNAPSHOT_NAME = 255
 MAX_BITMAPS = 65535
 MAX_BITMAP_DIRECTORY_BYTES = 1024 * MAX_BITMAPS
@@ -182,24 +182,24 @@ MAX_BITMAP_BYTES = 512 << 20
 MIN_GRANULARITY_BITS, MAX_GRANULARITY_BITS = 9, 31
 MAX_CLUSTER_OFFSET = (1 << 56) - 1
 MAX_BACKING_NAME, MAX_FORMAT_NAME = 1023, 15
-#: Longest data file name: what the first cluster has room for is checked, too.
+#: The maximum length of a data file name; it must also fit into the first cluster.
 INT64_MAX = (1 << 63) - 1
 
 
 def in_hex(value: int) -> str:
-    """Write a number as C's `%#x` does, which is how messages have them."""
+    """Format a number like C's `%#x`, as in QEMU's messages."""
     return f"{value:#x}" if value else "0"
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes that follow from the header; bits are binary logarithms of bytes or entries."""
+    """Sizes derived from the header; bits are binary logarithms of bytes or entries."""
 
     version: int
     cluster_bits: int
     refcount_order: int
     extended_l2: bool
-    #: Guest data lies in a file of its own, at the guest's offsets.
+    #: Guest data is in a separate file, at the guest's offsets.
     external_data: bool
 
     def __post_init__(self) -> None:
@@ -228,15 +228,15 @@ class Geometry:
         return int((1 << self.refcount_bits) - 1)
 
     def clusters(self, nbytes: int) -> int:
-        """Return how many clusters hold so many bytes."""
+        """Return the number of clusters for this many bytes."""
         return -(-nbytes >> self.cluster_bits)
 
     def l1_entries(self, size: int) -> int:
-        """Return how many L1 entries a disk of `size` bytes takes."""
+        """Return the number of L1 entries for a disk of `size` bytes."""
         return -(-size >> (self.cluster_bits + self.l2_bits))
 
     def compressed_range(self, entry: int) -> tuple[int, int]:
-        """Return offset and length, at most, of what a compressed cluster's entry points to."""
+        """Return offset and maximum length of the data of a compressed cluster's entry."""
         shift = 62 - (self.cluster_bits - 8)
         offset = entry & ((1 << shift) - 1)
         sectors = (entry >> shift & ((1 << (self.cluster_bits - 8)) - 1)) + 1
@@ -244,11 +244,11 @@ class Geometry:
 
     @property
     def compressed_limit(self) -> int:
-        """Where in the file compressed data ends at the latest: its entry has no room for more."""
+        """The limit of offsets of compressed data in the file: the entry has no more bits."""
         return 1 << 62 - (self.cluster_bits - 8)
 
     def compressed_entry(self, offset: int, length: int) -> int:
-        """Return the L2 entry of compressed data."""
+        """Return the L2 entry for compressed data."""
         shift = 62 - (self.cluster_bits - 8)
         sectors = (offset + length - 1) // COMPRESSED_SECTOR - offset // COMPRESSED_SECTOR
         return COMPRESSED | sectors << shift | offset

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening, closing and reopening an image; reading it again is in `reloading`.
+"""Opening, closing and reopening an image; reloading is in `reloading`.
 
-All steps of opening that may fail are done at once. `Image` needs numpy, and is made from what was
-read when it is first used; at once if there is more to do (snapshots, bitmaps, repair).
+All steps of opening that may fail are done at once. `Image` needs numpy. So it is created from the
+data read on its first use, or at once if there is more to do (snapshots, bitmaps, repair).
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
-    """A node from when it is opened until it is closed."""
+    """The life of a node, from opening to closing."""
 
     reopens = True
     remembered_roles = frozenset({"file"})
@@ -69,7 +69,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
         self._graph: Graph
         self._header: Header
         self._settings: Settings
-        #: What the image is to be made of.
+        #: The data from which the image will be created.
         self._tables: TopTables | None = None
         self._cleaning: asyncio.TimerHandle | None = None
 
@@ -129,12 +129,12 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
             self.auto_backing_name = parsed.backing_file.decode(errors="replace")
 
     def _edges(self) -> tuple[Edge, Edge, Edge | None]:
-        """Return the ways to metadata, data and backing file."""
+        """Return the edges for metadata, data and backing file."""
         file = self.children["file"]
         return file, self.children.get(inherit.DATA_FILE, file), self.children.get(inherit.BACKING)
 
     async def _load_image(self) -> None:
-        """Read all that there is to the image, and do what its state asks for."""
+        """Read the whole image, and do what its state requires."""
         image = self._new_image()
         await image.load()
         self._image, self._tables = image, None
@@ -163,7 +163,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
     async def _load_bitmaps(self, image: Image, present: list[DirtyBitmap]) -> list[DirtyBitmap]:
         """Read the bitmaps stored in an image; return the bitmaps that the node then has.
 
-        Stored bitmaps replace persistent ones of `present` with the same name.
+        Stored bitmaps replace persistent ones of `present` with the same names.
         """
         former = {each.name: each for each in present if each.persistent}
         loaded = await image.bitmaps.load()
@@ -184,7 +184,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
         node_bitmaps.refresh(self)
 
     def _schedule_cleaning(self) -> None:
-        """Have tables that nobody uses dropped from the cache now and then."""
+        """Schedule periodic eviction of unused tables from the cache."""
         if self._cleaning is not None:
             self._cleaning.cancel()
             self._cleaning = None
@@ -213,7 +213,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
 
     @property
     def writable_image(self) -> bool:
-        """Tell whether metadata may be written."""
+        """Whether metadata may be written."""
         return not self.read_only and self.active
 
     async def close(self) -> None:
@@ -240,7 +240,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
             try:
                 await image.bitmaps.store(self.bitmaps)
             except OSError as error:
-                failed = error  # all else is put in order nevertheless
+                failed = error  # the rest is done all the same
             else:
                 self._lock_bitmaps(locked=True)
             if image.untidy:
@@ -268,7 +268,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
         self._lock_bitmaps(locked=False)
 
     def _lock_bitmaps(self, *, locked: bool) -> None:
-        """Say of the bitmaps that are kept whether they may change."""
+        """Set whether the persistent bitmaps may change."""
         for bitmap in self.bitmaps:
             if bitmap.persistent:
                 bitmap.read_only = locked
@@ -312,7 +312,7 @@ class Lifecycle(BlockNode, KeepsBitmaps, NamesBacking):
         self.limits = BlockLimits(
             discard_granularity=geometry.cluster_size,
             optimal_transfer=geometry.cluster_size,
-            # So that a long one doesn't keep others waiting, nor too many tables in memory.
+            # So that a long request doesn't delay others, or keep too many tables in memory.
             max_discard=geometry.cluster_size << 12,
             max_write_zeroes=geometry.cluster_size << 12,
         )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What L2 entries mean (section "Cluster mapping"), for one entry and for whole arrays.
+"""The meaning of L2 entries (section "Cluster mapping"), for one entry and for arrays.
 
-The unit is the subcluster: with standard L2 entries a cluster has one, with extended ones 32. A
-cluster's entry is one 64-bit word, or two: the second has a bit "allocated" and a bit "reads as
+The unit is the subcluster: a cluster has one with standard L2 entries, and 32 with extended ones. A
+cluster's entry has one 64-bit word or two. The second has the bits "allocated" and "reads as
 zeroes" for each subcluster.
 """
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """An L2 entry taken apart; bit n of the masks stands for subcluster n."""
+    """A decoded L2 entry; bit n of the masks is subcluster n."""
 
     word: int
-    #: Offset of the host cluster, -1: none. Of compressed data the entry's word says where it is.
+    #: Offset of the host cluster; -1: none. For compressed data, the entry's word has the place.
     host: int
     copied: bool
     compressed: bool
@@ -44,7 +44,7 @@ class Entry(NamedTuple):
     valid: bool = True
 
     def kind(self, subcluster: int) -> Kind:
-        """Return what a subcluster is."""
+        """Return the type of a subcluster."""
         if not self.valid:
             return Kind.INVALID
         if self.compressed:
@@ -55,14 +55,14 @@ class Entry(NamedTuple):
 
 
 def take_apart(geometry: Geometry, word: int, bitmap: int) -> Entry:
-    """Take an L2 entry apart. Where its host cluster may be is checked elsewhere."""
+    """Decode an L2 entry. Its host cluster's offset is checked elsewhere."""
     full = ALL_SUBCLUSTERS if geometry.extended_l2 else 1
     copied = bool(word & COPIED)
     if word & COMPRESSED:
         valid = not geometry.external_data
         return Entry(word, -1, copied, True, 0, 0, valid)
     offset = word & OFFSET_MASK
-    # In a data file offset 0 is a place like others.
+    # In a data file, 0 is a valid offset.
     host = offset if offset or (geometry.external_data and copied) else -1
     if geometry.extended_l2:
         data, zero = bitmap & ALL_SUBCLUSTERS, bitmap >> SUBCLUSTERS
@@ -83,10 +83,10 @@ def map_entries(
     has_backing: bool,
     forbidden: NDArray[np.int64],
 ) -> NDArray[np.uint64]:
-    """Turn L2 entries into extent map entries, one a subcluster; 0: Python has to look.
+    """Convert L2 entries to extent map entries, one for each subcluster; 0: left to Python.
 
-    `words` is a `>u8` array of L2 words. Host clusters lie below `limit` and not on the sorted
-    offsets `forbidden`; `base` is where the file that the map is for has the node's first byte.
+    `words` is a `>u8` array of L2 words. Host clusters must be below `limit` and not in the sorted
+    offsets `forbidden`. `base` is the offset of the node's first byte in the map's file.
     """
     entries = words.astype(np.uint64)
     bitmaps = None
@@ -108,7 +108,7 @@ def map_entries(
         usable &= forbidden[places] != offsets.astype(np.int64)
     flags = np.where(copied, np.uint64(READ | OVERWRITE), np.uint64(READ))
     data = np.where(usable, offsets + np.uint64(base) | flags, np.uint64(0))
-    # What the image does not have reads as zeroes where there is no backing file.
+    # Without a backing file, unallocated ranges read as zeroes.
     absent = plain & (entries & np.uint64(OFFSET_MASK) == 0) & ~(copied & geometry.external_data)
     if bitmaps is None:
         zero = (entries & np.uint64(ZERO)) != 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Qcow2Node`: the driver, by the contract of block nodes.
+"""`Qcow2Node`: the driver, with the interface of block nodes.
 
-What is common is short: a request whose clusters the published table covers goes to the data file
-at once. The rest is looked up (`read`), or takes its turn with what changes metadata (`write`).
+The common path is short: a request to clusters in the published table goes to the data file at
+once. Other requests look up tables (`read`), or wait for their turn to change metadata (`write`).
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -81,7 +81,7 @@ class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverla
         return describe(self._image, self.filename)
 
     def child_permissions(self, role: str, perm: Perm, shared: Perm) -> tuple[Perm, Perm]:
-        """Take what QEMU takes: metadata needs the file for itself, backing files are only read."""
+        """Take what QEMU takes: exclusive access to metadata, and read access to backing files."""
         if role == inherit.BACKING:
             kept = Perm.WRITE | Perm.RESIZE if shared & Perm.WRITE else Perm.NONE
             return perm & Perm.CONSISTENT_READ, kept | Perm.CONSISTENT_READ | Perm.WRITE_UNCHANGED
@@ -121,7 +121,7 @@ class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverla
 
     async def block_status(self, offset: int, length: int) -> Extent:
         image = self._image
-        # Only as far as one slice goes: callers ask again.
+        # Up to the end of one slice: callers ask again.
         end = min(offset + length, image.tables.slice_end(offset))
         piece = (await image.reader.pieces(offset, end - offset))[0]
         status = BlockStatus.NONE
@@ -173,7 +173,7 @@ class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverla
 
     def pwritev_burst(self, offsets: list[int], iovs: list[IoVec]) -> Completion[Failures] | None:
         image = self._image
-        # What just overwrites needn't wait for anybody.
+        # Pure overwrites don't wait for other operations.
         if image.unusable or image.publisher.any_overwritable(offsets):
             return None
         return image.writer.write_burst(offsets, iovs)
@@ -198,8 +198,8 @@ class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverla
         await self._zero_bytes(high, stop)
 
     async def _zero_bytes(self, start: int, stop: int) -> None:
-        """Write zeroes to parts of subclusters, or make all of those that have nothing else so."""
-        from vhostblk.block.io.iovec import IoVec  # brings numpy
+        """Zero parts of subclusters: by data, or by entries if the rest is zero already."""
+        from vhostblk.block.io.iovec import IoVec  # imports numpy
 
         image, unit, step = self._image, self._image.geometry.subcluster_size, 1 << 20
         while start < stop:
@@ -225,12 +225,12 @@ class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverla
                 await image.relieve()
 
     async def flush(self) -> None:
-        if not self._is_loaded:  # then nothing was written, either
+        if not self._is_loaded:  # nothing was written, either
             return
         await self._image.flusher.flush()
 
     async def flush_children(self) -> None:
-        await self.flush()  # flushing is all that this node has to do
+        await self.flush()  # this node has nothing else to flush
 
     async def write_back(self) -> None:
         if self._is_loaded:
@@ -268,7 +268,7 @@ class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverla
         options = BlockdevCreateOptionsQcow2(file=file, size=sectors * SECTOR)
         await create(options, graph, no_pause)
 
-    # What the header says of the backing file.
+    # The backing file in the header.
 
     async def change_backing_file(self, name: str, driver: str | None) -> None:
         image = self._image
@@ -282,7 +282,7 @@ class Qcow2Node(Reloading, KeepsSnapshots, AmendsImage, ChecksImage, MakesOverla
             kind = None if driver is None else driver.encode()
             try:
                 await image.header_file.rewrite(backing_file=raw, backing_format=kind)
-            except BlockError as error:  # no room
+            except BlockError as error:  # no room in the header
                 raise os_error(errno.ENOSPC) from error
         self.auto_backing_name = name
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading what opening an image takes, where it can be done without numpy.
+"""The part of opening an image that works without numpy.
 
-numpy takes longer to load than all else that happens before clients may connect. So a daemon that
-has not loaded it yet reads the header and the top-level tables as plain bytes; the rest waits for
-the first request (`Lifecycle`).
+Importing numpy takes longer than everything else that happens before clients can connect. So if
+numpy is not loaded yet, the daemon reads the header and the top-level tables as bytes. The rest is
+done at the first request (`Lifecycle`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class TopTables(NamedTuple):
-    """The L1 table and the refcount table, as far as they are in the file."""
+    """The L1 table and the refcount table, up to the end of the file."""
 
     l1: bytes
     refcounts: bytes
 
 
 async def read_plainly(edge: Edge, offset: int, length: int) -> bytes:
-    """Read bytes; what lies past the end of the file reads as zeroes. Raises OSError."""
+    """Read bytes; past the end of the file they are zeroes. Raises OSError."""
     found = None if _numpy_is_loaded() else edge.node.read_early(offset, length)
     if found is None:
         from vhostblk.block.drivers.qcow2.transfer import read_bytes
@@ -42,7 +42,7 @@ def _numpy_is_loaded() -> bool:
     return "numpy" in sys.modules
 
 
-#: What is said of an image whose tables can't be read.
+#: The message for an image whose tables can't be read.
 UNREADABLE = "Could not read qcow2 metadata"
 
 
@@ -59,7 +59,7 @@ async def read_header(file: Edge) -> Header:
 
 
 async def read_top_tables(file: Edge, parsed: Header) -> TopTables | None:
-    """Read the tables of an image that nothing else has to be done for; None: load it at once.
+    """Read the tables, if the image needs nothing else; None: the image must be loaded at once.
 
     Raises BlockError.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user chose, worked out for one image: caches, overlap checks, discards."""
+"""The user's settings for one image: caches, overlap checks, discards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.header import Header
     from vhostblk.schema.drivers.qcow2 import BlockdevOptionsQcow2
 
-#: Checks by mode; each mode has those of the modes before it.
+#: Checks added by each mode; a mode includes those of the modes before it.
 _CONSTANT = frozenset(
     {"main_header", "active_l1", "refcount_table", "snapshot_table", "bitmap_directory"}
 )
@@ -38,14 +38,14 @@ class Settings:
     """The options in force."""
 
     lazy_refcounts: bool
-    #: Discards that go to the file, by what caused them.
+    #: Whether discards are passed to the file, by their cause.
     discard_request: bool
     discard_snapshot: bool
     discard_other: bool
     discard_no_unref: bool
-    #: Names of members of `Qcow2OverlapCheckFlags`.
+    #: Member names of `Qcow2OverlapCheckFlags`.
     overlap: frozenset[str]
-    #: Length of a slice, in bytes, and how many are kept.
+    #: Length of a slice in bytes, and the number of slices to keep.
     l2_slice_size: int
     l2_slices: int
     refblocks: int
@@ -54,7 +54,7 @@ class Settings:
 
 
 def settle(options: BlockdevOptionsQcow2, header: Header) -> Settings:
-    """Work out the settings; raises BlockError."""
+    """Compute the settings; raises BlockError."""
     slice_size, slices, refblocks = _cache_sizes(options, header)
     interval = _given(options.cache_clean_interval, _CLEAN_INTERVAL)
     if not 0 <= interval <= _UINT_MAX:
@@ -110,7 +110,7 @@ def _overlap_checks(options: BlockdevOptionsQcow2) -> frozenset[str]:
 
 
 def _cache_sizes(options: BlockdevOptionsQcow2, header: Header) -> tuple[int, int, int]:
-    """Return the slice size, slices and refcount blocks to keep, as QEMU works them out."""
+    """Return the slice size and the numbers of slices and refcount blocks to keep, as QEMU does."""
     geometry = header.geometry
     cluster = geometry.cluster_size
     for value in (options.cache_size, options.l2_cache_size, options.refcount_cache_size):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sorted arrays of cluster numbers.
 
-`np.unique`, and the functions that use it, have a hash table for large arrays. Sorting is more than
+`np.unique`, and functions that use it, use a hash table for large arrays. Sorting is more than
 fifty times as fast.
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def sorted_once(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the different numbers, sorted."""
+    """Return the distinct numbers, sorted."""
     ordered = np.sort(numbers)
     return ordered[_ends(ordered)]
 
@@ -35,7 +35,7 @@ def in_both(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.i
 def grouped(
     numbers: NDArray[np.int64], flags: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return the different numbers, sorted; whether each occurs again; and if a flag of it is set.
+    """Return the distinct numbers, sorted; whether each is repeated; and if a flag of it is set.
 
     Numbers are below 2**62.
     """
@@ -47,7 +47,7 @@ def grouped(
 
 
 def runs(ordered: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Join consecutive ones of sorted different numbers: first, count."""
+    """Join consecutive numbers of a sorted array without duplicates: first, count."""
     breaks = np.flatnonzero(np.diff(ordered) != 1) + 1
     starts = np.concatenate([[0], breaks]) if len(ordered) else breaks
     firsts = ordered[starts].tolist()
@@ -56,7 +56,7 @@ def runs(ordered: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 def _ends(ordered: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return, for each of sorted numbers, whether it is the last of its value."""
+    """Return for each of the sorted numbers whether it is the last one of its value."""
     ends = np.ones(len(ordered), bool)
     np.not_equal(ordered[1:], ordered[:-1], out=ends[:-1])
     return ends

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which clusters of the file are metadata, so that no write hits them by mistake (`overlap-check`).
+"""The clusters that hold metadata, to prevent writes to them by mistake (`overlap-check`).
 
 In a corrupt image, guest data may overlap tables, tables may overlap each other, and a cluster in
 use may be marked as free. All data clusters of an L2 slice are checked when the slice is loaded,
 and again when a cluster becomes metadata later (`Image.become_metadata`). Allocations are checked
 when they are made, tables before their first change. The L2 tables of snapshots are known only from
-the file: they are looked up when first needed.
+the file: they are read when first needed.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: The number of L1 entries of snapshots that are read at most.
+#: The maximum number of L1 entries of snapshots to read.
 _MAX_INACTIVE_ENTRIES = 16 << 20
-#: The number of clusters of these tables that are known at most.
+#: The maximum number of L2 clusters of snapshots to remember.
 _MAX_INACTIVE_CLUSTERS = 1 << 20
 
-#: Option members, and the names of the structures in messages, in the order of checking.
+#: Option members, and the structures' names in messages, in the order of checking.
 NAMES = {
     "main_header": "qcow2_header",
     "active_l1": "active L1 table",
@@ -51,25 +51,25 @@ _L2_TABLES = ("active_l2", "inactive_l2")
 
 
 class Overlap:
-    """Metadata clusters by structure, as far as they are checked."""
+    """Clusters that hold metadata, by structure, for the structures that are checked."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self._clusters: dict[str, NDArray[np.int64]] = {}
-        #: Added since: cluster and structure.
+        #: Clusters added since, and their structures.
         self._added: dict[int, str] = {}
-        #: All of them, sorted; None: to be put together.
+        #: All metadata clusters, sorted; None: to be computed.
         self._all: NDArray[np.int64] | None = None
         #: Sorted clusters of tables that overlap another structure, or each other.
         self._contested = np.zeros(0, np.int64)
-        #: Of the active disk, each cluster once a table, but for L2 tables that snapshots share;
-        #: for `complete`.
+        #: Clusters of the active disk's tables, without L2 tables shared with snapshots; for
+        #: `complete`.
         self._claimed = np.zeros(0, np.int64)
-        #: The L2 tables of snapshots are to be checked and not known: `complete` is to be called.
+        #: The L2 tables of snapshots must be checked but are unknown: `complete` must be called.
         self.incomplete = False
 
     def collect(self) -> None:
-        """Take stock of the metadata that is known from tables in memory."""
+        """Collect the metadata clusters from the tables in memory."""
         image = self._image
         header, geometry, snapshots = image.header, image.geometry, image.snapshots.entries
         bits, l1, reftable = geometry.cluster_bits, image.tables.l1, image.refcounts.table
@@ -92,7 +92,7 @@ class Overlap:
             found["bitmap_directory"] = span(header.bitmaps.offset, header.bitmaps.size)
         if geometry.external_data:
             self._data_exempt = True
-        # Several L1 entries may lead to an L2 table as long as none may change it in place.
+        # Several L1 entries may refer to one L2 table, as long as none may change it in place.
         leading = _pointers(l1, OFFSET_MASK)
         targets = _targets(leading, OFFSET_MASK, bits)
         tables, again, copied = grouped(targets, leading & np.uint64(COPIED) != 0)
@@ -111,7 +111,7 @@ class Overlap:
     _data_exempt = False
 
     def _inactive_l1(self) -> NDArray[np.int64]:
-        """Return the clusters of the snapshots' L1 tables, as far as these are in the file."""
+        """Return the clusters of the snapshots' L1 tables that are in the file."""
         image = self._image
         end = image.geometry.clusters(image.file.node.size)
         ranges = clusters_of(image.geometry.cluster_bits, snapshot_tables(image)).near(0, end)
@@ -122,12 +122,12 @@ class Overlap:
 
     def _too_long(self) -> None:
         logger.warning(
-            "%s: the snapshots' L1 tables are too long for overlap-check to know them all",
+            "%s: overlap-check covers only a part of the snapshots' L1 tables, which are too long",
             self._image.file.node.filename,
         )
 
     async def complete(self) -> None:
-        """Look up the L2 tables of snapshots; raises OSError."""
+        """Read the L2 tables of snapshots; raises OSError."""
         image, left = self._image, _MAX_INACTIVE_ENTRIES
         found = np.zeros(0, np.int64)
         async for words, _ in read_snapshot_tables(image, Pace(image, "reading snapshots")):
@@ -144,20 +144,20 @@ class Overlap:
         self.incomplete = False
 
     def offsets(self) -> NDArray[np.int64]:
-        """Return the sorted offsets of clusters on which no guest data may lie."""
+        """Return the sorted offsets of clusters that must not hold guest data."""
         if self._data_exempt:
             return np.zeros(0, np.int64)
         return self._all_clusters() << self._image.geometry.cluster_bits
 
     def _all_clusters(self) -> NDArray[np.int64]:
-        """Return all that is checked, sorted."""
+        """Return all checked clusters, sorted."""
         if self._all is None:
             added = np.fromiter(self._added, np.int64, len(self._added))
             self._all = sorted_once(np.concatenate([*self._clusters.values(), added]))
         return self._all
 
     def metadata_added(self, first: int, count: int, what: str) -> bool:
-        """Note that clusters hold metadata from now on; `what`: a key of `NAMES`.
+        """Record that clusters hold metadata from now on; `what` is a key of `NAMES`.
 
         Return whether that structure is checked. Call `Image.become_metadata` before writing there.
         """
@@ -169,7 +169,7 @@ class Overlap:
         return True
 
     def metadata_removed(self, first: int, count: int) -> None:
-        """Note that clusters don't hold metadata of the active disk any more."""
+        """Record that clusters no longer hold metadata of the active disk."""
         last = first + count
         for cluster in range(first, last):
             self._added.pop(cluster, None)
@@ -181,7 +181,7 @@ class Overlap:
         self._all = None
 
     def structure_at(self, first: int, count: int, *besides: str) -> str | None:
-        """Name the structure, none of `besides`, that one of these clusters belongs to."""
+        """Return the name of a structure, not in `besides`, that contains one of these clusters."""
         for cluster in range(first, first + count) if len(self._added) >= count else ():
             if cluster in self._added:
                 return NAMES[self._added[cluster]]
@@ -197,7 +197,7 @@ class Overlap:
     def check_table(self, what: str, offset: int, length: int) -> None:
         """Raise OSError(EIO), and mark the image corrupt, if a table overlaps other metadata.
 
-        Call this before a part of the table is changed; `what`: a key of `NAMES`.
+        Call this before changing a part of the table; `what` is a key of `NAMES`.
         """
         bits = self._image.geometry.cluster_bits
         first = offset >> bits
@@ -211,12 +211,12 @@ class Overlap:
             self._refuse(found, offset, length)
 
     def are_contested(self, offsets: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Return, for each offset, whether its cluster is a table that overlaps other metadata."""
+        """Return for each offset whether its cluster is a table that overlaps other metadata."""
         clusters = (offsets >> np.uint64(self._image.geometry.cluster_bits)).astype(np.int64)
         return np.isin(clusters, self._contested)
 
     def check_tree(self, l1: NDArray[np.uint64]) -> None:
-        """Do what `check_table` does for all L2 tables that `l1` refers to."""
+        """Call `check_table` for all L2 tables that `l1` refers to."""
         bits = self._image.geometry.cluster_bits
         targets = sorted_once(_targets(l1, OFFSET_MASK, bits))
         for name, text in NAMES.items():
@@ -267,19 +267,19 @@ class Overlap:
 
 
 def _has(clusters: NDArray[np.int64], first: int, count: int) -> bool:
-    """Return whether one of `count` clusters from `first` on is in a sorted array."""
+    """Return whether a sorted array contains one of `count` clusters from `first` on."""
     place = int(clusters.searchsorted(first))
     return place < len(clusters) and int(clusters[place]) < first + count
 
 
 def _targets(table: NDArray[np.uint64], mask: int, bits: int) -> NDArray[np.int64]:
-    """Return the clusters that a table's entries point to."""
+    """Return the clusters that a table's entries refer to."""
     offsets = _pointers(table, mask) & np.uint64(mask)
     clusters: NDArray[np.int64] = (offsets >> np.uint64(bits)).astype(np.int64)
     return clusters
 
 
 def _pointers(table: NDArray[np.uint64], mask: int) -> NDArray[np.uint64]:
-    """Return the entries of a table that point to something."""
+    """Return the entries of a table that aren't empty."""
     found = [part[part & np.uint64(mask) != 0] for part in pieces(table)]
     return np.concatenate([np.zeros(0, np.uint64), *found])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work on whole images, in turns: others get the event loop, and the log says how far it is."""
+"""Long work on images in turns: other tasks run in between, and the log shows the progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TURN, _REPORT = 0.005, 5.0
 
 
 class Pace:
-    """The turns of one piece of work. It has steps; each does a known number of things."""
+    """The turns of one piece of work. It has steps, each with a known number of items."""
 
     def __init__(self, image: Image, what: str) -> None:
         self._name = image.file.node.filename
@@ -28,11 +28,11 @@ class Pace:
         self._turn = self._reported = time.monotonic()
 
     def begin(self, step: str, total: int) -> None:
-        """Begin a step that does `total` things."""
+        """Begin a step of `total` items."""
         self._step, self._done, self._total = step, 0, total
 
     async def turn(self, done: int = 1) -> None:
-        """Note that things are done; let others have a turn if this one has been long enough."""
+        """Count finished items; let other tasks run if this turn has been long enough."""
         self._done += done
         now = time.monotonic()
         if now - self._turn < _TURN:
@@ -40,7 +40,7 @@ class Pace:
         if now - self._reported >= _REPORT:
             self._reported = now
             share = 100 * self._done // max(self._total, 1)
-            # A warning, which is shown: guests may be waiting.
+            # A warning, to be visible: guests may be waiting.
             logger.warning("%s: %s: %s, %d %% done", self._name, self._what, self._step, share)
         await asyncio.sleep(0)
         self._turn = time.monotonic()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Storage for metadata, allocated before the data that needs it.
 
-Tables change in memory and are written much later. If the file system is full by then, nothing in
-the file refers to data whose write the guest has seen completed. So each cluster of metadata gets
+Tables change in memory and are written much later. If the file system is full by then, the
+references to the data of completed writes can't be written. So each cluster of metadata gets
 storage before its first change in memory, and a request that needs it fails if there is no room.
 This costs one call for each cluster, not for each request. A new cluster is filled with zeroes. An
 existing cluster may be a hole, as in a sparse copy of an image, or share its storage with a
@@ -46,7 +46,7 @@ class Places:
             self._used(cluster)
 
     def gone(self, first: int, count: int) -> None:
-        """Note that clusters have been discarded."""
+        """Record that clusters have been discarded."""
         last = first + count
         if count < len(self._known):
             self._known.difference_update(range(first, last))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Preallocation: guest clusters get host clusters before anybody writes to them.
+"""Preallocation: host clusters for guest clusters that have not been written.
 
 The image's lock is held. With extended L2 entries, a preallocated cluster may still show the
 content of the backing file; otherwise it reads as zeroes.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 async def preallocate(
     image: Image, size: int, mode: PreallocMode, pause: Pause, *, zeroes: bool
 ) -> None:
-    """Map all clusters from the disk's end to `size`, with storage as `mode` says.
+    """Map all clusters from the disk's end to `size`, with storage according to `mode`.
 
     `zeroes`: extended L2 entries read as zeroes, and hide the backing file. Raises OSError.
     """
@@ -48,14 +48,14 @@ async def preallocate(
 
 
 def _of_file(mode: PreallocMode) -> PreallocMode:
-    """Return what the file does for it: what is only mapped needs a longer file."""
+    """Return the mode for the file itself: mapped clusters only need a longer file."""
     return PreallocMode.OFF if mode is PreallocMode.METADATA else mode
 
 
 async def _map(
     image: Image, found: L2Slice, cluster: int, low: int, high: int, *, zeroes: bool
 ) -> None:
-    """Give entries [low, high) of a slice, whose first guest cluster is given, their clusters."""
+    """Assign clusters to entries [low, high) of a slice, whose first guest cluster is given."""
     geometry = image.geometry
     words = found.words.reshape(-1, image.tables.words_per_entry)
     places = low + np.flatnonzero(~words[low:high].any(axis=1))
@@ -90,11 +90,11 @@ async def _allocate(image: Image, count: int) -> NDArray[np.uint64]:
 
 
 def _estimate(image: Image, clusters: int) -> int:
-    """Return how many clusters the file has afterwards, at most."""
+    """Return the maximum number of clusters that the file will have."""
     geometry = image.geometry
     tables = (clusters >> geometry.l2_bits) + 2
     total = image.allocator.high_water + clusters + tables
     blocks = (total >> geometry.refblock_bits) + 2
     table = (8 * (total + blocks) >> geometry.refblock_bits + geometry.cluster_bits) + 2
-    # A refcount table that has to grow does so by half, with blocks of its own.
+    # A refcount table grows by half, with blocks for its own clusters.
     return total + blocks + 2 * table

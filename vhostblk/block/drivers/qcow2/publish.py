@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The extent map: L2 slices as the engine reads them.
+"""The extent map: L2 slices in the form that the engine reads.
 
-The driver's own fast path goes by the same table, so that what an L2 entry allows is worked out
-once, for a whole slice. An entry comes into being when its slice is loaded, or when a write that
-allocated it is complete, and goes when the slice is evicted or its meaning changes. Taking an
-entry back never waits; `settle` is what waits, before the host cluster gets another use.
+The driver's own fast path uses the same table, so the meaning of L2 entries is computed once, for a
+whole slice. An entry is published when its slice is loaded, or when the write that allocated it has
+completed. It is revoked when the slice is evicted or the meaning changes. Revoking never waits.
+`settle` waits, before the host cluster is reused.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.tables import L2Slice
 
-#: Longest table; disks with more subclusters have none. Pages are only used when touched.
+#: The maximum length of the table; larger disks have none. Only touched pages use memory.
 _MAX_ENTRIES = 1 << 30
-#: Most memory that entries take, besides those of the two slices that a cache has at least.
+#: The limit of memory for entries, in addition to the two slices that a cache has at least.
 TABLE_BYTES = 256 << 20
 _PAGE = 4096
-#: The number of entries to search before other tasks get a turn.
+#: Number of entries to search before other tasks get a turn.
 _TURN = 1 << 16
 _ALL = slice(None)
-#: No entry; broadcasts to any number of them.
+#: An empty entry; broadcasts to any number of entries.
 _NOTHING = np.zeros(1, np.uint64)
 
 
 class Publisher:
-    """Keeps the table in step with the cached slices."""
+    """Keeps the table consistent with the cached slices."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
@@ -50,12 +50,12 @@ class Publisher:
         self._table: ExtentTable | None = None
         #: The entries whose metadata is not on stable storage.
         self.volatile = Volatile(self)
-        #: Entries are counted. With an external data file, no entry can refer to metadata.
+        #: Whether entries are counted. With an external data file, no entry can refer to metadata.
         self._counted = not geometry.external_data
-        # The file may grow by all of the disk.
+        # The file may grow by the whole size of the disk.
         longest = geometry.clusters(image.file.node.size + image.size) if self._counted else 0
         self._referred = Referred(geometry.cluster_bits, longest)
-        #: How many times entries were taken back because their clusters became metadata.
+        #: The number of times that entries were revoked because their clusters became metadata.
         self.taken_back = 0
         #: Operations of the Python lane in flight, by phase.
         self._busy = [0, 0]
@@ -71,14 +71,14 @@ class Publisher:
             self.entries = np.frombuffer(self._table.memory, np.uint64)
 
     def slice_limit(self, slices: int) -> int:
-        """Return how many slices may be kept, of those that the user wants."""
+        """Return the number of slices that may be kept, at most the number that the user wants."""
         return max(min(slices, TABLE_BYTES // max(self._slice_bytes, _PAGE)), 2)
 
     # Entries.
 
     @property
     def slice_clusters(self) -> int:
-        """How many clusters a slice has entries for."""
+        """The number of clusters in a slice."""
         return self._image.tables.entry_mask + 1
 
     def run(self, number: int, low: int, high: int) -> NDArray[np.uint64]:
@@ -89,7 +89,7 @@ class Publisher:
         return self.entries[first << shift : (first + high - low) << shift]
 
     def load(self, found: L2Slice) -> None:
-        """Publish a slice that has been read."""
+        """Publish a slice that has been loaded."""
         mapped = self._map(found, 0, self.slice_clusters)
         self.volatile.mark_loaded(found.number, mapped)
         self._publish(found, 0, mapped)
@@ -107,7 +107,7 @@ class Publisher:
     def _put(
         self, run: NDArray[np.uint64], places: slice | NDArray[Any], new: NDArray[np.uint64]
     ) -> None:
-        """Replace the entries at these places of a part of the table."""
+        """Replace the entries at `places` of a part of the table."""
         if self._counted:
             self._referred.replaced(run[places], new)
         run[places] = new
@@ -131,7 +131,7 @@ class Publisher:
         )
 
     def changed(self, found: L2Slice, index: int, cluster: int, word: int) -> None:
-        """Publish a cluster that has been written, at a place known to be right."""
+        """Publish a cluster that has been written, at a valid offset."""
         if self._image.geometry.extended_l2:
             self.update(found, index, index + 1)
         elif cluster < len(self.entries) and not self._image.unusable:
@@ -144,7 +144,7 @@ class Publisher:
         self.entries[cluster] = entry
 
     def written(self, hosts: dict[int, int]) -> None:
-        """Publish clusters, not of extended L2 entries, that have been written; by number."""
+        """Publish clusters that have been written, by number; not for extended L2 entries."""
         if not len(self.entries) or self._image.unusable:
             return
         count = len(hosts)
@@ -158,19 +158,19 @@ class Publisher:
         self._put(self.entries, numbers, words)
 
     def revoke(self, found: L2Slice, low: int, high: int) -> None:
-        """Take entries [low, high) of a slice back."""
+        """Revoke entries [low, high) of a slice."""
         self._put(self.run(found.number, low, high), _ALL, _NOTHING)
 
     def restore(self, found: L2Slice, low: int, high: int) -> None:
-        """Undo `revoke`, also where the entries of the slice have changed since."""
+        """Undo `revoke`, even if entries of the slice have changed since."""
         self.update(found, low, high)
         self.volatile.note(found.number, low, high)  # the next flush covers them
 
     async def take_back(self, first: int, count: int) -> bool:
-        """Take back the entries whose host clusters become metadata; return whether any were.
+        """Revoke the entries whose host clusters become metadata; return whether there were any.
 
-        The caller holds the image's lock, and has noted the clusters as metadata, so no entry for
-        them is published meanwhile.
+        The caller holds the image's lock, and has recorded the clusters as metadata, so no entry
+        for them is published meanwhile.
         """
         if not self._counted or not self._referred.may_refer(first, count):
             return False
@@ -189,14 +189,14 @@ class Publisher:
         return found
 
     def evict(self, found: L2Slice) -> None:
-        """Take a slice back, and give memory that no other slice uses back to the system."""
+        """Revoke a slice, and release memory that no other slice uses."""
         slices, number = self._image.tables.slices, found.number
         self.revoke(found, 0, self.slice_clusters)
         self.volatile.evicted(number)
         if self._table is None:
             return
         span = self._slice_bytes
-        together = max(_PAGE // span, 1)  # slices whose entries are in one page
+        together = max(_PAGE // span, 1)  # slices that share a page
         first = number // together * together
         if together > 1 and any(each in slices for each in range(first, first + together)):
             return
@@ -209,16 +209,16 @@ class Publisher:
 
     @property
     def _slice_bytes(self) -> int:
-        """How many bytes the entries of a slice take."""
+        """The size of a slice's entries in bytes."""
         return 8 << self._image.tables.span_bits >> self.unit_bits
 
     def revoke_all(self) -> None:
-        """Take everything back."""
+        """Revoke all entries."""
         for found in self._image.tables.slices.values():
             self.revoke(found, 0, self.slice_clusters)
 
     def overwritable(self, offset: int, length: int) -> int:
-        """Return where a range lies in the data file, if it may just be overwritten; else -1."""
+        """Return a range's offset in the data file if it may be overwritten directly; else -1."""
         bits, entries = self.unit_bits, self.entries
         first, last = offset >> bits, (offset + length - 1) >> bits
         if not self._image.writable or last >= len(entries):
@@ -236,7 +236,7 @@ class Publisher:
         return (entry & ~511) + (offset & ((1 << bits) - 1))
 
     def any_overwritable(self, offsets: list[int]) -> bool:
-        """Tell whether any of the disk's bytes at these offsets may just be overwritten."""
+        """Return whether any of the bytes at these offsets may be overwritten directly."""
         if not len(self.entries):
             return False
         found = self.entries[np.array(offsets, np.uint64) >> np.uint64(self.unit_bits)]
@@ -245,20 +245,20 @@ class Publisher:
     # Operations in flight.
 
     def begin(self) -> int:
-        """Count an operation that goes by the table; return what `end` is to be given."""
+        """Count an operation that uses the table; return the argument for `end`."""
         phase = self.phase
         self._busy[phase] += 1
         return phase
 
     def end(self, phase: int) -> None:
-        """Count its end."""
+        """Count the end of an operation."""
         self._busy[phase] -= 1
         if self._settled is not None and phase != self.phase and not self._busy[phase]:
             settled, self._settled = self._settled, None
             settled.set_result(None)
 
     async def settle(self) -> None:
-        """Wait until what went by the table before now has ended, in both lanes.
+        """Wait until the operations in flight that use the table have ended, in both lanes.
 
         Called by one coroutine at a time, which is not in flight itself.
         """
@@ -273,7 +273,7 @@ class Publisher:
     # The map.
 
     def extent_map(self) -> ExtentMap | None:
-        """Return the map, where the data file is one that the engine can use."""
+        """Return the map, if the engine can use the data file."""
         image = self._image
         below = image.guest_data.extent_map()
         if self._table is None or below is None or below.kind is not ExtentKind.LINEAR:

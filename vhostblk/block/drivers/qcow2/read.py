@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding out what a guest range is, and reading it."""
+"""Mapping of guest ranges, and reads."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.tables import L2Slice
     from vhostblk.block.io.iovec import IoVec
 
-#: Decompressed clusters kept for reads that follow.
+#: Number of decompressed clusters to keep for later reads.
 _KEPT_CLUSTERS = 4
 
 
 class Piece(NamedTuple):
     """A run of guest bytes of one kind.
 
-    `host`: where data is in the data file; of compressed data the L2 entry; -1: nowhere.
+    `host` is the offset in the data file; for compressed data, the L2 entry; -1: none.
     """
 
     kind: Kind
@@ -44,7 +44,7 @@ class Reader:
         self._kept: dict[int, bytes] = {}
 
     async def slice_at(self, offset: int) -> L2Slice | None:
-        """Return the L2 slice for a guest offset; None where there is no L2 table."""
+        """Return the L2 slice for a guest offset; None: there is no L2 table."""
         image = self._image
         tables = image.tables
         number = tables.slice_of(offset)
@@ -68,7 +68,7 @@ class Reader:
     def entry_at(self, found: L2Slice, index: int, cluster: int) -> Entry:
         """Return entry `index` of a slice, which maps guest cluster `cluster`.
 
-        Raises OSError(EIO) where it is invalid; the image is corrupt then.
+        Raises OSError(EIO) if it is invalid; the image is then marked corrupt.
         """
         image = self._image
         geometry, words = image.geometry, found.words
@@ -94,7 +94,7 @@ class Reader:
         return entry
 
     def known_absent(self, offset: int, length: int) -> bool:
-        """Tell whether the tables in memory say that the image itself has nothing of a range."""
+        """Return whether, by the tables in memory, a range is not allocated in the image."""
         tables, bits = self._image.tables, self._image.geometry.cluster_bits
         number = tables.slice_of(offset)
         if number != tables.slice_of(offset + length - 1):
@@ -130,7 +130,7 @@ class Reader:
         return result
 
     def _cluster_pieces(self, result: list[Piece], entry: Entry, offset: int, end: int) -> int:
-        """Add what [offset, end) has in the cluster of `offset`; return where that ends."""
+        """Add the pieces of [offset, end) in the cluster of `offset`; return their end."""
         geometry = self._image.geometry
         start = offset & -geometry.cluster_size
         end = min(end, start + geometry.cluster_size)
@@ -190,7 +190,7 @@ class Reader:
         iov.copy_from(memoryview(data)[inside : inside + piece.length])
 
     def forget_compressed(self) -> None:
-        """Forget decompressed clusters: the file's space may get another use."""
+        """Drop decompressed clusters: their space in the file may be reused."""
         self._kept = {}  # those in flight still have the old one
 
 
@@ -199,7 +199,7 @@ async def _fill(iov: IoVec) -> None:
 
 
 def _append(result: list[Piece], piece: Piece) -> None:
-    """Add a piece, or make the last one longer."""
+    """Add a piece, or extend the last one."""
     if result:
         last = result[-1]
         goes_on = last.host + last.length == piece.host if last.host >= 0 else piece.host < 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changing the refcounts of many clusters at once, as snapshots do, block by block."""
+"""Changes of the refcounts of many clusters at once, block by block, for snapshots."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.refcounts import RefBlock
     from vhostblk.block.drivers.qcow2.references import References
 
-#: Refcounts that are changed at once; a block may have millions.
+#: Number of refcounts to change at once; a block may have millions.
 _WINDOW = 1 << 16
 
 
@@ -28,13 +28,13 @@ class _Change(NamedTuple):
 
     block: RefBlock
     low: int
-    #: Whether each value changes, and what it becomes.
+    #: Whether each value changes, and the new values.
     changes: NDArray[np.bool_]
     after: NDArray[Any]
 
 
 async def check_refcounts(image: Image, references: References, sign: int, pace: Pace) -> None:
-    """Raise OSError if references can't be added to the refcounts (`sign` +1), or taken (-1)."""
+    """Raise OSError if references can't be added to the refcounts (`sign` +1) or removed (-1)."""
     pace.begin("checking refcounts", 1)
     for first, stop in _windows(image, references):
         await _change(image, references, sign, first, stop)
@@ -44,9 +44,9 @@ async def check_refcounts(image: Image, references: References, sign: int, pace:
 async def change_refcounts(
     image: Image, references: References, sign: int, pace: Pace
 ) -> list[NDArray[np.int64]]:
-    """Add references to the refcounts, or take them; return the clusters that became free.
+    """Add references to the refcounts, or remove them; return the clusters that became free.
 
-    Raises OSError; nothing has changed then.
+    On OSError nothing has changed.
     """
     freed: list[NDArray[np.int64]] = []
     done: list[tuple[_Change, NDArray[Any]]] = []
@@ -69,13 +69,13 @@ async def change_refcounts(
 
 
 def _windows(image: Image, references: References) -> list[tuple[int, int]]:
-    """Return ranges of clusters that may be referred to, each in one refcount block."""
+    """Return ranges of clusters that may have references, each in one refcount block."""
     bits = min(image.geometry.refblock_bits, _WINDOW.bit_length() - 1)
     return [(each << bits, each + 1 << bits) for each in references.blocks(bits).tolist()]
 
 
 def _put(change: _Change, values: NDArray[Any]) -> NDArray[Any]:
-    """Put values in a refcount block; return the former ones."""
+    """Set values in a refcount block; return the former values."""
     low, high = change.low, change.low + len(values)
     before = change.block.values[low:high].copy()
     change.block.values[low:high] = values
@@ -87,7 +87,7 @@ def _put(change: _Change, values: NDArray[Any]) -> NDArray[Any]:
 async def _change(
     image: Image, references: References, sign: int, first: int, stop: int
 ) -> _Change | None:
-    """Return what becomes of the refcounts of clusters in one block; None: they stay."""
+    """Return the new refcounts of clusters in one block; None: unchanged."""
     counts = references.window(first, stop)
     changes = counts != 0
     if not changes.any():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reference counts of host clusters (section "Host cluster management").
 
-A refcount block in memory is an array with one number a cluster, whatever the width in the file.
-What is dirty is written by `commit`, and only decreased there, once nothing in the file refers to
-the cluster any more: so counts in the file are never too low, except with lazy refcounts.
+In memory, a refcount block is an array with one number for each cluster, whatever the width in the
+file. `commit` writes dirty blocks, and decreases a count only once nothing in the file refers to
+the cluster any more. So counts in the file are never too low, except with lazy refcounts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def unpack(raw: NDArray[np.uint8], order: int) -> NDArray[Any]:
-    """Turn the bytes of a refcount block into numbers of 2**order bits, at least 8 in memory."""
+    """Convert the bytes of a refcount block to numbers of 2**order bits, at least 8 in memory."""
     if order >= 3:
         stored = np.dtype(f">u{1 << order - 3}")
         return raw.view(stored).astype(stored.newbyteorder("="))
@@ -52,7 +52,7 @@ def pack(values: NDArray[Any], order: int) -> NDArray[np.uint8]:
 
 
 class RefBlock(DirtyRange):
-    """Counts of consecutive clusters."""
+    """The counts of consecutive clusters."""
 
     __slots__ = ("host", "index", "pins", "used", "values")
 
@@ -77,16 +77,16 @@ class Refcounts:
         self.table = table
         self.dirty_entries: set[int] = set()
         self.blocks: Tables[RefBlock] = Tables()
-        #: How many blocks are kept.
+        #: The number of blocks to keep.
         self.limit = limit
         #: Called with a message if the image is corrupt; may raise OSError.
         self.corrupt: Callable[[str], None] = _corrupt
-        #: Called with the offset of a block before it is changed; raises OSError if the block gets
-        #: no storage, or overlaps other metadata.
+        #: Called with the offset of a block before it is changed. Raises OSError if the block gets
+        #: no storage or overlaps other metadata.
         self.check_place: Callable[[int], Awaitable[None]] = _nothing
 
     def take_table(self, table: NDArray[np.uint64]) -> None:
-        """Use another table, which the file has already."""
+        """Use another table, which is already in the file."""
         self.table = table
         self.dirty_entries.clear()
 
@@ -101,7 +101,7 @@ class Refcounts:
         return offset
 
     async def block(self, index: int) -> RefBlock | None:
-        """Return a block; None where there is none, and all its clusters are free."""
+        """Return a block; None: there is none, and all its clusters are free."""
         found = self.blocks.get(index)
         if found is not None:
             found.used = True
@@ -115,7 +115,7 @@ class Refcounts:
         return block
 
     def add(self, block: RefBlock) -> None:
-        """Keep a block, and make room for it."""
+        """Add a block to the cache, and evict others if necessary."""
         self.blocks[block.index] = block
         for old in self.blocks.excess(self.limit, block):
             del self.blocks[old.index]
@@ -172,12 +172,12 @@ class Refcounts:
         return block
 
     def dirty_blocks(self) -> list[RefBlock]:
-        """Return what is to be written, in the order of the file."""
+        """Return the dirty blocks, in the order of the file."""
         dirty = [block for block in self.blocks.values() if block.dirty]
         return sorted(dirty, key=lambda block: block.host)
 
     def encode(self, block: RefBlock) -> tuple[int, NDArray[np.uint8]]:
-        """Return offset and bytes of what has changed in a block, whole sectors."""
+        """Return offset and bytes of the changes in a block, in whole sectors."""
         order = self._geometry.refcount_order
         per_sector = 4096 >> order
         low = block.low // per_sector * per_sector

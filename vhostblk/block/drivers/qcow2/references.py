@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often host clusters are referred to.
+"""The number of references to host clusters.
 
-The counts of the file's first clusters are in one array, as the memory of an array is only used
-where it is touched. Those of the others are sorted by cluster, or kept as ranges. So memory goes by
-what an image has in its tables, wherever these lead to.
+The counts of the file's first clusters are in one array; the kernel allocates only those of its
+pages that are touched. The counts of other clusters are sorted by cluster, or kept as ranges. So
+memory use depends on the size of the image's tables, not on the offsets in them.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.image import Image
     from vhostblk.block.drivers.qcow2.spans import Spans
 
-#: At least this many clusters have their counts in the array; more if the file's storage is
+#: The array has counts for at least this many clusters, or for more if the file's storage is
 #: `_STORAGE` times as large as the array.
 _NEAR, _STORAGE = 5 << 20, 32
-#: Counts of clusters in a page of memory, as a binary logarithm.
+#: Number of counts in a page of memory, as a binary logarithm.
 _PAGE_BITS = 9
-#: References that are sorted at once, at least.
+#: The minimum number of references to sort at once.
 _SORTED = 1 << 18
 _NONE = np.zeros(0, np.int64)
-#: More than any cluster.
+#: Greater than any cluster number.
 _END = 1 << 62
 
 
 class References:
-    """Counts of references; clusters from `near` on are kept sorted."""
+    """Counts of references; those of clusters from `near` on are kept sorted."""
 
     def __init__(self, near: int) -> None:
         pages = -(-near >> _PAGE_BITS)
         self._near = np.zeros(pages << _PAGE_BITS, np.int64)
         self._touched = np.zeros(pages, bool)
-        #: The others, sorted, and how often each is referred to.
+        #: The other clusters, sorted, and the number of references to each.
         self._far, self._weights = _NONE, _NONE
         self._pending: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         self._left = 0
@@ -48,13 +48,13 @@ class References:
 
     @classmethod
     def of_file(cls, image: Image) -> References:
-        """Make the counts for an image's clusters."""
+        """Return empty counts for an image's clusters."""
         node = image.file.node
         storage = (node.allocated_size or 0) // (8 * _STORAGE)
         return cls(min(image.geometry.clusters(node.size), max(_NEAR, storage)))
 
     def add(self, clusters: NDArray[np.int64], weight: int | NDArray[np.int64] = 1) -> None:
-        """Add references; `weight`: how many, or how many to each."""
+        """Add references; `weight` is the number of references, or one number for each."""
         if not len(clusters):
             return
         near = clusters < len(self._near)
@@ -69,7 +69,7 @@ class References:
         self._left += len(clusters)
 
     def _add_near(self, clusters: NDArray[np.int64], weight: int | NDArray[np.int64]) -> None:
-        # Of the same type as the counts, which is many times as fast.
+        # With the type of the counts, this is many times as fast.
         np.add.at(self._near, clusters, np.asarray(weight, np.int64))
         self._touched[clusters >> _PAGE_BITS] = True
 
@@ -84,11 +84,11 @@ class References:
 
     @property
     def untidy(self) -> bool:
-        """Whether so much is to be sorted that `tidy` should be called, on a thread."""
+        """Whether there is so much to sort that `tidy` should be called, in a thread."""
         return self._left > max(_SORTED, len(self._far) // 2)
 
     def tidy(self) -> None:
-        """Sort what was added."""
+        """Sort the added references."""
         if not self._pending:
             return
         clusters = np.concatenate([self._far, *(each for each, _ in self._pending)])
@@ -101,12 +101,12 @@ class References:
         self._far, self._weights = clusters[starts], np.add.reduceat(weights, starts)
 
     def sorted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the sorted clusters and their counts, if none has its count in the array."""
+        """Return the sorted clusters and their counts, if all counts are outside the array."""
         assert not len(self._near)
         self.tidy()
         return self._far, self._weights
 
-    # Looking at the counts.
+    # Queries.
 
     def of(self, clusters: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the counts of clusters."""
@@ -133,7 +133,7 @@ class References:
         return counts
 
     def distinct(self, first: int, stop: int) -> int:
-        """Return how many of consecutive clusters are referred to."""
+        """Return the number of clusters in a range that have references."""
         self.tidy()
         ranges = self._ranges.near(first, stop)
         found = int((ranges.stops - ranges.starts).sum())
@@ -150,7 +150,7 @@ class References:
 
     @property
     def total(self) -> int:
-        """At most how many clusters are referred to, each counted once."""
+        """An upper limit of the number of distinct clusters with references."""
         ranges = self._ranges
         pages = int(np.count_nonzero(self._touched)) << _PAGE_BITS
         return pages + self._left + len(self._far) + int((ranges.stops - ranges.starts).sum())

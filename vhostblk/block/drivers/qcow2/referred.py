@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many published entries allow writes to each host cluster.
+"""The number of published entries that allow writes to each host cluster.
 
 In a corrupt image, an L2 entry may refer to a cluster whose refcount is 0. The cluster is not
 metadata when the entry is published. Later the cluster may be allocated for a table. From then on,
 a guest's write to it has to be checked, and refused.
 
-To find such entries, all published entries have to be searched. To avoid that, the entries are
-counted by host cluster whenever they are published or taken back. In a sound image no entry refers
-to a free cluster, so there is no search.
+Finding such entries takes a search of all published entries. To avoid it, the entries are counted
+by host cluster whenever they are published or revoked. In a sound image no entry refers to a free
+cluster, so there is no search.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from vhostblk.block.drivers.qcow2.layout import OFFSET_MASK, OVERWRITE
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: The number of counts at most. In a larger file, several clusters share a count.
+#: The maximum number of counts. In a larger file, several clusters share a count.
 _MAX_COUNTS = 16 << 20
-#: Of the same type as the counts: with another type, `np.add.at` takes 15 times as long.
+#: With the type of the counts; with another type, `np.add.at` takes 15 times as long.
 _UP, _DOWN = np.int32(1), np.int32(-1)
 
 
@@ -39,7 +39,7 @@ class Referred:
         self._counts = np.zeros(size, np.int32)
 
     def replaced(self, old: NDArray[np.uint64], new: NDArray[np.uint64]) -> None:
-        """Count entries that are replaced; `new` may be of another length."""
+        """Count replaced entries; `new` may have another length."""
         for entries, step in ((old, _DOWN), (new, _UP)):
             overwritable = entries[(entries & np.uint64(OVERWRITE)) != 0]
             if len(overwritable):
@@ -48,7 +48,7 @@ class Referred:
                 np.add.at(self._counts, places, step)
 
     def replaced_one(self, old: int, new: int) -> None:
-        """Count one entry that is replaced."""
+        """Count one replaced entry."""
         for entry, step in ((old, -1), (new, 1)):
             if entry & OVERWRITE:
                 self._counts[(entry & OFFSET_MASK) >> self._bits & self._mask] += step

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading an image again: another process may have changed it, or the node has another file.
+"""Reloading an image: another process may have changed it, or the node has another file.
 
-Tables, sizes and bitmaps belong to one file. They are read anew when the node gets another file, or
+Tables, sizes and bitmaps belong to one file. They are reloaded when the node gets another file, or
 when the nodes below it show other data. The former image is kept for roll-back until the change is
-final. Nothing is written in between: metadata that was still in memory was written to the former
-file before the change (`give_up_writing`).
+final. Nothing is written in between: metadata in memory was written to the former file before the
+change (`give_up_writing`).
 """
 
 # ruff: noqa: D102 -- the methods are described by the contract, `BlockNode`.
@@ -37,25 +37,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _State:
-    """What a node has read from its file."""
+    """The state that a node has read from its file."""
 
     header: Header
     settings: Settings
     tables: TopTables | None
-    #: None: not made yet (see `lifecycle`).
+    #: None: not created yet (see `lifecycle`).
     image: Image | None
     bitmaps: list[DirtyBitmap]
     backing_name: str
 
 
 class Reloading(Lifecycle):
-    """A node that can read its image again, from the same file or from another one."""
+    """A node that can reload its image, from the same file or from another one."""
 
-    #: The state before `load_other_data`, until that is final.
+    #: The state before `load_other_data`, until the change is final.
     _former: _State | None = None
 
     async def reload_image(self) -> None:
-        """Read the image again from the same file; the children stay."""
+        """Reload the image from the same file; the children stay."""
         former, size = (self._header, self._settings), self.size
         try:
             parsed = await self._read_other_header()
@@ -70,7 +70,7 @@ class Reloading(Lifecycle):
             notify_resize(self)
 
     async def _read_other_header(self) -> Header:
-        """Read the header of what may be another image; raises BlockError if it can't be used.
+        """Read the header, which may be another image's; raises BlockError if it can't be used.
 
         The children "data-file" and "backing" stay.
         """
@@ -105,7 +105,7 @@ class Reloading(Lifecycle):
     def keep_other_data(self) -> None:
         if self._former is not None:
             self._former = None
-            # No writes until `start_writing` has marked the bitmaps "in use", among other things.
+            # No writes until `start_writing` has prepared the image, for example its bitmaps.
             if self.writable_image:
                 self._image.defer_writes()
 
@@ -141,7 +141,7 @@ class Reloading(Lifecycle):
         )
 
     def _check_other_names(self, parsed: Header) -> None:
-        """Raise BlockError if the image names other children than the node has.
+        """Raise BlockError if the image refers to other children than the node has.
 
         Children that the user has chosen by an option are not checked.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refcount blocks of an image under repair: those that can't be used, and those that it lacks."""
+"""Refcount blocks of an image under repair: invalid ones and missing ones."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.pace import Pace
     from vhostblk.block.drivers.qcow2.references import References
 
-#: So many blocks may be added for clusters past the end of the file, which lacks its last part.
+#: The maximum number of blocks to add for clusters past the end of a truncated file.
 _PAST_END = 64
-#: Refcounts that are worked out at once, and bytes of blocks that are written together.
+#: Number of refcounts to compute at once, and bytes of blocks to write together.
 _WINDOW, _BYTES = 1 << 16, 256 << 10
 
 
@@ -39,9 +39,9 @@ def well_placed(image: Image) -> NDArray[np.bool_]:
 
 
 def drop_misplaced(image: Image) -> int:
-    """Forget refcount blocks with an invalid offset, and those that share a cluster.
+    """Drop refcount blocks with an invalid offset, and those that share a cluster.
 
-    Return how many. New blocks are made for the same entries.
+    Return their number. New blocks are created for the same entries.
     """
     offsets = image.refcounts.table & np.uint64(REFTABLE_OFFSET_MASK)
     shared = image.overlap.are_contested(offsets)
@@ -55,21 +55,21 @@ def drop_misplaced(image: Image) -> int:
 
 @dataclass
 class Layout:
-    """Where refcount structures that are missing will be: all past the clusters in use."""
+    """The places of missing refcount structures, all past the clusters in use."""
 
     #: Clusters of blocks, by index.
     blocks: dict[int, int] = field(default_factory=dict)
-    #: The refcount table's new place, if it has to be longer, and its length in clusters.
+    #: The refcount table's new place, if it must be longer, and its length in clusters.
     table: int = 0
     table_clusters: int = 0
-    #: All of them.
+    #: All clusters of the layout.
     clusters: list[int] = field(default_factory=list)
 
 
 def plan_blocks(image: Image, missing: Sequence[int], covered: NDArray[np.int64]) -> Layout:
-    """Find room for the missing blocks, and for those that these and a longer table need.
+    """Find places for the missing blocks, and for those that these and a longer table need.
 
-    Raises OSError if there are too many: most clusters in use are then not in the file.
+    Raises OSError if there are too many, because most clusters in use are not in the file.
     """
     geometry = image.geometry
     bits, per_cluster = geometry.refblock_bits, geometry.cluster_size >> 3
@@ -94,7 +94,7 @@ def plan_blocks(image: Image, missing: Sequence[int], covered: NDArray[np.int64]
         entries = max(layout.blocks, default=0) + 1
         if entries <= max(len(image.refcounts.table), layout.table_clusters * per_cluster):
             return layout
-        # With some room, as a place once taken is not given up.
+        # With some reserve, as the table is not moved again.
         layout.table_clusters = -(-(entries + 2) // per_cluster)
         if layout.table_clusters * geometry.cluster_size > MAX_REFTABLE_BYTES:
             raise os_error(errno.EFBIG)
@@ -104,7 +104,7 @@ def plan_blocks(image: Image, missing: Sequence[int], covered: NDArray[np.int64]
 
 
 async def make_blocks(image: Image, layout: Layout, references: References, pace: Pace) -> None:
-    """Write the blocks, and a refcount table that refers to them, if it has to be longer."""
+    """Write the blocks, and a refcount table that refers to them if it must be longer."""
     geometry, refcounts = image.geometry, image.refcounts
     if not layout.clusters:
         return

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changing the disk's length; no requests are in flight. How it shrinks is in `shrink`.
+"""Changes of the disk's length; no requests are in flight. Shrinking is in `shrink`.
 
 One write changes the size in the header, so a crash leaves either the old disk or the new one. When
-a disk grows, its new part is prepared before that write: clusters left past the end by earlier
-changes are freed, zeroes hide the content of a longer backing file, and clusters are preallocated.
+a disk grows, its new part is prepared before that write: clusters that earlier changes left past
+the end are freed, zeroes hide the content of a longer backing file, and clusters are preallocated.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ async def resize(
 
 
 def _can_be_zeroed(image: Image, size: int) -> bool:
-    """Return whether whole clusters of the new part can hide the backing file, if they have to."""
+    """Return whether whole clusters of the new part can hide the backing file, if necessary."""
     return (
         image.header.version >= 3
         or not _backing_is_longer(image)
@@ -75,7 +75,7 @@ def _can_be_zeroed(image: Image, size: int) -> bool:
 
 
 def _backing_is_longer(image: Image) -> bool:
-    """Return whether the backing file would show in the new part of the disk."""
+    """Return whether the backing file extends into the new part of the disk."""
     return image.backing is not None and image.backing.node.size > image.size
 
 
@@ -107,14 +107,14 @@ async def _grow(
 
 
 async def _reads_zero(image: Image, start: int, stop: int) -> bool:
-    """Return whether bytes of a cluster read as zeroes, with the L2 tables and without them."""
+    """Return whether bytes of a cluster read as zeroes, both with and without the L2 tables."""
     if image.header.raw_data_file:
         return False  # only the data file knows
     return await image.zeroer.reads_zero(start, stop - start)
 
 
 async def _grow_data(image: Image, size: int, mode: PreallocMode) -> None:
-    """Make the external data file as long as the disk will be; with preallocation, at least."""
+    """Extend the external data file to the disk's new size; with preallocation, at least."""
     if mode is PreallocMode.OFF:
         if image.data.node.size != size:
             await image.data.truncate(size)
@@ -123,7 +123,7 @@ async def _grow_data(image: Image, size: int, mode: PreallocMode) -> None:
 
 
 async def _hide_backing(image: Image, size: int) -> None:
-    """Make whole clusters past the disk's end read as zeroes, as far as the backing file goes."""
+    """Make whole clusters past the disk's end read as zeroes, up to the end of the backing file."""
     if image.backing is None:
         return
     geometry = image.geometry
@@ -136,7 +136,7 @@ async def _hide_backing(image: Image, size: int) -> None:
 
 
 async def _undo_growth(image: Image, size: int, data_size: int) -> None:
-    """Free the clusters of the new part. Those that can't be freed do no harm past the end."""
+    """Free the clusters of the new part. Clusters that can't be freed do no harm past the end."""
     try:
         await _forget(image, image.size, size)
         if image.geometry.external_data and image.data.node.size != data_size:
@@ -155,7 +155,7 @@ async def _set_size(image: Image, size: int) -> None:
 
 
 async def _make_room(image: Image, entries: int) -> None:
-    """Make the L1 table at least `entries` entries long."""
+    """Extend the L1 table to at least `entries` entries."""
     tables, header, geometry = image.tables, image.header, image.geometry
     if entries <= header.l1_size:
         return
@@ -186,7 +186,7 @@ async def _make_room(image: Image, entries: int) -> None:
 async def _forget(image: Image, start: int, stop: int) -> None:
     """Free all clusters past `start` that the L2 tables up to `stop` map.
 
-    A table that maps no other clusters is freed, too.
+    A table without other clusters is freed, too.
     """
     geometry, tables = image.geometry, image.tables
     first = geometry.clusters(start)
@@ -201,7 +201,7 @@ async def _forget(image: Image, start: int, stop: int) -> None:
 
 
 def _drop_table(image: Image, index: int) -> None:
-    """Free an L2 table that maps no cluster any more."""
+    """Free an L2 table that maps no clusters any more."""
     geometry, tables = image.geometry, image.tables
     table = (int(tables.l1[index]) & OFFSET_MASK) >> geometry.cluster_bits
     for number in tables.slices_of(index):

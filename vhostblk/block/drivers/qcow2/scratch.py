@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory for what is copied from one place of the image to another."""
+"""Memory for copies from one place of the image to another."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _PAGE = 4096
 
 
 class Scratch:
-    """Keeps its memory from one use to the next: fresh pages take longer than copying does."""
+    """Memory that is reused: allocating new pages takes longer than copying."""
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
 
     def windows(self, total: int, places: Sequence[tuple[int, int]]) -> list[IoVec]:
-        """Return windows into `total` bytes that begin at a page: where each starts, its length.
+        """Return page-aligned windows of `total` bytes: start and length of each.
 
-        They hold until the next call, as what `segments` returns does.
+        They are valid until the next call, like the result of `segments`.
         """
         first = self._reserve(total)
         words = np.array(places, np.uint64).reshape(-1, 2)
@@ -38,7 +38,7 @@ class Scratch:
         ]
 
     def segments(self, count: int, size: int) -> tuple[IoVec, int]:
-        """Return segments one behind the other, the first at a page, and its address."""
+        """Return consecutive segments, the first page-aligned, and the address."""
         first = self._reserve(count * size)
         words = np.empty((count, 2), np.uint64)
         words[:, 0] = np.arange(first, first + count * size, size)
@@ -47,7 +47,7 @@ class Scratch:
         return IoVec(segments, 0, count, count * size, address_of(words), owner), first
 
     def _reserve(self, total: int) -> int:
-        """Have so many bytes from a page on; return its address."""
+        """Reserve this many page-aligned bytes; return the address."""
         first = -(-address_of(self._memory) // _PAGE) * _PAGE
         if first + total > address_of(self._memory) + self._memory.nbytes:
             self._memory = np.empty(total + _PAGE, np.uint8)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making the disk shorter; no requests are in flight, and the image's lock is held.
+"""Shrinking the disk; no requests are in flight, and the image's lock is held.
 
-One write of one sector puts the new size into the header, together with an L1 table that ends
-there. From then on nothing past the new end is mapped, so no program shows old data when the disk
-grows again. References to L2 tables past the end are dropped, also to those that snapshots share.
-An L2 table with clusters on both sides of the new end is copied without the entries past it; then
-the L1 table is copied, too.
+One write of one sector puts the new size into the header, together with a shorter L1 table. From
+then on nothing past the new end is mapped, so no program shows old data when the disk grows again.
+References to L2 tables past the end are dropped, also to those that snapshots share. An L2 table
+with clusters on both sides of the new end is copied without the entries past it; then the L1 table
+is copied, too.
 
 A crash leaves the old disk or the new one, and may leak clusters. A failure leaves the old disk. In
-two cases, a part of the data past the new end may be gone nevertheless:
+two cases, it may nevertheless have lost data past the new end:
 
-- There is no space for the copies. Then the entries past the new end are emptied in place first, as
+- There is no space for the copies. Then the entries past the new end are cleared in place first, as
   QEMU does. This fails if a snapshot shares the L2 table.
 - An external data file is truncated before the header changes. If a crash left a raw data file
   long, it would show old data when the disk grows.
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Errors of a file that can't get longer.
+#: Errors of a file that can't be extended.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -50,12 +50,12 @@ class _Top(NamedTuple):
 
     offset: int
     entries: NDArray[np.uint64]
-    #: The clusters allocated for it and for the copied L2 table; None: it is the old table.
+    #: The clusters allocated for it and for the copied L2 table; None: the old table is used.
     run: Run | None
 
 
 async def shrink(image: Image, size: int) -> None:
-    """Make the disk shorter; raises OSError."""
+    """Shrink the disk; raises OSError."""
     await image.commit.write()  # tables are read from the file
     if image.overlap.incomplete:
         await image.overlap.complete()
@@ -73,15 +73,15 @@ async def shrink(image: Image, size: int) -> None:
         image.commit.free(first, old_clusters - left)
     try:
         await image.commit.write()
-    except OSError as error:  # to be tried again by the next flush
+    except OSError as error:  # the next flush tries again
         image.check_usable()
         logger.warning("%s: freeing clusters: %s", image.file.node.filename, reason(error))
 
 
 async def _prepare(image: Image, size: int, kept: int) -> tuple[_Top, References]:
-    """Make an L1 table of `kept` entries that maps nothing past the new end.
+    """Create an L1 table of `kept` entries that maps nothing past the new end.
 
-    Return it, and the references that can be dropped once the header has it.
+    Return it, and the references to drop once the header refers to it.
     """
     divided = await _divided_table(image, size)
     if divided is not None:
@@ -97,7 +97,7 @@ async def _prepare(image: Image, size: int, kept: int) -> tuple[_Top, References
 
 
 async def _divided_table(image: Image, size: int) -> NDArray[Any] | None:
-    """Return the L2 table that the new end divides, with the entries past it set to 0, or None."""
+    """Return the L2 table at the new end, with the entries past the end set to 0, or None."""
     geometry, l1 = image.geometry, image.tables.l1
     first = geometry.clusters(size)
     inside = first & ((1 << geometry.l2_bits) - 1)
@@ -114,9 +114,9 @@ async def _divided_table(image: Image, size: int) -> NDArray[Any] | None:
 
 
 async def _rest_of(image: Image, kept: int, divided: NDArray[Any] | None) -> References:
-    """Return the references of the L1 table past the kept ones.
+    """Return the references of the L1 table past the kept entries.
 
-    `divided` is the copy of the last kept L2 table; what it refers to stays. Raises OSError if the
+    `divided` is the copy of the last kept L2 table; references from it stay. Raises OSError if the
     image is corrupt.
     """
     pace = Pace(image, "shrinking the disk")
@@ -155,14 +155,14 @@ async def _copy(image: Image, kept: int, divided: NDArray[Any]) -> _Top:
 
 
 def _give_up(image: Image, top: _Top) -> None:
-    """Free the clusters of an L1 table that was not put in force."""
+    """Free the clusters of an L1 table that is not used after all."""
     if top.run is not None:
         image.overlap.metadata_removed(top.run.first, top.run.length)
         image.commit.free(top.run.first, top.run.length)
 
 
 async def _empty_in_place(image: Image, size: int) -> None:
-    """Free what the divided table maps past the new end."""
+    """Free the clusters past the new end that the divided table maps."""
     geometry = image.geometry
     first = geometry.clusters(size)
     end = (first >> geometry.l2_bits) + 1 << geometry.l2_bits
@@ -171,7 +171,7 @@ async def _empty_in_place(image: Image, size: int) -> None:
 
 
 async def _go_over(image: Image, size: int, top: _Top) -> None:
-    """Put another size and L1 table in force, in the header and in memory."""
+    """Use another size and L1 table, in the header and in memory."""
     members = {"size": size, "l1_offset": top.offset, "l1_size": len(top.entries)}
     data_size = image.data.node.size
     try:
@@ -191,6 +191,6 @@ async def _go_over(image: Image, size: int, top: _Top) -> None:
 
 
 async def _cut_data(image: Image, size: int) -> None:
-    """Truncate the external data file to the disk's size, on stable storage."""
+    """Truncate the external data file to the disk's size, and flush it."""
     await image.data.truncate(size)
     await image.data.flush()

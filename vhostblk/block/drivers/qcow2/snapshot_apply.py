@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Going back to an internal snapshot; drained, the image's lock is held.
+"""Reverting to an internal snapshot; drained, with the image's lock held.
 
-The snapshot's L1 table is copied once more, and the header goes over to the copy with one write of
-one sector, the disk's length included. Until then nothing has changed but refcounts, and those are
-only too high; afterwards what the disk had is given up. The state of the machine that a snapshot
-may have lies past the disk's end and stays where it is: the disk has no use for it.
+The snapshot's L1 table is copied. One write of one sector makes the header refer to the copy and
+sets the disk's length. Until then only refcounts have changed, and those are only too high.
+Afterwards the disk's former references are dropped. A snapshot's VM state is past the disk's end
+and stays there: the disk doesn't use it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 async def apply(image: Image, snapshot: Snapshot) -> None:
-    """Revert the disk to a snapshot; raises OSError, and then the disk has not changed."""
+    """Revert the disk to a snapshot. On OSError the disk has not changed."""
     header, geometry = image.header, image.geometry
     if geometry.external_data:
         raise os_error(errno.ENOTSUP)
@@ -60,7 +60,7 @@ async def apply(image: Image, snapshot: Snapshot) -> None:
 
 
 async def _snapshot_table(image: Image, snapshot: Snapshot) -> NDArray[np.uint64]:
-    """Read a snapshot's L1 table, as long as the disk needs it, without "copied" bits."""
+    """Read a snapshot's L1 table with the length that the disk needs, without "copied" bits."""
     entries = image.geometry.l1_entries(snapshot.disk_size)
     table = np.zeros(entries, np.uint64)
     there = min(entries, snapshot.l1_size)

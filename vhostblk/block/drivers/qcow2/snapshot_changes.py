@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Creating and deleting internal snapshots; drained, the image's lock is held.
+"""Creation and deletion of internal snapshots; drained, with the image's lock held.
 
-A snapshot is a copy of the L1 table; all clusters that it refers to get one more reference. What
-the disk and a snapshot share loses its "copied" bit, and so is copied before it changes. One write
-makes the header refer to a new snapshot table. A crash leaves a correct image, perhaps with leaked
-clusters and missing "copied" bits. An operation that fails changes nothing.
+A snapshot is a copy of the L1 table; the refcounts of all clusters that it refers to increase by
+one. Clusters that the disk shares with a snapshot lose their "copied" bit, so they are copied
+before they change. One write makes the header refer to a new snapshot table. A crash leaves a
+correct image, perhaps with leaked clusters and missing "copied" bits. An operation that fails
+changes nothing.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Tables of more snapshots are encoded on a thread.
+#: Tables with more snapshots are encoded in a thread.
 _MANY = 256
 
 
 async def create(image: Image, name: bytes, seconds: int, nanoseconds: int) -> Snapshot:
-    """Make a snapshot of the disk; raises OSError, and then nothing has changed.
+    """Create a snapshot of the disk. On OSError nothing has changed.
 
     A name that is too long is truncated, as in QEMU.
     """
@@ -57,7 +58,7 @@ async def create(image: Image, name: bytes, seconds: int, nanoseconds: int) -> S
     if len(entries) >= MAX_SNAPSHOTS:
         raise os_error(errno.EFBIG)
     if image.geometry.external_data:
-        raise os_error(errno.ENOTSUP)  # data can't be in two places
+        raise os_error(errno.ENOTSUP)  # an external data file can't have snapshots
     snapshot = Snapshot(
         id=str(max((_number(each.id) for each in entries), default=0) + 1).encode(),
         name=name[:MAX_SNAPSHOT_NAME],
@@ -85,7 +86,7 @@ async def create(image: Image, name: bytes, seconds: int, nanoseconds: int) -> S
 
 
 async def delete(image: Image, snapshot: Snapshot) -> None:
-    """Delete a snapshot; raises OSError, and then the snapshot still exists."""
+    """Delete a snapshot. On OSError the snapshot still exists."""
     geometry = image.geometry
     if geometry.external_data:
         raise os_error(errno.ENOTSUP)
@@ -101,10 +102,10 @@ async def delete(image: Image, snapshot: Snapshot) -> None:
 
 
 async def try_to_tidy_up(image: Image) -> None:
-    """Free clusters that are no longer used, and set "copied" where only the disk has a reference.
+    """Free unused clusters, and set "copied" where only the disk has a reference.
 
-    If that fails, it is done when the image is closed. Until then, some clusters are copied before
-    they change although that is not necessary.
+    If that fails, it is repeated when the image is closed. Until then, some clusters are copied
+    before they change although that is not necessary.
     """
     image.references_dropped()
     try:
@@ -132,7 +133,7 @@ async def _tidy_up(image: Image) -> None:
 
 
 def find(image: Image, snapshot_id: bytes | None, name: bytes | None) -> Snapshot | None:
-    """Return the snapshot that has the id and the name, as far as they are given."""
+    """Return the snapshot that has the given id and name; either may be missing."""
     for each in image.snapshots.entries:
         if snapshot_id in (None, each.id) and name in (None, each.name):
             return each
@@ -145,7 +146,7 @@ def _number(text: bytes) -> int:
 
 
 class Taken(NamedTuple):
-    """A copy of an L1 table, and the references that it has taken."""
+    """A copy of an L1 table, and the references taken by it."""
 
     run: Run
     references: References
@@ -157,9 +158,9 @@ class Taken(NamedTuple):
 
 
 async def take_tree(image: Image, l1: NDArray[np.uint64], pace: Pace) -> Taken:
-    """Write a copy of an L1 table, and add a reference to all that it refers to.
+    """Write a copy of an L1 table, and take a reference to everything that it refers to.
 
-    Both are on stable storage afterwards. Raises OSError, and then nothing was taken.
+    Both are on stable storage afterwards. On OSError nothing is taken.
     """
     if image.overlap.incomplete:
         await image.overlap.complete()
@@ -199,7 +200,7 @@ async def _encode(image: Image, entries: list[Snapshot]) -> bytes:
 async def _write_table(image: Image, entries: list[Snapshot]) -> None:
     """Write the snapshot table to a new place, and free the old one.
 
-    Raises OSError, and then the old one is still in use.
+    On OSError the old one is still in use.
     """
     geometry, header, snapshots = image.geometry, image.header, image.snapshots
     data = await _encode(image, entries)

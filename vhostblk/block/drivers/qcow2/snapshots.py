@@ -15,7 +15,7 @@ from vhostblk.schema.snapshot import SnapshotInfo
 if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.layout import Geometry
 
-#: Without an instruction counter.
+#: No instruction counter.
 NO_ICOUNT = (1 << 64) - 1
 
 
@@ -33,12 +33,12 @@ class Snapshot:
     date_nsec: int = 0
     vm_clock_nsec: int = 0
     icount: int = NO_ICOUNT
-    #: How much extra data the file has; what of it is unknown.
+    #: Size of the extra data in the file, including unknown members.
     extra_size: int = SNAPSHOT_EXTRA.size
     unknown_extra: bytes = b""
 
     def describe(self) -> SnapshotInfo:
-        """Return what queries say of it."""
+        """Return the snapshot's entry in queries."""
         seconds, nanoseconds = divmod(self.vm_clock_nsec, 10**9)
         return SnapshotInfo(
             id=self.id.decode(errors="replace"),
@@ -54,17 +54,17 @@ class Snapshot:
 
 @dataclass
 class SnapshotTable:
-    """All snapshots, and how long the table is in the file."""
+    """All snapshots, and the length of the table in the file."""
 
     entries: list[Snapshot] = field(default_factory=list)
     table_bytes: int = 0
 
     def written(self, entries: list[Snapshot], table_bytes: int) -> None:
-        """Take note of the table that the file has now."""
+        """Record the table that the file has now."""
         self.entries, self.table_bytes = entries, table_bytes
 
 
-class Incomplete(Exception):  # noqa: N818 (no error: the reader fetches more)
+class Incomplete(Exception):  # noqa: N818 (not an error: the reader fetches more)
     """More bytes are needed to parse the table."""
 
 
@@ -114,7 +114,7 @@ def _parse_entry(data: bytes, position: int, index: int, disk_size: int) -> tupl
 
 
 def encode_table(entries: list[Snapshot]) -> bytes:
-    """Return the table, each entry with all extra data that is known."""
+    """Return the table; each entry has all known extra data."""
     parts: list[bytes] = []
     for each in entries:
         extra = SNAPSHOT_EXTRA.encode(
@@ -138,7 +138,7 @@ def encode_table(entries: list[Snapshot]) -> bytes:
 
 
 def check_l1(geometry: Geometry, snapshot: Snapshot) -> None:
-    """Raise BlockError where a snapshot's L1 table can't be where it is said to be."""
+    """Raise BlockError if the offset or the size of a snapshot's L1 table is invalid."""
     from vhostblk.block.drivers.qcow2.header import check_table
 
     check_table(

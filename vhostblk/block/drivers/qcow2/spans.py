@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranges of numbers that may overlap, as arrays of starts and stops.
 
-An image may have tens of thousands of long tables in its snapshots, which may be in one place. As
-ranges they take little memory whatever their length.
+An image's snapshots may have tens of thousands of long tables, all at the same offset. As ranges
+they take little memory, whatever their length.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Spans(NamedTuple):
-    """Sorted ranges [start, stop) that don't overlap, and how many times each is covered."""
+    """Sorted ranges [start, stop) that don't overlap, and the number of times each is covered."""
 
     starts: NDArray[np.int64]
     stops: NDArray[np.int64]
@@ -33,7 +33,7 @@ class Spans(NamedTuple):
         )
 
     def beginning(self, most: int) -> Spans:
-        """Return the first ranges, with at most this many numbers in them."""
+        """Return the first ranges, with at most this many numbers in total."""
         fit = np.cumsum(self.stops - self.starts) <= most
         return Spans(self.starts[fit], self.stops[fit], self.counts[fit])
 
@@ -44,7 +44,7 @@ class Spans(NamedTuple):
         return np.repeat(self.starts - before, lengths) + np.arange(lengths.sum())
 
     def of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many times each number is covered."""
+        """Return the number of times each number is covered."""
         if not len(self.starts):
             return np.zeros(len(numbers), np.int64)
         places = np.searchsorted(self.starts, numbers, "right") - 1
@@ -53,7 +53,7 @@ class Spans(NamedTuple):
 
 
 def spans(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Spans:
-    """Divide ranges so that they don't overlap; those without a number in them don't count."""
+    """Divide ranges so that they don't overlap; empty ranges are dropped."""
     there = starts < stops
     starts, stops = starts[there], stops[there]
     edges = np.concatenate([starts, stops])

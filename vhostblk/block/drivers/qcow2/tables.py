@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The L1 table and cached slices of L2 tables.
 
-The L1 table is in memory as a whole. L2 tables are cached in slices, as they are in the file
-(`>u8`), with the range of entries that has changed. Changed and pinned slices stay; others go when
-the cache is full. Slices are numbered through the whole disk.
+The whole L1 table is in memory. L2 tables are cached in slices, in the form of the file (`>u8`),
+with the range of changed entries. Dirty and pinned slices stay; others are evicted when the cache
+is full. Slices are numbered across the whole disk.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class L2Slice(DirtyRange):
 
 
 class L2Cache:
-    """Slices by number. `on_load` and `on_evict` hear of what comes and goes."""
+    """Slices by number. `on_load` and `on_evict` are called for each loaded or evicted slice."""
 
     def __init__(
         self, edge: Edge, geometry: Geometry, l1: NDArray[np.uint64], slice_size: int, limit: int
     ) -> None:
         self._edge = edge
         self._geometry = geometry
-        #: The L1 table, in native byte order, and what of it has changed.
+        #: The L1 table, in native byte order, and its range of changed entries.
         self.l1 = l1
         self.l1_changes = DirtyRange()
         self.configure(slice_size, limit)
@@ -63,7 +63,7 @@ class L2Cache:
         self.on_evict: Callable[[L2Slice], object] = _ignore
 
     def configure(self, slice_size: int, limit: int) -> None:
-        """Set the slices' length in bytes, and how many are kept; the cache is empty."""
+        """Set the slices' length in bytes, and the number of slices to keep; the cache is empty."""
         geometry = self._geometry
         self.slice_size = slice_size
         self.limit = limit
@@ -75,28 +75,28 @@ class L2Cache:
         self.entry_mask = (1 << self.slice_bits) - 1
         self.words_per_entry = 2 if geometry.extended_l2 else 1
 
-    # Which entry of which table maps a guest cluster: all arithmetic for it is here, but for bursts
-    # of writes, which do it at once for many.
+    # The mapping from guest clusters to entries and tables. All such arithmetic is here, except for
+    # bursts of writes, which do it for many clusters at once.
 
     def slice_of(self, offset: int) -> int:
         """Return the number of the slice that maps a guest offset."""
         return offset >> self.span_bits
 
     def first_cluster(self, number: int) -> int:
-        """Return the first guest cluster that a slice maps."""
+        """Return the first guest cluster of a slice."""
         return number << self.slice_bits
 
     def slice_end(self, offset: int) -> int:
-        """Return the guest offset where the slice that maps `offset` ends."""
+        """Return the guest offset of the end of the slice that maps `offset`."""
         return ((offset >> self.span_bits) + 1) << self.span_bits
 
     def table_end(self, offset: int) -> int:
-        """Return the guest offset where the L2 table that maps `offset` ends."""
+        """Return the guest offset of the end of the L2 table that maps `offset`."""
         bits = self.span_bits + self._per_table_bits
         return ((offset >> bits) + 1) << bits
 
     def l1_index(self, number: int) -> int:
-        """Return the L1 entry of the table that a slice is part of."""
+        """Return the index of the L1 entry for a slice's table."""
         return number >> self._per_table_bits
 
     def slices_of(self, index: int) -> range:
@@ -104,12 +104,12 @@ class L2Cache:
         return range(index << self._per_table_bits, (index + 1) << self._per_table_bits)
 
     def table_of(self, number: int) -> int:
-        """Return the offset of the L2 table that a slice is part of; 0: there is none."""
+        """Return the offset of the L2 table of a slice; 0: there is none."""
         index = self.l1_index(number)
         return int(self.l1[index]) & OFFSET_MASK if index < len(self.l1) else 0
 
     async def load(self, number: int) -> L2Slice | None:
-        """Return a slice; None where there is no L2 table. The L1 entry has been checked."""
+        """Return a slice; None: there is no L2 table. The L1 entry has been checked."""
         while True:
             found = self.slices.get(number)
             if found is not None:
@@ -139,30 +139,30 @@ class L2Cache:
         return (number & ((1 << self._per_table_bits) - 1)) * self.slice_size
 
     def insert(self, loaded: L2Slice) -> None:
-        """Add a slice, and make room for it."""
+        """Add a slice to the cache, and evict others if necessary."""
         self.slices[loaded.number] = loaded
         self.on_load(loaded)
         for old in self.slices.excess(self.limit, loaded):
             self.evict(old)
 
     def evict(self, old: L2Slice) -> None:
-        """Forget a slice."""
+        """Drop a slice."""
         del self.slices[old.number]
         self.on_evict(old)
 
     def clear(self) -> None:
-        """Forget all slices, none of which is dirty."""
+        """Drop all slices, none of which is dirty."""
         for old in list(self.slices.values()):
             self.evict(old)
 
     async def drop(self, pace: Pace) -> None:
-        """Forget all slices, none of which is dirty, in turns."""
+        """Drop all slices, none of which is dirty, in turns."""
         while self.slices:
             self.evict(next(iter(self.slices.values())))
             await pace.turn(0)
 
     def clean_unused(self) -> None:
-        """Let go of what has not been used since the last call."""
+        """Drop slices that were not used since the last call."""
         for old in list(self.slices.values()):
             if old.dirty or old.pins:
                 continue
@@ -177,18 +177,18 @@ class L2Cache:
         self.l1_changes.touch(index, index + 1)
 
     def share_all(self) -> None:
-        """Have no table belong to the active disk alone: a snapshot refers to them, too."""
+        """Clear the "copied" bits of all L1 entries: a snapshot refers to the tables, too."""
         self.l1 &= ~np.uint64(COPIED)
         self.l1_changes.touch(0, len(self.l1))
 
     def take_l1(self, table: NDArray[np.uint64]) -> None:
-        """Use another L1 table, which the file has already."""
+        """Use another L1 table, which is already in the file."""
         self.l1 = table
 
     def move_table(self, index: int, host: int) -> None:
-        """Let the cached slices of an L1 entry's table belong to another place in the file.
+        """Move the cached slices of an L1 entry's table to another place in the file.
 
-        All their entries are to be written there.
+        All their entries become dirty.
         """
         for number in self.slices_of(index):
             found = self.slices.get(number)
@@ -197,7 +197,7 @@ class L2Cache:
                 found.touch(0, 1 << self.slice_bits)
 
     def dirty_slices(self) -> list[L2Slice]:
-        """Return what is to be written, in the order of the file."""
+        """Return the dirty slices, in the order of the file."""
         dirty = [each for each in self.slices.values() if each.dirty]
         return sorted(dirty, key=lambda each: each.host)
 

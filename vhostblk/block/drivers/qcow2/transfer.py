@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading and writing metadata, and waiting for several transfers at once."""
+"""Reads and writes of metadata, and waiting for several transfers at once."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     from vhostblk.block.graph.edge import Edge
 
-#: Words of a table that are looked at together.
+#: Number of words of a table to examine together.
 PIECE = 1 << 17
-#: Coroutines that run side by side.
+#: Number of coroutines to run concurrently.
 _TOGETHER = 64
 
 
 def iov_of(array: NDArray[Any]) -> IoVec:
-    """Describe a contiguous array's memory, and keep it alive."""
+    """Return an IoVec of a contiguous array, which it keeps alive."""
     segments = np.zeros(1, IOVEC)
     segments["base"] = address_of(array)
     segments["len"] = array.nbytes
@@ -35,7 +35,7 @@ def iov_of(array: NDArray[Any]) -> IoVec:
 
 
 async def read_array(edge: Edge, offset: int, count: int, dtype: DTypeLike) -> NDArray[Any]:
-    """Read `count` items; what lies past the end of the file reads as zeroes."""
+    """Read `count` items; past the end of the file they are zeroes."""
     array = np.empty(count, dtype)
     if array.nbytes:
         await edge.preadv(offset, iov_of(array))
@@ -43,7 +43,7 @@ async def read_array(edge: Edge, offset: int, count: int, dtype: DTypeLike) -> N
 
 
 def pieces(table: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Divide a table, without the parts that have only zeroes; memory is then not touched."""
+    """Divide a table, without all-zero parts, whose memory stays untouched."""
     for start in range(0, len(table), PIECE):
         part = table[start : start + PIECE]
         if part.any():
@@ -51,7 +51,7 @@ def pieces(table: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 async def read_table(edge: Edge, offset: int, count: int) -> NDArray[np.uint64]:
-    """Read `count` words. Of what has zeroes, or is past the file's end, nothing is in memory."""
+    """Read `count` words. Zeroes, and words past the file's end, take no memory."""
     table = np.zeros(count, np.uint64)
     there = min(count, max(edge.node.size - offset, 0) >> 3)
     for start in range(0, there, PIECE):
@@ -61,7 +61,7 @@ async def read_table(edge: Edge, offset: int, count: int) -> NDArray[np.uint64]:
 
 
 def fill(table: NDArray[np.uint64], start: int, words: NDArray[Any]) -> None:
-    """Put words in a table that has zeroes."""
+    """Copy words into a table of zeroes."""
     for place in range(0, len(words), PIECE):
         part = words[place : place + PIECE]
         if part.any():
@@ -74,7 +74,7 @@ async def read_bytes(edge: Edge, offset: int, length: int) -> bytes:
 
 
 async def write_array(edge: Edge, offset: int, array: NDArray[Any]) -> None:
-    """Write an array, as it is now."""
+    """Write an array with its present content."""
     if array.nbytes:
         await edge.pwritev(offset, iov_of(np.ascontiguousarray(array)))
 
@@ -85,9 +85,9 @@ async def write_bytes(edge: Edge, offset: int, data: bytes) -> None:
 
 
 async def run_all(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> None:
-    """Run coroutines side by side; once all have ended, raise the first error.
+    """Run coroutines concurrently; once all have ended, raise the first error.
 
-    Of many, some run at a time, so that others get the event loop.
+    Only some run at a time, so that the event loop can run other tasks.
     """
     if len(coroutines) == 1:
         await coroutines[0]
@@ -106,7 +106,7 @@ async def run_all(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> None:
 
 
 class Mutex:
-    """Lets one coroutine in at a time, in the order of arrival."""
+    """Admits one coroutine at a time, in the order of arrival."""
 
     __slots__ = ("_held", "_waiting")
 
@@ -122,7 +122,7 @@ class Mutex:
         self._waiting.append(turn)
         try:
             await turn
-        except BaseException:  # cancelled, when the turn had come
+        except BaseException:  # cancelled after it got the lock
             self._pass_on()
             raise
 
@@ -131,7 +131,7 @@ class Mutex:
 
     def _pass_on(self) -> None:
         if self._waiting:
-            # Not on this stack: many may wait.
+            # Not on this stack, as many may wait.
             asyncio.get_running_loop().call_soon(self._waiting.popleft().set_result, None)
         else:
             self._held = False

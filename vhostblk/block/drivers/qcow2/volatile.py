@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volatile entries of the extent map: those that a crash may take back.
+"""Volatile entries of the extent map: a crash may lose their metadata.
 
 A cluster that has just been allocated is in the map at once, but its L2 entry is on stable storage
 only after a flush. A write that must be durable when it completes (write cache off, FUA) must not
-just overwrite such a cluster: after a crash, no L2 entry might refer to it. So the entry in the map
-has a volatile bit. The engine then leaves these writes to the driver, which flushes after them.
+overwrite such a cluster directly: after a crash, no L2 entry might refer to it. So the entry in the
+map has a volatile bit. The engine then leaves these writes to the driver, which flushes after them.
 
 An entry gets the bit when its L2 entry changes. It loses the bit when a flush succeeds that began
-after the L2 entry was written. There are two such bits, which take turns: a flush clears one, and
+after the L2 entry was written. There are two such bits, used alternately: a flush clears one, and
 entries that change during the flush get the other.
 
-What was read from the file need not be on stable storage either: another process may have written
+Content read from the file need not be on stable storage either: another process may have written
 it, or we wrote it before the slice was evicted from the cache. All entries of such a slice are
 volatile.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 #: After this many entries are cleared, the event loop gets a turn.
 _TURN = 1 << 20
 
-#: A range of entries of each slice, by the slice's number.
+#: A range of entries for each slice, by the slice's number.
 _Ranges = dict[int, tuple[int, int]]
 
 
@@ -57,13 +57,13 @@ class Volatile:
         entries |= (entries & np.uint64(OVERWRITE)) * step
 
     def mark_loaded(self, number: int, entries: NDArray[np.uint64]) -> None:
-        """Set the bit in all entries of a slice, if the file's content may not be durable."""
+        """Set the bit in all entries of a loaded slice, if the file may not be durable."""
         if self._unknown or self._unknown_covered:
             self.mark(entries)
             self.note(number, 0, self._publisher.slice_clusters)
 
     def note(self, number: int, low: int, high: int) -> None:
-        """Note that changed entries [low, high) of a slice are about to be written."""
+        """Record that changed entries [low, high) of a slice are about to be written."""
         before = self._marked.get(number)
         if before is not None:
             low, high = min(low, before[0]), max(high, before[1])

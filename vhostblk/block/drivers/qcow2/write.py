@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes that change metadata: allocation and copy-on-write.
 
-Writes that arrive in one turn of the event loop are done together: all host clusters that they
-need are allocated as runs, what is contiguous in the file is one transfer, and a cluster that
-several of them fill between them is not filled up by us first. For each guest cluster a `_Plan`
-says where it will be and what else than the guests' data has to be written there. L2 entries change
-when all data is written, so until then everybody sees the former content.
+Writes that arrive in one iteration of the event loop are done together. The host clusters that they
+need are allocated as runs, and ranges that are contiguous in the file are one transfer. A cluster
+that several writes fill completely needs no copy-on-write. For each guest cluster a `_Plan` has its
+place and the data to write there in addition to the guests' data. L2 entries change after all data
+has been written; until then reads return the former content.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.tables import L2Slice
     from vhostblk.block.graph.node import Failures
 
-#: Of what is done together: requests, and bytes of the clusters that they touch.
+#: Limits of a batch: requests, and bytes of the clusters that they touch.
 _BATCH_REQUESTS = 256
 _BATCH_BYTES = 32 << 20
-#: Fills so near to each other are read at once, with what is between them.
+#: Fills with a gap of at most this many bytes are read at once, including the gap.
 _NEAR = 16 << 10
-#: From here on zeroes are made by the file system's means rather than written.
+#: Zeroes of this length or more are made with write-zeroes requests.
 _LONG_ZEROES = 32 << 10
 
 
@@ -47,14 +47,14 @@ class _Burst:
         self.done: Completion[Failures] = Completion()
 
     def fail(self, number: int, error: BaseException) -> None:
-        """Note what one of them has failed with."""
+        """Record the error of one of them."""
         if not self.failures:
             self.failures = [None] * self.count
         self.failures[number] = error
 
 
 class Request:
-    """A guest's write that waits for its turn, one of a burst."""
+    """A guest's write that waits for its turn; part of a burst."""
 
     __slots__ = ("burst", "error", "iov", "number", "offset", "stop")
 
@@ -68,7 +68,7 @@ class Request:
 
 
 class _Plan:
-    """What becomes of one guest cluster."""
+    """The changes of one guest cluster."""
 
     __slots__ = ("cluster", "entry", "error", "fills", "found", "fresh", "host", "index", "needed",
                  "new", "requests")  # fmt: skip
@@ -79,20 +79,20 @@ class _Plan:
         self.index = index
         self.entry = entry
         self.requests: list[Request] = []
-        #: A host cluster is allocated for it, or it stays where it is.
+        #: A host cluster is allocated for it. Otherwise it stays in place.
         self.new = False
         self.host = entry.host
-        #: The host cluster reads as zeroes, as far as nobody has written to it.
+        #: The host cluster reads as zeroes, except where it has been written.
         self.fresh = False
-        #: Subclusters that will have their data in the host cluster, besides those that have.
+        #: Subclusters whose data will be added to the host cluster.
         self.needed = 0
-        #: Ranges of the guest to be filled in: start, stop, what they have (ZERO: zeroes).
+        #: Guest ranges to fill: start, stop, and the type of their content (ZERO: zeroes).
         self.fills: list[tuple[int, int, Kind]] = []
         self.error: BaseException | None = None
 
 
 class _Copy(NamedTuple):
-    """A range of the guest to be read at once, and the fills in it."""
+    """A guest range to read at once, and the fills in it."""
 
     plan: _Plan
     start: int
@@ -102,7 +102,7 @@ class _Copy(NamedTuple):
 
 
 class _Transfer:
-    """A run of bytes to write to the data file, for these plans."""
+    """A run of bytes to write to the data file, and its plans."""
 
     __slots__ = ("host", "iovs", "length", "plans")
 
@@ -115,7 +115,7 @@ class _Transfer:
 
 
 class Writer:
-    """Does writes that the published table does not allow."""
+    """Does the writes that the published table does not allow."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
@@ -125,13 +125,13 @@ class Writer:
         self._scratch = Scratch()
 
     async def write(self, offset: int, iov: IoVec) -> None:
-        """Write a range, in turn with other changes."""
+        """Write a range, in order with other changes."""
         for error in await self.write_burst([offset], [iov]):
             if error is not None:
                 raise error
 
     def write_burst(self, offsets: list[int], iovs: list[IoVec]) -> Completion[Failures]:
-        """Write ranges, in turn with other changes."""
+        """Write ranges, in order with other changes."""
         burst = _Burst(len(offsets))
         for number, offset in enumerate(offsets):
             self._pending.append(Request(offset, iovs[number], burst, number))
@@ -153,7 +153,7 @@ class Writer:
                     await self._do(self._take_batch())
         finally:
             self._running = False
-            if self._pending:  # a mistake of ours must not leave others waiting
+            if self._pending:  # our own bug must not leave others waiting
                 self._begin()
 
     def _take_batch(self) -> list[Request]:
@@ -219,7 +219,7 @@ class Writer:
         return _Plan(cluster, found, index, entry)
 
     def _work_out(self, plan: _Plan) -> None:
-        """Decide whether the cluster stays where it is, and what has to be filled in."""
+        """Decide whether the cluster stays in place, and which ranges to fill."""
         geometry, entry = self._image.geometry, plan.entry
         start = plan.cluster << geometry.cluster_bits
         stop = start + geometry.cluster_size
@@ -242,7 +242,7 @@ class Writer:
         self._find_fills(plan, start, covered)
 
     def _find_fills(self, plan: _Plan, start: int, covered: list[tuple[int, int]]) -> None:
-        """Find what the needed subclusters have that nobody writes."""
+        """Find the content of needed subclusters that no request writes."""
         geometry, entry = self._image.geometry, plan.entry
         has_backing = self._image.backing is not None
         size, needed, number = geometry.subcluster_size, plan.needed, 0
@@ -266,7 +266,7 @@ class Writer:
         return backing is None or backing.known_zero(start, length)
 
     async def _allocate(self, plans: list[_Plan]) -> None:
-        """Allocate host clusters. If there are not enough, the first plans get them."""
+        """Allocate host clusters. If there are too few, the first plans get them."""
         bits, count = self._image.geometry.cluster_bits, len(plans)
         waiting = iter(plans)
         left = count
@@ -288,10 +288,10 @@ class Writer:
             left -= count
             count = min(count, left)
 
-    # Doing.
+    # Execution.
 
     async def _perform(self, plans: list[_Plan]) -> None:
-        """Write data, then change the L2 entries. What fails is noted in the plans."""
+        """Write data, then change the L2 entries. Errors are recorded in the plans."""
         image = self._image
         sources = await self._read_fills(plans)
         transfers = _join(self._transfers(plans, sources))
@@ -308,14 +308,14 @@ class Writer:
         self._note_used(plans)
         for transfer, failure in zip(transfers, failures, strict=True):
             if failure is not None:
-                await self._tell(transfer, failure)
+                await self._record_failure(transfer, failure)
         self._link([plan for plan in plans if plan.error is None and plan.needed])
         for plan in plans:
             if plan.error is not None:
                 await self._undo(plan)
 
     def _note_used(self, plans: list[_Plan]) -> None:
-        """Note writes that may be past all clusters that were in use."""
+        """Record writes that may be past all clusters in use."""
         image = self._image
         if image.geometry.external_data:
             return
@@ -324,8 +324,8 @@ class Writer:
             if not plan.new and plan.host < size:
                 image.allocator.used(plan.host >> bits)
 
-    async def _tell(self, transfer: _Transfer, failure: BaseException) -> None:
-        """Note what a transfer has failed with. Data of several plans is tried one by one."""
+    async def _record_failure(self, transfer: _Transfer, failure: BaseException) -> None:
+        """Record a transfer's error. One of several plans is first retried plan by plan."""
         failures: Failures = [failure] * len(transfer.plans)
         if transfer.iovs is not None and len(transfer.iovs) > 1:
             host, writes = transfer.host, []
@@ -337,12 +337,12 @@ class Writer:
             plan.error = plan.error or error
 
     async def _undo(self, plan: _Plan) -> None:
-        """Give back a host cluster that nothing refers to yet."""
+        """Free a host cluster that nothing refers to yet."""
         if plan.new:
             await self._image.allocator.free_bytes(plan.host, 1)
 
     async def _read_fills(self, plans: list[_Plan]) -> dict[int, IoVec]:
-        """Read what has to be copied, all at once; by guest offset."""
+        """Read the data to copy, all at once; by guest offset."""
         wanted = [copy for plan in plans for copy in _copies(plan)]
         if not wanted:
             return {}
@@ -410,7 +410,7 @@ class Writer:
         return data.write(transfer.host, iov)
 
     def _link(self, plans: list[_Plan]) -> None:
-        """Let L2 entries say where the data is now, and give up what they said before."""
+        """Let L2 entries refer to the data, and free what they referred to before."""
         image = self._image
         geometry = image.geometry
         for plan in plans:
@@ -432,7 +432,7 @@ class Writer:
 
 
 def _copies(plan: _Plan) -> list[_Copy]:
-    """Return what has to be read to fill up a cluster."""
+    """Return the ranges to read to fill a cluster."""
     found: list[_Copy] = []
     for start, stop, kind in plan.fills:
         if kind is Kind.ZERO:
@@ -458,7 +458,7 @@ def _union(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _gaps(low: int, high: int, covered: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return what of [low, high) is not covered."""
+    """Return the parts of [low, high) that are not covered."""
     result: list[tuple[int, int]] = []
     for start, stop in covered:
         if stop <= low or start >= high:
@@ -472,7 +472,7 @@ def _gaps(low: int, high: int, covered: list[tuple[int, int]]) -> list[tuple[int
 
 
 def _join(transfers: list[_Transfer]) -> list[_Transfer]:
-    """Make one transfer of those that lie one behind the other."""
+    """Join contiguous transfers."""
     result: list[_Transfer] = []
     for transfer in sorted(transfers, key=lambda each: each.host):
         last = result[-1] if result else None

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes of whole clusters that are stored compressed.
 
-Compressed clusters lie one behind the other, from any byte on; a host cluster has one reference for
-each of those that it has a part of. What doesn't get shorter is written as it is. Other than in
-QEMU a cluster that is allocated already may be written again: the new data gets a place of its own.
+Compressed clusters are packed one behind the other, at any byte offset. A host cluster has one
+reference for each compressed cluster that has a part in it. Clusters that don't get shorter are
+written uncompressed. Unlike in QEMU, an allocated cluster may be written again: the new data gets a
+new place.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ if TYPE_CHECKING:
     from vhostblk.block.drivers.qcow2.tables import L2Slice
     from vhostblk.block.io.iovec import IoVec
 
-#: So many bytes of clusters, but at least one, are compressed at the same time.
+#: Number of bytes of clusters, at least one cluster, to compress at the same time.
 _ROUND_BYTES = 1 << 20
 
 
 class _Packed(NamedTuple):
-    """A cluster's compressed data, and where it goes."""
+    """A cluster's compressed data, and its place."""
 
     offset: int
     data: bytes
     host: int
     found: L2Slice
-    #: Of its entry in the slice.
+    #: The index of its entry in the slice.
     place: int
     entry: Entry
 
@@ -78,7 +79,7 @@ async def _write_round(image: Image, offset: int, iov: IoVec) -> None:
 
 
 async def _store(image: Image, clusters: list[tuple[int, bytes]]) -> None:
-    """Write compressed clusters, then let L2 entries say where they are."""
+    """Write compressed clusters, then let L2 entries refer to them."""
     placed: list[_Packed] = []
     try:
         for offset, data in clusters:
@@ -101,7 +102,7 @@ async def _store(image: Image, clusters: list[tuple[int, bytes]]) -> None:
 
 
 async def _place(image: Image, offset: int, data: bytes) -> _Packed:
-    """Find room for a cluster's compressed data; its slice is pinned."""
+    """Allocate space for a cluster's compressed data; its slice is pinned."""
     cluster = offset >> image.geometry.cluster_bits
     found = await image.ensure_table(offset)
     index = cluster & image.tables.entry_mask
@@ -116,7 +117,7 @@ async def _place(image: Image, offset: int, data: bytes) -> _Packed:
 
 
 def _runs(placed: list[_Packed]) -> list[tuple[int, bytes]]:
-    """Join what lies one behind the other: offset in the file, and data."""
+    """Join contiguous data: offset in the file, and data."""
     runs: list[tuple[int, list[bytes]]] = []
     end = -1
     for each in placed:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain cases of writing, in bursts: new clusters in a part of the file never used before.
+"""Fast path for bursts of writes to new clusters in a part of the file that was never used.
 
-What such a cluster needs is the guests' data and nothing else, or what the backing file has there,
-read as a whole, with the guests' data put over it. A burst allocates once, reads once, writes runs
-of clusters, and changes the tables. So these take a shorter way than `write` in general, and leave
-to it whatever is not that plain. Requests whose clusters an earlier burst has allocated while they
-waited go along. Streams are given clusters in advance (see `ahead`).
+Such a cluster gets only the guests' data, or the content of the whole cluster in the backing file
+with the guests' data over it. A burst allocates once, reads once, writes runs of clusters, and
+changes the tables. This is shorter than `write`, which does all other requests. Requests to
+clusters that an earlier burst has allocated are included. Streams get clusters in advance (see
+`ahead`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class _Cluster:
-    """A guest cluster that nobody has, and what is written to it."""
+    """A guest cluster that is not allocated, and the data to write to it."""
 
     __slots__ = ("error", "found", "host", "number", "parts")
 
@@ -46,23 +46,22 @@ class _Cluster:
         self.error: BaseException | None = None
 
     def pieces(self) -> list[_Piece]:
-        """Return what is written to it, where nothing else has to be there."""
+        """Return the pieces to write, without data of the backing file."""
         return [(self.host + start, iov, (self,)) for start, iov, _ in self.parts]
 
 
-#: Pieces are joined up to this length. Of longer ones the page cache would make huge pages, which
-#: are slow to come by: copying into them took five times as long on a machine whose free memory
-#: is lent back to its host.
+#: The maximum length of joined pieces. For longer ones the page cache would allocate huge pages,
+#: which is slow: copying into them took five times as long on a machine with free page reporting.
 MAX_RUN = 512 << 10
 
-#: Who are to know if something fails.
+#: The receivers of errors.
 _Owners: TypeAlias = "Sequence[_Cluster | Request]"
-#: Offset in the file, what is to be there, and whose it is.
+#: Offset in the file, data, and the receivers of errors.
 _Piece = tuple[int, IoVec, _Owners]
 
 
 async def write_fresh(image: Image, batch: Sequence[Request], scratch: Scratch) -> list[Request]:
-    """Do what is plain of a batch; return the rest. Failures of data are noted in the requests."""
+    """Do the simple requests of a batch; return the others. Errors are recorded in the requests."""
     await _load(image, batch)
     picked, taken_back = _Picked(image), image.publisher.taken_back
     rest = picked.take(batch)
@@ -89,7 +88,7 @@ async def write_fresh(image: Image, batch: Sequence[Request], scratch: Scratch) 
 
 
 async def _load(image: Image, batch: Sequence[Request]) -> None:
-    """Have the L2 slices at both ends of each request, as far as the cache keeps so many."""
+    """Load the L2 slices at both ends of each request, as far as the cache has room."""
     bits, slices = image.tables.span_bits, image.tables.slices
     wanted = {request.offset >> bits for request in batch}
     wanted.update([request.stop - 1 >> bits for request in batch])
@@ -99,11 +98,11 @@ async def _load(image: Image, batch: Sequence[Request]) -> None:
             try:
                 await image.ensure_table(number << bits)
             except OSError:
-                continue  # to be found out once more, and told
+                continue  # the general path tries again, and reports the error
 
 
 class _Picked:
-    """What is plain of a batch."""
+    """The simple requests of a batch."""
 
     def __init__(self, image: Image) -> None:
         geometry = image.geometry
@@ -111,12 +110,12 @@ class _Picked:
         self._possible = not geometry.extended_l2 and not geometry.external_data
         self._fresh = image.allocator.gives_fresh
         self.clusters: dict[int, _Cluster] = {}
-        #: Requests that only overwrite allocated clusters, and the pieces that they write.
+        #: Requests that only overwrite allocated clusters, and the pieces to write for them.
         self.overwriting: list[Request] = []
         self.pieces: list[_Piece] = []
 
     def take(self, batch: Sequence[Request]) -> list[Request]:
-        """Take in what is plain; return the rest."""
+        """Pick the simple requests; return the others."""
         if not self._possible:
             return list(batch)
         clusters, bits = self.clusters, self._image.geometry.cluster_bits
@@ -141,12 +140,12 @@ class _Picked:
         return rest
 
     def look_again(self) -> list[Request]:
-        """Drop the overwrites; return their requests, which have to be checked again."""
+        """Drop the overwrites; return their requests, which must be checked again."""
         self.pieces = []
         return self.overwriting
 
     def _take_long(self, request: Request) -> bool:
-        """Take a request for several clusters in, if nobody has any of them."""
+        """Pick a request for several clusters, if none of them is allocated."""
         bits, offset = self._image.geometry.cluster_bits, request.offset
         numbers = range(offset >> bits, (request.stop - 1 >> bits) + 1)
         found = [self.clusters.get(number) or self._cluster(number) for number in numbers]
@@ -161,7 +160,7 @@ class _Picked:
         return True
 
     def _cluster(self, number: int) -> _Cluster | None:
-        """Begin with a cluster, if nobody has it."""
+        """Start a cluster, if it is not allocated."""
         tables = self._image.tables
         found = tables.slices.get(number >> tables.slice_bits)
         if (
@@ -178,10 +177,11 @@ class _Picked:
 
 
 async def _give_ahead(image: Image, clusters: Sequence[_Cluster]) -> None:
-    """Give streams clusters in advance, behind the clusters of a burst, which are linked by now.
+    """Allocate clusters in advance for streams, behind the clusters of a burst.
 
-    A stream gets none if a write of it has failed. If allocation fails, it gets none either, and
-    there is no error, as no request needs these clusters.
+    The clusters of the burst are linked already. A stream gets none if one of its writes has
+    failed. If the allocation fails, it gets none either, without an error, as no request needs
+    these clusters.
     """
     written = (each.number for each in clusters if each.error is None)
     for end, count in image.streams.follow(written):
@@ -216,11 +216,11 @@ def _behind(image: Image, end: int, count: int) -> list[_Cluster]:
 
 
 async def _allocate(image: Image, clusters: Sequence[_Cluster]) -> bool:
-    """Find host clusters that read as zeroes; tell whether there are so many."""
+    """Allocate host clusters that read as zeroes; return False if there are too few."""
     try:
         runs = await image.allocator.allocate(len(clusters))
     except OSError:
-        return False  # to be found out once more, and told
+        return False  # the general path tries again, and reports the error
     if not all(run.fresh for run in runs):
         for run in runs:
             await image.allocator.free(run)
@@ -235,7 +235,7 @@ async def _allocate(image: Image, clusters: Sequence[_Cluster]) -> bool:
 async def _fill(
     image: Image, clusters: Sequence[_Cluster], pieces: list[_Piece], scratch: Scratch
 ) -> None:
-    """Write pieces, and clusters filled up from the backing file. Owners note their errors."""
+    """Write pieces, and clusters filled from the backing file. Errors go to the owners."""
     size, backing = image.geometry.cluster_size, image.backing
     incomplete, copied = [], []
     for cluster in clusters:
@@ -262,11 +262,11 @@ async def _fill(
 async def _copy(
     backing: Edge, clusters: Sequence[_Cluster], size: int, scratch: Scratch, writes: _Writes
 ) -> None:
-    """Read clusters as they are beneath, put the guests' data over them and start to write them."""
+    """Read clusters from the backing file, add the guests' data, and start to write them."""
     whole, address = scratch.segments(len(clusters), size)
     for low, high in _runs(clusters, size):
         if low:
-            await asyncio.sleep(0)  # what was started goes to the kernel, which writes meanwhile
+            await asyncio.sleep(0)  # the writes started so far go to the kernel
         some, window = clusters[low:high], whole.segments_from(low, high)
         failures = await backing.pread_segments([each.number * size for each in some], window)
         for index, each in enumerate(some, low):
@@ -282,12 +282,12 @@ async def _copy(
 
 
 def _pieces(clusters: Sequence[_Cluster], window: IoVec) -> list[_Piece]:
-    """Return what a run of clusters is made of; each is a segment."""
+    """Return the pieces of a run of clusters; each is a segment."""
     return [(each.host, window.segment(index), (each,)) for index, each in enumerate(clusters)]
 
 
 def _runs(clusters: Sequence[_Cluster], size: int) -> list[tuple[int, int]]:
-    """Tell which clusters, from which one to before which, lie together in the file."""
+    """Return the ranges of clusters that are contiguous in the file, as (first, end)."""
     runs: list[tuple[int, int]] = []
     first, start = 0, clusters[0].host
     for index, cluster in enumerate(clusters):
@@ -300,7 +300,7 @@ def _runs(clusters: Sequence[_Cluster], size: int) -> list[tuple[int, int]]:
 
 
 def _covers(cluster: _Cluster, size: int) -> bool:
-    """Tell whether the guests' data fills a cluster."""
+    """Return whether the guests' data fills a cluster."""
     parts = cluster.parts
     if len(parts) == 1:
         return parts[0][1].nbytes == size
@@ -313,21 +313,21 @@ def _covers(cluster: _Cluster, size: int) -> bool:
 
 
 class _Writes:
-    """Writes to the data file, side by side."""
+    """Concurrent writes to the data file."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self._together = Together()
-        #: What returns the pieces of each run.
+        #: Functions that return the pieces of each run.
         self._runs: list[Callable[[], list[_Piece]]] = []
 
     def start(self, host: int, iov: IoVec, run: Callable[[], list[_Piece]]) -> None:
-        """Start to write a run; `run` returns what it is made of."""
+        """Start to write a run; `run` returns its pieces."""
         self._runs.append(run)
         self._together.start(self._image.guest_data.write(host, iov))
 
     def start_all(self, pieces: list[_Piece]) -> None:
-        """Start to write pieces, those that follow each other together."""
+        """Start to write pieces, contiguous ones together."""
         runs: list[list[_Piece]] = []
         end = -1
         for piece in sorted(pieces, key=itemgetter(0)):
@@ -341,16 +341,16 @@ class _Writes:
             self.start(run[0][0], whole, run.copy)
 
     async def finish(self) -> None:
-        """Wait for all writes; note errors in their owners."""
+        """Wait for all writes; record errors in the owners."""
         failures = await self._together.ended()
         if failures:
             self._image.commit.wrote()
         for run, failure in zip(self._runs, failures, strict=True):
             if failure is not None:
-                await self._tell(run(), failure)
+                await self._record_failure(run(), failure)
 
-    async def _tell(self, run: list[_Piece], failure: BaseException) -> None:
-        """Note what a run has failed with. Pieces of several are tried one by one before."""
+    async def _record_failure(self, run: list[_Piece], failure: BaseException) -> None:
+        """Record the error of a run. A run of several pieces is first retried piece by piece."""
         failures: Failures = [failure]
         if len(run) > 1:
             failures = await gather([self._image.guest_data.write(at, iov) for at, iov, _ in run])
@@ -360,7 +360,7 @@ class _Writes:
 
 
 async def _link(image: Image, clusters: Sequence[_Cluster]) -> None:
-    """Let L2 entries say where the data is; give back what could not be filled."""
+    """Let L2 entries refer to the data; free the clusters that could not be filled."""
     mask = image.tables.entry_mask
     done: dict[int, int] = {}
     failed: list[_Cluster] = []

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 _ALL_ZERO = ALL_SUBCLUSTERS << SUBCLUSTERS
 
-#: So many clusters are changed before others get a turn on the event loop.
+#: Number of clusters to change before the event loop can run other tasks.
 _TURN = 512
 
 
 class Zeroer:
-    """Makes ranges read as zeroes, and forgets ranges; the image's lock is held."""
+    """Makes ranges read as zeroes, and discards ranges; callers hold the image's lock."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
@@ -39,7 +39,7 @@ class Zeroer:
     async def zero(self, offset: int, length: int, *, unmap: bool) -> None:
         """Make whole subclusters read as zeroes.
 
-        Raises OSError(ENOTSUP), perhaps on the way, where the image has no means to say so.
+        Raises OSError(ENOTSUP), perhaps after a part, if the image can't represent zeroes.
         """
         image = self._image
         geometry = image.geometry
@@ -74,8 +74,8 @@ class Zeroer:
     ) -> None:
         """Zero a range of a data file that is a raw image of the disk, then `change` its entries.
 
-        Overwrites through the published table wait meanwhile. Else the data file would have what
-        they write, and the disk would have zeroes.
+        Overwrites through the published table wait meanwhile. Otherwise the data file would have
+        their data, and the disk would have zeroes.
         """
         image = self._image
         tables = image.tables
@@ -90,7 +90,7 @@ class Zeroer:
 
     @asynccontextmanager
     async def _overwrites_kept_off(self, offset: int, stop: int) -> AsyncIterator[None]:
-        """Keep overwrites of a range, which is in one slice, out while the block runs."""
+        """Let overwrites of a range, which is in one slice, wait while the block runs."""
         image = self._image
         if await image.reader.slice_at(offset) is None:
             yield  # no cluster is allocated, so all writes take the image's lock
@@ -139,7 +139,7 @@ class Zeroer:
         self._set(found, index, entry, entry.word, bitmap)
 
     async def discard(self, offset: int, length: int) -> None:
-        """Forget whole clusters."""
+        """Discard whole clusters."""
         image = self._image
         geometry = image.geometry
         if geometry.version < 3 and image.backing is not None:
@@ -164,7 +164,7 @@ class Zeroer:
             offset += image.geometry.cluster_size
 
     async def forget(self, first: int, last: int) -> None:
-        """Let go of guest clusters [first, last) altogether: they will be past the disk's end."""
+        """Free guest clusters [first, last), which will be past the disk's end."""
         image = self._image
         bits = image.geometry.cluster_bits
         for cluster in range(first, last):
@@ -198,7 +198,7 @@ class Zeroer:
             image.give_up(entry, discard=image.settings.discard_request)
 
     def _set(self, found: L2Slice, index: int, entry: Entry, word: int, bitmap: int) -> None:
-        """Change an L2 entry; `bitmap` says what reads as zeroes, also for standard entries."""
+        """Change an L2 entry; `bitmap` has the zero bits, also for standard entries."""
         image = self._image
         geometry = image.geometry
         if geometry.extended_l2:
@@ -218,7 +218,7 @@ class Zeroer:
     async def zero_around(self, offset: int, end: int) -> bool:
         """Make the subcluster at `offset` a zero subcluster; return False if it has other data.
 
-        Afterwards it doesn't depend on what a backing file has there. `end`: where the disk ends.
+        Afterwards it doesn't depend on the backing file. `end` is the end of the disk.
         """
         image = self._image
         unit = image.geometry.subcluster_size
@@ -232,7 +232,7 @@ class Zeroer:
         return True
 
     async def reads_zero(self, offset: int, length: int) -> bool:
-        """Tell whether a range has nothing but zeroes already, by the tables."""
+        """Return whether a range already reads as zeroes, by the tables."""
         image = self._image
         for piece in await image.reader.pieces(offset, length):
             if piece.kind is Kind.UNALLOCATED:

@@ -1,7 +1,0 @@
-/* SPDX-License-Identifier: Apache-2.0 */
-#ifndef VHOSTBLK_UPCALL_H
-#define VHOSTBLK_UPCALL_H
-
-#include "queue.h"
-
-#endif
