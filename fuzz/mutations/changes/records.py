@@ -213,7 +213,7 @@ MUTATIONS = (
         _INFLIGHT,
         """
         - self._desc["counter"][heads] = numbers
-          self._desc["inflight"][heads] = 1  # one after the other, in this order
+          self._desc["inflight"][heads] = 1  # one store after the other, in this order
         + self._desc["counter"][heads] = numbers
         """,
         "After a kill, requests are done again in another order.",
@@ -223,7 +223,7 @@ MUTATIONS = (
         "record-python-heads-noted-in-any-order",
         _INFLIGHT,
         """
-        - self._desc["inflight"][heads] = 1  # one after the other, in this order
+        - self._desc["inflight"][heads] = 1  # one store after the other, in this order
         + self._desc["inflight"][heads[::-1]] = 1
         """,
         "A kill in between: the next one takes recorded requests as new, and skips others.",
