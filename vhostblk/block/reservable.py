@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhostblk.block.errors import BlockError
+from vhostblk.errors import reason
 from vhostblk.reservations import codec
 from vhostblk.reservations.layout import PERSISTENT_RESERVE_OUT
 
@@ -98,4 +99,4 @@ def _descriptor(node: Reservable, title: str, *, writes: bool) -> int:
         # With auto-read-only, a node without writers is open for reading only.
         return os.open(f"/proc/self/fd/{node.fd}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise BlockError(f"{title}: can't open the device for writing: {error.strerror}") from error
+        raise BlockError(f"{title}: can't open the device for writing: {reason(error)}") from error

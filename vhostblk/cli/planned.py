@@ -93,7 +93,7 @@ def _different(planned: QapiStruct, taken: QapiStruct) -> Iterator[str]:
 def _members(options: QapiStruct) -> dict[str, Any]:
     """Return the members with their values, including omitted members of nodes."""
     if options.__struct_config__.tag == "secret":
-        return {}  # a hand-over has the value of a secret, and not its file
+        return {}  # a hand-over carries its value, not its options
     if isinstance(options, BlockdevOptions):
         options = inherit.resolve(options)
     members: dict[str, Any] = msgspec.to_builtins(options)

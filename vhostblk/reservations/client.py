@@ -16,7 +16,7 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from vhostblk.errors import VhostblkError
+from vhostblk.errors import VhostblkError, reason
 from vhostblk.reservations.errors import CutShortError, ProtocolError
 from vhostblk.reservations.layout import FEATURES_SIZE, REPLY
 from vhostblk.reservations.manager import Manager
@@ -92,8 +92,7 @@ class HelperClient(Manager):
             ) from None
         except (OSError, ValueError) as error:
             made.close()
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise ConnectError(f"Failed to connect to '{self.path}': {reason}") from error
+            raise ConnectError(f"Failed to connect to '{self.path}': {reason(error)}") from error
         except BaseException:
             made.close()
             raise
