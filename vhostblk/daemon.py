@@ -211,9 +211,9 @@ class Daemon:
         await self.graph.remove(node_name)
 
     async def read_reservations(self, node_name: str, action: PrInAction) -> PrStatus:
-        """Ask the device of a node what is registered or reserved, or what it can do.
+        """Return the registrations, the reservation or the capabilities of a node's device.
 
-        The node is one of `host_device`, with `pr-manager`.
+        The node is a `host_device` with a `pr-manager`.
         """
         from vhostblk.block.reservable import read_reservations
 
@@ -232,7 +232,7 @@ class Daemon:
     ) -> None:
         """Change registrations, or the reservation, of the device of a node.
 
-        Raises VhostblkError where the device refuses: another one has reserved it, say.
+        Raises VhostblkError if the device refuses, for example because another one has reserved it.
         """
         from vhostblk.block.reservable import Change, change_reservations
 

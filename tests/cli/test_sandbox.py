@@ -76,4 +76,6 @@ def test_a_directory_that_does_not_exist(tmp_path: Path) -> None:
 
 def test_directories_where_all_files_are_allowed(tmp_path: Path) -> None:
     said = refusal("--sandbox", "files=allow,directory=.", cwd=tmp_path)
-    assert said.endswith("directory= says which files may be opened, files=allow that all may")
+    assert said.endswith(
+        "directory= restricts the files that may be opened, files=allow allows all"
+    )

@@ -145,4 +145,4 @@ def test_an_unknown_format(tmp_path: Path) -> None:
 def test_a_format_without_an_image(tmp_path: Path) -> None:
     node = ("--blockdev", "null-co,node-name=n,size=1048576")
     said = refusal(*node, f"{ADDRESS},format=raw", cwd=tmp_path)
-    assert said == f"{ADDRESS},format=raw: format= is for an image, and none is named"
+    assert said == f"{ADDRESS},format=raw: format= needs an image, and none is named"

@@ -196,7 +196,7 @@ def test_kick_descriptor_that_is_no_eventfd_is_refused() -> None:
             await front.connect()
             read_end, write_end = os.pipe()
             config = vring_config(front.rings[0], front.memory)
-            with pytest.raises(SetupError, match="kick descriptor is no eventfd"):
+            with pytest.raises(SetupError, match="kick descriptor is not an eventfd"):
                 await front.device.start_vring(config, read_end)
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(read_end)
@@ -209,7 +209,7 @@ def test_kick_descriptor_that_is_no_eventfd_is_refused() -> None:
 def test_other_descriptors_that_are_no_eventfds_are_refused(purpose: str) -> None:
     device = make_backend()
     read_end, write_end = os.pipe()
-    with pytest.raises(SetupError, match="no eventfd"):
+    with pytest.raises(SetupError, match="not an eventfd"):
         getattr(device, f"set_vring_{purpose}")(0, read_end)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(read_end)

@@ -183,7 +183,9 @@ def test_a_taker_that_dies_changes_nothing(tmp_path: Path, image: Path, memory: 
             assert done.returncode == -signal.SIGKILL, done.stderr
             assert driver.read(0, 4096) == b"a" * 4096
             driver.write(4096, b"b" * 4096, queue=1)
-            wait_until(lambda: "failed: the other process is gone" in old.output())
+            wait_until(
+                lambda: "failed: the other process has closed the connection" in old.output()
+            )
             with taker(tmp_path) as new:
                 new.wait_ready()
                 assert driver.read(4096, 4096) == b"b" * 4096

@@ -54,5 +54,5 @@ def test_a_taker_is_accepted_once_there_are_descriptors_again(
     assert [record.message for record in caplog.records] == [
         "hand-over: can't accept another process: Too many open files in system",
         "hand-over: can't accept another process: Too many open files",
-        f"hand-over failed: it speaks version {VERSION + 1}, and this is {VERSION}",
+        f"hand-over failed: the taker has version {VERSION + 1}, and this is {VERSION}",
     ]

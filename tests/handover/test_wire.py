@@ -83,9 +83,9 @@ def _frame(text: bytes, fds: int = 0) -> bytes:
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        (b"", "the other process is gone"),
-        (_frame(b'{"type":"Ready"}')[:-1], "the other process is gone"),
-        (_frame(b'{"type":"Ready"}', 1), "the other process is gone"),
+        (b"", "the other process has closed the connection"),
+        (_frame(b'{"type":"Ready"}')[:-1], "the other process has closed the connection"),
+        (_frame(b'{"type":"Ready"}', 1), "the other process has closed the connection"),
         (_frame(b'{"type":"Ready"}', 1) + b"\0", "descriptors are missing"),
         (_frame(b'{"type":"Commit"}'), "Commit where Ready is expected"),
         (_frame(b'{"type":"Failure","reason":"no room"}'), "no room"),

@@ -72,7 +72,7 @@ def test_areas_that_make_no_sense(
 def test_a_descriptor_that_is_no_memory() -> None:
     reader, writer = os.pipe()
     try:
-        with made() as described, pytest.raises(SetupError, match="no memory file"):
+        with made() as described, pytest.raises(SetupError, match="not a memory file"):
             InflightArea(replace(described, fd=reader))
     finally:
         os.close(reader)

@@ -42,7 +42,7 @@ def test_nothing_blocks_where_the_front_end_takes_the_flag_away() -> None:
 def test_anything_else_is_closed_and_refused(make: object) -> None:
     assert callable(make)
     first, *others = make()
-    with pytest.raises(SetupError, match="the kick descriptor is no eventfd"):
+    with pytest.raises(SetupError, match="the kick descriptor is not an eventfd"):
         adopt_eventfd(first, "kick")
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(first)

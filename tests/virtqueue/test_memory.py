@@ -158,7 +158,7 @@ def test_senseless_regions_are_refused(file: int, size: int, offset: int, guest:
 def test_descriptor_that_is_no_file_is_refused() -> None:
     ends = os.pipe()
     try:
-        with pytest.raises(SetupError, match="no memory file"):
+        with pytest.raises(SetupError, match="not a memory file"):
             region(ends[0], 0)
     finally:
         for end in ends:

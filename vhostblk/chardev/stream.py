@@ -135,7 +135,7 @@ class Stream:
             return
         if self._ending is None:
             if self._codec is not None:
-                with contextlib.suppress(VhostblkError):  # then there is no good-bye
+                with contextlib.suppress(VhostblkError):  # then the closing handshake is omitted
                     self._unsent += self._codec.finish()
             if self._unsent:
                 self._send()

@@ -254,7 +254,7 @@ async def _build_short_form(daemon: Daemon, image: str | None, address: Step) ->
     if image is None:
         with _located(address.location):
             if image_format is not None:
-                raise UsageError("format= is for an image, and none is named")
+                raise UsageError("format= needs an image, and none is named")
             export = choose_node(export, daemon.graph)
     else:
         with _located(image):

@@ -101,7 +101,7 @@ def _check(graph: Graph, node: BlockNode) -> None:
         if not same:
             raise HandoverError(
                 f"node '{name}': its child '{role}' is '{child.node_name}', which its options "
-                "don't say"
+                "don't name"
             )
 
 

@@ -110,7 +110,7 @@ class Giver:
         hello, fds = await channel.receive(Hello)
         fds.close()
         if hello.version != VERSION:
-            raise HandoverError(f"it speaks version {hello.version}, and this is {VERSION}")
+            raise HandoverError(f"the taker has version {hello.version}, and this is {VERSION}")
         daemon = self._daemon
         async with daemon.command_lock:
             blockdevs = configuration.blockdevs(daemon)
@@ -194,10 +194,10 @@ class Giver:
                     again = await daemon.add_export(export, former)
                     again.resume()
         except VhostblkError as error:
-            logger.error("hand-over: can't go on as before: %s", error)
+            logger.error("hand-over: can't continue as before: %s", error)
             daemon.request_stop()  # a supervisor restarts the daemon, and front-ends reconnect
         else:
-            logger.info("hand-over: going on as before")
+            logger.info("hand-over: continuing as before")
 
     def _let_go(self, carried: dict[str, Carried]) -> None:
         """Close everything that the taker owns now; keep the files."""

@@ -55,7 +55,7 @@ async def find(path: str) -> Taker | None:
     except OSError as error:
         sock.close()
         if error.errno in _NOBODY:
-            logger.info("hand-over: nobody at %s to take over from", path)
+            logger.info("hand-over: no daemon at %s to take over from", path)
             return None
         raise HandoverError(reason(error)) from error
     channel = Channel(sock)

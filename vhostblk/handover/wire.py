@@ -244,5 +244,7 @@ class Channel:
         if not data or flags & socket.MSG_CTRUNC:
             for fd in fds:
                 os.close(fd)
-            raise HandoverError("too many open files" if data else "the other process is gone")
+            raise HandoverError(
+                "too many open files" if data else "the other process has closed the connection"
+            )
         return data, fds

@@ -113,7 +113,7 @@ class Sandbox:
             action()
         except OSError as error:
             level = logging.WARNING if self._asked else logging.INFO
-            logger.log(level, "sandbox: %s not to be had: %s", what, reason(error))
+            logger.log(level, "sandbox: %s is not available: %s", what, reason(error))
 
     def prepare_loop(self) -> None:
         """Prepare for restricting all threads: make the loop's thread pool replaceable."""
@@ -128,7 +128,7 @@ class Sandbox:
         why = "a monitor may ask for it"
         if self._closes_files and not self._files_asked and (name := _plugin(daemon)) is not None:
             self._closes_files = False
-            why = f"node '{name}' is a plug-in's, and nobody knows what it opens"
+            why = f"node '{name}' is a plug-in's, which may open any file"
         rules = list(_rules(daemon, made, self._directories)) if self._closes_files else []
         if self._identity is not None:
             from vhostblk.sandbox.identity import become
@@ -143,14 +143,14 @@ class Sandbox:
             version = landlock.restrict(self._kernel, rules)
         except OSError as error:
             if self._files_asked:
-                raise SandboxError(f"Landlock is not to be had: {reason(error)}") from error
+                raise SandboxError(f"Landlock is not available: {reason(error)}") from error
             level = logging.WARNING if self._asked else logging.INFO
             logger.log(level, "sandbox: any file can be opened: no Landlock: %s", reason(error))
             return
         others = _older_threads()
         logger.info("sandbox: Landlock %d, %d rules", version, len(rules))
         if others:
-            logger.info("sandbox: %d threads are older than that: %s", len(others), others)
+            logger.info("sandbox: %d threads are not restricted: %s", len(others), others)
 
     def _replace_pool(self) -> None:
         from concurrent.futures import ThreadPoolExecutor

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encryption of images (`qapi/crypto.json`): known, and refused until there is any."""
+"""Options of image encryption, which is not available yet (`qapi/crypto.json`)."""
 
 from __future__ import annotations
 

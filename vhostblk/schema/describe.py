@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From commands, events and the structs they use to what `query-qmp-schema` answers.
+"""The result of `query-qmp-schema`, derived from commands, events and their structs.
 
-Structs don't say all that QAPI does, so that some types are made up: a flat union's tag has an
-enumeration of the tags; the members common to its branches are those of their nearest common base
-class, and a branch has a type for the rest. A struct in both arguments and answers is described
-twice, because what may be left out differs.
+Some types of QAPI have no struct, and are created here. A flat union's tag has an enumeration of
+the tags. The members common to the branches are those of their nearest common base class, and a
+branch has a type for its other members. A struct in both arguments and results is described twice,
+because its optional members differ.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _BUILTINS: dict[Any, tuple[str, JSONType]] = {
 
 
 class _Command(Protocol):
-    """What is to be known of a command."""
+    """The interface of a command that this module needs."""
 
     @property
     def name(self) -> str: ...
@@ -74,7 +74,7 @@ class _Tags(NamedTuple):
 
 
 class _Rest(NamedTuple):
-    """What a flat union's branch has besides the members common to all; of no branch: nothing."""
+    """The members of a flat union's branch besides the common ones; none without a branch."""
 
     branch: type[Struct] | None
     common: frozenset[str]
@@ -89,7 +89,7 @@ _EMPTY = _Rest(None, frozenset())
 
 
 def describe(commands: Iterable[_Command], events: Mapping[str, Any]) -> list[SchemaInfo]:
-    """Describe commands, events (by name, with the struct of their data) and the types of both."""
+    """Describe commands, events (by name, with the struct of their data) and their types."""
     describer = _Describer()
     entities: list[SchemaInfo] = [
         describer.command(command) for command in sorted(commands, key=lambda each: each.name)
@@ -103,10 +103,10 @@ def describe(commands: Iterable[_Command], events: Mapping[str, Any]) -> list[Sc
 
 class _Describer:
     def __init__(self) -> None:
-        #: Names of types, in arguments and in answers.
+        #: Names of types, in arguments and in results.
         self._names: dict[tuple[Any, bool], str] = {}
         self._numbers = 0
-        #: Types to describe, each in one of the two; all that ever were there.
+        #: Types that are still to be described, in arguments or results; all types so far.
         self._to_do: deque[tuple[Any, bool]] = deque()
         self._seen: set[str] = set()
 
@@ -121,11 +121,11 @@ class _Describer:
         )
 
     def object_name(self, schema: Any, *, answered: bool) -> str:
-        """Return the name of a type, None being the object without members."""
+        """Return the name of a type; None is the object without members."""
         return self._name(_EMPTY if schema is None else schema, answered)
 
     def types(self) -> Iterable[SchemaInfo]:
-        """Describe all types named so far, and those that they name in turn."""
+        """Describe all types named so far, and the types that these name."""
         while self._to_do:
             schema, answered = self._to_do.popleft()
             yield self._describe(schema, self._names[schema, answered], answered)
@@ -134,7 +134,7 @@ class _Describer:
         schema = without_title(schema)[0]
         if get_origin(schema) is dict or schema is object:
             schema = Any
-        # What has no members is the same in both.
+        # A type without members is the same in both.
         answered = answered and not (
             schema is _EMPTY
             or isinstance(schema, _Tags)

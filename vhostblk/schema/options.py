@@ -86,7 +86,9 @@ def sandbox_options(options: Options) -> SandboxOptions:
         tree = {**tree, "directory": [tree["directory"]]}
     checked = cast("SandboxOptions", converter(SandboxOptions, tree))
     if checked.files is SandboxFiles.ALLOW and checked.directory is not UNSET:
-        raise OptionError("directory= says which files may be opened, files=allow that all may")
+        raise OptionError(
+            "directory= restricts the files that may be opened, files=allow allows all"
+        )
     return checked
 
 

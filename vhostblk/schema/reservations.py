@@ -10,7 +10,7 @@ from vhostblk.schema.common import Uint16, Uint32, Uint64  # noqa: TC001 (read a
 
 
 class PrManagerInfo(QapiStruct, kw_only=True, frozen=True):
-    """What `query-pr-managers` tells of each."""
+    """One manager in the result of `query-pr-managers`."""
 
     id: str
     connected: bool
@@ -35,7 +35,7 @@ class PrType(Enum):
 
 
 class PrInAction(Enum):
-    """What is asked for: service actions of PERSISTENT RESERVE IN."""
+    """Service actions of PERSISTENT RESERVE IN."""
 
     READ_KEYS = "read-keys"
     READ_RESERVATION = "read-reservation"
@@ -44,7 +44,7 @@ class PrInAction(Enum):
 
 
 class PrOutAction(Enum):
-    """What is done: service actions of PERSISTENT RESERVE OUT."""
+    """Service actions of PERSISTENT RESERVE OUT."""
 
     REGISTER = "register"
     RESERVE = "reserve"
@@ -73,9 +73,9 @@ class PrOut(QapiStruct, kw_only=True, frozen=True):
     service_action_key: Uint64 = 0
     #: Needed to reserve, release and preempt.
     type: PrType | UnsetType = UNSET
-    #: Registrations survive a loss of power.
+    #: Whether registrations survive a loss of power.
     aptpl: bool = False
-    #: Register on all ports of the target.
+    #: Whether to register on all ports of the target.
     all_target_ports: bool = False
 
 
@@ -87,21 +87,21 @@ class PrReservation(QapiStruct, kw_only=True, frozen=True):
 
 
 class PrCapabilities(QapiStruct, kw_only=True, frozen=True):
-    """What a device can do."""
+    """Capabilities of a device."""
 
     aptpl: bool
     aptpl_active: bool
     all_target_ports: bool
     specify_initiator_ports: bool
-    #: Not told by devices that don't say which types they know.
+    #: Absent if the device does not report its types.
     types: list[PrType] | UnsetType = UNSET
 
 
 class PrRegistration(QapiStruct, kw_only=True, frozen=True):
-    """One registration, as READ FULL STATUS tells it."""
+    """One registration in the result of READ FULL STATUS."""
 
     key: Uint64
-    #: It holds the reservation, which is of this type.
+    #: The type of the reservation, if this registration holds it.
     type: PrType | UnsetType = UNSET
     all_target_ports: bool
     relative_target_port: Uint16
@@ -110,11 +110,11 @@ class PrRegistration(QapiStruct, kw_only=True, frozen=True):
 
 
 class PrStatus(QapiStruct, kw_only=True, frozen=True):
-    """What `x-vhostblk-pr-in` tells: what was asked for."""
+    """Result of `x-vhostblk-pr-in`; only the requested members are set."""
 
     generation: Uint32 | UnsetType = UNSET
     keys: list[Uint64] | UnsetType = UNSET
-    #: Absent where the device is not reserved.
+    #: Absent if the device is not reserved.
     reservation: PrReservation | UnsetType = UNSET
     capabilities: PrCapabilities | UnsetType = UNSET
     registrations: list[PrRegistration] | UnsetType = UNSET

@@ -118,7 +118,7 @@ class RequestChannel:
             self._received = self._received[_REPLY_BYTES:]
             # The result in the acknowledgement does not matter.
             if (flags, size) != (VERSION | FLAG_REPLY, U64.size) or not answered(request):
-                self._give_up("a message that is no reply to any of ours")
+                self._give_up("an unexpected acknowledgement")
 
     def _give_up(self, why: str) -> None:
         logger.warning("back-end channel closed: %s", why)

@@ -41,7 +41,7 @@ class DeviceState:
             if direction not in (DEVICE_STATE_SAVE, DEVICE_STATE_LOAD):
                 raise DeviceStateError(f"unknown direction {direction} of a transfer")
             if direction == DEVICE_STATE_LOAD:
-                os.set_blocking(fd, False)  # all there is on Linux before 6.5
+                os.set_blocking(fd, False)  # Linux before 6.5 has no other way
                 self._incoming = os.dup(fd)
         finally:
             os.close(fd)

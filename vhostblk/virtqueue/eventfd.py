@@ -25,7 +25,7 @@ def adopt_eventfd(fd: int, purpose: str) -> int:
         target = "nothing"
     if target != "anon_inode:[eventfd]":
         os.close(fd)
-        raise SetupError(f"the {purpose} descriptor is no eventfd but {target}")
+        raise SetupError(f"the {purpose} descriptor is not an eventfd but {target}")
     os.set_blocking(fd, False)
     return fd
 

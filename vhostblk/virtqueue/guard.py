@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handling of SIGBUS without the engine, if the owner of guest memory truncates it.
 
-This is `engine/src/guard.c` in Python. Front-ends seldom seal their memory against shrinking (QEMU
-seals a `memory-backend-memfd`, and can't seal the file of a `memory-backend-file`). A check of the
-file's size before an access does not prevent a truncation after the check. So the signal is
+This is `engine/src/core/guard.c` in Python. Front-ends seldom seal their memory against shrinking
+(QEMU seals a `memory-backend-memfd`, and can't seal the file of a `memory-backend-file`). A check
+of the file's size before an access does not prevent a truncation after the check. So the signal is
 handled: the page is replaced with a page of zeroes.
 
 A Python function would not be a safe handler for most signals. It is safe here because the access

@@ -71,7 +71,7 @@ class Mapping:
         """Map; raises SetupError if that fails, with `what` as the name of the memory."""
         info = os.fstat(fd)
         if not (stat.S_ISREG(info.st_mode) or stat.S_ISCHR(info.st_mode)):
-            raise SetupError(f"{what}: the descriptor is no memory file")
+            raise SetupError(f"{what}: the descriptor is not a memory file")
         if offset + size > _MAX_OFFSET:
             raise SetupError(f"{what}: offset {offset:#x} + size {size:#x} overflows")
         if stat.S_ISREG(info.st_mode) and offset + size > info.st_size:

@@ -23,7 +23,7 @@ event("PR_MANAGER_STATUS_CHANGED", PrManagerStatusChanged)
 
 @command("query-pr-managers")
 async def query_pr_managers(daemon: Daemon) -> list[PrManagerInfo]:
-    """List the managers; QEMU's storage daemon lacks the command, its emulator has it."""
+    """List the managers; QEMU's emulator has this command, its storage daemon does not."""
     return [
         PrManagerInfo(id=manager_id, connected=manager.is_connected)
         for manager_id, manager in daemon.graph.pr_managers

@@ -108,7 +108,9 @@ def _check_socket(options: BlockExportOptionsVhostUserBlk) -> None:
         ("x-vhostblk-socket-group", options.socket_group),
     ):
         if value is not UNSET:
-            raise OptionError(f"{name} is for sockets that are created here (addr.type=unix)")
+            raise OptionError(
+                f"{name} is only for sockets that the daemon creates (addr.type=unix)"
+            )
 
 
 def socket_mode(options: BlockExportOptionsVhostUserBlk) -> int | None:

@@ -7,7 +7,7 @@ from vhostblk.schema.object import ObjectOptions
 
 
 class PrManagerHelperProperties(ObjectOptions, tag="pr-manager-helper", kw_only=True, frozen=True):
-    """A helper sends the commands; `path` is its socket."""
+    """A manager that sends commands through a helper; `path` is the helper's socket."""
 
     path: str
 
@@ -15,4 +15,4 @@ class PrManagerHelperProperties(ObjectOptions, tag="pr-manager-helper", kw_only=
 class PrManagerKernelProperties(
     ObjectOptions, tag="x-vhostblk-pr-manager-kernel", kw_only=True, frozen=True
 ):
-    """The kernel sends the commands."""
+    """A manager that sends commands through the kernel's ioctls."""

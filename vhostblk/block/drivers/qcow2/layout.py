@@ -127,7 +127,7 @@ COMPRESSED_SECTOR = 512
 SUBCLUSTERS = 32
 ALL_SUBCLUSTERS = (1 << SUBCLUSTERS) - 1
 
-# Bits of an extent map's entry, as in the engine (`engine/src/extent.cdef.h`).
+# Bits of an extent map's entry, as in the engine (`engine/src/core/extent.cdef.h`).
 READ, OVERWRITE, READ_ZERO = 1, 2, 4
 #: The metadata that refers to the cluster is not on stable storage; see `volatile`.
 VOLATILE_BITS = (8, 16)
