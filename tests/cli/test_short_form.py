@@ -97,9 +97,9 @@ def test_an_image_of_another_format_is_refused(
 ) -> None:
     create(tmp_path / "disk.img", options)
     if name == "qcow2":
-        choice = "format=qcow2 opens it as such, format=raw"
+        choice = "after the address, format=qcow2 opens it as such, format=raw"
     else:
-        choice = f"{name} is not available in vhostblk yet; format=raw"
+        choice = f"{name} is not available in vhostblk yet; after the address, format=raw"
     assert refusal("disk.img", f"{ADDRESS},writable={writable}", cwd=tmp_path) == (
         f"disk.img: 'disk.img' looks like a {name} image: {choice} gives guests the bytes of the "
         "file itself"

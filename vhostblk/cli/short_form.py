@@ -106,9 +106,9 @@ def _format_without_doubt(image: str) -> str:
     if found == DEFAULT_FORMAT:
         return found
     if found in FORMATS:
-        choice = f"format={found} opens it as such, format=raw"
+        choice = f"after the address, format={found} opens it as such, format=raw"
     else:
-        choice = f"{found} is not available in vhostblk yet; format=raw"
+        choice = f"{found} is not available in vhostblk yet; after the address, format=raw"
     raise UsageError(
         f"'{image}' looks like a {found} image: {choice} gives guests the bytes of the file itself"
     )
