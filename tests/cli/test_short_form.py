@@ -96,13 +96,13 @@ def test_an_image_of_another_format_is_refused(
     tmp_path: Path, options: str, name: str, writable: str
 ) -> None:
     create(tmp_path / "disk.img", options)
+    raw = "',format=raw' to give guests the bytes of the file itself"
     if name == "qcow2":
-        choice = "format=qcow2 opens it as such, format=raw"
+        choice = f"append ',format=qcow2' to the address to open it as such, or {raw}"
     else:
-        choice = f"{name} is not available in vhostblk yet; format=raw"
+        choice = f"{name} is not available in vhostblk yet; append {raw}"
     assert refusal("disk.img", f"{ADDRESS},writable={writable}", cwd=tmp_path) == (
-        f"disk.img: 'disk.img' looks like a {name} image: {choice} gives guests the bytes of the "
-        "file itself"
+        f"disk.img: 'disk.img' looks like a {name} image: {choice}"
     )
 
 

@@ -3,7 +3,7 @@
 
 Arguments: the sandbox's options (empty: none), the directory with `named.img` (the image that the
 graph names) and `other.img`, and system calls that this "kernel" doesn't have, or "plugin": the
-graph has a plug-in's node, too.
+graph has a plug-in's node, too, or "hook": a package was imported that is not on `sys.path`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import importlib.util
 import json
 import logging
 import os
@@ -66,6 +67,19 @@ def fork() -> None:
     os.waitpid(child, 0)
 
 
+def import_by_hook(directory: str) -> None:
+    """Import `found_by_hook` as an editable installation's hook does."""
+    place = f"{directory}/elsewhere/found_by_hook"
+    spec = importlib.util.spec_from_file_location(
+        "found_by_hook", f"{place}/__init__.py", submodule_search_locations=[place]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["found_by_hook"] = module
+    spec.loader.exec_module(module)
+
+
 def thread() -> None:
     started = threading.Thread(target=lambda: None)
     started.start()
@@ -86,6 +100,8 @@ async def main() -> dict[str, object]:
 
         plugins.register(Memory)
         blockdevs.append("test-memory,node-name=p")
+    if "hook" in missing:
+        import_by_hook(directory)
     async with Daemon(blockdevs=blockdevs) as daemon:
         await asyncio.to_thread(lambda: None)
         sandbox.close_files(daemon, [f"{directory}/sub/pid"])
@@ -111,6 +127,9 @@ async def main() -> dict[str, object]:
             "passwords": attempt(lambda: os.close(os.open("/etc/shadow", os.O_RDONLY))),
             "signal": attempt(lambda: os.kill(os.getppid(), 0)),
             "numpy": attempt(lambda: __import__("numpy")),
+            "late": attempt(lambda: __import__("found_by_hook.late"))
+            if "hook" in missing
+            else None,
         }
 
 

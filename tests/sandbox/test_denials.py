@@ -92,6 +92,18 @@ def test_a_plug_in_may_open_files_unless_that_is_denied(directory: Path) -> None
     assert found["other"] == "EACCES"
 
 
+@needs_landlock
+def test_a_package_that_is_not_on_the_path_is_imported_later(directory: Path) -> None:
+    """An editable installation is found by a hook, not on `sys.path`."""
+    package = directory / "elsewhere" / "found_by_hook"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "late.py").touch()
+    found, _ = inside("", directory, "hook")
+    assert found["late"] == "done"
+    assert found["other"] == "EACCES"
+
+
 def test_programs_and_files_allowed(directory: Path) -> None:
     found, log = inside("on,spawn=allow,files=allow", directory)
     assert found["fork"] == found["other"] == found["other thread"] == "done"

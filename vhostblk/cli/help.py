@@ -42,9 +42,12 @@ Export disk images to virtual machines.
            [,logical-block-size=<size>][,num-queues=<n>][,iothread=<id>]
            [,x-vhostblk-serial=<text>][,x-vhostblk-queue-size=<n>]
            [,x-vhostblk-iothreads.0=<id>[,x-vhostblk-iothreads.1=<id>...]]
-           [,x-vhostblk-share-rw=on|off]
+           [,x-vhostblk-socket-mode=<octal>][,x-vhostblk-socket-group=<group>]
+           [,x-vhostblk-share-rw=on|off][,allow-inactive=on|off]
                          export a block node as a vhost-user-blk device
   --export help          list the export types
+  --export vhost-user-blk,help
+                         list all options of an export
 
   --chardev <backend>,id=<id>[,<option>...]
                          create a character device: file, null, pipe, pty,

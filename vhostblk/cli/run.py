@@ -179,7 +179,7 @@ def _make_pidfile(path: str | None, handover: Handover) -> PidFile | None:
         told = f"cannot create PID file: {error}"
         if not handover.taken:
             raise StartupError(told) from error
-        logger.error("%s", told)
+        logger.error("%s; going on without it, as the take-over is done", told)
         return None
     clean_up_with(pidfile.remove)
     return pidfile

@@ -105,13 +105,12 @@ def _format_without_doubt(image: str) -> str:
     found = likely_format(head, tail)
     if found == DEFAULT_FORMAT:
         return found
+    raw = "',format=raw' to give guests the bytes of the file itself"
     if found in FORMATS:
-        choice = f"format={found} opens it as such, format=raw"
+        choice = f"append ',format={found}' to the address to open it as such, or {raw}"
     else:
-        choice = f"{found} is not available in vhostblk yet; format=raw"
-    raise UsageError(
-        f"'{image}' looks like a {found} image: {choice} gives guests the bytes of the file itself"
-    )
+        choice = f"{found} is not available in vhostblk yet; append {raw}"
+    raise UsageError(f"'{image}' looks like a {found} image: {choice}")
 
 
 def choose_node(

@@ -189,7 +189,8 @@ def _other_threads() -> list[str]:
 
 def _rules(daemon: Daemon, others: Iterable[str], directories: Iterable[str]) -> Iterator[Rule]:
     """Return the rules for files that may be opened later."""
-    for path in {sys.prefix, sys.base_prefix, *_SYSTEM, *filter(None, sys.path)}:
+    paths = {sys.prefix, sys.base_prefix, *_SYSTEM, *filter(None, sys.path), *_package_paths()}
+    for path in paths:
         yield Rule(path, landlock.READ)
     for path in _DEVICES:
         yield Rule(path, landlock.WRITE)
@@ -206,6 +207,15 @@ def _rules(daemon: Daemon, others: Iterable[str], directories: Iterable[str]) ->
         made += export.made_files
     for directory in {str(Path(path).absolute().parent) for path in (*made, *others)}:
         yield Rule(directory, landlock.REMOVE)
+
+
+def _package_paths() -> set[str]:
+    """Return the directories of packages; editable ones may be outside `sys.path`."""
+    found: set[str] = set()
+    for name, module in list(sys.modules.items()):
+        if "." not in name:
+            found.update(getattr(module, "__path__", ()))
+    return {path for path in found if Path(path).is_absolute()}
 
 
 def _named_files(daemon: Daemon) -> set[str]:

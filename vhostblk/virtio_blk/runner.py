@@ -233,17 +233,18 @@ class RequestRunner:
         self._done((head, written or 0, status_addr, status), counted, None, error)
 
     def _fail(self, outcome: Outcome, kind: int, error: BaseException) -> None:
+        head, _, status_addr, _ = outcome
+        status = self._device.status_of(error)
+        # First of all: the guest gets its answer whatever goes wrong in the rest.
+        self._complete((head, 0, status_addr, status))
         if isinstance(error, OSError):
             self._log.warning("request failed: %s", reason(error))
         elif not isinstance(error, RefusedError):
             self._log.error("request failed", exc_info=error)
-        status = self._device.status_of(error)
         if status == Status.IOERR and not isinstance(error, RefusedError):
             self._device.report_error(kind, errno_of(error))
         if self._counters is not None:
             self._counters.count_failed(kind)
-        head, _, status_addr, _ = outcome
-        self._complete((head, 0, status_addr, status))
 
     def _complete(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)
