@@ -25,6 +25,7 @@ import pytest
 from benchmarks.loadgen.build import BuildError, load
 from benchmarks.loadgen.client import FrontEnd, Geometry
 from benchmarks.loadgen.run import Ledger, Workload, run
+from tests.cli.process import wait_until
 from tests.qmp_exports.daemons import VHOSTBLK, Session, running
 
 if TYPE_CHECKING:
@@ -386,8 +387,11 @@ def _disk_arguments(directory: Path) -> list[str]:
 @asynccontextmanager
 async def loaded_daemon(directory: Path) -> AsyncIterator[tuple[Session, list[Load]]]:
     """Run a daemon whose disks are in use; the loads have been stopped well afterwards."""
-    arguments = _disk_arguments(directory)
+    trace = directory / "trace.log"
+    arguments = [*_disk_arguments(directory), "--trace", f"modules_loaded,file={trace}"]
     async with running(VHOSTBLK, directory / "log", arguments) as session:
+        # Modules that are loaded in the background take memory and descriptors, too.
+        await asyncio.to_thread(wait_until, lambda: "modules_loaded" in trace.read_text())
         loads = [Load(directory / disk, seed) for seed, disk in enumerate(DISKS)]
         for load_on in loads:
             load_on.start()

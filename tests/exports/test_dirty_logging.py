@@ -393,7 +393,7 @@ def test_log_that_cannot_be_mapped_is_refused(log: Log) -> None:
             logging = front.device.dirty_logging
             assert logging is not None
             read, write = os.pipe()
-            with pytest.raises(SetupError, match="dirty log: the descriptor is no memory"):
+            with pytest.raises(SetupError, match="dirty log: the descriptor is not a memory file"):
                 await logging.set_log(LogDescription(LOG_BYTES, 0, read))
             os.close(write)
             described = log.describe()

@@ -142,9 +142,18 @@ class Stack:
             made |= self.members
             if not self.options.named:
                 made["backing"] = self._backing(layer)
-                if layer is self.layers[0] and self.options.data_file:
-                    made["data-file"] = f"{self.name}-data"
+            if layer is self.layers[0] and self.options.data_file:
+                made["data-file"] = self._data_file()
         return made
+
+    def _data_file(self) -> str | dict[str, Any]:
+        """Return the data file, a node or a definition.
+
+        The image has a relative name, which is relative to the daemon's directory.
+        """
+        if not self.options.named:
+            return f"{self.name}-data"
+        return {"driver": "file", "filename": str(self.directory / images.DATA)}
 
     def _detect_zeroes(self) -> str:
         chosen = self.options.detect_zeroes

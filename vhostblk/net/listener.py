@@ -9,8 +9,7 @@ import os
 import socket
 import stat
 from pathlib import Path
-
-import msgspec
+from typing import NamedTuple
 
 from vhostblk.errors import errors_as, reason
 from vhostblk.net.errors import ListenError
@@ -23,7 +22,7 @@ MAX_PATH = 107
 _BACKLOG = 128
 
 
-class UnixAddress(msgspec.Struct, frozen=True):
+class UnixAddress(NamedTuple):
     """Listen on a path in the file system (`addr.type=unix`).
 
     Whoever may write the file may connect. `mode` are its permissions (None: as the umask says),
@@ -35,7 +34,7 @@ class UnixAddress(msgspec.Struct, frozen=True):
     group: str | None = None
 
 
-class FdAddress(msgspec.Struct, frozen=True):
+class FdAddress(NamedTuple):
     """Listen on an inherited descriptor (`addr.type=fd`).
 
     `str` is its number, or the name that systemd gives it.
