@@ -12,7 +12,9 @@ import asyncio
 import importlib
 import logging
 import pkgutil
+import sys
 import threading
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import vhostblk
@@ -53,12 +55,14 @@ class Preloader:
         self._thread = threading.Thread(target=self._run_later, name="preload", daemon=True)
 
     async def run(self) -> None:
-        """Import everything now."""
+        """Import everything now; `start` does nothing more then."""
         await asyncio.to_thread(self._run)
+        self._stopping.set()
 
     def start(self) -> None:
         """Import everything in the background."""
-        self._thread.start()
+        if not self._stopping.is_set():
+            self._thread.start()
 
     async def stop(self) -> None:
         """Stop importing: the interpreter must not exit while a module is imported."""
@@ -72,7 +76,7 @@ class Preloader:
 
     def _run(self) -> None:
         count = 0
-        for name in (*_FOREIGN, *_modules(vhostblk)):
+        for name in chain(_FOREIGN, _modules(vhostblk)):
             if self._stopping.is_set():
                 return
             try:
@@ -90,5 +94,6 @@ def _modules(package: ModuleType) -> Iterator[str]:
         if module.name.partition(".")[2] in _OTHERS:
             continue
         yield module.name
-        if module.ispkg:
-            yield from _modules(importlib.import_module(module.name))
+        # The caller has imported it, or tried to.
+        if module.ispkg and module.name in sys.modules:
+            yield from _modules(sys.modules[module.name])
