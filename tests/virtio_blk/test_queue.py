@@ -18,6 +18,7 @@ from tests.virtio_blk.support import UNSET, HandNode, bench, eventfds, pattern, 
 from tests.virtqueue.support import map_memory
 from vhostblk.block.graph.graph import Graph
 from vhostblk.block.io.completion import Completion
+from vhostblk.virtio_blk.device import BlkDevice
 from vhostblk.virtio_blk.layout import RequestType, Status
 
 if TYPE_CHECKING:
@@ -114,6 +115,29 @@ def test_disk_errors_become_statuses() -> None:
             unsupported = b.request(FLUSH)
             await b.used()
             assert (failed.status, unsupported.status) == (Status.IOERR, Status.UNSUPP)
+
+    asyncio.run(run())
+
+
+def test_a_failed_request_is_answered_even_if_the_report_of_its_error_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without an answer the guest would wait for ever."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def run() -> None:
+        node = HandNode()
+        async with bench(node) as b:
+            monkeypatch.setattr(BlkDevice, "report_error", fail)
+            node.by_hand = True
+            failed = b.request(IN, 0, want=512)
+            await turns(10)
+            with pytest.raises(ZeroDivisionError):
+                node.waiting[0].set_exception(OSError(errno.EIO, "broken"))
+            assert await b.used() == [(failed.head, 1)]
+            assert failed.status == Status.IOERR
 
     asyncio.run(run())
 
