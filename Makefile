@@ -67,3 +67,4 @@ soak: roots
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	rm -f vhostblk/engine/_engine*.so vhostblk/engine/_engine.c vhostblk/engine/_engine.o
+	rm -f vhostblk/pr/_connection*.so vhostblk/pr/_connection.c vhostblk/pr/_connection.o

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import array
+import fcntl
 import os
 import socket
 import struct
+import termios
 import time
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -75,6 +77,12 @@ class Client:
         sent = self.socket.sendmsg([data], rights)
         if sent < len(data):
             self.socket.sendall(data[sent:])
+
+    def unread(self) -> bool:
+        """Whether the helper has left something unread."""
+        size = bytearray(4)
+        fcntl.ioctl(self.socket, termios.TIOCOUTQ, size)
+        return any(size)
 
     def receive(self, count: int) -> bytes:
         """Receive exactly so many bytes; less only at the end of the connection."""

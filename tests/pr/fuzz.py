@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m tests.pr.fuzz --seed N --seconds N`: random clients of the helper.
 
-Half of the time messages, devices' answers and descriptors are random, and QEMU's helper (where
-there is one) has to answer alike. The other half clients break off, send ahead, send noise, don't
-read; then another client is served as ever, and the helper has as many descriptors open as before.
+Half of the time messages, devices' answers and descriptors are random, and all helpers have to
+answer alike: ours with compiled code, ours without, QEMU's (where there is one). The other half
+clients break off, send ahead, send noise, don't read; then another client is served as ever, and
+the helper has as many descriptors open as before.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from pathlib import Path
 
 from tests.pr import fake
 from tests.pr.client import Client, parameters, reserve_in, reserve_out
-from tests.pr.programs import Helper, has_qemus, running
-from tests.pr.test_differential import Connection, compare, random_case
+from tests.pr.programs import Helper, running
+from tests.pr.test_differential import compare, connections, random_case
 from tests.pr.test_hostile import unharmed
 
 #: Clients at a time.
@@ -67,24 +68,26 @@ def fuzz(seed: int, seconds: float) -> int:
     with tempfile.TemporaryDirectory(prefix="pr-fuzz-") as name, ExitStack() as stack:
         directory = Path(name)
         library = fake.build(directory)
-        ours = stack.enter_context(running(directory, "-q", library=library))
-        pair = None
-        if has_qemus():
-            theirs = stack.enter_context(running(directory, "-q", library=library, qemu=True))
-            pair = Connection(ours.path, stack), Connection(theirs.path, stack)
+        (directory / "alike").mkdir()
+        clients = connections(directory / "alike", library, stack)
+        helpers = [
+            stack.enter_context(running(directory, "-q", library=library, compiled=compiled))
+            for compiled in (True, False)
+        ]
         while time.monotonic() < began + seconds:
             chance = random.Random(seed + rounds)
             try:
-                if pair is not None and rounds % 2:
+                if rounds % 2:
                     for _ in range(50):
-                        compare(pair, *random_case(chance))
+                        compare(clients, *random_case(chance))
                 else:
-                    misbehave(chance, ours)
+                    misbehave(chance, chance.choice(helpers))
             except BaseException:
                 print(f"failed with --seed {seed + rounds}")
                 raise
             rounds += 1
-        ours.end()
+        for helper in helpers:
+            helper.end()
     return rounds
 
 

@@ -14,7 +14,7 @@ from peers import debian
 from tests.cli.process import PATIENCE, environment, wait_for_socket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 _QEMU = debian.TRIXIE.path / "usr/bin/qemu-pr-helper"
 
@@ -50,6 +50,11 @@ class Helper:
         """Count its threads."""
         return self._count("task")
 
+    def states(self) -> set[str]:
+        """Return the states that its threads are in, as proc(5) has them."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks}
+
     def _count(self, directory: str) -> int:
         return len(list(Path(f"/proc/{self.process.pid}/{directory}").iterdir()))
 
@@ -73,19 +78,28 @@ def running(
     *arguments: str,
     library: Path | None = None,
     qemu: bool = False,
+    compiled: bool | None = None,
+    program: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
 ) -> Iterator[Helper]:
-    """Have a helper run inside the block, with a library loaded into it."""
-    path = directory / ("q.sock" if qemu else "h.sock")
+    """Have a helper run inside the block, with a library loaded into it.
+
+    `compiled`: whether ours uses compiled code; None: as the environment says. `program` are the
+    words that start another one in place of ours.
+    """
+    path = directory / ("q.sock" if qemu else "p.sock" if compiled is False else "h.sock")
     words = ["-k", str(path), *arguments]
     environ = {**environment(), **(variables or {})}
+    if compiled is not None:
+        environ["VHOSTBLK_ENGINE"] = "on" if compiled else "off"
     if qemu:
         assert library is not None
         command = qemus(library, *words)
     else:
-        command = ours(*words)
+        command = [*program, *words] if program else ours(*words)
         if library is not None:
-            environ["LD_PRELOAD"] = str(library)
+            # Sanitizers come first.
+            environ["LD_PRELOAD"] = f"{environ.get('LD_PRELOAD', '')}:{library}"
     process = subprocess.Popen(
         command,
         cwd=directory,

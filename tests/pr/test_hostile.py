@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import struct
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.cli.process import wait_until
 from tests.pr import fake
-from tests.pr.client import Client, Watched, cdb, parameters, reserve_in, reserve_out
+from tests.pr.client import PATIENCE, Client, Watched, cdb, parameters, reserve_in, reserve_out
 from tests.pr.programs import Helper, running
 
 if TYPE_CHECKING:
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+pytestmark = pytest.mark.usefixtures("lane")
+
+
 @pytest.fixture(scope="module")
-def helper(tmp_path_factory: pytest.TempPathFactory, library: Path) -> Iterator[Helper]:
+def helper(tmp_path_factory: pytest.TempPathFactory, library: Path, lane: None) -> Iterator[Helper]:
     """Have one for all tests here: what one leaves behind, another one finds."""
     with running(tmp_path_factory.mktemp("hostile"), library=library) as helper:
         yield helper
@@ -97,6 +101,52 @@ def test_a_descriptor_with_any_byte(helper: Helper) -> None:
             for index in range(16):
                 client.send(message[index : index + 1], [device] if index == at else [])
             assert client.answer().data == fake.DATA[:8]
+
+
+@pytest.mark.parametrize("message", [reserve_in(), reserve_out() + parameters(1, 2)])
+def test_a_message_that_stops_at_any_byte(helper: Helper, message: bytes) -> None:
+    """It is complete when the rest comes; a client that leaves instead leaves nothing behind."""
+    with unharmed(helper), Client(helper.path) as client, fake.device() as device:
+        for cut in range(1, len(message)):
+            client.send(message[:cut], [device])
+            with Client(helper.path) as other:
+                other.send(message[:cut], [device])
+                wait_until(lambda: not client.unread() and not other.unread())
+            client.send(message[cut:])
+            assert client.answer().status == 0
+            if message[0] == 0x5F:
+                assert fake.asked(device).data[:24] == parameters(1, 2)
+
+
+def test_a_helper_that_is_stopped_for_a_while(helper: Helper) -> None:
+    """The kernel interrupts system calls then that have a time limit, with EINTR."""
+    with unharmed(helper), ExitStack() as stack:
+        device = stack.enter_context(fake.device())
+        idle, waiting = (stack.enter_context(Client(helper.path)) for _ in range(2))
+        assert idle.ask(reserve_in(), device).status == 0
+        waiting.send(reserve_out(), [device])
+        wait_until(lambda: not waiting.unread() and helper.states() == {"S"})
+        helper.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: helper.states() == {"T"})
+        helper.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: helper.states() == {"S"})
+        waiting.send(parameters(1, 2))
+        assert waiting.answer().status == 0
+        assert idle.ask(reserve_in(), device).status == 0
+
+
+def test_a_client_that_reads_its_replies_late(helper: Helper) -> None:
+    """Once there is no room for more requests, all replies arrive, in order."""
+    with unharmed(helper), Client(helper.path) as client, fake.device() as device:
+        client.socket.setblocking(False)
+        lengths: list[int] = []
+        with suppress(BlockingIOError):
+            while True:
+                client.send(reserve_in(length=8192 - len(lengths)), [device])
+                lengths.append(8192 - len(lengths))
+        client.socket.settimeout(PATIENCE)
+        for length in lengths:
+            assert client.answer().data == fake.DATA[:length]
 
 
 def test_descriptors_with_the_parameter_list(helper: Helper) -> None:

@@ -16,6 +16,7 @@ import pytest
 from tests.cli.process import wait_until
 from tests.descriptors import open_fds
 from tests.pr.client import PATIENCE, Client, Watched, parameters, reserve_in, reserve_out
+from vhostblk.pr.compiled import connection_type
 from vhostblk.pr.server import Server
 from vhostblk.reservations.wire import Reply
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vhostblk.reservations.wire import Request
+
+pytestmark = pytest.mark.usefixtures("lane")
 
 
 def echo(request: Request) -> Reply:
@@ -51,7 +54,7 @@ def serving(
     listener.bind(str(path))
     listener.listen(128)
     listener.setblocking(False)
-    server = Server(listener, execute, **limits)
+    server = Server(listener, execute, connection_type(1000), **limits)
     running = Running(server, path)
 
     def serve() -> None:
@@ -169,7 +172,14 @@ def test_a_limit_of_one_process(
 
 
 @pytest.mark.parametrize(
-    "begun", [b"", bytes(2), bytes(4) + b"\x5e", bytes(4) + reserve_out(length=24) + b"abc"]
+    "begun",
+    [
+        b"",
+        bytes(2),
+        bytes(4) + b"\x5e",
+        bytes(4) + reserve_out(length=24),
+        bytes(4) + reserve_out(length=24) + b"abc",
+    ],
 )
 def test_a_client_that_does_not_finish_its_message(tmp_path: Path, begun: bytes) -> None:
     watched = Watched()

@@ -24,8 +24,11 @@ from vhostblk.pr import multipath as multipath_library
 from vhostblk.pr import privileges
 from vhostblk.pr.arguments import DEFAULT_SOCKET, PROGRAM, USAGE, parse
 from vhostblk.pr.commands import Commands
+from vhostblk.pr.compiled import connection_type
+from vhostblk.pr.connection import Connection
 from vhostblk.pr.listen import listen
 from vhostblk.pr.server import Server
+from vhostblk.pr.trace import pr_helper_command
 from vhostblk.version import __version__
 
 if TYPE_CHECKING:
@@ -130,8 +133,9 @@ def _serve(
 ) -> int:
     multipath, lacking = _open_multipath(arguments)
     _raise_descriptor_limit(arguments.connections)
+    milliseconds = arguments.timeout * 1000
     commands = Commands(
-        arguments.timeout * 1000,
+        milliseconds,
         multipath,
         lacking=lacking,
         warn=lambda text: server.warn(text),
@@ -139,6 +143,8 @@ def _serve(
     server = Server(
         listener.socket,
         commands.execute,
+        # Compiled code traces nothing.
+        Connection if pr_helper_command.enabled else connection_type(milliseconds),
         quiet=arguments.is_quiet,
         max_connections=arguments.connections,
     )

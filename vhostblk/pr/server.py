@@ -58,15 +58,21 @@ class Server:
         self,
         listener: socket.socket,
         execute: Callable[[Request], Reply],
+        connect: Callable[[socket.socket, float], Connection] = Connection,
         *,
         quiet: bool = False,
         patience: float = PATIENCE,
         max_connections: int = MAX_CONNECTIONS,
         max_of_a_process: int = MAX_OF_A_PROCESS,
     ) -> None:
-        """`execute` carries commands out, in many threads; `quiet`: don't log clients' errors."""
+        """`execute` carries commands out, in many threads; `quiet`: don't log clients' errors.
+
+        `connect` makes a connection of a client's socket; a compiled one carries out most commands
+        itself.
+        """
         self._listener = listener
         self._execute = execute
+        self._connect = connect
         self._quiet = quiet
         self._patience = patience
         self._limits = max_connections, max_of_a_process
@@ -145,7 +151,7 @@ class Server:
             self.warn(f"can't accept connections: {reason(error)}")
             return
         try:
-            connection = Connection(sock, self._patience)
+            connection = self._connect(sock, self._patience)
             connection.send(GREETING)
         except OSError:
             sock.close()

@@ -50,6 +50,15 @@ _NO_DATA = bytes(MAX_DATA)
 _NO_SENSE = bytes(SENSE_SIZE)
 
 
+def failure(host_status: int, driver_status: int, sense: bytes) -> Reply | None:
+    """Return the reply for a command that has failed below SCSI; None: it has not."""
+    if host_status:
+        return from_host_status(host_status)
+    if driver_status & DRIVER_TIMEOUT:
+        return Reply(BUSY, sense)
+    return None
+
+
 class Sg:
     """Memory for one command at a time; each thread has its own."""
 
@@ -85,10 +94,8 @@ class Sg:
         except OSError as error:
             return from_errno(error.errno or 0)
         status, host, driver, residue = _RESULTS.unpack_from(header, _RESULTS_OFFSET)
-        if host:
-            return from_host_status(host)
-        if driver & DRIVER_TIMEOUT:
-            return Reply(BUSY, bytes(self._sense))
+        if reply := failure(host, driver, bytes(self._sense)):
+            return reply
         data = b""
         if direction == SG_DXFER_FROM_DEV and status == GOOD:
             wanted = min(length - residue, length, data_length(cdb))
