@@ -6,11 +6,10 @@
 #define VHOSTBLK_FUZZ_GUEST_H
 
 #include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
 
-#include "virtqueue/guest_memory.h"
+#include "check.h"
 #include "input.h"
+#include "virtqueue/guest_memory.h"
 
 #define MAX_REGIONS 10
 #define MAX_REGION_BYTES 2048
@@ -19,15 +18,6 @@ struct guest {
     struct vb_region regions[MAX_REGIONS];
     uint32_t count;
 };
-
-/* What must hold, in every build. */
-#define CHECK(condition)                                                                           \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                       \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
 
 /* Regions as a front-end may lay them out: sorted, apart or adjacent, up to the very end of the
  * address space. */

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kept inputs of the engine's fuzzers, run without a fuzzer: any C compiler will do."""
+"""The kept inputs of the fuzzers of compiled code, run without a fuzzer: any C compiler will do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("name", ["chain", "queue"])
+@pytest.mark.parametrize("name", ["chain", "queue", "pr_connection"])
 def test_inputs_do_no_harm(programs: Path, name: str) -> None:
     inputs = sorted((CORPUS / name).iterdir())
     ran = subprocess.run(

@@ -39,7 +39,10 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What becomes of SG_IO; `error` is an errno."""
+    """What becomes of SG_IO; `error` is an errno, `major` the device's number.
+
+    A command takes so many `milliseconds`, or until the file has another answer.
+    """
 
     error: int = 0
     status: int = 0
@@ -49,11 +52,12 @@ class Result:
     residue: int = 0
     data: bytes = DATA
     milliseconds: int = 0
+    major: int = 8
 
     def encode(self) -> bytes:
         """Return the content of the file."""
         return _ANSWER.pack(
-            _MAGIC, self.error, self.milliseconds, self.status, 0, self.host, self.driver,
+            _MAGIC, self.error, self.milliseconds, self.status, self.major, self.host, self.driver,
             len(self.sense), self.residue, len(self.data), self.sense, self.data,
         )  # fmt: skip
 
@@ -80,6 +84,11 @@ def device(result: Result | None = None, flags: int = os.O_RDWR) -> Iterator[int
             os.close(opened)
     finally:
         os.close(file)
+
+
+def change(fd: int, result: Result) -> None:
+    """Have a device answer otherwise from now on."""
+    os.pwrite(fd, result.encode(), 0)
 
 
 def asked(fd: int) -> Asked:

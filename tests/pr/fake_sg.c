@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Preloaded into a helper: SG_IO on a regular file that begins with "SGFAKE" is answered by what the file
- * says, and fstat(2) says of it that it is a block device. The request is written behind the answer.
+ * says, and fstat(2) says of it that it is a device. The request is written behind the answer.
  * The layout is that of tests/pr/fake.py.
  */
 #define _GNU_SOURCE
@@ -10,6 +10,7 @@
 #include <stdarg.h>
 #include <stdint.h>
 #include <string.h>
+#include <linux/major.h>
 #include <scsi/sg.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -22,7 +23,7 @@ struct answer {
     char magic[8];
     int32_t error;
     uint32_t sleep_ms;
-    uint8_t status, pad;
+    uint8_t status, major;
     uint16_t host_status, driver_status, sense_length;
     int32_t resid;
     uint32_t data_length;
@@ -42,6 +43,13 @@ static int is_fake(int fd)
     char magic[8] = "";
 
     return pread(fd, magic, sizeof(magic), 0) == sizeof(magic) && !memcmp(magic, "SGFAKE\0", 8);
+}
+
+static unsigned fake_major(int fd)
+{
+    struct answer answer;
+
+    return pread(fd, &answer, sizeof(answer), 0) == sizeof(answer) ? answer.major : 0;
 }
 
 /* By way of a mapping: a helper's filter of system calls may deny pwrite(2). */
@@ -77,9 +85,12 @@ static int fake(int fd, sg_io_hdr_t *hdr)
         return -1;
     }
     note(fd, hdr);
-    if (answer.sleep_ms) {
-        struct timespec time = {answer.sleep_ms / 1000, answer.sleep_ms % 1000 * 1000000L};
+    for (uint32_t slept = 0; slept < answer.sleep_ms; slept++) {
+        struct timespec time = {0, 1000000};
+
         nanosleep(&time, NULL);
+        if (pread(fd, &answer, sizeof(answer), 0) != sizeof(answer)) /* it may be released */
+            break;
     }
     if (answer.error) {
         errno = answer.error;
@@ -117,8 +128,8 @@ static int pretend(int fd, int result, mode_t *mode, dev_t *device)
     int error = errno;
 
     if (!result && S_ISREG(*mode) && is_fake(fd)) {
-        *mode = (*mode & ~S_IFMT) | S_IFBLK;
-        *device = makedev(8, 0); /* sda */
+        *device = makedev(fake_major(fd), 0);
+        *mode = (*mode & ~S_IFMT) | (major(*device) == SCSI_GENERIC_MAJOR ? S_IFCHR : S_IFBLK);
     }
     errno = error;
     return result;

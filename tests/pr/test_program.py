@@ -151,21 +151,27 @@ def test_signals_end_it(tmp_path: Path, number: int) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_signal_while_a_command_runs(tmp_path: Path, library: Path) -> None:
-    """The client gets its reply."""
-    result = fake.Result(milliseconds=300)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_signal_while_a_command_runs(tmp_path: Path, library: Path, compiled: bool) -> None:
+    """The client gets its reply; the command that it has sent ahead is not carried out."""
+    result = fake.Result(milliseconds=3_600_000)
     with (
-        running(tmp_path, library=library) as helper,
+        running(tmp_path, library=library, compiled=compiled) as helper,
         fake.device(result) as device,
         Client(helper.path) as client,
+        Client(helper.path) as idle,
     ):
         client.send(reserve_out(), [device])
         client.send(parameters(1, 2))
+        client.send(reserve_in(), [device])
         wait_until(lambda: fake.asked(device).cdb == reserve_out())
         helper.process.terminate()
+        assert idle.is_closed(), "the other one has been told before"
+        fake.change(device, fake.Result())
         assert client.answer().status == 0
         assert client.is_closed()
         assert helper.process.wait(PATIENCE) == 0
+        assert fake.asked(device).cdb == reserve_out()
 
 
 def test_death_by_sigkill_while_a_command_runs(tmp_path: Path, library: Path) -> None:

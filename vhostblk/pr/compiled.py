@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vhostblk.pr.connection import Connection
 from vhostblk.pr.sg import failure
 from vhostblk.reservations.sense import from_errno
-from vhostblk.reservations.wire import data_length
 
 if TYPE_CHECKING:
     import socket
@@ -101,8 +100,7 @@ class CompiledConnection(Connection):
         state = self._state
         while (event := self._lib.vb_pr_serve(state)) != self._lib.VB_PR_READ:
             if event == self._lib.VB_PR_FAILED:
-                length = data_length(bytes(self._ffi.buffer(state.cdb)))
-                self.send(self._failed().encode(length))
+                self.send(self._failed().encode(0))
             else:
                 reply = self._ffi.buffer(self._ffi.addressof(state.reply), state.reply_size)
                 self.send(bytes(reply[state.sent :]))

@@ -54,7 +54,7 @@ static void take_descriptors(struct vb_pr_connection *connection, struct msghdr 
     connection->fds_dropped = !!(message->msg_flags & MSG_CTRUNC);
 }
 
-/* Read a CDB with its descriptor, or what comes instead. A client may take its time for the first byte. */
+/* Read a CDB with its descriptor, or what comes instead. */
 static void read_cdb(struct vb_pr_connection *connection)
 {
     union {
@@ -73,7 +73,7 @@ static void read_cdb(struct vb_pr_connection *connection)
             .msg_controllen = sizeof(control),
         };
         count = recvmsg(connection->socket, &message, MSG_CMSG_CLOEXEC);
-    } while (count < 0 && (errno == EAGAIN || errno == EINTR));
+    } while (count < 0 && errno == EINTR);
     connection->error = count < 0 ? errno : 0;
     connection->cdb_read = count < 0 ? 0 : count;
     connection->data_read = connection->fd_count = connection->fds_dropped = 0;
