@@ -17,7 +17,7 @@ import pytest
 from integration.guest.kernel import Kernel, find_kernel
 from integration.guest.machine import Machine
 from integration.guest.multipath import MODULES, START, multipath_files
-from integration.guest.python import COMMAND, python_files
+from integration.guest.python import COMMAND, HELPER_MODULES, python_files
 from integration.pr_client import KEY
 from peers.debian import MULTIPATH
 
@@ -40,7 +40,7 @@ class Guest(Machine):
 
     def files(self) -> dict[str, Path]:
         """Give Python, our helper, the client and Debian's programs."""
-        modules = ("vhostblk.pr.helper", "encodings.idna", "array", "json", "runpy", "pathlib")
+        modules = (*HELPER_MODULES, "encodings.idna", "array", "json", "runpy", "pathlib")
         return {**python_files(*modules), **CLIENTS, **multipath_files()}
 
 

@@ -16,7 +16,7 @@ from integration.guest.initramfs import find_program, initramfs, shared_librarie
 from integration.guest.kernel import Kernel, find_kernel
 from integration.guest.machine import QEMU, Machine
 from integration.guest.multipath import root_files
-from integration.guest.python import COMMAND, python_files
+from integration.guest.python import COMMAND, HELPER_MODULES, python_files
 from peers.debian import MULTIPATH
 
 pytestmark = pytest.mark.usefixtures("vhostblk_only")
@@ -56,7 +56,7 @@ class Guest(Machine):
         init = {"init": HERE / "nested_init.sh", **root_files("usr/bin/sg_persist")}
         qemu = find_program(QEMU)
         firmware = {f"qemu/{name}": _firmware(name) for name in FIRMWARE}
-        modules = ("vhostblk.pr.helper", "encodings.idna", "array", "json", "runpy", "pathlib")
+        modules = (*HELPER_MODULES, "encodings.idna", "array", "json", "runpy", "pathlib")
         return {
             **python_files(*modules, "subprocess"),
             **shared_libraries(qemu),

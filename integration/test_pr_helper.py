@@ -19,7 +19,7 @@ import pytest
 
 from integration.guest.kernel import Kernel, find_kernel
 from integration.guest.machine import Machine
-from integration.guest.python import COMMAND, python_files
+from integration.guest.python import COMMAND, HELPER_MODULES, python_files
 from integration.pr_client import KEY, OTHER_KEY, TYPES
 from peers import debian
 from vhostblk.schema.reservations import PrType
@@ -42,6 +42,7 @@ DAEMON = (
 )
 MODULES = ("scsi_mod", "sd_mod", "target_core_mod", "target_core_file", "tcm_loop")
 OURS = f"{COMMAND} -S -m vhostblk.pr.helper -v"
+IN_PYTHON = f"VHOSTBLK_ENGINE=off {OURS}"
 QEMUS = "/qemu/ld.so --library-path /qemu /qemu/qemu-pr-helper"
 #: No user of its own is needed, and no file that names it.
 NOBODY = "-u 65534 -g 65534"
@@ -58,7 +59,7 @@ class Guest(Machine):
 
     def files(self) -> dict[str, Path]:
         """Give Python, our helper, the client and QEMU's helper."""
-        modules = ("vhostblk.pr.helper", "encodings.idna", "array", "json", "runpy", "pathlib")
+        modules = (*HELPER_MODULES, "encodings.idna", "array", "json", "runpy", "pathlib")
         files = {"client.py": CLIENT, "integration/pr_client.py": CLIENT, "manager.py": MANAGER}
         return {**python_files(*modules, *DAEMON), **files, **qemus_files()}
 
@@ -78,9 +79,11 @@ class Guest(Machine):
             f"{helper} {NOBODY} -k /run/pr.sock -f /run/pr.pid > /run/log 2>&1 &\n"
             f"{COMMAND} -S /client.py /run/pr.sock || {{ cat /run/log; exit 1; }}\n"
             "grep -E 'Cap(Prm|Eff|Bnd)|Uid' /proc/$(cat /run/pr.pid)/status\n"
+            "! grep -q pr/_connection /proc/$(cat /run/pr.pid)/maps || echo compiled\n"
             "kill $(cat /run/pr.pid); wait; rm -f /run/pr.sock; cat /run/log"
         )
         lines = output.splitlines()
+        assert ("compiled" in lines) == (helper == OURS), output
         said = [json.loads(line) for line in lines if line.startswith("[")]
         rest = "\n".join(line for line in lines if not line.startswith("["))
         for name, value in (("CapPrm", "20000"), ("CapEff", "20000"), ("CapBnd", "0")):
@@ -104,8 +107,8 @@ def test_reservations_of_real_disks(directory: Path) -> None:
     with Guest(directory, cpus=2) as guest:
         ours = guest.ask(OURS)
         check(ours)
-        if _QEMU.exists():
-            theirs = guest.ask(QEMUS)
+        for helper in (IN_PYTHON, QEMUS) if _QEMU.exists() else (IN_PYTHON,):
+            theirs = guest.ask(helper)
             assert len(ours) == len(theirs)
             for mine, other in zip(ours, theirs, strict=True):
                 assert mine == other

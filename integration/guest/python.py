@@ -23,6 +23,8 @@ from integration.guest.initramfs import CACHE, shared_libraries
 #: Where Python is in the guest; `PYTHONHOME` there.
 HOME = "python"
 COMMAND = f"PYTHONHOME=/{HOME} /{HOME}/bin/python"
+#: What our reservation helper imports.
+HELPER_MODULES = ("vhostblk.pr.helper", "vhostblk.pr._connection")
 _VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"
 _ARCHIVE = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
 _LIST = """
