@@ -11,9 +11,10 @@ such commands, with the device's descriptor, to a helper over a Unix socket
 | `multipath`, `transport_ids` | multipath maps, through libmpathpersist |
 | `commands` | one command on one descriptor |
 | `connection`, `server` | sockets and threads |
+| `compiled`, `src` | connections whose plain requests compiled code serves |
 | `privileges` | capabilities, user, system calls |
 | `arguments`, `listen`, `trace`, `helper` | the program |
 
 The protocol and sense data are in `vhostblk.reservations`. Nothing here needs numpy, asyncio or the
-engine: the helper is small, and starts in a moment.
+engine: the helper is small, and starts in a moment. Its compiled code is an extension of its own.
 """

@@ -15,6 +15,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vhostblk.errors import os_error
 from vhostblk.pr.connection import Connection
 from vhostblk.pr.sg import failure
 from vhostblk.reservations.sense import from_errno
@@ -83,13 +84,13 @@ class CompiledConnection(Connection):
             data, self._parameters = self._parameters, b""
             return data, [], False
         if self._error:
-            raise OSError(self._error, os.strerror(self._error))
+            raise os_error(self._error)
         if not self._wire.is_idle:
             return super()._read()
         self._serve()
         state = self._state
         if not state.cdb_read and state.error:
-            raise OSError(state.error, os.strerror(state.error))
+            raise os_error(state.error)
         self._parameters = bytes(self._ffi.buffer(state.reply.data, state.data_read))
         self._error = state.error
         data = bytes(self._ffi.buffer(state.cdb, state.cdb_read))
