@@ -287,6 +287,7 @@ class Rig:
             "max_batch": max_batch,
             "pool_threads": 2,
             "no_uring": io == "pool",
+            "name": b"IO test",
             "upcall_fd": self.news_fd,
         }
         error = self.ffi.new("int *")

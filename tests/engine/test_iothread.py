@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -93,3 +96,28 @@ def test_news_are_told_where_serving_a_request_fails() -> None:
             await until(lambda: "upcall" in listeners[0].told and "news" in listeners[1].told)
 
     asyncio.run(run())
+
+
+def test_the_threads_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As QEMU's have, so that `top -H` tells them apart; the kernel keeps 15 bytes."""
+    monkeypatch.setenv("VHOSTBLK_IO_URING", "off")
+
+    async def main() -> None:
+        iothread = Iothread("a-name-too-long", IothreadOptions(poll_max_ns=0, pool_threads=1))
+        try:
+            deadline = time.monotonic() + TIMEOUT
+            while not {"worker", "watchdog"} <= set(_thread_names().values()):
+                assert time.monotonic() < deadline
+                os.sched_yield()
+            names = _thread_names()
+            assert names[str(iothread.thread_id)] == "IO a-name-too-l"
+        finally:
+            iothread.close()
+
+    asyncio.run(main())
+
+
+def _thread_names() -> dict[str, str]:
+    """Return the names of the process's threads by number."""
+    tasks = Path("/proc/self/task").iterdir()
+    return {task.name: (task / "comm").read_text().strip() for task in tasks}

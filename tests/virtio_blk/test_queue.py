@@ -133,7 +133,7 @@ def test_a_failed_request_is_answered_even_if_the_report_of_its_error_fails(
             monkeypatch.setattr(BlkDevice, "report_error", fail)
             node.by_hand = True
             failed = b.request(IN, 0, want=512)
-            await turns(10)
+            await b.until(lambda: node.waiting)
             with pytest.raises(ZeroDivisionError):
                 node.waiting[0].set_exception(OSError(errno.EIO, "broken"))
             assert await b.used() == [(failed.head, 1)]

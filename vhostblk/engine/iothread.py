@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 #: How long an iothread may be in one thing before this is logged.
 STUCK_SECONDS = 5.0
+#: Bytes of a thread's name that the kernel keeps (prctl(2), PR_SET_NAME).
+_THREAD_NAME = 15
 
 #: Requests, and segments, that are fetched at once. The engine answers a request with more segments
 #: than this with an error itself.
@@ -98,6 +100,7 @@ class Iothread:
                 "max_batch": options.aio_max_batch,
                 "pool_threads": options.pool_threads,
                 "no_uring": os.environ.get("VHOSTBLK_IO_URING") == "off",
+                "name": f"IO {name}".encode()[:_THREAD_NAME],
                 "upcall_fd": self._upcall_fd,
             },
         )

@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 struct op_list {
@@ -70,6 +71,7 @@ static void *work(void *argument)
 {
     struct pool *pool = argument;
 
+    prctl(PR_SET_NAME, "worker");
     pthread_mutex_lock(&pool->lock);
     for (;;) {
         struct vb_io_op *op = pool->waiting.first;

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -317,6 +318,7 @@ static void *start_thread(void *argument)
     struct start *start = argument;
     struct vb_iothread *iothread = start->iothread;
 
+    prctl(PR_SET_NAME, iothread->config.name);
     iothread->thread_id = (int)syscall(SYS_gettid);
     start->error = EPERM;
     if (!iothread->config.no_uring)

@@ -10,6 +10,7 @@ struct vb_iothread_config {
     uint32_t max_batch;   /* operations submitted at once; 0: all of a sweep */
     uint32_t pool_threads; /* for file I/O without io_uring */
     uint8_t no_uring;
+    char name[16];        /* of the thread, as tools show it; ends with a zero byte */
     int32_t upcall_fd;    /* eventfd: there are upcalls, or news of a port; stays the caller's */
 };
 

@@ -3,6 +3,7 @@
 #include "watchdog.h"
 
 #include <signal.h>
+#include <sys/prctl.h>
 #include <time.h>
 
 /* Between two looks; a wait for a peer takes this twice at most. */
@@ -62,6 +63,7 @@ static void *watch(void *argument)
 {
     unsigned idle = 0;
 
+    prctl(PR_SET_NAME, "watchdog");
     pthread_mutex_lock(&lock);
     for (;;) {
         struct timespec until;
