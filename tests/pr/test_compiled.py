@@ -15,7 +15,7 @@ import pytest
 
 from tests.cli.process import wait_until
 from tests.pr import fake
-from tests.pr.client import Client, parameters, reserve_in, reserve_out
+from tests.pr.client import PATIENCE, Client, parameters, reserve_in, reserve_out
 from tests.pr.programs import running
 from vhostblk.pr.compiled import CompiledConnection, Extension, connection_type, load
 from vhostblk.pr.connection import Connection
@@ -163,12 +163,12 @@ class Lib:
 
 @contextmanager
 def connected(
-    extension: Extension, *steps: Callable[[Any], int]
+    extension: Extension, *steps: Callable[[Any], int], patience: float = PATIENCE
 ) -> Iterator[tuple[CompiledConnection, socket.socket]]:
     """Make a connection that has agreed on features, and the client's socket."""
     ours, theirs = socket.socketpair()
     replaced = Extension(extension.ffi, Lib(extension, *steps))
-    connection = CompiledConnection(replaced, 1000, ours, 10)
+    connection = CompiledConnection(replaced, 1000, ours, patience)
     theirs.sendall(bytes(4))
     with theirs:
         yield connection, theirs
@@ -192,6 +192,18 @@ def test_a_reply_that_is_sent_in_part(extension: Extension) -> None:
         assert connection.receive() is None
         connection.socket.shutdown(socket.SHUT_WR)
         assert theirs.recv(1000) == reply[40:]
+
+
+def test_a_reply_that_is_never_read(extension: Extension) -> None:
+    """The client is closed after its time, although it owes nothing."""
+
+    def unsent(state: Any) -> int:
+        state.reply_size, state.sent = 8296, 0
+        return int(extension.lib.VB_PR_UNSENT)
+
+    with connected(extension, *[unsent] * 40, patience=0.1) as (connection, _):
+        with pytest.raises(TimeoutError):
+            connection.receive()
 
 
 def test_a_read_that_fails_is_not_repeated(extension: Extension) -> None:

@@ -49,14 +49,17 @@ class Connection:
         self._wire = ServerSide()
 
     def send(self, data: bytes) -> None:
-        """Send all of it; raises OSError."""
+        """Send all of it; raises OSError: TimeoutError where the client does not read."""
         try:
             sent = self.socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except BlockingIOError:
             sent = 0
         if sent < len(data):
             self.is_stuck = True
-            self.socket.sendall(data[sent:], socket.MSG_NOSIGNAL)
+            try:
+                self.socket.sendall(data[sent:], socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                raise TimeoutError from None  # a read that has to wait is no error
             self.is_stuck = False
 
     def receive(self) -> Request | None:
