@@ -85,8 +85,9 @@ static int fake(int fd, sg_io_hdr_t *hdr)
         return -1;
     }
     note(fd, hdr);
-    for (uint32_t slept = 0; slept < answer.sleep_ms; slept++) {
-        struct timespec time = {0, 1000000};
+    for (uint32_t slept = 0; slept < answer.sleep_ms; slept += 20) {
+        uint32_t left = answer.sleep_ms - slept;
+        struct timespec time = {0, (left < 20 ? left : 20) * 1000000L};
 
         nanosleep(&time, NULL);
         if (pread(fd, &answer, sizeof(answer), 0) != sizeof(answer)) /* it may be released */
