@@ -293,6 +293,7 @@ def test_write_through(disk: Path, io: str) -> None:
         queue = rig.queue(linear(fd, buffered=True), write_through=True)
         assert queue.run(OUT, send=pattern(4096, 3), pieces=2).status == OK
         rig.lib.vb_queue_set_write_through(queue.handle, 0)
+        assert not queue.in_flight  # it has taken effect
         assert queue.run(OUT, 8, send=pattern(4096, 4)).status == OK
         assert os.pread(fd, 8192, 0) == pattern(4096, 3) + pattern(4096, 4)
         assert not queue.stats()["upcalls"]
@@ -361,6 +362,7 @@ def test_zeroes_that_are_to_be_stored_at_once_come_up(disk: Path, io: str, flags
         queue.used()
         assert pending.status == OK
         rig.lib.vb_queue_set_write_through(queue.handle, 0)
+        assert not queue.in_flight  # it has taken effect
         assert queue.run(ZEROES, send=payload).status == OK
         assert disk.read_bytes() == bytes(4096) + pattern(MIB)[4096:]
 

@@ -111,5 +111,6 @@ def test_zeroes_go_up_to_be_flushed(disk: Path, io: str) -> None:
         queue.used()
         assert pending.status == Status.OK
         rig.lib.vb_queue_set_write_through(queue.handle, 0)
+        assert not queue.in_flight  # it has taken effect
         assert queue.run(ZEROES, send=range_segments([(0, 4096)])).status == Status.OK
         assert queue.stats()["upcalls"] == 1

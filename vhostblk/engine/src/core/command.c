@@ -41,9 +41,10 @@ void vb_inbox_run(struct vb_iothread *iothread)
 
         command->run(command);
         if (command->port) { /* commands count as in flight, so first they don't */
-            __atomic_fetch_sub(&command->port->pending, 1, __ATOMIC_RELEASE);
+            __atomic_fetch_sub(&command->port->pending, 1, __ATOMIC_SEQ_CST);
             vb_port_show(command->port);
-            if (!command->quiet || command->port->holds)
+            if (!command->quiet || command->port->holds ||
+                __atomic_exchange_n(&command->port->settle_awaited, false, __ATOMIC_SEQ_CST))
                 vb_port_news(command->port);
         }
         free(command);

@@ -272,12 +272,21 @@ void vb_port_settle(struct vb_port *port)
     vb_port_tell(port, port->iothread, settle, 0, NULL);
 }
 
-uint32_t vb_port_unsettled(struct vb_port *port)
+static uint32_t unsettled(struct vb_port *port)
 {
-    uint32_t pending = vb_port_pending(port);
+    uint32_t pending = __atomic_load_n(&port->pending, __ATOMIC_SEQ_CST);
     uint8_t former = __atomic_load_n(&port->phase, __ATOMIC_ACQUIRE) ^ 1;
 
     return pending + __atomic_load_n(&port->phase_in_flight[former], __ATOMIC_ACQUIRE);
+}
+
+uint32_t vb_port_unsettled(struct vb_port *port)
+{
+    if (!unsettled(port))
+        return 0;
+    /* Then look again: whoever has run a command meanwhile has not seen that we wait. */
+    __atomic_store_n(&port->settle_awaited, true, __ATOMIC_SEQ_CST);
+    return unsettled(port);
 }
 
 const struct vb_stats *vb_port_stats(struct vb_port *port)

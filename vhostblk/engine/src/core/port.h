@@ -52,6 +52,7 @@ struct vb_port {
     bool full;       /* the port has no place for one more request */
     bool wants_room; /* answers wait until `wake_fd` can be written to */
     bool settling;
+    bool settle_awaited; /* Python waits until no command is pending, quiet ones included */
     bool opened;     /* it is on the iothread's list */
     uint8_t phase;
     uint32_t holds;
