@@ -50,7 +50,7 @@ LAYERS = """
     vhostblk.block vhostblk.block.errors vhostblk.block.erase vhostblk.block.lifetime
     vhostblk.block.pause
     vhostblk.errors vhostblk.fatal vhostblk.imports vhostblk.log vhostblk.ratelimit
-    vhostblk.stdio vhostblk.systemd vhostblk.threads vhostblk.version
+    vhostblk.stderr vhostblk.stdio vhostblk.systemd vhostblk.threads vhostblk.version
 """
 
 #: Tables of types, which name modules that are imported when they are needed.

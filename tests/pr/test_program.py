@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -316,6 +317,50 @@ def activated(
     for sock in sockets:
         sock.close()
     return process
+
+
+def test_socket_activation_in_the_background(tmp_path: Path) -> None:
+    """The sockets were passed to the process that forks."""
+    pidfile = tmp_path / "pid"
+    with activated(tmp_path, 1, "-d", "-f", str(pidfile)) as process:
+        assert process.wait(PATIENCE) == 0
+    try:
+        with Client(tmp_path / "0.sock"):
+            pass
+    finally:
+        os.kill(int(pidfile.read_text()), signal.SIGTERM)
+
+
+def test_nobody_reads_the_standard_error(tmp_path: Path) -> None:
+    """The helper serves and ends, whatever it has to log."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    path = tmp_path / "h.sock"
+    process = subprocess.Popen(
+        ours("-k", str(path), "--x-vhostblk-connections=1"),
+        cwd=tmp_path,
+        env=environment(),
+        stderr=writer,
+    )
+    os.close(writer)
+    try:
+        wait_until(path.exists)
+        with Client(path):
+            refused = socket.socket(socket.AF_UNIX)
+            refused.connect(str(path))
+            with refused:
+                refused.settimeout(PATIENCE)
+                assert refused.recv(4) == bytes(4)  # the greeting
+                assert refused.recv(1) == b""
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        os.close(reader)
 
 
 def test_socket_activation(tmp_path: Path) -> None:

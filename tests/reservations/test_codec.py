@@ -34,8 +34,11 @@ def test_changing(action: PrOutAction, code: int) -> None:
 
 
 def test_keys_are_of_64_bits() -> None:
-    _, parameters = codec.command_out(PrOutAction.REGISTER, -1, 1 << 64, None)
+    _, parameters = codec.command_out(PrOutAction.REGISTER, (1 << 64) - 1, 0, None)
     assert parameters[:16] == b"\xff" * 8 + bytes(8)
+    for key, other in ((-1, 0), (0, 1 << 64)):
+        with pytest.raises(codec.CommandFailedError, match="expects a number of 64 bits"):
+            codec.command_out(PrOutAction.REGISTER, key, other, None)
 
 
 def test_types() -> None:
@@ -60,8 +63,10 @@ def test_keys() -> None:
 
 
 def test_more_keys_than_fit() -> None:
-    data = struct.pack(">IIQQ", 7, 1 << 31, KEY, 5) + b"cut"
-    assert codec.decode_in(PrInAction.READ_KEYS, data).keys == [KEY, 5]
+    """Who fences by the list must not take the others for absent."""
+    data = struct.pack(">IIQQ", 7, 24, KEY, 5) + b"cut"
+    with pytest.raises(codec.DataError, match="the device has 3 keys, and 2 fit in an answer"):
+        codec.decode_in(PrInAction.READ_KEYS, data)
 
 
 def test_a_reservation() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 #: After a reset, or a change of reservations by another initiator, a device reports this to each
 #: initiator once, instead of doing the command.
 _ATTEMPTS = 4
+#: The commands under way, also those whose callers were cancelled.
+_sending: set[asyncio.Future[Reply]] = set()
 
 
 class Reservable:
@@ -75,8 +78,20 @@ async def _run(node: BlockNode, cdb: bytes, parameters: bytes, title: str) -> Re
         raise BlockError(f"node '{node.node_name}' ({node.driver}) is not a device of the host")
     if node.pr_manager is None:
         raise BlockError(f"node '{node.node_name}' has no 'pr-manager'")
-    manager = node.pr_manager
     fd = _descriptor(node, title, writes=cdb[0] == PERSISTENT_RESERVE_OUT)
+    # A task of its own: the command goes on if the caller is cancelled, and a thread may use the
+    # descriptor until it has ended.
+    sending = asyncio.ensure_future(_send(node.pr_manager, fd, cdb, parameters))
+    _sending.add(sending)
+    sending.add_done_callback(_sent)
+    reply = await asyncio.shield(sending)
+    if reply.status:
+        raise codec.CommandFailedError(f"{title}: {codec.describe_failure(reply)}")
+    return reply
+
+
+async def _send(manager: Manager, fd: int, cdb: bytes, parameters: bytes) -> Reply:
+    """Send a command until the device does it; close the descriptor. Raises VhostblkError."""
     manager.commands += 1
     try:
         for attempt in range(_ATTEMPTS):
@@ -86,9 +101,14 @@ async def _run(node: BlockNode, cdb: bytes, parameters: bytes, title: str) -> Re
     finally:
         manager.commands -= 1
         os.close(fd)
-    if reply.status:
-        raise codec.CommandFailedError(f"{title}: {codec.describe_failure(reply)}")
     return reply
+
+
+def _sent(sending: asyncio.Future[Reply]) -> None:
+    """Forget a command; its error is not reported if its caller was cancelled."""
+    _sending.discard(sending)
+    if not sending.cancelled():
+        sending.exception()
 
 
 def _descriptor(node: Reservable, title: str, *, writes: bool) -> int:

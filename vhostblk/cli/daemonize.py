@@ -11,6 +11,8 @@ import os
 import sys
 from typing import NoReturn
 
+from vhostblk.systemd import activated_count
+
 
 class Readiness:
     """The child's end of the pipe to the waiting parent."""
@@ -39,6 +41,7 @@ class Readiness:
 def daemonize() -> Readiness:
     """Fork, and return in the child, which has its own session; the parent waits and exits."""
     reader, writer = os.pipe()
+    activated = activated_count()
     sys.stdout.flush()
     sys.stderr.flush()
     if os.fork() > 0:
@@ -49,6 +52,8 @@ def daemonize() -> Readiness:
     # A process that is no session leader can't get a controlling terminal by opening one.
     if os.fork() > 0:
         os._exit(0)
+    if activated:
+        os.environ["LISTEN_PID"] = str(os.getpid())  # the sockets were passed to the parent
     os.umask(0o027)
     return Readiness(writer)
 

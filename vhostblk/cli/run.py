@@ -27,6 +27,7 @@ from vhostblk.errors import VhostblkError, reason
 from vhostblk.fatal import clean_up_with
 from vhostblk.schema.errors import HelpRequestedError
 from vhostblk.schema.options import sandbox_options
+from vhostblk.stderr import StderrHandler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +66,7 @@ def run(arguments: Arguments, readiness: Readiness | None) -> int:
 
 
 def _set_up_logging(form: str) -> None:
-    handler = logging.StreamHandler()
+    handler = StderrHandler()
     if form == "json":
         from vhostblk.log import JsonFormatter
 

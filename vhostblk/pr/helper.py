@@ -29,6 +29,7 @@ from vhostblk.pr.connection import Connection
 from vhostblk.pr.listen import listen
 from vhostblk.pr.server import Server
 from vhostblk.pr.trace import pr_helper_command
+from vhostblk.stderr import StderrHandler
 from vhostblk.version import __version__
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _list_trace_points() -> int:
 
 
 def _run(arguments: Arguments) -> int:
-    handler = logging.StreamHandler()
+    handler = StderrHandler()
     handler.setFormatter(logging.Formatter(f"{PROGRAM}: %(message)s"))
     # -v tells what was not to be had, -q nothing that is no error.
     level = logging.INFO if arguments.level > 1 else logging.WARNING

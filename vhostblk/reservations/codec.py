@@ -98,9 +98,12 @@ def command_out(
     """Return CDB and parameter list of PERSISTENT RESERVE OUT; raises CommandFailedError."""
     if kind is None and action in _WITH_TYPE:
         raise CommandFailedError(f"Parameter 'type' is missing for '{action.value}'")
+    for name, each in (("key", key), ("service-action-key", service_action_key)):
+        if not 0 <= each <= _KEYS:
+            raise CommandFailedError(f"Parameter '{name}' expects a number of 64 bits, not {each}")
     code = TYPE_CODES[kind] if kind is not None else 0
     flags = (APTPL if aptpl else 0) | (ALL_TG_PT if all_target_ports else 0)
-    keys = ((each & _KEYS).to_bytes(8, "big") for each in (key, service_action_key))
+    keys = (each.to_bytes(8, "big") for each in (key, service_action_key))
     parameters = PARAMETERS.pack(*keys, bytes(4), flags, 0)
     return _CDB.pack(
         PERSISTENT_RESERVE_OUT, _OUT_ACTIONS[action], code, PARAMETERS_SIZE
@@ -138,9 +141,12 @@ def decode_in(action: PrInAction, data: bytes) -> PrStatus:
         generation, length = _HEAD.unpack_from(data)
         rest = data[_HEAD.size : _HEAD.size + length]
         if action is PrInAction.READ_KEYS:
-            # More keys than fit are an answer that is cut short at a key.
-            whole = len(rest) // _KEY.size * _KEY.size
-            keys = [key for (key,) in _KEY.iter_unpack(rest[:whole])]
+            if len(rest) < length:  # whoever fences by the list would take the others for absent
+                raise DataError(
+                    f"the device has {length // _KEY.size} keys, and {len(rest) // _KEY.size} fit "
+                    "in an answer"
+                )
+            keys = [key for (key,) in _KEY.iter_unpack(rest)]
             return PrStatus(generation=generation, keys=keys)
         if action is PrInAction.READ_RESERVATION:
             return PrStatus(generation=generation, reservation=_reservation(rest))
